@@ -1,0 +1,43 @@
+.PHONY: install demo ui test test-slow test-docs check install-dev clean
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/wardround demo
+
+ui: install
+	$(BIN)/wardround ui
+
+test: install-dev
+	$(ONE_THREAD) $(BIN)/pytest -n 2 -q
+
+test-slow: install-dev
+	$(ONE_THREAD) $(BIN)/pytest -q -m slow
+
+test-docs: install-dev
+	$(BIN)/pytest -q tests/test_readme.py models privacy sites flows
+
+check: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""Who does what, and when: the only room that knows Prefect and MLflow."""

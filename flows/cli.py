@@ -1,0 +1,193 @@
+"""The `wardround` command."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from sites.study import Study
+
+# The commands import what they need themselves: `--help` and a typo answer without loading torch.
+
+app = typer.Typer(
+    help="Hospitals train one medical-imaging model together.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Make hospitals out of made-up or public data.", no_args_is_help=True)
+site_app = typer.Typer(help="At one hospital: its ledger, its outbox.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(site_app, name="site")
+
+BAD_INPUT = 2
+"""The exit code where a study, a policy or an argument is at fault and nothing was done."""
+
+SitesOption = Annotated[Path, typer.Option(help="The folder with the hospitals.")]
+SiteArgument = Annotated[Path, typer.Argument(help="The hospital's folder.")]
+TestNoiseOption = Annotated[
+    int | None,
+    typer.Option(help="Repeatable noise from this seed; made-up hospitals only.", hidden=True),
+]
+
+
+@app.command()
+def demo(
+    fresh: Annotated[bool, typer.Option(help="Delete the demo's wards and runs first.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Other made-up patients, another start.")] = 0,
+    test_noise: TestNoiseOption = None,
+) -> None:
+    """Make four made-up hospitals and train on them, from scans to MLflow."""
+    with _clear_errors():
+        from flows import demo as made_up
+
+        if fresh:
+            made_up.delete(Path.cwd())
+        study, wards = made_up.prepare(Path.cwd(), seed)
+        if not made_up.shown(Path.cwd(), study):
+            _train(study, wards, test_noise)
+
+
+@app.command()
+def run(
+    study: Annotated[Path, typer.Argument(help="The study's YAML file.")],
+    sites: SitesOption = Path("wards"),
+    test_noise: TestNoiseOption = None,
+) -> None:
+    """Train a study among the hospitals on this machine; an unfinished run goes on."""
+    with _clear_errors():
+        from sites.study import load_study
+
+        _train(load_study(study), sites, test_noise)
+
+
+@data_app.command()
+def phantoms(
+    out: Annotated[Path, typer.Option(help="Where the hospitals go.")] = Path("wards"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make four made-up hospitals."""
+    with _clear_errors():
+        from sites.phantoms import make_wards
+
+        for ward in make_wards(out, seed):
+            typer.echo(ward)
+
+
+@data_app.command()
+def hippocampus(
+    source: Annotated[Path, typer.Option("--from", help="The Decathlon's folder.")],
+    out: Annotated[Path, typer.Option(help="Where the hospitals go.")] = Path("wards"),
+    hospitals: Annotated[int, typer.Option(min=1)] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Divide the Decathlon's hippocampus scans among hospitals, by patient."""
+    with _clear_errors():
+        from sites.decathlon import make_hospitals
+
+        for ward in make_hospitals(source, out, hospitals, seed):
+            typer.echo(ward)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="The port on this machine.")] = 5000,
+) -> None:
+    """Open MLflow's UI on what was made, until Ctrl-C."""
+    with _clear_errors():
+        from flows.home import Home
+        from flows.servers import running
+        from flows.tracking import links
+        from sites.documents import ConfigError
+
+        home = Home(Path.cwd())
+        if not (home.folder / "mlruns" / "mlflow.db").exists():
+            raise ConfigError(f"{home.folder}: nothing is recorded here; train a study first.")
+        with running(home.mlflow, port) as url:
+            for title, link in links(url):
+                typer.echo(f"{title:<32} {link}")
+            typer.echo("Ctrl-C ends it.")
+            sys.stdout.flush()
+            try:
+                threading.Event().wait()
+            except KeyboardInterrupt:
+                typer.echo("")
+
+
+@site_app.command()
+def ledger(folder: SiteArgument = Path()) -> None:
+    """Show what the hospital's patients have spent, charge by charge."""
+    with _clear_errors():
+        from flows.site_tables import ledger_table
+
+        Console().print(ledger_table(folder))
+
+
+@site_app.command()
+def outbox(folder: SiteArgument = Path()) -> None:
+    """List everything that left the hospital."""
+    with _clear_errors():
+        from flows.site_tables import outbox_table
+
+        Console().print(outbox_table(folder))
+
+
+@site_app.command()
+def check(
+    folder: SiteArgument = Path(),
+    study: Annotated[Path | None, typer.Option(help="Check against this study's task.")] = None,
+) -> None:
+    """Read every scan as a round would, and name those that are broken."""
+    with _clear_errors():
+        from flows.site_tables import faults_table
+
+        console, (table, count) = Console(), faults_table(folder, study)
+        console.print(table if count else "Every case can be used.")
+        raise typer.Exit(1 if count else 0)
+
+
+def _train(study: "Study", sites: Path, test_noise: int | None) -> None:
+    from flows.embedded import train, wards_in
+    from flows.home import Home
+    from flows.live import Live, summary
+
+    live = Live(Console())
+    finished = train(Home(Path.cwd()), study, wards_in(sites, test_noise), live, test_noise)
+    live.console.print(summary(finished))
+    live.say(f"records, models and releases: {finished.folder.relative_to(Path.cwd())}")
+    live.say("see it in MLflow: make ui")
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Turn our own errors into one message and an exit code; anything else is a fault of ours."""
+    from flows.rounds import TooFewHospitals
+    from flows.run import BrokenRun, RunBusy
+    from flows.servers import ServerError
+    from privacy.ledger import LedgerError
+    from sites.documents import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        _stop(str(error), BAD_INPUT)
+    except TooFewHospitals as error:
+        hint = "\nThe same command goes on from the last finished round."
+        _stop(f"{error}{hint}" if error.begun else str(error), 1 if error.begun else BAD_INPUT)
+    except (BrokenRun, RunBusy, ServerError, LedgerError) as error:
+        _stop(str(error), 1)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app()

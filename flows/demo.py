@@ -1,0 +1,58 @@
+"""The demo: made-up hospitals, a ready study, and what is left of an earlier demo."""
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.embedded import wards_in
+from flows.home import Home
+from flows.live import summary
+from flows.run import runs_of
+from sites.documents import ConfigError
+from sites.phantoms import make_wards
+from sites.policy import load_policy
+from sites.study import Study, load_study
+
+STUDY = Path(__file__).parent.parent / "studies" / "demo.yaml"
+WARDS = "wards"
+
+
+def prepare(folder: Path, seed: int) -> tuple[Study, Path]:
+    """Return the demo's study and the folder with its hospitals, made where they are not."""
+    wards = folder / WARDS
+    make_wards(wards, seed)
+    return load_study(STUDY).model_copy(update={"seed": seed}), wards
+
+
+def delete(folder: Path) -> None:
+    """Delete the demo's hospitals and runs.
+
+    Raises:
+        ConfigError: a hospital in the way is not made up; nothing was deleted then.
+    """
+    wards = folder / WARDS
+    for name, ward in (wards_in(wards) if wards.exists() else {}).items():
+        if not load_policy(ward).phantom:
+            raise ConfigError(
+                f"{ward}: expected made-up hospitals alone in {WARDS}/, {name} is none. "
+                f"Run the demo in another folder."
+            )
+    shutil.rmtree(wards, ignore_errors=True)
+    for run in runs_of(Home(folder)):
+        if run.study.name == "demo":
+            shutil.rmtree(run.folder)
+
+
+def shown(folder: Path, study: Study) -> bool:
+    """Show the table of a finished demo, and return whether there is one."""
+    finished = [run for run in runs_of(Home(folder), study) if run.is_finished]
+    if not finished:
+        return False
+    console = Console()
+    console.print(summary(finished[-1]))
+    console.print(
+        "This demo is finished, and its patients have spent their budget. "
+        "See it with `make ui`; begin anew with `wardround demo --fresh`."
+    )
+    return True

@@ -1,0 +1,114 @@
+"""The federation: one flow, which reads like the algorithm's box."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import wait
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import rounds
+from flows.home import Home
+from flows.hospitals import WARM, HospitalLate
+from flows.rounds import NO_ANSWERS, PHASES, Answers
+from flows.run import RoundRecord, Run
+from flows.tracking import Tracking
+from models.params import Params
+from sites.rounds import Phase
+
+SIDE_BY_SIDE: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1)
+"""As many hospitals at a time as this machine has cores; each trains on one."""
+
+ON_RECORD: list[Callable[[Run, RoundRecord], None]] = []
+"""Who in this process wants to know of each round that is on record."""
+
+
+@flow(flow_run_name="{run}", task_runner=SIDE_BY_SIDE)  # type: ignore[arg-type]  # Prefect's own type
+def federate(run: str, home: str, sites: list[str]) -> None:
+    """Train a run's study from its last finished round on.
+
+    After McMahan et al. 2017, algorithm 1: in each round every hospital contributes what it learned
+    from the global model, and the strategy makes the next model of the contributions.
+
+    Raises:
+        TooFewHospitals: fewer than the study's minimum accept the study, or contribute to a round.
+    """
+    with Run.open(Home(Path(home)), run).locked() as opened:
+        federation = join(opened, sites)
+        with Tracking.of(federation) as tracking:
+            record = begin(federation, tracking)
+            for number in range(record.round + 1, federation.study.rounds + 1):
+                started = time.time()
+                releases = contribute(federation, number, record)
+                model = rounds.aggregate(federation, number, record, releases)
+                record = finish(federation, tracking, number, model, releases, started)
+
+
+def join(run: Run, sites: Sequence[str]) -> Run:
+    """Ask hospitals whether they take part; a run that has begun keeps its hospitals."""
+    if run.description.participants:
+        return run
+    answers = ask_all(run, 0, "join", sites)
+    return run.with_participants(rounds.participants(run, answers), answers.left_out)
+
+
+def begin(run: Run, tracking: Tracking) -> RoundRecord:
+    """Return the newest record; in a new run, that of the model before training."""
+    if records := run.records():
+        tracking.log(records[-1])
+        return records[-1]
+    return finish(run, tracking, 0, rounds.first_model(run.study), NO_ANSWERS, time.time())
+
+
+def contribute(run: Run, number: int, base: RoundRecord) -> Answers:
+    """Take the hospitals through the round's phases; return the releases that fit."""
+    if decided := rounds.decided(run, number):
+        return decided
+    answers = NO_ANSWERS
+    for phase in PHASES[run.study.privacy.mode]:
+        answers = ask_all(run, number, phase, sorted(run.description.participants))
+    return rounds.take_in(run, number, base, answers)
+
+
+def finish(
+    run: Run, tracking: Tracking, number: int, model: Params, releases: Answers, started: float
+) -> RoundRecord:
+    """Publish a global model, have it evaluated everywhere, and put the round on record."""
+    model_sha256 = rounds.publish_model(run, number, model)
+    scores = NO_ANSWERS
+    if run.study.is_evaluated(number):
+        scores = ask_all(run, number, "evaluate", sorted(run.description.participants))
+    record = rounds.record(run, number, model_sha256, releases, scores, started)
+    run.keep(record)
+    tracking.log(record)
+    for tell in ON_RECORD:
+        tell(run, record)
+    return record
+
+
+def ask_all(run: Run, number: int, phase: Phase, sites: Sequence[str]) -> Answers:
+    """Ask hospitals, each in a task of its own; return what they laid down in the exchange."""
+    home = str(run.home.folder)
+    wait([ask.submit(run.name, number, phase, site, home) for site in sites])
+    return rounds.answers(run, number, phase, sites)
+
+
+@task(
+    task_run_name="{phase} {number} {site}",
+    retries=2,
+    retry_delay_seconds=1,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def ask(run: str, number: int, phase: Phase, site: str, home: str) -> None:
+    """Have a hospital's process carry out one phase of a round. It returns nothing on purpose:
+    the coordinator reads signed statements from the exchange, never a task's result."""
+    opened = Run.open(Home(Path(home)), run)
+    order = rounds.order(opened, number, phase).model_dump(mode="json")
+    try:
+        WARM[site].carry_out(order, timeout_s=opened.study.sites.deadline_s)
+    except HospitalLate:
+        return  # its statement is missing, which is all that the round needs to know

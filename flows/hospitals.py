@@ -1,0 +1,180 @@
+"""Hospitals on this machine: one warm process for each, restarted when it is killed.
+
+A process is given one hospital's folder and nothing of the others; it imports torch once, serves
+many rounds, and ends when this process does.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+"""What a hospital's process sees of the environment: neither secrets nor other hospitals."""
+
+CODE = Path(__file__).parent.parent
+
+OnProgress = Callable[[str, str, int, int], None]
+"""Told `(hospital, what, step, of)`."""
+
+
+class HospitalFailed(Exception):
+    """A hospital's process died, was too late, or could not carry out an order."""
+
+
+class HospitalLate(HospitalFailed):
+    """A hospital did not finish in time; its process was killed."""
+
+
+@dataclass
+class HospitalProcess:
+    """One hospital's process; started when the first order comes, started again if it died."""
+
+    name: str
+    folder: Path
+    test_noise: int | None = None
+    on_progress: OnProgress = lambda name, what, step, of: None
+    _process: subprocess.Popen[str] | None = None
+    _public_key: str | None = None
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+
+    def carry_out(self, order: Mapping[str, Any], timeout_s: float) -> None:
+        """Have the order carried out; its outcome lies in the exchange afterwards.
+
+        Raises:
+            HospitalLate: it took longer than `timeout_s`.
+            HospitalFailed: the process died, or could not do it.
+        """
+        with self._one_at_a_time:
+            process = self._running()
+            late = threading.Event()
+            alarm = threading.Timer(timeout_s, self._end_late, [late])
+            alarm.start()
+            try:
+                self._ask(process, order)
+            except HospitalFailed as error:
+                if late.is_set():
+                    raise HospitalLate(f"{self.name}: later than {timeout_s:g} s.") from error
+                raise
+            finally:
+                alarm.cancel()
+
+    def start(self) -> None:
+        """Start the process now, so that it imports its libraries meanwhile."""
+        with self._one_at_a_time:
+            self._running()
+
+    def public_key(self) -> str:
+        """Return the public key with which the hospital signs, once its process is ready.
+
+        Raises:
+            HospitalFailed: the process ended instead.
+        """
+        with self._one_at_a_time:
+            process = self._running()
+            while self._public_key is None:
+                assert process.stdout is not None  # opened as a pipe
+                line = process.stdout.readline()
+                if not line:
+                    raise HospitalFailed(f"{self.name}: its process did not start.")
+                self._public_key = _parsed(line).get("public_key")
+        return self._public_key
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id while it runs."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def kill(self) -> None:
+        """End the process, and whatever it started, at once."""
+        if self._process is not None and self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _end_late(self, late: threading.Event) -> None:
+        late.set()
+        self.kill()
+
+    def close(self) -> None:
+        """End the process and wait for it."""
+        self.kill()
+        if self._process is not None:
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    stream.close()
+
+    def _running(self) -> "subprocess.Popen[str]":
+        if self._process is None or self._process.poll() is not None:
+            noise = [] if self.test_noise is None else ["--test-noise", str(self.test_noise)]
+            known = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sites.worker", ".", *noise],
+                cwd=self.folder,
+                env={**known, "PYTHONPATH": str(CODE)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
+        return self._process
+
+    def _ask(self, process: "subprocess.Popen[str]", order: Mapping[str, Any]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None  # both were opened as pipes
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            answer = _parsed(line)
+            if "progress" in answer:
+                self.on_progress(self.name, answer["progress"], answer["step"], answer["of"])
+            elif "failed" in answer:
+                raise HospitalFailed(
+                    f"{self.name}: {answer['failed']}; the hospital's state/site.log tells more."
+                )
+            elif "done" in answer:
+                return
+        self.kill()
+        process.wait()
+        raise HospitalFailed(f"{self.name}: its process has died.")
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """Return a line's JSON object; anything else that a library may print is no answer."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+WARM: dict[str, HospitalProcess] = {}
+"""The hospitals that tasks of this process can ask, by name."""
+
+
+@contextmanager
+def warm(
+    folders: Mapping[str, Path], on_progress: OnProgress, test_noise: int | None = None
+) -> Iterator[None]:
+    """Start a process for each hospital and make them known to `ask`; end them all afterwards."""
+    processes = {
+        name: HospitalProcess(name, folder, test_noise, on_progress) for name, folder in folders.items()
+    }
+    WARM.update(processes)
+    try:
+        for process in processes.values():
+            process.start()
+        yield
+    finally:
+        for name, process in processes.items():
+            process.close()
+            del WARM[name]

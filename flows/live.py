@@ -1,0 +1,96 @@
+"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from flows.run import RoundRecord, Run
+
+
+class Live:
+    """Shows a run's progress. Hospitals' steps are constants of the study, so they may be shown."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Show bars until the end, where there is a terminal."""
+        if not self.console.is_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console) as bars:
+            self._bars = bars
+            yield
+        self._bars = None
+
+    def say(self, text: str) -> None:
+        """Print one line above the bars."""
+        self.console.print(text, highlight=False)
+
+    def step(self, hospital: str, what: str, step: int, of: int) -> None:
+        """Show that a hospital is at `step` of `of`."""
+        self._move(hospital, step, of, what)
+
+    def round(self, run: Run, record: RoundRecord) -> None:
+        """Show that a round is on record."""
+        self._move("rounds", record.round, run.study.rounds, "")
+        what = "before training" if record.round == 0 else f"{record.seconds:.1f} s"
+        parts = [f"round {record.round}/{run.study.rounds}", *_headline(run, record), what]
+        self.say("  ".join(parts))
+        for site, reason in sorted(record.left_out.items()):
+            self.say(f"  without {site}: {reason}")
+
+    def _move(self, row: str, step: int, of: int, note: str) -> None:
+        if self._bars is None:
+            return
+        if row not in self._tasks:
+            self._tasks[row] = self._bars.add_task(row, total=of, note=note)
+        self._bars.update(self._tasks[row], completed=step, total=of, note=note)
+
+
+def _headline(run: Run, record: RoundRecord) -> list[str]:
+    parts = []
+    if run.study.is_evaluated(record.round):
+        name = headline_metric(record)
+        parts.append(f"{name} {record.quality[name]:.3f}" if name else "no metrics published")
+    spent = [release.epsilon for release in record.releases if release.epsilon is not None]
+    return [*parts, f"epsilon {max(spent):.2f}"] if spent else parts
+
+
+def headline_metric(record: RoundRecord) -> str | None:
+    """Return the metric that stands for a round's quality, None if no hospital published any."""
+    return next((name for name in ("dice", "auroc", "accuracy") if name in record.quality), None)
+
+
+def summary(run: Run) -> Table:
+    """Return the table with which a run ends: a row for each hospital."""
+    records = run.records()
+    first, last = records[0], records[-1]
+    name = headline_metric(last) or "dice"
+    table = Table(title=f"{run.study.name}, {last.round} rounds")
+    for heading in ("hospital", "patients (declared)", f"{name} before", f"{name} now",
+                    "epsilon of budget", "bytes sent"):  # fmt: skip
+        table.add_column(heading, justify="left" if heading == "hospital" else "right")
+    for site, participant in sorted(run.description.participants.items()):
+        mine = [r for record in records for r in record.releases if r.site == site]
+        spent = [r.epsilon for r in mine if r.epsilon is not None]
+        table.add_row(
+            site,
+            str(participant.declared_patients),
+            _shown(first.scores.get(site, {}).get(name)),
+            _shown(last.scores.get(site, {}).get(name)),
+            f"{spent[-1]:.2f} of {participant.budget.epsilon:g}" if spent else "no privacy",
+            f"{sum(r.payload_bytes for r in mine):,}",
+        )
+    return table
+
+
+def _shown(value: float | None) -> str:
+    return "withheld" if value is None else f"{value:.3f}"

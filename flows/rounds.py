@@ -1,0 +1,292 @@
+"""What the coordinator does in a round, without knowing how hospitals are reached."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flows.run import GENESIS, Accepted, BrokenRun, Participant, RoundRecord, Run
+from models import checkpoints
+from models import params as P
+from models.checkpoints import CorruptCheckpoint, StoredParams, sha256_of
+from models.params import Params
+from privacy.release import (
+    Acceptance,
+    ModelManifest,
+    Refusal,
+    RejectedRelease,
+    Release,
+    ReleaseManifest,
+    Scores,
+    Statement,
+    check_release,
+    parse_statement,
+)
+from privacy.signing import BadSignature, canonical, sign, verified
+from sites.exchange import model_place, statement_place
+from sites.rounds import Order, Phase
+from sites.study import Study
+
+PHASES: Mapping[str, Sequence[Phase]] = {"none": ("contribute",), "local": ("contribute",)}
+"""What hospitals are asked in a round, one after the other, by privacy mode."""
+
+SILENT = "it did not answer within the deadline"
+
+
+class TooFewHospitals(Exception):
+    """Fewer hospitals than the study's minimum; the message lists each one's reason.
+
+    `begun` tells whether the run had begun: before, nothing was recorded and nothing spent.
+    """
+
+    def __init__(self, found: int, study: Study, reasons: Mapping[str, str], round: int | None) -> None:
+        self.begun = round is not None
+        when = f"in round {round}" if self.begun else "to start a run"
+        lines = "".join(f"\n  {site}: {reason}" for site, reason in sorted(reasons.items()))
+        super().__init__(
+            f"Expected at least {study.sites.min} hospitals {when} of study {study.name}, "
+            f"got {found}.{lines}"
+        )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came of asking hospitals: `taken` by hospital, and why the others' is missing."""
+
+    taken: Mapping[str, Statement]
+    statement_sha256: Mapping[str, str]
+    left_out: Mapping[str, str]
+
+
+def first_model(study: Study) -> dict[str, torch.Tensor]:
+    """Return the parameters before training, drawn from the study's seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(study.seed_for(0, "", "first model"))
+        return P.of(study.network.build(study.task.dims, study.task.out_channels))
+
+
+def publish_model(run: Run, round: int, params: Params) -> str:
+    """Store a global model, lay it down in the exchange with a signed statement; return its sha256."""
+    data = checkpoints.to_bytes(params)
+    sha256 = sha256_of(data)
+    checkpoints.write_atomically(run.model_path(round), data)
+    manifest = ModelManifest(
+        kind="model",
+        study=run.study.name,
+        study_sha256=run.study.sha256,
+        run=run.name,
+        round=round,
+        model_sha256=sha256,
+    )
+    run.exchange.put_object(data)
+    statement = sign(manifest.model_dump(mode="json"), "coordinator", run.key)
+    run.exchange.put_statement(model_place(run.name, round), statement)
+    return sha256
+
+
+def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers:
+    """Return the hospitals' statements on a phase of a round, read from the exchange and verified."""
+    taken: dict[str, Statement] = {}
+    hashes: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    for site in sorted(sites):
+        data = run.exchange.statement(statement_place(run.name, round, phase, site))
+        if data is None:
+            left_out[site] = SILENT
+            continue
+        try:
+            statement = parse_statement(verified(data, site, run.description.roster))
+            _check_addressed(run, round, site, statement)
+        except (BadSignature, RejectedRelease) as error:
+            left_out[site] = f"its statement was rejected: {error}"
+            continue
+        if isinstance(statement, Refusal):
+            left_out[site] = f"it refused: {statement.reason}"
+        else:
+            taken[site], hashes[site] = statement, sha256_of(data)
+    return Answers(taken, hashes, left_out)
+
+
+def _check_addressed(run: Run, round: int, site: str, statement: Statement) -> None:
+    found = (statement.study_sha256, statement.run, statement.round, statement.site)
+    if found != (run.study.sha256, run.name, round, site):
+        raise RejectedRelease("it is about another study, run, round or hospital")
+
+
+def participants(run: Run, answers: Answers) -> dict[str, Participant]:
+    """Return the hospitals that accepted; raise `TooFewHospitals` under the study's minimum."""
+    accepted = {
+        site: Participant(
+            public_key=run.description.roster[site],
+            declared_patients=statement.declared_patients,
+            declared_training=statement.declared_training,
+            budget=statement.budget,
+        )
+        for site, statement in answers.taken.items()
+        if isinstance(statement, Acceptance)
+    }
+    if len(accepted) < run.study.sites.min:
+        raise TooFewHospitals(len(accepted), run.study, answers.left_out, round=None)
+    return accepted
+
+
+def order(run: Run, round: int, phase: Phase) -> Order:
+    """Return what a hospital is asked: public values only."""
+    return Order(
+        phase=phase,
+        study=run.study,
+        run=run.name,
+        round=round,
+        exchange=run.description.exchange,
+        coordinator=run.public_key,
+    )
+
+
+def decided(run: Run, round: int) -> Answers | None:
+    """Return the releases that a round took in before it was interrupted, None if it did not.
+
+    A model made of them may be out already, so the round keeps to them.
+    """
+    try:
+        note = json.loads(_decision_path(run, round).read_bytes())
+    except FileNotFoundError:
+        return None
+    found = answers(run, round, "contribute", list(note["taken"]))
+    if dict(found.statement_sha256) != note["taken"]:
+        raise BrokenRun(f"The releases of round {round} are not those that it took in.")
+    return Answers(found.taken, found.statement_sha256, note["left_out"])
+
+
+def take_in(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answers:
+    """Return the answers less the releases that do not fit; raise `TooFewHospitals` if too few do.
+
+    Each release's tensors lie in the run's `releases/` afterwards, and the round is decided.
+    """
+    template = run.study.strategy.build().shared(run.model(base))
+    left_out = dict(answers.left_out)
+    taken = {}
+    for site, manifest in answers.taken.items():
+        try:
+            _check_release(run, round, base, manifest, template)
+            taken[site] = manifest
+        except (RejectedRelease, CorruptCheckpoint, FileNotFoundError) as error:
+            left_out[site] = f"its release was rejected: {error}"
+    if len(taken) < run.study.sites.min:
+        raise TooFewHospitals(len(taken), run.study, left_out, round)
+    hashes = {site: answers.statement_sha256[site] for site in taken}
+    note = canonical({"taken": hashes, "left_out": left_out})
+    checkpoints.write_atomically(_decision_path(run, round), note)
+    return Answers(taken, hashes, left_out)
+
+
+def _check_release(
+    run: Run, round: int, base: RoundRecord, manifest: Statement, template: Params
+) -> None:
+    if not isinstance(manifest, ReleaseManifest):
+        raise RejectedRelease(f"expected a release, got {manifest.kind}")
+    if manifest.content != run.study.export:
+        raise RejectedRelease(f"expected {run.study.export}, got {manifest.content}")
+    if manifest.base_sha256 != base.model_sha256:
+        raise RejectedRelease("it starts from another model than the round's")
+    declared = run.description.participants[manifest.site].declared_training
+    if manifest.declared_training != declared:
+        raise RejectedRelease(f"expected the declared {declared} patients of its acceptance")
+    if (manifest.event is None) != (run.study.privacy.mode == "none"):
+        raise RejectedRelease("expected a privacy event exactly where the study has privacy")
+    path = _release_path(run, round, manifest.site)
+    run.exchange.fetch_object(manifest.payload_sha256, path)
+    tensors = checkpoints.read(path, manifest.payload_sha256)
+    check_release(Release(manifest, tensors), template)
+
+
+def aggregate(run: Run, round: int, base: RoundRecord, taken: Answers) -> Params:
+    """Return the next global model: the study's strategy over the round's releases.
+
+    Weights are the declared numbers of training patients; tensors are read one at a time.
+    """
+    contributions = [
+        (weight(run, site), StoredParams(_release_path(run, round, site)))
+        for site in sorted(taken.taken)
+    ]
+    strategy, state_path = run.study.strategy.build(), run.state_path(round - 1)
+    params = run.model(base)
+    state = StoredParams(state_path) if state_path.exists() else strategy.init(strategy.shared(params))
+    moved, state = strategy.next_params(params, state, contributions)
+    if state:
+        checkpoints.write(run.state_path(round), state)
+    return moved
+
+
+def weight(run: Run, site: str) -> int:
+    """Return n_k: the hospital's declared number of training patients."""
+    return run.description.participants[site].declared_training
+
+
+def record(
+    run: Run, round: int, model_sha256: str, taken: Answers, scored: Answers, started: float
+) -> RoundRecord:
+    """Return the record of a round, chained to the one before."""
+    before = run.records()
+    scores = {
+        site: dict(statement.metrics)
+        for site, statement in scored.taken.items()
+        if isinstance(statement, Scores) and statement.model_sha256 == model_sha256
+    }
+    return RoundRecord(
+        study=run.study.name,
+        study_sha256=run.study.sha256,
+        run=run.name,
+        round=round,
+        previous=before[-1].sha256 if before else GENESIS,
+        base_sha256=before[-1].model_sha256 if before else GENESIS,
+        model_sha256=model_sha256,
+        releases=tuple(
+            _accepted(run, site, manifest, taken.statement_sha256[site])
+            for site, manifest in sorted(taken.taken.items())
+            if isinstance(manifest, ReleaseManifest)
+        ),
+        left_out=dict(taken.left_out),
+        scores=scores,
+        quality=_quality(run, scores),
+        seconds=time.time() - started,
+        finished_ms=int(time.time() * 1000),
+    )
+
+
+def _accepted(run: Run, site: str, manifest: ReleaseManifest, sha256: str) -> Accepted:
+    return Accepted(
+        site=site,
+        statement_sha256=sha256,
+        weight=weight(run, site),
+        **manifest.model_dump(
+            include={
+                "payload_sha256", "payload_bytes", "event", "epsilon", "epsilon_reported",
+                "noise", "ledger_head",
+            }
+        ),
+    )  # fmt: skip
+
+
+def _quality(run: Run, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return each metric's mean over the hospitals that published it, by declared patients."""
+    names = sorted({name for metrics in scores.values() for name in metrics})
+    quality = {}
+    for name in names:
+        pairs = [(weight(run, site), m[name]) for site, m in scores.items() if name in m]
+        quality[name] = sum(n * value for n, value in pairs) / sum(n for n, _ in pairs)
+    return quality
+
+
+def _decision_path(run: Run, round: int) -> Path:
+    return run.folder / "releases" / f"round-{round:03d}" / "decided.json"
+
+
+def _release_path(run: Run, round: int, site: str) -> Path:
+    return run.folder / "releases" / f"round-{round:03d}" / f"{site}.safetensors"
+
+
+NO_ANSWERS = Answers({}, {}, {})
+"""For round 0, in which nobody is asked to contribute."""

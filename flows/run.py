@@ -1,0 +1,242 @@
+"""A run: one training of a study, as a folder of finished steps."""
+
+import fcntl
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import Field
+
+from flows.home import Home
+from models import checkpoints
+from models.checkpoints import StoredParams, sha256_of, write_atomically
+from models.config import Config
+from privacy.accounting import Budget
+from privacy.release import EventRecord, Sha256
+from privacy.signing import canonical, private_key, public_hex
+from sites.exchange import Exchange
+from sites.study import Study
+
+GENESIS = "0" * 64
+
+
+class RunBusy(Exception):
+    """Another coordinator works on this run."""
+
+
+class BrokenRun(Exception):
+    """A run's folder is not as it was left."""
+
+
+class Participant(Config):
+    """A hospital that has accepted: public numbers, and the key that signs for it."""
+
+    public_key: str
+    declared_patients: int
+    declared_training: int
+    budget: Budget
+
+
+class Accepted(Config):
+    """One release that a round took in, with the weight it had in the mean."""
+
+    site: str
+    statement_sha256: Sha256
+    payload_sha256: Sha256
+    payload_bytes: int
+    weight: int
+    event: EventRecord | None
+    epsilon: float | None
+    epsilon_reported: float | None
+    noise: str
+    ledger_head: Sha256
+
+
+class RoundRecord(Config):
+    """A finished round, chained to the one before by `previous`, its sha256.
+
+    `left_out` says why a hospital's release is missing; `scores` holds what hospitals published of
+    the model's quality, and `quality` its declared-n mean. Round 0 is the model before training.
+    """
+
+    study: str
+    study_sha256: Sha256
+    run: str
+    round: int
+    previous: Sha256
+    base_sha256: Sha256
+    model_sha256: Sha256
+    releases: tuple[Accepted, ...]
+    left_out: dict[str, str]
+    scores: dict[str, dict[str, float]]
+    quality: dict[str, float]
+    seconds: float
+    finished_ms: int
+
+    @property
+    def data(self) -> bytes:
+        """The record's one JSON text."""
+        return canonical(self.model_dump(mode="json"))
+
+    @property
+    def sha256(self) -> str:
+        """The head of the chain once this record is the newest."""
+        return sha256_of(self.data)
+
+
+class RunDescription(Config):
+    """What was fixed when the run started."""
+
+    run: str
+    study: Study
+    exchange: str
+    started_ms: int
+    roster: dict[str, str] = Field(default_factory=dict)
+    participants: dict[str, Participant] = Field(default_factory=dict)
+    refused: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder: `run.json`, `models/`, `releases/`, `strategy/`, `rounds/`."""
+
+    folder: Path
+    home: Home
+    description: RunDescription
+
+    @classmethod
+    def create(cls, home: Home, study: Study, roster: Mapping[str, str]) -> "Run":
+        """Begin a run of `study` among the hospitals on the roster."""
+        now = datetime.now(UTC)
+        name = f"{study.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        description = RunDescription(
+            run=name,
+            study=study,
+            exchange=home.exchange,
+            started_ms=int(now.timestamp() * 1000),
+            roster=dict(roster),
+        )
+        run = cls(home.runs / name, home, description)
+        run._describe(description)
+        return run
+
+    @classmethod
+    def open(cls, home: Home, name: str) -> "Run":
+        """Open a run by name.
+
+        Raises:
+            BrokenRun: there is none, or its description can't be read.
+        """
+        path = home.runs / name / "run.json"
+        try:
+            description = RunDescription.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise BrokenRun(f"{path}: expected a run's description: {error}") from error
+        return cls(path.parent, home, description)
+
+    @property
+    def name(self) -> str:
+        """The run's name, unique in its home."""
+        return self.description.run
+
+    @property
+    def study(self) -> Study:
+        """What the run trains."""
+        return self.description.study
+
+    @property
+    def exchange(self) -> Exchange:
+        """Where the run's models and releases are laid down."""
+        return Exchange(self.description.exchange)
+
+    @cached_property
+    def key(self) -> Ed25519PrivateKey:
+        """The coordinator's key, which signs global models."""
+        return private_key(self.home.coordinator_key)
+
+    @property
+    def public_key(self) -> str:
+        """The coordinator's public key."""
+        return public_hex(self.key)
+
+    @contextmanager
+    def locked(self) -> Iterator["Run"]:
+        """Hold the run alone; raise `RunBusy` where another coordinator holds it."""
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunBusy(f"Another coordinator works on run {self.name}.") from None
+            yield self
+
+    def with_participants(
+        self, participants: Mapping[str, Participant], refused: Mapping[str, str]
+    ) -> "Run":
+        """Return the run with who takes part, which its folder now records."""
+        description = self.description.model_copy(
+            update={"participants": dict(participants), "refused": dict(refused)}
+        )
+        self._describe(description)
+        return Run(self.folder, self.home, description)
+
+    def model_path(self, round: int) -> Path:
+        """Return where the global model after a round lies."""
+        return self.folder / "models" / f"{round:03d}.safetensors"
+
+    def state_path(self, round: int) -> Path:
+        """Return where the strategy's state after a round lies."""
+        return self.folder / "strategy" / f"{round:03d}.safetensors"
+
+    def model(self, record: RoundRecord) -> StoredParams:
+        """Return the global model that a record names, checked against its sha256."""
+        return checkpoints.read(self.model_path(record.round), record.model_sha256)
+
+    def records(self) -> list[RoundRecord]:
+        """Return the records of all finished rounds, from round 0.
+
+        Raises:
+            BrokenRun: a record can't be read, or does not follow from the one before.
+        """
+        records: list[RoundRecord] = []
+        previous = GENESIS
+        while (path := self._record_path(len(records))).exists():
+            try:
+                record = RoundRecord.model_validate_json(path.read_bytes())
+            except ValueError as error:
+                raise BrokenRun(f"{path}: {error}") from error
+            if (record.round, record.previous) != (len(records), previous):
+                raise BrokenRun(f"{path} does not follow from the record before it.")
+            records.append(record)
+            previous = record.sha256
+        return records
+
+    def keep(self, record: RoundRecord) -> None:
+        """Put a finished round on record: with this one file the round is done."""
+        write_atomically(self._record_path(record.round), record.data)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every round is on record."""
+        return self._record_path(self.study.rounds).exists()
+
+    def _record_path(self, round: int) -> Path:
+        return self.folder / "rounds" / f"round-{round:03d}.json"
+
+    def _describe(self, description: RunDescription) -> None:
+        text = json.dumps(description.model_dump(mode="json"), indent=1)
+        write_atomically(self.folder / "run.json", text.encode())
+
+
+def runs_of(home: Home, study: Study | None = None) -> list[Run]:
+    """Return the home's runs that have begun training, oldest first; of one study, if given."""
+    names = sorted(p.parent.name for p in home.runs.glob("*/run.json"))
+    runs = [Run.open(home, name) for name in names]
+    begun = [run for run in runs if run.description.participants]
+    wanted = [r for r in begun if study is None or r.study.sha256 == study.sha256]
+    return sorted(wanted, key=lambda run: run.description.started_ms)

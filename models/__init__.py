@@ -1,0 +1,1 @@
+"""What is learned: networks, parameters as data, objectives, strategies."""

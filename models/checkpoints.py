@@ -1,0 +1,113 @@
+"""Tensors on disk: safetensors with a sha256, read lazily. Nothing is ever unpickled."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from models.params import Params
+
+
+class CorruptCheckpoint(ValueError):
+    """A file is not the safetensors file that its sha256 promised."""
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the sha256 of `data` as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def to_bytes(params: Params) -> bytes:
+    """Return `params` as a safetensors file's bytes; equal params give equal bytes."""
+    return save({name: params[name].detach().cpu().contiguous() for name in sorted(params)})
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` such that a crash leaves the old file or the new one, never a part.
+
+    The file and its folder are flushed to disk before this returns.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write(path: Path, params: Params) -> str:
+    """Write `params` to `path` atomically and return the file's sha256."""
+    data = to_bytes(params)
+    write_atomically(path, data)
+    return sha256_of(data)
+
+
+@dataclass(frozen=True)
+class StoredParams(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read from the mapped file when it is asked for.
+
+    A `StoredParams` can be read again and again and holds no tensor itself, so that forty
+    hospitals' releases cost the memory of one tensor at a time.
+    """
+
+    path: Path
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor, read from the file's header alone."""
+        with self._open() as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # a file, no dict
+
+    def __getitem__(self, name: str) -> Tensor:
+        with self._open() as file:
+            try:
+                tensor: Tensor = file.get_tensor(name)
+            except SafetensorError as error:
+                raise KeyError(name) from error
+            return tensor
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Return rows `start` to `stop` of a tensor along its first axis, reading only those."""
+        with self._open() as file:
+            part: Tensor = file.get_slice(name)[start:stop]
+            return part
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def _open(self) -> safe_open:
+        try:
+            return safe_open(self.path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CorruptCheckpoint(f"{self.path.name} is no safetensors file: {error}") from error
+
+
+def read(path: Path, sha256: str) -> StoredParams:
+    """Return the tensors of `path` after checking that the file has this `sha256`.
+
+    Raises:
+        CorruptCheckpoint: the file's content is not the one promised.
+    """
+    found = sha256_of(path.read_bytes())
+    if found != sha256:
+        raise CorruptCheckpoint(f"Expected {path.name} with sha256 {sha256}, got {found}.")
+    stored = StoredParams(path)
+    if bad := [name for name in stored if stored[name].dtype != torch.float32]:
+        raise CorruptCheckpoint(f"Expected float32 in {path.name}, {bad[0]!r} is not.")
+    return stored

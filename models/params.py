@@ -1,0 +1,92 @@
+"""A network's parameters as data: a mapping from name to tensor, and the arithmetic on it."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+Params = Mapping[str, Tensor]
+
+
+def of(network: nn.Module) -> dict[str, Tensor]:
+    """Return a detached copy of every parameter of `network`, by name."""
+    return {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
+def load_into(network: nn.Module, params: Params) -> None:
+    """Overwrite the parameters of `network` with `params`.
+
+    Raises:
+        ValueError: the names or a shape differ from the network's.
+    """
+    own = dict(network.named_parameters())
+    check_like(params, own)
+    with torch.no_grad():
+        for name, p in own.items():
+            p.copy_(params[name])
+
+
+def check_like(params: Params, template: Params) -> None:
+    """Raise ValueError unless `params` has the names and shapes of `template`."""
+    if missing := sorted(template.keys() - params.keys()):
+        raise ValueError(f"Expected parameter {missing[0]!r}, and it is missing.")
+    if unknown := sorted(params.keys() - template.keys()):
+        raise ValueError(f"Got the unknown parameter {unknown[0]!r}.")
+    for name, expected in template.items():
+        if params[name].shape != expected.shape:
+            raise ValueError(
+                f"Expected {name!r} of shape {tuple(expected.shape)}, got {tuple(params[name].shape)}."
+            )
+
+
+def add(a: Params, b: Params) -> dict[str, Tensor]:
+    """Return a + b, name by name."""
+    return {name: a[name] + b[name] for name in a}
+
+
+def subtract(a: Params, b: Params) -> dict[str, Tensor]:
+    """Return a - b, name by name."""
+    return {name: a[name] - b[name] for name in a}
+
+
+def norm(params: Params) -> float:
+    """Return the L2 norm over all coordinates, in float64.
+
+    >>> norm({"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])})
+    5.0
+    """
+    return float(sum(p.double().square().sum() for p in params.values()) ** 0.5)
+
+
+def all_finite(params: Params) -> bool:
+    """Return whether no coordinate is NaN or infinite."""
+    return all(bool(p.isfinite().all()) for p in params.values())
+
+
+def weighted_mean(items: Iterable[tuple[float, Params]]) -> dict[str, Tensor]:
+    """Return sum_k (w_k / W) x_k with W = sum_k w_k, holding one running sum and one item.
+
+    The sum runs in float64, in the order of `items`; each result has its item's own dtype.
+
+    Raises:
+        ValueError: no items, or a weight that is not positive.
+
+    >>> mean = weighted_mean([(1, {"w": torch.tensor([0.0])}), (3, {"w": torch.tensor([4.0])})])
+    >>> mean["w"]
+    tensor([3.])
+    """
+    total: dict[str, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    weights = 0.0
+    for weight, params in items:
+        if not weight > 0:
+            raise ValueError(f"Expected weights > 0, got {weight}.")
+        weights += weight
+        for name in params:
+            value = params[name]
+            dtypes.setdefault(name, value.dtype)
+            term = value.double() * weight
+            total[name] = total[name] + term if name in total else term
+    if not total:
+        raise ValueError("Expected at least one item to average, got none.")
+    return {name: (value / weights).to(dtypes[name]) for name, value in total.items()}

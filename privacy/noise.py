@@ -1,0 +1,49 @@
+"""Where a hospital's randomness comes from: a stream cipher keyed by the operating system.
+
+Opacus' `secure_mode` needs a package that is no longer maintained, and torch's own generators are
+predictable from their output; ChaCha20's stream is not.
+"""
+
+import hashlib
+import secrets
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class NoiseSource:
+    """A stream of random numbers whose key exists only in this object's memory."""
+
+    def __init__(self, key: bytes) -> None:
+        self._stream = Cipher(ChaCha20(key, nonce=bytes(16)), mode=None).encryptor()
+
+    @classmethod
+    def from_system(cls) -> "NoiseSource":
+        """Return a source keyed by the operating system's entropy."""
+        return cls(secrets.token_bytes(32))
+
+    @classmethod
+    def for_test(cls, seed: int, purpose: str) -> "NoiseSource":
+        """Return a repeatable source, for made-up patients only."""
+        return cls(hashlib.sha256(f"wardround test noise {seed} {purpose}".encode()).digest())
+
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """Return `count` numbers in (0, 1], each a multiple of 2^-53."""
+        words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
+        return ((words >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53
+
+    def normal(self, shape: tuple[int, ...], std: float) -> Tensor:
+        """Return N(0, std^2) noise of `shape` in float64.
+
+        Each number is the sum of four Box-Muller normals over two, which hides the gaps of
+        floating point numbers (Mironov 2012; Holohan and Braghin 2021, section 5.1).
+        """
+        count = int(np.prod(shape))
+        radius = np.sqrt(-2 * np.log(self.uniform(2 * count)))
+        angle = 2 * np.pi * self.uniform(2 * count)
+        normals = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        return torch.from_numpy(normals.reshape(4, count).sum(0) / 2 * std).reshape(shape)

@@ -1,0 +1,140 @@
+"""What may cross the line between a hospital and the coordinator: signed statements and tensors.
+
+A statement is a small JSON document of one of the kinds below. A `Release` is a statement about
+tensors that lie beside it, content-addressed; a raw update has no type here and never leaves.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from models import params as P
+from models.checkpoints import CorruptCheckpoint, StoredParams
+from models.config import Config
+from models.params import Params
+from privacy.accounting import Budget
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Content = Literal["weights", "student", "predictions", "gradient_sum"]
+Noise = Literal["system", "test", "none"]
+
+
+class EventRecord(Config):
+    """A privacy event as a manifest states it."""
+
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+
+
+class _Statement(Config):
+    study: str
+    study_sha256: Sha256
+    run: str
+    round: Annotated[int, Field(ge=0)]
+    site: str
+    ledger_head: Sha256
+
+
+class Acceptance(_Statement):
+    """A hospital takes part, with these public numbers of patients and this budget."""
+
+    kind: Literal["acceptance"]
+    declared_training: Annotated[int, Field(ge=1)]
+    declared_patients: Annotated[int, Field(ge=1)]
+    budget: Budget
+
+
+class Refusal(_Statement):
+    """A hospital takes no part in the run or the round. The reason names no patient or count."""
+
+    kind: Literal["refusal"]
+    reason: str
+
+
+class ReleaseManifest(_Statement):
+    """What a release is, for a person to read and the coordinator to check.
+
+    `epsilon` is what this run has spent at this hospital so far, at the study's delta, and
+    `epsilon_reported` the same by the study's Opacus accountant; None without privacy.
+    """
+
+    kind: Literal["release"]
+    content: Content
+    base_sha256: Sha256
+    payload_sha256: Sha256
+    payload_bytes: Annotated[int, Field(ge=1)]
+    tensors: dict[str, tuple[int, ...]]
+    declared_training: Annotated[int, Field(ge=1)]
+    event: EventRecord | None
+    epsilon: float | None
+    epsilon_reported: float | None
+    noise: Noise
+
+
+class Scores(_Statement):
+    """How a global model does on a hospital's evaluation patients, who never train."""
+
+    kind: Literal["scores"]
+    model_sha256: Sha256
+    metrics_policy: Literal["exact", "withheld"]
+    metrics: dict[str, float]
+
+
+class ModelManifest(Config):
+    """The coordinator's statement about a global model; round 0 is the one before training."""
+
+    kind: Literal["model"]
+    study: str
+    study_sha256: Sha256
+    run: str
+    round: Annotated[int, Field(ge=0)]
+    model_sha256: Sha256
+
+
+Statement = Acceptance | Refusal | ReleaseManifest | Scores
+_STATEMENT: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="kind")])
+
+
+class RejectedRelease(ValueError):
+    """The coordinator takes no account of a statement; the message says what does not fit."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """A hospital's release as the coordinator uses it: its manifest and its tensors, read lazily."""
+
+    manifest: ReleaseManifest
+    tensors: StoredParams
+
+
+def parse_statement(fields: Mapping[str, Any]) -> Statement:
+    """Return the statement in `fields`.
+
+    Raises:
+        RejectedRelease: it is none of the known kinds, or a field is missing, wrong or unknown.
+    """
+    try:
+        return _STATEMENT.validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RejectedRelease(f"{where}: {first['msg']}") from error
+
+
+def check_release(release: Release, template: Params) -> None:
+    """Check a release's tensors against its own manifest and the study's network.
+
+    Raises:
+        RejectedRelease: a name, shape or dtype is wrong, or a value is not finite.
+    """
+    try:
+        P.check_like(release.tensors, template)
+        if dict(release.manifest.tensors) != release.tensors.shapes:
+            raise ValueError("The manifest lists other tensors than the file holds.")
+        if not P.all_finite(release.tensors):
+            raise ValueError("A value is NaN or infinite.")
+    except (ValueError, CorruptCheckpoint) as error:
+        raise RejectedRelease(f"{release.manifest.site}: {error}") from error

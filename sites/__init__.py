@@ -1,0 +1,1 @@
+"""Inside one hospital: its patients, its training, the one door out."""

@@ -1,0 +1,107 @@
+"""Hospitals made of one public set in the Decathlon's layout, divided by patient, never by scan."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from sites.documents import ConfigError
+from sites.phantoms import describe_cases, write_policy
+
+PUBLIC = """\
+# The data are public, so studies without differential privacy may train here as well.
+# A hospital with its own patients leaves plain_studies at refuse.
+"""
+
+
+def make_hospitals(source: Path, out: Path, hospitals: int, seed: int) -> list[Path]:
+    """Return the folders of `hospitals` hospitals under `out`, made of the set in `source`.
+
+    Patients are dealt at random; the first hospital gets most, the last about a third as many.
+    A hospital that is there already stays as it is.
+
+    Raises:
+        ConfigError: `source` is no Decathlon folder, or has too few patients.
+    """
+    labels, scans_of = _scans_by_patient(source)
+    if hospitals < 1 or len(scans_of) < 10 * hospitals:
+        raise ConfigError(
+            f"{source}: expected at least 10 patients for each of {hospitals} hospitals, "
+            f"got {len(scans_of)} patients. Ask for fewer hospitals."
+        )
+    order = np.random.default_rng(seed).permutation(sorted(scans_of))
+    shares = np.cumsum([1.5 * hospitals - k for k in range(hospitals)])
+    cuts = np.round(shares / shares[-1] * len(order)).astype(int)
+    dealt = np.split(order, cuts[:-1])
+    return [
+        _make(source, out / f"hospital-{k}", labels, [(p, scans_of[p]) for p in patients.tolist()])
+        for k, patients in enumerate(dealt, start=1)
+    ]
+
+
+def _scans_by_patient(source: Path) -> tuple[dict[int, str], dict[str, list[str]]]:
+    try:
+        described = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+        cases = [Path(pair["image"]).name.removesuffix(".nii.gz") for pair in described["training"]]
+        labels = {int(k): str(v).lower() for k, v in described["labels"].items() if int(k) > 0}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{source}: expected a Decathlon folder with dataset.json, got {error!r}."
+        ) from None
+    subject_of = _subjects(source)
+    scans_of: dict[str, list[str]] = {}
+    for case in cases:
+        scans_of.setdefault(subject_of.get(case) or _inferred_subject(case), []).append(case)
+    return labels, scans_of
+
+
+def _subjects(source: Path) -> dict[str, str]:
+    path = source / "subjects.csv"
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["id"]: row["subject"] for row in csv.DictReader(file)}
+
+
+def _inferred_subject(case: str) -> str:
+    """Return who a scan of the hippocampus set shows: 2k-1 and 2k look like the sides of one head.
+
+    >>> _inferred_subject("hippocampus_007") == _inferred_subject("hippocampus_008")
+    True
+    """
+    number = re.search(r"(\d+)$", case)
+    return f"subject_{(int(number[1]) + 1) // 2:03d}" if number else case
+
+
+def _make(
+    source: Path, ward: Path, labels: dict[int, str], patients: list[tuple[str, list[str]]]
+) -> Path:
+    if ward.exists():
+        return ward
+    partial = ward.with_name(f".{ward.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    rows = [(case, patient) for patient, cases in patients for case in sorted(cases)]
+    for kind in ("imagesTr", "labelsTr"):
+        (partial / kind).mkdir(parents=True)
+        for case, _ in rows:
+            shutil.copyfile(source / kind / f"{case}.nii.gz", partial / kind / f"{case}.nii.gz")
+    describe_cases(partial, rows, name=f"{source.name} at {ward.name}", labels=labels)
+    policy: dict[str, object] = {
+        "name": ward.name,
+        "data": ".",
+        "declared_patients": max(5, 5 * round(len(patients) / 5)),
+        "min_patients": 5,
+        "min_evaluation_patients": 3,
+        "budget": {"epsilon": 8.0, "delta": 1.0e-4},
+        "networks": ["UNet", "SegResNet"],
+        "metrics": "exact",
+        "plain_studies": "allow",
+        "on_broken_case": "skip",
+        "device": {"kind": "cpu", "threads": 1},
+    }
+    write_policy(partial, policy, comment=PUBLIC)
+    partial.rename(ward)
+    return ward

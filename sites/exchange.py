@@ -1,0 +1,93 @@
+"""Where releases and global models are laid down and picked up: write-once files on any fsspec storage.
+
+Tensors are objects named by their sha256; a signed statement is written last, so that whoever reads
+it finds everything it names.
+"""
+
+import posixpath
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+from models.checkpoints import CorruptCheckpoint, sha256_of, write_atomically
+
+
+class AlreadyWritten(Exception):
+    """Other bytes lie at this place of the exchange already, and nothing there is ever replaced."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """An exchange at an fsspec URL or a folder."""
+
+    url: str
+
+    @cached_property
+    def _storage(self) -> tuple[AbstractFileSystem, str]:
+        filesystem, root = url_to_fs(self.url)
+        return filesystem, root
+
+    def put_object(self, data: bytes) -> str:
+        """Store `data` under its sha256 and return that; again does nothing."""
+        sha256 = sha256_of(data)
+        self._write_once(f"objects/{sha256}", data)
+        return sha256
+
+    def fetch_object(self, sha256: str, into: Path) -> None:
+        """Write the object of this sha256 to the file `into`, unless it lies there already.
+
+        Raises:
+            FileNotFoundError: no such object.
+            CorruptCheckpoint: the object's bytes are not those that its name promises.
+        """
+        if into.exists() and sha256_of(into.read_bytes()) == sha256:
+            return
+        data = self._read(f"objects/{sha256}")
+        if sha256_of(data) != sha256:
+            raise CorruptCheckpoint(f"The object {sha256} of the exchange has other content.")
+        write_atomically(into, data)
+
+    def put_statement(self, place: str, data: bytes) -> None:
+        """Lay down a signed statement; the same bytes again do nothing.
+
+        Raises:
+            AlreadyWritten: another statement lies at `place`.
+        """
+        self._write_once(f"{place}.json", data)
+
+    def statement(self, place: str) -> bytes | None:
+        """Return the statement at `place`, or None while there is none."""
+        try:
+            return self._read(f"{place}.json")
+        except FileNotFoundError:
+            return None
+
+    def _read(self, name: str) -> bytes:
+        filesystem, root = self._storage
+        data: bytes = filesystem.cat_file(posixpath.join(root, name))
+        return data
+
+    def _write_once(self, name: str, data: bytes) -> None:
+        filesystem, root = self._storage
+        path = posixpath.join(root, name)
+        if filesystem.exists(path):
+            if filesystem.cat_file(path) != data:
+                raise AlreadyWritten(f"Expected nothing or the same bytes at {name} of {self.url}.")
+            return
+        filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+        partial = f"{path}.{sha256_of(data)[:12]}.partial"
+        filesystem.pipe_file(partial, data)
+        filesystem.mv(partial, path)
+
+
+def statement_place(run: str, round: int, phase: str, site: str) -> str:
+    """Return where a hospital's statement on a phase of a round lies in the exchange."""
+    return f"runs/{run}/{round:03d}/{phase}/{site}"
+
+
+def model_place(run: str, round: int) -> str:
+    """Return where the coordinator's statement on a global model lies in the exchange."""
+    return f"runs/{run}/{round:03d}/model"

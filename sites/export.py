@@ -1,0 +1,126 @@
+"""The one door: whatever leaves a hospital is signed, lies in its outbox and is in its ledger."""
+
+from dataclasses import asdict
+from typing import Any
+
+from models.checkpoints import to_bytes
+from models.params import Params
+from privacy.accounting import epsilon, reported_epsilon
+from privacy.ledger import Charge, LedgerError
+from privacy.release import (
+    Acceptance,
+    EventRecord,
+    Noise,
+    Refusal,
+    ReleaseManifest,
+    Scores,
+    Statement,
+    parse_statement,
+)
+from privacy.signing import sign, verified
+from sites.exchange import Exchange, statement_place
+from sites.hospital import Hospital
+from sites.study import Study
+
+
+def release(
+    hospital: Hospital, study: Study, charge: Charge, change: Params, base_sha256: str, noise: Noise
+) -> None:
+    """Put a change of the global model, paid for by `charge`, into the outbox and settle it.
+
+    The files are flushed to disk before the ledger's one transaction; nothing is published here.
+    """
+    data = to_bytes(change)
+    statement = ReleaseManifest(
+        kind="release",
+        content=study.export,
+        base_sha256=base_sha256,
+        payload_sha256=hospital.outbox.put_tensors(data),
+        payload_bytes=len(data),
+        tensors={name: tuple(change[name].shape) for name in sorted(change)},
+        declared_training=hospital.policy.declared_training,
+        event=EventRecord(**asdict(charge.event)) if charge.event else None,
+        noise=noise,
+        **_spent(hospital, study, charge.run),
+        **_common(hospital, study, charge),
+    )
+    hospital.ledger.settle(charge, _into_outbox(hospital, statement))
+
+
+def acceptance(hospital: Hospital, study: Study, act: Charge) -> None:
+    """Put the hospital's consent to a run into the outbox."""
+    policy = hospital.policy
+    statement = Acceptance(
+        kind="acceptance",
+        declared_training=policy.declared_training,
+        declared_patients=policy.declared_patients,
+        budget=policy.budget,
+        **_common(hospital, study, act),
+    )
+    hospital.ledger.publish(act, _into_outbox(hospital, statement))
+
+
+def refusal(hospital: Hospital, study: Study, act: Charge, reason: str) -> None:
+    """Put a refusal into the outbox; its reason tells of no patient and no count."""
+    statement = Refusal(kind="refusal", reason=reason, **_common(hospital, study, act))
+    hospital.ledger.publish(act, _into_outbox(hospital, statement))
+
+
+def scores(
+    hospital: Hospital, study: Study, act: Charge, model_sha256: str, metrics: dict[str, float]
+) -> None:
+    """Put a global model's metrics into the outbox; no metrics where they are withheld."""
+    statement = Scores(
+        kind="scores",
+        model_sha256=model_sha256,
+        metrics_policy="exact" if metrics else "withheld",
+        metrics=metrics,
+        **_common(hospital, study, act),
+    )
+    hospital.ledger.publish(act, _into_outbox(hospital, statement))
+
+
+def publish(hospital: Hospital, exchange: Exchange, act: Charge) -> None:
+    """Lay the recorded statement of an act down in the exchange, after the tensors it names.
+
+    Again it lays down the same bytes, so a retry changes nothing.
+
+    Raises:
+        LedgerError: the act has not ended in a statement.
+    """
+    sha256 = hospital.ledger.file_of(act)
+    if sha256 is None:
+        raise LedgerError(f"The {act.purpose} of round {act.round} has no file to publish.")
+    data = hospital.outbox.statement(sha256)
+    roster = {hospital.name: hospital.public_key}
+    statement = parse_statement(verified(data, hospital.name, roster))
+    if isinstance(statement, ReleaseManifest):
+        exchange.put_object(hospital.outbox.tensors(statement.payload_sha256))
+    exchange.put_statement(statement_place(act.run, act.round, act.purpose, hospital.name), data)
+
+
+def _into_outbox(hospital: Hospital, statement: Statement) -> str:
+    fields = statement.model_dump(mode="json")
+    return hospital.outbox.put_statement(sign(fields, hospital.name, hospital.key))
+
+
+def _common(hospital: Hospital, study: Study, act: Charge) -> dict[str, Any]:
+    return {
+        "study": study.name,
+        "study_sha256": study.sha256,
+        "run": act.run,
+        "round": act.round,
+        "site": hospital.name,
+        "ledger_head": hospital.ledger.head,
+    }
+
+
+def _spent(hospital: Hospital, study: Study, run: str) -> dict[str, float | None]:
+    if study.privacy.mode == "none":
+        return {"epsilon": None, "epsilon_reported": None}
+    events = hospital.ledger.events("training", run)
+    delta = study.privacy.delta
+    return {
+        "epsilon": epsilon(events, delta),
+        "epsilon_reported": reported_epsilon(events, delta, study.privacy.accountant),
+    }

@@ -1,0 +1,108 @@
+"""One hospital as its own code sees it: a folder with a policy, data and private state."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from models.objectives import ClassificationConfig, SegmentationConfig
+from privacy.ledger import Ledger
+from privacy.noise import NoiseSource
+from privacy.release import Noise
+from privacy.signing import private_key, public_hex
+from sites.cohort import Cohort, load_cohort, pseudonym_key
+from sites.documents import ConfigError
+from sites.outbox import Outbox
+from sites.policy import Policy, Refused, load_policy
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """A hospital's folder. `test_noise` makes noise repeatable, at made-up hospitals alone."""
+
+    folder: Path
+    policy: Policy
+    test_noise: int | None = None
+
+    @classmethod
+    def open(cls, folder: Path, test_noise: int | None = None) -> "Hospital":
+        """Open the hospital in `folder`.
+
+        Raises:
+            ConfigError: the policy is wrong, or repeatable noise is asked for real patients.
+        """
+        policy = load_policy(folder)
+        if test_noise is not None and not policy.phantom:
+            raise ConfigError(
+                f"{folder / 'site.yaml'}: phantom: expected true for repeatable noise, got false. "
+                f"Real patients' noise comes from the system's entropy alone."
+            )
+        return cls(folder, policy, test_noise)
+
+    @property
+    def name(self) -> str:
+        """The hospital's name, as its policy states it."""
+        return self.policy.name
+
+    @property
+    def state(self) -> Path:
+        """The hospital's private folder: ledger, outbox, teachers, keys."""
+        return self.folder / "state"
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The hospital's ledger."""
+        return Ledger(
+            self.state / "ledger.sqlite",
+            self.policy.budget,
+            allow_plain=self.policy.plain_studies == "allow",
+        )
+
+    @property
+    def outbox(self) -> Outbox:
+        """The hospital's outbox."""
+        return Outbox(self.state / "outbox")
+
+    @cached_property
+    def key(self) -> Ed25519PrivateKey:
+        """The hospital's private key, made on first use."""
+        return private_key(self.state / "keys" / "hospital")
+
+    @property
+    def public_key(self) -> str:
+        """The public key that the roster lists for this hospital."""
+        return public_hex(self.key)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this hospital trains."""
+        return torch.device(self.policy.device.kind)
+
+    def cohort(self, task: SegmentationConfig | ClassificationConfig) -> Cohort:
+        """Return the hospital's patients, read from disk; raises `Refused` as `load_cohort` does."""
+        data = self.folder / self.policy.data
+        return load_cohort(data, self.policy, task, pseudonym_key(self.state))
+
+    def noise(self, purpose: str) -> tuple[NoiseSource, Noise]:
+        """Return a source of noise for one purpose, and what a manifest says of it."""
+        if self.test_noise is None:
+            return NoiseSource.from_system(), "system"
+        return NoiseSource.for_test(self.test_noise, f"{self.name} {purpose}"), "test"
+
+    def stored(self, kind: str, run: str, round: int) -> Path:
+        """Return where parameters that never leave lie after a round: `teacher` or `local`."""
+        return self.state / kind / run / f"{round:03d}.safetensors"
+
+    def trust(self, coordinator: str) -> None:
+        """Pin the coordinator's public key on first contact; raise `Refused` if it ever changes."""
+        path = self.state / "keys" / "coordinator.pub"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.write_text(coordinator)
+        if path.read_text() != coordinator:
+            raise Refused(
+                "the coordinator's key is not the one that this hospital knows; if the change is "
+                "meant, the hospital deletes state/keys/coordinator.pub"
+            )

@@ -1,0 +1,124 @@
+"""What a hospital has on disk: cases in the Decathlon's layout, read from NIfTI and checked."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from models.objectives import ClassificationConfig, SegmentationConfig
+from sites.documents import ConfigError
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """One scan as the hospital lists it. `label` is a file, or a class for classification."""
+
+    case: str
+    patient: str
+    image: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan in the closest canonical orientation (RAS+).
+
+    Attributes:
+        image: `(*spatial)` intensities.
+        target: `(*spatial)` labels, or `()` the class.
+        spacing_mm: the voxel's sides.
+    """
+
+    image: NDArray[np.float32]
+    target: NDArray[np.int64]
+    spacing_mm: tuple[float, ...]
+
+
+class BrokenCase(Exception):
+    """A case can't be used. The message names it, and is for the hospital's eyes only."""
+
+    def __init__(self, case: str, reason: str) -> None:
+        self.case, self.reason = case, reason
+        super().__init__(f"{case}: {reason}")
+
+
+def list_cases(data: Path) -> list[CaseFiles]:
+    """Return the cases that `dataset.json` lists, with their patients from `subjects.csv`.
+
+    Raises:
+        ConfigError: a file is missing or has another form, or a case has no patient.
+    """
+    subjects = data / "subjects.csv"
+    try:
+        listed = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["training"]
+        names = [
+            (pair["image"].removeprefix("./"), str(pair["label"]).removeprefix("./")) for pair in listed
+        ]
+        with subjects.open(newline="", encoding="utf-8") as file:
+            patients = {row["image"]: row["subject"] for row in csv.DictReader(file)}
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.filename}: no such file; a hospital's data needs it.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{data}: expected dataset.json with training: [{{image, label}}, ...] and "
+            f"subjects.csv with the columns image and subject, got {error!r}."
+        ) from None
+    cases = []
+    for image, label in names:
+        if not patients.get(image):
+            raise ConfigError(f"{subjects}: expected a subject for each image; one has none.")
+        cases.append(CaseFiles(Path(image).name.split(".")[0], patients[image], image, label))
+    return cases
+
+
+def read_scan(data: Path, case: CaseFiles, task: SegmentationConfig | ClassificationConfig) -> Scan:
+    """Return the scan of `case`.
+
+    Raises:
+        BrokenCase: a file is missing, no NIfTI or outside the data folder; the image has another
+            number of dimensions than the task, is not finite or is constant; the label has another
+            shape or a value outside the task's.
+    """
+    image, spacing_mm = _read_nifti(data, case, case.image, task.dims)
+    values = image.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise BrokenCase(case.case, "the image has NaN or infinite voxels")
+    if values.min() == values.max():
+        raise BrokenCase(case.case, "the image is constant")
+    if task.kind == "classification":
+        return Scan(values, np.asarray(_class(case, task), dtype=np.int64), spacing_mm)
+    label, _ = _read_nifti(data, case, case.label, task.dims)
+    if label.shape != image.shape:
+        raise BrokenCase(case.case, f"the image has shape {image.shape}, its label {label.shape}")
+    if strange := sorted(set(np.unique(label)) - {0, *task.labels}):
+        raise BrokenCase(case.case, f"the label has the value {strange[0]:g}, not in the study")
+    return Scan(values, label.astype(np.int64), spacing_mm)
+
+
+def _read_nifti(
+    data: Path, case: CaseFiles, name: str, dims: int
+) -> tuple[NDArray[np.floating], tuple[float, ...]]:
+    path = (data / name).resolve()
+    if not path.is_relative_to(data.resolve()):
+        raise BrokenCase(case.case, "a file lies outside the data folder")
+    try:
+        image = nib.as_closest_canonical(nib.load(path))
+        voxels = np.asarray(image.dataobj)
+    except FileNotFoundError:
+        raise BrokenCase(case.case, "a file is missing") from None
+    except (ImageFileError, OSError, EOFError, ValueError, MemoryError) as error:
+        raise BrokenCase(case.case, f"a file can't be read: {type(error).__name__}") from error
+    if voxels.ndim != dims:
+        raise BrokenCase(case.case, f"expected {dims} dimensions, got {voxels.ndim}")
+    return voxels, tuple(float(side) for side in image.header.get_zooms()[:dims])
+
+
+def _class(case: CaseFiles, task: ClassificationConfig) -> int:
+    if not case.label.isdecimal() or int(case.label) not in task.labels:
+        raise BrokenCase(case.case, "the label is none of the study's classes")
+    return int(case.label)

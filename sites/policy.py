@@ -1,0 +1,84 @@
+"""The hospital's own limits (`site.yaml`), which no study can widen."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from models.config import Config
+from models.networks import NETWORKS
+from models.objectives import Name
+from privacy.accounting import Budget
+from sites import documents
+
+
+class Refused(Exception):
+    """The hospital takes no part. The message leaves the hospital: it tells of no patient."""
+
+
+class DeviceConfig(Config):
+    """Where training runs, and on how many CPU threads."""
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    threads: PositiveInt = 1
+
+
+class ApprovalConfig(Config):
+    """Who lets the hospital join a study and a release leave: `auto`, the policy alone."""
+
+    join: Literal["auto"] = "auto"
+    export: Literal["auto"] = "auto"
+
+
+class Policy(Config):
+    """A `site.yaml`.
+
+    Attributes:
+        declared_patients: public number of patients, rounded by the hospital; every weight and
+            divisor uses it, never the true count.
+        evaluation_fraction: of the patients, chosen by keyed hash; they never train in any study.
+        metrics: `exact` figures of evaluation patients leave (no privacy is promised to them), or
+            are `withheld`.
+        plain_studies: whether studies without differential privacy may train here.
+        phantom: made-up patients; only then may noise be repeatable for tests.
+    """
+
+    name: Name
+    data: str = "."
+    declared_patients: PositiveInt
+    min_patients: PositiveInt
+    min_evaluation_patients: PositiveInt
+    evaluation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    budget: Budget
+    networks: Annotated[tuple[str, ...], Field(min_length=1)]
+    metrics: Literal["exact", "withheld"]
+    plain_studies: Literal["refuse", "allow"] = "refuse"
+    approve: ApprovalConfig = ApprovalConfig()
+    on_broken_case: Literal["skip", "stop"]
+    device: DeviceConfig = DeviceConfig()
+    phantom: bool = False
+
+    @model_validator(mode="after")
+    def _known_networks(self) -> "Policy":
+        if unknown := sorted(set(self.networks) - NETWORKS):
+            raise ValueError(
+                f"networks: expected some of {sorted(NETWORKS)}; {unknown[0]!r} is none of them."
+            )
+        return self
+
+    @property
+    def declared_training(self) -> int:
+        """The public number of patients who train: the declared ones less the evaluated share."""
+        return max(1, round(self.declared_patients * (1 - self.evaluation_fraction)))
+
+
+def load_policy(folder: Path) -> Policy:
+    """Return the policy of the hospital in `folder`, or raise `ConfigError`."""
+    path = folder / "site.yaml"
+    policy = documents.load(path, Policy)
+    if not (folder / policy.data).is_dir():
+        raise documents.ConfigError(
+            f"{path}: data: expected a folder, got {policy.data!r}, which is none. "
+            f"Give the folder with dataset.json, relative to site.yaml."
+        )
+    return policy

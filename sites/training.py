@@ -1,0 +1,193 @@
+"""Local training: DP-SGD over patients, or plain SGD where a study has no privacy."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from opacus.accountants import RDPAccountant
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from models import params as P
+from models.config import Config
+from models.objectives import Task
+from models.params import Params
+from privacy.mechanisms import Mechanism
+from privacy.noise import NoiseSource
+from privacy.optimizer import PatientOptimizer
+from privacy.per_patient import per_patient_gradients
+from sites.cohort import Patient
+from sites.preprocessing import PreprocessingConfig, training_pair
+
+LocalLoss = Callable[[Params, Params], Tensor]
+Progress = Callable[[str, int, int], None]
+"""Told `(what, step, of)`, all of them constants of the study."""
+
+
+class TrainingConfig(Config):
+    """What a hospital does in a round.
+
+    Attributes:
+        steps: steps a round.
+        lot: patients a step: `all`, or a number. Under privacy each patient enters such a step
+            with probability lot / declared patients, all independently (Poisson sampling).
+        microbatch: patients whose gradients are held in memory at a time.
+    """
+
+    steps: Annotated[int, Field(ge=1, le=100_000)]
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    lot: Literal["all"] | PositiveInt
+    microbatch: PositiveInt = 8
+
+    @property
+    def lot_size(self) -> int | None:
+        """The expected number of patients in a step; None for all of them."""
+        return None if self.lot == "all" else self.lot
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Patients ready for a network: `images[i]` `(S_i, 1, *shape)`, `targets[i]` `(S_i, ...)`,
+    where S_i is the number of patient i's scans."""
+
+    images: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...]
+
+    def batch(self, patients: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return these patients' images and targets, and each scan's position in `patients`."""
+        scans = torch.tensor([len(self.images[i]) for i in patients])
+        return (
+            torch.cat([self.images[i] for i in patients]),
+            torch.cat([self.targets[i] for i in patients]),
+            torch.arange(len(patients)).repeat_interleave(scans),
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def prepare(patients: Sequence[Patient], config: PreprocessingConfig, device: torch.device) -> Examples:
+    """Return the patients' scans as the network sees them."""
+    images, targets = [], []
+    for patient in patients:
+        pairs = [training_pair(scan, config) for scan in patient.scans]
+        images.append(torch.stack([image for image, _ in pairs]).to(device))
+        targets.append(torch.stack([target for _, target in pairs]).to(device))
+    return Examples(tuple(images), tuple(targets))
+
+
+def train_privately(
+    network: nn.Module,
+    task: Task,
+    examples: Examples,
+    config: TrainingConfig,
+    mechanism: Mechanism,
+    noise: NoiseSource,
+    local_loss: LocalLoss | None,
+    progress: Progress,
+) -> None:
+    """Train `network` in place with DP-SGD whose unit is the patient (Abadi et al. 2016).
+
+    Guarantees: whatever is read off the network afterwards has cost `mechanism.event`.
+
+    Raises:
+        RuntimeError: Opacus' accountant saw other steps than the mechanism charges for.
+    """
+    sgd = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=config.momentum)
+    optimizer = PatientOptimizer(sgd, mechanism, noise)
+    accountant = RDPAccountant()
+    count = accountant.get_optimizer_hook_fn(mechanism.sampling_rate)
+    drift = _drift(network, local_loss)
+
+    def before_update(opt: PatientOptimizer) -> None:
+        count(opt)
+        drift()
+
+    optimizer.attach_step_hook(before_update)
+    for step in range(mechanism.steps):
+        lot = _poisson_lot(len(examples), mechanism.sampling_rate, noise)
+        microbatches = [
+            lot[i : i + config.microbatch] for i in range(0, len(lot), config.microbatch)
+        ] or [[]]
+        for patients in microbatches:
+            _set_gradients(network, task, examples, patients)
+            optimizer.signal_skip_step(patients is not microbatches[-1])
+            optimizer.step()
+            optimizer.zero_grad()
+        progress("train", step + 1, mechanism.steps)
+    event = mechanism.event
+    charged = [(event.noise_multiplier, event.sampling_rate, event.steps)]
+    if accountant.history != charged:
+        raise RuntimeError(f"Expected the steps {charged}, Opacus counted {accountant.history}.")
+
+
+def train_plainly(
+    network: nn.Module,
+    task: Task,
+    examples: Examples,
+    config: TrainingConfig,
+    rng: torch.Generator,
+    local_loss: LocalLoss | None,
+    progress: Progress,
+) -> None:
+    """Train `network` in place on the mean loss over patients, without privacy."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=config.momentum)
+    drift = _drift(network, local_loss)
+    lots = _shuffled_lots(len(examples), config.lot_size or len(examples), rng)
+    for step in range(config.steps):
+        lot = next(lots)
+        optimizer.zero_grad()
+        for start in range(0, len(lot), config.microbatch):
+            patients = lot[start : start + config.microbatch]
+            images, targets, patient_of = examples.batch(patients)
+            share = 1 / torch.bincount(patient_of)[patient_of]
+            losses = task.loss(network(images), targets)
+            torch.autograd.backward((losses * share.to(losses)).sum() / len(lot))
+        drift()
+        optimizer.step()
+        progress("train", step + 1, config.steps)
+
+
+def _set_gradients(network: nn.Module, task: Task, examples: Examples, patients: Sequence[int]) -> None:
+    if not patients:
+        for p in network.parameters():
+            p.grad_sample = p.new_zeros(0, *p.shape)  # type: ignore[attr-defined]
+        return
+    images, targets, patient_of = examples.batch(patients)
+    gradients = per_patient_gradients(network, task.loss, images, targets, patient_of.to(images.device))
+    for name, p in network.named_parameters():
+        p.grad_sample = gradients[name]  # type: ignore[attr-defined]  # where Opacus looks
+
+
+def _drift(network: nn.Module, local_loss: LocalLoss | None) -> Callable[[], None]:
+    """Return what adds the gradient of a strategy's data-free loss to the gradients."""
+    if local_loss is None:
+        return lambda: None
+    loss, start = local_loss, P.of(network)
+
+    def add_gradient() -> None:
+        own = dict(network.named_parameters())
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(loss(own, start), list(own.values()))
+        for p, g in zip(own.values(), gradients, strict=True):
+            p.grad = g if p.grad is None else p.grad + g
+
+    return add_gradient
+
+
+def _poisson_lot(count: int, rate: float, noise: NoiseSource) -> list[int]:
+    if rate == 1:
+        return list(range(count))
+    return [i for i, u in enumerate(noise.uniform(count)) if u <= rate]
+
+
+def _shuffled_lots(count: int, lot: int, rng: torch.Generator) -> Iterator[list[int]]:
+    """Yield lots that go through all patients before any comes again."""
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < lot:
+            waiting += torch.randperm(count, generator=rng).tolist()
+        yield waiting[:lot]
+        waiting = waiting[lot:]

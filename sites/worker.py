@@ -1,0 +1,69 @@
+"""A hospital's own process: `python -m sites.worker FOLDER`, orders in, one line out for each.
+
+It reads one order a line (JSON) on standard input and answers on standard output with lines of
+progress (public constants of the study) and `{"done": true}` or `{"failed": "<class of error>"}`;
+details go to the hospital's own `state/site.log`. It knows one folder, and it ends when its
+standard input closes, which the system does when its parent dies.
+"""
+
+import argparse
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+from pathlib import Path
+
+
+def main() -> None:
+    """Serve orders until standard input closes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--test-noise", type=int, help="repeatable noise, made-up hospitals only")
+    arguments = parser.parse_args()
+    orders: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    _serve(arguments.folder, arguments.test_noise, orders)
+
+
+def _listen(orders: "queue.Queue[str]") -> None:
+    for line in sys.stdin:
+        orders.put(line)
+    os._exit(0)  # the parent is gone or done with us; a training must not outlive it
+
+
+def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> None:
+    import torch
+
+    from sites.hospital import Hospital
+    from sites.rounds import Order, carry_out
+
+    hospital = Hospital.open(folder, test_noise)
+    hospital.state.mkdir(mode=0o700, exist_ok=True)
+    logging.basicConfig(
+        filename=hospital.state / "site.log", format="%(asctime)s %(levelname)s %(message)s"
+    )
+    torch.set_num_threads(hospital.policy.device.threads)
+    _say({"ready": True, "name": hospital.name, "public_key": hospital.public_key})
+    while True:
+        line = orders.get()
+        try:
+            carry_out(hospital, Order.model_validate_json(line), _report)
+            _say({"done": True})
+        except Exception as error:
+            # Whatever went wrong is for the hospital's eyes; outside, only its class is told.
+            logging.getLogger("wardround.site").exception("the order failed")
+            _say({"failed": type(error).__name__})
+
+
+def _report(what: str, step: int, of: int) -> None:
+    _say({"progress": what, "step": step, "of": of})
+
+
+def _say(answer: dict[str, object]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

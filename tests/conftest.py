@@ -1,0 +1,111 @@
+"""What tests share: where the real scans are, and small made-up hospitals."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sites.phantoms import Scanner, make_wards
+from sites.study import Study
+
+os.environ.setdefault("WARDROUND_DATA", str(Path(__file__).parent.parent.parent / "shared" / "data"))
+torch.set_num_threads(1)
+
+SMALL = (
+    Scanner("north", 16, (20, 300, 620, 480), 30, "RAS"),
+    Scanner("east", 14, (5, 90, 190, 150), 11, "LPS"),
+    Scanner("south", 12, (0.05, 0.45, 0.95, 0.75), 0.05, "PIR"),
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real scans; tests that use it skip where it is absent."""
+    folder = Path(os.environ["WARDROUND_DATA"])
+    if not folder.is_dir():
+        pytest.skip(f"no real scans at {folder}; set WARDROUND_DATA")
+    return folder
+
+
+def change_yaml(path: Path, **changes: object) -> None:
+    """Set keys of a YAML file; None deletes one."""
+    content = yaml.safe_load(path.read_text()) | changes
+    path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+
+
+@pytest.fixture
+def edit() -> Callable[..., None]:
+    """A function that sets keys of a YAML file."""
+    return change_yaml
+
+
+@pytest.fixture(scope="session")
+def small_wards() -> Callable[[Path], Path]:
+    """A function that makes three small made-up hospitals in a folder."""
+
+    def make(folder: Path) -> Path:
+        for ward in make_wards(folder, 0, SMALL):
+            change_yaml(
+                ward / "site.yaml",
+                declared_patients=20,
+                min_patients=3,
+                min_evaluation_patients=1,
+                budget={"epsilon": 50.0, "delta": 1e-3},
+            )
+        return folder
+
+    return make
+
+
+STUDY = {
+    "name": "small",
+    "task": {"kind": "segmentation", "dims": 3, "labels": {1: "head", 2: "tail"}},
+    "network": {"name": "UNet", "channels": [4, 8]},
+    "rounds": 2,
+    "sites": {"min": 2, "deadline_s": 120},
+    "preprocessing": {"shape": [16, 16, 16]},
+    "training": {"steps": 2, "lr": 0.1, "lot": "all"},
+    "privacy": {
+        "mode": "local",
+        "unit": "patient",
+        "epsilon": 20,
+        "delta": 1e-3,
+        "clip": {"kind": "normalised", "norm": 1.0},
+    },
+    "distillation": {"transfer": "synthetic", "steps": 4, "images": 16},
+    "export": "student",
+    "strategy": {"name": "fed_avg"},
+}
+
+
+@pytest.fixture(scope="session")
+def small_study() -> dict[str, object]:
+    """The keys of a study that trains in seconds."""
+    return STUDY
+
+
+@pytest.fixture
+def study_with() -> Callable[..., Study]:
+    """A function that returns a small study with some keys changed; None deletes one."""
+
+    def make(**changes: object) -> Study:
+        content = {**STUDY, **changes}
+        return Study.model_validate({k: v for k, v in content.items() if v is not None})
+
+    return make
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a small study, with some keys changed, to a file."""
+
+    def write(**changes: object) -> Path:
+        path = tmp_path / "small.yaml"
+        path.write_text(yaml.safe_dump(STUDY))
+        change_yaml(path, **changes)
+        return path
+
+    return write

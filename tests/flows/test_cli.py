@@ -1,0 +1,120 @@
+"""Bad input at the command line: one message, exit code 2, nothing written, nothing spent."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_wards) -> Path:
+    small_wards(tmp_path / "wards")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def assert_untouched(home: Path) -> None:
+    assert not (home / "mlruns").exists()
+    assert not list((home / "wards").glob("*/state/ledger.sqlite"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"roundz": 3}, "small.yaml: roundz: unknown key"),
+        ({"rounds": "six"}, "small.yaml: rounds: expected"),
+        ({"network": {"name": "VNet"}}, "small.yaml: network: expected"),
+        ({"privacy": {"mode": "local", "epsilon": -1}}, "privacy.local.epsilon: expected"),
+    ],
+)
+def test_a_fault_of_the_study(changes: dict[str, object], message: str, home: Path, study_file) -> None:
+    result = call("run", study_file(**changes))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert_untouched(home)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": "red"}, "wards/east/site.yaml: colour: unknown key"),
+        ({"data": "gone"}, "wards/east/site.yaml: data: expected a folder, got 'gone'"),
+        ({"name": "north"}, "name: expected a name of its own, 'north' is taken"),
+    ],
+)
+def test_a_fault_of_a_policy(changes: dict[str, object], message: str, home: Path, study_file, edit) -> None:
+    edit(home / "wards" / "east" / "site.yaml", **changes)
+    result = call("run", study_file())
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert_untouched(home)
+
+
+def test_no_study_and_no_hospitals(home: Path, study_file) -> None:
+    assert "absent.yaml: no such file" in call("run", "absent.yaml").stderr
+    result = call("run", study_file(), "--sites", home / "nowhere")
+    assert result.exit_code == 2
+    assert "found none" in result.stderr
+
+
+def test_repeatable_noise_is_refused_for_real_patients(home: Path, study_file, edit) -> None:
+    edit(home / "wards" / "east" / "site.yaml", phantom=False)
+    result = call("run", study_file(), "--test-noise", "1")
+    assert result.exit_code == 2
+    assert "phantom: expected true" in result.stderr
+    assert_untouched(home)
+
+
+def test_a_foreign_ledger_is_an_error_and_is_left_alone(home: Path) -> None:
+    ledger = home / "wards" / "north" / "state" / "ledger.sqlite"
+    ledger.write_bytes(b"not a database " * 100)
+    result = call("site", "ledger", home / "wards" / "north")
+    assert result.exit_code == 1
+    assert "can't be used as a ledger" in result.stderr
+    assert ledger.read_bytes().startswith(b"not a database")
+
+
+def test_the_demo_deletes_made_up_hospitals_alone(home: Path, edit) -> None:
+    edit(home / "wards" / "east" / "site.yaml", phantom=False)
+    result = call("demo", "--fresh")
+    assert result.exit_code == 2
+    assert "expected made-up hospitals alone" in result.stderr
+    assert (home / "wards" / "north").exists()
+
+
+def test_the_ui_says_so_where_nothing_is_recorded(home: Path) -> None:
+    result = call("ui")
+    assert result.exit_code == 2
+    assert "nothing is recorded here" in result.stderr
+
+
+def test_a_site_check_names_broken_cases_to_the_hospital(home: Path) -> None:
+    assert call("site", "check", home / "wards" / "north").exit_code == 0
+    image = sorted((home / "wards" / "north" / "imagesTr").iterdir())[0]
+    image.write_bytes(b"")
+    result = call("site", "check", home / "wards" / "north")
+    assert result.exit_code == 1
+    assert "phantom_000_0" in result.stdout
+
+
+def test_the_ledger_shows_charges_and_what_is_left(home: Path) -> None:
+    from dataclasses import replace
+
+    from privacy.accounting import PrivacyEvent
+    from privacy.ledger import Charge
+    from sites.hospital import Hospital
+
+    ledger = Hospital.open(home / "wards" / "north").ledger
+    charge = Charge("s", "s-1", 1, "contribute", "training", PrivacyEvent(4.0, 1.0, 4))
+    ledger.reserve(charge)
+    ledger.void(charge)
+    ledger.reserve(replace(charge, round=2))
+    shown = call("site", "ledger", home / "wards" / "north").stdout
+    assert "reserve" in shown and "void" in shown
+    assert f"{ledger.spent(1e-3):.3f}" in shown

@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+from monai.losses import DiceCELoss
+from pydantic import ValidationError
+
+from models.objectives import (
+    ClassificationConfig,
+    Prediction,
+    SegmentationConfig,
+    build_task,
+    one_hot,
+    segmentation_outcome,
+)
+
+LABELS = {1: "head", 2: "tail"}
+
+
+def segmentation(dims: int) -> SegmentationConfig:
+    return SegmentationConfig(kind="segmentation", dims=dims, labels=LABELS)
+
+
+def classification(dims: int) -> ClassificationConfig:
+    return ClassificationConfig(kind="classification", dims=dims, labels={0: "normal", 1: "ill"})
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("kind", ["segmentation", "classification"])
+def test_the_loss_gives_one_number_a_scan_and_never_mixes_scans(kind: str, dims: int) -> None:
+    config = segmentation(dims) if kind == "segmentation" else classification(dims)
+    spatial = (6,) * dims if kind == "segmentation" else ()
+    logits = torch.randn(3, config.out_channels, *spatial, requires_grad=True)
+    target = torch.randint(0, config.out_channels, (3, *spatial))
+    losses = build_task(config).loss(logits, target)
+    assert losses.shape == (3,)
+    (gradient,) = torch.autograd.grad(losses[1], logits)
+    assert gradient[1].abs().sum() > 0
+    assert gradient[[0, 2]].abs().sum() == 0
+
+
+def test_the_segmentation_loss_of_one_scan_equals_monais() -> None:
+    logits, target = torch.randn(1, 3, 6, 6, 6), torch.randint(0, 3, (1, 6, 6, 6))
+    monai = DiceCELoss(include_background=False, softmax=True, to_onehot_y=True)
+    # MONAI's cross-entropy counts the background as ours does; only its Dice leaves it out.
+    ours = build_task(segmentation(3)).loss(logits, target)
+    assert ours.item() == pytest.approx(monai(logits, target[:, None]).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_perfect_segmentation_scores_one_and_no_distance(dims: int) -> None:
+    target = torch.zeros((8,) * dims, dtype=torch.long)
+    target[2:4, 2:4], target[5:7, 5:7] = 1, 2
+    scan = Prediction(one_hot(target[None], 3)[0], target, (1.0,) * dims)
+    assert segmentation_outcome(scan, LABELS) == {
+        "dice/head": 1.0, "dice/tail": 1.0, "dice": 1.0, "hd95_mm": 0.0,
+    }  # fmt: skip
+
+
+def test_dice_and_distance_are_those_counted_by_hand() -> None:
+    target = torch.zeros(8, 8, dtype=torch.long)
+    target[0, 0:4], target[7, 0:2] = 1, 2
+    predicted = torch.zeros(8, 8, dtype=torch.long)
+    predicted[0, 2:6], predicted[7, 0:2] = 1, 2
+    scan = Prediction(one_hot(predicted[None], 3)[0], target, (1.0, 3.0))
+    outcome = segmentation_outcome(scan, LABELS)
+    assert outcome["dice/head"] == pytest.approx(2 * 2 / (4 + 4))
+    assert outcome["dice/tail"] == 1.0
+    assert outcome["hd95_mm"] == pytest.approx((2 * 3.0 + 0) / 2, rel=0.15)
+
+
+def test_an_empty_prediction_costs_the_images_diagonal() -> None:
+    target = torch.zeros(3, 4, dtype=torch.long)
+    target[1, 1] = 1
+    nothing = one_hot(torch.zeros(1, 3, 4, dtype=torch.long), 3)[0]
+    outcome = segmentation_outcome(Prediction(nothing, target, (2.0, 1.0)), LABELS)
+    assert outcome["dice/head"] == 0
+    assert outcome["dice/tail"] == 1  # absent in truth and in prediction
+    assert outcome["hd95_mm"] == pytest.approx(math.hypot(6, 4) / 2)
+
+
+def test_a_patient_counts_once_however_many_scans_he_has() -> None:
+    target = torch.zeros(4, 4, dtype=torch.long)
+    target[0], target[1] = 1, 2
+    good = Prediction(one_hot(target[None], 3)[0], target, (1.0, 1.0))
+    bad = Prediction(one_hot(torch.zeros(1, 4, 4, dtype=torch.long), 3)[0], target, (1.0, 1.0))
+    metrics = build_task(segmentation(2)).metrics([[good], [bad, bad, bad]])
+    assert metrics["dice"] == pytest.approx(0.5)
+
+
+def test_classification_metrics_are_accuracy_and_auroc_over_patients() -> None:
+    def patient(p: float, truth: int) -> list[Prediction]:
+        return [Prediction(torch.tensor([1 - p, p]), torch.tensor(truth), (1.0, 1.0))]
+
+    metrics = build_task(classification(2)).metrics
+    everybody = [patient(0.1, 0), patient(0.6, 0), patient(0.55, 1), patient(0.9, 1)]
+    assert metrics(everybody) == {"accuracy": 0.75, "auroc": pytest.approx(0.75)}
+    assert metrics(everybody[:2]) == {"accuracy": 0.5}  # one class alone has no AUROC
+
+
+@pytest.mark.parametrize("labels", [{}, {2: "tail"}, {1: "a", 2: "a"}, {1: "Not A Name"}])
+def test_wrong_labels_are_refused(labels: dict[int, str]) -> None:
+    with pytest.raises(ValidationError, match="labels"):
+        SegmentationConfig(kind="segmentation", dims=3, labels=labels)

@@ -1,0 +1,105 @@
+"""One contract over every strategy, and each against a plain version written out."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from models import checkpoints
+from models.params import Params
+from models.strategies import STRATEGIES, Strategy, StrategyConfig, fed_avg, fed_avg_m, fed_prox
+
+every_strategy = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
+Make = Callable[[], Strategy]
+
+
+def random_params(seed: int) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return {"a": torch.randn(3, 2, generator=rng), "b": torch.randn(4, generator=rng)}
+
+
+def step(strategy: Strategy, contributions: list[tuple[float, Params]]) -> dict[str, torch.Tensor]:
+    params = random_params(0)
+    moved, _ = strategy.apply(params, strategy.init(params), contributions)
+    return moved
+
+
+@every_strategy
+def test_nobody_moves_means_a_fixed_point(make: Make) -> None:
+    still = {name: torch.zeros_like(p) for name, p in random_params(0).items()}
+    moved = step(make(), [(3, still), (5, still)])
+    assert all(torch.equal(moved[n], p) for n, p in random_params(0).items())
+
+
+@every_strategy
+def test_the_order_of_hospitals_does_not_matter(make: Make) -> None:
+    contributions = [(n, random_params(n)) for n in (3, 5, 7)]
+    a, b = step(make(), contributions), step(make(), contributions[::-1])
+    assert all(torch.allclose(a[n], b[n], atol=1e-6) for n in a)
+
+
+@every_strategy
+def test_a_hospital_twice_as_large_counts_as_two(make: Make) -> None:
+    a, b = random_params(1), random_params(2)
+    once, twice = step(make(), [(2, a), (1, b)]), step(make(), [(1, a), (1, a), (1, b)])
+    assert all(torch.allclose(once[n], twice[n], atol=1e-6) for n in once)
+
+
+@every_strategy
+def test_contributions_are_read_from_files_without_a_change(make: Make, tmp_path: Path) -> None:
+    in_memory = [(n, random_params(n)) for n in (3, 5)]
+    stored = []
+    for n, params in in_memory:
+        path = tmp_path / f"{n}.safetensors"
+        stored.append((n, checkpoints.read(path, checkpoints.write(path, params))))
+    a, b = step(make(), in_memory), step(make(), stored)
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_fed_avg_is_the_case_weighted_mean_written_out() -> None:
+    a, b = random_params(1), random_params(2)
+    moved = step(fed_avg(), [(30, a), (10, b)])
+    for name, p in random_params(0).items():
+        assert torch.allclose(moved[name], p + (30 * a[name] + 10 * b[name]) / 40, atol=1e-6)
+
+
+def test_fed_avg_m_is_momentum_written_out() -> None:
+    strategy, w, state = fed_avg_m(momentum=0.5, lr=0.1), {"w": torch.zeros(1)}, None
+    state, velocity, plain = strategy.init(w), 0.0, 0.0
+    for delta in (1.0, -2.0, 3.0):
+        w, state = strategy.apply(w, state, [(4, {"w": torch.tensor([delta])})])
+        velocity = 0.5 * velocity + delta
+        plain += 0.1 * velocity
+        assert w["w"].item() == pytest.approx(plain)
+
+
+def test_fed_prox_adds_half_mu_times_the_squared_distance() -> None:
+    proximal = fed_prox(mu=0.2).local_loss
+    assert proximal is not None
+    own, start = {"w": torch.tensor([3.0, 4.0])}, {"w": torch.zeros(2)}
+    assert proximal(own, start).item() == pytest.approx(0.1 * 25)
+
+
+def test_local_parameters_stay_as_they_were_at_the_coordinator() -> None:
+    strategy = replace(fed_avg(), is_local=lambda name: name == "b")
+    params = random_params(0)
+    assert set(strategy.shared(params)) == {"a"}
+    moved, _ = strategy.next_params(params, {}, [(1, {"a": torch.ones(3, 2)})])
+    assert torch.equal(moved["b"], params["b"])
+    assert torch.allclose(moved["a"], params["a"] + 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "fed_magic"}, "fed_avg"),
+        ({"name": "fed_avg", "mu": 1}, "unknown key 'mu'"),
+        ({"name": "fed_prox", "mu": -1}, "greater than 0"),
+    ],
+)
+def test_a_wrong_strategy_is_refused(config: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        StrategyConfig.model_validate(config)

@@ -1,0 +1,86 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privacy.accounting import (
+    Budget,
+    PrivacyEvent,
+    epsilon,
+    gaussian_epsilon,
+    noise_for,
+    reported_epsilon,
+)
+
+full_batch = st.builds(
+    PrivacyEvent,
+    noise_multiplier=st.floats(0.5, 20),
+    sampling_rate=st.just(1.0),
+    steps=st.integers(1, 50),
+)
+
+
+def test_the_gaussian_epsilon_solves_its_closed_form() -> None:
+    for mu in (0.05, 0.5, 2.0, 6.0):
+        eps = gaussian_epsilon(mu, 1e-5)
+        tail = math.erfc((eps / mu - mu / 2) / math.sqrt(2)) / 2
+        rest = math.exp(eps) * math.erfc((eps / mu + mu / 2) / math.sqrt(2)) / 2
+        assert tail - rest == pytest.approx(1e-5, rel=1e-5)
+
+
+def test_forty_full_batch_steps_at_the_published_noise_cost_eight() -> None:
+    event = PrivacyEvent(2.7535, 1.0, 40)
+    assert epsilon([event], 0.0044) == pytest.approx(8.0, abs=0.01)
+    assert reported_epsilon([event], 0.0044, "prv") == pytest.approx(8.01, abs=0.02)
+    assert reported_epsilon([event], 0.0044, "rdp") == pytest.approx(9.04, abs=0.05)
+
+
+def test_nothing_costs_nothing() -> None:
+    assert epsilon([], 1e-5) == 0
+    assert reported_epsilon([], 1e-5, "prv") == 0
+
+
+@given(st.lists(full_batch, max_size=5), full_batch)
+def test_another_event_never_makes_epsilon_smaller(
+    events: list[PrivacyEvent], event: PrivacyEvent
+) -> None:
+    assert epsilon([*events, event], 1e-5) >= epsilon(events, 1e-5)
+
+
+@given(st.lists(full_batch, min_size=1, max_size=5), st.randoms())
+def test_the_order_of_events_does_not_matter(events: list[PrivacyEvent], random) -> None:
+    shuffled = random.sample(events, len(events))
+    assert epsilon(shuffled, 1e-5) == pytest.approx(epsilon(events, 1e-5), rel=1e-9)
+
+
+@settings(max_examples=25)
+@given(full_batch)
+def test_opacus_prv_agrees_with_the_exact_figure(event: PrivacyEvent) -> None:
+    exact = epsilon([event], 1e-5)
+    if 0.1 < exact < 20:
+        reported = reported_epsilon([event], 1e-5, "prv")
+        assert abs(reported - exact) <= max(0.02 * exact, 0.02)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.1])
+@pytest.mark.parametrize("target", [0.5, 8.0])
+def test_the_solved_noise_spends_the_budget_and_not_more(rate: float, target: float) -> None:
+    budget = Budget(epsilon=target, delta=1e-4)
+    noise = noise_for(budget, sampling_rate=rate, steps=32)
+    spent = epsilon([PrivacyEvent(noise, rate, 32)], 1e-4)
+    assert 0.999 * target < spent <= target
+
+
+def test_sampling_costs_less_than_every_patient_in_each_step() -> None:
+    budget = Budget(epsilon=4, delta=1e-5)
+    sampled = noise_for(budget, sampling_rate=0.05, steps=100)
+    assert sampled < noise_for(budget, sampling_rate=1, steps=100)
+
+
+@pytest.mark.parametrize(
+    ("noise", "rate", "steps"), [(0, 1, 1), (-1, 1, 1), (math.inf, 1, 1), (1, 0, 1), (1, 1.1, 1), (1, 1, 0)]
+)
+def test_an_impossible_event_is_refused(noise: float, rate: float, steps: int) -> None:
+    with pytest.raises(ValueError, match="Expected"):
+        PrivacyEvent(noise, rate, steps)

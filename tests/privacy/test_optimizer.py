@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch import nn
+
+from privacy.mechanisms import ClipConfig, Mechanism
+from privacy.noise import NoiseSource
+from privacy.optimizer import PatientOptimizer
+
+
+def one_step(
+    gradients: torch.Tensor, kind: str = "flat", noise_multiplier: float = 1e-9, divisor: float = 1
+) -> torch.Tensor:
+    """Return the gradient that a step applied, given patients' gradients `(P, 4)`."""
+    layer = nn.Linear(4, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    mechanism = Mechanism(ClipConfig(kind=kind, norm=2.0), noise_multiplier, 1.0, 1, divisor)
+    sgd = torch.optim.SGD(layer.parameters(), lr=1.0)
+    optimizer = PatientOptimizer(sgd, mechanism, NoiseSource.for_test(0, "optimizer"))
+    layer.weight.grad_sample = gradients[:, None, :]
+    optimizer.step()
+    return -layer.weight.detach()[0]
+
+
+def test_flat_clipping_bounds_each_patient_and_leaves_small_gradients() -> None:
+    large, small = torch.tensor([30.0, 40, 0, 0]), torch.tensor([0, 0, 0.3, 0.4])
+    summed = one_step(torch.stack([large, small]))
+    assert torch.allclose(summed, large / 25 + small, atol=1e-5)
+
+
+def test_normalised_clipping_brings_every_patient_to_the_norm() -> None:
+    for size in (1e-1, 1.0, 1e4):
+        clipped = one_step(torch.tensor([[size, 0, 0, 0]]), kind="normalised")
+        assert clipped.norm().item() == pytest.approx(2.0 * size / (size + 0.01), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["flat", "normalised"])
+def test_leaving_a_patient_out_moves_the_sum_by_at_most_the_norm(kind: str) -> None:
+    rng = torch.Generator().manual_seed(1)
+    for scale in (1e-3, 1.0, 1e3):
+        gradients = torch.randn(5, 4, generator=rng) * scale
+        whole = one_step(gradients, kind)
+        for patient in range(5):
+            without = gradients.clone()
+            without[patient] = 0
+            assert (whole - one_step(without, kind)).norm() <= 2.0 + 1e-5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+def test_a_patient_without_a_finite_gradient_counts_as_zero(bad: float) -> None:
+    good = torch.tensor([0.0, 0, 0.3, 0.4])
+    summed = one_step(torch.stack([torch.tensor([bad, bad, 0, 0]), good]))
+    assert torch.allclose(summed, good, atol=1e-5)
+
+
+def test_the_sum_is_divided_by_the_declared_number_and_not_the_true_one() -> None:
+    gradients = torch.tensor([[1.0, 0, 0, 0], [1.0, 0, 0, 0]])
+    assert one_step(gradients, divisor=10)[0].item() == pytest.approx(0.2)
+
+
+def test_an_empty_lot_still_adds_noise_of_the_mechanisms_size() -> None:
+    applied = torch.stack([one_step(torch.zeros(0, 4), noise_multiplier=3.0)])
+    assert applied.abs().min() > 0
+    layer = nn.Linear(100, 100, bias=False)
+    mechanism = Mechanism(ClipConfig(kind="flat", norm=2.0), 3.0, 1.0, 1, divisor=4)
+    optimizer = PatientOptimizer(
+        torch.optim.SGD(layer.parameters(), lr=1.0), mechanism, NoiseSource.from_system()
+    )
+    before = layer.weight.detach().clone()
+    layer.weight.grad_sample = torch.zeros(0, 100, 100)
+    optimizer.step()
+    assert (layer.weight - before).std().item() == pytest.approx(3.0 * 2.0 / 4, rel=0.05)
+
+
+def test_microbatches_give_the_step_of_the_whole_batch() -> None:
+    gradients = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
+    whole = one_step(gradients)
+    layer = nn.Linear(4, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    mechanism = Mechanism(ClipConfig(kind="flat", norm=2.0), 1e-9, 1.0, 1, divisor=1)
+    optimizer = PatientOptimizer(
+        torch.optim.SGD(layer.parameters(), lr=1.0), mechanism, NoiseSource.from_system()
+    )
+    for i, part in enumerate(gradients.split(2)):
+        layer.weight.grad_sample = part[:, None, :]
+        optimizer.signal_skip_step(i < 2)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.allclose(-layer.weight[0], whole, atol=1e-5)

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import checkpoints
+from privacy.release import RejectedRelease, Release, ReleaseManifest, check_release, parse_statement
+
+TEMPLATE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+HASH = "0" * 64
+
+
+def release_of(stored: dict[str, torch.Tensor], path: Path, **changes: object) -> Release:
+    checkpoints.write(path, stored)
+    fields = {
+        "kind": "release", "study": "s", "study_sha256": HASH, "run": "r", "round": 1, "site": "north",
+        "ledger_head": HASH, "content": "student", "base_sha256": HASH, "payload_sha256": HASH,
+        "payload_bytes": 100, "tensors": {n: tuple(t.shape) for n, t in stored.items()},
+        "declared_training": 20, "event": None, "epsilon": None, "epsilon_reported": None,
+        "noise": "none",
+    }  # fmt: skip
+    return Release(
+        ReleaseManifest.model_validate({**fields, **changes}), checkpoints.StoredParams(path)
+    )
+
+
+def test_a_release_of_the_studys_network_passes(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(2, 3), "b": torch.randn(4)}
+    assert check_release(release_of(tensors, tmp_path / "x"), TEMPLATE) is None
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"a": torch.zeros(2, 3)}, "'b', and it is missing"),
+        ({**TEMPLATE, "c": torch.zeros(1)}, "unknown parameter 'c'"),
+        ({**TEMPLATE, "b": torch.zeros(5)}, r"expected 'b' of shape \(4,\)"),
+        ({**TEMPLATE, "b": torch.full((4,), float("nan"))}, "NaN or infinite"),
+        ({**TEMPLATE, "b": torch.full((4,), float("inf"))}, "NaN or infinite"),
+    ],
+)
+def test_a_release_that_does_not_fit_is_rejected(
+    tensors: dict[str, torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RejectedRelease, match=f"(?i)north: .*{message}"):
+        check_release(release_of(tensors, tmp_path / "x"), TEMPLATE)
+
+
+def test_a_manifest_that_lists_other_tensors_is_rejected(tmp_path: Path) -> None:
+    release = release_of(TEMPLATE, tmp_path / "x", tensors={"a": (2, 3)})
+    with pytest.raises(RejectedRelease, match="other tensors"):
+        check_release(release, TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"kind": "update"}, {"kind": "refusal"}, {"kind": "refusal", "secret": 1}],
+)
+def test_what_is_no_known_statement_is_rejected(fields: dict[str, object]) -> None:
+    with pytest.raises(RejectedRelease):
+        parse_statement(fields)

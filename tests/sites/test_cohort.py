@@ -1,0 +1,91 @@
+import logging
+import stat
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.objectives import SegmentationConfig
+from sites.cohort import Cohort, evaluates, load_cohort, pseudonym, pseudonym_key
+from sites.intake import list_cases
+from sites.policy import Refused, load_policy
+
+TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
+KEY = b"k" * 32
+
+
+@pytest.fixture
+def ward(tmp_path: Path, small_wards) -> Path:
+    return small_wards(tmp_path) / "north"
+
+
+def cohort_of(ward: Path) -> Cohort:
+    return load_cohort(ward, load_policy(ward), TASK, KEY)
+
+
+def break_one(ward: Path) -> str:
+    case = list_cases(ward)[0]
+    image = np.full((24, 24, 24), np.nan, dtype=np.float32)
+    nib.save(nib.Nifti1Image(image, np.eye(4)), ward / case.image)
+    return case.case
+
+
+def test_training_and_evaluation_share_no_patient(ward: Path) -> None:
+    cohort = cohort_of(ward)
+    names = [p.pseudonym for p in (*cohort.training, *cohort.evaluation)]
+    assert len(set(names)) == len(names) == 16
+    assert len(list_cases(ward)) == sum(len(p.scans) for p in (*cohort.training, *cohort.evaluation))
+
+
+def test_a_pseudonym_is_a_keyed_hash_and_shows_no_name() -> None:
+    assert pseudonym(KEY, "patient_007") == pseudonym(KEY, "patient_007")
+    assert pseudonym(KEY, "patient_007") != pseudonym(b"x" * 32, "patient_007")
+    assert len(pseudonym(KEY, "patient_007")) == 32
+
+
+def test_the_key_is_made_once_and_private(tmp_path: Path) -> None:
+    key = pseudonym_key(tmp_path)
+    assert pseudonym_key(tmp_path) == key
+    assert len(key) == 32
+    assert stat.S_IMODE((tmp_path / "keys" / "pseudonyms").stat().st_mode) == 0o600
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=30, unique=True), st.floats(0.1, 0.9))
+def test_adding_patients_moves_nobody_between_the_groups(patients: list[str], share: float) -> None:
+    before = {p: evaluates(pseudonym(KEY, p), share) for p in patients[: len(patients) // 2]}
+    after = {p: evaluates(pseudonym(KEY, p), share) for p in patients}
+    assert before.items() <= after.items()
+
+
+def test_about_the_asked_fraction_evaluates() -> None:
+    share = np.mean([evaluates(pseudonym(KEY, str(i)), 0.25) for i in range(4000)])
+    assert share == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_broken_case_is_skipped_and_named_in_the_hospitals_log_alone(
+    ward: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = sum(len(p.scans) for g in (cohort_of(ward).training, cohort_of(ward).evaluation) for p in g)
+    name = break_one(ward)
+    with caplog.at_level(logging.WARNING, "wardround.site"):
+        cohort = cohort_of(ward)
+    assert sum(len(p.scans) for g in (cohort.training, cohort.evaluation) for p in g) == before - 1
+    assert name in caplog.text
+
+
+def test_a_broken_case_stops_where_the_policy_says_so_without_telling_which(ward: Path, edit) -> None:
+    name = break_one(ward)
+    edit(ward / "site.yaml", on_broken_case="stop")
+    with pytest.raises(Refused, match="on_broken_case: stop") as caught:
+        cohort_of(ward)
+    assert name not in str(caught.value)
+
+
+def test_too_few_training_patients_are_refused_without_a_count(ward: Path, edit) -> None:
+    edit(ward / "site.yaml", min_patients=17)
+    with pytest.raises(Refused, match="min_patients") as caught:
+        cohort_of(ward)
+    assert not any(character.isdigit() for character in str(caught.value))

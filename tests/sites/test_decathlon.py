@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from sites.decathlon import make_hospitals
+from sites.documents import ConfigError
+from sites.intake import list_cases
+from sites.policy import load_policy
+
+
+@pytest.fixture
+def hippocampus(shared_data: Path) -> Path:
+    return shared_data / "hippocampus"
+
+
+def test_real_scans_are_divided_by_patient_and_none_is_lost(hippocampus: Path, tmp_path: Path) -> None:
+    wards = make_hospitals(hippocampus, tmp_path / "wards", 4, seed=0)
+    patients = [{c.patient for c in list_cases(ward)} for ward in wards]
+    assert sum(len(p) for p in patients) == len(set().union(*patients)) == 112
+    assert sum(len(list_cases(ward)) for ward in wards) == 174
+    assert len(patients[0]) > len(patients[3]) >= 10
+    for ward, mine in zip(wards, patients, strict=True):
+        policy = load_policy(ward)
+        assert policy.declared_patients % 5 == 0
+        assert abs(policy.declared_patients - len(mine)) <= 2.5
+        assert not policy.phantom
+
+
+def test_hospitals_that_are_there_stay_as_they_are(hippocampus: Path, tmp_path: Path) -> None:
+    wards = make_hospitals(hippocampus, tmp_path / "wards", 4, seed=0)
+    (wards[0] / "state").mkdir()
+    assert make_hospitals(hippocampus, tmp_path / "wards", 4, seed=1) == wards
+    assert (wards[0] / "state").exists()
+
+
+def test_without_a_list_of_subjects_scans_2k_1_and_2k_are_one_patient(
+    hippocampus: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "plain"
+    source.mkdir()
+    for name in ("imagesTr", "labelsTr", "dataset.json"):
+        (source / name).symlink_to(hippocampus / name)
+    wards = make_hospitals(source, tmp_path / "wards", 2, seed=0)
+    number = {c.case: c.patient for ward in wards for c in list_cases(ward)}
+    assert number["hippocampus_007"] == number["hippocampus_008"]
+    assert number["hippocampus_006"] != number["hippocampus_007"]
+
+
+def test_a_folder_of_another_kind_and_too_many_hospitals_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a Decathlon folder"):
+        make_hospitals(tmp_path, tmp_path / "wards", 4, seed=0)
+    pairs = [{"image": f"imagesTr/h_{i:03d}.nii.gz", "label": ""} for i in range(30)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": pairs, "labels": {"0": "b", "1": "A"}}))
+    with pytest.raises(ConfigError, match="at least 10 patients for each of 4"):
+        make_hospitals(tmp_path, tmp_path / "wards", 4, seed=0)
+    assert not (tmp_path / "wards").exists()

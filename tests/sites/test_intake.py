@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from models.objectives import ClassificationConfig, SegmentationConfig
+from sites.documents import ConfigError
+from sites.intake import BrokenCase, CaseFiles, list_cases, read_scan
+
+TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
+
+
+@pytest.fixture
+def ward(tmp_path: Path, small_wards) -> Path:
+    return small_wards(tmp_path) / "south"
+
+
+@pytest.fixture
+def case(ward: Path) -> CaseFiles:
+    return list_cases(ward)[0]
+
+
+def rewrite(path: Path, values: np.ndarray) -> None:
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+
+
+def test_every_case_has_its_patient_and_some_patients_have_two(ward: Path) -> None:
+    cases = list_cases(ward)
+    assert len({c.case for c in cases}) == len(cases) > len({c.patient for c in cases}) == 12
+
+
+def test_a_scan_is_read_in_canonical_orientation_whatever_it_is_on_disk(
+    ward: Path, case: CaseFiles
+) -> None:
+    on_disk = nib.load(ward / case.image)
+    assert nib.aff2axcodes(on_disk.affine) == ("P", "I", "R")
+    scan = read_scan(ward, case, TASK)
+    canonical = nib.as_closest_canonical(on_disk)
+    assert nib.aff2axcodes(canonical.affine) == ("R", "A", "S")
+    assert np.array_equal(scan.image, canonical.get_fdata(dtype=np.float32))
+    assert scan.spacing_mm == (2.0, 2.0, 2.0)
+    assert scan.target.shape == scan.image.shape
+    assert set(np.unique(scan.target)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("file", "make", "reason"),
+    [
+        ("image", lambda v: np.where(np.arange(v.size).reshape(v.shape) == 7, np.nan, v), "NaN"),
+        ("image", np.ones_like, "constant"),
+        ("image", lambda v: v[..., None], "expected 3 dimensions, got 4"),
+        ("image", lambda v: v[:-1], "has shape"),
+        ("label", lambda v: v + (v == 2) * 5, "the value 7, not in the study"),
+        ("label", lambda v: v[:, :-1], "its label"),
+    ],
+)
+def test_a_broken_case_is_named_with_its_reason(
+    file: str, make, reason: str, ward: Path, case: CaseFiles
+) -> None:
+    path = ward / getattr(case, file)
+    rewrite(path, make(np.asarray(nib.load(path).dataobj, dtype=np.float32)))
+    with pytest.raises(BrokenCase, match=f"^{case.case}: .*{reason}"):
+        read_scan(ward, case, TASK)
+
+
+@pytest.mark.parametrize("content", [b"", b"no nifti at all", None])
+def test_a_file_that_is_no_nifti_is_a_broken_case(
+    content: bytes | None, ward: Path, case: CaseFiles
+) -> None:
+    path = ward / case.image
+    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(BrokenCase, match="can't be read"):
+        read_scan(ward, case, TASK)
+
+
+def test_a_missing_file_and_one_outside_the_folder_are_broken_cases(ward: Path, case: CaseFiles) -> None:
+    outside = ward.parent / "elsewhere.nii.gz"
+    (ward / case.image).rename(outside)
+    with pytest.raises(BrokenCase, match="missing"):
+        read_scan(ward, case, TASK)
+    (ward / case.image).symlink_to(outside)
+    with pytest.raises(BrokenCase, match="outside the data folder"):
+        read_scan(ward, case, TASK)
+
+
+def test_a_class_outside_the_studys_is_a_broken_case(ward: Path, case: CaseFiles) -> None:
+    task = ClassificationConfig(kind="classification", dims=3, labels={0: "normal", 1: "ill"})
+    well = CaseFiles(case.case, case.patient, case.image, "1")
+    assert read_scan(ward, well, task).target == 1
+    with pytest.raises(BrokenCase, match="none of the study's classes"):
+        read_scan(ward, CaseFiles(case.case, case.patient, case.image, "2"), task)
+
+
+@pytest.mark.parametrize("file", ["dataset.json", "subjects.csv"])
+def test_a_missing_list_is_an_error_that_names_it(file: str, ward: Path) -> None:
+    (ward / file).unlink()
+    with pytest.raises(ConfigError, match=file):
+        list_cases(ward)
+
+
+def test_an_image_without_a_patient_is_an_error(ward: Path) -> None:
+    lines = (ward / "subjects.csv").read_text().splitlines()
+    (ward / "subjects.csv").write_text("\n".join(lines[:-1]))
+    with pytest.raises(ConfigError, match="a subject for each image"):
+        list_cases(ward)

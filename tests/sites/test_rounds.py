@@ -1,0 +1,267 @@
+"""A hospital's acts, with a real ledger, outbox and exchange, and without Prefect."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from models import checkpoints
+from models import params as P
+from models.strategies import STRATEGIES, Strategy, fed_avg
+from privacy.accounting import epsilon
+from privacy.release import ModelManifest, parse_statement
+from privacy.signing import public_hex, sign, verified
+from sites.exchange import Exchange, model_place, statement_place
+from sites.hospital import Hospital
+from sites.rounds import Order, Phase, carry_out
+from sites.study import Study
+
+
+@dataclass
+class Coordinator:
+    """The other side of the exchange: signs models, gives orders, reads statements."""
+
+    study: Study
+    exchange: Exchange
+    key: Ed25519PrivateKey
+    run: str = "small-1"
+
+    def publish(self, round: int, params: P.Params) -> str:
+        data = checkpoints.to_bytes(params)
+        manifest = ModelManifest(
+            kind="model", study=self.study.name, study_sha256=self.study.sha256, run=self.run,
+            round=round, model_sha256=checkpoints.sha256_of(data),
+        )  # fmt: skip
+        signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
+        self.exchange.put_statement(model_place(self.run, round), signed)
+        return self.exchange.put_object(data)
+
+    def order(self, hospital: Hospital, phase: Phase, round: int) -> Any:
+        order = Order(
+            phase=phase, study=self.study, run=self.run, round=round, exchange=self.exchange.url,
+            coordinator=public_hex(self.key),
+        )  # fmt: skip
+        carry_out(hospital, order, lambda *_: None)
+        data = self.exchange.statement(statement_place(self.run, round, phase, hospital.name))
+        assert data is not None
+        return parse_statement(verified(data, hospital.name, {hospital.name: hospital.public_key}))
+
+
+@pytest.fixture
+def hospital(tmp_path: Path, small_wards) -> Hospital:
+    return Hospital.open(small_wards(tmp_path / "wards") / "east", test_noise=1)
+
+
+@pytest.fixture
+def coordinator_of(tmp_path: Path) -> Callable[[Study], Coordinator]:
+    def make(study: Study) -> Coordinator:
+        exchange = Exchange(str(tmp_path / "exchange"))
+        return Coordinator(study, exchange, Ed25519PrivateKey.generate())
+
+    return make
+
+
+def first_model(study: Study) -> P.Params:
+    torch.manual_seed(0)
+    return P.of(study.network.build(study.task.dims, study.task.out_channels))
+
+
+def test_a_contribution_is_charged_signed_in_the_outbox_and_finite(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    coordinator = coordinator_of(study_with())
+    base = coordinator.publish(0, first_model(coordinator.study))
+    manifest = coordinator.order(hospital, "contribute", 1)
+    assert manifest.kind == "release"
+    assert manifest.content == "student"
+    assert manifest.base_sha256 == base
+    assert manifest.noise == "test"
+    assert manifest.declared_training == 15
+    events = hospital.ledger.events("training")
+    assert manifest.epsilon == pytest.approx(epsilon(events, 1e-3))
+    assert manifest.epsilon_reported == pytest.approx(manifest.epsilon, rel=0.02)
+    change = hospital.outbox.tensors(manifest.payload_sha256)
+    assert len(change) == manifest.payload_bytes
+    actions = [e.action for e in hospital.ledger.entries()]
+    assert actions == ["reserve", "start", "settle"]
+
+
+def test_asked_again_a_hospital_lays_down_the_same_bytes_and_pays_once(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    first = coordinator.order(hospital, "contribute", 1)
+    spent = hospital.ledger.spent(1e-3)
+    assert coordinator.order(hospital, "contribute", 1) == first
+    assert hospital.ledger.spent(1e-3) == spent
+
+
+def test_two_rounds_cost_what_two_events_cost(hospital: Hospital, coordinator_of, study_with) -> None:
+    coordinator = coordinator_of(study_with())
+    for round in (1, 2):
+        coordinator.publish(round - 1, first_model(coordinator.study))
+        manifest = coordinator.order(hospital, "contribute", round)
+    assert manifest.epsilon == pytest.approx(20, rel=1e-3)
+
+
+def test_every_file_of_the_exchange_lies_in_the_outbox(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    coordinator = coordinator_of(study_with())
+    base = coordinator.publish(0, first_model(coordinator.study))
+    for phase, round in (("join", 0), ("evaluate", 0), ("contribute", 1)):
+        coordinator.order(hospital, phase, round)
+    outbox = {path.stem for path in hospital.outbox.folder.iterdir()}
+    root = Path(coordinator.exchange.url)
+    left = [p for p in root.rglob("*") if p.is_file() and p.name not in ("model.json", base)]
+    assert len(left) == 4
+    assert {checkpoints.sha256_of(p.read_bytes()) for p in left} <= outbox
+    recorded = {e.file for e in hospital.ledger.entries() if e.file}
+    assert len(recorded) == 3 and recorded <= outbox
+
+
+def test_nothing_that_leaves_names_a_patient_or_a_true_count(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    for phase, round in (("join", 0), ("evaluate", 0), ("contribute", 1)):
+        coordinator.order(hospital, phase, round)
+    cohort = hospital.cohort(coordinator.study.task)
+    secrets = ["patient_", "phantom_", *(p.pseudonym for p in (*cohort.training, *cohort.evaluation))]
+    for path in hospital.outbox.folder.glob("*.json"):
+        text = path.read_text()
+        assert not any(secret in text for secret in secrets)
+        counts = {v for k, v in json.loads(text)["statement"].items() if "declared" in k}
+        assert counts <= {20, 15}
+
+
+def test_joining_promises_no_more_than_the_budget_holds(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    coordinator = coordinator_of(study_with())
+    assert coordinator.order(hospital, "join", 0).kind == "acceptance"
+    coordinator.publish(0, first_model(coordinator.study))
+    coordinator.order(hospital, "contribute", 1)
+    coordinator.run = "small-2"
+    coordinator.study = study_with(privacy={**study_with().privacy.model_dump(), "epsilon": 49})
+    refusal = coordinator.order(hospital, "join", 0)
+    assert refusal.kind == "refusal"
+    assert "Rounds like this that still fit" in refusal.reason
+
+
+def test_a_refused_round_spends_nothing(hospital: Hospital, coordinator_of, study_with, edit) -> None:
+    edit(hospital.folder / "site.yaml", min_patients=1000)
+    strict = Hospital.open(hospital.folder)
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    assert coordinator.order(strict, "contribute", 1).kind == "refusal"
+    assert strict.ledger.spent(1e-3) == 0
+    assert not strict.ledger.events("training")
+
+
+@pytest.mark.parametrize("fault", ["missing", "another signer", "another study", "changed bytes"])
+def test_a_global_model_that_cannot_be_trusted_is_refused_before_anything_is_spent(
+    fault: str, hospital: Hospital, coordinator_of, study_with
+) -> None:
+    coordinator = coordinator_of(study_with())
+    honest_key, honest_study = coordinator.key, coordinator.study
+    if fault == "another signer":
+        coordinator.key = Ed25519PrivateKey.generate()
+    if fault == "another study":
+        coordinator.study = study_with(seed=9)
+    if fault != "missing":
+        sha256 = coordinator.publish(0, first_model(honest_study))
+    if fault == "changed bytes":
+        path = Path(coordinator.exchange.url) / "objects" / sha256
+        path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    coordinator.key, coordinator.study = honest_key, honest_study
+    answer = coordinator.order(hospital, "contribute", 1)
+    assert answer.kind == "refusal"
+    assert "global model" in answer.reason
+    assert not hospital.ledger.events("training")
+
+
+def test_another_coordinator_is_refused_until_the_hospital_says_otherwise(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    assert coordinator_of(study_with()).order(hospital, "join", 0).kind == "acceptance"
+    stranger = coordinator_of(study_with())
+    stranger.run = "small-2"
+    refusal = stranger.order(hospital, "join", 0)
+    assert "not the one that this hospital knows" in refusal.reason
+    (hospital.state / "keys" / "coordinator.pub").unlink()
+    stranger.run = "small-3"
+    assert stranger.order(hospital, "join", 0).kind == "acceptance"
+
+
+@pytest.mark.parametrize(
+    ("changes", "published"),
+    [({}, True), ({"metrics": "withheld"}, False), ({"min_evaluation_patients": 1000}, False)],
+)
+def test_metrics_leave_as_the_policy_says(
+    changes: dict[str, object], published: bool, hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    edit(hospital.folder / "site.yaml", **changes)
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    scores = coordinator.order(Hospital.open(hospital.folder), "evaluate", 0)
+    expected = {"dice", "dice/head", "dice/tail", "hd95_mm"} if published else set()
+    assert set(scores.metrics) == expected
+    assert scores.metrics_policy == ("exact" if published else "withheld")
+
+
+def test_a_teacher_of_another_network_stays_and_its_student_leaves(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    teacher = {"name": "SegResNet", "blocks_down": [1, 1]}
+    distillation = {"transfer": "synthetic", "steps": 4, "images": 16, "teacher": teacher}
+    coordinator = coordinator_of(study_with(distillation=distillation))
+    model = first_model(coordinator.study)
+    coordinator.publish(0, model)
+    manifest = coordinator.order(hospital, "contribute", 1)
+    assert set(manifest.tensors) == set(model)
+    private = checkpoints.StoredParams(hospital.stored("teacher", "small-1", 1))
+    assert set(private) != set(model)
+
+
+def test_the_weights_of_a_plain_study_leave_only_where_the_policy_allows(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    plain = study_with(privacy={"mode": "none"}, export="weights", distillation=None)
+    coordinator = coordinator_of(plain)
+    coordinator.publish(0, first_model(plain))
+    assert "plain_studies" in coordinator.order(hospital, "contribute", 1).reason
+    edit(hospital.folder / "site.yaml", plain_studies="allow")
+    coordinator.run = "small-2"
+    coordinator.publish(0, first_model(plain))
+    manifest = coordinator.order(Hospital.open(hospital.folder), "contribute", 1)
+    assert (manifest.event, manifest.epsilon, manifest.noise) == (None, None, "none")
+
+
+def test_layers_that_a_strategy_keeps_local_stay_at_the_hospital_from_round_to_round(
+    hospital: Hospital, coordinator_of, study_with, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def local_bias() -> Strategy:
+        return replace(fed_avg(), is_local=lambda name: name.endswith("bias"))
+
+    monkeypatch.setitem(STRATEGIES, "local_bias", local_bias)
+    coordinator = coordinator_of(study_with(strategy={"name": "local_bias"}))
+    model = first_model(coordinator.study)
+    biases = {name for name in model if name.endswith("bias")}
+    for round in (1, 2):
+        coordinator.publish(round - 1, model)
+        manifest = coordinator.order(hospital, "contribute", round)
+        assert set(manifest.tensors) == set(model) - biases
+    first, second = (
+        checkpoints.StoredParams(hospital.stored("local", "small-1", round)) for round in (1, 2)
+    )
+    assert set(first) == set(second) == biases
+    assert not all(torch.equal(first[name], model[name]) for name in biases)
+    assert not all(torch.equal(first[name], second[name]) for name in biases)

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from sites.documents import ConfigError
+from sites.study import load_study
+
+STUDIES = Path(__file__).parent.parent.parent / "studies"
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_ready_study_is_valid_and_named_as_its_file(path: Path) -> None:
+    assert load_study(path).name == path.stem
+
+
+def test_the_same_study_has_the_same_hash_and_another_has_another(study_file) -> None:
+    first = load_study(study_file()).sha256
+    assert load_study(study_file()).sha256 == first
+    assert load_study(study_file(seed=1)).sha256 != first
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 1}, "learning_rate: unknown key"),
+        ({"rounds": "six"}, "rounds: expected .*integer.*got 'six'"),
+        ({"rounds": None}, "rounds: expected this key, and it is missing"),
+        ({"network": {"name": "VNet"}}, "network: .*VNet"),
+        ({"network": {"name": "DenseNet121"}}, "expected a network for segmentation, got DenseNet121"),
+        ({"preprocessing": {"shape": [15, 16, 16]}}, "preprocessing.shape: expected multiples of 2 .*got .15, 16, 16"),
+        ({"preprocessing": {"shape": [16, 16]}}, "preprocessing.shape: expected 3 sides"),
+        ({"privacy": {"mode": "shared_noise"}}, "privacy: .*shared_noise"),
+        ({"privacy": {"mode": "local"}}, "privacy.local.unit: expected this key"),
+        ({"export": "weights"}, "distillation: expected exactly where export is student"),
+        ({"distillation": None}, "distillation: expected exactly where export is student"),
+        ({"strategy": {"name": "fed_magic"}}, "strategy: expected a name among"),
+        ({"name": "../x"}, "name: "),
+    ],
+)
+def test_a_fault_names_file_key_expectation_and_what_came(
+    changes: dict[str, object], message: str, study_file
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_study(study_file(**changes))
+    assert "small.yaml: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("epsilon", -1), ("epsilon", ".inf"), ("delta", 0), ("delta", 1), ("unit", "scan")]
+)
+def test_an_impossible_privacy_is_refused(key: str, value: object, study_file) -> None:
+    privacy = {
+        "mode": "local", "unit": "patient", "epsilon": 8, "delta": 1e-4,
+        "clip": {"kind": "flat", "norm": 1},
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=f"privacy.local.{key}: expected"):
+        load_study(study_file(privacy={**privacy, key: value}))
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "\x00"])
+def test_what_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="s.yaml"):
+        load_study(path)
+    with pytest.raises(ConfigError, match="no such file"):
+        load_study(tmp_path / "absent.yaml")
+
+
+def test_seeds_differ_by_round_site_and_purpose(study_with) -> None:
+    study = study_with()
+    seeds = {
+        study.seed_for(r, s, p) for r in (1, 2) for s in ("north", "east") for p in ("distil", "lots")
+    }
+    assert len(seeds) == 8
+
+
+def test_the_first_and_last_model_are_always_evaluated(study_with) -> None:
+    study = study_with(rounds=7, evaluation={"every": 3})
+    assert [r for r in range(8) if study.is_evaluated(r)] == [0, 3, 6, 7]

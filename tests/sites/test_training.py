@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from models import params as P
+from models.objectives import SegmentationConfig, build_task
+from models.strategies import fed_prox
+from privacy.mechanisms import ClipConfig, Mechanism
+from privacy.noise import NoiseSource
+from sites.training import Examples, TrainingConfig, train_plainly, train_privately
+
+TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "a"}))
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.PReLU(), torch.nn.Conv2d(4, 2, 1)
+    )
+
+
+def examples(patients: int) -> Examples:
+    rng = torch.Generator().manual_seed(1)
+    images, targets = [], []
+    for i in range(patients):
+        target = torch.randint(0, 2, (1 + i % 2, 8, 8), generator=rng)
+        images.append(target[:, None] * 2.0 - 1 + 0.1 * torch.randn(target[:, None].shape, generator=rng))
+        targets.append(target)
+    return Examples(tuple(images), tuple(targets))
+
+
+def mechanism(noise: float = 1e-6, rate: float = 1.0, steps: int = 5) -> Mechanism:
+    return Mechanism(ClipConfig(kind="normalised", norm=1.0), noise, rate, steps, divisor=6 * rate)
+
+
+def train(net: torch.nn.Module, m: Mechanism, microbatch: int = 4, local_loss=None, seed: int = 0) -> list[int]:
+    seen: list[int] = []
+    config = TrainingConfig(steps=m.steps, lr=0.3, lot="all", microbatch=microbatch)
+    train_privately(
+        net, TASK, examples(6), config, m, NoiseSource.for_test(seed, ""), local_loss,
+        lambda what, step, of: seen.append(step),
+    )  # fmt: skip
+    return seen
+
+
+def loss_of(net: torch.nn.Module) -> float:
+    data = examples(6)
+    with torch.no_grad():
+        return float(TASK.loss(net(torch.cat(data.images)), torch.cat(data.targets)).mean())
+
+
+def test_private_training_lowers_the_loss_where_noise_is_small() -> None:
+    net = network()
+    before = loss_of(net)
+    assert train(net, mechanism(steps=15)) == list(range(1, 16))
+    assert loss_of(net) < 0.7 * before
+
+
+def test_the_size_of_microbatches_changes_memory_and_nothing_else() -> None:
+    results = []
+    for microbatch in (1, 4, 100):
+        net = network()
+        train(net, mechanism(), microbatch)
+        results.append(P.of(net))
+    for other in results[1:]:
+        assert all(torch.allclose(results[0][n], other[n], atol=1e-5) for n in other)
+
+
+def test_the_first_step_is_the_clipped_mean_written_out() -> None:
+    net, plain = network(), network()
+    train(net, mechanism(steps=1))
+    data, moved = examples(6), {n: torch.zeros_like(p) for n, p in P.of(plain).items()}
+    for images, targets in zip(data.images, data.targets, strict=True):
+        loss = TASK.loss(plain(images), targets).mean()
+        gradients = dict(
+            zip(moved, torch.autograd.grad(loss, list(plain.parameters())), strict=True)
+        )
+        factor = 1 / (P.norm(gradients) + 0.01)
+        moved = {n: moved[n] + factor * g for n, g in gradients.items()}
+    expected = {n: p - 0.3 * moved[n] / 6 for n, p in P.of(plain).items()}
+    assert all(torch.allclose(P.of(net)[n], expected[n], atol=1e-5) for n in expected)
+
+
+def test_the_same_test_noise_gives_the_same_bits_and_other_noise_does_not() -> None:
+    nets = [network() for _ in range(3)]
+    for net, seed in zip(nets, (1, 1, 2), strict=True):
+        train(net, mechanism(noise=1.0, rate=0.5), seed=seed)
+    a, b, c = (P.of(net) for net in nets)
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    assert not all(torch.equal(a[n], c[n]) for n in a)
+
+
+def test_a_sampling_rate_so_small_that_lots_are_empty_trains_on() -> None:
+    net = network()
+    assert train(net, mechanism(rate=1e-6)) == [1, 2, 3, 4, 5]
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_a_strategys_local_loss_pulls_towards_the_global_model() -> None:
+    free, held = network(), network()
+    start = P.of(free)
+    train(free, mechanism())
+    train(held, mechanism(), local_loss=fed_prox(mu=1.0).local_loss)
+    assert P.norm(P.subtract(P.of(held), start)) < 0.8 * P.norm(P.subtract(P.of(free), start))
+
+
+@pytest.mark.parametrize("lot", ["all", 2, 4])
+def test_plain_training_lowers_the_loss(lot: int | str) -> None:
+    net = network()
+    before = loss_of(net)
+    config = TrainingConfig(steps=15, lr=0.1, lot=lot)
+    rng = torch.Generator().manual_seed(0)
+    train_plainly(net, TASK, examples(6), config, rng, None, lambda *_: None)
+    assert loss_of(net) < 0.7 * before
