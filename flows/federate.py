@@ -106,9 +106,10 @@ def ask_all(run: Run, number: int, phase: Phase, sites: Sequence[str]) -> Answer
 def ask(run: str, number: int, phase: Phase, site: str, home: str) -> None:
     """Have a hospital's process carry out one phase of a round. It returns nothing on purpose:
     the coordinator reads signed statements from the exchange, never a task's result."""
-    opened = Run.open(Home(Path(home)), run)
+    opened, started = Run.open(Home(Path(home)), run), time.time()
     order = rounds.order(opened, number, phase).model_dump(mode="json")
     try:
         WARM[site].carry_out(order, timeout_s=opened.study.sites.deadline_s)
     except HospitalLate:
         return  # its statement is missing, which is all that the round needs to know
+    opened.note_wait(number, phase, site, time.time() - started)

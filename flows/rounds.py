@@ -251,6 +251,7 @@ def record(
         left_out=dict(taken.left_out),
         scores=scores,
         quality=_quality(run, scores),
+        train_seconds=run.waits(round, "contribute"),
         seconds=time.time() - started,
         finished_ms=int(time.time() * 1000),
     )

@@ -62,7 +62,8 @@ class RoundRecord(Config):
     """A finished round, chained to the one before by `previous`, its sha256.
 
     `left_out` says why a hospital's release is missing; `scores` holds what hospitals published of
-    the model's quality, and `quality` its declared-n mean. Round 0 is the model before training.
+    the model's quality, and `quality` its declared-n mean. `train_seconds` is what the coordinator
+    waited for each contribution. Round 0 is the model before training.
     """
 
     study: str
@@ -76,6 +77,7 @@ class RoundRecord(Config):
     left_out: dict[str, str]
     scores: dict[str, dict[str, float]]
     quality: dict[str, float]
+    train_seconds: dict[str, float]
     seconds: float
     finished_ms: int
 
@@ -196,6 +198,21 @@ class Run:
     def model(self, record: RoundRecord) -> StoredParams:
         """Return the global model that a record names, checked against its sha256."""
         return checkpoints.read(self.model_path(record.round), record.model_sha256)
+
+    def note_wait(self, round: int, phase: str, site: str, seconds: float) -> None:
+        """Note how long a hospital took for a phase of a round."""
+        data = json.dumps({"seconds": seconds}).encode()
+        write_atomically(self._wait_path(round, phase, site), data)
+
+    def waits(self, round: int, phase: str) -> dict[str, float]:
+        """Return how long each hospital took for a phase of a round, in seconds."""
+        return {
+            path.stem: float(json.loads(path.read_bytes())["seconds"])
+            for path in sorted(self._wait_path(round, phase, "").parent.glob("*.json"))
+        }
+
+    def _wait_path(self, round: int, phase: str, site: str) -> Path:
+        return self.folder / "waits" / f"round-{round:03d}" / phase / f"{site}.json"
 
     def records(self) -> list[RoundRecord]:
         """Return the records of all finished rounds, from round 0.

@@ -5,7 +5,9 @@ step is the round, with a baseline at 0. Whatever is logged comes from a round's
 record's own time, so that logging it again after a crash changes nothing.
 """
 
+import json
 import tempfile
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -26,6 +28,14 @@ from flows.run import Accepted, RoundRecord, Run
 from sites.study import Study
 
 GLOBAL = "GLOBAL"
+BY_HOSPITAL = "by-hospital"
+GROUPED = {
+    "groupBy": {
+        "aggregateFunction": "average",
+        "groupByKeys": [{"mode": "tag", "groupByData": "wardround.site"}],
+    }
+}
+"""A saved view of MLflow's charts: one line for each hospital."""
 LIBRARIES = ("wardround", "torch", "monai", "opacus", "prefect", "mlflow")
 
 
@@ -43,6 +53,7 @@ def links(url: str) -> list[tuple[str, str]]:
         )
         if found:
             chart = f"{base}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+            chart = f"{chart}&viewStateShareKey={BY_HOSPITAL}"
             pages.append((f"{experiment.name}: all hospitals", chart))
             pages.append((f"{experiment.name}: newest run", f"{base}/runs/{found[0].info.run_id}"))
     registered = [model.name for model in client.search_registered_models()]
@@ -102,6 +113,8 @@ class Tracking(AbstractContextManager["Tracking"]):
         for release in record.releases:
             if release.site == site:
                 values |= _privacy(release) | {"exchange/bytes_up": release.payload_bytes}
+        if site in record.train_seconds:
+            values["perf/train_seconds"] = record.train_seconds[site]
         self._log(self._children[site], record, values)
 
     def _log_global(self, record: RoundRecord) -> None:
@@ -154,7 +167,9 @@ class Tracking(AbstractContextManager["Tracking"]):
     def _log_model(self, record: RoundRecord) -> ModelInfo:
         study = self._run.study
         tensor = Schema([TensorSpec(np.dtype(np.float32), (-1,) * (study.task.dims + 1))])
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            # MLflow advises an example; it would be a patient's image or none worth keeping.
+            warnings.filterwarnings("ignore", message=".*input example was not provided")
             served_model.write(Path(folder), study, self._run.model(record))
             mlflow.start_run(run_id=self._parent)
             try:
@@ -179,7 +194,10 @@ class Tracking(AbstractContextManager["Tracking"]):
         experiment = self._client.get_experiment_by_name(study.name)
         if experiment is not None:
             return str(experiment.experiment_id)
-        return str(self._client.create_experiment(study.name))
+        experiment_id = str(self._client.create_experiment(study.name))
+        view = json.dumps(GROUPED)
+        self._client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{BY_HOSPITAL}", view)
+        return experiment_id
 
     def _mlflow_run(self, site: str, parent: str | None) -> str:
         found = self._client.search_runs(

@@ -32,9 +32,7 @@ class Cohort:
     evaluation: tuple[Patient, ...]
 
 
-def pseudonym_key(
-    state: Path, make: Callable[[], bytes] = lambda: secrets.token_bytes(32)
-) -> bytes:
+def pseudonym_key(state: Path, make: Callable[[], bytes] = lambda: secrets.token_bytes(32)) -> bytes:
     """Return the hospital's secret key for pseudonyms, made by `make` on first use."""
     return secret_file(state / "keys" / "pseudonyms", make)
 

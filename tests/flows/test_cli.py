@@ -48,7 +48,9 @@ def test_a_fault_of_the_study(changes: dict[str, object], message: str, home: Pa
         ({"name": "north"}, "name: expected a name of its own, 'north' is taken"),
     ],
 )
-def test_a_fault_of_a_policy(changes: dict[str, object], message: str, home: Path, study_file, edit) -> None:
+def test_a_fault_of_a_policy(
+    changes: dict[str, object], message: str, home: Path, study_file, edit
+) -> None:
     edit(home / "wards" / "east" / "site.yaml", **changes)
     result = call("run", study_file())
     assert result.exit_code == 2
@@ -96,7 +98,7 @@ def test_the_ui_says_so_where_nothing_is_recorded(home: Path) -> None:
 
 def test_a_site_check_names_broken_cases_to_the_hospital(home: Path) -> None:
     assert call("site", "check", home / "wards" / "north").exit_code == 0
-    image = sorted((home / "wards" / "north" / "imagesTr").iterdir())[0]
+    image = min((home / "wards" / "north" / "imagesTr").iterdir())
     image.write_bytes(b"")
     result = call("site", "check", home / "wards" / "north")
     assert result.exit_code == 1

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_the_records_are_a_chain_from_the_first_model_to_the_last(finished: Path
     records = run.records()
     assert [r.round for r in records] == [0, 1, 2]
     assert records[0].previous == GENESIS
-    for before, after in zip(records, records[1:], strict=False):
+    for before, after in pairwise(records):
         assert after.previous == before.sha256
         assert after.base_sha256 == before.model_sha256
     first = first_model(run.study)
@@ -194,7 +195,9 @@ def test_no_name_of_a_patient_or_a_scan_leaves_a_hospital(finished: Path) -> Non
         cohort = hospital.cohort(newest(finished).study.task)
         secrets |= {p.pseudonym.encode() for p in (*cohort.training, *cohort.evaluation)}
         secrets |= {n.encode() for c in list_cases(ward) for n in (c.case, c.patient)}
-    outside = [p for room in (".wardround", "mlruns") for p in (finished / room).rglob("*") if p.is_file()]
+    outside = [
+        p for room in (".wardround", "mlruns") for p in (finished / room).rglob("*") if p.is_file()
+    ]
     assert len(outside) > 50
     for path in [*outside, finished / "printed"]:
         content = path.read_bytes()

@@ -67,7 +67,10 @@ def test_users_that_come_at_once_share_one_server(tmp_path: Path) -> None:
 
 def test_a_server_stops_when_its_only_user_is_killed(tmp_path: Path) -> None:
     user = subprocess.Popen(
-        [sys.executable, "-c", USER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", USER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     url = user.stdout.readline().strip()
     assert is_up(url)

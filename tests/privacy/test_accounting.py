@@ -79,7 +79,8 @@ def test_sampling_costs_less_than_every_patient_in_each_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise", "rate", "steps"), [(0, 1, 1), (-1, 1, 1), (math.inf, 1, 1), (1, 0, 1), (1, 1.1, 1), (1, 1, 0)]
+    ("noise", "rate", "steps"),
+    [(0, 1, 1), (-1, 1, 1), (math.inf, 1, 1), (1, 0, 1), (1, 1.1, 1), (1, 1, 0)],
 )
 def test_an_impossible_event_is_refused(noise: float, rate: float, steps: int) -> None:
     with pytest.raises(ValueError, match="Expected"):

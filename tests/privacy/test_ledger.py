@@ -1,6 +1,7 @@
+import json
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -134,14 +135,12 @@ def test_rows_can_be_neither_changed_nor_deleted(ledger: Ledger, tmp_path: Path)
 
 
 @pytest.mark.parametrize("column", ["at", "action", "charge", "file", "previous", "hash"])
-def test_a_change_behind_the_ledgers_back_is_found(
-    ledger: Ledger, tmp_path: Path, column: str
-) -> None:
+def test_a_change_behind_the_ledgers_back_is_found(ledger: Ledger, tmp_path: Path, column: str) -> None:
     ledger.reserve(CHARGE)
     ledger.reserve(round_number(2))
     values = {
         "at": 1.0, "action": "publish", "file": "0" * 64, "previous": "1" * 64, "hash": "2" * 64,
-        "charge": '{"event":null,"patients":"training","purpose":"contribute","round":1,"run":"demo-1","study":"demo"}',
+        "charge": json.dumps({**asdict(CHARGE), "event": None}),
     }  # fmt: skip
     db = sqlite3.connect(tmp_path / "state" / "ledger.sqlite", isolation_level=None)
     db.execute("DROP TRIGGER entries_are_never_updated")

@@ -19,9 +19,7 @@ def release_of(stored: dict[str, torch.Tensor], path: Path, **changes: object) -
         "declared_training": 20, "event": None, "epsilon": None, "epsilon_reported": None,
         "noise": "none",
     }  # fmt: skip
-    return Release(
-        ReleaseManifest.model_validate({**fields, **changes}), checkpoints.StoredParams(path)
-    )
+    return Release(ReleaseManifest.model_validate({**fields, **changes}), checkpoints.StoredParams(path))
 
 
 def test_a_release_of_the_studys_network_passes(tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ def test_a_folder_of_another_kind_and_too_many_hospitals_are_refused(tmp_path: P
     with pytest.raises(ConfigError, match="expected a Decathlon folder"):
         make_hospitals(tmp_path, tmp_path / "wards", 4, seed=0)
     pairs = [{"image": f"imagesTr/h_{i:03d}.nii.gz", "label": ""} for i in range(30)]
-    (tmp_path / "dataset.json").write_text(json.dumps({"training": pairs, "labels": {"0": "b", "1": "A"}}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"training": pairs, "labels": {"0": "b", "1": "A"}})
+    )
     with pytest.raises(ConfigError, match="at least 10 patients for each of 4"):
         make_hospitals(tmp_path, tmp_path / "wards", 4, seed=0)
     assert not (tmp_path / "wards").exists()

@@ -27,7 +27,10 @@ def test_the_same_study_has_the_same_hash_and_another_has_another(study_file) ->
         ({"rounds": None}, "rounds: expected this key, and it is missing"),
         ({"network": {"name": "VNet"}}, "network: .*VNet"),
         ({"network": {"name": "DenseNet121"}}, "expected a network for segmentation, got DenseNet121"),
-        ({"preprocessing": {"shape": [15, 16, 16]}}, "preprocessing.shape: expected multiples of 2 .*got .15, 16, 16"),
+        (
+            {"preprocessing": {"shape": [15, 16, 16]}},
+            "preprocessing.shape: expected multiples of 2 .*got .15, 16, 16",
+        ),
         ({"preprocessing": {"shape": [16, 16]}}, "preprocessing.shape: expected 3 sides"),
         ({"privacy": {"mode": "shared_noise"}}, "privacy: .*shared_noise"),
         ({"privacy": {"mode": "local"}}, "privacy.local.unit: expected this key"),
@@ -46,7 +49,8 @@ def test_a_fault_names_file_key_expectation_and_what_came(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("epsilon", -1), ("epsilon", ".inf"), ("delta", 0), ("delta", 1), ("unit", "scan")]
+    ("key", "value"),
+    [("epsilon", -1), ("epsilon", ".inf"), ("delta", 0), ("delta", 1), ("unit", "scan")],
 )
 def test_an_impossible_privacy_is_refused(key: str, value: object, study_file) -> None:
     privacy = {

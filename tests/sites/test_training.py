@@ -23,7 +23,9 @@ def examples(patients: int) -> Examples:
     images, targets = [], []
     for i in range(patients):
         target = torch.randint(0, 2, (1 + i % 2, 8, 8), generator=rng)
-        images.append(target[:, None] * 2.0 - 1 + 0.1 * torch.randn(target[:, None].shape, generator=rng))
+        images.append(
+            target[:, None] * 2.0 - 1 + 0.1 * torch.randn(target[:, None].shape, generator=rng)
+        )
         targets.append(target)
     return Examples(tuple(images), tuple(targets))
 
@@ -32,7 +34,9 @@ def mechanism(noise: float = 1e-6, rate: float = 1.0, steps: int = 5) -> Mechani
     return Mechanism(ClipConfig(kind="normalised", norm=1.0), noise, rate, steps, divisor=6 * rate)
 
 
-def train(net: torch.nn.Module, m: Mechanism, microbatch: int = 4, local_loss=None, seed: int = 0) -> list[int]:
+def train(
+    net: torch.nn.Module, m: Mechanism, microbatch: int = 4, local_loss=None, seed: int = 0
+) -> list[int]:
     seen: list[int] = []
     config = TrainingConfig(steps=m.steps, lr=0.3, lot="all", microbatch=microbatch)
     train_privately(
@@ -71,9 +75,7 @@ def test_the_first_step_is_the_clipped_mean_written_out() -> None:
     data, moved = examples(6), {n: torch.zeros_like(p) for n, p in P.of(plain).items()}
     for images, targets in zip(data.images, data.targets, strict=True):
         loss = TASK.loss(plain(images), targets).mean()
-        gradients = dict(
-            zip(moved, torch.autograd.grad(loss, list(plain.parameters())), strict=True)
-        )
+        gradients = dict(zip(moved, torch.autograd.grad(loss, list(plain.parameters())), strict=True))
         factor = 1 / (P.norm(gradients) + 0.01)
         moved = {n: moved[n] + factor * g for n, g in gradients.items()}
     expected = {n: p - 0.3 * moved[n] / 6 for n, p in P.of(plain).items()}

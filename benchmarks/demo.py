@@ -1,0 +1,99 @@
+"""The demo on several seeds: seconds, peak memory, Dice before and after at each hospital, epsilon.
+
+Each seed gets its own made-up patients, first model and noise, in a folder of its own. Peak memory
+is the proportional set size, summed over the command and everything it starts.
+
+    python benchmarks/demo.py --seeds 0 1 2 --json
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from flows.home import Home
+from flows.run import runs_of
+
+
+def measure(seed: int, folder: Path) -> dict[str, Any]:
+    """Run the demo of one seed in `folder` and return its row."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "flows.cli", "demo", "--seed", str(seed)]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, _memory_bytes(process.pid))
+            time.sleep(0.25)
+    seconds = time.monotonic() - started
+    if process.returncode:
+        raise SystemExit((folder / "log").read_text())
+    first, *_, last = runs_of(Home(folder))[-1].records()
+    return {
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "peak_mib": round(peak / 2**20),
+        "dice_before": round(first.quality["dice"], 4),
+        "dice_after": round(last.quality["dice"], 4),
+        "rise": round(last.quality["dice"] - first.quality["dice"], 4),
+        "sites": {
+            release.site: {
+                "dice_before": _dice(first.scores, release.site),
+                "dice_after": _dice(last.scores, release.site),
+                "epsilon": round(release.epsilon or 0, 3),
+            }
+            for release in last.releases
+        },
+    }
+
+
+def _dice(scores: dict[str, dict[str, float]], site: str) -> float | None:
+    value = scores.get(site, {}).get("dice")
+    return None if value is None else round(value, 4)
+
+
+def _memory_bytes(pid: int) -> int:
+    total = 0
+    for process in [pid, *_descendants(pid)]:
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        children = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return []
+    return children + [d for child in children for d in _descendants(child)]
+
+
+def main() -> None:
+    """Print a row for each seed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--json", action="store_true", help="one JSON list")
+    arguments = parser.parse_args()
+    rows = []
+    for seed in arguments.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measure(seed, Path(folder)))
+        if not arguments.json:
+            print(rows[-1])
+    if arguments.json:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

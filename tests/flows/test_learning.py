@@ -1,0 +1,52 @@
+"""Whole studies learn what they claim to: slow, on real schedules."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.home import Home
+from flows.run import Run, runs_of
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+def test_the_demo_gains_fifteen_points_of_dice_on_three_seeds_within_its_budget() -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "demo.py", "--seeds", "0", "1", "2", "--json"]
+    rows = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    for row in rows:
+        assert row["rise"] >= 0.15, row
+        assert row["seconds"] < 300, row
+        assert all(site["epsilon"] <= 8.0005 for site in row["sites"].values()), row
+
+
+def train_on_hippocampus(study: str, shared_data: Path, home: Path) -> Run:
+    def wardround(*arguments: object) -> None:
+        command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+        subprocess.run(command, cwd=home, check=True, timeout=1200)
+
+    wardround("data", "hippocampus", "--from", shared_data / "hippocampus", "--out", "wards")
+    wardround("run", ROOT / "studies" / f"{study}.yaml")
+    (run,) = runs_of(Home(home))
+    return run
+
+
+def test_the_federation_without_privacy_learns_real_scans(shared_data: Path, tmp_path: Path) -> None:
+    run = train_on_hippocampus("hippocampus-plain", shared_data, tmp_path)
+    last = run.records()[-1]
+    assert last.round <= 30
+    assert last.quality["dice"] >= 0.80
+    assert min(last.quality["dice/anterior"], last.quality["dice/posterior"]) >= 0.75
+
+
+def test_the_federation_with_privacy_runs_on_real_scans_within_its_budget(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    run = train_on_hippocampus("hippocampus", shared_data, tmp_path)
+    first, *_, last = run.records()
+    assert all(release.epsilon <= 8.0005 for release in last.releases)
+    assert last.quality["dice"] > first.quality["dice"]
