@@ -58,13 +58,14 @@ def demo(
 def run(
     study: Annotated[Path, typer.Argument(help="The study's YAML file.")],
     sites: SitesOption = Path("wards"),
+    new: Annotated[bool, typer.Option(help="Leave an unfinished run and begin another.")] = False,
     test_noise: TestNoiseOption = None,
 ) -> None:
     """Train a study among the hospitals on this machine; an unfinished run goes on."""
     with _clear_errors():
         from sites.study import load_study
 
-        _train(load_study(study), sites, test_noise)
+        _train(load_study(study), sites, test_noise, new=new)
 
 
 @data_app.command()
@@ -152,13 +153,14 @@ def check(
         raise typer.Exit(1 if count else 0)
 
 
-def _train(study: "Study", sites: Path, test_noise: int | None) -> None:
+def _train(study: "Study", sites: Path, test_noise: int | None, *, new: bool = False) -> None:
     from flows.embedded import train, wards_in
     from flows.home import Home
     from flows.live import Live, summary
 
     live = Live(Console())
-    finished = train(Home(Path.cwd()), study, wards_in(sites, test_noise), live, test_noise)
+    wards = wards_in(sites, test_noise)
+    finished = train(Home(Path.cwd()), study, wards, live, test_noise=test_noise, new=new)
     live.console.print(summary(finished))
     live.say(f"records, models and releases: {finished.folder.relative_to(Path.cwd())}")
     live.say("see it in MLflow: make ui")
@@ -178,7 +180,7 @@ def _clear_errors() -> Iterator[None]:
     except ConfigError as error:
         _stop(str(error), BAD_INPUT)
     except TooFewHospitals as error:
-        hint = "\nThe same command goes on from the last finished round."
+        hint = "\nThe same command goes on from the last finished round, `--new` begins another run."
         _stop(f"{error}{hint}" if error.begun else str(error), 1 if error.begun else BAD_INPUT)
     except (BrokenRun, RunBusy, ServerError, LedgerError) as error:
         _stop(str(error), 1)

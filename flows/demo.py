@@ -5,12 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.embedded import wards_in
 from flows.home import Home
 from flows.live import summary
 from flows.run import runs_of
 from sites.documents import ConfigError
-from sites.phantoms import make_wards
+from sites.phantoms import SCANNERS, make_wards
 from sites.policy import load_policy
 from sites.study import Study, load_study
 
@@ -26,19 +25,21 @@ def prepare(folder: Path, seed: int) -> tuple[Study, Path]:
 
 
 def delete(folder: Path) -> None:
-    """Delete the demo's hospitals and runs.
+    """Delete the demo's hospitals and runs, and nothing else.
 
     Raises:
-        ConfigError: a hospital in the way is not made up; nothing was deleted then.
+        ConfigError: a hospital of the demo's name is not made up; nothing was deleted then.
     """
-    wards = folder / WARDS
-    for name, ward in (wards_in(wards) if wards.exists() else {}).items():
+    wards = [folder / WARDS / scanner.name for scanner in SCANNERS]
+    wards = [ward for ward in wards if ward.exists()]
+    for ward in wards:
         if not load_policy(ward).phantom:
             raise ConfigError(
-                f"{ward}: expected made-up hospitals alone in {WARDS}/, {name} is none. "
+                f"{ward}: expected a made-up hospital, got one without `phantom: true`. "
                 f"Run the demo in another folder."
             )
-    shutil.rmtree(wards, ignore_errors=True)
+    for ward in wards:
+        shutil.rmtree(ward)
     for run in runs_of(Home(folder)):
         if run.study.name == "demo":
             shutil.rmtree(run.folder)

@@ -15,6 +15,7 @@ from flows.run import Run, runs_of
 from flows.servers import Server, running
 from sites.documents import ConfigError
 from sites.hospital import Hospital
+from sites.intake import list_cases
 from sites.study import Study
 
 
@@ -26,7 +27,9 @@ def wards_in(folder: Path, test_noise: int | None = None) -> dict[str, Path]:
     """
     wards: dict[str, Path] = {}
     for path in sorted(folder.glob("*/site.yaml")):
-        name = Hospital.open(path.parent, test_noise).name
+        hospital = Hospital.open(path.parent, test_noise)
+        list_cases(hospital.folder / hospital.policy.data)
+        name = hospital.name
         if name in wards:
             raise ConfigError(f"{path}: name: expected a name of its own, {name!r} is taken.")
         wards[name] = path.parent
@@ -39,9 +42,15 @@ def wards_in(folder: Path, test_noise: int | None = None) -> dict[str, Path]:
 
 
 def train(
-    home: Home, study: Study, wards: Mapping[str, Path], live: Live, test_noise: int | None = None
+    home: Home,
+    study: Study,
+    wards: Mapping[str, Path],
+    live: Live,
+    *,
+    test_noise: int | None = None,
+    new: bool = False,
 ) -> Run:
-    """Train `study` among the hospitals in `wards`; an unfinished run of it goes on.
+    """Train `study` among the hospitals in `wards`; an unfinished run goes on unless `new`.
 
     Raises:
         TooFewHospitals: too few accept (then nothing was recorded), or too few contribute.
@@ -54,7 +63,8 @@ def train(
         os.environ["PREFECT_API_URL"] = f"{prefect}/api"
         os.environ["MLFLOW_TRACKING_URI"] = mlflow
         roster = {name: hospitals.WARM[name].public_key() for name in wards}
-        run = _unfinished(home, study, roster) or Run.create(home, study, roster)
+        unfinished = None if new else _unfinished(home, study, roster)
+        run = unfinished or Run.create(home, study, roster)
         live.say(f"run {run.name}")
         stack.enter_context(live.showing())
         _federate(run, sorted(wards), live)

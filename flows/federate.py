@@ -12,7 +12,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import rounds
 from flows.home import Home
-from flows.hospitals import WARM, HospitalLate
+from flows.hospitals import WARM, HospitalFailed, HospitalLate
 from flows.rounds import NO_ANSWERS, PHASES, Answers
 from flows.run import RoundRecord, Run
 from flows.tracking import Tracking
@@ -37,6 +37,7 @@ def federate(run: str, home: str, sites: list[str]) -> None:
         TooFewHospitals: fewer than the study's minimum accept the study, or contribute to a round.
     """
     with Run.open(Home(Path(home)), run).locked() as opened:
+        opened.begin_attempt()
         federation = join(opened, sites)
         with Tracking.of(federation) as tracking:
             record = begin(federation, tracking)
@@ -45,6 +46,7 @@ def federate(run: str, home: str, sites: list[str]) -> None:
                 releases = contribute(federation, number, record)
                 model = rounds.aggregate(federation, number, record, releases)
                 record = finish(federation, tracking, number, model, releases, started)
+        federation.mark_finished()
 
 
 def join(run: Run, sites: Sequence[str]) -> Run:
@@ -107,9 +109,13 @@ def ask(run: str, number: int, phase: Phase, site: str, home: str) -> None:
     """Have a hospital's process carry out one phase of a round. It returns nothing on purpose:
     the coordinator reads signed statements from the exchange, never a task's result."""
     opened, started = Run.open(Home(Path(home)), run), time.time()
-    order = rounds.order(opened, number, phase).model_dump(mode="json")
+    order, failure = rounds.order(opened, number, phase).model_dump(mode="json"), ""
     try:
         WARM[site].carry_out(order, timeout_s=opened.study.sites.deadline_s)
-    except HospitalLate:
-        return  # its statement is missing, which is all that the round needs to know
-    opened.note_wait(number, phase, site, time.time() - started)
+    except HospitalLate as error:
+        failure = str(error)  # asking again would take as long
+    except HospitalFailed as error:
+        failure = str(error)
+        raise  # Prefect asks again
+    finally:
+        opened.note_call(number, phase, site, time.time() - started, failure)

@@ -115,8 +115,9 @@ class HospitalProcess:
         if self._process is None or self._process.poll() is not None:
             noise = [] if self.test_noise is None else ["--test-noise", str(self.test_noise)]
             known = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+            # -P: whatever lies in the hospital's folder is data, never a module to import.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sites.worker", ".", *noise],
+                [sys.executable, "-P", "-m", "sites.worker", ".", *noise],
                 cwd=self.folder,
                 env={**known, "PYTHONPATH": str(CODE)},
                 stdin=subprocess.PIPE,

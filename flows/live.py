@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from flows.run import RoundRecord, Run
+from flows.run import Accepted, RoundRecord, Run
 
 
 class Live:
@@ -32,7 +32,7 @@ class Live:
 
     def say(self, text: str) -> None:
         """Print one line above the bars."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)
 
     def step(self, hospital: str, what: str, step: int, of: int) -> None:
         """Show that a hospital is at `step` of `of`."""
@@ -86,10 +86,18 @@ def summary(run: Run) -> Table:
             str(participant.declared_patients),
             _shown(first.scores.get(site, {}).get(name)),
             _shown(last.scores.get(site, {}).get(name)),
-            f"{spent[-1]:.2f} of {participant.budget.epsilon:g}" if spent else "no privacy",
+            f"{spent[-1]:.2f} of {participant.budget.epsilon:g}{_caveat(mine[-1])}"
+            if spent
+            else "no privacy",
             f"{sum(r.payload_bytes for r in mine):,}",
         )
     return table
+
+
+def _caveat(release: Accepted) -> str:
+    caveats = [f"+ {release.plain_releases} without privacy"] if release.plain_releases else []
+    caveats += ["test noise"] if release.noise == "test" else []
+    return f" ({', '.join(caveats)})" if caveats else ""
 
 
 def _shown(value: float | None) -> str:

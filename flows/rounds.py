@@ -12,7 +12,10 @@ from flows.run import GENESIS, Accepted, BrokenRun, Participant, RoundRecord, Ru
 from models import checkpoints
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams, sha256_of
+from models.objectives import metric_names
 from models.params import Params
+from privacy.accounting import TOLERANCE, PrivacyEvent, epsilon
+from privacy.mechanisms import mechanism_for
 from privacy.release import (
     Acceptance,
     ModelManifest,
@@ -27,7 +30,7 @@ from privacy.release import (
 )
 from privacy.signing import BadSignature, canonical, sign, verified
 from sites.exchange import model_place, statement_place
-from sites.rounds import Order, Phase
+from sites.rounds import Order, Phase, refusal_of
 from sites.study import Study
 
 PHASES: Mapping[str, Sequence[Phase]] = {"none": ("contribute",), "local": ("contribute",)}
@@ -93,14 +96,14 @@ def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers
     hashes: dict[str, str] = {}
     left_out: dict[str, str] = {}
     for site in sorted(sites):
-        data = run.exchange.statement(statement_place(run.name, round, phase, site))
-        if data is None:
-            left_out[site] = SILENT
-            continue
         try:
+            data = _statement(run, round, phase, site)
+            if data is None:
+                left_out[site] = run.failure(round, phase, site) or SILENT
+                continue
             statement = parse_statement(verified(data, site, run.description.roster))
             _check_addressed(run, round, site, statement)
-        except (BadSignature, RejectedRelease) as error:
+        except (BadSignature, RejectedRelease, CorruptCheckpoint, OSError) as error:
             left_out[site] = f"its statement was rejected: {error}"
             continue
         if isinstance(statement, Refusal):
@@ -110,10 +113,23 @@ def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers
     return Answers(taken, hashes, left_out)
 
 
+def _statement(run: Run, round: int, phase: Phase, site: str) -> bytes | None:
+    """Return a hospital's statement on a phase, or its refusal in this attempt, if there is one."""
+    for act in (phase, refusal_of(phase, run.attempt)):
+        data = run.exchange.statement(statement_place(run.name, round, act, site))
+        if data is not None:
+            return data
+    return None
+
+
 def _check_addressed(run: Run, round: int, site: str, statement: Statement) -> None:
     found = (statement.study_sha256, statement.run, statement.round, statement.site)
     if found != (run.study.sha256, run.name, round, site):
         raise RejectedRelease("it is about another study, run, round or hospital")
+    if isinstance(statement, Scores):
+        unknown = sorted(statement.metrics.keys() - metric_names(run.study.task))
+        if unknown:
+            raise RejectedRelease(f"the study has no metric {unknown[0]!r}")
 
 
 def participants(run: Run, answers: Answers) -> dict[str, Participant]:
@@ -140,6 +156,7 @@ def order(run: Run, round: int, phase: Phase) -> Order:
         study=run.study,
         run=run.name,
         round=round,
+        attempt=run.attempt,
         exchange=run.description.exchange,
         coordinator=run.public_key,
     )
@@ -172,7 +189,7 @@ def take_in(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answer
         try:
             _check_release(run, round, base, manifest, template)
             taken[site] = manifest
-        except (RejectedRelease, CorruptCheckpoint, FileNotFoundError) as error:
+        except (RejectedRelease, CorruptCheckpoint, OSError) as error:
             left_out[site] = f"its release was rejected: {error}"
     if len(taken) < run.study.sites.min:
         raise TooFewHospitals(len(taken), run.study, left_out, round)
@@ -194,12 +211,39 @@ def _check_release(
     declared = run.description.participants[manifest.site].declared_training
     if manifest.declared_training != declared:
         raise RejectedRelease(f"expected the declared {declared} patients of its acceptance")
-    if (manifest.event is None) != (run.study.privacy.mode == "none"):
-        raise RejectedRelease("expected a privacy event exactly where the study has privacy")
+    _check_cost(run, manifest, declared)
     path = _release_path(run, round, manifest.site)
-    run.exchange.fetch_object(manifest.payload_sha256, path)
+    expected = sum(4 * tensor.numel() for tensor in template.values())
+    run.exchange.fetch_object(manifest.payload_sha256, path, max_bytes=2 * expected + 2**20)
+    if path.stat().st_size != manifest.payload_bytes:
+        raise RejectedRelease(f"expected {manifest.payload_bytes:,} bytes as its manifest says")
     tensors = checkpoints.read(path, manifest.payload_sha256)
     check_release(Release(manifest, tensors), template)
+
+
+def _check_cost(run: Run, manifest: ReleaseManifest, declared: int) -> None:
+    """Reject a release whose stated cost is not what the study's own mechanism costs."""
+    privacy = run.study.privacy
+    if privacy.mode == "none":
+        if manifest.event is not None:
+            raise RejectedRelease("it states a privacy event in a study without privacy")
+        return
+    if manifest.event is None or manifest.epsilon is None:
+        raise RejectedRelease("it states no privacy event")
+    training = run.study.training
+    event = mechanism_for(
+        privacy,
+        rounds=run.study.rounds,
+        steps=training.steps,
+        lot=training.lot_size,
+        declared=declared,
+    ).event
+    if PrivacyEvent(**manifest.event.model_dump()) != event:
+        raise RejectedRelease("its privacy event is not the study's")
+    taken = sum(r.site == manifest.site for record in run.records() for r in record.releases)
+    least = epsilon([event] * (taken + 1), privacy.delta)
+    if not least * (1 - TOLERANCE) <= manifest.epsilon:
+        raise RejectedRelease(f"it states epsilon {manifest.epsilon}, its releases cost {least:.4f}")
 
 
 def aggregate(run: Run, round: int, base: RoundRecord, taken: Answers) -> Params:
@@ -265,7 +309,7 @@ def _accepted(run: Run, site: str, manifest: ReleaseManifest, sha256: str) -> Ac
         **manifest.model_dump(
             include={
                 "payload_sha256", "payload_bytes", "event", "epsilon", "epsilon_reported",
-                "noise", "ledger_head",
+                "plain_releases", "noise", "ledger_head",
             }
         ),
     )  # fmt: skip

@@ -54,6 +54,7 @@ class Accepted(Config):
     event: EventRecord | None
     epsilon: float | None
     epsilon_reported: float | None
+    plain_releases: int
     noise: str
     ledger_head: Sha256
 
@@ -199,20 +200,35 @@ class Run:
         """Return the global model that a record names, checked against its sha256."""
         return checkpoints.read(self.model_path(record.round), record.model_sha256)
 
-    def note_wait(self, round: int, phase: str, site: str, seconds: float) -> None:
-        """Note how long a hospital took for a phase of a round."""
-        data = json.dumps({"seconds": seconds}).encode()
-        write_atomically(self._wait_path(round, phase, site), data)
+    def note_call(self, round: int, phase: str, site: str, seconds: float, failure: str) -> None:
+        """Note how long a hospital took for a phase of a round, and what went wrong, if anything."""
+        data = json.dumps({"seconds": seconds, "failure": failure}).encode()
+        write_atomically(self._call_path(round, phase, site), data)
 
     def waits(self, round: int, phase: str) -> dict[str, float]:
         """Return how long each hospital took for a phase of a round, in seconds."""
         return {
             path.stem: float(json.loads(path.read_bytes())["seconds"])
-            for path in sorted(self._wait_path(round, phase, "").parent.glob("*.json"))
+            for path in sorted(self._call_path(round, phase, "").parent.glob("*.json"))
         }
 
-    def _wait_path(self, round: int, phase: str, site: str) -> Path:
-        return self.folder / "waits" / f"round-{round:03d}" / phase / f"{site}.json"
+    def failure(self, round: int, phase: str, site: str) -> str:
+        """Return what went wrong when a hospital was asked, empty if nothing did."""
+        path = self._call_path(round, phase, site)
+        return str(json.loads(path.read_bytes())["failure"]) if path.exists() else ""
+
+    def _call_path(self, round: int, phase: str, site: str) -> Path:
+        return self.folder / "calls" / f"round-{round:03d}" / phase / f"{site}.json"
+
+    @property
+    def attempt(self) -> int:
+        """How often a coordinator has started on this run."""
+        path = self.folder / "attempts"
+        return int(path.read_bytes()) if path.exists() else 0
+
+    def begin_attempt(self) -> None:
+        """Count one more start."""
+        write_atomically(self.folder / "attempts", str(self.attempt + 1).encode())
 
     def records(self) -> list[RoundRecord]:
         """Return the records of all finished rounds, from round 0.
@@ -237,10 +253,14 @@ class Run:
         """Put a finished round on record: with this one file the round is done."""
         write_atomically(self._record_path(record.round), record.data)
 
+    def mark_finished(self) -> None:
+        """Note that every round is on record and in MLflow."""
+        write_atomically(self.folder / "finished", b"")
+
     @property
     def is_finished(self) -> bool:
-        """Whether every round is on record."""
-        return self._record_path(self.study.rounds).exists()
+        """Whether every round is on record and in MLflow."""
+        return (self.folder / "finished").exists()
 
     def _record_path(self, round: int) -> Path:
         return self.folder / "rounds" / f"round-{round:03d}.json"

@@ -9,17 +9,19 @@ from rich.table import Table
 from models.objectives import ClassificationConfig, SegmentationConfig
 from privacy.accounting import epsilon
 from sites.cohort import read_cases
-from sites.documents import ConfigError
 from sites.hospital import Hospital
-from sites.intake import list_cases
+from sites.intake import declared_labels, list_cases
 from sites.study import load_study
 
 
 def ledger_table(folder: Path) -> Table:
     """Return the hospital's ledger: each entry, and what was spent with it."""
     hospital = Hospital.open(folder)
-    budget = hospital.policy.budget
-    table = Table(title=f"{hospital.name}: budget epsilon {budget.epsilon:g} at delta {budget.delta:g}")
+    budget, plain = hospital.policy.budget, hospital.ledger.plain_charges()
+    title = f"{hospital.name}: budget epsilon {budget.epsilon:g} at delta {budget.delta:g}"
+    if plain:
+        title += f"\nbeside it {plain} releases without privacy, which no epsilon covers"
+    table = Table(title=title)
     for heading in ("when", "study", "round", "act", "entry", "event", "epsilon so far", "left"):
         table.add_column(heading)
     standing = []
@@ -83,9 +85,5 @@ def faults_table(folder: Path, study: Path | None) -> tuple[Table, int]:
 
 def _task_of(data: Path) -> SegmentationConfig | ClassificationConfig:
     """Return the task that the data's own description suggests."""
-    try:
-        described = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["labels"]
-        labels = {int(k): f"label-{k}" for k in described if int(k) > 0}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{data}: expected labels in dataset.json, got {error!r}.") from None
+    labels = {value: f"label-{value}" for value in declared_labels(data) if value > 0}
     return SegmentationConfig(kind="segmentation", dims=3, labels=labels)

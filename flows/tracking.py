@@ -113,9 +113,17 @@ class Tracking(AbstractContextManager["Tracking"]):
         for release in record.releases:
             if release.site == site:
                 values |= _privacy(release) | {"exchange/bytes_up": release.payload_bytes}
+                self._tag_caveats(site, release)
         if site in record.train_seconds:
             values["perf/train_seconds"] = record.train_seconds[site]
         self._log(self._children[site], record, values)
+
+    def _tag_caveats(self, site: str, release: Accepted) -> None:
+        """Tag what the shown epsilon does not say by itself."""
+        self._client.set_tag(self._children[site], "wardround.noise", release.noise)
+        if release.plain_releases:
+            count = str(release.plain_releases)
+            self._client.set_tag(self._children[site], "wardround.plain_releases", count)
 
     def _log_global(self, record: RoundRecord) -> None:
         values = {f"val/{name}": value for name, value in record.quality.items()}
@@ -143,6 +151,7 @@ class Tracking(AbstractContextManager["Tracking"]):
             f"and tags.`wardround.round` = '{record.round}'"
         )
         if found:
+            self._client.set_registered_model_alias(name, "candidate", found[0].version)
             return
         version_tags = {
             "wardround.study": self._run.study.name,

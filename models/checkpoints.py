@@ -73,10 +73,12 @@ class StoredParams(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         with self._open() as file:
+            if name not in self.shapes:
+                raise KeyError(name)
             try:
                 tensor: Tensor = file.get_tensor(name)
-            except SafetensorError as error:
-                raise KeyError(name) from error
+            except (SafetensorError, KeyError, ValueError, TypeError) as error:
+                raise CorruptCheckpoint(f"{name!r} can't be read: {error}") from error
             return tensor
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:

@@ -106,6 +106,17 @@ def build_task(config: SegmentationConfig | ClassificationConfig) -> Task:
     return Task(_cross_entropy, _softmax, _classification_metrics)
 
 
+def metric_names(config: SegmentationConfig | ClassificationConfig) -> frozenset[str]:
+    """Return the metrics that a task can have.
+
+    >>> sorted(metric_names(SegmentationConfig(kind="segmentation", dims=3, labels={1: "head"})))
+    ['dice', 'dice/head', 'hd95_mm']
+    """
+    if config.kind == "segmentation":
+        return frozenset({"dice", "hd95_mm", *(f"dice/{name}" for name in config.labels.values())})
+    return frozenset({"accuracy", "auroc"})
+
+
 def one_hot(target: Tensor, num_classes: int) -> Tensor:
     """Return `(N, C, ...)` from integer labels `(N, ...)`; unlike torch's it works under vmap."""
     classes = torch.arange(num_classes, device=target.device)

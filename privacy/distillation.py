@@ -81,7 +81,7 @@ def imitation_loss(logits: Tensor, answers: Tensor, temperature: float) -> Tenso
     soft = functional.log_softmax(logits / temperature, 1)
     target = functional.log_softmax(answers / temperature, 1)
     kl = functional.kl_div(soft, target, log_target=True, reduction="none").sum(1).mean()
-    mine, theirs = (x.softmax(1)[:, 1:].flatten(2) for x in (logits, answers))
+    mine, theirs = (x.softmax(1)[:, 1:].unsqueeze(-1).flatten(2) for x in (logits, answers))
     overlap = 2 * (mine * theirs).sum(2) / (mine.square() + theirs.square()).sum(2).clamp(min=1e-6)
     return 3 * temperature**2 * kl + 1 - overlap.mean()
 

@@ -21,7 +21,7 @@ class ClipConfig(Config):
     """How a patient's gradient is bounded: `flat` min(1, C/|g|) g, or `normalised` C g/(|g|+.01)."""
 
     kind: Literal["flat", "normalised"]
-    norm: Annotated[float, Field(gt=0)]
+    norm: Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class NoPrivacy(Config):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams
@@ -21,12 +21,18 @@ Content = Literal["weights", "student", "predictions", "gradient_sum"]
 Noise = Literal["system", "test", "none"]
 
 
+Count = Annotated[int, Field(ge=1, le=10**7)]
+Epsilon = Annotated[float, Field(ge=0, le=1e6)]
+MetricName = Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[a-z0-9_-]+)?$", max_length=80)]
+MetricValue = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
 class EventRecord(Config):
     """A privacy event as a manifest states it."""
 
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
+    noise_multiplier: Annotated[float, Field(gt=0, le=1e6)]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    steps: Annotated[int, Field(ge=1, le=10**7)]
 
 
 class _Statement(Config):
@@ -42,8 +48,8 @@ class Acceptance(_Statement):
     """A hospital takes part, with these public numbers of patients and this budget."""
 
     kind: Literal["acceptance"]
-    declared_training: Annotated[int, Field(ge=1)]
-    declared_patients: Annotated[int, Field(ge=1)]
+    declared_training: Count
+    declared_patients: Count
     budget: Budget
 
 
@@ -51,7 +57,7 @@ class Refusal(_Statement):
     """A hospital takes no part in the run or the round. The reason names no patient or count."""
 
     kind: Literal["refusal"]
-    reason: str
+    reason: Annotated[str, Field(max_length=1000)]
 
 
 class ReleaseManifest(_Statement):
@@ -59,19 +65,29 @@ class ReleaseManifest(_Statement):
 
     `epsilon` is what this run has spent at this hospital so far, at the study's delta, and
     `epsilon_reported` the same by the study's Opacus accountant; None without privacy.
+    `plain_releases` were made of the same patients without privacy; no epsilon covers them.
     """
 
     kind: Literal["release"]
     content: Content
     base_sha256: Sha256
     payload_sha256: Sha256
-    payload_bytes: Annotated[int, Field(ge=1)]
+    payload_bytes: Annotated[int, Field(ge=1, le=2**36)]
     tensors: dict[str, tuple[int, ...]]
-    declared_training: Annotated[int, Field(ge=1)]
+    declared_training: Count
     event: EventRecord | None
-    epsilon: float | None
-    epsilon_reported: float | None
+    epsilon: Epsilon | None
+    epsilon_reported: Epsilon | None
+    plain_releases: Annotated[int, Field(ge=0, le=10**9)]
     noise: Noise
+
+    @model_validator(mode="after")
+    def _private_in_every_field_or_in_none(self) -> "ReleaseManifest":
+        private = {self.event is not None, self.epsilon is not None,
+                   self.epsilon_reported is not None, self.noise != "none"}  # fmt: skip
+        if len(private) > 1:
+            raise ValueError("expected an event, both epsilons and noise, or none of them")
+        return self
 
 
 class Scores(_Statement):
@@ -80,7 +96,7 @@ class Scores(_Statement):
     kind: Literal["scores"]
     model_sha256: Sha256
     metrics_policy: Literal["exact", "withheld"]
-    metrics: dict[str, float]
+    metrics: dict[MetricName, MetricValue]
 
 
 class ModelManifest(Config):
@@ -118,7 +134,9 @@ def parse_statement(fields: Mapping[str, Any]) -> Statement:
     """
     try:
         return _STATEMENT.validate_python(fields)
-    except ValidationError as error:
+    except (ValidationError, RecursionError) as error:
+        if isinstance(error, RecursionError):
+            raise RejectedRelease("it is nested too deeply") from error
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RejectedRelease(f"{where}: {first['msg']}") from error

@@ -81,7 +81,9 @@ def verified(data: bytes, signer: str, roster: Roster) -> dict[str, Any]:
         signature = bytes.fromhex(envelope["signature"])
         named = envelope["signer"]
         content = canonical(statement)
-    except (ValueError, KeyError, TypeError) as error:
+        if not isinstance(statement, dict):
+            raise TypeError("expected an object")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadSignature(f"The statement of {signer!r} is malformed: {error!r}.") from error
     if named != signer:
         raise BadSignature(f"Expected a statement of {signer!r}, got one of {named!r}.")

@@ -3,14 +3,14 @@
 import hmac
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from models.objectives import ClassificationConfig, SegmentationConfig
 from privacy.signing import secret_file
-from sites.intake import BrokenCase, CaseFiles, Scan, list_cases, read_scan
+from sites.intake import BrokenCase, CaseFiles, Scan, declared_labels, list_cases, read_scan
 from sites.policy import Policy, Refused
 
 log = logging.getLogger("wardround.site")
@@ -56,10 +56,11 @@ def load_cohort(
     """Return the hospital's patients whose scans can be used.
 
     Raises:
-        Refused: a case is broken and the policy says `on_broken_case: stop`, or fewer training
-            patients than `min_patients` remain. The text tells no count and no case; the
-            hospital's own log names each broken case.
+        Refused: the study has other labels than `dataset.json` declares; a case is broken and the
+            policy says `on_broken_case: stop`; fewer training patients than `min_patients` remain.
+            The text tells no count and no case; the hospital's own log names each broken case.
     """
+    _check_labels(declared_labels(data), task)
     scans, faults = read_cases(data, list_cases(data), task)
     for fault in faults:
         log.warning("broken case %s", fault)
@@ -77,6 +78,16 @@ def load_cohort(
     if len(cohort.training) < policy.min_patients:
         raise Refused("fewer training patients than the policy's min_patients can be used")
     return cohort
+
+
+def _check_labels(declared: Mapping[int, str], task: SegmentationConfig | ClassificationConfig) -> None:
+    """Refuse a study with labels of its own choice: who is left out would tell who has which."""
+    background = {0} if task.kind == "segmentation" else set()
+    if set(declared) - background != set(task.labels):
+        raise Refused(
+            f"the study's labels {sorted(task.labels)} are not those of the hospital's data, "
+            f"{sorted(set(declared) - background)}"
+        )
 
 
 def read_cases(

@@ -14,6 +14,8 @@ from fsspec.core import url_to_fs
 
 from models.checkpoints import CorruptCheckpoint, sha256_of, write_atomically
 
+STATEMENT_BYTES = 2**20
+
 
 class AlreadyWritten(Exception):
     """Other bytes lie at this place of the exchange already, and nothing there is ever replaced."""
@@ -36,16 +38,17 @@ class Exchange:
         self._write_once(f"objects/{sha256}", data)
         return sha256
 
-    def fetch_object(self, sha256: str, into: Path) -> None:
+    def fetch_object(self, sha256: str, into: Path, max_bytes: int) -> None:
         """Write the object of this sha256 to the file `into`, unless it lies there already.
 
         Raises:
             FileNotFoundError: no such object.
-            CorruptCheckpoint: the object's bytes are not those that its name promises.
+            CorruptCheckpoint: it is larger than `max_bytes`, or its bytes are not those that its
+                name promises.
         """
         if into.exists() and sha256_of(into.read_bytes()) == sha256:
             return
-        data = self._read(f"objects/{sha256}")
+        data = self._read(f"objects/{sha256}", max_bytes)
         if sha256_of(data) != sha256:
             raise CorruptCheckpoint(f"The object {sha256} of the exchange has other content.")
         write_atomically(into, data)
@@ -59,15 +62,22 @@ class Exchange:
         self._write_once(f"{place}.json", data)
 
     def statement(self, place: str) -> bytes | None:
-        """Return the statement at `place`, or None while there is none."""
+        """Return the statement at `place`, or None while there is none.
+
+        Raises:
+            CorruptCheckpoint: it is larger than any statement.
+        """
         try:
-            return self._read(f"{place}.json")
+            return self._read(f"{place}.json", STATEMENT_BYTES)
         except FileNotFoundError:
             return None
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str, max_bytes: int) -> bytes:
         filesystem, root = self._storage
-        data: bytes = filesystem.cat_file(posixpath.join(root, name))
+        path = posixpath.join(root, name)
+        if filesystem.size(path) > max_bytes:
+            raise CorruptCheckpoint(f"Expected at most {max_bytes:,} bytes at {name}.")
+        data: bytes = filesystem.cat_file(path)
         return data
 
     def _write_once(self, name: str, data: bytes) -> None:

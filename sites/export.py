@@ -40,10 +40,17 @@ def release(
         tensors={name: tuple(change[name].shape) for name in sorted(change)},
         declared_training=hospital.policy.declared_training,
         event=EventRecord(**asdict(charge.event)) if charge.event else None,
+        plain_releases=hospital.ledger.plain_charges(),
         noise=noise,
         **_spent(hospital, study, charge.run),
         **_common(hospital, study, charge),
     )
+    hospital.ledger.settle(charge, _into_outbox(hospital, statement))
+
+
+def spoilt(hospital: Hospital, study: Study, charge: Charge, reason: str) -> None:
+    """Settle a charge with a refusal: there is nothing to release, and no second try to choose from."""
+    statement = Refusal(kind="refusal", reason=reason, **_common(hospital, study, charge))
     hospital.ledger.settle(charge, _into_outbox(hospital, statement))
 
 

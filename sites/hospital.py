@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from models.checkpoints import write_atomically
 from models.objectives import ClassificationConfig, SegmentationConfig
 from privacy.ledger import Ledger
 from privacy.noise import NoiseSource
 from privacy.release import Noise
-from privacy.signing import private_key, public_hex
+from privacy.signing import canonical, private_key, public_hex
 from sites.cohort import Cohort, load_cohort, pseudonym_key
 from sites.documents import ConfigError
 from sites.outbox import Outbox
@@ -106,3 +107,12 @@ class Hospital:
                 "the coordinator's key is not the one that this hospital knows; if the change is "
                 "meant, the hospital deletes state/keys/coordinator.pub"
             )
+
+    def bind(self, run: str, study_sha256: str, exchange: str) -> None:
+        """Pin a run's study and exchange on first contact; raise `Refused` if they ever change."""
+        path = self.state / "runs" / f"{run}.json"
+        terms = canonical({"study_sha256": study_sha256, "exchange": exchange})
+        if not path.exists():
+            write_atomically(path, terms)
+        if path.read_bytes() != terms:
+            raise Refused("this run began here with another study or another exchange")

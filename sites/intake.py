@@ -1,17 +1,20 @@
 """What a hospital has on disk: cases in the Decathlon's layout, read from NIfTI and checked."""
 
 import csv
+import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from models.objectives import ClassificationConfig, SegmentationConfig
 from sites.documents import ConfigError
+
+LARGEST_BYTES = 2**32
+"""More than any scan that this package trains on, unpacked."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,21 @@ def list_cases(data: Path) -> list[CaseFiles]:
     return cases
 
 
+def declared_labels(data: Path) -> dict[int, str]:
+    """Return the labels that `dataset.json` says the data have: public, and the hospital's word.
+
+    Raises:
+        ConfigError: the file or its `labels` is missing or has another form.
+    """
+    try:
+        described = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["labels"]
+        return {int(value): str(name) for value, name in described.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f'{data / "dataset.json"}: expected labels: {{"0": "background", "1": ...}}, got {error!r}.'
+        ) from None
+
+
 def read_scan(data: Path, case: CaseFiles, task: SegmentationConfig | ClassificationConfig) -> Scan:
     """Return the scan of `case`.
 
@@ -84,8 +102,7 @@ def read_scan(data: Path, case: CaseFiles, task: SegmentationConfig | Classifica
             number of dimensions than the task, is not finite or is constant; the label has another
             shape or a value outside the task's.
     """
-    image, spacing_mm = _read_nifti(data, case, case.image, task.dims)
-    values = image.astype(np.float32)
+    values, spacing_mm = _read_nifti(data, case, case.image, task.dims)
     if not np.isfinite(values).all():
         raise BrokenCase(case.case, "the image has NaN or infinite voxels")
     if values.min() == values.max():
@@ -93,8 +110,8 @@ def read_scan(data: Path, case: CaseFiles, task: SegmentationConfig | Classifica
     if task.kind == "classification":
         return Scan(values, np.asarray(_class(case, task), dtype=np.int64), spacing_mm)
     label, _ = _read_nifti(data, case, case.label, task.dims)
-    if label.shape != image.shape:
-        raise BrokenCase(case.case, f"the image has shape {image.shape}, its label {label.shape}")
+    if label.shape != values.shape:
+        raise BrokenCase(case.case, f"the image has shape {values.shape}, its label {label.shape}")
     if strange := sorted(set(np.unique(label)) - {0, *task.labels}):
         raise BrokenCase(case.case, f"the label has the value {strange[0]:g}, not in the study")
     return Scan(values, label.astype(np.int64), spacing_mm)
@@ -102,20 +119,34 @@ def read_scan(data: Path, case: CaseFiles, task: SegmentationConfig | Classifica
 
 def _read_nifti(
     data: Path, case: CaseFiles, name: str, dims: int
-) -> tuple[NDArray[np.floating], tuple[float, ...]]:
+) -> tuple[NDArray[np.float32], tuple[float, ...]]:
     path = (data / name).resolve()
     if not path.is_relative_to(data.resolve()):
         raise BrokenCase(case.case, "a file lies outside the data folder")
     try:
+        _check_gzip(path)
         image = nib.as_closest_canonical(nib.load(path))
-        voxels = np.asarray(image.dataobj)
+        voxels = np.asarray(image.dataobj, dtype=np.float32)
     except FileNotFoundError:
         raise BrokenCase(case.case, "a file is missing") from None
-    except (ImageFileError, OSError, EOFError, ValueError, MemoryError) as error:
+    except Exception as error:
+        # A damaged file can fail in any way that its reader can; none may stop the other cases.
         raise BrokenCase(case.case, f"a file can't be read: {type(error).__name__}") from error
     if voxels.ndim != dims:
         raise BrokenCase(case.case, f"expected {dims} dimensions, got {voxels.ndim}")
     return voxels, tuple(float(side) for side in image.header.get_zooms()[:dims])
+
+
+def _check_gzip(path: Path) -> None:
+    """Read a gzip file to its end, where its checksum stands; nibabel stops before it."""
+    if path.suffix != ".gz":
+        return
+    size = 0
+    with gzip.open(path) as file:
+        while part := file.read(2**20):
+            size += len(part)
+            if size > LARGEST_BYTES:
+                raise OSError("the file unpacks to more than a scan can be")
 
 
 def _class(case: CaseFiles, task: ClassificationConfig) -> int:

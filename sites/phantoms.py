@@ -20,6 +20,7 @@ from scipy.ndimage import gaussian_filter
 
 from models import synthesis
 from sites.cohort import pseudonym_key
+from sites.documents import ConfigError
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,22 @@ SHARE_SCANNED_TWICE = 0.25
 def make_wards(wards: Path, seed: int, scanners: Sequence[Scanner] = SCANNERS) -> list[Path]:
     """Return the folders of made-up hospitals under `wards`, written where they are not.
 
+    Raises:
+        ConfigError: a folder of one's name holds something else, or other made-up patients.
+
     A hospital is renamed into place when it is complete, so an interrupted call leaves no half.
     """
-    return [_make_ward(wards, scanner, seed + i) for i, scanner in enumerate(scanners)]
+    return [_make_ward(wards, scanner, seed, i) for i, scanner in enumerate(scanners)]
 
 
-def _make_ward(wards: Path, scanner: Scanner, seed: int) -> Path:
+def _make_ward(wards: Path, scanner: Scanner, seed: int, number: int) -> Path:
     ward = wards / scanner.name
     if ward.exists():
+        _check_made_of(ward, seed)
         return ward
     partial = wards / f".{scanner.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, number])
     rows = []
     for patient in range(scanner.patients):
         for scan in range(1 + (rng.random() < SHARE_SCANNED_TWICE)):
@@ -73,11 +78,21 @@ def _make_ward(wards: Path, scanner: Scanner, seed: int) -> Path:
             _save(partial / "imagesTr" / f"{case}.nii.gz", image, scanner.orientation)
             _save(partial / "labelsTr" / f"{case}.nii.gz", label, scanner.orientation)
             rows.append((case, f"patient_{patient:03d}"))
-    describe_cases(partial, rows, name="Phantoms", labels={1: "head", 2: "tail"})
+    describe_cases(partial, rows, name=f"phantoms of seed {seed}", labels={1: "head", 2: "tail"})
     write_policy(partial, _policy(scanner))
     pseudonym_key(partial / "state", lambda: rng.bytes(32))  # nobody to hide: the same everywhere
     partial.rename(ward)
     return ward
+
+
+def _check_made_of(ward: Path, seed: int) -> None:
+    """Raise ConfigError unless `ward` holds the made-up patients of this seed."""
+    found = json.loads((ward / "dataset.json").read_text(encoding="utf-8")).get("name")
+    if found != f"phantoms of seed {seed}":
+        raise ConfigError(
+            f"{ward}: expected phantoms of seed {seed}, got {found!r}. Take another folder, or "
+            f"delete these hospitals first (`wardround demo --fresh` deletes the demo's)."
+        )
 
 
 def phantom(scanner: Scanner, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

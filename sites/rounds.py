@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import nn
 
 from models import checkpoints
@@ -21,9 +21,10 @@ from models.config import Config
 from models.networks import NetworkConfig
 from models.objectives import build_task
 from models.params import Params
-from privacy.distillation import distil, transfer_images
+from privacy.distillation import DistillationConfig, distil, transfer_images
 from privacy.ledger import BudgetExceeded, Charge
 from privacy.mechanisms import Mechanism, mechanism_for
+from privacy.per_patient import per_patient_gradients
 from privacy.release import ModelManifest, Noise
 from privacy.signing import BadSignature, verified
 from sites import export
@@ -38,12 +39,25 @@ from sites.training import Examples, Progress, prepare, train_plainly, train_pri
 log = logging.getLogger("wardround.site")
 
 Phase = Literal["join", "contribute", "evaluate"]
+MODEL_BYTES = 2**34
+CPU = torch.device("cpu")
+
+
+def refusal_of(phase: Phase, attempt: int) -> str:
+    """Return the name under which a refusal of a phase is recorded and laid down.
+
+    >>> refusal_of("contribute", 2)
+    'contribute-refused-2'
+    """
+    return f"{phase}-refused-{attempt}"
 
 
 class Order(Config):
     """What the coordinator asks of a hospital: public values only.
 
     Attributes:
+        attempt: counts the coordinator's starts of this run. A refusal holds for its attempt, so
+            that a hospital which was put right can take part when the run goes on.
         exchange: where to read the global model and to lay down the answer.
         coordinator: the coordinator's public key, pinned by the hospital on first contact.
     """
@@ -52,6 +66,7 @@ class Order(Config):
     study: Study
     run: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
     round: Annotated[int, Field(ge=0)]
+    attempt: Annotated[int, Field(ge=1)]
     exchange: str
     coordinator: str
 
@@ -62,21 +77,25 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
     A refusal is such a statement too. An act that is on record already is published again, not
     done again.
     """
-    study = order.study
+    study, exchange = order.study, Exchange(order.exchange)
     act = Charge(study.name, order.run, order.round, order.phase, "training", event=None)
-    if hospital.ledger.file_of(act) is None:
-        try:
-            hospital.trust(order.coordinator)
+    try:
+        hospital.trust(order.coordinator)
+        hospital.bind(order.run, study.sha256, order.exchange)
+        if hospital.ledger.file_of(act) is None:
             admit(hospital.policy, study)
             _PHASES[order.phase](hospital, order, act, progress)
-        except (Refused, BudgetExceeded) as reason:
-            log.warning("%s, round %d of %s: refused: %s", act.purpose, act.round, act.run, reason)
-            export.refusal(hospital, study, act, str(reason))
-    export.publish(hospital, Exchange(order.exchange), act)
+        export.publish(hospital, exchange, act)
+    except (Refused, BudgetExceeded) as reason:
+        log.warning("%s, round %d of %s: refused: %s", act.purpose, act.round, act.run, reason)
+        refused = replace(act, purpose=refusal_of(order.phase, order.attempt))
+        export.refusal(hospital, study, refused, str(reason))
+        export.publish(hospital, exchange, refused)
 
 
 def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Check that data and budget allow the run from end to end, and accept."""
+    _rehearse(hospital, order.study, _network(order.study.network, order.study, hospital.device, None))
     hospital.cohort(order.study.task)
     if mechanism := _mechanism(hospital, order.study):
         hospital.ledger.check_fits(act.patients, mechanism.event, times=order.study.rounds)
@@ -88,12 +107,13 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     study = order.study
     model = _global_model(hospital, order)
     mechanism = _mechanism(hospital, study)
-    charge = replace(act, event=mechanism.event if mechanism else None)
-    patients = hospital.cohort(study.task).training
-    hospital.ledger.reserve(charge)
-    hospital.ledger.start(charge)
     start = _with_local_layers(hospital, order, model.params, order.round - 1)
     network = _network(study.network, study, hospital.device, start)
+    _rehearse(hospital, study, network)
+    patients = hospital.cohort(study.task).training
+    charge = replace(act, event=mechanism.event if mechanism else None)
+    hospital.ledger.reserve(charge)
+    hospital.ledger.start(charge)
     examples = prepare(patients, study.preprocessing, hospital.device)
     noise = _learn(hospital, order, network, examples, mechanism, progress)
     trained, strategy = P.of(network.cpu()), study.strategy.build()
@@ -101,7 +121,10 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     if local:
         checkpoints.write(hospital.stored("local", order.run, order.round), local)
     change = strategy.shared(P.subtract(trained, start))
-    export.release(hospital, study, charge, change, model.sha256, noise)
+    if P.all_finite(change):
+        export.release(hospital, study, charge, change, model.sha256, noise)
+    else:
+        export.spoilt(hospital, study, charge, "the training diverged; its cost stays charged")
 
 
 def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
@@ -147,10 +170,30 @@ def _global_model(hospital: Hospital, order: Order) -> GlobalModel:
         if named != (order.study.sha256, order.run, round):
             raise Refused("the global model's statement is of another study, run or round")
         path = hospital.stored("global", order.run, round)
-        exchange.fetch_object(manifest.model_sha256, path)
-        return GlobalModel(manifest.model_sha256, checkpoints.read(path, manifest.model_sha256))
-    except (BadSignature, ValidationError, CorruptCheckpoint, FileNotFoundError) as error:
+        exchange.fetch_object(manifest.model_sha256, path, MODEL_BYTES)
+        params = checkpoints.read(path, manifest.model_sha256)
+        P.check_like(params, P.of(_network(order.study.network, order.study, CPU, None)))
+        if not P.all_finite(params):
+            raise CorruptCheckpoint("a value is NaN or infinite")
+        return GlobalModel(manifest.model_sha256, params)
+    except (BadSignature, ValueError, FileNotFoundError) as error:
         raise Refused(f"the global model of round {round} can't be trusted: {error}") from error
+
+
+def _rehearse(hospital: Hospital, study: Study, network: nn.Module) -> None:
+    """Refuse a study that cannot train or distil, on synthetic images and before anything is spent."""
+    shape, labels = study.preprocessing.shape, len(study.task.labels)
+    config = DistillationConfig(transfer="synthetic", steps=1, images=8, batch=2)
+    images = transfer_images(config, shape, labels, study.seed_for(0, "", "rehearsal"))
+    images = images[:2].to(hospital.device)
+    target = torch.zeros(2, *(shape if study.task.kind == "segmentation" else ()))
+    target = target.long().to(hospital.device)
+    pair = torch.arange(2, device=hospital.device)
+    try:
+        per_patient_gradients(network, build_task(study.task).loss, images, target, pair)
+        distil(network, copy.deepcopy(network), images, config, torch.Generator())
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise Refused(f"the study cannot train on images of its shape: {error}") from error
 
 
 def _mechanism(hospital: Hospital, study: Study) -> Mechanism | None:

@@ -86,8 +86,33 @@ def test_the_demo_deletes_made_up_hospitals_alone(home: Path, edit) -> None:
     edit(home / "wards" / "east" / "site.yaml", phantom=False)
     result = call("demo", "--fresh")
     assert result.exit_code == 2
-    assert "expected made-up hospitals alone" in result.stderr
+    assert "expected a made-up hospital" in result.stderr
     assert (home / "wards" / "north").exists()
+
+
+def test_the_demo_deletes_nothing_but_its_own(home: Path) -> None:
+    scans = home / "wards" / "my-scans"
+    scans.mkdir()
+    (scans / "a.nii").write_bytes(b"precious")
+    from flows.demo import delete
+
+    delete(home)
+    assert (scans / "a.nii").exists()
+    assert not (home / "wards" / "north").exists()
+
+
+def test_a_missing_list_of_cases_names_the_file(home: Path, study_file) -> None:
+    (home / "wards" / "east" / "subjects.csv").unlink()
+    result = call("run", study_file())
+    assert result.exit_code == 2
+    assert "wards/east/subjects.csv: no such file" in result.stderr
+    assert_untouched(home)
+
+
+def test_made_up_patients_of_another_seed_are_not_taken_for_those_asked_for(home: Path) -> None:
+    result = call("demo", "--seed", "5")
+    assert result.exit_code == 2
+    assert "expected phantoms of seed 5, got 'phantoms of seed 0'" in result.stderr
 
 
 def test_the_ui_says_so_where_nothing_is_recorded(home: Path) -> None:

@@ -80,6 +80,14 @@ def test_a_process_sees_its_own_folder_and_neither_secrets_nor_others(
     assert not any("/east" in name or "/south" in name for name in files)
 
 
+def test_a_module_in_a_hospitals_folder_is_data_and_is_not_run(wards: Path) -> None:
+    (wards / "east" / "torch.py").write_text("open('was_run', 'w')")
+    hospital = HospitalProcess("east", wards / "east")
+    hospital.public_key()
+    hospital.close()
+    assert not (wards / "east" / "was_run").exists()
+
+
 def test_a_process_dies_with_its_parent(wards: Path) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(wards / "north")], stdout=subprocess.PIPE, text=True

@@ -17,7 +17,7 @@ def release_of(stored: dict[str, torch.Tensor], path: Path, **changes: object) -
         "ledger_head": HASH, "content": "student", "base_sha256": HASH, "payload_sha256": HASH,
         "payload_bytes": 100, "tensors": {n: tuple(t.shape) for n, t in stored.items()},
         "declared_training": 20, "event": None, "epsilon": None, "epsilon_reported": None,
-        "noise": "none",
+        "plain_releases": 0, "noise": "none",
     }  # fmt: skip
     return Release(ReleaseManifest.model_validate({**fields, **changes}), checkpoints.StoredParams(path))
 
@@ -57,3 +57,36 @@ def test_a_manifest_that_lists_other_tensors_is_rejected(tmp_path: Path) -> None
 def test_what_is_no_known_statement_is_rejected(fields: dict[str, object]) -> None:
     with pytest.raises(RejectedRelease):
         parse_statement(fields)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"event": {"noise_multiplier": 3, "sampling_rate": 1, "steps": 4}},
+        {"epsilon": 3.0},
+        {"noise": "system"},
+        {"payload_bytes": 10**400},
+        {"declared_training": 10**400},
+        {"payload_bytes": 0},
+    ],
+)
+def test_a_manifest_with_impossible_figures_is_no_statement(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    fields = release_of(TEMPLATE, tmp_path / "x").manifest.model_dump(mode="json")
+    assert parse_statement(fields)
+    with pytest.raises(RejectedRelease):
+        parse_statement({**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    "metrics", [{"dice": 1e308}, {"dice\n!": 1.0}, {"Dice": 1.0}, {"dice": float("nan")}]
+)
+def test_scores_that_no_metric_has_are_no_statement(metrics: dict[str, float]) -> None:
+    fields = {
+        "kind": "scores", "study": "s", "study_sha256": HASH, "run": "r", "round": 1, "site": "north",
+        "ledger_head": HASH, "model_sha256": HASH, "metrics_policy": "exact",
+    }  # fmt: skip
+    assert parse_statement({**fields, "metrics": {"dice/head": 0.5}})
+    with pytest.raises(RejectedRelease):
+        parse_statement({**fields, "metrics": metrics})

@@ -17,7 +17,7 @@ def exchange(request: pytest.FixtureRequest, tmp_path: Path) -> Exchange:
 
 def test_an_object_is_found_by_its_sha256(exchange: Exchange, tmp_path: Path) -> None:
     sha256 = exchange.put_object(b"tensors")
-    exchange.fetch_object(sha256, tmp_path / "copy")
+    exchange.fetch_object(sha256, tmp_path / "copy", 100)
     assert (tmp_path / "copy").read_bytes() == b"tensors"
 
 
@@ -40,7 +40,7 @@ def test_a_missing_statement_is_none_and_a_missing_object_an_error(
 ) -> None:
     assert exchange.statement("runs/r/001/contribute/north") is None
     with pytest.raises(FileNotFoundError):
-        exchange.fetch_object("0" * 64, tmp_path / "copy")
+        exchange.fetch_object("0" * 64, tmp_path / "copy", 100)
 
 
 def test_an_object_with_other_content_than_its_name_is_refused(tmp_path: Path) -> None:
@@ -48,5 +48,14 @@ def test_an_object_with_other_content_than_its_name_is_refused(tmp_path: Path) -
     sha256 = exchange.put_object(b"x")
     (tmp_path / "exchange" / "objects" / sha256).write_bytes(b"y")
     with pytest.raises(CorruptCheckpoint):
-        exchange.fetch_object(sha256, tmp_path / "copy")
+        exchange.fetch_object(sha256, tmp_path / "copy", 100)
     assert not (tmp_path / "copy").exists()
+
+
+def test_more_bytes_than_expected_are_not_read(exchange: Exchange, tmp_path: Path) -> None:
+    sha256 = exchange.put_object(b"x" * 101)
+    with pytest.raises(CorruptCheckpoint, match="at most 100 bytes"):
+        exchange.fetch_object(sha256, tmp_path / "copy", max_bytes=100)
+    exchange.put_statement("runs/r/001/contribute/north", b" " * (2**20 + 1))
+    with pytest.raises(CorruptCheckpoint, match="at most"):
+        exchange.statement("runs/r/001/contribute/north")

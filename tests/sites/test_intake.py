@@ -1,3 +1,5 @@
+import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -64,12 +66,41 @@ def test_a_broken_case_is_named_with_its_reason(
         read_scan(ward, case, TASK)
 
 
-@pytest.mark.parametrize("content", [b"", b"no nifti at all", None])
-def test_a_file_that_is_no_nifti_is_a_broken_case(
-    content: bytes | None, ward: Path, case: CaseFiles
+def truncated(whole: bytes) -> bytes:
+    return whole[:2000]
+
+
+def flipped(whole: bytes) -> bytes:
+    return whole[:1000] + bytes(255 - b for b in whole[1000:1400]) + whole[1400:]
+
+
+def with_header(offset: int, value: int) -> Callable[[bytes], bytes]:
+    def change(whole: bytes) -> bytes:
+        content = bytearray(gzip.decompress(whole))
+        content[offset : offset + 2] = value.to_bytes(2, "little", signed=True)
+        return gzip.compress(bytes(content))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: b"no nifti at all",
+        truncated,
+        flipped,
+        with_header(70, 999),  # an unknown data type
+        with_header(42, -5),  # a negative side
+        with_header(42, 32000),  # a side that the file does not hold
+        with_header(40, 9),  # nine dimensions
+    ],
+)
+def test_a_damaged_file_is_a_broken_case(
+    damage: Callable[[bytes], bytes], ward: Path, case: CaseFiles
 ) -> None:
     path = ward / case.image
-    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BrokenCase, match="can't be read"):
         read_scan(ward, case, TASK)
 

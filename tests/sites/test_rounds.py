@@ -18,7 +18,7 @@ from privacy.release import ModelManifest, parse_statement
 from privacy.signing import public_hex, sign, verified
 from sites.exchange import Exchange, model_place, statement_place
 from sites.hospital import Hospital
-from sites.rounds import Order, Phase, carry_out
+from sites.rounds import Order, Phase, carry_out, refusal_of
 from sites.study import Study
 
 
@@ -41,14 +41,17 @@ class Coordinator:
         self.exchange.put_statement(model_place(self.run, round), signed)
         return self.exchange.put_object(data)
 
-    def order(self, hospital: Hospital, phase: Phase, round: int) -> Any:
+    def order(self, hospital: Hospital, phase: Phase, round: int, attempt: int = 1) -> Any:
         order = Order(
-            phase=phase, study=self.study, run=self.run, round=round, exchange=self.exchange.url,
-            coordinator=public_hex(self.key),
+            phase=phase, study=self.study, run=self.run, round=round, attempt=attempt,
+            exchange=self.exchange.url, coordinator=public_hex(self.key),
         )  # fmt: skip
         carry_out(hospital, order, lambda *_: None)
-        data = self.exchange.statement(statement_place(self.run, round, phase, hospital.name))
-        assert data is not None
+        found = [
+            self.exchange.statement(statement_place(self.run, round, act, hospital.name))
+            for act in (refusal_of(phase, attempt), phase)
+        ]
+        data = next(statement for statement in found if statement is not None)
         return parse_statement(verified(data, hospital.name, {hospital.name: hospital.public_key}))
 
 
@@ -154,6 +157,96 @@ def test_joining_promises_no_more_than_the_budget_holds(
     refusal = coordinator.order(hospital, "join", 0)
     assert refusal.kind == "refusal"
     assert "Rounds like this that still fit" in refusal.reason
+
+
+def test_a_hospital_that_was_put_right_takes_part_in_a_later_attempt(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    edit(hospital.folder / "site.yaml", min_patients=1000)
+    strict = Hospital.open(hospital.folder)
+    assert coordinator.order(strict, "contribute", 1).kind == "refusal"
+    assert coordinator.order(hospital, "contribute", 1).kind == "refusal"  # the same attempt
+    assert coordinator.order(hospital, "contribute", 1, attempt=2).kind == "release"
+
+
+def test_a_recorded_release_is_not_handed_to_a_stranger_or_another_exchange(
+    hospital: Hospital, coordinator_of, study_with, tmp_path: Path
+) -> None:
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    coordinator.order(hospital, "contribute", 1)
+    honest_key, honest_exchange = coordinator.key, coordinator.exchange
+    coordinator.exchange = Exchange(str(tmp_path / "elsewhere"))
+    refusal = coordinator.order(hospital, "contribute", 1, attempt=2)
+    assert "another study or another exchange" in refusal.reason
+    coordinator.key, coordinator.exchange = Ed25519PrivateKey.generate(), Exchange(str(tmp_path / "e2"))
+    assert "not the one" in coordinator.order(hospital, "contribute", 1, attempt=3).reason
+    for folder in ("elsewhere", "e2"):
+        assert not (tmp_path / folder / "objects").exists()
+    coordinator.key, coordinator.exchange = honest_key, honest_exchange
+    assert coordinator.order(hospital, "contribute", 1).kind == "release"
+
+
+@pytest.mark.parametrize("fault", ["another network's", "not finite"])
+def test_a_signed_model_that_cannot_be_trained_is_refused_before_anything_is_spent(
+    fault: str, hospital: Hospital, coordinator_of, study_with
+) -> None:
+    coordinator = coordinator_of(study_with())
+    model = dict(first_model(coordinator.study))
+    name = min(model)
+    model[name] = torch.zeros(7) if fault == "another network's" else model[name] * float("nan")
+    coordinator.publish(0, model)
+    assert "can't be trusted" in coordinator.order(hospital, "contribute", 1).reason
+    assert not hospital.ledger.events("training")
+
+
+def test_a_study_whose_images_its_network_cannot_take_is_refused_when_it_would_join(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    network = {"name": "UNet", "channels": [4, 4, 4, 4]}
+    coordinator = coordinator_of(study_with(network=network, preprocessing={"shape": [8, 8, 8]}))
+    assert "cannot train on images of its shape" in coordinator.order(hospital, "join", 0).reason
+
+
+def test_a_study_cannot_choose_labels_to_learn_who_has_them(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    task = {"kind": "segmentation", "dims": 3, "labels": {1: "head"}}
+    coordinator = coordinator_of(study_with(task=task))
+    refusal = coordinator.order(hospital, "join", 0)
+    assert "are not those of the hospital's data" in refusal.reason
+
+
+def test_a_training_that_diverges_stays_charged_and_is_not_tried_again(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    privacy = {**study_with().privacy.model_dump(), "clip": {"kind": "flat", "norm": 1e6}}
+    training = {"steps": 2, "lr": 1e38, "lot": "all"}
+    coordinator = coordinator_of(
+        study_with(privacy=privacy, training=training, export="weights", distillation=None)
+    )
+    coordinator.publish(0, first_model(coordinator.study))
+    for attempt in (1, 2):
+        answer = coordinator.order(hospital, "contribute", 1, attempt)
+        assert "diverged" in answer.reason
+    assert [e.action for e in hospital.ledger.entries()] == ["reserve", "start", "settle"]
+
+
+def test_later_manifests_say_how_many_releases_had_no_privacy(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    edit(hospital.folder / "site.yaml", plain_studies="allow")
+    lax = Hospital.open(hospital.folder, test_noise=1)
+    coordinator = coordinator_of(
+        study_with(privacy={"mode": "none"}, export="weights", distillation=None)
+    )
+    coordinator.publish(0, first_model(coordinator.study))
+    coordinator.order(lax, "contribute", 1)
+    coordinator.study, coordinator.run = study_with(), "small-2"
+    coordinator.publish(0, first_model(coordinator.study))
+    assert coordinator.order(lax, "contribute", 1).plain_releases == 1
 
 
 def test_a_refused_round_spends_nothing(hospital: Hospital, coordinator_of, study_with, edit) -> None:
