@@ -1,0 +1,220 @@
+"""The coordinator against hospitals that lie, fail or stay silent; without Prefect."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from flows import rounds
+from flows.home import Home
+from flows.rounds import NO_ANSWERS, SILENT, TooFewHospitals
+from flows.run import Participant, RoundRecord, Run
+from models import checkpoints
+from models import params as P
+from privacy.accounting import Budget, PrivacyEvent, epsilon
+from privacy.mechanisms import mechanism_for
+from privacy.signing import public_hex, sign
+from sites.exchange import statement_place
+
+SITES = ("east", "north", "south")
+HASH = "0" * 64
+
+
+class Federation:
+    """A run among hospitals whose every word the test decides."""
+
+    def __init__(self, folder: Path, study: Any) -> None:
+        self.keys = {site: Ed25519PrivateKey.generate() for site in SITES}
+        roster = {site: public_hex(key) for site, key in self.keys.items()}
+        budget = Budget(epsilon=50, delta=1e-3)
+        run = Run.create(Home(folder), study, roster)
+        run.begin_attempt()
+        self.run = run.with_participants(
+            {
+                site: Participant(
+                    public_key=roster[site], declared_patients=20, declared_training=15, budget=budget
+                )
+                for site in SITES
+            },
+            {},
+        )
+        model = rounds.publish_model(self.run, 0, rounds.first_model(study))
+        self.base: RoundRecord = rounds.record(self.run, 0, model, NO_ANSWERS, NO_ANSWERS, 0)
+        self.run.keep(self.base)
+        self.event: PrivacyEvent = mechanism_for(
+            study.privacy, rounds=study.rounds, steps=study.training.steps, lot=None, declared=15
+        ).event
+
+    def change(self, scale: float = 0.01) -> dict[str, torch.Tensor]:
+        return {n: torch.full_like(p, scale) for n, p in self.run.model(self.base).items()}
+
+    def say(
+        self, site: str, phase: str = "contribute", round: int = 1, signer: str = "", **fields: Any
+    ) -> None:
+        statement = {
+            "study": self.run.study.name, "study_sha256": self.run.study.sha256,
+            "run": self.run.name, "round": round, "site": site, "ledger_head": HASH,
+        }  # fmt: skip
+        statement |= {name: value for name, value in fields.items() if name != "instead"}
+        data = sign(statement | fields.pop("instead", {}), site, self.keys[signer or site])
+        self.run.exchange.put_statement(statement_place(self.run.name, round, phase, site), data)
+
+    def release(self, site: str, change: P.Params | None = None, **fields: Any) -> None:
+        data = checkpoints.to_bytes(self.change() if change is None else change)
+        payload = self.run.exchange.put_object(data)
+        told = {
+            "kind": "release", "content": "student", "base_sha256": self.base.model_sha256,
+            "payload_sha256": payload, "payload_bytes": len(data),
+            "tensors": {n: list(t.shape) for n, t in (change or self.change()).items()},
+            "declared_training": 15, "event": vars(self.event),
+            "epsilon": epsilon([self.event], 1e-3), "epsilon_reported": 1.0,
+            "plain_releases": 0, "noise": "system",
+        }  # fmt: skip
+        self.say(site, **{**told, **fields})
+
+    def take_in(self) -> rounds.Answers:
+        answers = rounds.answers(self.run, 1, "contribute", SITES)
+        return rounds.take_in(self.run, 1, self.base, answers)
+
+
+@pytest.fixture
+def federation(tmp_path: Path, study_with) -> Federation:
+    return Federation(tmp_path, study_with())
+
+
+def test_a_silent_hospital_is_left_out_and_the_others_are_averaged(federation: Federation) -> None:
+    federation.release("east")
+    federation.release("north", federation.change(0.03))
+    taken = federation.take_in()
+    assert dict(taken.left_out) == {"south": SILENT}
+    model = rounds.aggregate(federation.run, 1, federation.base, taken)
+    for name, tensor in federation.run.model(federation.base).items():
+        assert torch.allclose(model[name], tensor + 0.02, atol=1e-6)
+
+
+def test_too_few_releases_stop_the_round_with_every_reason(federation: Federation) -> None:
+    federation.release("east")
+    federation.say("north", kind="refusal", reason="the [bold]moon[/x] is full")
+    with pytest.raises(TooFewHospitals, match=r"(?s)at least 2 .* in round 1 .*moon") as caught:
+        federation.take_in()
+    assert caught.value.begun
+    assert rounds.decided(federation.run, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"content": "weights"}, "expected student, got weights"),
+        ({"base_sha256": HASH}, "another model"),
+        ({"declared_training": 1000}, "declared 15 patients"),
+        ({"event": {"noise_multiplier": 99.0, "sampling_rate": 1.0, "steps": 2}}, "not the study's"),
+        ({"epsilon": 0.1}, "its releases cost"),
+        ({"payload_sha256": "f" * 64}, "rejected"),
+        ({"payload_bytes": 17}, "17 bytes as its manifest says"),
+        ({"tensors": {}}, "other tensors"),
+        ({"study_sha256": HASH}, "another study, run, round or hospital"),
+        ({"instead": {"site": "north"}}, "another study, run, round or hospital"),
+        ({"epsilon": None}, "an event, both epsilons and noise"),
+        ({"noise": "none"}, "an event, both epsilons and noise"),
+    ],
+)
+def test_a_release_that_does_not_fit_leaves_out_its_hospital_alone(
+    fields: dict[str, Any], reason: str, federation: Federation
+) -> None:
+    for site in ("east", "north"):
+        federation.release(site)
+    federation.release("south", **fields)
+    taken = federation.take_in()
+    assert set(taken.taken) == {"east", "north"}
+    assert reason in taken.left_out["south"]
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        lambda change: {**change, "extra": torch.zeros(1)},
+        lambda change: {n: t * float("nan") for n, t in change.items()},
+        lambda change: {n: t.double() for n, t in change.items()},
+        lambda change: {n: t.flatten() for n, t in change.items()},
+        lambda change: {"huge": torch.zeros(10**6)},
+    ],
+)
+def test_tensors_that_do_not_fit_leave_out_their_hospital_alone(
+    tensors: Callable[[P.Params], P.Params], federation: Federation
+) -> None:
+    for site in ("east", "north"):
+        federation.release(site)
+    federation.release("south", tensors(federation.change()))
+    assert set(federation.take_in().taken) == {"east", "north"}
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"[" * 200_000, b"\xff" * 10, b" " * (2**20 + 1), b'{"statement": 5}']
+)
+def test_a_statement_that_is_none_leaves_out_its_hospital_alone(
+    data: bytes, federation: Federation
+) -> None:
+    for site in ("east", "north"):
+        federation.release(site)
+    place = statement_place(federation.run.name, 1, "contribute", "south")
+    federation.run.exchange.put_statement(place, data)
+    taken = federation.take_in()
+    assert set(taken.taken) == {"east", "north"}
+    assert "rejected" in taken.left_out["south"]
+
+
+def test_a_statement_signed_by_another_hospital_is_rejected(federation: Federation) -> None:
+    federation.say("south", kind="refusal", reason="x", signer="north")
+    answers = rounds.answers(federation.run, 1, "contribute", SITES)
+    assert "does not fit its statement" in answers.left_out["south"]
+
+
+def test_another_rounds_release_is_no_release_of_this_one(federation: Federation) -> None:
+    federation.release("south")
+    first = statement_place(federation.run.name, 1, "contribute", "south")
+    second = statement_place(federation.run.name, 2, "contribute", "south")
+    federation.run.exchange.put_statement(second, federation.run.exchange.statement(first))
+    answers = rounds.answers(federation.run, 2, "contribute", ("south",))
+    assert "another study, run, round" in answers.left_out["south"]
+
+
+def test_a_metric_that_the_study_has_not_is_rejected(federation: Federation) -> None:
+    scores = {"kind": "scores", "model_sha256": HASH, "metrics_policy": "exact"}
+    federation.say("south", "evaluate", 0, **scores, metrics={"dice": 0.5})
+    federation.say("north", "evaluate", 0, **scores, metrics={"greatness": 0.5})
+    answers = rounds.answers(federation.run, 0, "evaluate", SITES)
+    assert set(answers.taken) == {"south"}
+    assert "no metric 'greatness'" in answers.left_out["north"]
+
+
+def test_a_decided_round_keeps_to_its_releases_when_a_late_one_comes(federation: Federation) -> None:
+    for site in ("east", "north"):
+        federation.release(site)
+    before = federation.take_in()
+    federation.release("south", federation.change(9.0))
+    decided = rounds.decided(federation.run, 1)
+    assert decided is not None
+    assert dict(decided.statement_sha256) == dict(before.statement_sha256)
+    assert dict(decided.left_out) == {"south": SILENT}
+
+
+def test_a_refusal_holds_for_its_attempt_alone(federation: Federation) -> None:
+    federation.say("south", "contribute-refused-1", kind="refusal", reason="not today")
+    assert "not today" in rounds.answers(federation.run, 1, "contribute", SITES).left_out["south"]
+    federation.run.begin_attempt()
+    assert rounds.answers(federation.run, 1, "contribute", SITES).left_out["south"] == SILENT
+
+
+def test_quality_is_the_mean_by_declared_patients_over_what_was_published(
+    tmp_path: Path, federation: Federation
+) -> None:
+    scores = {"kind": "scores", "model_sha256": federation.base.model_sha256}
+    federation.say("south", "evaluate", 0, **scores, metrics_policy="exact", metrics={"dice": 0.2})
+    federation.say("north", "evaluate", 0, **scores, metrics_policy="exact", metrics={"dice": 0.6})
+    federation.say("east", "evaluate", 0, **scores, metrics_policy="withheld", metrics={})
+    scored = rounds.answers(federation.run, 0, "evaluate", SITES)
+    record = rounds.record(federation.run, 0, federation.base.model_sha256, NO_ANSWERS, scored, 0)
+    assert record.quality == {"dice": pytest.approx(0.4)}
