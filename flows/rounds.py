@@ -274,11 +274,12 @@ def record(
 ) -> RoundRecord:
     """Return the record of a round, chained to the one before."""
     before = run.records()
-    scores = {
-        site: dict(statement.metrics)
+    spoken = {
+        site: statement
         for site, statement in scored.taken.items()
         if isinstance(statement, Scores) and statement.model_sha256 == model_sha256
     }
+    scores = {site: dict(statement.metrics) for site, statement in spoken.items()}
     return RoundRecord(
         study=run.study.name,
         study_sha256=run.study.sha256,
@@ -294,6 +295,7 @@ def record(
         ),
         left_out=dict(taken.left_out),
         scores=scores,
+        metrics={site: statement.metrics_policy for site, statement in spoken.items()},
         quality=_quality(run, scores),
         train_seconds=run.waits(round, "contribute"),
         seconds=time.time() - started,

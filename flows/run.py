@@ -63,7 +63,8 @@ class RoundRecord(Config):
     """A finished round, chained to the one before by `previous`, its sha256.
 
     `left_out` says why a hospital's release is missing; `scores` holds what hospitals published of
-    the model's quality, and `quality` its declared-n mean. `train_seconds` is what the coordinator
+    the model's quality, `metrics` how they published it (exact, noised, withheld), and `quality` its
+    declared-n mean. `train_seconds` is what the coordinator
     waited for each contribution. Round 0 is the model before training.
     """
 
@@ -77,6 +78,7 @@ class RoundRecord(Config):
     releases: tuple[Accepted, ...]
     left_out: dict[str, str]
     scores: dict[str, dict[str, float]]
+    metrics: dict[str, str]
     quality: dict[str, float]
     train_seconds: dict[str, float]
     seconds: float

@@ -28,6 +28,12 @@ from flows.run import Accepted, RoundRecord, Run
 from sites.study import Study
 
 GLOBAL = "GLOBAL"
+METRICS = {
+    "exact": "exact (evaluation patients: no DP)",
+    "noised": "noised (charged to the ledger)",
+    "withheld": "withheld",
+}
+"""How a hospital's figures came about, in words for the reader of MLflow."""
 BY_HOSPITAL = "by-hospital"
 GROUPED = {
     "groupBy": {
@@ -110,6 +116,9 @@ class Tracking(AbstractContextManager["Tracking"]):
 
     def _log_site(self, site: str, record: RoundRecord) -> None:
         values = {f"val/{name}": value for name, value in record.scores.get(site, {}).items()}
+        if site in record.metrics:
+            note = METRICS[record.metrics[site]]
+            self._client.set_tag(self._children[site], "wardround.metrics", note)
         for release in record.releases:
             if release.site == site:
                 values |= _privacy(release) | {"exchange/bytes_up": release.payload_bytes}

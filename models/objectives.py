@@ -91,19 +91,26 @@ class Task:
 
     `loss(logits (N, C, ...), target (N, ...)) -> (N,)`; `activation(logits) -> probabilities`;
     `metrics(patients) -> {name: value}` where `patients` lists each patient's predictions: a
-    patient counts once, however many scans he has.
+    patient counts once, however many scans he has. `bounded(scans) -> {name: value}` gives those of
+    one patient's metrics that always lie in [0, 1] and whose mean over patients is the metric.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
     activation: Callable[[Tensor], Tensor]
     metrics: Callable[[Sequence[Sequence[Prediction]]], dict[str, float]]
+    bounded: Callable[[Sequence[Prediction]], dict[str, float]]
 
 
 def build_task(config: SegmentationConfig | ClassificationConfig) -> Task:
     """Return the functions of the task that a study describes."""
     if config.kind == "segmentation":
-        return Task(dice_and_cross_entropy, _softmax, _segmentation_metrics(config.labels))
-    return Task(_cross_entropy, _softmax, _classification_metrics)
+        return Task(
+            dice_and_cross_entropy,
+            _softmax,
+            _segmentation_metrics(config.labels),
+            _dice_of_labels(config.labels),
+        )
+    return Task(_cross_entropy, _softmax, _classification_metrics, _is_right)
 
 
 def metric_names(config: SegmentationConfig | ClassificationConfig) -> frozenset[str]:
@@ -163,6 +170,16 @@ def _segmentation_metrics(
     return metrics
 
 
+def _dice_of_labels(
+    labels: Mapping[int, str],
+) -> Callable[[Sequence[Prediction]], dict[str, float]]:
+    def bounded(scans: Sequence[Prediction]) -> dict[str, float]:
+        outcome = _mean_outcome([segmentation_outcome(scan, labels) for scan in scans])
+        return {name: value for name, value in outcome.items() if name.startswith("dice/")}
+
+    return bounded
+
+
 def segmentation_outcome(scan: Prediction, labels: Mapping[int, str]) -> dict[str, float]:
     """Return one scan's `dice`, `dice/<label>` and `hd95_mm`, the means over the labels.
 
@@ -195,6 +212,11 @@ def _hd95_mm(predicted: Tensor, truth: Tensor, spacing_mm: tuple[float, ...]) ->
         predicted, truth, include_background=True, percentile=95, spacing=list(spacing_mm)
     )
     return float(distance)
+
+
+def _is_right(scans: Sequence[Prediction]) -> dict[str, float]:
+    probabilities = torch.stack([scan.probabilities for scan in scans]).mean(0)
+    return {"accuracy": float(probabilities.argmax() == scans[0].target)}
 
 
 def _classification_metrics(patients: Sequence[Sequence[Prediction]]) -> dict[str, float]:

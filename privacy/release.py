@@ -19,6 +19,7 @@ from privacy.accounting import Budget
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Content = Literal["weights", "student", "predictions", "gradient_sum"]
 Noise = Literal["system", "test", "none"]
+MetricsPolicy = Literal["exact", "noised", "withheld"]
 
 
 Count = Annotated[int, Field(ge=1, le=10**7)]
@@ -95,7 +96,7 @@ class Scores(_Statement):
 
     kind: Literal["scores"]
     model_sha256: Sha256
-    metrics_policy: Literal["exact", "withheld"]
+    metrics_policy: MetricsPolicy
     metrics: dict[MetricName, MetricValue]
 
 

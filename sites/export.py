@@ -10,6 +10,7 @@ from privacy.ledger import Charge, LedgerError
 from privacy.release import (
     Acceptance,
     EventRecord,
+    MetricsPolicy,
     Noise,
     Refusal,
     ReleaseManifest,
@@ -74,17 +75,23 @@ def refusal(hospital: Hospital, study: Study, act: Charge, reason: str) -> None:
 
 
 def scores(
-    hospital: Hospital, study: Study, act: Charge, model_sha256: str, metrics: dict[str, float]
+    hospital: Hospital,
+    study: Study,
+    act: Charge,
+    model_sha256: str,
+    policy: MetricsPolicy,
+    metrics: dict[str, float],
 ) -> None:
-    """Put a global model's metrics into the outbox; no metrics where they are withheld."""
+    """Put a global model's metrics into the outbox, and settle what they cost if they are noised."""
     statement = Scores(
         kind="scores",
         model_sha256=model_sha256,
-        metrics_policy="exact" if metrics else "withheld",
+        metrics_policy=policy,
         metrics=metrics,
         **_common(hospital, study, act),
     )
-    hospital.ledger.publish(act, _into_outbox(hospital, statement))
+    record = hospital.ledger.settle if policy == "noised" else hospital.ledger.publish
+    record(act, _into_outbox(hospital, statement))
 
 
 def publish(hospital: Hospital, exchange: Exchange, act: Charge) -> None:

@@ -30,6 +30,13 @@ class ApprovalConfig(Config):
     export: Literal["auto"] = "auto"
 
 
+class NoisedMetrics(Config):
+    """What the metrics of one study may cost an evaluation patient, over so many evaluations."""
+
+    epsilon: Annotated[float, Field(gt=0)]
+    evaluations: PositiveInt
+
+
 class Policy(Config):
     """A `site.yaml`.
 
@@ -37,8 +44,8 @@ class Policy(Config):
         declared_patients: public number of patients, rounded by the hospital; every weight and
             divisor uses it, never the true count.
         evaluation_fraction: of the patients, chosen by keyed hash; they never train in any study.
-        metrics: `exact` figures of evaluation patients leave (no privacy is promised to them), or
-            are `withheld`.
+        metrics: `exact` figures of evaluation patients leave (no privacy is promised to them);
+            `noised` ones do, charged to the ledger as `noised_metrics` says; or they are `withheld`.
         plain_studies: whether studies without differential privacy may train here.
         phantom: made-up patients; only then may noise be repeatable for tests.
     """
@@ -51,7 +58,8 @@ class Policy(Config):
     evaluation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
     budget: Budget
     networks: Annotated[tuple[str, ...], Field(min_length=1)]
-    metrics: Literal["exact", "withheld"]
+    metrics: Literal["exact", "noised", "withheld"]
+    noised_metrics: NoisedMetrics | None = None
     plain_studies: Literal["refuse", "allow"] = "refuse"
     approve: ApprovalConfig = ApprovalConfig()
     on_broken_case: Literal["skip", "stop"]
@@ -65,6 +73,19 @@ class Policy(Config):
                 f"networks: expected some of {sorted(NETWORKS)}; {unknown[0]!r} is none of them."
             )
         return self
+
+    @model_validator(mode="after")
+    def _noise_where_it_is_asked_for(self) -> "Policy":
+        if (self.metrics == "noised") != (self.noised_metrics is not None):
+            raise ValueError(
+                "noised_metrics: expected {epsilon, evaluations} exactly where metrics is noised."
+            )
+        return self
+
+    @property
+    def declared_evaluation(self) -> int:
+        """The public number of patients who evaluate."""
+        return max(1, self.declared_patients - self.declared_training)
 
     @property
     def declared_training(self) -> int:

@@ -21,6 +21,7 @@ from models.config import Config
 from models.networks import NetworkConfig
 from models.objectives import build_task
 from models.params import Params
+from privacy.accounting import Budget, PrivacyEvent, noise_for
 from privacy.distillation import DistillationConfig, distil, transfer_images
 from privacy.ledger import BudgetExceeded, Charge
 from privacy.mechanisms import Mechanism, mechanism_for
@@ -31,8 +32,8 @@ from sites import export
 from sites.admission import admit
 from sites.exchange import Exchange, model_place
 from sites.hospital import Hospital
-from sites.policy import Refused
-from sites.scoring import score
+from sites.policy import NoisedMetrics, Refused
+from sites.scoring import noised_score, score
 from sites.study import Study
 from sites.training import Examples, Progress, prepare, train_plainly, train_privately
 
@@ -132,13 +133,38 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     study, policy = order.study, hospital.policy
     model = _global_model(hospital, order)
     patients = hospital.cohort(study.task).evaluation
-    metrics: dict[str, float] = {}
-    if policy.metrics == "exact" and len(patients) >= policy.min_evaluation_patients:
-        params = _with_local_layers(hospital, order, model.params, order.round)
-        network = _network(study.network, study, hospital.device, params)
-        task = build_task(study.task)
-        metrics = score(network, task, study.network.divisor, patients, hospital.device)
-    export.scores(hospital, study, act, model.sha256, metrics)
+    if policy.metrics == "withheld" or len(patients) < policy.min_evaluation_patients:
+        export.scores(hospital, study, act, model.sha256, "withheld", {})
+        return
+    params = _with_local_layers(hospital, order, model.params, order.round)
+    network = _network(study.network, study, hospital.device, params)
+    task, divisor = build_task(study.task), study.network.divisor
+    if policy.noised_metrics is None:
+        metrics = score(network, task, divisor, patients, hospital.device)
+        export.scores(hospital, study, act, model.sha256, "exact", metrics)
+        return
+    event = _metrics_event(policy.noised_metrics, policy.budget)
+    charge = replace(act, patients="evaluation", event=event)
+    hospital.ledger.reserve(charge)
+    hospital.ledger.start(charge)
+    noise, _source = hospital.noise(f"{study.sha256} {order.round} metrics")
+    metrics = noised_score(
+        network,
+        task,
+        divisor,
+        patients,
+        hospital.device,
+        declared=policy.declared_evaluation,
+        event=event,
+        noise=noise,
+    )
+    export.scores(hospital, study, charge, model.sha256, "noised", metrics)
+
+
+def _metrics_event(config: NoisedMetrics, budget: Budget) -> PrivacyEvent:
+    """Return what one evaluation costs when all of a study's together may cost `config.epsilon`."""
+    whole = Budget(epsilon=config.epsilon, delta=budget.delta)
+    return PrivacyEvent(noise_for(whole, sampling_rate=1, steps=config.evaluations), 1.0, 1)
 
 
 _PHASES: Mapping[Phase, Callable[[Hospital, Order, Charge, Progress], None]] = {

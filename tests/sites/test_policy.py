@@ -17,7 +17,11 @@ def ward(tmp_path: Path, small_wards) -> Path:
     [
         ({"colour": "red"}, "colour: unknown key"),
         ({"metrics": None}, "metrics: expected this key, and it is missing"),
-        ({"metrics": "everything"}, "metrics: expected 'exact' or 'withheld', got 'everything'"),
+        (
+            {"metrics": "everything"},
+            "metrics: expected 'exact', 'noised' or 'withheld', got 'everything'",
+        ),
+        ({"metrics": "noised"}, "noised_metrics: expected {epsilon, evaluations}"),
         ({"networks": ["VNet"]}, "'VNet' is none of them"),
         ({"budget": {"epsilon": -1, "delta": 1e-5}}, "budget.epsilon: expected .*greater than 0"),
         ({"declared_patients": 0}, "declared_patients"),

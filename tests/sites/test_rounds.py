@@ -310,6 +310,24 @@ def test_metrics_leave_as_the_policy_says(
     assert scores.metrics_policy == ("exact" if published else "withheld")
 
 
+def test_noised_metrics_are_charged_to_the_evaluation_patients_and_stay_bounded(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    noised = {"epsilon": 5.0, "evaluations": 2}
+    edit(hospital.folder / "site.yaml", metrics="noised", noised_metrics=noised)
+    shy = Hospital.open(hospital.folder, test_noise=1)
+    coordinator = coordinator_of(study_with())
+    for round in (0, 1):
+        coordinator.publish(round, first_model(coordinator.study))
+        scores = coordinator.order(shy, "evaluate", round)
+        assert scores.metrics_policy == "noised"
+        assert set(scores.metrics) == {"dice", "dice/head", "dice/tail"}
+        assert all(0 <= value <= 1 for value in scores.metrics.values())
+        assert coordinator.order(shy, "evaluate", round) == scores
+    assert shy.ledger.spent(1e-3) == pytest.approx(5.0, rel=1e-3)
+    assert not shy.ledger.events("training")
+
+
 def test_a_teacher_of_another_network_stays_and_its_student_leaves(
     hospital: Hospital, coordinator_of, study_with
 ) -> None:

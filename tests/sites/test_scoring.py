@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+
+from models.objectives import SegmentationConfig, build_task
+from privacy.accounting import PrivacyEvent
+from privacy.noise import NoiseSource
+from sites.cohort import Patient
+from sites.intake import Scan
+from sites.scoring import noised_score, score
+
+TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "a", 2: "b"}))
+CPU = torch.device("cpu")
+
+
+class Reads(torch.nn.Module):
+    """Answers with the label that stands in the image, which is normalised: low, middle, high."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ranks = [x < 0, (x >= 0) & (x < 2.4), x >= 2.4]
+        return 50 * torch.cat(ranks, 1).float()
+
+
+def patients(count: int) -> list[Patient]:
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(count):
+        target = np.zeros((9, 7), dtype=np.int64)
+        target[2:4, 1 : 4 + i % 2], target[6:8, 2:4] = 1, 2
+        image = (target * 100 + rng.normal(0, 1, target.shape)).astype(np.float32)
+        made.append(Patient(str(i), (Scan(image, target, (1.0, 1.0)),) * (1 + i % 2)))
+    return made
+
+
+def test_a_network_that_reads_the_truth_scores_one_on_images_of_any_size() -> None:
+    metrics = score(Reads(), TASK, 4, patients(3), CPU)
+    assert metrics == {"dice": 1.0, "dice/a": 1.0, "dice/b": 1.0, "hd95_mm": 0.0}
+
+
+def test_noised_metrics_are_the_exact_sum_with_noise_of_the_stated_size() -> None:
+    draws = [
+        noised_score(
+            Reads(), TASK, 4, patients(4), CPU,
+            declared=100, event=PrivacyEvent(10.0, 1.0, 1), noise=NoiseSource.for_test(seed, ""),
+        )
+        for seed in range(200)
+    ]  # fmt: skip
+    values = torch.tensor([[d["dice/a"], d["dice/b"]] for d in draws])
+    above = values[values > 0] - 0.04
+    assert above.std().item() == pytest.approx(10 * 2**0.5 / 100 * 0.6, rel=0.25)  # a half normal
+    assert all(d["dice"] == pytest.approx((d["dice/a"] + d["dice/b"]) / 2) for d in draws)
+
+
+def test_noised_metrics_divide_by_the_declared_number() -> None:
+    metrics = noised_score(
+        Reads(), TASK, 4, patients(4), CPU,
+        declared=8, event=PrivacyEvent(1e-6, 1.0, 1), noise=NoiseSource.for_test(0, ""),
+    )  # fmt: skip
+    assert metrics["dice/a"] == pytest.approx(0.5, abs=1e-4)
