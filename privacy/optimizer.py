@@ -35,13 +35,14 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not type
 
     def clip_and_accumulate(self) -> None:
         """Add the patients' clipped gradients to each parameter's `summed_grad`."""
-        gradients: list[Tensor] = [g.double() for g in self.grad_samples]
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+        gradients: list[Tensor] = self.grad_samples
+        per_parameter = [g.flatten(1).norm(dim=1, dtype=torch.float64) for g in gradients]
+        norms = torch.stack(per_parameter).norm(dim=0)
         usable = norms.isfinite()
         factors = self._mechanism.clip_factors(norms.where(usable, 1.0)) * usable
         for p, g in zip(self.params, gradients, strict=True):
-            safe = g.where(usable.view(-1, *[1] * (g.dim() - 1)), 0.0)
-            clipped = torch.einsum("p,p...->...", factors, safe)
+            safe = g if usable.all() else g.where(usable.view(-1, *[1] * (g.dim() - 1)), 0.0)
+            clipped = torch.einsum("p,p...->...", factors, safe.double())
             p.summed_grad = clipped if p.summed_grad is None else p.summed_grad + clipped
 
     def add_noise(self) -> None:

@@ -25,9 +25,9 @@ from privacy.accounting import Budget, PrivacyEvent, noise_for
 from privacy.distillation import DistillationConfig, distil, transfer_images
 from privacy.ledger import BudgetExceeded, Charge
 from privacy.mechanisms import Mechanism, mechanism_for
-from privacy.per_patient import per_patient_gradients
 from privacy.release import ModelManifest, Noise
 from privacy.signing import BadSignature, verified
+from privacy.soundness import check_soundness
 from sites import export
 from sites.admission import admit
 from sites.exchange import Exchange, model_place
@@ -96,9 +96,11 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
 
 def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Check that data and budget allow the run from end to end, and accept."""
-    _rehearse(hospital, order.study, _network(order.study.network, order.study, hospital.device, None))
+    mechanism = _mechanism(hospital, order.study)
+    network = _network(order.study.network, order.study, hospital.device, None)
+    _rehearse(hospital, order.study, network, mechanism)
     hospital.cohort(order.study.task)
-    if mechanism := _mechanism(hospital, order.study):
+    if mechanism:
         hospital.ledger.check_fits(act.patients, mechanism.event, times=order.study.rounds)
     export.acceptance(hospital, order.study, act)
 
@@ -110,7 +112,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     mechanism = _mechanism(hospital, study)
     start = _with_local_layers(hospital, order, model.params, order.round - 1)
     network = _network(study.network, study, hospital.device, start)
-    _rehearse(hospital, study, network)
+    _rehearse(hospital, study, network, mechanism)
     patients = hospital.cohort(study.task).training
     charge = replace(act, event=mechanism.event if mechanism else None)
     hospital.ledger.reserve(charge)
@@ -206,18 +208,20 @@ def _global_model(hospital: Hospital, order: Order) -> GlobalModel:
         raise Refused(f"the global model of round {round} can't be trusted: {error}") from error
 
 
-def _rehearse(hospital: Hospital, study: Study, network: nn.Module) -> None:
-    """Refuse a study that cannot train or distil, on synthetic images and before anything is spent."""
+def _rehearse(hospital: Hospital, study: Study, network: nn.Module, mechanism: Mechanism | None) -> None:
+    """Refuse a study that can't train soundly, on synthetic images and before anything is spent."""
     shape, labels = study.preprocessing.shape, len(study.task.labels)
     config = DistillationConfig(transfer="synthetic", steps=1, images=8, batch=2)
     images = transfer_images(config, shape, labels, study.seed_for(0, "", "rehearsal"))
     images = images[:2].to(hospital.device)
     target = torch.zeros(2, *(shape if study.task.kind == "segmentation" else ()))
     target = target.long().to(hospital.device)
-    pair = torch.arange(2, device=hospital.device)
+    teacher = study.distillation.teacher if study.distillation else None
+    learner = _network(teacher, study, hospital.device, None) if teacher else network
     try:
-        per_patient_gradients(network, build_task(study.task).loss, images, target, pair)
-        distil(network, copy.deepcopy(network), images, config, torch.Generator())
+        if mechanism:
+            check_soundness(learner, build_task(study.task).loss, mechanism, images, target)
+        distil(learner, copy.deepcopy(network), images, config, torch.Generator())
     except (ValueError, RuntimeError, IndexError) as error:
         raise Refused(f"the study cannot train on images of its shape: {error}") from error
 
