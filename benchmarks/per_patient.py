@@ -32,9 +32,7 @@ from torch.func import functional_call, grad, vmap
 from models import params as P
 from models.objectives import ClassificationConfig, SegmentationConfig, build_task
 from privacy.mechanisms import ClipConfig, Mechanism
-from privacy.noise import NoiseSource
-from privacy.optimizer import PatientOptimizer
-from privacy.per_patient import per_patient_gradients
+from privacy.per_patient import clipped_sums
 
 METHODS = ("plain", "opacus_hooks", "opacus_ghost", "vmap", "wardround")
 GROUP = ("group", {"num_groups": 8})
@@ -136,38 +134,29 @@ def steps_of(case: Case) -> dict[str, Callable[[], None]]:
         ghost_loss(ghost(images), target).backward()
         ghost_optimizer.step()
 
-    def ours(
-        network: nn.Module, gradients: Callable[[nn.Module], dict[str, Tensor]]
-    ) -> Callable[[], None]:
-        mechanism = Mechanism(ClipConfig(kind="flat", norm=1.0), 1e-9, 1.0, 1, case.patients)
-        optimizer = PatientOptimizer(sgd(network), mechanism, NoiseSource.from_system())
+    clip = Mechanism(ClipConfig(kind="flat", norm=1.0), 1.0, 1.0, 1, 1).clip_factors
+    mapped, layered = fresh(), fresh()
 
-        def step() -> None:
-            found = gradients(network)
-            for name, p in network.named_parameters():
-                p.grad_sample = found[name]
-            del found
-            optimizer.clip_and_accumulate()
-            optimizer.zero_grad()
-
-        return step
-
-    def by_vmap(network: nn.Module) -> dict[str, Tensor]:
+    def vmap_step() -> None:
         def loss(params: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-            return task.loss(functional_call(network, params, (image[None],)), label[None])[0]
+            return task.loss(functional_call(mapped, params, (image[None],)), label[None])[0]
 
-        found: dict[str, Tensor] = vmap(grad(loss), in_dims=(None, 0, 0))(P.of(network), images, target)
-        return found
+        found = vmap(grad(loss), in_dims=(None, 0, 0))(P.of(mapped), images, target)
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in found.values()]).norm(dim=0)
+        for name, p in mapped.named_parameters():
+            p.grad = torch.einsum("p,p...->...", clip(norms), found[name])
 
-    def by_layer(network: nn.Module) -> dict[str, Tensor]:
-        return per_patient_gradients(network, task.loss, images, target, patients)
+    def wardround_step() -> None:
+        sums = clipped_sums(layered, task.loss, images, target, patients, clip)
+        for name, p in layered.named_parameters():
+            p.grad = sums[name].to(p)
 
     return {
         "plain": plain_step,
         "opacus_hooks": hooks_step,
         "opacus_ghost": ghost_step,
-        "vmap": ours(fresh(), by_vmap),
-        "wardround": ours(fresh(), by_layer),
+        "vmap": vmap_step,
+        "wardround": wardround_step,
     }
 
 

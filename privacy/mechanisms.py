@@ -79,10 +79,15 @@ class Mechanism:
         return self.noise_multiplier * self.clip.norm
 
     def clip_factors(self, norms: Tensor) -> Tensor:
-        """Return what to multiply each patient's gradient by, given its norm, `(P,)` -> `(P,)`."""
+        """Return what to multiply each patient's gradient by, given its norm, `(P,)` -> `(P,)`.
+
+        A norm that is not finite gives zero: one NaN would unbound the sum.
+        """
         if self.clip.kind == "flat":
-            return (self.clip.norm / norms.clamp(min=1e-12)).clamp(max=1.0)
-        return self.clip.norm / (norms + STABILITY)
+            factors = (self.clip.norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+        else:
+            factors = self.clip.norm / (norms + STABILITY)
+        return factors.where(norms.isfinite(), 0.0)
 
 
 def mechanism_for(

@@ -1,6 +1,7 @@
-"""Opacus' DP optimizer with a `Mechanism`'s clipping and a `NoiseSource`'s noise."""
+"""Opacus' DP optimizer over clipped sums of patients, with a `NoiseSource`'s noise."""
 
-import torch
+from collections.abc import Callable, Sequence
+
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
@@ -10,14 +11,13 @@ from privacy.noise import NoiseSource
 
 
 class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not typed
-    """A `DPOptimizer` whose samples are patients.
+    """A `DPOptimizer` that is handed clipped sums over patients, microbatch by microbatch.
 
-    Before each step, every parameter's `grad_sample` holds one gradient per patient, `(P, *shape)`.
+    `accumulate` takes the sums, `step` adds the noise and moves the parameters. Clipping happens
+    where the gradients are (`privacy.per_patient.clipped_sums`), with the mechanism's own factors.
 
     Guarantees:
-        - a patient's summed gradient, over all parameters, enters a step with norm <= clip norm;
-        - a patient with a non-finite gradient contributes zero: one NaN would unbound the sum;
-        - an empty lot still adds noise and still counts as a step;
+        - each step adds the mechanism's noise once, however many microbatches it had, none included;
         - sum and noise meet in float64 and are rounded to the parameters' type together, so the
           gaps of float32 say nothing of the sum alone (Mironov 2012).
     """
@@ -33,21 +33,26 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not type
         self._mechanism = mechanism
         self._noise = noise
 
-    def clip_and_accumulate(self) -> None:
-        """Add the patients' clipped gradients to each parameter's `summed_grad`."""
-        gradients: list[Tensor] = self.grad_samples
-        per_parameter = [g.flatten(1).norm(dim=1, dtype=torch.float64) for g in gradients]
-        norms = torch.stack(per_parameter).norm(dim=0)
-        usable = norms.isfinite()
-        factors = self._mechanism.clip_factors(norms.where(usable, 1.0)) * usable
-        for p, g in zip(self.params, gradients, strict=True):
-            safe = g if usable.all() else g.where(usable.view(-1, *[1] * (g.dim() - 1)), 0.0)
-            clipped = torch.einsum("p,p...->...", factors, safe.double())
+    @property
+    def accumulated_iterations(self) -> int:
+        """How many lots a step has had: always one, whatever its microbatches (for accountants)."""
+        return 1
+
+    def accumulate(self, sums: Sequence[Tensor]) -> None:
+        """Add a microbatch's clipped sums, one for each parameter in order."""
+        for p, clipped in zip(self.params, sums, strict=True):
             p.summed_grad = clipped if p.summed_grad is None else p.summed_grad + clipped
 
     def add_noise(self) -> None:
         """Set each parameter's `grad` to its noisy sum over the mechanism's divisor."""
         for p in self.params:
-            noise = self._noise.normal(tuple(p.shape), self._mechanism.noise_std)
-            noisy = p.summed_grad + noise.to(p.summed_grad)
+            noise = self._noise.normal(tuple(p.shape), self._mechanism.noise_std).to(p.device)
+            noisy = noise if p.summed_grad is None else p.summed_grad + noise
             p.grad = (noisy / self._mechanism.divisor).to(p)
+
+    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # noqa: ARG002  # Opacus'
+        """Add the noise and let the accountant count; Opacus calls this before each step."""
+        self.add_noise()
+        if self.step_hook:
+            self.step_hook(self)
+        return True

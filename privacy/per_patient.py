@@ -1,15 +1,18 @@
-"""Exact gradients of each patient's loss, at about the speed of plain training.
+"""Exact gradients of each patient's loss, clipped and summed at about the speed of plain training.
 
 Each layer that has parameters runs as an autograd function which, on the way back, takes the
 gradient of every scan by itself from the layer's input and cotangent. For a convolution that is one
 call of the ordinary backward kernel in which the batch is folded into the channels and each scan is
 a group of its own (Rochette et al. 2019, section 3.1), so nothing is unfolded and no second backward
-pass runs. Networks stay as they are; in-place activations and additions work, because whatever
-autograd would refuse is refused here too.
+pass runs. Where a layer's gradients of all patients would take more room than its input and cotangent,
+only their norms are kept, and the clipped sum is one more ordinary call once every norm is known
+(the book-keeping of Bu et al. 2023). Networks stay as they are; in-place activations and additions
+work, because whatever autograd would refuse is refused here too.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
@@ -20,8 +23,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+Loss = Callable[[Tensor, Tensor], Tensor]
 Gradients = dict[str, Tensor]
-"""Per-scan gradients `(N, *shape)` of a layer's own parameters: `weight`, `bias`."""
+"""Gradients by the parameter's name, of each scan or of each patient along the first axis."""
 
 
 class UnsupportedLayer(ValueError):
@@ -42,7 +46,7 @@ class Rule(Protocol):
 
 def per_patient_gradients(
     network: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Loss,
     images: Tensor,
     targets: Tensor,
     patient_of: Tensor,
@@ -61,26 +65,134 @@ def per_patient_gradients(
         UnsupportedLayer: a layer is of no known kind, mixes scans, or received no gradient.
         ValueError: the loss is not one number a scan.
     """
-    scans = torch.bincount(patient_of)
-    found: Gradients = {}
+    book = _Book(patient_of, may_defer=False)
+    _go_back(network, loss, images, targets, book)
+    return book.whole
 
-    def record(name: str, per_scan: Tensor) -> None:
-        own = per_scan.new_zeros(len(scans), *per_scan.shape[1:])
-        own.index_add_(0, patient_of, per_scan)
-        found[name] = found[name] + own if name in found else own
 
-    with _recording(network, record):
+def clipped_sums(
+    network: nn.Module,
+    loss: Loss,
+    images: Tensor,
+    targets: Tensor,
+    patient_of: Tensor,
+    clip_factors: Callable[[Tensor], Tensor],
+) -> Gradients:
+    """Return for each parameter the sum over patients of their gradients times their clip factors.
+
+    The same as clipping and summing `per_patient_gradients`, in less room. A patient whose factor
+    is zero adds nothing, even where his gradient is not finite.
+
+    Args:
+        clip_factors: the norms `(P,)` over all parameters -> the factors `(P,)`.
+    """
+    book = _Book(patient_of, may_defer=True)
+    _go_back(network, loss, images, targets, book)
+    return book.sums(clip_factors(book.norms()))
+
+
+def _go_back(network: nn.Module, loss: Loss, images: Tensor, targets: Tensor, book: "_Book") -> None:
+    with _recording(network, book):
         losses = loss(network(images), targets)
         if losses.shape != (len(images),):
             raise ValueError(
                 f"Expected a loss of shape ({len(images)},), one number a scan, "
                 f"got {tuple(losses.shape)}."
             )
-        torch.autograd.backward((losses / scans[patient_of].to(losses)).sum())
+        torch.autograd.backward((losses * book.share.to(losses)).sum())
     for name, _ in network.named_parameters():
-        if name not in found:
+        if name not in book.whole and name not in book.deferred:
             raise UnsupportedLayer(f"{name} received no gradient; per-patient clipping needs each.")
-    return found
+
+
+@dataclass(frozen=True)
+class _Deferred:
+    """A parameter's gradients that are not kept: their squared norms, and how to have them again."""
+
+    squared_norms: Tensor
+    of_each_scan: Callable[[], Tensor]
+    of_all_scans: Callable[[Tensor], Tensor]
+
+
+class _Book:
+    """The gradients of one batch, parameter by parameter, as the layers come back.
+
+    `whole` holds gradients of patients `(P, *shape)`, `deferred` what is too large for that.
+    """
+
+    def __init__(self, patient_of: Tensor, *, may_defer: bool) -> None:
+        scans = torch.bincount(patient_of)
+        self.share = 1 / scans[patient_of]
+        self.whole: Gradients = {}
+        self.deferred: dict[str, _Deferred] = {}
+        self._patient_of = patient_of
+        self._num_patients = len(scans)
+        self._may_defer = may_defer
+
+    def enter(self, name: str, per_scan: Tensor, back: "_Back") -> None:
+        """Enter a parameter's gradients of each scan, `(N, *shape)`; a layer may come back twice."""
+        own = self._by_patient(per_scan)
+        if name in self.deferred:
+            self.whole[name] = self._by_patient(self.deferred.pop(name).of_each_scan())
+        if name in self.whole:
+            self.whole[name] = self.whole[name] + own
+        elif self._may_defer and back.is_smaller_than(per_scan):
+            squared = own.flatten(1).norm(dim=1, dtype=torch.float64).square()
+            last = name.rpartition(".")[2]
+            self.deferred[name] = _Deferred(squared, lambda: back.each()[last], back.all)
+        else:
+            self.whole[name] = own
+
+    def norms(self) -> Tensor:
+        """Return each patient's norm over all parameters, `(P,)` in float64."""
+        squared = [g.flatten(1).norm(dim=1, dtype=torch.float64).square() for g in self.whole.values()]
+        squared += [deferred.squared_norms for deferred in self.deferred.values()]
+        return torch.stack(squared).sum(0).sqrt()
+
+    def sums(self, factors: Tensor) -> Gradients:
+        """Return each parameter's sum over patients of gradient times factor."""
+        counts = factors != 0
+        sums = {}
+        for name, g in self.whole.items():
+            safe = g if counts.all() else g.where(counts.view(-1, *[1] * (g.dim() - 1)), 0.0)
+            sums[name] = torch.einsum("p,p...->...", factors, safe.double())
+        for name, deferred in self.deferred.items():
+            sums[name] = deferred.of_all_scans(factors[self._patient_of]).double()
+        return sums
+
+    def _by_patient(self, per_scan: Tensor) -> Tensor:
+        own = per_scan.new_zeros(self._num_patients, *per_scan.shape[1:])
+        return own.index_add_(0, self._patient_of, per_scan)
+
+
+@dataclass(frozen=True)
+class _Back:
+    """A layer on its way back: its input and cotangent."""
+
+    layer: nn.Module
+    rule: Rule
+    x: Tensor
+    kept: tuple[Tensor, ...]
+    g: Tensor
+
+    def is_smaller_than(self, per_scan: Tensor) -> bool:
+        """Return whether keeping this takes less room than keeping `per_scan`, and will do."""
+        can_sum = isinstance(self.rule, _Convolution | _Linear) and per_scan.dim() > 2
+        return can_sum and self.x.numel() + self.g.numel() < per_scan.numel()
+
+    def each(self) -> Gradients:
+        """Return the gradients of each scan once more."""
+        return self.rule.backward(self.layer, self.x, self.kept, self.g, needs_x=False)[1]
+
+    def all(self, factors: Tensor) -> Tensor:
+        """Return the sum over scans of the weight's gradient times the scan's factor `(N,)`."""
+        assert isinstance(self.rule, _Convolution | _Linear)
+        x, g = (t.where(_as_scans(factors != 0, t), 0.0) for t in (self.x, self.g))
+        return self.rule.summed(self.layer, x, g * _as_scans(factors.to(g), g))
+
+
+def _as_scans(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def check_layers(network: nn.Module) -> None:
@@ -96,7 +208,7 @@ def check_layers(network: nn.Module) -> None:
 
 
 @contextmanager
-def _recording(network: nn.Module, record: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _recording(network: nn.Module, book: _Book) -> Iterator[None]:
     """Run the network's layers through their rules; parameters take no part in autograd meanwhile."""
     check_layers(network)
     trainable = [p for p in network.parameters() if p.requires_grad]
@@ -108,7 +220,7 @@ def _recording(network: nn.Module, record: Callable[[str, Tensor], None]) -> Ite
         for name, layer in network.named_modules():
             rule = _rule_of(layer)
             if rule is not None and list(layer.parameters(recurse=False)):
-                layer.forward = _diverted(name, layer, rule, anchor, record)
+                layer.forward = _diverted(name, layer, rule, anchor, book)
                 diverted.append(layer)
         yield
     finally:
@@ -119,13 +231,13 @@ def _recording(network: nn.Module, record: Callable[[str, Tensor], None]) -> Ite
 
 
 def _diverted(
-    name: str, layer: nn.Module, rule: Rule, anchor: Tensor, record: Callable[[str, Tensor], None]
+    name: str, layer: nn.Module, rule: Rule, anchor: Tensor, book: _Book
 ) -> Callable[..., Tensor]:
     prefix = f"{name}." if name else ""
 
-    def keep(gradients: Gradients) -> None:
+    def keep(gradients: Gradients, back: _Back) -> None:
         for parameter, per_scan in gradients.items():
-            record(prefix + parameter, per_scan)
+            book.enter(prefix + parameter, per_scan, back)
 
     def forward(x: Tensor, *rest: Any) -> Tensor:
         if any(extra is not None for extra in rest):
@@ -146,7 +258,7 @@ class _Recorded(torch.autograd.Function):
         anchor: Tensor,
         layer: nn.Module,
         rule: Rule,
-        keep: Callable[[Gradients], None],
+        keep: Callable[[Gradients, _Back], None],
     ) -> Tensor:
         y, kept = rule.forward(layer, x)
         ctx.save_for_backward(x, *kept)
@@ -156,8 +268,9 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         x, *kept = ctx.saved_tensors
-        gx, gradients = ctx.rule.backward(ctx.layer, x, tuple(kept), g, ctx.needs_input_grad[0])
-        ctx.keep(gradients)
+        back = _Back(ctx.layer, ctx.rule, x, tuple(kept), g)
+        gx, gradients = back.rule.backward(back.layer, x, back.kept, g, ctx.needs_input_grad[0])
+        ctx.keep(gradients, back)
         return gx, None, None, None, None
 
 
@@ -183,6 +296,10 @@ class _Convolution:
             weight = _weight_gradients(g, x, layer)
         weight = weight.reshape(len(x), *layer.weight.shape)
         return gx, _with_bias(layer, weight, lambda: g.flatten(2).sum(2))
+
+    def summed(self, layer: Any, x: Tensor, g: Tensor) -> Tensor:
+        """Return the weight's gradient summed over scans, as plain training takes it."""
+        return _convolution_backward(g, x, layer.weight, _geometry(layer), 1)
 
 
 def _geometry(layer: _ConvNd) -> dict[str, Any]:
@@ -253,6 +370,10 @@ class _Linear:
         weight = torch.einsum("n...o,n...i->noi", g, x)
         gx = g @ layer.weight if needs_x else None
         return gx, _with_bias(layer, weight, lambda: g.reshape(len(g), -1, g.shape[-1]).sum(1))
+
+    def summed(self, layer: Any, x: Tensor, g: Tensor) -> Tensor:
+        """Return the weight's gradient summed over scans, as plain training takes it."""
+        return torch.einsum("n...o,n...i->oi", g, x)
 
 
 class _ChannelNorm:

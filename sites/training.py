@@ -16,7 +16,7 @@ from models.params import Params
 from privacy.mechanisms import Mechanism
 from privacy.noise import NoiseSource
 from privacy.optimizer import PatientOptimizer
-from privacy.per_patient import per_patient_gradients
+from privacy.per_patient import clipped_sums
 from sites.cohort import Patient
 from sites.preprocessing import PreprocessingConfig, training_pair
 
@@ -108,14 +108,13 @@ def train_privately(
     optimizer.attach_step_hook(before_update)
     for step in range(mechanism.steps):
         lot = _poisson_lot(len(examples), mechanism.sampling_rate, noise)
-        microbatches = [
-            lot[i : i + config.microbatch] for i in range(0, len(lot), config.microbatch)
-        ] or [[]]
-        for patients in microbatches:
-            _set_gradients(network, task, examples, patients)
-            optimizer.signal_skip_step(patients is not microbatches[-1])
-            optimizer.step()
-            optimizer.zero_grad()
+        for start in range(0, len(lot), config.microbatch):
+            images, targets, patient_of = examples.batch(lot[start : start + config.microbatch])
+            of_scan = patient_of.to(images.device)
+            sums = clipped_sums(network, task.loss, images, targets, of_scan, mechanism.clip_factors)
+            optimizer.accumulate([sums[name] for name, _ in network.named_parameters()])
+        optimizer.step()
+        optimizer.zero_grad()
         progress("train", step + 1, mechanism.steps)
     event = mechanism.event
     charged = [(event.noise_multiplier, event.sampling_rate, event.steps)]
@@ -148,17 +147,6 @@ def train_plainly(
         drift()
         optimizer.step()
         progress("train", step + 1, config.steps)
-
-
-def _set_gradients(network: nn.Module, task: Task, examples: Examples, patients: Sequence[int]) -> None:
-    if not patients:
-        for p in network.parameters():
-            p.grad_sample = p.new_zeros(0, *p.shape)  # type: ignore[attr-defined]
-        return
-    images, targets, patient_of = examples.batch(patients)
-    gradients = per_patient_gradients(network, task.loss, images, targets, patient_of.to(images.device))
-    for name, p in network.named_parameters():
-        p.grad_sample = gradients[name]  # type: ignore[attr-defined]  # where Opacus looks
 
 
 def _drift(network: nn.Module, local_loss: LocalLoss | None) -> Callable[[], None]:

@@ -9,7 +9,14 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from models.objectives import SegmentationConfig, build_task
-from privacy.per_patient import UnsupportedLayer, check_layers, per_patient_gradients
+from privacy.per_patient import (
+    UnsupportedLayer,
+    _Book,
+    _go_back,
+    check_layers,
+    clipped_sums,
+    per_patient_gradients,
+)
 
 PATIENT_OF = torch.tensor([0, 1, 1, 2])
 GROUP = ("group", {"num_groups": 4})
@@ -22,8 +29,8 @@ SEGMENTERS: dict[str, Callable[[int], nn.Module]] = {
     "BasicUNet": lambda d: nets.BasicUNet(d, 1, 3, features=(4, 4, 8, 8, 8, 4)),
     "SegResNet": lambda d: nets.SegResNet(d, 8, out_channels=3, blocks_down=(1, 1), blocks_up=(1,)),
     "DynUNet": lambda d: nets.DynUNet(
-        d, 1, 3, kernel_size=[3, 3, 3], strides=[1, 2, 2], upsample_kernel_size=[2, 2], filters=[4, 8, 8],
-        res_block=True,
+        d, 1, 3, kernel_size=[3, 3, 3], strides=[1, 2, 2], upsample_kernel_size=[2, 2],
+        filters=[4, 8, 8], res_block=True,
     ),
     "AttentionUnet": lambda d: ModuleValidator.fix(
         nets.AttentionUnet(d, 1, 3, channels=(4, 8), strides=(2,))
@@ -55,6 +62,7 @@ def assert_equals_a_loop(
     network: nn.Module, loss, images: Tensor, targets: Tensor, tolerance: float = 1e-10
 ) -> None:
     ours = per_patient_gradients(network, loss, images, targets, PATIENT_OF)
+    assert_clipped_sums_agree(network, loss, images, targets, ours, tolerance)
     assert ours.keys() == dict(network.named_parameters()).keys()
     for patient in range(3):
         mine = patient == PATIENT_OF
@@ -65,6 +73,21 @@ def assert_equals_a_loop(
             # A bias before a norm has a gradient of rounding errors alone: compare with the whole.
             size = torch.maximum(expected.norm(), 1e-3 * whole)
             assert (ours[name][patient] - expected).norm() <= tolerance * size, name
+
+
+def assert_clipped_sums_agree(network, loss, images, targets, gradients, tolerance: float) -> None:
+    """Clip and sum `gradients` plainly; the second patient's factor is zero."""
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
+    factors = 0.5 / norms * torch.tensor([1.0, 0.0, 1.0])
+
+    def clip(found: Tensor) -> Tensor:
+        assert torch.allclose(found, norms.double(), rtol=1e-9)
+        return factors
+
+    sums = clipped_sums(network, loss, images, targets, PATIENT_OF, clip)
+    for name, g in gradients.items():
+        expected = torch.einsum("p,p...->...", factors, g)
+        assert (sums[name] - expected).norm() <= tolerance * max(expected.norm(), 1e-3), name
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -194,6 +217,27 @@ def test_a_patient_with_two_equal_scans_weighs_as_one_with_one() -> None:
     both = torch.cat([image, image]), torch.cat([target, target])
     twice = per_patient_gradients(network, dice_and_cross_entropy, *both, torch.tensor([0, 0]))
     assert all(torch.allclose(once[n], twice[n], rtol=1e-12) for n in once)
+
+
+def test_large_layers_are_summed_without_keeping_a_gradient_for_each_patient() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 32, 3), nn.Conv2d(32, 64, 3), nn.Flatten(), nn.Linear(64, 9))
+    book = _Book(PATIENT_OF, may_defer=True)
+    _go_back(network, squares, torch.randn(4, 1, 5, 5), torch.zeros(4), book)
+    assert set(book.deferred) == {"1.weight", "3.weight"}
+    assert "0.weight" in book.whole
+
+
+def test_a_patient_without_a_finite_gradient_adds_nothing_to_large_layers_either() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(9, 64), nn.Linear(64, 9)).double()
+    images = torch.randn(4, 1, 3, 3).double()
+
+    def clip(norms: Tensor) -> Tensor:
+        return norms.isfinite().double()
+
+    plain = clipped_sums(network, squares, images[[0, 1, 2]], torch.zeros(3), PATIENT_OF[:3], clip)
+    images[3] = float("nan")
+    sums = clipped_sums(network, squares, images, torch.zeros(4), PATIENT_OF, clip)
+    assert all(torch.allclose(sums[name], plain[name]) for name in plain)
 
 
 def test_the_network_is_as_it_was_afterwards_and_after_an_error() -> None:
