@@ -35,6 +35,7 @@ from privacy.mechanisms import ClipConfig, Mechanism
 from privacy.per_patient import clipped_sums
 
 METHODS = ("plain", "opacus_hooks", "opacus_ghost", "vmap", "wardround")
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 GROUP = ("group", {"num_groups": 8})
 
 
@@ -181,13 +182,21 @@ def measure(case: Case, repeats: int) -> list[dict[str, Any]]:
             if method in failures:
                 continue
             try:
-                spent, peak = _one(steps[method])
-            except Exception as error:  # the row says what the method could not do
+                spent = _seconds(steps[method])
+            except Exception as error:
+                # Whatever stopped it, the row says that the method could not do this network.
                 failures[method] = f"{type(error).__name__}: {str(error)[:80]}"
                 continue
             if repeat:  # the first one warms up
                 seconds[method].append(spent)
-                memory[method].append(peak)
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)  # freed tensors go back to the system at once, slowly
+    for _ in range(3):
+        for method in METHODS:
+            if method not in failures:
+                libc.malloc_trim(0)
+                memory[method].append(_peak_mib(steps[method]))
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
     base_time, base_memory = (statistics.median(x["plain"]) for x in (seconds, memory))
     rows = []
     for method in METHODS:
@@ -201,13 +210,17 @@ def measure(case: Case, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _one(step: Callable[[], None]) -> tuple[float, float]:
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS")
+def _seconds(step: Callable[[], None]) -> float:
     started = time.perf_counter()
     step()
-    spent = time.perf_counter() - started
-    return spent, _status("VmHWM") - before
+    return time.perf_counter() - started
+
+
+def _peak_mib(step: Callable[[], None]) -> float:
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status("VmRSS")
+    step()
+    return max(_status("VmHWM") - before, 0.1)
 
 
 def _status(name: str) -> float:
@@ -225,7 +238,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON list")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    ctypes.CDLL("libc.so.6").mallopt(-3, 1 << 16)  # freed tensors go back to the system at once
     rows = []
     for case in CASES:
         if arguments.only in f"{case.network} {case.dims}D":

@@ -47,7 +47,7 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not type
         """Set each parameter's `grad` to its noisy sum over the mechanism's divisor."""
         for p in self.params:
             noise = self._noise.normal(tuple(p.shape), self._mechanism.noise_std).to(p.device)
-            noisy = noise if p.summed_grad is None else p.summed_grad + noise
+            noisy = noise if p.summed_grad is None else p.summed_grad.double() + noise
             p.grad = (noisy / self._mechanism.divisor).to(p)
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # noqa: ARG002  # Opacus'

@@ -127,6 +127,8 @@ class _Book:
         self.deferred: dict[str, _Deferred] = {}
         self._patient_of = patient_of
         self._num_patients = len(scans)
+        positions = torch.arange(len(patient_of), device=patient_of.device)
+        self._one_scan_each = torch.equal(patient_of, positions)
         self._may_defer = may_defer
 
     def enter(self, name: str, per_scan: Tensor, back: "_Back") -> None:
@@ -137,7 +139,7 @@ class _Book:
         if name in self.whole:
             self.whole[name] = self.whole[name] + own
         elif self._may_defer and back.is_smaller_than(per_scan):
-            squared = own.flatten(1).norm(dim=1, dtype=torch.float64).square()
+            squared = _squared_norms(own)
             last = name.rpartition(".")[2]
             self.deferred[name] = _Deferred(squared, lambda: back.each()[last], back.all)
         else:
@@ -145,7 +147,7 @@ class _Book:
 
     def norms(self) -> Tensor:
         """Return each patient's norm over all parameters, `(P,)` in float64."""
-        squared = [g.flatten(1).norm(dim=1, dtype=torch.float64).square() for g in self.whole.values()]
+        squared = [_squared_norms(g) for g in self.whole.values()]
         squared += [deferred.squared_norms for deferred in self.deferred.values()]
         return torch.stack(squared).sum(0).sqrt()
 
@@ -154,13 +156,15 @@ class _Book:
         counts = factors != 0
         sums = {}
         for name, g in self.whole.items():
-            safe = g if counts.all() else g.where(counts.view(-1, *[1] * (g.dim() - 1)), 0.0)
-            sums[name] = torch.einsum("p,p...->...", factors, safe.double())
+            safe = g if counts.all() else g.where(_as_scans(counts, g), 0.0)
+            sums[name] = (factors.to(g) @ safe.flatten(1)).view(g.shape[1:])
         for name, deferred in self.deferred.items():
-            sums[name] = deferred.of_all_scans(factors[self._patient_of]).double()
+            sums[name] = deferred.of_all_scans(factors[self._patient_of])
         return sums
 
     def _by_patient(self, per_scan: Tensor) -> Tensor:
+        if self._one_scan_each:
+            return per_scan
         own = per_scan.new_zeros(self._num_patients, *per_scan.shape[1:])
         return own.index_add_(0, self._patient_of, per_scan)
 
@@ -187,8 +191,16 @@ class _Back:
     def all(self, factors: Tensor) -> Tensor:
         """Return the sum over scans of the weight's gradient times the scan's factor `(N,)`."""
         assert isinstance(self.rule, _Convolution | _Linear)
-        x, g = (t.where(_as_scans(factors != 0, t), 0.0) for t in (self.x, self.g))
+        x, g, counts = self.x, self.g, factors != 0
+        if not counts.all():  # zero times NaN would be NaN
+            x, g = (t.where(_as_scans(counts, t), 0.0) for t in (x, g))
         return self.rule.summed(self.layer, x, g * _as_scans(factors.to(g), g))
+
+
+def _squared_norms(gradients: Tensor) -> Tensor:
+    """Return `(P, *shape)` -> `(P,)`, in float64; the norms themselves run in the gradients' type."""
+    norms: Tensor = gradients.flatten(1).norm(dim=1)
+    return norms.double().square()
 
 
 def _as_scans(values: Tensor, like: Tensor) -> Tensor:

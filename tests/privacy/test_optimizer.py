@@ -65,8 +65,10 @@ def test_a_patient_without_a_finite_gradient_counts_as_zero(bad: float) -> None:
 
 
 def test_a_huge_gradient_is_clipped_like_any_other() -> None:
-    huge = torch.tensor([3e38, 0, 0, 0])
+    huge = torch.tensor([1e18, 0, 0, 0])
     assert one_step(huge[None]).norm().item() == pytest.approx(2.0)
+    overflowing = torch.tensor([3e38, 3e38, 0, 0])
+    assert one_step(overflowing[None]).norm().item() == pytest.approx(0.0, abs=1e-5)
 
 
 def test_the_noise_hides_the_gaps_of_float32_in_the_sum() -> None:
