@@ -1,0 +1,223 @@
+"""Kill a hospital's round again and again; count what its ledger lost, doubled or broke.
+
+A child process carries out real rounds (real ledger, outbox, exchange; a tiny network) and is killed
+with SIGKILL: first once at every file write, flush, rename and ledger entry of a round, in turn, then
+at random instants. After each kill the ledger is opened and held against the outbox and the exchange;
+then the round is asked for again until it is finished.
+
+    python benchmarks/ledger_kill.py --kills 200 --json
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from models import checkpoints
+from models import params as P
+from privacy import ledger as ledger_module
+from privacy.ledger import LedgerError
+from privacy.release import ModelManifest
+from privacy.signing import public_hex, sign
+from sites.exchange import Exchange, model_place, statement_place
+from sites.hospital import Hospital
+from sites.phantoms import Scanner, make_wards
+from sites.rounds import Order, carry_out
+from sites.study import Study
+
+RUN = "kills-1"
+STUDY = Study.model_validate(
+    {
+        "name": "kills",
+        "task": {"kind": "segmentation", "dims": 3, "labels": {1: "head", 2: "tail"}},
+        "network": {"name": "UNet", "channels": [2, 4]},
+        "rounds": 1000,
+        "sites": {"min": 1},
+        "preprocessing": {"shape": [8, 8, 8]},
+        "training": {"steps": 1, "lr": 0.1, "lot": "all"},
+        "privacy": {
+            "mode": "local", "unit": "patient", "epsilon": 900, "delta": 1e-3,
+            "clip": {"kind": "normalised", "norm": 1.0},
+        },
+        "export": "weights",
+        "strategy": {"name": "fed_avg"},
+    }
+)  # fmt: skip
+
+
+@dataclass
+class Counts:
+    """What went wrong, over all kills."""
+
+    kills: int = 0
+    under_counts: int = 0
+    double_charges: int = 0
+    chain_failures: int = 0
+    rounds: int = field(default=0)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A made-up hospital, an exchange, and the coordinator's key."""
+
+    ward: Path
+    exchange: Exchange
+    key: Ed25519PrivateKey
+
+    def publish_model(self, round: int) -> None:
+        """Lay down the global model that `round` starts from."""
+        torch.manual_seed(0)
+        data = checkpoints.to_bytes(P.of(STUDY.network.build(3, 3)))
+        manifest = ModelManifest(
+            kind="model", study=STUDY.name, study_sha256=STUDY.sha256, run=RUN, round=round - 1,
+            model_sha256=checkpoints.sha256_of(data),
+        )  # fmt: skip
+        self.exchange.put_object(data)
+        signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
+        self.exchange.put_statement(model_place(RUN, round - 1), signed)
+
+    def contribute(self, round: int) -> None:
+        """Carry out a round, as the hospital's process does."""
+        order = Order(
+            phase="contribute", study=STUDY, run=RUN, round=round, attempt=1,
+            exchange=self.exchange.url, coordinator=public_hex(self.key),
+        )  # fmt: skip
+        carry_out(Hospital.open(self.ward, test_noise=1), order, lambda *_: None)
+
+    def statement(self, round: int) -> bytes | None:
+        """Return what the hospital laid down for a round."""
+        return self.exchange.statement(statement_place(RUN, round, "contribute", "north"))
+
+
+def set_scene(folder: Path) -> Scene:
+    """Make the hospital, with a budget that outlasts the kills."""
+    scanner = Scanner("north", 6, (20, 300, 620, 480), 30, "RAS")
+    (ward,) = make_wards(folder / "wards", 0, [scanner])
+    policy = yaml.safe_load((ward / "site.yaml").read_text())
+    policy |= {"min_patients": 1, "budget": {"epsilon": 1000.0, "delta": 1e-3}}
+    (ward / "site.yaml").write_text(yaml.safe_dump(policy))
+    return Scene(ward, Exchange(str(folder / "exchange")), Ed25519PrivateKey.generate())
+
+
+def fail_at(point: int) -> None:
+    """Arrange that this process is killed at its `point`-th write, flush, rename or ledger entry."""
+    passed = 0
+
+    def counted(act: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **named: Any) -> Any:
+            nonlocal passed
+            passed += 1
+            if passed == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return act(*arguments, **named)
+
+        return wrapper
+
+    for name in ("fsync", "replace", "link", "unlink", "open"):
+        setattr(os, name, counted(getattr(os, name)))
+    ledger_module._append = counted(ledger_module._append)
+    ledger_module.sqlite3 = _CountingSqlite(counted)
+
+
+class _CountingSqlite:
+    """The sqlite3 module, with a failpoint before each statement that the ledger executes."""
+
+    DatabaseError = sqlite3.DatabaseError
+    Connection = sqlite3.Connection
+
+    def __init__(self, counted: Callable[..., Any]) -> None:
+        class Connection(sqlite3.Connection):
+            def execute(self, *arguments: Any) -> sqlite3.Cursor:
+                cursor: sqlite3.Cursor = counted(super().execute)(*arguments)
+                return cursor
+
+        self._kind = Connection
+
+    def connect(self, *arguments: Any, **named: Any) -> sqlite3.Connection:
+        return sqlite3.connect(*arguments, **named, factory=self._kind)
+
+
+def check(scene: Scene, round: int, counts: Counts) -> None:
+    """Hold the ledger against the exchange, after a kill."""
+    try:
+        entries = Hospital.open(scene.ward).ledger.entries()
+    except LedgerError:
+        counts.chain_failures += 1
+        return
+    for number in range(1, round + 1):
+        mine = [e for e in entries if e.charge.round == number]
+        reserved = sum(e.action == "reserve" for e in mine)
+        voided = sum(e.action == "void" for e in mine)
+        counts.double_charges += max(0, reserved - voided - 1)
+        data = scene.statement(number)
+        if data is not None:
+            settled = {e.file for e in mine if e.action == "settle"}
+            is_paid = reserved > voided and checkpoints.sha256_of(data) in settled
+            counts.under_counts += not is_paid
+
+
+def run(kills: int, seed: int) -> Counts:
+    """Kill as often as asked and return what was seen."""
+    rng = random.Random(seed)
+    counts, processes = Counts(), multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        scene = set_scene(Path(folder))
+        round, point, usual = 0, 1, 0.5
+        while counts.kills < kills:
+            round += 1
+            scene.publish_model(round)
+            while scene.statement(round) is None and counts.kills < kills:
+                is_random = point == 0
+
+                def child(point: int = point, round: int = round) -> None:
+                    torch.set_num_threads(1)
+                    if point:
+                        fail_at(point)
+                    scene.contribute(round)
+
+                process = processes.Process(target=child)
+                started = time.monotonic()
+                process.start()
+                if is_random:
+                    process.join(rng.uniform(0, 1.1 * usual))
+                    process.kill()
+                process.join()
+                if process.exitcode == -signal.SIGKILL:
+                    counts.kills += 1
+                    point = point + 1 if point else 0
+                elif process.exitcode != 0:
+                    raise SystemExit(f"The round failed by itself, exit code {process.exitcode}.")
+                else:
+                    usual = time.monotonic() - started
+                    point = 0  # every point of a round was tried; from now on at random
+                check(scene, round, counts)
+        counts.rounds = round
+    return counts
+
+
+def main() -> None:
+    """Print what was counted."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    counts = run(arguments.kills, arguments.seed)
+    print(json.dumps(vars(counts)) if arguments.json else counts)
+
+
+if __name__ == "__main__":
+    main()
