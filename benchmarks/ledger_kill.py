@@ -1,9 +1,9 @@
 """Kill a hospital's round again and again; count what its ledger lost, doubled or broke.
 
 A child process carries out real rounds (real ledger, outbox, exchange; a tiny network) and is killed
-with SIGKILL: first once at every file write, flush, rename and ledger entry of a round, in turn, then
-at random instants. After each kill the ledger is opened and held against the outbox and the exchange;
-then the round is asked for again until it is finished.
+with SIGKILL: first once at every file write, flush, rename and ledger statement of a round, one by
+one, then at random instants. After each kill the ledger is opened and held against the exchange; then
+the round is asked for again until it is finished.
 
     python benchmarks/ledger_kill.py --kills 200 --json
 """
@@ -18,7 +18,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Counts:
     under_counts: int = 0
     double_charges: int = 0
     chain_failures: int = 0
-    rounds: int = field(default=0)
+    rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,53 +169,59 @@ def check(scene: Scene, round: int, counts: Counts) -> None:
             counts.under_counts += not is_paid
 
 
-def run(kills: int, seed: int) -> Counts:
-    """Kill as often as asked and return what was seen."""
-    rng = random.Random(seed)
-    counts, processes = Counts(), multiprocessing.get_context("fork")
+def run(random_kills: int, failpoints: int, seed: int) -> Counts:
+    """Kill at up to `failpoints` writes of one round, then at random; return what was seen."""
+    counts = Counts()
     with tempfile.TemporaryDirectory() as folder:
         scene = set_scene(Path(folder))
-        round, point, usual = 0, 1, 0.5
-        while counts.kills < kills:
-            round += 1
-            scene.publish_model(round)
-            while scene.statement(round) is None and counts.kills < kills:
-                is_random = point == 0
-
-                def child(point: int = point, round: int = round) -> None:
-                    torch.set_num_threads(1)
-                    if point:
-                        fail_at(point)
-                    scene.contribute(round)
-
-                process = processes.Process(target=child)
-                started = time.monotonic()
-                process.start()
-                if is_random:
-                    process.join(rng.uniform(0, 1.1 * usual))
-                    process.kill()
-                process.join()
-                if process.exitcode == -signal.SIGKILL:
-                    counts.kills += 1
-                    point = point + 1 if point else 0
-                elif process.exitcode != 0:
-                    raise SystemExit(f"The round failed by itself, exit code {process.exitcode}.")
-                else:
-                    usual = time.monotonic() - started
-                    point = 0  # every point of a round was tried; from now on at random
-                check(scene, round, counts)
+        point = 1  # the first round, killed once at each of its writes
+        while point <= failpoints and not attempt(scene, 1, counts, point=point):
+            point += 1
+        started = time.monotonic()
+        attempt(scene, 2, counts)
+        usual = time.monotonic() - started
+        rng, wanted, round = random.Random(seed), counts.kills + random_kills, 3
+        while counts.kills < wanted:
+            if attempt(scene, round, counts, after_s=rng.uniform(0, 1.5 * usual)):
+                round += 1
         counts.rounds = round
     return counts
+
+
+def attempt(
+    scene: Scene, round: int, counts: Counts, point: int = 0, after_s: float | None = None
+) -> bool:
+    """Carry a round out in a child that is killed at a point or a time; return whether it survived."""
+
+    def child() -> None:
+        torch.set_num_threads(1)
+        if point:
+            fail_at(point)
+        scene.contribute(round)
+
+    scene.publish_model(round)
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    if after_s is not None:
+        process.join(after_s)
+        process.kill()
+    process.join()
+    if process.exitcode not in (0, -signal.SIGKILL):
+        raise SystemExit(f"The round failed by itself, exit code {process.exitcode}.")
+    counts.kills += process.exitcode != 0
+    check(scene, round, counts)
+    return process.exitcode == 0
 
 
 def main() -> None:
     """Print what was counted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=200, help="kills at random instants")
+    parser.add_argument("--failpoints", type=int, default=10**6, help="at most so many before them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    counts = run(arguments.kills, arguments.seed)
+    counts = run(arguments.kills, arguments.failpoints, arguments.seed)
     print(json.dumps(vars(counts)) if arguments.json else counts)
 
 

@@ -122,12 +122,18 @@ def ui(
 
 
 @site_app.command()
-def ledger(folder: SiteArgument = Path()) -> None:
+def ledger(
+    folder: SiteArgument = Path(),
+    verify: Annotated[bool, typer.Option(help="Check the chain and the outbox alone.")] = False,
+) -> None:
     """Show what the hospital's patients have spent, charge by charge."""
     with _clear_errors():
-        from flows.site_tables import ledger_table
+        from flows.site_tables import ledger_table, verified_entries
 
-        Console().print(ledger_table(folder))
+        if verify:
+            typer.echo(f"{verified_entries(folder)} entries, the chain and the outbox hold.")
+        else:
+            Console().print(ledger_table(folder))
 
 
 @site_app.command()
@@ -172,6 +178,7 @@ def _clear_errors() -> Iterator[None]:
     from flows.rounds import TooFewHospitals
     from flows.run import BrokenRun, RunBusy
     from flows.servers import ServerError
+    from models.checkpoints import CorruptCheckpoint
     from privacy.ledger import LedgerError
     from sites.documents import ConfigError
 
@@ -182,7 +189,7 @@ def _clear_errors() -> Iterator[None]:
     except TooFewHospitals as error:
         hint = "\nThe same command goes on from the last finished round, `--new` begins another run."
         _stop(f"{error}{hint}" if error.begun else str(error), 1 if error.begun else BAD_INPUT)
-    except (BrokenRun, RunBusy, ServerError, LedgerError) as error:
+    except (BrokenRun, RunBusy, ServerError, LedgerError, CorruptCheckpoint) as error:
         _stop(str(error), 1)
 
 

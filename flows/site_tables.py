@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.table import Table
 
 from models.objectives import ClassificationConfig, SegmentationConfig
-from privacy.accounting import epsilon
+from privacy.accounting import PrivacyEvent, epsilon
+from privacy.ledger import LedgerError
 from sites.cohort import read_cases
 from sites.hospital import Hospital
 from sites.intake import declared_labels, list_cases
@@ -15,37 +16,66 @@ from sites.study import load_study
 
 
 def ledger_table(folder: Path) -> Table:
-    """Return the hospital's ledger: each entry, and what was spent with it."""
+    """Return the hospital's ledger: each charge, how far it came, and what was spent with it."""
     hospital = Hospital.open(folder)
     budget, plain = hospital.policy.budget, hospital.ledger.plain_charges()
     title = f"{hospital.name}: budget epsilon {budget.epsilon:g} at delta {budget.delta:g}"
     if plain:
         title += f"\nbeside it {plain} releases without privacy, which no epsilon covers"
     table = Table(title=title)
-    for heading in ("when", "study", "round", "act", "entry", "event", "epsilon so far", "left"):
+    for heading in ("when", "study", "round", "event", "state", "epsilon so far", "left"):
         table.add_column(heading)
-    standing = []
-    for entry in hospital.ledger.entries():
+    entries = [e for e in hospital.ledger.entries() if e.action != "publish"]
+    spent_on: dict[str, list[PrivacyEvent]] = {"training": [], "evaluation": []}
+    for entry in entries:
         charge = entry.charge
-        if entry.action == "publish":
+        if entry.action != "reserve":
             continue
-        if entry.action == "reserve" and charge.event:
-            standing.append(charge)
-        if entry.action == "void":
-            standing = [c for c in standing if not c.is_same_act(charge)]
-        spent = epsilon([c.event for c in standing if c.event], budget.delta)
-        event = charge.event
+        after = [e.action for e in entries if e.seq > entry.seq and e.charge.is_same_act(charge)]
+        state = after[-1] if after else "reserve"
+        if charge.event and state != "void":
+            spent_on[charge.patients].append(charge.event)
+        spent = max(epsilon(events, budget.delta) for events in spent_on.values())
         table.add_row(
-            f"{datetime.fromtimestamp(entry.at):%Y-%m-%d %H:%M:%S}",
+            f"{datetime.fromtimestamp(entry.at):%m-%d %H:%M}",
             charge.study,
             str(charge.round),
-            charge.purpose,
-            entry.action,
-            f"{event.steps} steps, noise {event.noise_multiplier:.3f}" if event else "no privacy",
+            _words(charge.event),
+            STATES[state],
             f"{spent:.3f}",
             f"{max(budget.epsilon - spent, 0):.3f}",
         )
     return table
+
+
+def verified_entries(folder: Path) -> int:
+    """Return how many entries the ledger has, after checking its chain and every file it names.
+
+    Raises:
+        LedgerError: an entry does not follow from the one before, or a file is missing.
+        CorruptCheckpoint: a file of the outbox was changed.
+    """
+    hospital = Hospital.open(folder)
+    entries = hospital.ledger.entries()
+    for entry in entries:
+        if not entry.file:
+            continue
+        try:
+            statement = json.loads(hospital.outbox.statement(entry.file))["statement"]
+            if statement["kind"] == "release":
+                hospital.outbox.tensors(statement["payload_sha256"])
+        except FileNotFoundError as error:
+            raise LedgerError(f"Entry {entry.seq} names a file that is not in the outbox.") from error
+    return len(entries)
+
+
+STATES = {"reserve": "reserved", "start": "started", "settle": "released", "void": "given back"}
+
+
+def _words(event: PrivacyEvent | None) -> str:
+    if event is None:
+        return "no privacy"
+    return f"{event.steps} x noise {event.noise_multiplier:.2f}"
 
 
 def outbox_table(folder: Path) -> Table:

@@ -130,6 +130,34 @@ def test_a_site_check_names_broken_cases_to_the_hospital(home: Path) -> None:
     assert "phantom_000_0" in result.stdout
 
 
+def test_a_changed_byte_in_ledger_or_outbox_is_found(home: Path) -> None:
+    import sqlite3
+
+    from privacy.ledger import Charge
+    from sites.hospital import Hospital
+
+    ward = home / "wards" / "north"
+    hospital = Hospital.open(ward)
+    sha256 = hospital.outbox.put_statement(b'{"statement":{"kind":"refusal"}}')
+    hospital.ledger.publish(Charge("s", "s-1", 1, "join", "training", None), sha256)
+    good = call("site", "ledger", ward, "--verify")
+    assert (good.exit_code, good.stdout) == (0, "1 entries, the chain and the outbox hold.\n")
+    (file,) = hospital.outbox.folder.iterdir()
+    file.chmod(0o600)
+    file.write_bytes(file.read_bytes() + b" ")
+    bad = call("site", "ledger", ward, "--verify")
+    assert bad.exit_code == 1 and "was changed" in bad.stderr
+    file.unlink()
+    gone = call("site", "ledger", ward, "--verify")
+    assert gone.exit_code == 1 and "not in the outbox" in gone.stderr
+    db = sqlite3.connect(ward / "state" / "ledger.sqlite", isolation_level=None)
+    db.execute("DROP TRIGGER entries_are_never_updated")
+    db.execute("UPDATE entries SET at = at + 1")
+    db.close()
+    broken = call("site", "ledger", ward, "--verify")
+    assert broken.exit_code == 1 and "does not follow" in broken.stderr
+
+
 def test_the_ledger_shows_charges_and_what_is_left(home: Path) -> None:
     from dataclasses import replace
 
@@ -143,5 +171,5 @@ def test_the_ledger_shows_charges_and_what_is_left(home: Path) -> None:
     ledger.void(charge)
     ledger.reserve(replace(charge, round=2))
     shown = call("site", "ledger", home / "wards" / "north").stdout
-    assert "reserve" in shown and "void" in shown
+    assert "given back" in shown and "reserved" in shown
     assert f"{ledger.spent(1e-3):.3f}" in shown
