@@ -39,7 +39,7 @@ def federate(run: str, home: str, sites: list[str]) -> None:
     with Run.open(Home(Path(home)), run).locked() as opened:
         opened.begin_attempt()
         federation = join(opened, sites)
-        with Tracking.of(federation) as tracking:
+        with Tracking(federation) as tracking:
             record = begin(federation, tracking)
             for number in range(record.round + 1, federation.study.rounds + 1):
                 started = time.time()

@@ -189,7 +189,8 @@ def take_in(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answer
         try:
             _check_release(run, round, base, manifest, template)
             taken[site] = manifest
-        except (RejectedRelease, CorruptCheckpoint, OSError) as error:
+        except (ValueError, OSError) as error:
+            # Rejected, corrupt, or with declared numbers for which the study has no mechanism.
             left_out[site] = f"its release was rejected: {error}"
     if len(taken) < run.study.sites.min:
         raise TooFewHospitals(len(taken), run.study, left_out, round)

@@ -67,7 +67,7 @@ def links(url: str) -> list[tuple[str, str]]:
 
 
 class Tracking(AbstractContextManager["Tracking"]):
-    """A run's place in MLflow: its experiment, its parent run, its hospitals' child runs."""
+    """A run's place in MLflow, made on first use: its experiment, parent run and child runs."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -78,11 +78,6 @@ class Tracking(AbstractContextManager["Tracking"]):
             site: self._mlflow_run(site, parent=self._parent)
             for site in sorted(run.description.participants)
         }
-
-    @classmethod
-    def of(cls, run: Run) -> "Tracking":
-        """Open the run's place in MLflow, made on first use."""
-        return cls(run)
 
     def __enter__(self) -> "Tracking":
         for mlflow_run in self._all_runs():

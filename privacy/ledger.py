@@ -1,7 +1,7 @@
 """A hospital's own record of what its patients have spent, in SQLite, append-only and hash-chained.
 
-Order of a charge: `reserve` before any work, `start` before the first patient is read, `settle`
-once the release lies in the outbox. A charge counts from the reservation on; only one that was
+Order of a charge: `reserve` and `start` before anything is computed from a patient that could leave,
+`settle` once the release lies in the outbox. A charge counts from the reservation on; only one that was
 never started can be given back (`void`), because choosing among outputs is itself a release.
 """
 
@@ -140,6 +140,10 @@ class Ledger:
             if charge.event is not None:
                 self._check(_events(entries, charge.patients), charge.event, 1)
             _append(db, entries, "reserve", charge, "")
+
+    def is_reserved(self, charge: Charge) -> bool:
+        """Return whether a charge stands for this act already."""
+        return any(e.charge.is_same_act(charge) for e in _standing(self.entries()))
 
     def check_fits(self, patients: Patients, event: PrivacyEvent, times: int) -> None:
         """Raise BudgetExceeded unless `times` such events would fit; charges nothing."""

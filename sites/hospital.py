@@ -101,7 +101,7 @@ class Hospital:
         path = self.state / "keys" / "coordinator.pub"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.write_text(coordinator)
+            write_atomically(path, coordinator.encode())
         if path.read_text() != coordinator:
             raise Refused(
                 "the coordinator's key is not the one that this hospital knows; if the change is "

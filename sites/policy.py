@@ -31,7 +31,10 @@ class ApprovalConfig(Config):
 
 
 class NoisedMetrics(Config):
-    """What the metrics of one study may cost an evaluation patient, over so many evaluations."""
+    """What the metrics of one run may cost an evaluation patient, over so many evaluations.
+
+    Later evaluations of the run are withheld.
+    """
 
     epsilon: Annotated[float, Field(gt=0)]
     evaluations: PositiveInt

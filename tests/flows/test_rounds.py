@@ -190,6 +190,23 @@ def test_a_metric_that_the_study_has_not_is_rejected(federation: Federation) -> 
     assert "no metric 'greatness'" in answers.left_out["north"]
 
 
+def test_a_declared_number_for_which_there_is_no_mechanism_leaves_out_its_hospital_alone(
+    federation: Federation,
+) -> None:
+    absurd = federation.run.description.participants["south"].model_copy(
+        update={"declared_training": 10**6}
+    )
+    federation.run = federation.run.with_participants(
+        {**federation.run.description.participants, "south": absurd}, {}
+    )
+    for site in ("east", "north"):
+        federation.release(site)
+    federation.release("south", declared_training=10**6)
+    taken = federation.take_in()
+    assert set(taken.taken) == {"east", "north"}
+    assert "delta < 1/1000000" in taken.left_out["south"]
+
+
 def test_a_decided_round_keeps_to_its_releases_when_a_late_one_comes(federation: Federation) -> None:
     for site in ("east", "north"):
         federation.release(site)

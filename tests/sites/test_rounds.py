@@ -324,6 +324,8 @@ def test_noised_metrics_are_charged_to_the_evaluation_patients_and_stay_bounded(
         assert set(scores.metrics) == {"dice", "dice/head", "dice/tail"}
         assert all(0 <= value <= 1 for value in scores.metrics.values())
         assert coordinator.order(shy, "evaluate", round) == scores
+    coordinator.publish(2, first_model(coordinator.study))
+    assert coordinator.order(shy, "evaluate", 2).metrics_policy == "withheld"
     assert shy.ledger.spent(1e-3) == pytest.approx(5.0, rel=1e-3)
     assert not shy.ledger.events("training")
 
