@@ -128,7 +128,7 @@ def fail_at(point: int) -> None:
 
     for name in ("fsync", "replace", "link", "unlink", "open"):
         setattr(os, name, counted(getattr(os, name)))
-    ledger_module._append = counted(ledger_module._append)
+    ledger_module._Book.append = counted(ledger_module._Book.append)
     ledger_module.sqlite3 = _CountingSqlite(counted)
 
 

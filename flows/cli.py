@@ -137,6 +137,35 @@ def ledger(
 
 
 @site_app.command()
+def resolve(
+    folder: SiteArgument = Path(),
+    exchange: Annotated[
+        list[str] | None,
+        typer.Option(help="An exchange to look into, beside those that the hospital remembers."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Charge what a ledger restored from a backup has forgotten, and accept the clock as it is."""
+    with _clear_errors():
+        from flows.site_tables import forgotten_table
+        from sites.exchange import Exchange
+        from sites.forgotten import resolve as charge_forgotten
+        from sites.hospital import Hospital
+
+        hospital = Hospital.open(folder)
+        exchanges = [Exchange(url) for url in sorted(hospital.exchanges | {*(exchange or ())})]
+        table, count = forgotten_table(hospital, exchanges)
+        if count:
+            Console().print(table)
+            typer.echo("Each patient of the hospital is charged for them.")
+        else:
+            typer.echo("The ledger knows everything that was said; only the clock is accepted.")
+        if yes or typer.confirm("Go on?"):
+            charge_forgotten(hospital, exchanges)
+            typer.echo(f"Done: epsilon {hospital.ledger.spent(hospital.policy.budget.delta):.3f}.")
+
+
+@site_app.command()
 def outbox(folder: SiteArgument = Path()) -> None:
     """List everything that left the hospital."""
     with _clear_errors():

@@ -97,12 +97,13 @@ def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers
     left_out: dict[str, str] = {}
     for site in sorted(sites):
         try:
-            data = _statement(run, round, phase, site)
-            if data is None:
+            found = _statement(run, round, phase, site)
+            if found is None:
                 left_out[site] = run.failure(round, phase, site) or SILENT
                 continue
+            purpose, data = found
             statement = parse_statement(verified(data, site, run.description.roster))
-            _check_addressed(run, round, site, statement)
+            _check_addressed(run, round, purpose, site, statement)
         except (BadSignature, RejectedRelease, CorruptCheckpoint, OSError) as error:
             left_out[site] = f"its statement was rejected: {error}"
             continue
@@ -113,19 +114,19 @@ def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers
     return Answers(taken, hashes, left_out)
 
 
-def _statement(run: Run, round: int, phase: Phase, site: str) -> bytes | None:
-    """Return a hospital's statement on a phase, or its refusal in this attempt, if there is one."""
+def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, bytes] | None:
+    """Return a hospital's statement on a phase, or its refusal in this attempt, with its purpose."""
     for act in (phase, refusal_of(phase, run.attempt)):
         data = run.exchange.statement(statement_place(run.name, round, act, site))
         if data is not None:
-            return data
+            return act, data
     return None
 
 
-def _check_addressed(run: Run, round: int, site: str, statement: Statement) -> None:
-    found = (statement.study_sha256, statement.run, statement.round, statement.site)
-    if found != (run.study.sha256, run.name, round, site):
-        raise RejectedRelease("it is about another study, run, round or hospital")
+def _check_addressed(run: Run, round: int, purpose: str, site: str, statement: Statement) -> None:
+    found = (statement.study_sha256, statement.run, statement.round, statement.purpose, statement.site)
+    if found != (run.study.sha256, run.name, round, purpose, site):
+        raise RejectedRelease("it is about another study, run, round, act or hospital")
     if isinstance(statement, Scores):
         unknown = sorted(statement.metrics.keys() - metric_names(run.study.task))
         if unknown:
@@ -231,6 +232,10 @@ def _check_cost(run: Run, manifest: ReleaseManifest, declared: int) -> None:
         return
     if manifest.event is None or manifest.epsilon is None:
         raise RejectedRelease("it states no privacy event")
+    if manifest.delta != privacy.delta:
+        raise RejectedRelease(f"it states its epsilon at another delta than {privacy.delta:g}")
+    if set(manifest.epsilon_reported) != set(privacy.accountants):
+        raise RejectedRelease("it reports the epsilons of other accountants than the study's")
     training = run.study.training
     event = mechanism_for(
         privacy,

@@ -17,7 +17,7 @@ from flows.home import Home
 from models import checkpoints
 from models.checkpoints import StoredParams, sha256_of, write_atomically
 from models.config import Config
-from privacy.accounting import Budget
+from privacy.accounting import Accountant, Budget
 from privacy.release import EventRecord, Sha256
 from privacy.signing import canonical, private_key, public_hex
 from sites.exchange import Exchange
@@ -53,7 +53,7 @@ class Accepted(Config):
     weight: int
     event: EventRecord | None
     epsilon: float | None
-    epsilon_reported: float | None
+    epsilon_reported: dict[Accountant, float]
     plain_releases: int
     noise: str
     ledger_head: Sha256

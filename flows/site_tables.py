@@ -7,11 +7,13 @@ from pathlib import Path
 from rich.table import Table
 
 from models.objectives import ClassificationConfig, SegmentationConfig
-from privacy.accounting import PrivacyEvent, epsilon
+from privacy.accounting import PrivacyEvent
 from privacy.ledger import LedgerError
 from sites.cohort import read_cases
+from sites.exchange import Exchange
+from sites.forgotten import forgotten
 from sites.hospital import Hospital
-from sites.intake import declared_labels, list_cases
+from sites.intake import declared_labels
 from sites.study import load_study
 
 
@@ -26,16 +28,10 @@ def ledger_table(folder: Path) -> Table:
     for heading in ("when", "study", "round", "event", "state", "epsilon so far", "left"):
         table.add_column(heading)
     entries = [e for e in hospital.ledger.entries() if e.action != "publish"]
-    spent_on: dict[str, list[PrivacyEvent]] = {"training": [], "evaluation": []}
-    for entry in entries:
+    for entry, spent in hospital.ledger.spent_after(budget.delta):
         charge = entry.charge
-        if entry.action != "reserve":
-            continue
         after = [e.action for e in entries if e.seq > entry.seq and e.charge.is_same_act(charge)]
         state = after[-1] if after else "reserve"
-        if charge.event and state != "void":
-            spent_on[charge.patients].append(charge.event)
-        spent = max(epsilon(events, budget.delta) for events in spent_on.values())
         table.add_row(
             f"{datetime.fromtimestamp(entry.at):%m-%d %H:%M}",
             charge.study,
@@ -99,12 +95,25 @@ def outbox_table(folder: Path) -> Table:
     return table
 
 
+def forgotten_table(hospital: Hospital, exchanges: list[Exchange]) -> tuple[Table, int]:
+    """Return what the hospital has said and its ledger does not know, and how much that is."""
+    found = list(forgotten(hospital, exchanges))
+    table = Table(title=f"{hospital.name}: {len(found)} statements that the ledger does not know")
+    for heading in ("run", "round", "act", "kind", "what it cost"):
+        table.add_column(heading)
+    for each in found:
+        act, kind = each.act, each.statement.kind
+        cost = _words(act.event) if act.event or kind == "release" else "nothing"
+        table.add_row(act.run, str(act.round), act.purpose, kind, cost)
+    return table, len(found)
+
+
 def faults_table(folder: Path, study: Path | None) -> tuple[Table, int]:
     """Return the hospital's broken cases, for the hospital's eyes, and how many there are."""
     hospital = Hospital.open(folder)
     data = folder / hospital.policy.data
     task = load_study(study).task if study else _task_of(data)
-    _, faults = read_cases(data, list_cases(data), task)
+    _, faults = read_cases(data, hospital.cases, task)
     table = Table(title=f"{hospital.name}: {len(faults)} broken cases")
     table.add_column("case")
     table.add_column("what is wrong")

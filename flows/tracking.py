@@ -131,10 +131,9 @@ class Tracking(AbstractContextManager["Tracking"]):
 
     def _log_global(self, record: RoundRecord) -> None:
         values = {f"val/{name}": value for name, value in record.quality.items()}
-        for name in ("privacy/epsilon", "privacy/epsilon_reported"):
-            spent = [_privacy(release)[name] for release in record.releases if release.event]
-            if spent:
-                values[name] = max(spent)
+        spent = [_privacy(release) for release in record.releases]
+        for name in sorted({name for epsilons in spent for name in epsilons}):
+            values[name] = max(epsilons[name] for epsilons in spent if name in epsilons)
         values["exchange/bytes_up"] = sum(r.payload_bytes for r in record.releases)
         values["perf/round_seconds"] = record.seconds
         values["sites/contributed"] = len(record.releases)
@@ -256,12 +255,10 @@ class Tracking(AbstractContextManager["Tracking"]):
 
 
 def _privacy(release: Accepted) -> dict[str, float]:
-    if release.epsilon is None or release.epsilon_reported is None:
+    if release.epsilon is None:
         return {}
-    return {
-        "privacy/epsilon": release.epsilon,
-        "privacy/epsilon_reported": release.epsilon_reported,
-    }
+    reported = {f"privacy/epsilon_{name}": eps for name, eps in release.epsilon_reported.items()}
+    return {"privacy/epsilon": release.epsilon, **reported}
 
 
 def _epsilon_tag(record: RoundRecord) -> dict[str, str]:

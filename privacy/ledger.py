@@ -3,48 +3,69 @@
 Order of a charge: `reserve` and `start` before anything is computed from a patient that could leave,
 `settle` once the release lies in the outbox. A charge counts from the reservation on; only one that was
 never started can be given back (`void`), because choosing among outputs is itself a release.
+
+Each patient has an account under his keyed hash. A reservation names everybody who may take part in
+the event (its cohort), fixed before it; patients with the same history form a class, which is composed
+once. What the hospital has spent is the maximum over its classes, those who have left included.
 """
 
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from privacy.accounting import Budget, PrivacyEvent, epsilon
 from privacy.signing import canonical
 
-GENESIS = "0" * 64
+APPLICATION_ID = 0x57415244
+VERSION = 1
+CLOCK_SLACK_S = 60
+"""How far the clock may fall behind the newest entry: time servers correct it by less."""
 
 _SCHEMA = (
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {VERSION}",
     """
-    CREATE TABLE IF NOT EXISTS entries (
+    CREATE TABLE entries (
         seq INTEGER PRIMARY KEY,
         at REAL NOT NULL,
-        action TEXT NOT NULL CHECK (action IN ('reserve', 'start', 'settle', 'void', 'publish')),
+        action TEXT NOT NULL CHECK (
+            action IN ('reserve', 'start', 'settle', 'void', 'publish', 'resolve')
+        ),
         charge TEXT NOT NULL,
+        cohort TEXT NOT NULL,
         file TEXT NOT NULL,
         previous TEXT NOT NULL,
         hash TEXT NOT NULL UNIQUE
     ) STRICT
     """,
     """
-    CREATE TRIGGER IF NOT EXISTS entries_are_never_updated BEFORE UPDATE ON entries
-    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END
+    CREATE TABLE members (
+        cohort TEXT NOT NULL,
+        patient TEXT NOT NULL,
+        PRIMARY KEY (cohort, patient)
+    ) STRICT, WITHOUT ROWID
     """,
-    """
-    CREATE TRIGGER IF NOT EXISTS entries_are_never_deleted BEFORE DELETE ON entries
-    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END
-    """,
+    *(
+        f"""
+        CREATE TRIGGER {table}_never_{verb} BEFORE {verb} ON {table}
+        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END
+        """
+        for table in ("entries", "members")
+        for verb in ("UPDATE", "DELETE")
+    ),
 )
 
-Action = Literal["reserve", "start", "settle", "void", "publish"]
-Patients = Literal["training", "evaluation"]
-"""Who an event touches. The two groups share nobody, so their spendings do not add up."""
+Action = Literal["reserve", "start", "settle", "void", "publish", "resolve"]
+Patients = Collection[str]
+"""Patients under their keyed hashes."""
 
 
 class BudgetExceeded(Exception):
@@ -63,18 +84,22 @@ class LedgerError(Exception):
     """The ledger is broken, or was asked for a step out of order."""
 
 
+class ClockWentBack(Exception):
+    """The clock is behind the ledger's newest entry, so times in the ledger would mean nothing."""
+
+
 @dataclass(frozen=True)
 class Charge:
     """What one act of a hospital asks of the ledger; study, run, round and purpose tell them apart.
 
-    `event` is None where no differential privacy is promised, which a policy has to allow.
+    `event` is None for an act that costs nothing, and for a release without differential privacy,
+    which a policy has to allow.
     """
 
     study: str
     run: str
     round: int
     purpose: str
-    patients: Patients
     event: PrivacyEvent | None
 
     def is_same_act(self, other: "Charge") -> bool:
@@ -85,12 +110,13 @@ class Charge:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the ledger."""
+    """One row of the ledger. `cohort` names the patients of a reservation, by their list's sha256."""
 
     seq: int
     at: float
     action: Action
     charge: Charge
+    cohort: str
     file: str
     previous: str
     hash: str
@@ -99,55 +125,104 @@ class Entry:
 class Ledger:
     """The ledger in one SQLite file. Every method is one transaction, safe across processes."""
 
-    def __init__(self, path: Path, budget: Budget, *, allow_plain: bool = False) -> None:
+    def __init__(self, path: Path, budget: Budget, owner: str, *, allow_plain: bool = False) -> None:
         """Open or make the ledger in `path`.
 
         Args:
             budget: what all studies together may spend on a patient.
+            owner: stands for the key of the patients' keyed hashes; under another key the accounts
+                would be other people's, so a ledger and its key belong together.
             allow_plain: whether releases without differential privacy may be charged.
 
         Raises:
-            LedgerError: the file is no ledger, or its chain is broken.
+            LedgerError: the file is no ledger, another hospital's, or its chain is broken. It is
+                left as it was.
         """
         self._path = path
         self._budget = budget
+        self._genesis = sha256(f"wardround ledger of {owner}".encode()).hexdigest()
         self._allow_plain = allow_plain
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._transaction() as db:
-            for statement in _SCHEMA:
-                db.execute(statement)
-            _read(db)
+            if _is_empty(db):
+                for statement in _SCHEMA:
+                    db.execute(statement)
+            _check_origin(db)
+            self._read(db)
 
-    def reserve(self, charge: Charge) -> None:
-        """Charge the ledger, or do nothing if this very charge stands already.
+    def reserve(self, charge: Charge, patients: Patients) -> frozenset[str]:
+        """Charge the ledger for `patients`, and return those who may take part in the event.
+
+        They are `patients`, unless this very charge stands already: then they are those for whom
+        it was made, and nothing is charged.
+
+        Args:
+            patients: everybody who is eligible, whatever his images show.
 
         Raises:
             BudgetExceeded: it does not fit; nothing was charged.
-            LedgerError: another event stands for the same act.
+            ClockWentBack: nothing was charged.
+            LedgerError: another event stands for the same act, or there are no patients.
         """
+        _check_some(patients)
         with self._transaction() as db:
-            entries = _read(db)
-            standing = [e.charge for e in _standing(entries) if e.charge.is_same_act(charge)]
+            book = self._read(db)
+            standing = [e for e in _standing(book.entries) if e.charge.is_same_act(charge)]
             if standing:
-                if standing[0] != charge:
+                if standing[0].charge != charge:
                     raise LedgerError(
                         f"Round {charge.round} of run {charge.run} is charged with another event "
                         f"already; a round's event never changes."
                     )
-                return
+                return book.cohorts[standing[0].cohort]
             if charge.event is None and not self._allow_plain:
                 raise LedgerError("This ledger pays for no release without differential privacy.")
             if charge.event is not None:
-                self._check(_events(entries, charge.patients), charge.event, 1)
-            _append(db, entries, "reserve", charge, "")
+                self._check(book.histories_of(patients), charge.event, 1)
+            book.check_clock()
+            book.append(db, "reserve", charge, cohort=_enrol(db, patients))
+            return frozenset(patients)
 
-    def is_reserved(self, charge: Charge) -> bool:
-        """Return whether a charge stands for this act already."""
-        return any(e.charge.is_same_act(charge) for e in _standing(self.entries()))
+    def recover(self, charge: Charge, patients: Patients, file: str) -> None:
+        """Charge what this ledger has forgotten, whether it fits or not; again does nothing.
+
+        For a ledger that was restored from a backup: `file` is the statement in which the act ended,
+        or empty where it never left.
+
+        Raises:
+            LedgerError: another event or another file is on record for the same act, or there are
+                no patients.
+        """
+        _check_some(patients)
+        with self._transaction() as db:
+            book = self._read(db)
+            mine = [e for e in book.entries if e.charge.is_same_act(charge) and e.action != "publish"]
+            if any(e.charge != charge or e.file not in ("", file) for e in mine):
+                raise LedgerError(
+                    f"Round {charge.round} of run {charge.run} is on record with another event or file."
+                )
+            done = [e.action for e in mine]
+            done = [] if "void" in done[-1:] else done
+            if "reserve" not in done:
+                book.append(db, "reserve", charge, cohort=_enrol(db, patients))
+            for action in ("start", "settle"):
+                if action not in done:
+                    book.append(db, action, charge, file=file if action == "settle" else "")
+
+    def resolve(self) -> None:
+        """Record that the hospital's owner takes ledger and clock for right as they are now."""
+        with self._transaction() as db:
+            at, nothing = time.time(), Charge("", "", 0, "resolve", event=None)
+            self._read(db).append(db, "resolve", nothing, at=at)
+
+    def charges(self, run: str | None = None) -> list[Charge]:
+        """Return the charges that stand, of one run or of all."""
+        return [e.charge for e in _standing(self.entries()) if run in (None, e.charge.run)]
 
     def check_fits(self, patients: Patients, event: PrivacyEvent, times: int) -> None:
         """Raise BudgetExceeded unless `times` such events would fit; charges nothing."""
-        self._check(self.events(patients), event, times)
+        with self._transaction() as db:
+            self._check(self._read(db).histories_of(patients), event, times)
 
     def start(self, charge: Charge) -> None:
         """Record that training starts: from here on the charge can't be given back."""
@@ -168,29 +243,43 @@ class Ledger:
     def publish(self, charge: Charge, file: str) -> None:
         """Record an outbox file that cost nothing: an answer, a refusal, scores. The first one stays."""
         with self._transaction() as db:
-            entries = _read(db)
-            if not any(e.file and e.charge.is_same_act(charge) for e in entries):
-                _append(db, entries, "publish", charge, file)
+            book = self._read(db)
+            if not any(e.file and e.charge.is_same_act(charge) for e in book.entries):
+                book.append(db, "publish", charge, file=file)
 
     def file_of(self, charge: Charge) -> str | None:
         """Return the sha256 of the outbox file in which this act ended, once it has."""
-        with self._transaction() as db:
-            files = [e.file for e in _read(db) if e.file and e.charge.is_same_act(charge)]
+        files = [e.file for e in self.entries() if e.file and e.charge.is_same_act(charge)]
         return files[0] if files else None
 
-    def events(self, patients: Patients, run: str | None = None) -> list[PrivacyEvent]:
-        """Return the private events charged to these patients, by one run or by all."""
+    def histories(self, run: str | None = None) -> list[list[PrivacyEvent]]:
+        """Return the private events of each class of patients, by one run or by all.
+
+        Patients with the same events form a class; nobody's account is missing.
+        """
         with self._transaction() as db:
-            return _events(_read(db), patients, run)
+            return self._read(db).histories(run)
 
     def spent(self, delta: float, run: str | None = None) -> float:
         """Return the epsilon spent so far, by one run or by all, at `delta`.
 
-        It is the maximum over the groups of patients. Releases without differential privacy are
+        It is the maximum over the classes of patients. Releases without differential privacy are
         not in it; `plain_charges` counts them.
         """
-        groups: tuple[Patients, ...] = ("training", "evaluation")
-        return max(epsilon(self.events(group, run), delta) for group in groups)
+        return max((epsilon(events, delta) for events in self.histories(run)), default=0.0)
+
+    def spent_after(self, delta: float) -> list[tuple[Entry, float]]:
+        """Return each reservation with the epsilon at `delta` that was spent by then."""
+        with self._transaction() as db:
+            book = self._read(db)
+        standing = {entry.seq for entry in _standing(book.entries)}
+        charged, after = [], []
+        for entry in book.entries:
+            if entry.action == "reserve":
+                charged += [entry] if entry.seq in standing else []
+                histories = _Book(book.genesis, book.cohorts, charged).histories()
+                after.append((entry, max(epsilon(events, delta) for events in histories)))
+        return after
 
     def plain_charges(self) -> int:
         """Return how many charges were made without differential privacy."""
@@ -199,27 +288,47 @@ class Ledger:
     def entries(self) -> list[Entry]:
         """Return every entry, oldest first, after checking the chain."""
         with self._transaction() as db:
-            return _read(db)
+            return self._read(db).entries
+
+    def patients(self) -> frozenset[str]:
+        """Return everybody who has an account."""
+        with self._transaction() as db:
+            return frozenset[str]().union(*self._read(db).cohorts.values())
+
+    @property
+    def genesis(self) -> str:
+        """What the first entry follows from."""
+        return self._genesis
 
     @property
     def head(self) -> str:
         """The hash of the newest entry: it vouches for all before it."""
-        entries = self.entries()
-        return entries[-1].hash if entries else GENESIS
+        with self._transaction() as db:
+            return self._read(db).head
 
-    def _check(self, before: list[PrivacyEvent], event: PrivacyEvent, times: int) -> None:
-        delta, fits = self._budget.delta, 0
-        while fits < times:
-            if not self._budget.covers(epsilon([*before, *[event] * (fits + 1)], delta)):
-                spent = epsilon(before, delta)
-                asked = epsilon([*before, *[event] * times], delta)
-                raise BudgetExceeded(spent, asked, self._budget, fits)
-            fits += 1
+    def _check(self, histories: list[list[PrivacyEvent]], event: PrivacyEvent, times: int) -> None:
+        """Raise BudgetExceeded unless each history has room for `times` more of `event`."""
+
+        def after(before: list[PrivacyEvent], number: int) -> float:
+            return epsilon([*before, *[event] * number], self._budget.delta)
+
+        worst = max(histories, key=lambda before: after(before, times))
+        asked = after(worst, times)
+        if self._budget.covers(asked):
+            return
+        fits, too_many = 0, times
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            if all(self._budget.covers(after(before, middle)) for before in histories):
+                fits = middle
+            else:
+                too_many = middle
+        raise BudgetExceeded(after(worst, 0), asked, self._budget, fits)
 
     def _follow(self, charge: Charge, action: Action, file: str, after: set[Action]) -> None:
         with self._transaction() as db:
-            entries = _read(db)
-            mine = [e for e in entries if e.charge.is_same_act(charge) and e.action != "publish"]
+            book = self._read(db)
+            mine = [e for e in book.entries if e.charge.is_same_act(charge) and e.action != "publish"]
             last = mine[-1] if mine else None
             if last is None or last.action not in after or last.charge != charge:
                 found = last.action if last else "nothing"
@@ -228,11 +337,17 @@ class Ledger:
                     f"{charge.round} of run {charge.run}, found {found}."
                 )
             if last.action != action:
-                _append(db, entries, action, charge, file)
+                book.append(db, action, charge, file=file)
             elif last.file != file:
                 raise LedgerError(
                     f"Round {charge.round} of run {charge.run} is settled with another file."
                 )
+
+    def _read(self, db: sqlite3.Connection) -> "_Book":
+        cohorts, entries = _cohorts(db), _entries(db, self._genesis)
+        if any(e.action == "reserve" and e.cohort not in cohorts for e in entries):
+            raise LedgerError("A list of patients is missing.")
+        return _Book(self._genesis, cohorts, entries)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -248,45 +363,158 @@ class Ledger:
             db.close()
 
 
-def _read(db: sqlite3.Connection) -> list[Entry]:
+@dataclass(frozen=True)
+class _Book:
+    """A ledger's content within one transaction."""
+
+    genesis: str
+    cohorts: Mapping[str, frozenset[str]]
+    entries: list[Entry]
+
+    @property
+    def head(self) -> str:
+        return self.entries[-1].hash if self.entries else self.genesis
+
+    def histories(self, run: str | None = None) -> list[list[PrivacyEvent]]:
+        """Return the events of each class of patients, by one run or by all."""
+        standing = self._charged(run)
+        return [_of(cohorts, standing) for cohorts in set(self._accounts().values())]
+
+    def histories_of(self, patients: Patients) -> list[list[PrivacyEvent]]:
+        """Return the events of each class that has one of `patients`; new ones have none."""
+        accounts = self._accounts()
+        classes = {accounts.get(patient, frozenset()) for patient in patients}
+        standing = self._charged()
+        return [_of(cohorts, standing) for cohorts in classes]
+
+    def _accounts(self) -> dict[str, frozenset[str]]:
+        """Return the cohorts on which each patient stands."""
+        of: defaultdict[str, set[str]] = defaultdict(set)
+        for cohort, patients in self.cohorts.items():
+            for patient in patients:
+                of[patient].add(cohort)
+        return {patient: frozenset(cohorts) for patient, cohorts in of.items()}
+
+    def _charged(self, run: str | None = None) -> list[tuple[str, PrivacyEvent]]:
+        """Return the events that stand, each with its cohort."""
+        return [
+            (entry.cohort, entry.charge.event)
+            for entry in _standing(self.entries)
+            if entry.charge.event is not None and run in (None, entry.charge.run)
+        ]
+
+    def check_clock(self) -> None:
+        """Raise ClockWentBack if it is earlier than the newest entry's time."""
+        if self.entries and time.time() < self.entries[-1].at - CLOCK_SLACK_S:
+            newest, now = (
+                f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+                for at in (self.entries[-1].at, time.time())
+            )
+            raise ClockWentBack(
+                f"Expected a time after the ledger's newest entry, {newest}, got {now}. Set the clock; "
+                f"if it was the older time that was wrong, `wardround site resolve` accepts the new one."
+            )
+
+    def append(
+        self,
+        db: sqlite3.Connection,
+        action: Action,
+        charge: Charge,
+        cohort: str = "",
+        file: str = "",
+        at: float | None = None,
+    ) -> None:
+        """Add an entry; its time is never before the one before it, unless `at` says so."""
+        if at is None:
+            at = max([time.time(), *(e.at for e in self.entries[-1:])])
+        seq, previous = len(self.entries) + 1, self.head
+        text = canonical(asdict(charge)).decode()
+        digest = _hash(seq, at, action, text, cohort, file, previous)
+        db.execute(
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (seq, at, action, text, cohort, file, previous, digest),
+        )
+        self.entries.append(Entry(seq, at, action, charge, cohort, file, previous, digest))
+
+
+def _check_some(patients: Patients) -> None:
+    if not patients:
+        raise LedgerError("Expected at least one patient to charge, got none.")
+
+
+def _of(cohorts: frozenset[str], charged: list[tuple[str, PrivacyEvent]]) -> list[PrivacyEvent]:
+    return [event for cohort, event in charged if cohort in cohorts]
+
+
+def _is_empty(db: sqlite3.Connection) -> bool:
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return bool(tables == 0)
+
+
+def _check_origin(db: sqlite3.Connection) -> None:
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if (application, version) != (APPLICATION_ID, VERSION):
+        raise LedgerError(
+            f"Expected a ledger of format {VERSION}, got a database of another kind or format; "
+            f"it was left as it is."
+        )
+
+
+def _cohorts(db: sqlite3.Connection) -> dict[str, frozenset[str]]:
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for cohort, patient in db.execute("SELECT cohort, patient FROM members"):
+        found[cohort].add(patient)
+    cohorts = {cohort: frozenset(patients) for cohort, patients in found.items()}
+    for cohort, patients in cohorts.items():
+        if cohort != _cohort_name(patients):
+            raise LedgerError("A list of patients is not the one that was recorded.")
+    return cohorts
+
+
+def _cohort_name(patients: Iterable[str]) -> str:
+    return sha256(canonical(sorted(set(patients)))).hexdigest()
+
+
+def _enrol(db: sqlite3.Connection, patients: Patients) -> str:
+    """Record a list of patients, unless it is there already, and return its name."""
+    cohort = _cohort_name(patients)
+    rows = [(cohort, patient) for patient in sorted(set(patients))]
+    db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", rows)
+    return cohort
+
+
+def _entries(db: sqlite3.Connection, genesis: str) -> list[Entry]:
     """Return all entries after checking that each follows from the one before."""
     entries: list[Entry] = []
-    previous = GENESIS
-    rows = db.execute("SELECT seq, at, action, charge, file, previous, hash FROM entries ORDER BY seq")
-    for seq, at, action, charge, file, named, digest in rows:
-        fields = _fields(seq, at, action, json.loads(charge), file, previous)
-        if named != previous or digest != sha256(canonical(fields)).hexdigest():
+    previous = genesis
+    rows = db.execute(
+        "SELECT seq, at, action, charge, cohort, file, previous, hash FROM entries ORDER BY seq"
+    )
+    for seq, at, action, text, cohort, file, named, digest in rows:
+        try:
+            follows = digest == _hash(seq, at, action, text, cohort, file, named)
+            charge = _charge_from(text)
+        except (ValueError, TypeError, KeyError) as error:
+            raise LedgerError(f"Entry {seq} can't be read.") from error
+        if seq == 1 and named != genesis and follows:
+            raise LedgerError(
+                "This ledger belongs to another key for patients (state/keys/pseudonyms), perhaps "
+                "another hospital's. Restore the ledger and its key together."
+            )
+        if named != previous or not follows:
             raise LedgerError(f"Entry {seq} does not follow from the one before it.")
-        entries.append(Entry(seq, at, action, _charge_from(json.loads(charge)), file, named, digest))
+        entries.append(Entry(seq, at, action, charge, cohort, file, named, digest))
         previous = digest
     return entries
 
 
-def _append(
-    db: sqlite3.Connection, entries: list[Entry], action: Action, charge: Charge, file: str
-) -> None:
-    previous = entries[-1].hash if entries else GENESIS
-    seq, at = len(entries) + 1, time.time()
-    fields = _fields(seq, at, action, asdict(charge), file, previous)
-    db.execute(
-        "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (
-            seq, at, action, canonical(asdict(charge)).decode(), file, previous,
-            sha256(canonical(fields)).hexdigest(),
-        ),
-    )  # fmt: skip
+def _hash(seq: int, at: float, action: str, charge: str, cohort: str, file: str, previous: str) -> str:
+    return sha256(canonical([seq, at, action, charge, cohort, file, previous])).hexdigest()
 
 
-def _fields(
-    seq: int, at: float, action: str, charge: dict[str, Any], file: str, previous: str
-) -> dict[str, Any]:
-    return {
-        "seq": seq, "at": at, "action": action, "charge": charge, "file": file,
-        "previous": previous,
-    }  # fmt: skip
-
-
-def _charge_from(fields: dict[str, Any]) -> Charge:
+def _charge_from(text: str) -> Charge:
+    fields = json.loads(text)
     event = fields.pop("event")
     return Charge(**fields, event=PrivacyEvent(**event) if event else None)
 
@@ -300,13 +528,3 @@ def _standing(entries: list[Entry]) -> list[Entry]:
         elif entry.action == "void":
             standing = [e for e in standing if not e.charge.is_same_act(entry.charge)]
     return standing
-
-
-def _events(entries: list[Entry], patients: Patients, run: str | None = None) -> list[PrivacyEvent]:
-    return [
-        entry.charge.event
-        for entry in _standing(entries)
-        if entry.charge.event is not None
-        and entry.charge.patients == patients
-        and run in (None, entry.charge.run)
-    ]

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.config import Config
-from privacy.accounting import Budget, PrivacyEvent, noise_for
+from privacy.accounting import Accountant, Budget, PrivacyEvent, noise_for
 
 STABILITY = 0.01
 """The gamma of normalised clipping: C g / (|g| + gamma) (Bu et al. 2022, AUTO-S)."""
@@ -33,7 +33,7 @@ class NoPrivacy(Config):
 class LocalPrivacy(Config):
     """Patient-level DP-SGD with the full noise at each hospital.
 
-    `accountant` names Opacus' accountant whose epsilon is reported beside the enforced one.
+    `accountants` are those whose epsilon is reported beside the enforced one.
     """
 
     mode: Literal["local"]
@@ -41,7 +41,7 @@ class LocalPrivacy(Config):
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     clip: ClipConfig
-    accountant: Literal["prv", "rdp"] = "prv"
+    accountants: Annotated[tuple[Accountant, ...], Field(min_length=1)] = ("prv", "pld")
 
 
 PrivacyConfig = Annotated[NoPrivacy | LocalPrivacy, Field(discriminator="mode")]

@@ -14,7 +14,7 @@ from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams
 from models.config import Config
 from models.params import Params
-from privacy.accounting import Budget
+from privacy.accounting import Accountant, Budget
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Content = Literal["weights", "student", "predictions", "gradient_sum"]
@@ -37,12 +37,20 @@ class EventRecord(Config):
 
 
 class _Statement(Config):
+    """What every statement of a hospital says.
+
+    `purpose` is the act in which it ended, as the ledger names it; `event` is what that cost, None
+    where nothing.
+    """
+
     study: str
     study_sha256: Sha256
     run: str
     round: Annotated[int, Field(ge=0)]
+    purpose: Annotated[str, Field(max_length=100)]
     site: str
     ledger_head: Sha256
+    event: EventRecord | None
 
 
 class Acceptance(_Statement):
@@ -64,8 +72,8 @@ class Refusal(_Statement):
 class ReleaseManifest(_Statement):
     """What a release is, for a person to read and the coordinator to check.
 
-    `epsilon` is what this run has spent at this hospital so far, at the study's delta, and
-    `epsilon_reported` the same by the study's Opacus accountant; None without privacy.
+    `epsilon` is what this run has spent at this hospital so far, at the study's `delta`, None without
+    privacy; `epsilon_reported` is the same by each of the study's accountants.
     `plain_releases` were made of the same patients without privacy; no epsilon covers them.
     """
 
@@ -76,18 +84,18 @@ class ReleaseManifest(_Statement):
     payload_bytes: Annotated[int, Field(ge=1, le=2**36)]
     tensors: dict[str, tuple[int, ...]]
     declared_training: Count
-    event: EventRecord | None
     epsilon: Epsilon | None
-    epsilon_reported: Epsilon | None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None
+    epsilon_reported: dict[Accountant, Epsilon]
     plain_releases: Annotated[int, Field(ge=0, le=10**9)]
     noise: Noise
 
     @model_validator(mode="after")
     def _private_in_every_field_or_in_none(self) -> "ReleaseManifest":
-        private = {self.event is not None, self.epsilon is not None,
-                   self.epsilon_reported is not None, self.noise != "none"}  # fmt: skip
+        private = {self.event is not None, self.epsilon is not None, self.delta is not None,
+                   bool(self.epsilon_reported), self.noise != "none"}  # fmt: skip
         if len(private) > 1:
-            raise ValueError("expected an event, both epsilons and noise, or none of them")
+            raise ValueError("expected an event, epsilons, a delta and noise, or none of them")
         return self
 
 
@@ -98,6 +106,12 @@ class Scores(_Statement):
     model_sha256: Sha256
     metrics_policy: MetricsPolicy
     metrics: dict[MetricName, MetricValue]
+
+    @model_validator(mode="after")
+    def _charged_if_and_only_if_noised(self) -> "Scores":
+        if (self.metrics_policy == "noised") != (self.event is not None):
+            raise ValueError("expected an event exactly where metrics are noised")
+        return self
 
 
 class ModelManifest(Config):

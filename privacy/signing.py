@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ class BadSignature(ValueError):
     """A statement is not what its signer signed, or its signer is not on the roster."""
 
 
-def canonical(statement: Mapping[str, Any]) -> bytes:
-    """Return the one JSON text of a statement: sorted keys, no spaces, no NaN.
+def canonical(statement: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    """Return the one JSON text of plain values: sorted keys, no spaces, no NaN.
 
     >>> canonical({"b": 1, "a": [2.5, None]})
     b'{"a":[2.5,null],"b":1}'

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from models.objectives import ClassificationConfig, SegmentationConfig
 from privacy.signing import secret_file
-from sites.intake import BrokenCase, CaseFiles, Scan, declared_labels, list_cases, read_scan
+from sites.intake import BrokenCase, CaseFiles, Scan, declared_labels, read_scan
 from sites.policy import Policy, Refused
 
 log = logging.getLogger("wardround.site")
@@ -32,6 +32,14 @@ class Cohort:
     evaluation: tuple[Patient, ...]
 
 
+@dataclass(frozen=True)
+class Eligible:
+    """Who may take part in an event, under keyed hashes: fixed before it, whatever the images show."""
+
+    training: frozenset[str]
+    evaluation: frozenset[str]
+
+
 def pseudonym_key(state: Path, make: Callable[[], bytes] = lambda: secrets.token_bytes(32)) -> bytes:
     """Return the hospital's secret key for pseudonyms, made by `make` on first use."""
     return secret_file(state / "keys" / "pseudonyms", make)
@@ -50,10 +58,21 @@ def evaluates(pseudonym: str, fraction: float) -> bool:
     return int(pseudonym[:13], 16) / 16**13 < fraction
 
 
+def eligible(cases: Iterable[CaseFiles], fraction: float, key: bytes) -> Eligible:
+    """Return the patients of the listed `cases`; no file is opened."""
+    everybody = frozenset(pseudonym(key, case.patient) for case in cases)
+    aside = frozenset(name for name in everybody if evaluates(name, fraction))
+    return Eligible(training=everybody - aside, evaluation=aside)
+
+
 def load_cohort(
-    data: Path, policy: Policy, task: SegmentationConfig | ClassificationConfig, key: bytes
+    data: Path,
+    cases: Iterable[CaseFiles],
+    policy: Policy,
+    task: SegmentationConfig | ClassificationConfig,
+    key: bytes,
 ) -> Cohort:
-    """Return the hospital's patients whose scans can be used.
+    """Return the patients of the listed `cases` whose scans can be used.
 
     Raises:
         Refused: the study has other labels than `dataset.json` declares; a case is broken and the
@@ -61,7 +80,7 @@ def load_cohort(
             The text tells no count and no case; the hospital's own log names each broken case.
     """
     _check_labels(declared_labels(data), task)
-    scans, faults = read_cases(data, list_cases(data), task)
+    scans, faults = read_cases(data, cases, task)
     for fault in faults:
         log.warning("broken case %s", fault)
     if faults and policy.on_broken_case == "stop":

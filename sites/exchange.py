@@ -48,10 +48,14 @@ class Exchange:
         """
         if into.exists() and sha256_of(into.read_bytes()) == sha256:
             return
+        write_atomically(into, self.object(sha256, max_bytes))
+
+    def object(self, sha256: str, max_bytes: int) -> bytes:
+        """Return the object of this sha256; raises as `fetch_object` does."""
         data = self._read(f"objects/{sha256}", max_bytes)
         if sha256_of(data) != sha256:
             raise CorruptCheckpoint(f"The object {sha256} of the exchange has other content.")
-        write_atomically(into, data)
+        return data
 
     def put_statement(self, place: str, data: bytes) -> None:
         """Lay down a signed statement; the same bytes again do nothing.
@@ -71,6 +75,17 @@ class Exchange:
             return self._read(f"{place}.json", STATEMENT_BYTES)
         except FileNotFoundError:
             return None
+
+    def statements_of(self, site: str) -> set[str]:
+        """Return the places of everything that lies under a hospital's name."""
+        filesystem, root = self._storage
+        folder = _folder_of(site)
+        try:
+            names = filesystem.ls(posixpath.join(root, folder), detail=False)
+        except FileNotFoundError:
+            return set()
+        stems = (posixpath.basename(name) for name in names if name.endswith(".json"))
+        return {f"{folder}/{stem.removesuffix('.json')}" for stem in stems}
 
     def _read(self, name: str, max_bytes: int) -> bytes:
         filesystem, root = self._storage
@@ -95,9 +110,13 @@ class Exchange:
 
 def statement_place(run: str, round: int, phase: str, site: str) -> str:
     """Return where a hospital's statement on a phase of a round lies in the exchange."""
-    return f"runs/{run}/{round:03d}/{phase}/{site}"
+    return f"{_folder_of(site)}/{run}.{round:03d}.{phase}"
+
+
+def _folder_of(site: str) -> str:
+    return f"statements/{site}"
 
 
 def model_place(run: str, round: int) -> str:
     """Return where the coordinator's statement on a global model lies in the exchange."""
-    return f"runs/{run}/{round:03d}/model"
+    return f"models/{run}.{round:03d}"

@@ -40,7 +40,6 @@ def release(
         payload_bytes=len(data),
         tensors={name: tuple(change[name].shape) for name in sorted(change)},
         declared_training=hospital.policy.declared_training,
-        event=EventRecord(**asdict(charge.event)) if charge.event else None,
         plain_releases=hospital.ledger.plain_charges(),
         noise=noise,
         **_spent(hospital, study, charge.run),
@@ -124,17 +123,21 @@ def _common(hospital: Hospital, study: Study, act: Charge) -> dict[str, Any]:
         "study_sha256": study.sha256,
         "run": act.run,
         "round": act.round,
+        "purpose": act.purpose,
         "site": hospital.name,
         "ledger_head": hospital.ledger.head,
+        "event": EventRecord(**asdict(act.event)) if act.event else None,
     }
 
 
-def _spent(hospital: Hospital, study: Study, run: str) -> dict[str, float | None]:
+def _spent(hospital: Hospital, study: Study, run: str) -> dict[str, Any]:
+    """Return what the run has cost the patients whom it cost most."""
     if study.privacy.mode == "none":
-        return {"epsilon": None, "epsilon_reported": None}
-    events = hospital.ledger.events("training", run)
-    delta = study.privacy.delta
+        return {"epsilon": None, "delta": None, "epsilon_reported": {}}
+    delta, accountants = study.privacy.delta, study.privacy.accountants
+    worst = max(hospital.ledger.histories(run), key=lambda events: epsilon(events, delta))
     return {
-        "epsilon": epsilon(events, delta),
-        "epsilon_reported": reported_epsilon(events, delta, study.privacy.accountant),
+        "epsilon": epsilon(worst, delta),
+        "delta": delta,
+        "epsilon_reported": {name: reported_epsilon(worst, delta, name) for name in accountants},
     }

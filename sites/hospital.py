@@ -1,7 +1,11 @@
 """One hospital as its own code sees it: a folder with a policy, data and private state."""
 
+import hmac
+import json
+import logging
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -13,10 +17,13 @@ from privacy.ledger import Ledger
 from privacy.noise import NoiseSource
 from privacy.release import Noise
 from privacy.signing import canonical, private_key, public_hex
-from sites.cohort import Cohort, load_cohort, pseudonym_key
+from sites.cohort import Cohort, Eligible, eligible, load_cohort, pseudonym, pseudonym_key
 from sites.documents import ConfigError
+from sites.intake import EXCLUDED, CaseFiles, excluded_patients, list_cases
 from sites.outbox import Outbox
 from sites.policy import Policy, Refused, load_policy
+
+log = logging.getLogger("wardround.site")
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class Hospital:
         return Ledger(
             self.state / "ledger.sqlite",
             self.policy.budget,
+            owner=hmac.new(pseudonym_key(self.state), b"ledger", sha256).hexdigest(),
             allow_plain=self.policy.plain_studies == "allow",
         )
 
@@ -81,10 +89,30 @@ class Hospital:
         """Where this hospital trains."""
         return torch.device(self.policy.device.kind)
 
+    @property
+    def cases(self) -> list[CaseFiles]:
+        """The listed cases of everybody who has not withdrawn (`excluded.csv`)."""
+        gone = excluded_patients(self.folder / EXCLUDED)
+        cases = list_cases(self.folder / self.policy.data)
+        if gone - {case.patient for case in cases}:
+            log.warning("%s names somebody whom subjects.csv does not list", EXCLUDED)
+        return [case for case in cases if case.patient not in gone]
+
+    @property
+    def everybody(self) -> frozenset[str]:
+        """Every patient that is listed or has an account, whether he has withdrawn or not."""
+        key, listed = pseudonym_key(self.state), list_cases(self.folder / self.policy.data)
+        return self.ledger.patients() | {pseudonym(key, case.patient) for case in listed}
+
+    @property
+    def eligible(self) -> Eligible:
+        """Who may take part in an event, whatever the images show."""
+        return eligible(self.cases, self.policy.evaluation_fraction, pseudonym_key(self.state))
+
     def cohort(self, task: SegmentationConfig | ClassificationConfig) -> Cohort:
         """Return the hospital's patients, read from disk; raises `Refused` as `load_cohort` does."""
-        data = self.folder / self.policy.data
-        return load_cohort(data, self.policy, task, pseudonym_key(self.state))
+        key = pseudonym_key(self.state)
+        return load_cohort(self.folder / self.policy.data, self.cases, self.policy, task, key)
 
     def noise(self, purpose: str) -> tuple[NoiseSource, Noise]:
         """Return a source of noise for one purpose, and what a manifest says of it."""
@@ -107,6 +135,12 @@ class Hospital:
                 "the coordinator's key is not the one that this hospital knows; if the change is "
                 "meant, the hospital deletes state/keys/coordinator.pub"
             )
+
+    @property
+    def exchanges(self) -> frozenset[str]:
+        """The exchanges of all runs that this hospital remembers."""
+        paths = (self.state / "runs").glob("*.json")
+        return frozenset(json.loads(path.read_bytes())["exchange"] for path in paths)
 
     def bind(self, run: str, study_sha256: str, exchange: str) -> None:
         """Pin a run's study and exchange on first contact; raise `Refused` if they ever change."""

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from models.objectives import ClassificationConfig, SegmentationConfig
 from sites.documents import ConfigError
 
+EXCLUDED = "excluded.csv"
+"""Patients who have withdrawn, in a hospital's folder: one column, `subject`."""
+
 LARGEST_BYTES = 2**32
 """More than any scan that this package trains on, unpacked."""
 
@@ -63,7 +66,7 @@ def list_cases(data: Path) -> list[CaseFiles]:
             (pair["image"].removeprefix("./"), str(pair["label"]).removeprefix("./")) for pair in listed
         ]
         with subjects.open(newline="", encoding="utf-8") as file:
-            patients = {row["image"]: row["subject"] for row in csv.DictReader(file)}
+            patients = {row["image"]: (row["subject"] or "").strip() for row in csv.DictReader(file)}
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename}: no such file; a hospital's data needs it.") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -77,6 +80,27 @@ def list_cases(data: Path) -> list[CaseFiles]:
             raise ConfigError(f"{subjects}: expected a subject for each image; one has none.")
         cases.append(CaseFiles(Path(image).name.split(".")[0], patients[image], image, label))
     return cases
+
+
+def excluded_patients(path: Path) -> frozenset[str]:
+    """Return the patients whom the hospital has excluded; none where there is no such file.
+
+    Raises:
+        ConfigError: the file has no column `subject`, or an empty one.
+    """
+    if not path.exists():
+        return frozenset()
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            if "subject" not in (rows.fieldnames or ()):
+                raise KeyError("subject")
+            names = frozenset(row["subject"].strip() for row in rows)
+    except (ValueError, KeyError, AttributeError, csv.Error) as error:
+        raise ConfigError(f"{path}: expected one column, subject, got {error!r}.") from None
+    if "" in names:
+        raise ConfigError(f"{path}: expected a subject in each row; one has none.")
+    return names
 
 
 def declared_labels(data: Path) -> dict[int, str]:

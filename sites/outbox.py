@@ -28,6 +28,10 @@ class Outbox:
         """Return the safetensors file of this sha256."""
         return self._get(sha256, ".safetensors")
 
+    def statements(self) -> set[str]:
+        """Return the sha256 of every statement."""
+        return {path.stem for path in self.folder.glob("*.json")}
+
     def _put(self, data: bytes, suffix: str) -> str:
         sha256 = sha256_of(data)
         path = self.folder / f"{sha256}{suffix}"

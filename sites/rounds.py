@@ -23,7 +23,7 @@ from models.objectives import build_task
 from models.params import Params
 from privacy.accounting import Budget, PrivacyEvent, noise_for
 from privacy.distillation import DistillationConfig, distil, transfer_images
-from privacy.ledger import BudgetExceeded, Charge
+from privacy.ledger import BudgetExceeded, Charge, ClockWentBack
 from privacy.mechanisms import Mechanism, mechanism_for
 from privacy.release import ModelManifest, Noise
 from privacy.signing import BadSignature, verified
@@ -31,6 +31,7 @@ from privacy.soundness import check_soundness
 from sites import export
 from sites.admission import admit
 from sites.exchange import Exchange, model_place
+from sites.forgotten import check_memory
 from sites.hospital import Hospital
 from sites.policy import NoisedMetrics, Refused
 from sites.scoring import noised_score, score
@@ -79,15 +80,16 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
     done again.
     """
     study, exchange = order.study, Exchange(order.exchange)
-    act = Charge(study.name, order.run, order.round, order.phase, "training", event=None)
+    act = Charge(study.name, order.run, order.round, order.phase, event=None)
     try:
         hospital.trust(order.coordinator)
         hospital.bind(order.run, study.sha256, order.exchange)
+        check_memory(hospital, exchange)
         if hospital.ledger.file_of(act) is None:
             admit(hospital.policy, study)
             _PHASES[order.phase](hospital, order, act, progress)
         export.publish(hospital, exchange, act)
-    except (Refused, BudgetExceeded) as reason:
+    except (Refused, BudgetExceeded, ClockWentBack) as reason:
         log.warning("%s, round %d of %s: refused: %s", act.purpose, act.round, act.run, reason)
         refused = replace(act, purpose=refusal_of(order.phase, order.attempt))
         export.refusal(hospital, study, refused, str(reason))
@@ -101,7 +103,8 @@ def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     _rehearse(hospital, order.study, network, mechanism)
     hospital.cohort(order.study.task)
     if mechanism:
-        hospital.ledger.check_fits(act.patients, mechanism.event, times=order.study.rounds)
+        patients = hospital.eligible.training
+        hospital.ledger.check_fits(patients, mechanism.event, times=order.study.rounds)
     export.acceptance(hospital, order.study, act)
 
 
@@ -115,8 +118,9 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     _rehearse(hospital, study, network, mechanism)
     patients = hospital.cohort(study.task).training
     charge = replace(act, event=mechanism.event if mechanism else None)
-    hospital.ledger.reserve(charge)
+    charged = hospital.ledger.reserve(charge, hospital.eligible.training)
     hospital.ledger.start(charge)
+    patients = tuple(patient for patient in patients if patient.pseudonym in charged)
     examples = prepare(patients, study.preprocessing, hospital.device)
     noise = _learn(hospital, order, network, examples, mechanism, progress)
     trained, strategy = P.of(network.cpu()), study.strategy.build()
@@ -146,14 +150,16 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
         export.scores(hospital, study, act, model.sha256, "exact", metrics)
         return
     event = _metrics_event(policy.noised_metrics, policy.budget)
-    charge = replace(act, patients="evaluation", event=event)
-    if not hospital.ledger.is_reserved(charge):
-        paid = len(hospital.ledger.events("evaluation", order.run))
-        if paid >= policy.noised_metrics.evaluations:
-            export.scores(hospital, study, act, model.sha256, "withheld", {})
-            return
-    hospital.ledger.reserve(charge)
+    charge = replace(act, event=event)
+    paid = [c for c in hospital.ledger.charges(order.run) if c.purpose == act.purpose]
+    if charge not in paid and len(paid) >= policy.noised_metrics.evaluations:
+        export.scores(hospital, study, act, model.sha256, "withheld", {})
+        return
+    charged = hospital.ledger.reserve(charge, hospital.eligible.evaluation)
     hospital.ledger.start(charge)
+    patients = tuple(patient for patient in patients if patient.pseudonym in charged)
+    if not patients:
+        raise Refused("everybody for whom this evaluation was charged has left")
     noise, _source = hospital.noise(f"{study.sha256} {order.round} metrics")
     metrics = noised_score(
         network,

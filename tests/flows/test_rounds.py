@@ -57,6 +57,7 @@ class Federation:
         statement = {
             "study": self.run.study.name, "study_sha256": self.run.study.sha256,
             "run": self.run.name, "round": round, "site": site, "ledger_head": HASH,
+            "purpose": phase, "event": None,
         }  # fmt: skip
         statement |= {name: value for name, value in fields.items() if name != "instead"}
         data = sign(statement | fields.pop("instead", {}), site, self.keys[signer or site])
@@ -70,7 +71,8 @@ class Federation:
             "payload_sha256": payload, "payload_bytes": len(data),
             "tensors": {n: list(t.shape) for n, t in (change or self.change()).items()},
             "declared_training": 15, "event": vars(self.event),
-            "epsilon": epsilon([self.event], 1e-3), "epsilon_reported": 1.0,
+            "epsilon": epsilon([self.event], 1e-3), "delta": 1e-3,
+            "epsilon_reported": {"prv": 1.0, "pld": 1.0},
             "plain_releases": 0, "noise": "system",
         }  # fmt: skip
         self.say(site, **{**told, **fields})
@@ -115,10 +117,13 @@ def test_too_few_releases_stop_the_round_with_every_reason(federation: Federatio
         ({"payload_sha256": "f" * 64}, "rejected"),
         ({"payload_bytes": 17}, "17 bytes as its manifest says"),
         ({"tensors": {}}, "other tensors"),
-        ({"study_sha256": HASH}, "another study, run, round or hospital"),
-        ({"instead": {"site": "north"}}, "another study, run, round or hospital"),
-        ({"epsilon": None}, "an event, both epsilons and noise"),
-        ({"noise": "none"}, "an event, both epsilons and noise"),
+        ({"study_sha256": HASH}, "another study, run, round, act or hospital"),
+        ({"purpose": "evaluate"}, "another study, run, round, act or hospital"),
+        ({"delta": 1e-2}, "another delta than 0.001"),
+        ({"epsilon_reported": {"rdp": 1.0}}, "other accountants than the study's"),
+        ({"instead": {"site": "north"}}, "another study, run, round, act or hospital"),
+        ({"epsilon": None}, "an event, epsilons, a delta and noise"),
+        ({"noise": "none"}, "an event, epsilons, a delta and noise"),
     ],
 )
 def test_a_release_that_does_not_fit_leaves_out_its_hospital_alone(

@@ -1,7 +1,10 @@
 import json
+import math
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -9,16 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from privacy.accounting import Budget, PrivacyEvent, epsilon
-from privacy.ledger import BudgetExceeded, Charge, Ledger, LedgerError
+from privacy.ledger import BudgetExceeded, Charge, ClockWentBack, Ledger, LedgerError
 
 BUDGET = Budget(epsilon=8, delta=1e-4)
 EVENT = PrivacyEvent(noise_multiplier=4.0, sampling_rate=1.0, steps=4)
-CHARGE = Charge("demo", "demo-1", 1, "contribute", "training", EVENT)
+CHARGE = Charge("demo", "demo-1", 1, "contribute", EVENT)
+OWNER = "a hospital's key"
+ALL = frozenset(f"{number:032x}" for number in range(8))
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "state" / "ledger.sqlite", BUDGET)
+    return Ledger(tmp_path / "state" / "ledger.sqlite", BUDGET, OWNER)
 
 
 def round_number(number: int, **changes: object) -> Charge:
@@ -27,19 +32,19 @@ def round_number(number: int, **changes: object) -> Charge:
 
 def test_rerunning_a_round_charges_once(ledger: Ledger) -> None:
     for _ in range(2):
-        ledger.reserve(CHARGE)
+        ledger.reserve(CHARGE, ALL)
     for _ in range(2):
         ledger.start(CHARGE)
     for _ in range(2):
         ledger.settle(CHARGE, "f" * 64)
-    ledger.reserve(CHARGE)
+    ledger.reserve(CHARGE, ALL)
     assert ledger.spent(1e-4) == pytest.approx(epsilon([EVENT], 1e-4))
     assert [e.action for e in ledger.entries()] == ["reserve", "start", "settle"]
     assert ledger.file_of(CHARGE) == "f" * 64
 
 
 def test_a_settled_round_cannot_start_again(ledger: Ledger) -> None:
-    ledger.reserve(CHARGE)
+    ledger.reserve(CHARGE, ALL)
     ledger.start(CHARGE)
     ledger.settle(CHARGE, "f" * 64)
     with pytest.raises(LedgerError, match="found settle"):
@@ -49,13 +54,13 @@ def test_a_settled_round_cannot_start_again(ledger: Ledger) -> None:
 def test_charges_of_rounds_and_studies_compose(ledger: Ledger) -> None:
     charges = [CHARGE, round_number(2), round_number(1, study="other", run="other-1")]
     for charge in charges:
-        ledger.reserve(charge)
+        ledger.reserve(charge, ALL)
     assert ledger.spent(1e-4) == pytest.approx(epsilon([EVENT] * 3, 1e-4))
     assert ledger.spent(1e-4, run="demo-1") == pytest.approx(epsilon([EVENT] * 2, 1e-4))
 
 
 def test_a_reservation_counts_before_it_is_settled(ledger: Ledger) -> None:
-    ledger.reserve(CHARGE)
+    ledger.reserve(CHARGE, ALL)
     assert ledger.spent(1e-4) > 0
 
 
@@ -64,7 +69,7 @@ def test_an_overdraft_is_refused_with_what_still_fits_and_charges_nothing(ledger
     with pytest.raises(BudgetExceeded, match="Rounds like this that still fit: 0") as caught:
         while True:
             number += 1
-            ledger.reserve(round_number(number))
+            ledger.reserve(round_number(number), ALL)
     assert caught.value.spent <= 8 < caught.value.asked
     assert ledger.spent(1e-4) == pytest.approx(caught.value.spent)
     assert len(ledger.entries()) == number - 1
@@ -72,18 +77,18 @@ def test_an_overdraft_is_refused_with_what_still_fits_and_charges_nothing(ledger
 
 def test_asking_for_too_many_rounds_says_how_many_fit(ledger: Ledger) -> None:
     with pytest.raises(BudgetExceeded) as caught:
-        ledger.check_fits("training", EVENT, times=1000)
+        ledger.check_fits(ALL, EVENT, times=1000)
     fits = caught.value.rounds_left
     assert epsilon([EVENT] * fits, 1e-4) <= 8 < epsilon([EVENT] * (fits + 1), 1e-4)
-    ledger.check_fits("training", EVENT, times=fits)
+    ledger.check_fits(ALL, EVENT, times=fits)
     assert not ledger.entries()
 
 
 def test_a_charge_can_be_given_back_before_training_starts_and_not_after(ledger: Ledger) -> None:
-    ledger.reserve(CHARGE)
+    ledger.reserve(CHARGE, ALL)
     ledger.void(CHARGE)
     assert ledger.spent(1e-4) == 0
-    ledger.reserve(CHARGE)
+    ledger.reserve(CHARGE, ALL)
     ledger.start(CHARGE)
     with pytest.raises(LedgerError, match="Expected reserve"):
         ledger.void(CHARGE)
@@ -91,7 +96,7 @@ def test_a_charge_can_be_given_back_before_training_starts_and_not_after(ledger:
 
 
 def test_a_round_cannot_be_settled_twice_with_different_files(ledger: Ledger) -> None:
-    ledger.reserve(CHARGE)
+    ledger.reserve(CHARGE, ALL)
     ledger.start(CHARGE)
     ledger.settle(CHARGE, "a" * 64)
     with pytest.raises(LedgerError, match="another file"):
@@ -105,28 +110,103 @@ def test_nothing_happens_to_what_was_not_reserved(ledger: Ledger, step: str) -> 
 
 
 def test_a_rounds_event_never_changes(ledger: Ledger) -> None:
-    ledger.reserve(CHARGE)
+    ledger.reserve(CHARGE, ALL)
     with pytest.raises(LedgerError, match="another event"):
-        ledger.reserve(replace(CHARGE, event=PrivacyEvent(9.0, 1.0, 4)))
+        ledger.reserve(replace(CHARGE, event=PrivacyEvent(9.0, 1.0, 4)), ALL)
 
 
-def test_training_and_evaluation_patients_do_not_add_up(ledger: Ledger) -> None:
-    ledger.reserve(CHARGE)
-    ledger.reserve(replace(CHARGE, purpose="evaluate", patients="evaluation"))
+def test_a_patient_who_trains_and_evaluates_has_one_account(ledger: Ledger) -> None:
+    both, one_only = frozenset("ab"), frozenset("a")
+    ledger.reserve(CHARGE, both)
+    ledger.reserve(replace(CHARGE, purpose="evaluate"), one_only)
+    assert sorted(map(len, ledger.histories())) == [1, 2]
+    assert ledger.spent(1e-4) == pytest.approx(epsilon([EVENT] * 2, 1e-4))
+
+
+def test_events_of_patients_who_share_nobody_do_not_add_up(ledger: Ledger) -> None:
+    ledger.reserve(CHARGE, frozenset("ab"))
+    ledger.reserve(replace(CHARGE, purpose="evaluate"), frozenset("cd"))
+    assert ledger.spent(1e-4) == pytest.approx(epsilon([EVENT], 1e-4))
+
+
+def test_who_has_left_still_counts_for_the_hospital_and_not_for_those_who_came_after(
+    ledger: Ledger,
+) -> None:
+    with pytest.raises(BudgetExceeded) as caught:
+        for number in range(1, 100):
+            ledger.reserve(round_number(number), frozenset("a"))
+    spent = caught.value.spent
+    ledger.reserve(round_number(number), frozenset("b"))
+    assert ledger.spent(1e-4) == pytest.approx(spent)
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(round_number(number + 1), frozenset("ab"))
+
+
+def test_a_charge_that_stands_keeps_the_patients_for_whom_it_was_made(ledger: Ledger) -> None:
+    assert ledger.reserve(CHARGE, frozenset("ab")) == frozenset("ab")
+    assert ledger.reserve(CHARGE, frozenset("bc")) == frozenset("ab")
+    ledger.void(CHARGE)
+    assert ledger.reserve(CHARGE, frozenset("bc")) == frozenset("bc")
+
+
+def test_an_event_without_patients_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(LedgerError, match="at least one patient"):
+        ledger.reserve(CHARGE, frozenset())
+
+
+def test_a_clock_that_went_back_is_refused_and_charges_nothing_until_the_owner_accepts_it(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.reserve(CHARGE, ALL)
+    spent, now = ledger.spent(1e-4), time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 30)
+    ledger.start(CHARGE)
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    with pytest.raises(ClockWentBack, match="Expected a time after"):
+        ledger.reserve(round_number(2), ALL)
+    assert ledger.spent(1e-4) == spent
+    ledger.settle(CHARGE, "f" * 64)
+    times = [entry.at for entry in ledger.entries()]
+    assert times == sorted(times)
+    ledger.resolve()
+    ledger.reserve(round_number(2), ALL)
+    assert ledger.spent(1e-4) > spent
+
+
+def test_what_a_restored_ledger_forgot_is_charged_even_beyond_the_budget(tmp_path: Path) -> None:
+    small = Ledger(tmp_path / "l.sqlite", Budget(epsilon=1, delta=1e-4), OWNER)
+    for _ in range(2):
+        small.recover(CHARGE, ALL, "f" * 64)
+    assert [e.action for e in small.entries()] == ["reserve", "start", "settle"]
+    assert small.spent(1e-4) == pytest.approx(epsilon([EVENT], 1e-4))
+    assert small.spent(1e-4) > 1
+    assert small.file_of(CHARGE) == "f" * 64
+    with pytest.raises(LedgerError, match="another event or file"):
+        small.recover(CHARGE, ALL, "e" * 64)
+
+
+@pytest.mark.parametrize("before", [["reserve"], ["reserve", "start"], ["reserve", "void"]])
+def test_what_a_restored_ledger_half_remembers_is_completed(ledger: Ledger, before: list[str]) -> None:
+    for action in before:
+        {"reserve": lambda c: ledger.reserve(c, ALL), "start": ledger.start, "void": ledger.void}[
+            action
+        ](CHARGE)
+    ledger.recover(CHARGE, ALL, "f" * 64)
+    assert ledger.file_of(CHARGE) == "f" * 64
     assert ledger.spent(1e-4) == pytest.approx(epsilon([EVENT], 1e-4))
 
 
 def test_a_release_without_privacy_needs_a_ledger_that_allows_it(tmp_path: Path) -> None:
     plain = replace(CHARGE, event=None)
     with pytest.raises(LedgerError, match="without differential privacy"):
-        Ledger(tmp_path / "a.sqlite", BUDGET).reserve(plain)
-    allowing = Ledger(tmp_path / "b.sqlite", BUDGET, allow_plain=True)
-    allowing.reserve(plain)
+        Ledger(tmp_path / "a.sqlite", BUDGET, OWNER).reserve(plain, ALL)
+    allowing = Ledger(tmp_path / "b.sqlite", BUDGET, OWNER, allow_plain=True)
+    allowing.reserve(plain, ALL)
     assert allowing.plain_charges() == 1
 
 
 def test_rows_can_be_neither_changed_nor_deleted(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.reserve(CHARGE)
+    ledger.reserve(CHARGE, ALL)
     db = sqlite3.connect(tmp_path / "state" / "ledger.sqlite")
     for statement in ("UPDATE entries SET at = 0", "DELETE FROM entries"):
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -134,34 +214,119 @@ def test_rows_can_be_neither_changed_nor_deleted(ledger: Ledger, tmp_path: Path)
     db.close()
 
 
-@pytest.mark.parametrize("column", ["at", "action", "charge", "file", "previous", "hash"])
-def test_a_change_behind_the_ledgers_back_is_found(ledger: Ledger, tmp_path: Path, column: str) -> None:
-    ledger.reserve(CHARGE)
-    ledger.reserve(round_number(2))
-    values = {
-        "at": 1.0, "action": "publish", "file": "0" * 64, "previous": "1" * 64, "hash": "2" * 64,
-        "charge": json.dumps({**asdict(CHARGE), "event": None}),
-    }  # fmt: skip
-    db = sqlite3.connect(tmp_path / "state" / "ledger.sqlite", isolation_level=None)
-    db.execute("DROP TRIGGER entries_are_never_updated")
-    db.execute(f"UPDATE entries SET {column} = ? WHERE seq = 1", (values[column],))
+def tamper(path: Path, statement: str, *values: object) -> None:
+    """Change a ledger behind its back, its triggers out of the way."""
+    db = sqlite3.connect(path, isolation_level=None)
+    for (trigger,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        db.execute(f"DROP TRIGGER {trigger}")
+    db.execute(statement, values)
     db.close()
-    with pytest.raises(LedgerError, match="Entry 1 does not follow"):
-        Ledger(tmp_path / "state" / "ledger.sqlite", BUDGET)
 
 
-def test_a_file_that_is_no_ledger_is_refused_and_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("seq", 7), ("at", 1.0), ("at", math.inf), ("action", "publish"), ("file", "0" * 64),
+        ("previous", "1" * 64), ("hash", "2" * 64), ("cohort", ""), ("cohort", "3" * 64),
+        ("charge", json.dumps({**asdict(CHARGE), "event": None})), ("charge", "{"), ("charge", "[]"),
+    ],
+)  # fmt: skip
+def test_a_change_behind_the_ledgers_back_is_found(
+    ledger: Ledger, tmp_path: Path, column: str, value: object
+) -> None:
+    ledger.reserve(CHARGE, ALL)
+    ledger.reserve(round_number(2), ALL)
+    path = tmp_path / "state" / "ledger.sqlite"
+    tamper(path, f"UPDATE entries SET {column} = ? WHERE seq = 1", value)
+    with pytest.raises(LedgerError, match=r"Entry \d (does not follow|can't be read)"):
+        Ledger(path, BUDGET, OWNER)
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE members SET patient = 'x' WHERE patient = 'a'", "not the one that was recorded"),
+        ("DELETE FROM members WHERE patient = 'a'", "not the one that was recorded"),
+        ("INSERT INTO members SELECT cohort, 'x' FROM members LIMIT 1", "not the one that was recorded"),
+        ("DELETE FROM members", "list of patients is missing"),
+    ],
+)
+def test_a_patient_taken_off_or_put_on_a_list_is_found(
+    ledger: Ledger, tmp_path: Path, statement: str, message: str
+) -> None:
+    ledger.reserve(CHARGE, frozenset("abc"))
+    tamper(tmp_path / "state" / "ledger.sqlite", statement)
+    with pytest.raises(LedgerError, match=message):
+        ledger.spent(1e-4)
+
+
+def test_a_changed_byte_is_found_or_was_in_a_part_that_says_nothing(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    for number in range(1, 6):
+        ledger.reserve(round_number(number), ALL)
+    path = tmp_path / "state" / "ledger.sqlite"
+    whole, entries, spent = path.read_bytes(), ledger.entries(), ledger.spent(1e-4)
+    found = 0
+    for position in range(0, len(whole), 97):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x41]) + whole[position + 1 :])
+        try:
+            opened = Ledger(path, BUDGET, OWNER)
+            assert opened.entries() == entries
+            assert opened.spent(1e-4) == spent
+        except LedgerError:
+            found += 1
+    assert found > 20
+
+
+@pytest.mark.parametrize("kind", ["no database", "another program's", "a later format", "cut short"])
+def test_a_file_that_is_no_ledger_is_refused_and_left_alone(
+    ledger: Ledger, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "state" / "ledger.sqlite"
+    ledger.reserve(CHARGE, ALL)
+    if kind == "no database":
+        path.write_bytes(b"no database, whatever its name says" * 50)
+    if kind == "another program's":
+        path.unlink()
+        tamper(path, "CREATE TABLE patients (name TEXT)")
+    if kind == "a later format":
+        tamper(path, "PRAGMA user_version = 2")
+    if kind == "cut short":
+        path.write_bytes(path.read_bytes()[:5000])
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="can't be used as a ledger|Expected a ledger of format 1"):
+        Ledger(path, BUDGET, OWNER)
+    assert path.read_bytes() == before
+
+
+def test_a_ledger_under_another_key_for_patients_is_refused(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.reserve(CHARGE, ALL)
+    with pytest.raises(LedgerError, match="belongs to another key for patients"):
+        Ledger(tmp_path / "state" / "ledger.sqlite", BUDGET, "another hospital's key")
+
+
+def _reserve_in_a_process(path: Path, number: int) -> bool:
+    try:
+        Ledger(path, BUDGET, OWNER).reserve(round_number(number), ALL)
+    except BudgetExceeded:
+        return False
+    return True
+
+
+def test_two_processes_at_once_cannot_overdraw(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
-    path.write_bytes(b"no database, whatever its name says" * 50)
-    with pytest.raises(LedgerError, match="can't be used as a ledger"):
-        Ledger(path, BUDGET)
-    assert path.read_bytes().startswith(b"no database")
+    with ProcessPoolExecutor(4, get_context("fork")) as processes:
+        tries = processes.map(_reserve_in_a_process, [path] * 40, range(40))
+        reserved = sum(tries)
+    assert epsilon([EVENT] * reserved, 1e-4) <= 8 < epsilon([EVENT] * (reserved + 1), 1e-4)
+    assert Ledger(path, BUDGET, OWNER).spent(1e-4) <= 8
 
 
 def test_two_at_once_cannot_overdraw(ledger: Ledger) -> None:
     def try_to_reserve(number: int) -> bool:
         try:
-            ledger.reserve(round_number(number))
+            ledger.reserve(round_number(number), ALL)
         except BudgetExceeded:
             return False
         return True
@@ -179,13 +344,49 @@ def test_the_order_of_studies_does_not_matter_and_the_budget_holds(
 ) -> None:
     spent = []
     for sequence in (sorted(order), order):
-        ledger = Ledger(tmp_path_factory.mktemp("ledger") / "l.sqlite", BUDGET)
+        ledger = Ledger(tmp_path_factory.mktemp("ledger") / "l.sqlite", BUDGET, OWNER)
         for number in sequence:
             charge = round_number(number, study=f"s{number}", event=PrivacyEvent(noise, 1.0, 2))
             try:
-                ledger.reserve(charge)
+                ledger.reserve(charge, ALL)
             except BudgetExceeded:
                 break
         spent.append(ledger.spent(1e-4))
     assert spent[0] == pytest.approx(spent[1])
     assert max(spent) <= 8.000001
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tries=st.lists(
+        st.tuples(
+            st.frozensets(st.sampled_from("abcdef"), min_size=1), st.floats(1.5, 9), st.booleans()
+        ),
+        max_size=8,
+    )
+)
+def test_the_classes_cost_what_the_patients_one_by_one_cost_and_never_more_than_the_budget(
+    tmp_path_factory: pytest.TempPathFactory, tries: list[tuple[frozenset[str], float, bool]]
+) -> None:
+    ledger = Ledger(tmp_path_factory.mktemp("ledger") / "l.sqlite", BUDGET, OWNER)
+    accounts: dict[str, list[PrivacyEvent]] = {patient: [] for patient in "abcdef"}
+    for number, (patients, noise, is_voided) in enumerate(tries):
+        event = PrivacyEvent(noise, 1.0, 2)
+        before, charge = ledger.spent(1e-4), round_number(number, event=event)
+        fits = all(BUDGET.covers(epsilon([*accounts[p], event], 1e-4)) for p in patients)
+        try:
+            ledger.reserve(charge, patients)
+            assert fits
+        except BudgetExceeded:
+            assert not fits
+            continue
+        assert ledger.spent(1e-4) >= before
+        if is_voided:
+            ledger.void(charge)
+        else:
+            for patient in patients:
+                accounts[patient].append(event)
+        one_by_one = max(epsilon(events, 1e-4) for events in accounts.values())
+        assert ledger.spent(1e-4) == pytest.approx(one_by_one)
+        assert ledger.spent_after(1e-4)[-1][1] == pytest.approx(one_by_one)
+        assert BUDGET.covers(one_by_one)

@@ -16,7 +16,8 @@ def release_of(stored: dict[str, torch.Tensor], path: Path, **changes: object) -
         "kind": "release", "study": "s", "study_sha256": HASH, "run": "r", "round": 1, "site": "north",
         "ledger_head": HASH, "content": "student", "base_sha256": HASH, "payload_sha256": HASH,
         "payload_bytes": 100, "tensors": {n: tuple(t.shape) for n, t in stored.items()},
-        "declared_training": 20, "event": None, "epsilon": None, "epsilon_reported": None,
+        "declared_training": 20, "event": None, "epsilon": None, "epsilon_reported": {}, "delta": None,
+        "purpose": "contribute",
         "plain_releases": 0, "noise": "none",
     }  # fmt: skip
     return Release(ReleaseManifest.model_validate({**fields, **changes}), checkpoints.StoredParams(path))
@@ -64,6 +65,8 @@ def test_what_is_no_known_statement_is_rejected(fields: dict[str, object]) -> No
     [
         {"event": {"noise_multiplier": 3, "sampling_rate": 1, "steps": 4}},
         {"epsilon": 3.0},
+        {"delta": 1e-3},
+        {"epsilon_reported": {"prv": 3.0}},
         {"noise": "system"},
         {"payload_bytes": 10**400},
         {"declared_training": 10**400},
@@ -85,7 +88,8 @@ def test_a_manifest_with_impossible_figures_is_no_statement(
 def test_scores_that_no_metric_has_are_no_statement(metrics: dict[str, float]) -> None:
     fields = {
         "kind": "scores", "study": "s", "study_sha256": HASH, "run": "r", "round": 1, "site": "north",
-        "ledger_head": HASH, "model_sha256": HASH, "metrics_policy": "exact",
+        "ledger_head": HASH, "model_sha256": HASH, "metrics_policy": "exact", "event": None,
+        "purpose": "evaluate",
     }  # fmt: skip
     assert parse_statement({**fields, "metrics": {"dice/head": 0.5}})
     with pytest.raises(RejectedRelease):

@@ -23,7 +23,7 @@ def ward(tmp_path: Path, small_wards) -> Path:
 
 
 def cohort_of(ward: Path) -> Cohort:
-    return load_cohort(ward, load_policy(ward), TASK, KEY)
+    return load_cohort(ward, list_cases(ward), load_policy(ward), TASK, KEY)
 
 
 def break_one(ward: Path) -> str:

@@ -23,22 +23,22 @@ def test_an_object_is_found_by_its_sha256(exchange: Exchange, tmp_path: Path) ->
 
 def test_laying_down_the_same_again_changes_nothing(exchange: Exchange) -> None:
     assert exchange.put_object(b"x") == exchange.put_object(b"x")
-    exchange.put_statement("runs/r/001/contribute/north", b"{}")
-    exchange.put_statement("runs/r/001/contribute/north", b"{}")
-    assert exchange.statement("runs/r/001/contribute/north") == b"{}"
+    exchange.put_statement("statements/north/r.001.contribute", b"{}")
+    exchange.put_statement("statements/north/r.001.contribute", b"{}")
+    assert exchange.statement("statements/north/r.001.contribute") == b"{}"
 
 
 def test_nothing_there_is_ever_replaced(exchange: Exchange) -> None:
-    exchange.put_statement("runs/r/001/contribute/north", b"first")
+    exchange.put_statement("statements/north/r.001.contribute", b"first")
     with pytest.raises(AlreadyWritten, match="the same bytes"):
-        exchange.put_statement("runs/r/001/contribute/north", b"second")
-    assert exchange.statement("runs/r/001/contribute/north") == b"first"
+        exchange.put_statement("statements/north/r.001.contribute", b"second")
+    assert exchange.statement("statements/north/r.001.contribute") == b"first"
 
 
 def test_a_missing_statement_is_none_and_a_missing_object_an_error(
     exchange: Exchange, tmp_path: Path
 ) -> None:
-    assert exchange.statement("runs/r/001/contribute/north") is None
+    assert exchange.statement("statements/north/r.001.contribute") is None
     with pytest.raises(FileNotFoundError):
         exchange.fetch_object("0" * 64, tmp_path / "copy", 100)
 
@@ -56,6 +56,6 @@ def test_more_bytes_than_expected_are_not_read(exchange: Exchange, tmp_path: Pat
     sha256 = exchange.put_object(b"x" * 101)
     with pytest.raises(CorruptCheckpoint, match="at most 100 bytes"):
         exchange.fetch_object(sha256, tmp_path / "copy", max_bytes=100)
-    exchange.put_statement("runs/r/001/contribute/north", b" " * (2**20 + 1))
+    exchange.put_statement("statements/north/r.001.contribute", b" " * (2**20 + 1))
     with pytest.raises(CorruptCheckpoint, match="at most"):
-        exchange.statement("runs/r/001/contribute/north")
+        exchange.statement("statements/north/r.001.contribute")

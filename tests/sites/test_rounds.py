@@ -1,6 +1,7 @@
 """A hospital's acts, with a real ledger, outbox and exchange, and without Prefect."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,12 @@ from models import checkpoints
 from models import params as P
 from models.strategies import STRATEGIES, Strategy, fed_avg
 from privacy.accounting import epsilon
+from privacy.ledger import Charge
+from privacy.mechanisms import mechanism_for
 from privacy.release import ModelManifest, parse_statement
 from privacy.signing import public_hex, sign, verified
+from sites.cohort import pseudonym, pseudonym_key
+from sites.documents import ConfigError
 from sites.exchange import Exchange, model_place, statement_place
 from sites.hospital import Hospital
 from sites.rounds import Order, Phase, carry_out, refusal_of
@@ -85,9 +90,11 @@ def test_a_contribution_is_charged_signed_in_the_outbox_and_finite(
     assert manifest.base_sha256 == base
     assert manifest.noise == "test"
     assert manifest.declared_training == 15
-    events = hospital.ledger.events("training")
+    (events,) = hospital.ledger.histories()
     assert manifest.epsilon == pytest.approx(epsilon(events, 1e-3))
-    assert manifest.epsilon_reported == pytest.approx(manifest.epsilon, rel=0.02)
+    assert set(manifest.epsilon_reported) == {"prv", "pld"}
+    for reported in manifest.epsilon_reported.values():
+        assert reported == pytest.approx(manifest.epsilon, rel=0.02)
     change = hospital.outbox.tensors(manifest.payload_sha256)
     assert len(change) == manifest.payload_bytes
     actions = [e.action for e in hospital.ledger.entries()]
@@ -113,6 +120,96 @@ def test_two_rounds_cost_what_two_events_cost(hospital: Hospital, coordinator_of
     assert manifest.epsilon == pytest.approx(20, rel=1e-3)
 
 
+def first_patient(hospital: Hospital, group: str) -> str:
+    key = pseudonym_key(hospital.state)
+    return next(
+        case.patient
+        for case in hospital.cases
+        if pseudonym(key, case.patient) in getattr(hospital.eligible, group)
+    )
+
+
+def test_every_eligible_patient_is_charged_whatever_his_images_show(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    broken = first_patient(hospital, "training")
+    for case in hospital.cases:
+        if case.patient == broken:
+            (hospital.folder / case.image).write_bytes(b"no image")
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    assert coordinator.order(hospital, "contribute", 1).kind == "release"
+    assert hospital.ledger.patients() == hospital.eligible.training
+    trained = {patient.pseudonym for patient in hospital.cohort(coordinator.study.task).training}
+    assert trained < hospital.eligible.training
+
+
+def test_a_patient_who_withdraws_is_in_no_later_event_and_what_he_spent_stays(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    coordinator.order(hospital, "contribute", 1)
+    gone = {first_patient(hospital, group) for group in ("training", "evaluation")}
+    (hospital.folder / "excluded.csv").write_text("subject\n" + "\n".join(sorted(gone)) + "\n")
+    names = {pseudonym(pseudonym_key(hospital.state), patient) for patient in gone}
+    cohort = hospital.cohort(coordinator.study.task)
+    assert not names & {p.pseudonym for p in (*cohort.training, *cohort.evaluation)}
+    coordinator.publish(1, first_model(coordinator.study))
+    coordinator.order(hospital, "contribute", 2)
+    histories = sorted(map(len, hospital.ledger.histories()))
+    assert histories == [1, 2]
+    assert names & hospital.ledger.patients()
+
+
+def test_who_withdraws_between_a_charge_and_its_training_does_not_train(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    mechanism = mechanism_for(coordinator.study.privacy, rounds=2, steps=2, lot=None, declared=15)
+    charge = Charge("small", "small-1", 1, "contribute", mechanism.event)
+    hospital.ledger.reserve(charge, hospital.eligible.training)
+    (hospital.folder / "excluded.csv").write_text(f"subject\n{first_patient(hospital, 'training')}\n")
+    assert coordinator.order(hospital, "contribute", 1).kind == "release"
+    (charged,) = [e for e in hospital.ledger.entries() if e.action == "reserve"]
+    assert charged.charge == charge
+    assert len(hospital.eligible.training) == len(hospital.ledger.patients()) - 1
+
+
+def test_a_clock_that_went_back_refuses_the_round_and_spends_nothing(
+    hospital: Hospital, coordinator_of, study_with, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator = coordinator_of(study_with())
+    for round in (0, 1):
+        coordinator.publish(round, first_model(coordinator.study))
+    coordinator.order(hospital, "contribute", 1)
+    spent, now = hospital.ledger.spent(1e-3), time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    assert "Expected a time after" in coordinator.order(hospital, "contribute", 2).reason
+    assert hospital.ledger.spent(1e-3) == spent
+    monkeypatch.undo()
+    assert coordinator.order(hospital, "contribute", 2, attempt=2).kind == "release"
+
+
+@pytest.mark.parametrize("content", ["", "name\nx\n", "subject\n,\n", "subject\n\xff"])
+def test_a_list_of_excluded_patients_in_another_form_stops_everything(
+    hospital: Hospital, content: str
+) -> None:
+    (hospital.folder / "excluded.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match="subject"):
+        _ = hospital.eligible
+
+
+def test_an_excluded_name_that_is_not_listed_is_reported_without_the_name(
+    hospital: Hospital, caplog: pytest.LogCaptureFixture
+) -> None:
+    (hospital.folder / "excluded.csv").write_text("subject\nsomebody-else\n")
+    _ = hospital.eligible
+    assert "names somebody whom subjects.csv does not list" in caplog.text
+    assert "somebody-else" not in caplog.text
+
+
 def test_every_file_of_the_exchange_lies_in_the_outbox(
     hospital: Hospital, coordinator_of, study_with
 ) -> None:
@@ -122,7 +219,8 @@ def test_every_file_of_the_exchange_lies_in_the_outbox(
         coordinator.order(hospital, phase, round)
     outbox = {path.stem for path in hospital.outbox.folder.iterdir()}
     root = Path(coordinator.exchange.url)
-    left = [p for p in root.rglob("*") if p.is_file() and p.name not in ("model.json", base)]
+    files = [p for p in root.rglob("*") if p.is_file()]
+    left = [p for p in files if p.name != base and p.parent.name != "models"]
     assert len(left) == 4
     assert {checkpoints.sha256_of(p.read_bytes()) for p in left} <= outbox
     recorded = {e.file for e in hospital.ledger.entries() if e.file}
@@ -199,7 +297,7 @@ def test_a_signed_model_that_cannot_be_trained_is_refused_before_anything_is_spe
     model[name] = torch.zeros(7) if fault == "another network's" else model[name] * float("nan")
     coordinator.publish(0, model)
     assert "can't be trusted" in coordinator.order(hospital, "contribute", 1).reason
-    assert not hospital.ledger.events("training")
+    assert not hospital.ledger.charges()
 
 
 def test_a_study_whose_images_its_network_cannot_take_is_refused_when_it_would_join(
@@ -256,7 +354,7 @@ def test_a_refused_round_spends_nothing(hospital: Hospital, coordinator_of, stud
     coordinator.publish(0, first_model(coordinator.study))
     assert coordinator.order(strict, "contribute", 1).kind == "refusal"
     assert strict.ledger.spent(1e-3) == 0
-    assert not strict.ledger.events("training")
+    assert not strict.ledger.charges()
 
 
 @pytest.mark.parametrize("fault", ["missing", "another signer", "another study", "changed bytes"])
@@ -278,7 +376,7 @@ def test_a_global_model_that_cannot_be_trusted_is_refused_before_anything_is_spe
     answer = coordinator.order(hospital, "contribute", 1)
     assert answer.kind == "refusal"
     assert "global model" in answer.reason
-    assert not hospital.ledger.events("training")
+    assert not hospital.ledger.charges()
 
 
 def test_another_coordinator_is_refused_until_the_hospital_says_otherwise(
@@ -327,7 +425,8 @@ def test_noised_metrics_are_charged_to_the_evaluation_patients_and_stay_bounded(
     coordinator.publish(2, first_model(coordinator.study))
     assert coordinator.order(shy, "evaluate", 2).metrics_policy == "withheld"
     assert shy.ledger.spent(1e-3) == pytest.approx(5.0, rel=1e-3)
-    assert not shy.ledger.events("training")
+    assert {charge.purpose for charge in shy.ledger.charges()} == {"evaluate"}
+    assert shy.ledger.patients() == shy.eligible.evaluation
 
 
 def test_a_teacher_of_another_network_stays_and_its_student_leaves(
