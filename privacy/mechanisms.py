@@ -4,7 +4,8 @@ Every number that must agree stands here once: who clips, who adds noise and who
 ledger all ask the same `Mechanism`.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -12,16 +13,40 @@ from torch import Tensor
 
 from models.config import Config
 from privacy.accounting import Accountant, Budget, PrivacyEvent, noise_for
+from privacy.noise import NoiseSource
 
 STABILITY = 0.01
 """The gamma of normalised clipping: C g / (|g| + gamma) (Bu et al. 2022, AUTO-S)."""
+SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e6
+"""Clip norms beyond which float32 gradients lose their meaning."""
 
 
 class ClipConfig(Config):
     """How a patient's gradient is bounded: `flat` min(1, C/|g|) g, or `normalised` C g/(|g|+.01)."""
 
     kind: Literal["flat", "normalised"]
-    norm: Annotated[float, Field(ge=1e-6, le=1e6)]
+    norm: Annotated[float, Field(ge=SMALLEST_NORM, le=LARGEST_NORM)]
+
+
+class AdaptiveClip(Config):
+    """Flat clipping at a norm that follows a quantile of the patients' norms (Andrew et al. 2021).
+
+    Each step also releases, with noise, how many patients' gradients were within the norm, and moves
+    the norm for the next step by `exp(-rate (share within - quantile))`. That release is paid for: the
+    gradients get so much more noise that both together cost what the gradients alone would.
+
+    Attributes:
+        norm: where it begins.
+        quantile: the share of patients who should not be clipped.
+        rate: how fast the norm follows.
+        count_share: the part of a step's cost, in 1/sigma^2, that goes to the count.
+    """
+
+    kind: Literal["adaptive"]
+    norm: Annotated[float, Field(ge=SMALLEST_NORM, le=LARGEST_NORM)]
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.2
+    count_share: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
 
 
 class NoPrivacy(Config):
@@ -40,7 +65,7 @@ class LocalPrivacy(Config):
     unit: Literal["patient"]
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]
-    clip: ClipConfig
+    clip: Annotated[ClipConfig | AdaptiveClip, Field(discriminator="kind")]
     accountants: Annotated[tuple[Accountant, ...], Field(min_length=1)] = ("prv", "pld")
 
 
@@ -52,17 +77,21 @@ class Mechanism:
     """A round's Gaussian mechanism on the sum of the patients' clipped gradients.
 
     Guarantees:
-        - zeroing one patient moves the clipped sum of a step by at most `clip.norm` in L2;
-        - each step adds N(0, (noise_multiplier * clip.norm)^2) to each coordinate of that sum;
+        - zeroing one patient moves the clipped sum of a step by at most `clip.norm` in L2, and the
+          count of an adaptive norm by at most 1/2;
+        - each step adds N(0, noise_std^2) to each coordinate of that sum and N(0, count_std^2) to
+          that count; the two are one Gaussian mechanism of `noise_multiplier`, because the squares of
+          sensitivity over noise add up to its own;
         - `divisor` comes from the declared number of patients, never from the true one.
 
     Attributes:
+        noise_multiplier: of all that a step releases together.
         sampling_rate: the probability that a patient takes part in a step; 1 for every patient.
         steps: steps in this round.
         divisor: what the noisy sum is divided by.
     """
 
-    clip: ClipConfig
+    clip: ClipConfig | AdaptiveClip
     noise_multiplier: float
     sampling_rate: float
     steps: int
@@ -76,18 +105,42 @@ class Mechanism:
     @property
     def noise_std(self) -> float:
         """The standard deviation of the noise on the sum."""
-        return self.noise_multiplier * self.clip.norm
+        share = self.clip.count_share if isinstance(self.clip, AdaptiveClip) else 0
+        return self.noise_multiplier * self.clip.norm / math.sqrt(1 - share)
 
     def clip_factors(self, norms: Tensor) -> Tensor:
         """Return what to multiply each patient's gradient by, given its norm, `(P,)` -> `(P,)`.
 
         A norm that is not finite gives zero: one NaN would unbound the sum.
         """
-        if self.clip.kind == "flat":
+        if self.clip.kind != "normalised":
             factors = (self.clip.norm / norms.clamp(min=1e-12)).clamp(max=1.0)
         else:
             factors = self.clip.norm / (norms + STABILITY)
         return factors.where(norms.isfinite(), 0.0)
+
+    def count_within(self, norms: Tensor) -> float:
+        """Return the sum over patients of 1/2 if a norm is within the clip norm, and else of -1/2."""
+        return float((norms <= self.clip.norm).double().sum()) - len(norms) / 2
+
+    def adapted(self, count: float, noise: NoiseSource) -> "Mechanism":
+        """Return the mechanism of the next step, after this step's `count_within` all its patients.
+
+        Only an adaptive norm moves (Andrew et al. 2021, algorithm 1); the count meets its noise here.
+        """
+        if not isinstance(self.clip, AdaptiveClip):
+            return self
+        clip = self.clip
+        count_std = self.noise_multiplier / (2 * math.sqrt(clip.count_share))
+        noisy = count + float(noise.normal((1,), count_std))
+        within = min(max(0.5 + noisy / self.divisor, 0.0), 1.0)
+        norm = clip.norm * math.exp(-clip.rate * (within - clip.quantile))
+        return self.starting_at(norm)
+
+    def starting_at(self, norm: float) -> "Mechanism":
+        """Return this mechanism with its clip norm at `norm`, as an earlier round left it."""
+        bounded = min(max(norm, SMALLEST_NORM), LARGEST_NORM)
+        return replace(self, clip=self.clip.model_copy(update={"norm": bounded}))
 
 
 def mechanism_for(

@@ -15,6 +15,7 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not type
 
     `accumulate` takes the sums, `step` adds the noise and moves the parameters. Clipping happens
     where the gradients are (`privacy.per_patient.clipped_sums`), with the mechanism's own factors.
+    `mechanism` may be replaced between steps by its `adapted` one.
 
     Guarantees:
         - each step adds the mechanism's noise once, however many microbatches it had, none included;
@@ -30,7 +31,7 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not type
             expected_batch_size=None,
             loss_reduction="sum",
         )
-        self._mechanism = mechanism
+        self.mechanism = mechanism
         self._noise = noise
 
     @property
@@ -46,9 +47,9 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not type
     def add_noise(self) -> None:
         """Set each parameter's `grad` to its noisy sum over the mechanism's divisor."""
         for p in self.params:
-            noise = self._noise.normal(tuple(p.shape), self._mechanism.noise_std).to(p.device)
+            noise = self._noise.normal(tuple(p.shape), self.mechanism.noise_std).to(p.device)
             noisy = noise if p.summed_grad is None else p.summed_grad.double() + noise
-            p.grad = (noisy / self._mechanism.divisor).to(p)
+            p.grad = (noisy / self.mechanism.divisor).to(p)
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # noqa: ARG002  # Opacus'
         """Add the noise and let the accountant count; Opacus calls this before each step."""

@@ -298,7 +298,14 @@ def _train(
         train_plainly(network, task, examples, study.training, rng, local_loss, progress)
         return "none"
     source, noise = hospital.noise(f"{study.sha256} {order.round}")
-    train_privately(network, task, examples, study.training, mechanism, source, local_loss, progress)
+    before, after = (hospital.stored("clip", order.run, order.round - back) for back in (1, 0))
+    if before.exists():
+        mechanism = mechanism.starting_at(float(checkpoints.StoredParams(before)["norm"]))
+    left = train_privately(
+        network, task, examples, study.training, mechanism, source, local_loss, progress
+    )
+    if left is not mechanism:
+        checkpoints.write(after, {"norm": torch.tensor(left.clip.norm)})
     return noise
 
 

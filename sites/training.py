@@ -87,10 +87,14 @@ def train_privately(
     noise: NoiseSource,
     local_loss: LocalLoss | None,
     progress: Progress,
-) -> None:
+) -> Mechanism:
     """Train `network` in place with DP-SGD whose unit is the patient (Abadi et al. 2016).
 
-    Guarantees: whatever is read off the network afterwards has cost `mechanism.event`.
+    Returns:
+        The mechanism as the last step left it: an adaptive clip norm has moved.
+
+    Guarantees: whatever is read off the network and the mechanism afterwards has cost
+    `mechanism.event`.
 
     Raises:
         RuntimeError: Opacus' accountant saw other steps than the mechanism charges for.
@@ -108,18 +112,33 @@ def train_privately(
     optimizer.attach_step_hook(before_update)
     for step in range(mechanism.steps):
         lot = _poisson_lot(len(examples), mechanism.sampling_rate, noise)
+        clipper = _Clipper(optimizer.mechanism)
         for start in range(0, len(lot), config.microbatch):
             images, targets, patient_of = examples.batch(lot[start : start + config.microbatch])
             of_scan = patient_of.to(images.device)
-            sums = clipped_sums(network, task.loss, images, targets, of_scan, mechanism.clip_factors)
+            sums = clipped_sums(network, task.loss, images, targets, of_scan, clipper)
             optimizer.accumulate([sums[name] for name, _ in network.named_parameters()])
         optimizer.step()
         optimizer.zero_grad()
+        optimizer.mechanism = optimizer.mechanism.adapted(clipper.within, noise)
         progress("train", step + 1, mechanism.steps)
     event = mechanism.event
     charged = [(event.noise_multiplier, event.sampling_rate, event.steps)]
     if accountant.history != charged:
         raise RuntimeError(f"Expected the steps {charged}, Opacus counted {accountant.history}.")
+    return optimizer.mechanism
+
+
+class _Clipper:
+    """A step's clip factors, and its count of patients within the norm, over all microbatches."""
+
+    def __init__(self, mechanism: Mechanism) -> None:
+        self._mechanism = mechanism
+        self.within = 0.0
+
+    def __call__(self, norms: Tensor) -> Tensor:
+        self.within += self._mechanism.count_within(norms)
+        return self._mechanism.clip_factors(norms)
 
 
 def train_plainly(

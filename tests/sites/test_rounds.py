@@ -477,3 +477,19 @@ def test_layers_that_a_strategy_keeps_local_stay_at_the_hospital_from_round_to_r
     assert set(first) == set(second) == biases
     assert not all(torch.equal(first[name], model[name]) for name in biases)
     assert not all(torch.equal(first[name], second[name]) for name in biases)
+
+
+def test_an_adaptive_clip_norm_goes_on_where_the_round_before_left_it_and_stays_in_the_hospital(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    clip = {"kind": "adaptive", "norm": 100.0, "rate": 0.5}
+    coordinator = coordinator_of(study_with(privacy={**study_with().privacy.model_dump(), "clip": clip}))
+    norms = []
+    for round in (1, 2):
+        coordinator.publish(round - 1, first_model(coordinator.study))
+        manifest = coordinator.order(hospital, "contribute", round)
+        stored = checkpoints.StoredParams(hospital.stored("clip", "small-1", round))
+        norms.append(float(stored["norm"]))
+    assert 100 > norms[0] > norms[1]
+    assert manifest.epsilon == pytest.approx(20, rel=1e-3)
+    assert not {"clip", "norm"} & set(manifest.model_dump())

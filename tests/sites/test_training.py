@@ -1,11 +1,14 @@
+import math
+
 import pytest
 import torch
 
 from models import params as P
 from models.objectives import SegmentationConfig, build_task
 from models.strategies import fed_prox
-from privacy.mechanisms import ClipConfig, Mechanism
+from privacy.mechanisms import AdaptiveClip, ClipConfig, Mechanism
 from privacy.noise import NoiseSource
+from privacy.per_patient import per_patient_gradients
 from sites.training import Examples, TrainingConfig, train_plainly, train_privately
 
 TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "a"}))
@@ -113,3 +116,29 @@ def test_plain_training_lowers_the_loss(lot: int | str) -> None:
     rng = torch.Generator().manual_seed(0)
     train_plainly(net, TASK, examples(6), config, rng, None, lambda *_: None)
     assert loss_of(net) < 0.7 * before
+
+
+@pytest.mark.parametrize("microbatch", [1, 4, 100])
+def test_an_adaptive_clip_norm_counts_each_patient_once_however_the_lot_is_divided(
+    microbatch: int,
+) -> None:
+    clip = AdaptiveClip(kind="adaptive", norm=1e-3)
+    config = TrainingConfig(steps=1, lr=0.1, lot="all", microbatch=microbatch)
+    left = train_privately(
+        network(), TASK, examples(6), config, Mechanism(clip, 1e-9, 1.0, 1, divisor=6),
+        NoiseSource.for_test(0, ""), None, lambda *_: None,
+    )  # fmt: skip
+    assert left.clip.norm == pytest.approx(1e-3 * math.exp(0.2 * 0.5))  # nobody was within
+
+
+def test_an_adaptive_clip_norm_finds_the_size_of_the_patients_gradients() -> None:
+    net, clip = network(), AdaptiveClip(kind="adaptive", norm=20.0, rate=0.5)
+    config = TrainingConfig(steps=30, lr=1e-3, lot="all")
+    left = train_privately(
+        net, TASK, examples(6), config, Mechanism(clip, 1e-6, 1.0, 30, divisor=6),
+        NoiseSource.for_test(0, ""), None, lambda *_: None,
+    )  # fmt: skip
+    images, targets, patient_of = examples(6).batch(range(6))
+    gradients = per_patient_gradients(net, TASK.loss, images, targets, patient_of)
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
+    assert norms.min() / 1.3 < left.clip.norm < norms.max() * 1.3
