@@ -6,8 +6,10 @@ call of the ordinary backward kernel in which the batch is folded into the chann
 a group of its own (Rochette et al. 2019, section 3.1), so nothing is unfolded and no second backward
 pass runs. Where a layer's gradients of all patients would take more room than its input and cotangent,
 only their norms are kept, and the clipped sum is one more ordinary call once every norm is known
-(the book-keeping of Bu et al. 2023). Networks stay as they are; in-place activations and additions
-work, because whatever autograd would refuse is refused here too.
+(the book-keeping of Bu et al. 2023); where an output has few positions, those norms come from inner
+products of positions, without the gradients themselves (the ghost norm of Li et al. 2022). Networks
+stay as they are; in-place activations and additions work, because whatever autograd would refuse is
+refused here too.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +27,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Gradients = dict[str, Tensor]
-"""Gradients by the parameter's name, of each scan or of each patient along the first axis."""
+"""Gradients by the parameter's name, of each patient along the first axis."""
+Later = dict[str, Callable[[], Tensor]]
+"""What gives a parameter's gradients of each scan `(N, *shape)`, for those who want them."""
 
 
 class UnsupportedLayer(ValueError):
@@ -40,7 +44,7 @@ class Rule(Protocol):
 
     def backward(
         self, layer: Any, x: Tensor, kept: tuple[Tensor, ...], g: Tensor, needs_x: bool
-    ) -> tuple[Tensor | None, Gradients]:
+    ) -> tuple[Tensor | None, Later]:
         """Return the input's gradient, if needed, and each parameter's gradient per scan."""
 
 
@@ -131,19 +135,19 @@ class _Book:
         self._one_scan_each = torch.equal(patient_of, positions)
         self._may_defer = may_defer
 
-    def enter(self, name: str, per_scan: Tensor, back: "_Back") -> None:
-        """Enter a parameter's gradients of each scan, `(N, *shape)`; a layer may come back twice."""
-        own = self._by_patient(per_scan)
+    def enter(self, name: str, per_scan: Callable[[], Tensor], back: "_Back") -> None:
+        """Enter a parameter's gradients of each scan; a layer may come back twice."""
         if name in self.deferred:
             self.whole[name] = self._by_patient(self.deferred.pop(name).of_each_scan())
         if name in self.whole:
-            self.whole[name] = self.whole[name] + own
-        elif self._may_defer and back.is_smaller_than(per_scan):
-            squared = _squared_norms(own)
-            last = name.rpartition(".")[2]
-            self.deferred[name] = _Deferred(squared, lambda: back.each()[last], back.all)
+            self.whole[name] = self.whole[name] + self._by_patient(per_scan())
+        elif self._may_defer and back.is_smaller_than_gradients(name):
+            squared = back.ghost_norms() if self._one_scan_each else None
+            if squared is None:
+                squared = _squared_norms(self._by_patient(per_scan()))
+            self.deferred[name] = _Deferred(squared, per_scan, back.all)
         else:
-            self.whole[name] = own
+            self.whole[name] = self._by_patient(per_scan())
 
     def norms(self) -> Tensor:
         """Return each patient's norm over all parameters, `(P,)` in float64."""
@@ -173,20 +177,32 @@ class _Book:
 class _Back:
     """A layer on its way back: its input and cotangent."""
 
-    layer: nn.Module
+    layer: Any
     rule: Rule
     x: Tensor
     kept: tuple[Tensor, ...]
     g: Tensor
 
-    def is_smaller_than(self, per_scan: Tensor) -> bool:
-        """Return whether keeping this takes less room than keeping `per_scan`, and will do."""
-        can_sum = isinstance(self.rule, _Convolution | _Linear) and per_scan.dim() > 2
-        return can_sum and self.x.numel() + self.g.numel() < per_scan.numel()
+    def is_smaller_than_gradients(self, name: str) -> bool:
+        """Return whether keeping this takes less room than a weight's gradients, and will do."""
+        is_weight = name.rpartition(".")[2] == "weight"
+        if not is_weight or not isinstance(self.rule, _Convolution | _Linear):
+            return False
+        numel: int = self.layer.weight.numel()
+        return self.x.numel() + self.g.numel() < len(self.x) * numel
 
-    def each(self) -> Gradients:
-        """Return the gradients of each scan once more."""
-        return self.rule.backward(self.layer, self.x, self.kept, self.g, needs_x=False)[1]
+    def ghost_norms(self) -> Tensor | None:
+        """Return the squared norms `(N,)` of the weight's gradients by way of inner products.
+
+        The gradient is a sum over positions of outer products g_l u_l, so its squared norm is the sum
+        of (g_l . g_m)(u_l . u_m) over pairs of positions (Goodfellow 2015; Li et al. 2022). In float64,
+        since large terms may cancel. None where the gradients themselves are quicker.
+        """
+        assert isinstance(self.rule, _Convolution | _Linear)
+        if not self.rule.has_few_positions(self.layer, self.g):
+            return None
+        u, g = (t.double() for t in self.rule.positions(self.layer, self.x, self.g))
+        return (u @ u.mT * (g @ g.mT)).sum((1, 2)).clamp(min=0)
 
     def all(self, factors: Tensor) -> Tensor:
         """Return the sum over scans of the weight's gradient times the scan's factor `(N,)`."""
@@ -247,7 +263,7 @@ def _diverted(
 ) -> Callable[..., Tensor]:
     prefix = f"{name}." if name else ""
 
-    def keep(gradients: Gradients, back: _Back) -> None:
+    def keep(gradients: Later, back: _Back) -> None:
         for parameter, per_scan in gradients.items():
             book.enter(prefix + parameter, per_scan, back)
 
@@ -270,7 +286,7 @@ class _Recorded(torch.autograd.Function):
         anchor: Tensor,
         layer: nn.Module,
         rule: Rule,
-        keep: Callable[[Gradients, _Back], None],
+        keep: Callable[[Later, _Back], None],
     ) -> Tensor:
         y, kept = rule.forward(layer, x)
         ctx.save_for_backward(x, *kept)
@@ -286,8 +302,8 @@ class _Recorded(torch.autograd.Function):
         return gx, None, None, None, None
 
 
-def _with_bias(layer: nn.Module, weight: Tensor, bias: Callable[[], Tensor]) -> Gradients:
-    return {"weight": weight} if layer.bias is None else {"weight": weight, "bias": bias()}
+def _with_bias(layer: nn.Module, weight: Callable[[], Tensor], bias: Callable[[], Tensor]) -> Later:
+    return {"weight": weight} if layer.bias is None else {"weight": weight, "bias": bias}
 
 
 class _Convolution:
@@ -297,17 +313,37 @@ class _Convolution:
 
     def backward(
         self, layer: _ConvNd, x: Tensor, kept: tuple[Tensor, ...], g: Tensor, needs_x: bool
-    ) -> tuple[Tensor | None, Gradients]:
+    ) -> tuple[Tensor | None, Later]:
         gx = _convolution_backward(g, x, layer.weight, _geometry(layer), 0) if needs_x else None
-        if isinstance(layer, _ConvTransposeNd):
-            # A transposed convolution is the adjoint of one that takes the cotangent to the input.
-            weight = _weight_gradients(x, g, layer)
-        elif _is_pointwise(layer):
-            weight = torch.bmm(g.flatten(2), x.flatten(2).transpose(1, 2))
-        else:
-            weight = _weight_gradients(g, x, layer)
-        weight = weight.reshape(len(x), *layer.weight.shape)
+
+        def weight() -> Tensor:
+            if isinstance(layer, _ConvTransposeNd):
+                # A transposed convolution is the adjoint of one that takes the cotangent to the input.
+                flat = _weight_gradients(x, g, layer)
+            elif _is_pointwise(layer):
+                flat = torch.bmm(g.flatten(2), x.flatten(2).transpose(1, 2))
+            else:
+                flat = _weight_gradients(g, x, layer)
+            return flat.reshape(len(x), *layer.weight.shape)
+
         return gx, _with_bias(layer, weight, lambda: g.flatten(2).sum(2))
+
+    def has_few_positions(self, layer: _ConvNd, g: Tensor) -> bool:
+        """Return whether inner products of positions are less work than the gradients."""
+        return not layer.transposed and layer.groups == 1 and 2 * prod(g.shape[2:]) <= g.shape[1]
+
+    def positions(self, layer: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the weight meets at each of L positions, `(N, L, I * kernel)`, and the cotangent
+        there, `(N, L, O)`."""
+        margins = [side for side in reversed(_padding(layer)) for _ in range(2)]
+        windows, dims = functional.pad(x, margins), x.dim() - 2
+        for axis in range(dims):
+            reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+            windows = windows.unfold(2 + axis, reach, layer.stride[axis])
+            windows = windows[..., :: layer.dilation[axis]]
+        order = [0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims)]
+        at_each = windows.permute(order).reshape(len(x), prod(g.shape[2:]), -1)
+        return at_each, g.flatten(2).mT
 
     def summed(self, layer: Any, x: Tensor, g: Tensor) -> Tensor:
         """Return the weight's gradient summed over scans, as plain training takes it."""
@@ -378,10 +414,21 @@ class _Linear:
 
     def backward(
         self, layer: nn.Linear, x: Tensor, kept: tuple[Tensor, ...], g: Tensor, needs_x: bool
-    ) -> tuple[Tensor | None, Gradients]:
-        weight = torch.einsum("n...o,n...i->noi", g, x)
+    ) -> tuple[Tensor | None, Later]:
         gx = g @ layer.weight if needs_x else None
-        return gx, _with_bias(layer, weight, lambda: g.reshape(len(g), -1, g.shape[-1]).sum(1))
+        return gx, _with_bias(
+            layer,
+            lambda: torch.einsum("n...o,n...i->noi", g, x),
+            lambda: g.reshape(len(g), -1, g.shape[-1]).sum(1),
+        )
+
+    def has_few_positions(self, layer: nn.Linear, g: Tensor) -> bool:
+        """Return whether inner products of positions are less work than the gradients."""
+        return 2 * prod(g.shape[1:-1]) <= g.shape[-1]
+
+    def positions(self, layer: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Return input and cotangent at each of L positions, `(N, L, I)` and `(N, L, O)`."""
+        return x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
 
     def summed(self, layer: Any, x: Tensor, g: Tensor) -> Tensor:
         """Return the weight's gradient summed over scans, as plain training takes it."""
@@ -400,19 +447,17 @@ class _ChannelNorm:
 
     def backward(
         self, layer: Any, x: Tensor, kept: tuple[Tensor, ...], g: Tensor, needs_x: bool
-    ) -> tuple[Tensor | None, Gradients]:
-        (mean, rstd), groups = kept, _groups(layer)
-        x, g = x.contiguous(), g.contiguous()
-        gx = None
-        if needs_x:
-            gx = torch.ops.aten.native_group_norm_backward(
-                g, x, mean, rstd, layer.weight, *_sizes(x), groups, [True, False, False]
-            )[0]
-        bias = g.flatten(2).sum(2)
-        raw = torch.einsum("ncl,ncl->nc", g.flatten(2), x.flatten(2))
-        spread = x.shape[1] // groups
-        mean, rstd = (s.repeat_interleave(spread, 1).to(g) for s in (mean, rstd))
-        return gx, _with_bias(layer, rstd * (raw - mean * bias), lambda: bias)
+    ) -> tuple[Tensor | None, Later]:
+        # The batch is folded into the channels: one scan whose channels are everybody's.
+        count, channels, positions = _sizes(x)
+        mean, rstd = (s.reshape(1, -1) for s in kept)
+        gx, weight, bias = torch.ops.aten.native_group_norm_backward(
+            g.contiguous(), x.contiguous(), mean, rstd, layer.weight.repeat(count),
+            1, count * channels, positions, count * _groups(layer), [needs_x, True, True],
+        )  # fmt: skip
+        shape = (count, channels)
+        gx = gx.reshape(x.shape) if needs_x else None
+        return gx, _with_bias(layer, lambda: weight.reshape(shape), lambda: bias.reshape(shape))
 
 
 def _groups(layer: nn.GroupNorm | _InstanceNorm) -> int:
@@ -432,7 +477,7 @@ class _LayerNorm:
 
     def backward(
         self, layer: nn.LayerNorm, x: Tensor, kept: tuple[Tensor, ...], g: Tensor, needs_x: bool
-    ) -> tuple[Tensor | None, Gradients]:
+    ) -> tuple[Tensor | None, Later]:
         mean, rstd = kept
         gx = None
         if needs_x:
@@ -441,8 +486,11 @@ class _LayerNorm:
                 [True, False, False],
             )[0]  # fmt: skip
         flat = (len(x), -1, *layer.normalized_shape)
-        weight = (g * (x - mean) * rstd).reshape(flat).sum(1)
-        return gx, _with_bias(layer, weight, lambda: g.reshape(flat).sum(1))
+        return gx, _with_bias(
+            layer,
+            lambda: (g * (x - mean) * rstd).reshape(flat).sum(1),
+            lambda: g.reshape(flat).sum(1),
+        )
 
 
 class _PReLU:
@@ -451,12 +499,16 @@ class _PReLU:
 
     def backward(
         self, layer: nn.PReLU, x: Tensor, kept: tuple[Tensor, ...], g: Tensor, needs_x: bool
-    ) -> tuple[Tensor | None, Gradients]:
+    ) -> tuple[Tensor | None, Later]:
         channels = [1, -1, *[1] * (x.dim() - 2)]
         slope = layer.weight.view(channels if x.dim() > 1 else [-1])
         gx = torch.where(x > 0, g, g * slope) if needs_x else None
-        weight = (g * x.clamp(max=0)).reshape(len(x), x.shape[1] if x.dim() > 1 else 1, -1).sum(2)
-        return gx, {"weight": weight.sum(1, keepdim=True) if layer.weight.numel() == 1 else weight}
+
+        def weight() -> Tensor:
+            flat = (g * x.clamp(max=0)).reshape(len(x), x.shape[1] if x.dim() > 1 else 1, -1).sum(2)
+            return flat.sum(1, keepdim=True) if layer.weight.numel() == 1 else flat
+
+        return gx, {"weight": weight}
 
 
 class _Embedding:
@@ -465,12 +517,15 @@ class _Embedding:
 
     def backward(
         self, layer: nn.Embedding, x: Tensor, kept: tuple[Tensor, ...], g: Tensor, needs_x: bool
-    ) -> tuple[None, Gradients]:
-        rows, size = x.reshape(len(x), -1), layer.embedding_dim
-        weight = g.new_zeros(len(x), *layer.weight.shape)
-        weight.scatter_add_(1, rows[..., None].expand(-1, -1, size), g.reshape(len(x), -1, size))
-        if layer.padding_idx is not None:
-            weight[:, layer.padding_idx] = 0
+    ) -> tuple[None, Later]:
+        def weight() -> Tensor:
+            rows, size = x.reshape(len(x), -1), layer.embedding_dim
+            whole = g.new_zeros(len(x), *layer.weight.shape)
+            whole.scatter_add_(1, rows[..., None].expand(-1, -1, size), g.reshape(len(x), -1, size))
+            if layer.padding_idx is not None:
+                whole[:, layer.padding_idx] = 0
+            return whole
+
         return None, {"weight": weight}
 
 
