@@ -1,12 +1,23 @@
 """The MONAI networks a study may name, each with the arguments that it may set.
 
 No network here has batch statistics (instance or group norm only): one patient's output never
-depends on another patient, which per-patient clipping needs.
+depends on another patient, which per-patient clipping needs. Where MONAI has batch norm and no other
+choice, Opacus' fixer puts group norm in its place.
 """
 
 from typing import Annotated, ClassVar, Literal
 
-from monai.networks.nets import DenseNet121, SegResNet, UNet
+from monai.networks.nets import (
+    AttentionUnet,
+    BasicUNet,
+    DenseNet121,
+    DynUNet,
+    SegResNet,
+    UNet,
+    resnet10,
+    resnet18,
+)
+from opacus.validators import ModuleValidator
 from pydantic import Field, PositiveInt
 from torch import nn
 
@@ -70,6 +81,110 @@ class SegResNetConfig(Config):
         return network
 
 
+class BasicUNetConfig(Config):
+    """MONAI's BasicUNet (Falk et al. 2019), instance norm; four levels, each halves the image.
+
+    `features` are the channels of the five levels, and of the last layer before the output.
+    """
+
+    kind: ClassVar[Kind] = "segmentation"
+    divisor: ClassVar[int] = 16
+
+    name: Literal["BasicUNet"]
+    features: Annotated[tuple[Channels, ...], Field(min_length=6, max_length=6)]
+
+    def build(self, dims: int, out_channels: int) -> nn.Module:
+        """Return the network for images `(B, 1, *spatial)`."""
+        network: nn.Module = BasicUNet(
+            spatial_dims=dims, in_channels=1, out_channels=out_channels, features=self.features
+        )
+        return network
+
+
+class DynUNetConfig(Config):
+    """MONAI's DynUNet, the network of nnU-Net (Isensee et al. 2021), instance norm, no deep supervision.
+
+    Each level but the first halves the image.
+    """
+
+    kind: ClassVar[Kind] = "segmentation"
+
+    name: Literal["DynUNet"]
+    filters: Annotated[tuple[Channels, ...], Field(min_length=3, max_length=6)]
+    res_block: bool = False
+
+    @property
+    def divisor(self) -> int:
+        """The number that each side of an image must be a multiple of."""
+        return 1 << (len(self.filters) - 1)
+
+    def build(self, dims: int, out_channels: int) -> nn.Module:
+        """Return the network for images `(B, 1, *spatial)`."""
+        levels = len(self.filters)
+        network: nn.Module = DynUNet(
+            spatial_dims=dims,
+            in_channels=1,
+            out_channels=out_channels,
+            kernel_size=[3] * levels,
+            strides=[1] + [2] * (levels - 1),
+            upsample_kernel_size=[2] * (levels - 1),
+            filters=self.filters,
+            res_block=self.res_block,
+        )
+        return network
+
+
+class AttentionUnetConfig(Config):
+    """MONAI's AttentionUnet (Oktay et al. 2018) with group norm for batch norm."""
+
+    kind: ClassVar[Kind] = "segmentation"
+
+    name: Literal["AttentionUnet"]
+    channels: Annotated[tuple[Channels, ...], Field(min_length=2, max_length=6)]
+
+    @property
+    def divisor(self) -> int:
+        """The number that each side of an image must be a multiple of."""
+        return 1 << (len(self.channels) - 1)
+
+    def build(self, dims: int, out_channels: int) -> nn.Module:
+        """Return the network for images `(B, 1, *spatial)`."""
+        network = AttentionUnet(
+            spatial_dims=dims,
+            in_channels=1,
+            out_channels=out_channels,
+            channels=self.channels,
+            strides=(2,) * (len(self.channels) - 1),
+        )
+        fixed: nn.Module = ModuleValidator.fix(network)
+        return fixed
+
+
+class ResNetConfig(Config):
+    """MONAI's resnet10 or resnet18 (He et al. 2016; Chen et al. 2019) with group norm for batch norm.
+
+    `width` is that of the first of its four levels; each later one is twice as wide.
+    """
+
+    kind: ClassVar[Kind] = "classification"
+    divisor: ClassVar[int] = 16
+
+    name: Literal["resnet10", "resnet18"]
+    width: Literal[8, 16, 32, 64] = 64
+
+    def build(self, dims: int, out_channels: int) -> nn.Module:
+        """Return the network for images `(B, 1, *spatial)`."""
+        make = {"resnet10": resnet10, "resnet18": resnet18}[self.name]
+        network = make(
+            spatial_dims=dims,
+            n_input_channels=1,
+            num_classes=out_channels,
+            widen_factor=self.width / 64,
+        )
+        fixed: nn.Module = ModuleValidator.fix(network, num_groups=8)
+        return fixed
+
+
 class DenseNet121Config(Config):
     """MONAI's DenseNet121 (Huang et al. 2017) with group norm for batch norm."""
 
@@ -93,5 +208,19 @@ class DenseNet121Config(Config):
         return network
 
 
-NetworkConfig = Annotated[UNetConfig | SegResNetConfig | DenseNet121Config, Field(discriminator="name")]
-NETWORKS: frozenset[str] = frozenset({"UNet", "SegResNet", "DenseNet121"})
+NetworkConfig = Annotated[
+    UNetConfig
+    | BasicUNetConfig
+    | SegResNetConfig
+    | DynUNetConfig
+    | AttentionUnetConfig
+    | DenseNet121Config
+    | ResNetConfig,
+    Field(discriminator="name"),
+]
+NETWORKS: frozenset[str] = frozenset(
+    {
+        "UNet", "BasicUNet", "SegResNet", "DynUNet", "AttentionUnet",
+        "DenseNet121", "resnet10", "resnet18",
+    }
+)  # fmt: skip

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from models.objectives import SegmentationConfig, build_task
 from privacy.per_patient import (
     UnsupportedLayer,
+    _Back,
     _Book,
     _go_back,
+    _rule_of,
     check_layers,
     clipped_sums,
     per_patient_gradients,
@@ -217,6 +219,54 @@ def test_a_patient_with_two_equal_scans_weighs_as_one_with_one() -> None:
     both = torch.cat([image, image]), torch.cat([target, target])
     twice = per_patient_gradients(network, dice_and_cross_entropy, *both, torch.tensor([0, 0]))
     assert all(torch.allclose(once[n], twice[n], rtol=1e-12) for n in once)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("options", [o for o in CONVOLUTIONS if "groups" not in o], ids=str)
+def test_norms_from_inner_products_are_those_of_the_gradients(
+    options: dict[str, object], dims: int
+) -> None:
+    kind = [nn.Conv1d, nn.Conv2d, nn.Conv3d][dims - 1]
+    positions = kind(1, 1, **options)(torch.zeros(1, 1, *[7] * dims)).numel()
+    assert_ghost_norms_agree(kind(4, 2 * positions, **options), torch.randn(4, 4, *[7] * dims))
+
+
+@pytest.mark.parametrize("shape", [(9,), (3, 9), (2, 3, 9)])
+def test_norms_of_linear_layers_from_inner_products_are_those_of_the_gradients(
+    shape: tuple[int, ...],
+) -> None:
+    assert_ghost_norms_agree(nn.Linear(9, 12), torch.randn(4, *shape))
+
+
+def assert_ghost_norms_agree(layer: nn.Module, images: Tensor) -> None:
+    layer, images = layer.double(), images.double()
+    cotangent = torch.randn_like(layer(images))
+    rule = _rule_of(layer)
+    ghost = _Back(layer, rule, images, (), cotangent).ghost_norms()
+    gradients = rule.backward(layer, images, (), cotangent, needs_x=False)[1]["weight"]()
+    assert torch.allclose(ghost, gradients.flatten(1).norm(dim=1).square(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["DenseNet121", "resnet10", "BasicUNet", "UNet"])
+def test_patients_with_one_scan_each_agree_with_gradients_kept_whole(name: str) -> None:
+    torch.manual_seed(0)
+    segments = name in SEGMENTERS
+    network = (SEGMENTERS | CLASSIFIERS)[name](3)
+    network = network.double()
+    images = torch.randn(3, 1, 32, 32, 32, dtype=torch.float64)
+    targets = torch.randint(0, 3, (3, *([32] * 3 if segments else [])))
+    loss = dice_and_cross_entropy if segments else cross_entropy
+    patients = torch.arange(3)
+    whole = per_patient_gradients(network, loss, images, targets, patients)
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in whole.values()]).norm(dim=0)
+
+    def clip(found: Tensor) -> Tensor:
+        assert torch.allclose(found, norms, rtol=1e-10)
+        return 1 / found
+
+    for parameter, summed in clipped_sums(network, loss, images, targets, patients, clip).items():
+        expected = torch.einsum("p,p...->...", 1 / norms, whole[parameter])
+        assert (summed - expected).norm() <= 1e-10 * max(expected.norm(), 1e-3), parameter
 
 
 def test_large_layers_are_summed_without_keeping_a_gradient_for_each_patient() -> None:
