@@ -92,7 +92,8 @@ def clipped_sums(
     """
     book = _Book(patient_of, may_defer=True)
     _go_back(network, loss, images, targets, book)
-    return book.sums(clip_factors(book.norms()))
+    with torch.no_grad():
+        return book.sums(clip_factors(book.norms()))
 
 
 def _go_back(network: nn.Module, loss: Loss, images: Tensor, targets: Tensor, book: "_Book") -> None:

@@ -21,7 +21,7 @@ from models.config import Config
 from models.networks import NetworkConfig
 from models.objectives import build_task
 from models.params import Params
-from privacy.accounting import Budget, PrivacyEvent, noise_for
+from privacy.accounting import Budget, PrivacyEvent, noise_for, reported_epsilon
 from privacy.distillation import DistillationConfig, distil, transfer_images
 from privacy.ledger import BudgetExceeded, Charge, ClockWentBack
 from privacy.mechanisms import Mechanism, mechanism_for
@@ -99,6 +99,8 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
 def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Check that data and budget allow the run from end to end, and accept."""
     mechanism = _mechanism(hospital, order.study)
+    if mechanism:
+        _check_accountants(order.study, mechanism)
     network = _network(order.study.network, order.study, hospital.device, None)
     _rehearse(hospital, order.study, network, mechanism)
     hospital.cohort(order.study.task)
@@ -250,6 +252,18 @@ def _mechanism(hospital: Hospital, study: Study) -> Mechanism | None:
         )
     except ValueError as error:
         raise Refused(f"the study does not fit this hospital: {error}") from error
+
+
+def _check_accountants(study: Study, mechanism: Mechanism) -> None:
+    """Refuse a study whose accountants fail at its own schedule, before they could lose a release."""
+    if study.privacy.mode == "none":
+        return
+    schedule = [mechanism.event] * study.rounds
+    for name in study.privacy.accountants:
+        try:
+            reported_epsilon(schedule, study.privacy.delta, name)
+        except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+            raise Refused(f"the accountant {name} can't report the study's epsilon: {error}") from error
 
 
 def _learn(

@@ -1,4 +1,5 @@
 import math
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -34,6 +35,81 @@ def test_forty_full_batch_steps_at_the_published_noise_cost_eight() -> None:
     assert epsilon([event], 0.0044) == pytest.approx(8.0, abs=0.01)
     assert reported_epsilon([event], 0.0044, "prv") == pytest.approx(8.01, abs=0.02)
     assert reported_epsilon([event], 0.0044, "rdp") == pytest.approx(9.04, abs=0.05)
+
+
+@pytest.mark.parametrize(("accountant", "published"), [("rdp", 7.32911117), ("prv", 6.77739571)])
+def test_opacus_published_example_of_ninety_epochs(
+    accountant: Literal["prv", "rdp"], published: float
+) -> None:
+    event = PrivacyEvent(noise_multiplier=1.5, sampling_rate=0.04, steps=2250)
+    assert reported_epsilon([event], 1e-5, accountant) == pytest.approx(published, abs=2e-3)
+
+
+def test_opacus_published_noise_for_two_thousand_steps() -> None:
+    noise = noise_for(Budget(epsilon=8, delta=1e-5), sampling_rate=0.04, steps=2000)
+    assert noise == pytest.approx(1.3562, abs=0.01)
+    assert epsilon([PrivacyEvent(noise, 0.04, 2000)], 1e-5) <= 8
+
+
+@pytest.mark.parametrize(
+    ("event", "delta"),
+    [
+        (PrivacyEvent(noise_multiplier=math.sqrt(3), sampling_rate=1.0, steps=3), 0.126936),
+        (PrivacyEvent(noise_multiplier=0.5, sampling_rate=0.2, steps=3), 0.15594),
+    ],
+    ids=["Gaussian", "sampled Gaussian"],
+)
+def test_dp_accountings_published_examples_cost_an_epsilon_of_one(
+    event: PrivacyEvent, delta: float
+) -> None:
+    assert reported_epsilon([event], delta, "pld") == pytest.approx(1.0, abs=1e-3)
+    assert epsilon([event], delta) >= 1.0 - 1e-3
+
+
+def test_one_gaussian_of_noise_root_three_over_three_steps_is_one_of_noise_one() -> None:
+    three = PrivacyEvent(noise_multiplier=math.sqrt(3), sampling_rate=1.0, steps=3)
+    assert epsilon([three], 0.126936) == pytest.approx(1.0, abs=1e-4)  # delta(1) of mu = 1
+
+
+MIXED = [
+    [PrivacyEvent(2.7535, 1.0, 40)],
+    [PrivacyEvent(1.1, 0.01, 1000)],
+    [PrivacyEvent(0.8, 0.1, 300)],
+    [PrivacyEvent(4.0, 1.0, 4), PrivacyEvent(3.0, 0.2, 10), PrivacyEvent(2.0, 1.0, 2)],
+    [PrivacyEvent(30.0, 0.05, 40)],
+    [PrivacyEvent(0.03, 1.0, 1)],
+]
+
+
+@pytest.mark.parametrize("events", MIXED, ids=str)
+@pytest.mark.parametrize("delta", [1e-3, 1e-5])
+def test_pld_and_prv_agree_and_neither_is_above_what_is_enforced(
+    events: list[PrivacyEvent], delta: float
+) -> None:
+    pld, prv = (reported_epsilon(events, delta, name) for name in ("pld", "prv"))
+    allowed = max(0.02 * pld, 0.02)
+    assert abs(pld - prv) <= allowed
+    assert max(pld, prv) <= epsilon(events, delta) + allowed
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.floats(0.7, 6), st.sampled_from([0.02, 0.1, 0.3, 1.0]), st.integers(1, 200),
+    st.sampled_from([1e-3, 1e-5]),
+)  # fmt: skip
+def test_pld_and_prv_agree_on_any_usual_schedule(
+    noise: float, rate: float, steps: int, delta: float
+) -> None:
+    event = PrivacyEvent(noise, rate, steps)
+    if 0.05 < epsilon([event], delta) < 50:
+        pld, prv = (reported_epsilon([event], delta, name) for name in ("pld", "prv"))
+        assert abs(pld - prv) <= max(0.02 * pld, 0.02)
+
+
+def test_sampling_in_the_ledgers_figure_never_costs_less_than_the_exact_one() -> None:
+    """What is enforced for a mixed history is an upper bound of the tight figures."""
+    history = [PrivacyEvent(2.0, 1.0, 3), PrivacyEvent(1.5, 0.1, 30)]
+    assert epsilon(history, 1e-5) > reported_epsilon(history, 1e-5, "pld")
 
 
 def test_nothing_costs_nothing() -> None:

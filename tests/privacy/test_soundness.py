@@ -82,5 +82,5 @@ def test_a_parameter_without_a_gradient_is_refused_by_name() -> None:
 
 def test_a_clip_that_does_not_bound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Mechanism, "clip_factors", lambda self, norms: torch.ones_like(norms))
-    with pytest.raises(Unsound, match=r"bound: a clipped gradient has norm .* expected at most 0\.1"):
+    with pytest.raises(Unsound, match=r"bound: leaving one patient out moves .* expected at most 0\.1"):
         check(unet())
