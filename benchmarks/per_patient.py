@@ -139,6 +139,8 @@ def steps_of(case: Case) -> dict[str, Callable[[], None]]:
     mapped, layered = fresh(), fresh()
 
     def vmap_step() -> None:
+        mapped.zero_grad()
+
         def loss(params: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
             return task.loss(functional_call(mapped, params, (image[None],)), label[None])[0]
 
@@ -148,6 +150,7 @@ def steps_of(case: Case) -> dict[str, Callable[[], None]]:
             p.grad = torch.einsum("p,p...->...", clip(norms), found[name])
 
     def wardround_step() -> None:
+        layered.zero_grad()
         sums = clipped_sums(layered, task.loss, images, target, patients, clip)
         for name, p in layered.named_parameters():
             p.grad = sums[name].to(p)

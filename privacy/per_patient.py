@@ -296,7 +296,7 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        x, *kept = ctx.saved_tensors
+        x, *kept = (t.detach() for t in ctx.saved_tensors)  # a way back to ctx would keep all alive
         back = _Back(ctx.layer, ctx.rule, x, tuple(kept), g)
         gx, gradients = back.rule.backward(back.layer, x, back.kept, g, ctx.needs_input_grad[0])
         ctx.keep(gradients, back)
@@ -501,15 +501,20 @@ class _PReLU:
     def backward(
         self, layer: nn.PReLU, x: Tensor, kept: tuple[Tensor, ...], g: Tensor, needs_x: bool
     ) -> tuple[Tensor | None, Later]:
-        channels = [1, -1, *[1] * (x.dim() - 2)]
-        slope = layer.weight.view(channels if x.dim() > 1 else [-1])
-        gx = torch.where(x > 0, g, g * slope) if needs_x else None
+        if layer.weight.numel() == 1:
+            slope = layer.weight.item()
+            gx = torch.ops.aten.leaky_relu_backward(g, x, slope, False) if needs_x else None
+            return gx, {"weight": lambda: self._products(g.flatten(1), x.flatten(1))}
+        slopes = layer.weight.view(1, -1, *[1] * (x.dim() - 2))
+        gx = torch.where(x > 0, g, g * slopes) if needs_x else None
+        shape = (len(x) * x.shape[1], -1)
+        return gx, {
+            "weight": lambda: self._products(g.reshape(shape), x.reshape(shape)).view(len(x), -1)
+        }
 
-        def weight() -> Tensor:
-            flat = (g * x.clamp(max=0)).reshape(len(x), x.shape[1] if x.dim() > 1 else 1, -1).sum(2)
-            return flat.sum(1, keepdim=True) if layer.weight.numel() == 1 else flat
-
-        return gx, {"weight": weight}
+    def _products(self, g: Tensor, x: Tensor) -> Tensor:
+        """Return each row's sum of the cotangent times the input where that is negative, `(R, 1)`."""
+        return torch.bmm(g[:, None], x.clamp(max=0)[:, :, None])[:, 0]
 
 
 class _Embedding:

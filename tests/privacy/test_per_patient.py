@@ -1,5 +1,6 @@
 """Per-patient gradients against a plain loop over patients, in float64."""
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -275,6 +276,22 @@ def test_large_layers_are_summed_without_keeping_a_gradient_for_each_patient() -
     _go_back(network, squares, torch.randn(4, 1, 5, 5), torch.zeros(4), book)
     assert set(book.deferred) == {"1.weight", "3.weight"}
     assert "0.weight" in book.whole
+
+
+def test_nothing_of_a_batch_stays_in_memory_afterwards() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 32, 3), nn.Conv2d(32, 64, 3), nn.Flatten(), nn.Linear(64, 9))
+    images = torch.randn(4, 1, 5, 5)
+
+    def tensors() -> int:
+        clipped_sums(network, squares, images, torch.zeros(4), PATIENT_OF, torch.ones_like)
+        return sum(isinstance(each, Tensor) for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()  # what only the collector would find is memory that a training run does without
+    try:
+        assert tensors() == tensors()
+    finally:
+        gc.enable()
 
 
 def test_a_patient_without_a_finite_gradient_adds_nothing_to_large_layers_either() -> None:
