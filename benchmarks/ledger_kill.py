@@ -144,6 +144,10 @@ class _CountingSqlite:
                 cursor: sqlite3.Cursor = counted(super().execute)(*arguments)
                 return cursor
 
+            def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+                cursor: sqlite3.Cursor = counted(super().executemany)(*arguments)
+                return cursor
+
         self._kind = Connection
 
     def connect(self, *arguments: Any, **named: Any) -> sqlite3.Connection:

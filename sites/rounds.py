@@ -6,7 +6,8 @@ bytes: the coordinator reads that statement and nothing else of the hospital.
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -23,7 +24,7 @@ from models.objectives import build_task
 from models.params import Params
 from privacy.accounting import Budget, PrivacyEvent, noise_for, reported_epsilon
 from privacy.distillation import DistillationConfig, distil, transfer_images
-from privacy.ledger import BudgetExceeded, Charge, ClockWentBack
+from privacy.ledger import BudgetExceeded, Charge, ClockWentBack, LedgerError
 from privacy.mechanisms import Mechanism, mechanism_for
 from privacy.release import ModelManifest, Noise
 from privacy.signing import BadSignature, verified
@@ -121,9 +122,10 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     patients = hospital.cohort(study.task).training
     charge = replace(act, event=mechanism.event if mechanism else None)
     charged = hospital.ledger.reserve(charge, hospital.eligible.training)
-    hospital.ledger.start(charge)
     patients = tuple(patient for patient in patients if patient.pseudonym in charged)
-    examples = prepare(patients, study.preprocessing, hospital.device)
+    with _given_back_on_failure(hospital, charge):
+        examples = prepare(patients, study.preprocessing, hospital.device)
+    hospital.ledger.start(charge)
     noise = _learn(hospital, order, network, examples, mechanism, progress)
     trained, strategy = P.of(network.cpu()), study.strategy.build()
     local = {name: trained[name] for name in trained if strategy.is_local(name)}
@@ -134,6 +136,17 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
         export.release(hospital, study, charge, change, model.sha256, noise)
     else:
         export.spoilt(hospital, study, charge, "the training diverged; its cost stays charged")
+
+
+@contextmanager
+def _given_back_on_failure(hospital: Hospital, charge: Charge) -> Iterator[None]:
+    """Void the charge if the work before training fails, unless an earlier try had started training."""
+    try:
+        yield
+    except Exception:
+        with suppress(LedgerError):
+            hospital.ledger.void(charge)
+        raise
 
 
 def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:

@@ -177,6 +177,30 @@ def test_who_withdraws_between_a_charge_and_its_training_does_not_train(
     assert len(hospital.eligible.training) == len(hospital.ledger.patients()) - 1
 
 
+def test_a_charge_is_given_back_where_the_scans_cannot_be_prepared_and_stays_once_training_began(
+    hospital: Hospital, coordinator_of, study_with, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise MemoryError("no room for the scans")
+
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("sites.rounds.prepare", no_room)
+        coordinator.order(hospital, "contribute", 1)
+    assert [e.action for e in hospital.ledger.entries()] == ["reserve", "void"]
+    assert hospital.ledger.spent(1e-3) == 0
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(torch.optim, "SGD", no_room)
+        coordinator.order(hospital, "contribute", 1)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("sites.rounds.prepare", no_room)
+        coordinator.order(hospital, "contribute", 1)
+    assert [e.action for e in hospital.ledger.entries()][2:] == ["reserve", "start"]
+    assert hospital.ledger.spent(1e-3) > 0
+    assert coordinator.order(hospital, "contribute", 1).kind == "release"
+
+
 def test_a_clock_that_went_back_refuses_the_round_and_spends_nothing(
     hospital: Hospital, coordinator_of, study_with, monkeypatch: pytest.MonkeyPatch
 ) -> None:
