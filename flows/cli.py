@@ -1,5 +1,6 @@
 """The `wardround` command."""
 
+import json
 import sys
 import threading
 from collections.abc import Iterator
@@ -178,14 +179,18 @@ def outbox(folder: SiteArgument = Path()) -> None:
 def check(
     folder: SiteArgument = Path(),
     study: Annotated[Path | None, typer.Option(help="Check against this study's task.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
 ) -> None:
-    """Read every scan as a round would, and name those that are broken."""
+    """Check every scan as a round would; exit code 1 if one is left out or the hospital is stopped."""
     with _clear_errors():
-        from flows.site_tables import faults_table
+        from flows.site_tables import check_lines, check_table
 
-        console, (table, count) = Console(), faults_table(folder, study)
-        console.print(table if count else "Every case can be used.")
-        raise typer.Exit(1 if count else 0)
+        lines = check_lines(folder, study)
+        if as_json:
+            typer.echo(json.dumps([vars(line) for line in lines]))
+        else:
+            Console().print(check_table(lines) if lines else "Every case can be used.")
+        raise typer.Exit(1 if any(line.severity != "warn" for line in lines) else 0)
 
 
 def _train(study: "Study", sites: Path, test_noise: int | None, *, new: bool = False) -> None:

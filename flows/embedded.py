@@ -15,7 +15,6 @@ from flows.run import Run, runs_of
 from flows.servers import Server, running
 from sites.documents import ConfigError
 from sites.hospital import Hospital
-from sites.intake import list_cases
 from sites.study import Study
 
 
@@ -28,7 +27,7 @@ def wards_in(folder: Path, test_noise: int | None = None) -> dict[str, Path]:
     wards: dict[str, Path] = {}
     for path in sorted(folder.glob("*/site.yaml")):
         hospital = Hospital.open(path.parent, test_noise)
-        list_cases(hospital.folder / hospital.policy.data)
+        _ = hospital.listing
         name = hospital.name
         if name in wards:
             raise ConfigError(f"{path}: name: expected a name of its own, {name!r} is taken.")

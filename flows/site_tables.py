@@ -1,19 +1,22 @@
 """What hospital IT reads at the terminal: the ledger, the outbox, broken cases."""
 
 import json
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from rich.table import Table
 
-from models.objectives import ClassificationConfig, SegmentationConfig
+from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import LedgerError
-from sites.cohort import read_cases
+from sites.checks import check_together
+from sites.cohort import case_id, evaluator
 from sites.exchange import Exchange
 from sites.forgotten import forgotten
 from sites.hospital import Hospital
-from sites.intake import declared_labels
+from sites.listing import CaseFiles, Listing
 from sites.study import load_study
 
 
@@ -108,21 +111,61 @@ def forgotten_table(hospital: Hospital, exchanges: list[Exchange]) -> tuple[Tabl
     return table, len(found)
 
 
-def faults_table(folder: Path, study: Path | None) -> tuple[Table, int]:
-    """Return the hospital's broken cases, for the hospital's eyes, and how many there are."""
+@dataclass(frozen=True)
+class CheckLine:
+    """One finding as hospital IT reads it; it may hold names of files, and stays in the hospital."""
+
+    severity: str
+    check: str
+    cases: str
+    text: str
+
+
+def check_lines(folder: Path, study: Path | None) -> list[CheckLine]:
+    """Return everything that the checks find in a hospital's data, the worst first."""
     hospital = Hospital.open(folder)
-    data = folder / hospital.policy.data
-    task = load_study(study).task if study else _task_of(data)
-    _, faults = read_cases(data, hospital.cases, task)
-    table = Table(title=f"{hospital.name}: {len(faults)} broken cases")
-    table.add_column("case")
-    table.add_column("what is wrong")
-    for fault in faults:
-        table.add_row(fault.case, fault.reason)
-    return table, len(faults)
+    policy, key = hospital.policy, hospital.pseudonym_key
+    task = load_study(study).task if study else _task_of(hospital.listing)
+    cases = hospital.checked_cases(task)
+    lines = [
+        CheckLine(policy.severities[f.check], f.check, _known_as(case.files, key), f.text)
+        for case in cases
+        for f in case.findings
+    ]
+    for shared in check_together(cases, evaluator(policy, key)):
+        names = "\n".join(_known_as(files, key) for files in shared.cases)
+        lines.append(CheckLine(policy.severities[shared.check], shared.check, names, shared.text))
+    usable = {case.files.patient for case in cases if case.scan}
+    training = [patient for patient in usable if not evaluator(policy, key)(patient)]
+    if len(training) < policy.min_patients:
+        text = f"{len(training)} training patients can be used, min_patients is {policy.min_patients}"
+        lines.append(CheckLine("stop", "small_cohort", "", text))
+    return sorted(lines, key=lambda line: ("stop", "skip", "warn").index(line.severity))
 
 
-def _task_of(data: Path) -> SegmentationConfig | ClassificationConfig:
-    """Return the task that the data's own description suggests."""
-    labels = {value: f"label-{value}" for value in declared_labels(data) if value > 0}
-    return SegmentationConfig(kind="segmentation", dims=3, labels=labels)
+def check_table(lines: list[CheckLine]) -> Table:
+    """Return the findings as a table for people."""
+    table = Table(title="what the checks found (for the hospital's eyes only)")
+    for heading in ("what becomes of it", "check", "case (id in the log)", "found"):
+        table.add_column(heading)
+    for line in lines:
+        table.add_row(line.severity, line.check, line.cases, line.text)
+    return table
+
+
+def _known_as(files: CaseFiles, key: bytes) -> str:
+    return f"{files.case} ({case_id(key, files)})"
+
+
+def _task_of(listing: Listing) -> TaskConfig:
+    """Return the task that the data's own list suggests."""
+    names = {value: f"label-{value}" for value in listing.labels}
+    dims: Literal[2, 3] = 3 if _is_volume(listing.cases[0].image) else 2
+    if all(case.label.isdecimal() for case in listing.cases):
+        return ClassificationConfig(kind="classification", dims=dims, labels=names)
+    foreground = {value: name for value, name in names.items() if value > 0}
+    return SegmentationConfig(kind="segmentation", dims=dims, labels=foreground)
+
+
+def _is_volume(name: str) -> bool:
+    return not name.partition("#")[0].lower().endswith((".png", ".jpg", ".jpeg", ".npz"))

@@ -3,14 +3,16 @@
 import hmac
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from models.objectives import ClassificationConfig, SegmentationConfig
+from models.objectives import TaskConfig
 from privacy.signing import secret_file
-from sites.intake import BrokenCase, CaseFiles, Scan, declared_labels, read_scan
+from sites.checks import CheckedCase, SharedFinding, check_together
+from sites.intake import Finding, Scan
+from sites.listing import CaseFiles
 from sites.policy import Policy, Refused
 
 log = logging.getLogger("wardround.site")
@@ -66,28 +68,34 @@ def eligible(cases: Iterable[CaseFiles], fraction: float, key: bytes) -> Eligibl
 
 
 def load_cohort(
-    data: Path,
-    cases: Iterable[CaseFiles],
+    cases: Sequence[CheckedCase],
+    declared: Mapping[int, str],
     policy: Policy,
-    task: SegmentationConfig | ClassificationConfig,
+    task: TaskConfig,
     key: bytes,
 ) -> Cohort:
-    """Return the patients of the listed `cases` whose scans can be used.
+    """Return the patients of `cases` whose scans can be used.
+
+    Args:
+        declared: the labels that the hospital says its data have.
 
     Raises:
-        Refused: the study has other labels than `dataset.json` declares; a case is broken and the
-            policy says `on_broken_case: stop`; fewer training patients than `min_patients` remain.
-            The text tells no count and no case; the hospital's own log names each broken case.
+        Refused: the study has other labels than `declared`; a finding has the severity `stop`; fewer
+            training patients than `min_patients` remain. The text tells no count and no case; the
+            hospital's own log has each finding.
     """
-    _check_labels(declared_labels(data), task)
-    scans, faults = read_cases(data, cases, task)
-    for fault in faults:
-        log.warning("broken case %s", fault)
-    if faults and policy.on_broken_case == "stop":
-        raise Refused("a case is broken and the policy has on_broken_case: stop")
+    _check_labels(declared, task)
     patients: dict[str, list[Scan]] = {}
-    for case, scan in scans:
-        patients.setdefault(pseudonym(key, case.patient), []).append(scan)
+    for case in cases:
+        if case.scan and not _gate(policy, case, key):
+            patients.setdefault(pseudonym(key, case.files.patient), []).append(case.scan)
+        elif not case.scan:
+            _gate(policy, case, key)
+    for finding in check_together(cases, evaluator(policy, key)):
+        where = ", ".join(case_id(key, files) for files in finding.cases)
+        log.warning("%s: %s%s", finding.check, finding.text, f": case {where}" if where else "")
+        if policy.severities[finding.check] == "stop":
+            raise Refused(_stopped(finding))
     everybody = [Patient(name, tuple(patients[name])) for name in sorted(patients)]
     aside = {p.pseudonym for p in everybody if evaluates(p.pseudonym, policy.evaluation_fraction)}
     cohort = Cohort(
@@ -99,7 +107,31 @@ def load_cohort(
     return cohort
 
 
-def _check_labels(declared: Mapping[int, str], task: SegmentationConfig | ClassificationConfig) -> None:
+def evaluator(policy: Policy, key: bytes) -> Callable[[str], bool]:
+    """Return whether a patient, by the name in the list, is one of those who evaluate."""
+    return lambda patient: evaluates(pseudonym(key, patient), policy.evaluation_fraction)
+
+
+def case_id(key: bytes, case: CaseFiles) -> str:
+    """Return what a log calls a case: file names may hold patients' names."""
+    return pseudonym(key, f"case {case.image}")[:12]
+
+
+def _gate(policy: Policy, case: CheckedCase, key: bytes) -> bool:
+    """Log a case's findings; return whether it is left out, raise `Refused` if it stops everything."""
+    found = {policy.severities[finding.check]: finding for finding in case.findings}
+    for finding in case.findings:
+        log.warning("case %s: %s: %s", case_id(key, case.files), finding.check, finding.text)
+    if "stop" in found:
+        raise Refused(_stopped(found["stop"]))
+    return "skip" in found
+
+
+def _stopped(finding: Finding | SharedFinding) -> str:
+    return f"a check of the hospital's data, {finding.check}, has the severity stop"
+
+
+def _check_labels(declared: Mapping[int, str], task: TaskConfig) -> None:
     """Refuse a study with labels of its own choice: who is left out would tell who has which."""
     background = {0} if task.kind == "segmentation" else set()
     if set(declared) - background != set(task.labels):
@@ -107,16 +139,3 @@ def _check_labels(declared: Mapping[int, str], task: SegmentationConfig | Classi
             f"the study's labels {sorted(task.labels)} are not those of the hospital's data, "
             f"{sorted(set(declared) - background)}"
         )
-
-
-def read_cases(
-    data: Path, cases: Iterable[CaseFiles], task: SegmentationConfig | ClassificationConfig
-) -> tuple[list[tuple[CaseFiles, Scan]], list[BrokenCase]]:
-    """Return the scans that can be used and what is wrong with the others."""
-    scans, faults = [], []
-    for case in cases:
-        try:
-            scans.append((case, read_scan(data, case, task)))
-        except BrokenCase as fault:
-            faults.append(fault)
-    return scans, faults

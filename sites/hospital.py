@@ -12,14 +12,16 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models.checkpoints import write_atomically
-from models.objectives import ClassificationConfig, SegmentationConfig
+from models.objectives import TaskConfig
 from privacy.ledger import Ledger
 from privacy.noise import NoiseSource
 from privacy.release import Noise
 from privacy.signing import canonical, private_key, public_hex
+from sites.cache import ScanCache
+from sites.checks import CheckedCase, read_cases
 from sites.cohort import Cohort, Eligible, eligible, load_cohort, pseudonym, pseudonym_key
 from sites.documents import ConfigError
-from sites.intake import EXCLUDED, CaseFiles, excluded_patients, list_cases
+from sites.listing import EXCLUDED, CaseFiles, Listing, excluded_patients, read_listing
 from sites.outbox import Outbox
 from sites.policy import Policy, Refused, load_policy
 
@@ -65,7 +67,7 @@ class Hospital:
         return Ledger(
             self.state / "ledger.sqlite",
             self.policy.budget,
-            owner=hmac.new(pseudonym_key(self.state), b"ledger", sha256).hexdigest(),
+            owner=hmac.new(self.pseudonym_key, b"ledger", sha256).hexdigest(),
             allow_plain=self.policy.plain_studies == "allow",
         )
 
@@ -90,29 +92,51 @@ class Hospital:
         return torch.device(self.policy.device.kind)
 
     @property
+    def data(self) -> Path:
+        """The folder with the hospital's scans and their list."""
+        return self.folder / self.policy.data
+
+    @property
+    def listing(self) -> Listing:
+        """Everything that the hospital lists."""
+        return read_listing(self.data)
+
+    @property
     def cases(self) -> list[CaseFiles]:
         """The listed cases of everybody who has not withdrawn (`excluded.csv`)."""
         gone = excluded_patients(self.folder / EXCLUDED)
-        cases = list_cases(self.folder / self.policy.data)
+        cases = self.listing.cases
         if gone - {case.patient for case in cases}:
-            log.warning("%s names somebody whom subjects.csv does not list", EXCLUDED)
+            log.warning("%s names somebody who is in no list", EXCLUDED)
         return [case for case in cases if case.patient not in gone]
 
     @property
     def everybody(self) -> frozenset[str]:
         """Every patient that is listed or has an account, whether he has withdrawn or not."""
-        key, listed = pseudonym_key(self.state), list_cases(self.folder / self.policy.data)
-        return self.ledger.patients() | {pseudonym(key, case.patient) for case in listed}
+        listed = {pseudonym(self.pseudonym_key, case.patient) for case in self.listing.cases}
+        return self.ledger.patients() | listed
 
     @property
     def eligible(self) -> Eligible:
         """Who may take part in an event, whatever the images show."""
-        return eligible(self.cases, self.policy.evaluation_fraction, pseudonym_key(self.state))
+        return eligible(self.cases, self.policy.evaluation_fraction, self.pseudonym_key)
 
-    def cohort(self, task: SegmentationConfig | ClassificationConfig) -> Cohort:
+    @property
+    def pseudonym_key(self) -> bytes:
+        """The secret key of the patients' keyed hashes."""
+        return pseudonym_key(self.state)
+
+    def checked_cases(self, task: TaskConfig) -> list[CheckedCase]:
+        """Return every case as it was read and checked, from the cache where it is there."""
+        cache = ScanCache(self.state / "cache", self.policy.cache_mb * 2**20)
+        checked = read_cases(self.cases, cache.reader(self.data, task))
+        cache.trim()
+        return checked
+
+    def cohort(self, task: TaskConfig) -> Cohort:
         """Return the hospital's patients, read from disk; raises `Refused` as `load_cohort` does."""
-        key = pseudonym_key(self.state)
-        return load_cohort(self.folder / self.policy.data, self.cases, self.policy, task, key)
+        cases, declared = self.checked_cases(task), self.listing.labels
+        return load_cohort(cases, declared, self.policy, task, self.pseudonym_key)
 
     def noise(self, purpose: str) -> tuple[NoiseSource, Noise]:
         """Return a source of noise for one purpose, and what a manifest says of it."""

@@ -1,33 +1,33 @@
-"""What a hospital has on disk: cases in the Decathlon's layout, read from NIfTI and checked."""
+"""A hospital's case as training takes it in: read, and checked by itself alone.
 
-import csv
-import gzip
-import json
-from dataclasses import dataclass
+What a check says of one case depends on that case only. A check across cases (`sites.checks`) may
+warn or stop, and never leaves a case out: whether one patient trains must not depend on another.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from models.objectives import ClassificationConfig, SegmentationConfig
-from sites.documents import ConfigError
+from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
+from sites.images import Image, Unreadable, read_image
+from sites.listing import CaseFiles
 
-EXCLUDED = "excluded.csv"
-"""Patients who have withdrawn, in a hospital's folder: one column, `subject`."""
+CaseCheck = Literal[
+    "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
+    "label_shape", "label_affine", "label_values", "spacing", "empty_label", "identifying",
+]  # fmt: skip
+BREAKING: tuple[CaseCheck, ...] = (
+    "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
+    "label_shape", "label_affine", "label_values",
+)  # fmt: skip
+"""Faults with which a case can't train whatever a policy says."""
 
-LARGEST_BYTES = 2**32
-"""More than any scan that this package trains on, unpacked."""
-
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """One scan as the hospital lists it. `label` is a file, or a class for classification."""
-
-    case: str
-    patient: str
-    image: str
-    label: str
+SMALLEST_SIDE_MM, LARGEST_SIDE_MM = 0.05, 20.0
 
 
 @dataclass(frozen=True)
@@ -45,135 +45,107 @@ class Scan:
     spacing_mm: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What a check found. `text` tells a kind of fault and numbers, nothing of who the patient is."""
+
+    check: str
+    text: str
+
+
 class BrokenCase(Exception):
     """A case can't be used. The message names it, and is for the hospital's eyes only."""
 
-    def __init__(self, case: str, reason: str) -> None:
-        self.case, self.reason = case, reason
-        super().__init__(f"{case}: {reason}")
+    def __init__(self, case: str, finding: Finding) -> None:
+        self.case, self.finding = case, finding
+        super().__init__(f"{case}: {finding.text}")
 
 
-def list_cases(data: Path) -> list[CaseFiles]:
-    """Return the cases that `dataset.json` lists, with their patients from `subjects.csv`.
-
-    Raises:
-        ConfigError: a file is missing or has another form, or a case has no patient.
-    """
-    subjects = data / "subjects.csv"
-    try:
-        listed = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["training"]
-        names = [
-            (pair["image"].removeprefix("./"), str(pair["label"]).removeprefix("./")) for pair in listed
-        ]
-        with subjects.open(newline="", encoding="utf-8") as file:
-            patients = {row["image"]: (row["subject"] or "").strip() for row in csv.DictReader(file)}
-    except FileNotFoundError as error:
-        raise ConfigError(f"{error.filename}: no such file; a hospital's data needs it.") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{data}: expected dataset.json with training: [{{image, label}}, ...] and "
-            f"subjects.csv with the columns image and subject, got {error!r}."
-        ) from None
-    cases = []
-    for image, label in names:
-        if not patients.get(image):
-            raise ConfigError(f"{subjects}: expected a subject for each image; one has none.")
-        cases.append(CaseFiles(Path(image).name.split(".")[0], patients[image], image, label))
-    return cases
+def read_scan(data: Path, case: CaseFiles, task: TaskConfig) -> Scan:
+    """Return the scan of `case`; raise `BrokenCase` with the first of `BREAKING` that holds."""
+    return read_case(data, case, task)[0]
 
 
-def excluded_patients(path: Path) -> frozenset[str]:
-    """Return the patients whom the hospital has excluded; none where there is no such file.
+def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list[Finding]]:
+    """Return the scan of `case`, and what is odd about it though it can be used.
 
     Raises:
-        ConfigError: the file has no column `subject`, or an empty one.
-    """
-    if not path.exists():
-        return frozenset()
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if "subject" not in (rows.fieldnames or ()):
-                raise KeyError("subject")
-            names = frozenset(row["subject"].strip() for row in rows)
-    except (ValueError, KeyError, AttributeError, csv.Error) as error:
-        raise ConfigError(f"{path}: expected one column, subject, got {error!r}.") from None
-    if "" in names:
-        raise ConfigError(f"{path}: expected a subject in each row; one has none.")
-    return names
-
-
-def declared_labels(data: Path) -> dict[int, str]:
-    """Return the labels that `dataset.json` says the data have: public, and the hospital's word.
-
-    Raises:
-        ConfigError: the file or its `labels` is missing or has another form.
+        BrokenCase: one of `BREAKING` holds.
     """
     try:
-        described = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["labels"]
-        return {int(value): str(name) for value, name in described.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f'{data / "dataset.json"}: expected labels: {{"0": "background", "1": ...}}, got {error!r}.'
-        ) from None
+        image = read_image(data, case.image)
+        _check_image(case, image, task)
+        if task.kind == "classification":
+            target = np.asarray(_class(case, task), dtype=np.int64)
+            return Scan(image.voxels, target, image.spacing_mm), list(_odd(image, None))
+        label = read_image(data, case.label)
+    except Unreadable as error:
+        raise BrokenCase(case.case, Finding(error.fault, str(error))) from error
+    _check_label(case, image, label, task)
+    scan = Scan(image.voxels, label.voxels.astype(np.int64), image.spacing_mm)
+    words = (*image.words, *label.words)
+    return scan, list(_odd(replace(image, words=words), scan.target))
 
 
-def read_scan(data: Path, case: CaseFiles, task: SegmentationConfig | ClassificationConfig) -> Scan:
-    """Return the scan of `case`.
-
-    Raises:
-        BrokenCase: a file is missing, no NIfTI or outside the data folder; the image has another
-            number of dimensions than the task, is not finite or is constant; the label has another
-            shape or a value outside the task's.
-    """
-    values, spacing_mm = _read_nifti(data, case, case.image, task.dims)
-    if not np.isfinite(values).all():
-        raise BrokenCase(case.case, "the image has NaN or infinite voxels")
-    if values.min() == values.max():
-        raise BrokenCase(case.case, "the image is constant")
-    if task.kind == "classification":
-        return Scan(values, np.asarray(_class(case, task), dtype=np.int64), spacing_mm)
-    label, _ = _read_nifti(data, case, case.label, task.dims)
-    if label.shape != values.shape:
-        raise BrokenCase(case.case, f"the image has shape {values.shape}, its label {label.shape}")
-    if strange := sorted(set(np.unique(label)) - {0, *task.labels}):
-        raise BrokenCase(case.case, f"the label has the value {strange[0]:g}, not in the study")
-    return Scan(values, label.astype(np.int64), spacing_mm)
+def _broken(case: CaseFiles, check: CaseCheck, text: str) -> BrokenCase:
+    return BrokenCase(case.case, Finding(check, text))
 
 
-def _read_nifti(
-    data: Path, case: CaseFiles, name: str, dims: int
-) -> tuple[NDArray[np.float32], tuple[float, ...]]:
-    path = (data / name).resolve()
-    if not path.is_relative_to(data.resolve()):
-        raise BrokenCase(case.case, "a file lies outside the data folder")
-    try:
-        _check_gzip(path)
-        image = nib.as_closest_canonical(nib.load(path))
-        voxels = np.asarray(image.dataobj, dtype=np.float32)
-    except FileNotFoundError:
-        raise BrokenCase(case.case, "a file is missing") from None
-    except Exception as error:
-        # A damaged file can fail in any way that its reader can; none may stop the other cases.
-        raise BrokenCase(case.case, f"a file can't be read: {type(error).__name__}") from error
-    if voxels.ndim != dims:
-        raise BrokenCase(case.case, f"expected {dims} dimensions, got {voxels.ndim}")
-    return voxels, tuple(float(side) for side in image.header.get_zooms()[:dims])
+def _check_image(case: CaseFiles, image: Image, task: TaskConfig) -> None:
+    voxels = image.voxels
+    if voxels.ndim != task.dims:
+        raise _broken(case, "dimensions", f"expected {task.dims} dimensions, got {voxels.ndim}")
+    if not voxels.size or not np.isfinite(voxels).all():
+        raise _broken(case, "not_finite", "the image is empty, or has NaN or infinite voxels")
+    if voxels.min() == voxels.max():
+        raise _broken(case, "constant", "the image is constant")
 
 
-def _check_gzip(path: Path) -> None:
-    """Read a gzip file to its end, where its checksum stands; nibabel stops before it."""
-    if path.suffix != ".gz":
-        return
-    size = 0
-    with gzip.open(path) as file:
-        while part := file.read(2**20):
-            size += len(part)
-            if size > LARGEST_BYTES:
-                raise OSError("the file unpacks to more than a scan can be")
+def _check_label(case: CaseFiles, image: Image, label: Image, task: SegmentationConfig) -> None:
+    shapes = image.voxels.shape, label.voxels.shape
+    if shapes[0] != shapes[1]:
+        raise _broken(case, "label_shape", f"the image has shape {shapes[0]}, its label {shapes[1]}")
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shapes[0]])).reshape(len(shapes[0]), -1)
+    places = (
+        a.affine[: len(corners), : len(corners)] @ corners + a.affine[: len(corners), 3:]
+        for a in (image, label)
+    )
+    apart = float(np.abs(np.subtract(*places)).max())
+    if apart > min(image.spacing_mm):
+        text = f"image and label lie up to {apart:.1f} mm apart by their affines"
+        raise _broken(case, "label_affine", text)
+    if strange := sorted(set(np.unique(label.voxels)) - {0, *task.labels}):
+        text = f"the label has the value {strange[0]:g}, not in the study"
+        raise _broken(case, "label_values", text)
 
 
 def _class(case: CaseFiles, task: ClassificationConfig) -> int:
     if not case.label.isdecimal() or int(case.label) not in task.labels:
-        raise BrokenCase(case.case, "the label is none of the study's classes")
+        raise _broken(case, "label_values", "the label is none of the study's classes")
     return int(case.label)
+
+
+def _odd(image: Image, target: NDArray[np.int64] | None) -> Iterator[Finding]:
+    sides = image.spacing_mm
+    if not all(SMALLEST_SIDE_MM <= side <= LARGEST_SIDE_MM for side in sides):
+        yield Finding("spacing", f"voxels of {' x '.join(f'{side:g}' for side in sides)} mm")
+    if target is not None and not target.any():
+        yield Finding("empty_label", "the label is empty")
+    if suspicious(image.words):
+        yield Finding("identifying", "text in a file's header may name a person or a date of birth")
+
+
+def suspicious(words: tuple[str, ...]) -> bool:
+    """Return whether header text may name a person or a date.
+
+    >>> suspicious(("FSL5.0", "5.0.10")), suspicious(("MUELLER^ANNA 19560403",))
+    (False, True)
+    """
+    return any(_is_suspicious(text) for text in words)
+
+
+def _is_suspicious(text: str) -> bool:
+    has_date = re.search(r"(?<!\d)(19|20)\d\d[-./]?(0[1-9]|1[0-2])[-./]?([0-2]\d|3[01])(?!\d)", text)
+    has_name = re.search(r"[A-Za-z]{2,}\^[A-Za-z]+", text)
+    has_key = re.search(r"patient|birth|\bname\b|\bdob\b|\bmrn\b", text, re.IGNORECASE)
+    return bool(has_date or has_name or has_key)

@@ -1,5 +1,6 @@
 """The hospital's own limits (`site.yaml`), which no study can widen."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ from models.networks import NETWORKS
 from models.objectives import Name
 from privacy.accounting import Budget
 from sites import documents
+from sites.checks import Check, Severity, severities
 
 
 class Refused(Exception):
@@ -50,6 +52,9 @@ class Policy(Config):
         metrics: `exact` figures of evaluation patients leave (no privacy is promised to them);
             `noised` ones do, charged to the ledger as `noised_metrics` says; or they are `withheld`.
         plain_studies: whether studies without differential privacy may train here.
+        checks: what becomes of a finding (`stop`, `skip`, `warn`), where `sites.checks` has another
+            default.
+        cache_mb: how large the cache of read scans may grow.
         phantom: made-up patients; only then may noise be repeatable for tests.
     """
 
@@ -66,6 +71,8 @@ class Policy(Config):
     plain_studies: Literal["refuse", "allow"] = "refuse"
     approve: ApprovalConfig = ApprovalConfig()
     on_broken_case: Literal["skip", "stop"]
+    checks: Mapping[Check, Severity] = Field(default_factory=dict)
+    cache_mb: Annotated[int, Field(ge=0)] = 4096
     device: DeviceConfig = DeviceConfig()
     phantom: bool = False
 
@@ -84,6 +91,16 @@ class Policy(Config):
                 "noised_metrics: expected {epsilon, evaluations} exactly where metrics is noised."
             )
         return self
+
+    @model_validator(mode="after")
+    def _sensible_severities(self) -> "Policy":
+        _ = self.severities
+        return self
+
+    @property
+    def severities(self) -> dict[str, Severity]:
+        """What becomes of each finding of the checks."""
+        return severities(self.checks, self.on_broken_case)
 
     @property
     def declared_evaluation(self) -> int:

@@ -23,7 +23,7 @@ from flows.servers import running
 from models import checkpoints
 from models import params as P
 from sites.hospital import Hospital
-from sites.intake import list_cases
+from sites.listing import read_listing
 
 COMMAND = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]
 
@@ -194,7 +194,7 @@ def test_no_name_of_a_patient_or_a_scan_leaves_a_hospital(finished: Path) -> Non
         hospital = Hospital.open(ward)
         cohort = hospital.cohort(newest(finished).study.task)
         secrets |= {p.pseudonym.encode() for p in (*cohort.training, *cohort.evaluation)}
-        secrets |= {n.encode() for c in list_cases(ward) for n in (c.case, c.patient)}
+        secrets |= {n.encode() for c in read_listing(ward).cases for n in (c.case, c.patient)}
     outside = [
         p for room in (".wardround", "mlruns") for p in (finished / room).rglob("*") if p.is_file()
     ]

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.objectives import SegmentationConfig
-from sites.cohort import Cohort, evaluates, load_cohort, pseudonym, pseudonym_key
-from sites.intake import list_cases
+from sites.checks import read_cases, reader
+from sites.cohort import Cohort, case_id, evaluates, load_cohort, pseudonym, pseudonym_key
+from sites.listing import read_listing
 from sites.policy import Refused, load_policy
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
@@ -23,11 +24,13 @@ def ward(tmp_path: Path, small_wards) -> Path:
 
 
 def cohort_of(ward: Path) -> Cohort:
-    return load_cohort(ward, list_cases(ward), load_policy(ward), TASK, KEY)
+    listing = read_listing(ward)
+    checked = read_cases(listing.cases, reader(ward, TASK))
+    return load_cohort(checked, listing.labels, load_policy(ward), TASK, KEY)
 
 
 def break_one(ward: Path) -> str:
-    case = list_cases(ward)[0]
+    case = read_listing(ward).cases[0]
     image = np.full((24, 24, 24), np.nan, dtype=np.float32)
     nib.save(nib.Nifti1Image(image, np.eye(4)), ward / case.image)
     return case.case
@@ -37,7 +40,9 @@ def test_training_and_evaluation_share_no_patient(ward: Path) -> None:
     cohort = cohort_of(ward)
     names = [p.pseudonym for p in (*cohort.training, *cohort.evaluation)]
     assert len(set(names)) == len(names) == 16
-    assert len(list_cases(ward)) == sum(len(p.scans) for p in (*cohort.training, *cohort.evaluation))
+    assert len(read_listing(ward).cases) == sum(
+        len(p.scans) for p in (*cohort.training, *cohort.evaluation)
+    )
 
 
 def test_a_pseudonym_is_a_keyed_hash_and_shows_no_name() -> None:
@@ -65,7 +70,7 @@ def test_about_the_asked_fraction_evaluates() -> None:
     assert share == pytest.approx(0.25, abs=0.03)
 
 
-def test_a_broken_case_is_skipped_and_named_in_the_hospitals_log_alone(
+def test_a_broken_case_is_skipped_and_the_log_has_its_fault_and_no_name(
     ward: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = sum(len(p.scans) for g in (cohort_of(ward).training, cohort_of(ward).evaluation) for p in g)
@@ -73,13 +78,15 @@ def test_a_broken_case_is_skipped_and_named_in_the_hospitals_log_alone(
     with caplog.at_level(logging.WARNING, "wardround.site"):
         cohort = cohort_of(ward)
     assert sum(len(p.scans) for g in (cohort.training, cohort.evaluation) for p in g) == before - 1
-    assert name in caplog.text
+    assert "not_finite: the image is empty, or has NaN" in caplog.text
+    assert case_id(KEY, read_listing(ward).cases[0]) in caplog.text
+    assert name not in caplog.text
 
 
 def test_a_broken_case_stops_where_the_policy_says_so_without_telling_which(ward: Path, edit) -> None:
     name = break_one(ward)
     edit(ward / "site.yaml", on_broken_case="stop")
-    with pytest.raises(Refused, match="on_broken_case: stop") as caught:
+    with pytest.raises(Refused, match="not_finite, has the severity stop") as caught:
         cohort_of(ward)
     assert name not in str(caught.value)
 

@@ -5,7 +5,7 @@ import pytest
 
 from sites.decathlon import make_hospitals
 from sites.documents import ConfigError
-from sites.intake import list_cases
+from sites.listing import read_listing
 from sites.policy import load_policy
 
 
@@ -16,9 +16,9 @@ def hippocampus(shared_data: Path) -> Path:
 
 def test_real_scans_are_divided_by_patient_and_none_is_lost(hippocampus: Path, tmp_path: Path) -> None:
     wards = make_hospitals(hippocampus, tmp_path / "wards", 4, seed=0)
-    patients = [{c.patient for c in list_cases(ward)} for ward in wards]
+    patients = [{c.patient for c in read_listing(ward).cases} for ward in wards]
     assert sum(len(p) for p in patients) == len(set().union(*patients)) == 112
-    assert sum(len(list_cases(ward)) for ward in wards) == 174
+    assert sum(len(read_listing(ward).cases) for ward in wards) == 174
     assert len(patients[0]) > len(patients[3]) >= 10
     for ward, mine in zip(wards, patients, strict=True):
         policy = load_policy(ward)
@@ -42,7 +42,7 @@ def test_without_a_list_of_subjects_scans_2k_1_and_2k_are_one_patient(
     for name in ("imagesTr", "labelsTr", "dataset.json"):
         (source / name).symlink_to(hippocampus / name)
     wards = make_hospitals(source, tmp_path / "wards", 2, seed=0)
-    number = {c.case: c.patient for ward in wards for c in list_cases(ward)}
+    number = {c.case: c.patient for ward in wards for c in read_listing(ward).cases}
     assert number["hippocampus_007"] == number["hippocampus_008"]
     assert number["hippocampus_006"] != number["hippocampus_007"]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from models.objectives import ClassificationConfig, SegmentationConfig
-from sites.documents import ConfigError
-from sites.intake import BrokenCase, CaseFiles, list_cases, read_scan
+from sites.intake import BrokenCase, read_scan
+from sites.listing import CaseFiles, read_listing
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
 
@@ -20,15 +20,15 @@ def ward(tmp_path: Path, small_wards) -> Path:
 
 @pytest.fixture
 def case(ward: Path) -> CaseFiles:
-    return list_cases(ward)[0]
+    return read_listing(ward).cases[0]
 
 
 def rewrite(path: Path, values: np.ndarray) -> None:
-    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+    nib.save(nib.Nifti1Image(values, nib.load(path).affine), path)
 
 
 def test_every_case_has_its_patient_and_some_patients_have_two(ward: Path) -> None:
-    cases = list_cases(ward)
+    cases = read_listing(ward).cases
     assert len({c.case for c in cases}) == len(cases) > len({c.patient for c in cases}) == 12
 
 
@@ -101,7 +101,7 @@ def test_a_damaged_file_is_a_broken_case(
 ) -> None:
     path = ward / case.image
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(BrokenCase, match="can't be read"):
+    with pytest.raises(BrokenCase, match="can't be read|can't be inverted"):
         read_scan(ward, case, TASK)
 
 
@@ -121,17 +121,3 @@ def test_a_class_outside_the_studys_is_a_broken_case(ward: Path, case: CaseFiles
     assert read_scan(ward, well, task).target == 1
     with pytest.raises(BrokenCase, match="none of the study's classes"):
         read_scan(ward, CaseFiles(case.case, case.patient, case.image, "2"), task)
-
-
-@pytest.mark.parametrize("file", ["dataset.json", "subjects.csv"])
-def test_a_missing_list_is_an_error_that_names_it(file: str, ward: Path) -> None:
-    (ward / file).unlink()
-    with pytest.raises(ConfigError, match=file):
-        list_cases(ward)
-
-
-def test_an_image_without_a_patient_is_an_error(ward: Path) -> None:
-    lines = (ward / "subjects.csv").read_text().splitlines()
-    (ward / "subjects.csv").write_text("\n".join(lines[:-1]))
-    with pytest.raises(ConfigError, match="a subject for each image"):
-        list_cases(ward)

@@ -1,0 +1,164 @@
+"""One image as it lies on a hospital's disk: NIfTI, a DICOM series, PNG or JPEG, or one of an npz file.
+
+Whatever a damaged or hostile file does, the answer is an `Image` or an `Unreadable`; nothing is
+unpickled, no file outside the data folder is opened, nothing above `LARGEST_BYTES` is unpacked.
+"""
+
+import gzip
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pictures
+
+from sites.dicom import UnfitSeries, series_in
+
+LARGEST_BYTES = 2**32
+"""More than any scan that this package trains on, unpacked."""
+
+Fault = Literal["missing", "outside", "unreadable", "affine", "series"]
+
+
+class Unreadable(Exception):
+    """A file can't be used. The message names no file and nothing that the file holds."""
+
+    def __init__(self, fault: Fault, reason: str) -> None:
+        self.fault = fault
+        super().__init__(reason)
+
+
+@dataclass(frozen=True)
+class Image:
+    """Voxels in the closest canonical orientation (RAS+).
+
+    Attributes:
+        voxels: `(*spatial)`.
+        affine: `(4, 4)`, voxel to mm; of a plain picture the identity.
+        spacing_mm: the voxel's sides, one for each axis of `voxels`.
+        words: text that the file carries beside its voxels, for the search for names.
+    """
+
+    voxels: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    spacing_mm: tuple[float, ...]
+    words: tuple[str, ...] = ()
+
+
+def read_image(data: Path, name: str) -> Image:
+    """Return the image `name` of a data folder; `file.npz#array/index` is one of many.
+
+    Raises:
+        Unreadable: see its `fault`.
+    """
+    file, _, member = name.partition("#")
+    path = (data / file).resolve()
+    if not path.is_relative_to(data.resolve()):
+        raise Unreadable("outside", "a file lies outside the data folder")
+    if not path.exists():
+        raise Unreadable("missing", "a file is missing")
+    try:
+        return _reader_of(path)(path, member)
+    except (Unreadable, MemoryError):
+        raise
+    except UnfitSeries as error:
+        raise Unreadable("series", str(error)) from error
+    except Exception as error:
+        # A damaged file can fail in any way that its reader can; none may stop the other cases.
+        raise Unreadable("unreadable", f"a file can't be read: {type(error).__name__}") from error
+
+
+def _reader_of(path: Path) -> Callable[[Path, str], Image]:
+    if path.is_dir():
+        return _read_series
+    for suffix, reader in _READERS.items():
+        if path.name.lower().endswith(suffix):
+            return reader
+    raise Unreadable("unreadable", f"expected a folder or one of {', '.join(_READERS)}")
+
+
+def _read_nifti(path: Path, _: str) -> Image:
+    if path.name.lower().endswith(".gz"):
+        _check_gzip(path)
+    return _from_nifti(nib.load(path))
+
+
+def _from_nifti(image: nib.Nifti1Image) -> Image:
+    shape, affine = image.shape, np.asarray(image.affine, dtype=float)
+    _check_size(prod(shape) * max(image.get_data_dtype().itemsize, 4))
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise Unreadable("affine", "the affine can't be inverted")
+    canonical = nib.as_closest_canonical(image)
+    voxels = np.asarray(canonical.dataobj, dtype=np.float32)
+    zooms = canonical.header.get_zooms()[: voxels.ndim]
+    return Image(voxels, canonical.affine, tuple(map(float, zooms)), tuple(_words(image)))
+
+
+def _words(image: nib.Nifti1Image) -> list[str]:
+    """Return the free text of a NIfTI header and its extensions."""
+    header = image.header
+    fields = (header[key].tobytes() for key in ("descrip", "aux_file", "intent_name", "db_name"))
+    extensions = (bytes(ext.get_content()) for ext in getattr(header, "extensions", ()))
+    texts = (raw.decode("latin-1").strip("\0 ") for raw in (*fields, *extensions))
+    return [text for text in texts if text]
+
+
+def _check_gzip(path: Path) -> None:
+    """Read a gzip file to its end, where its checksum stands; nibabel stops before it."""
+    size = 0
+    with gzip.open(path) as file:
+        while part := file.read(2**20):
+            size += len(part)
+            _check_size(size)
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST_BYTES:
+        raise Unreadable("unreadable", "the file unpacks to more than a scan can be")
+
+
+def _read_series(path: Path, _: str) -> Image:
+    return _from_nifti(series_in(path))
+
+
+def _read_picture(path: Path, _: str) -> Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Pictures.DecompressionBombWarning)
+        with Pictures.open(path, formats=("PNG", "JPEG")) as picture:
+            words = [str(v) for v in picture.info.values() if isinstance(v, str)]
+            words += [str(v) for v in picture.getexif().values() if isinstance(v, str)]
+            grey = picture if picture.mode.startswith(("I", "F")) else picture.convert("L")
+            return _plain(np.asarray(grey), tuple(words))
+
+
+def _read_member(path: Path, member: str) -> Image:
+    array, _, index = member.partition("/")
+    with zipfile.ZipFile(path) as archive:
+        _check_size(archive.getinfo(f"{array}.npy").file_size)
+    with np.load(path, allow_pickle=False) as arrays:
+        images = arrays[array]
+        if not isinstance(images, np.ndarray) or images.ndim < 3:
+            raise Unreadable("unreadable", "the array holds no images")
+        return _plain(images[int(index)])
+
+
+def _plain(values: NDArray[np.generic], words: tuple[str, ...] = ()) -> Image:
+    voxels = np.asarray(values, dtype=np.float32)
+    return Image(voxels, np.eye(4), (1.0,) * voxels.ndim, words)
+
+
+_READERS: Mapping[str, Callable[[Path, str], Image]] = {
+    ".nii": _read_nifti,
+    ".nii.gz": _read_nifti,
+    ".png": _read_picture,
+    ".jpg": _read_picture,
+    ".jpeg": _read_picture,
+    ".npz": _read_member,
+}
+"""How a file is read, by the end of its name."""
