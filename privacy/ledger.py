@@ -273,12 +273,17 @@ class Ledger:
         with self._transaction() as db:
             book = self._read(db)
         standing = {entry.seq for entry in _standing(book.entries)}
-        charged, after = [], []
+        events: dict[frozenset[str], list[PrivacyEvent]] = {c: [] for c in book.classes()}
+        spent, after = 0.0, []
         for entry in book.entries:
-            if entry.action == "reserve":
-                charged += [entry] if entry.seq in standing else []
-                histories = _Book(book.genesis, book.cohorts, charged).histories()
-                after.append((entry, max(epsilon(events, delta) for events in histories)))
+            if entry.action != "reserve":
+                continue
+            if entry.seq in standing and entry.charge.event is not None:
+                for cohorts, history in events.items():
+                    if entry.cohort in cohorts:
+                        history.append(entry.charge.event)
+                        spent = max(spent, epsilon(history, delta))
+            after.append((entry, spent))
         return after
 
     def plain_charges(self) -> int:
@@ -378,7 +383,11 @@ class _Book:
     def histories(self, run: str | None = None) -> list[list[PrivacyEvent]]:
         """Return the events of each class of patients, by one run or by all."""
         standing = self._charged(run)
-        return [_of(cohorts, standing) for cohorts in set(self._accounts().values())]
+        return [_of(cohorts, standing) for cohorts in self.classes()]
+
+    def classes(self) -> set[frozenset[str]]:
+        """Return the classes of patients, each by the cohorts on which its patients stand."""
+        return set(self._accounts().values())
 
     def histories_of(self, patients: Patients) -> list[list[PrivacyEvent]]:
         """Return the events of each class that has one of `patients`; new ones have none."""

@@ -25,6 +25,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+BLOCK = 4096
+"""Numbers whose squares are added in their own type; sums of more lose too many digits in float32."""
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 Gradients = dict[str, Tensor]
 """Gradients by the parameter's name, of each patient along the first axis."""
@@ -97,15 +100,20 @@ def clipped_sums(
 
 
 def _go_back(network: nn.Module, loss: Loss, images: Tensor, targets: Tensor, book: "_Book") -> None:
-    with _recording(network, book):
+    with _recording(network, book) as anchor:
         losses = loss(network(images), targets)
         if losses.shape != (len(images),):
             raise ValueError(
                 f"Expected a loss of shape ({len(images)},), one number a scan, "
                 f"got {tuple(losses.shape)}."
             )
-        torch.autograd.backward((losses * book.share.to(losses)).sum())
-    for name, _ in network.named_parameters():
+        parameters = dict(network.named_parameters())
+        beside = torch.autograd.grad(
+            (losses * book.share.to(losses)).sum(), [anchor, *parameters.values()], allow_unused=True
+        )[1:]
+    for name, gradient in zip(parameters, beside, strict=True):
+        if gradient is not None:
+            raise UnsupportedLayer(f"{name} is used outside its own layer.")
         if name not in book.whole and name not in book.deferred:
             raise UnsupportedLayer(f"{name} received no gradient; per-patient clipping needs each.")
 
@@ -146,7 +154,8 @@ class _Book:
             squared = back.ghost_norms() if self._one_scan_each else None
             if squared is None:
                 squared = _squared_norms(self._by_patient(per_scan()))
-            self.deferred[name] = _Deferred(squared, per_scan, back.all)
+            norms = squared.sqrt() + self._by_patient(back.rounding())
+            self.deferred[name] = _Deferred(norms.square(), per_scan, back.all)
         else:
             self.whole[name] = self._by_patient(per_scan())
 
@@ -192,6 +201,17 @@ class _Back:
         numel: int = self.layer.weight.numel()
         return self.x.numel() + self.g.numel() < len(self.x) * numel
 
+    def rounding(self) -> Tensor:
+        """Return how far rounding can move each scan's part of the summed weight gradient, `(N,)`.
+
+        The norm is of exact gradients, the sum is taken in the layer's own type: where a scan's terms
+        cancel, their rounding remains. |x| |g| bounds the sum of their sizes (Cauchy-Schwarz).
+        """
+        taps = prod(getattr(self.layer, "kernel_size", (1,)))
+        x, g = (t.flatten(1).norm(dim=1) for t in (self.x, self.g))
+        allowance: Tensor = torch.finfo(x.dtype).eps * taps**0.5 * (x * g).double()
+        return allowance
+
     def ghost_norms(self) -> Tensor | None:
         """Return the squared norms `(N,)` of the weight's gradients by way of inner products.
 
@@ -215,9 +235,13 @@ class _Back:
 
 
 def _squared_norms(gradients: Tensor) -> Tensor:
-    """Return `(P, *shape)` -> `(P,)`, in float64; the norms themselves run in the gradients' type."""
-    norms: Tensor = gradients.flatten(1).norm(dim=1)
-    return norms.double().square()
+    """Return `(P, *shape)` -> `(P,)`: the norms of blocks, and the sum of their squares in float64."""
+    flat = gradients.flatten(1)
+    whole = flat.shape[1] // BLOCK * BLOCK
+    blocks = flat[:, :whole].reshape(len(flat), -1, BLOCK).norm(dim=2)
+    rest = flat[:, whole:].norm(dim=1, keepdim=True)
+    squared: Tensor = torch.cat([blocks, rest], 1).double().square().sum(1)
+    return squared
 
 
 def _as_scans(values: Tensor, like: Tensor) -> Tensor:
@@ -226,37 +250,39 @@ def _as_scans(values: Tensor, like: Tensor) -> Tensor:
 
 def check_layers(network: nn.Module) -> None:
     """Raise UnsupportedLayer, naming it, if a layer of `network` can't be done exactly."""
+    owners: dict[nn.Parameter, str] = {}
     for name, layer in network.named_modules():
         if isinstance(layer, _BatchNorm) or getattr(layer, "track_running_stats", False):
             raise UnsupportedLayer(
                 f"{name} ({type(layer).__name__}) has statistics of the batch, which mix patients; "
                 f"use group or instance norm."
             )
-        if list(layer.parameters(recurse=False)) and _rule_of(layer) is None:
+        own = dict(layer.named_parameters(recurse=False))
+        if own and _rule_of(layer) is None:
             raise UnsupportedLayer(f"{name} ({type(layer).__name__}) is of no supported kind.")
+        for parameter in own.values():
+            if owners.setdefault(parameter, name) != name:
+                raise UnsupportedLayer(f"{name} shares a parameter with {owners[parameter]}.")
+            if not parameter.requires_grad:
+                raise UnsupportedLayer(f"{name} ({type(layer).__name__}) is frozen.")
 
 
 @contextmanager
-def _recording(network: nn.Module, book: _Book) -> Iterator[None]:
-    """Run the network's layers through their rules; parameters take no part in autograd meanwhile."""
+def _recording(network: nn.Module, book: _Book) -> Iterator[Tensor]:
+    """Run the network's layers through their rules; yield what all their outputs depend on."""
     check_layers(network)
-    trainable = [p for p in network.parameters() if p.requires_grad]
     anchor = torch.zeros((), requires_grad=True)
     diverted = []
     try:
-        for p in trainable:
-            p.requires_grad_(False)
         for name, layer in network.named_modules():
             rule = _rule_of(layer)
             if rule is not None and list(layer.parameters(recurse=False)):
                 layer.forward = _diverted(name, layer, rule, anchor, book)
                 diverted.append(layer)
-        yield
+        yield anchor
     finally:
         for layer in diverted:
             del layer.__dict__["forward"]
-        for p in trainable:
-            p.requires_grad_(True)
 
 
 def _diverted(
@@ -268,9 +294,14 @@ def _diverted(
         for parameter, per_scan in gradients.items():
             book.enter(prefix + parameter, per_scan, back)
 
-    def forward(x: Tensor, *rest: Any) -> Tensor:
-        if any(extra is not None for extra in rest):
+    def forward(x: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
+        if x is None or any(extra is not None for extra in (*rest, *named.values())):
             raise UnsupportedLayer(f"{name} ({type(layer).__name__}) takes more than one input.")
+        if len(x) != len(book.share):
+            raise UnsupportedLayer(
+                f"{name} ({type(layer).__name__}) sees {len(x)} rows of {len(book.share)} scans, so a "
+                f"row is no scan."
+            )
         y: Tensor = _Recorded.apply(x, anchor, layer, rule, keep)  # type: ignore[no-untyped-call]
         return y
 
@@ -539,11 +570,22 @@ def _rule_of(layer: nn.Module) -> Rule | None:
     """Return how a layer is done, None where it can't be done exactly."""
     for kind, rule, is_exact in _RULES:
         if isinstance(layer, kind):
-            return rule if is_exact(layer) else None
+            return rule if is_exact(layer) and _runs_as_torch_has_it(layer) else None
     return None
 
 
+def _runs_as_torch_has_it(layer: nn.Module) -> bool:
+    """Return whether a layer's forward pass is its kind's own and not a subclass's."""
+    for method in ("forward", "_conv_forward"):
+        owner = next((c for c in type(layer).__mro__ if method in vars(c)), None)
+        if method in vars(layer) or (owner and not owner.__module__.startswith("torch.nn.modules.")):
+            return False
+    return True
+
+
 def _plainly_padded(layer: _ConvNd) -> bool:
+    if layer.transposed and any(o >= s for o, s in zip(layer.output_padding, layer.stride, strict=True)):
+        return False
     reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     return layer.padding_mode == "zeros" and not (layer.padding == "same" and any(r % 2 for r in reach))
 

@@ -239,8 +239,8 @@ def _rehearse(hospital: Hospital, study: Study, network: nn.Module, mechanism: M
     shape, labels = study.preprocessing.shape, len(study.task.labels)
     config = DistillationConfig(transfer="synthetic", steps=1, images=8, batch=2)
     images = transfer_images(config, shape, labels, study.seed_for(0, "", "rehearsal"))
-    images = images[:2].to(hospital.device)
-    target = torch.zeros(2, *(shape if study.task.kind == "segmentation" else ()))
+    images = images[:4].to(hospital.device)
+    target = torch.zeros(4, *(shape if study.task.kind == "segmentation" else ()))
     target = target.long().to(hospital.device)
     teacher = study.distillation.teacher if study.distillation else None
     learner = _network(teacher, study, hospital.device, None) if teacher else network
@@ -248,7 +248,7 @@ def _rehearse(hospital: Hospital, study: Study, network: nn.Module, mechanism: M
         if mechanism:
             check_soundness(learner, build_task(study.task).loss, mechanism, images, target)
         distil(learner, copy.deepcopy(network), images, config, torch.Generator())
-    except (ValueError, RuntimeError, IndexError) as error:
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
         raise Refused(f"the study cannot train on images of its shape: {error}") from error
 
 

@@ -42,9 +42,12 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
     hospital = Hospital.open(folder, test_noise)
     hospital.state.mkdir(mode=0o700, exist_ok=True)
     logging.basicConfig(
-        filename=hospital.state / "site.log", format="%(asctime)s %(levelname)s %(message)s"
+        filename=hospital.state / "site.log",
+        format="%(asctime)s %(levelname)s %(message)s",
+        force=True,  # Opacus sets up a log on standard error when it is imported
     )
     torch.set_num_threads(hospital.policy.device.threads)
+    torch.backends.cudnn.allow_tf32 = False  # too coarse for the clip's bound
     _say({"ready": True, "name": hospital.name, "public_key": hospital.public_key})
     while True:
         line = orders.get()

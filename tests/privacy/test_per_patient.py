@@ -16,6 +16,7 @@ from privacy.per_patient import (
     _Book,
     _go_back,
     _rule_of,
+    _squared_norms,
     check_layers,
     clipped_sums,
     per_patient_gradients,
@@ -278,6 +279,28 @@ def test_large_layers_are_summed_without_keeping_a_gradient_for_each_patient() -
     assert "0.weight" in book.whole
 
 
+@pytest.mark.parametrize("size", [10, 4096, 7_000_001])
+def test_norms_of_many_numbers_in_float32_keep_their_digits(size: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    for numbers in (torch.full((2, size), 0.3), torch.randn(2, size, generator=rng)):
+        exact = numbers.double().norm(dim=1).square()
+        assert torch.allclose(_squared_norms(numbers), exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e2, 1e4])
+def test_scans_of_a_patient_that_cancel_leave_no_more_than_the_clip_norm(size: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    network = nn.Conv3d(16, 64, 3, bias=False)
+    scan = torch.randn(1, 16, 4, 4, 4, generator=rng) * size
+    cotangent = torch.randn(1, 64, 2, 2, 2, generator=rng) * size
+    images, signs = torch.cat([scan, scan]), torch.cat([cotangent, -cotangent])
+    sums = clipped_sums(
+        network, lambda y, g: (y * g).flatten(1).sum(1), images, signs, torch.tensor([0, 0]),
+        lambda norms: (1 / norms.clamp(min=1e-12)).clamp(max=1.0),
+    )  # fmt: skip
+    assert sums["weight"].norm() <= 1 + 1e-5
+
+
 def test_nothing_of_a_batch_stays_in_memory_afterwards() -> None:
     network = nn.Sequential(nn.Conv2d(1, 32, 3), nn.Conv2d(32, 64, 3), nn.Flatten(), nn.Linear(64, 9))
     images = torch.randn(4, 1, 5, 5)
@@ -335,6 +358,89 @@ def test_a_layer_that_cannot_be_done_exactly_is_refused_by_name(
 ) -> None:
     with pytest.raises(UnsupportedLayer, match=message):
         check_layers(network)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Doubled(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
+def tied() -> nn.Module:
+    network = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=1))
+    network[1].weight = network[0].weight
+    return network
+
+
+def frozen() -> nn.Module:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1))
+    return network.requires_grad_(False)
+
+
+def replaced() -> nn.Module:
+    layer = nn.Conv2d(1, 1, 1)
+    layer.forward = lambda x: x * 3
+    return nn.Sequential(layer)
+
+
+class UsedBeside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.layer.weight.norm()
+
+
+class Folded(nn.Module):
+    """Patches as rows: a row is no scan, and no patient either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.reshape(-1, 1, 2, 2)).reshape(len(x), -1)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(input=x)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(Standardised(1, 1, 1)), r"0 \(Standardised\) is of no supported kind"),
+        (lambda: nn.Sequential(Doubled(1, 1, 1)), r"0 \(Doubled\) is of no supported kind"),
+        (replaced, r"0 \(Conv2d\) is of no supported kind"),
+        (tied, "1 shares a parameter with 0"),
+        (frozen, r"0 \(Conv2d\) is frozen"),
+        (UsedBeside, "layer.weight is used outside its own layer"),
+        (Folded, r"layer \(Conv2d\) sees 16 rows of 4 scans"),
+        (Named, r"layer \(Conv2d\) takes more than one input"),
+        (
+            lambda: nn.ConvTranspose2d(1, 1, 2, stride=1, output_padding=1, dilation=2),
+            "is of no supported kind",
+        ),
+    ],
+)
+def test_what_would_be_silently_wrong_is_refused_by_name(make, message: str) -> None:
+    network, before = make(), None
+    if isinstance(network, nn.Sequential):
+        before = [vars(layer).get("forward") for layer in network]
+    with pytest.raises(UnsupportedLayer, match=message):
+        per_patient_gradients(network, squares, torch.randn(4, 1, 4, 4), torch.zeros(4), PATIENT_OF)
+    if before is not None:
+        assert before == [vars(layer).get("forward") for layer in network]
 
 
 def test_a_parameter_without_a_gradient_is_an_error_that_names_it() -> None:

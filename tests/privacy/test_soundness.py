@@ -24,6 +24,17 @@ def unet() -> nn.Module:
     return UNet(2, 1, 3, channels=(4, 8), strides=(2,))
 
 
+class SeesThoseBefore(nn.Module):
+    """Mixes patients one way only: each scan sees those before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = unet()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x - x.cumsum(0) / 2)
+
+
 class LessTheMean(nn.Module):
     """Mixes patients without any statistics that a type could tell."""
 
@@ -54,6 +65,7 @@ def test_a_sound_network_passes(kind: str) -> None:
         (unet, lambda y, t: TASK.loss(y, t).view(-1, 1, 1), "loss: Expected a loss of shape"),
         (unet, batch_dice, "patients apart: the gradient of"),
         (LessTheMean, TASK.loss, "patients apart: the gradient of inner"),
+        (SeesThoseBefore, TASK.loss, "patients apart: the gradient of inner"),
         (
             lambda: nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3)),
             TASK.loss,
