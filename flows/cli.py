@@ -97,6 +97,24 @@ def hippocampus(
             typer.echo(ward)
 
 
+@data_app.command()
+def pneumonia(
+    source: Annotated[Path, typer.Option("--from", help="PneumoniaMNIST's npz file.")],
+    out: Annotated[Path, typer.Option(help="Where the hospitals go.")] = Path("wards"),
+    hospitals: Annotated[int, typer.Option(min=1)] = 4,
+    skew: Annotated[
+        float, typer.Option(min=0.01, help="Dirichlet's concentration: small for unlike hospitals.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Divide PneumoniaMNIST's chest X-rays among hospitals that differ in how many are ill."""
+    with _clear_errors():
+        from sites.medmnist import PNEUMONIA, make_hospitals
+
+        for ward in make_hospitals(source, out, hospitals, PNEUMONIA, skew=skew, seed=seed):
+            typer.echo(ward)
+
+
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(help="The port on this machine.")] = 5000,

@@ -121,7 +121,7 @@ def metric_names(config: SegmentationConfig | ClassificationConfig) -> frozenset
     """
     if config.kind == "segmentation":
         return frozenset({"dice", "hd95_mm", *(f"dice/{name}" for name in config.labels.values())})
-    return frozenset({"accuracy", "auroc"})
+    return frozenset({"accuracy", "auroc", "balanced_accuracy", "calibration_error"})
 
 
 def one_hot(target: Tensor, num_classes: int) -> Tensor:
@@ -220,16 +220,32 @@ def _is_right(scans: Sequence[Prediction]) -> dict[str, float]:
 
 
 def _classification_metrics(patients: Sequence[Sequence[Prediction]]) -> dict[str, float]:
-    """Return `accuracy` over patients and, where every class occurs, the mean one-vs-rest `auroc`.
+    """Return `accuracy`, `balanced_accuracy`, `calibration_error` and, where it is defined, `auroc`.
 
-    A patient's probabilities are the mean over his scans; his class is his first scan's.
+    Over patients: a patient's probabilities are the mean over his scans; his class is his first scan's.
+    `balanced_accuracy` is the mean over the classes that occur of the share found, `calibration_error`
+    the expected one in ten bins of confidence (Guo et al. 2017, equation 3), `auroc` the mean one
+    against the rest, where every class occurs.
     """
     probabilities = torch.stack(
         [torch.stack([scan.probabilities for scan in scans]).mean(0) for scans in patients]
     )
     target = torch.stack([scans[0].target for scans in patients])
-    outcome = {"accuracy": float((probabilities.argmax(1) == target).float().mean())}
+    is_right = (probabilities.argmax(1) == target).float()
+    found = [float(is_right[target == value].mean()) for value in sorted(set(target.tolist()))]
+    outcome = {
+        "accuracy": float(is_right.mean()),
+        "balanced_accuracy": _mean(found),
+        "calibration_error": _calibration_error(probabilities.amax(1), is_right),
+    }
     if len(set(target.tolist())) == probabilities.shape[1]:
         auroc = compute_roc_auc(probabilities, one_hot(target, probabilities.shape[1]))
         outcome["auroc"] = float(auroc)
     return outcome
+
+
+def _calibration_error(confidence: Tensor, is_right: Tensor) -> float:
+    """Return the mean gap between confidence and accuracy over ten bins, by the bins' sizes, `(N,)`."""
+    bins = (confidence * 10).long().clamp(max=9)
+    gaps = torch.zeros(10).index_add_(0, bins, confidence.float() - is_right)
+    return float(gaps.abs().sum() / len(confidence))

@@ -23,6 +23,8 @@ from privacy.signing import canonical
 from sites.intake import Finding, Scan, read_case
 from sites.listing import CaseFiles
 
+QUICK = (".png", ".jpg", ".jpeg", ".npz")
+"""Files that are read as quickly as an entry of the cache."""
 VERSION = 1
 """Raised whenever reading or checking a case changes."""
 
@@ -79,14 +81,16 @@ class ScanCache:
         # safetensors writes an array in its memory's order, whatever its strides say
         arrays = {
             "image": np.ascontiguousarray(scan.image),
-            "target": np.ascontiguousarray(scan.target, dtype=small),
+            "target": np.ascontiguousarray(scan.target, dtype=small).reshape(scan.target.shape),
         }
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(self._path(key), save(arrays, {"told": json.dumps(told)}))
 
 
 def _key(data: Path, case: CaseFiles, task: TaskConfig) -> str | None:
-    """Return the name of a case's entry; None where its files can't even be read."""
+    """Return the name of a case's entry; None where its files can't be read, or at once are."""
+    if case.image.partition("#")[0].lower().endswith(QUICK):
+        return None
     try:
         files = [_content(data, case.image)]
         files.append(case.label if task.kind == "classification" else _content(data, case.label))

@@ -9,12 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sites.documents import ConfigError
-from sites.phantoms import describe_cases, write_policy
-
-PUBLIC = """\
-# The data are public, so studies without differential privacy may train here as well.
-# A hospital with its own patients leaves plain_studies at refuse.
-"""
+from sites.phantoms import PUBLIC, describe_cases, write_policy
 
 
 def make_hospitals(source: Path, out: Path, hospitals: int, seed: int) -> list[Path]:

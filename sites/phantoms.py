@@ -22,6 +22,12 @@ from models import synthesis
 from sites.cohort import pseudonym_key
 from sites.documents import ConfigError
 
+PUBLIC = """\
+# The data are public, so studies without differential privacy may train here as well.
+# A hospital with its own patients leaves plain_studies at refuse.
+"""
+"""What the policy of a hospital made of public data says of itself."""
+
 
 @dataclass(frozen=True)
 class Scanner:

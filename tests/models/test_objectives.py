@@ -94,8 +94,17 @@ def test_classification_metrics_are_accuracy_and_auroc_over_patients() -> None:
 
     metrics = build_task(classification(2)).metrics
     everybody = [patient(0.1, 0), patient(0.6, 0), patient(0.55, 1), patient(0.9, 1)]
-    assert metrics(everybody) == {"accuracy": 0.75, "auroc": pytest.approx(0.75)}
-    assert metrics(everybody[:2]) == {"accuracy": 0.5}  # one class alone has no AUROC
+    assert metrics(everybody) == {
+        "accuracy": 0.75,
+        "auroc": pytest.approx(0.75),
+        "balanced_accuracy": 0.75,
+        "calibration_error": pytest.approx((2 * 0.1 + 0.6 + 0.45) / 4),
+    }
+    ill = [*everybody, patient(0.9, 1), patient(0.8, 1)]
+    assert metrics(ill)["balanced_accuracy"] == pytest.approx((1 / 2 + 1) / 2)
+    one_class = metrics(everybody[:2])
+    assert "auroc" not in one_class
+    assert one_class["accuracy"] == one_class["balanced_accuracy"] == 0.5  # one class alone has no AUROC
 
 
 @pytest.mark.parametrize("labels", [{}, {2: "tail"}, {1: "a", 2: "a"}, {1: "Not A Name"}])

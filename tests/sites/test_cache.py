@@ -1,16 +1,18 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
-from models.objectives import SegmentationConfig
+from models.objectives import ClassificationConfig, SegmentationConfig
 from sites import cache
 from sites.cache import ScanCache
 from sites.checks import read_cases, reader
 from sites.hospital import Hospital
-from sites.listing import read_listing
+from sites.listing import CaseFiles, read_listing
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
 
@@ -39,6 +41,23 @@ def test_what_comes_from_the_cache_is_what_was_read(ward: Path, scans: ScanCache
             assert ours.scan.target.dtype == theirs.scan.target.dtype
             assert (ours.scan.spacing_mm, ours.findings) == (theirs.scan.spacing_mm, theirs.findings)
     assert len(entries(scans)) == len(cases)
+
+
+def test_a_class_comes_back_as_a_class(ward: Path, scans: ScanCache) -> None:
+    task = ClassificationConfig(kind="classification", dims=3, labels={0: "well", 1: "ill"})
+    case = replace(read_listing(ward).cases[0], label="1")
+    for _ in range(2):
+        scan, _found = scans.reader(ward, task)(case)
+        assert scan.target.shape == ()
+        assert int(scan.target) == 1
+    assert len(entries(scans)) == 1
+
+
+def test_a_picture_is_not_kept(tmp_path: Path, scans: ScanCache) -> None:
+    Image.fromarray(np.eye(16, dtype=np.uint8)).save(tmp_path / "a.png")
+    task = ClassificationConfig(kind="classification", dims=2, labels={0: "well", 1: "ill"})
+    scans.reader(tmp_path, task)(CaseFiles("a", "p", "a.png", "0"))
+    assert not entries(scans)
 
 
 def test_a_second_reading_opens_no_image(
