@@ -237,6 +237,9 @@ class _Back:
 def _squared_norms(gradients: Tensor) -> Tensor:
     """Return `(P, *shape)` -> `(P,)`: the norms of blocks, and the sum of their squares in float64."""
     flat = gradients.flatten(1)
+    if flat.shape[1] <= BLOCK:
+        norms: Tensor = flat.norm(dim=1)
+        return norms.double().square()
     whole = flat.shape[1] // BLOCK * BLOCK
     blocks = flat[:, :whole].reshape(len(flat), -1, BLOCK).norm(dim=2)
     rest = flat[:, whole:].norm(dim=1, keepdim=True)
