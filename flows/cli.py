@@ -180,7 +180,8 @@ def resolve(
         else:
             typer.echo("The ledger knows everything that was said; only the clock is accepted.")
         if yes or typer.confirm("Go on?"):
-            charge_forgotten(hospital, exchanges)
+            with hospital.alone():
+                charge_forgotten(hospital, exchanges)
             typer.echo(f"Done: epsilon {hospital.ledger.spent(hospital.policy.budget.delta):.3f}.")
 
 

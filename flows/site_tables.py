@@ -40,7 +40,7 @@ def ledger_table(folder: Path) -> Table:
             charge.study,
             str(charge.round),
             _words(charge.event),
-            STATES[state],
+            STATES.get(state, state),
             f"{spent:.3f}",
             f"{max(budget.epsilon - spent, 0):.3f}",
         )

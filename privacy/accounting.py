@@ -4,10 +4,13 @@ Adjacency is zero-out at the patient: one patient's contribution becomes zero, w
 counts, rates and divisors stay as they are. Whatever is enforced stays valid when later studies
 are chosen after earlier results were seen (a privacy filter):
 
-- steps over all patients are Gaussian mechanisms; 1/sigma^2 adds up (Smith and Thakurta 2022) and
-  the sum converts exactly (Balle and Wang 2018);
-- as soon as a sampled step is among them, Renyi DP adds up (Feldman and Zrnic 2021), computed by
-  Opacus.
+- `gaussian`: steps over all patients are Gaussian mechanisms; 1/sigma^2 adds up (Smith and Thakurta
+  2022) and the sum converts exactly (Balle and Wang 2018);
+- `renyi`: Renyi DP adds up, sampled steps included (Feldman and Zrnic 2021; Lecuyer 2021 for several
+  orders), computed by Opacus.
+
+Which of the two is fixed for a ledger in advance: to change over once a sampled step comes would let
+an outcome choose the rule, and then neither holds.
 
 Tighter figures (privacy loss distributions, by Google's dp-accounting; PRV, by Opacus) hold for a
 schedule that was fixed in advance, and are reported beside it; they decide nothing.
@@ -15,24 +18,31 @@ schedule that was fixed in advance, and are reported beside it; they decide noth
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal
 
+import numpy as np
 from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
 from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.accountants.analysis import rdp
 from pydantic import Field
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
 
 from models.config import Config
 
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e4
+"""Noise multipliers outside of these protect nobody, or leave nothing to learn: none is taken from
+a statement, or solved for."""
+ORDERS = list(RDPAccountant.DEFAULT_ALPHAS)
 TOLERANCE = 1e-9
 """Relative slack for sums of floats, far below anything that matters."""
 
 Accountant = Literal["prv", "pld", "rdp"]
+Filter = Literal["gaussian", "renyi"]
 History = tuple[tuple[float, float, int], ...]
 """Events as accountants take them, in no order that matters: (noise multiplier, rate, steps)."""
 
@@ -90,10 +100,21 @@ def _gaussian_delta(epsilon: float, mu: float) -> float:
     return float(ndtr(-epsilon / mu + mu / 2)) - tail
 
 
-def epsilon(events: Iterable[PrivacyEvent], delta: float) -> float:
-    """Return the enforced epsilon of `events` together: never less than what was spent."""
+def epsilon(events: Iterable[PrivacyEvent], delta: float, rule: Filter | None = None) -> float:
+    """Return the epsilon of `events` together: never less than what was spent.
+
+    Args:
+        rule: which filter enforces it; None for events that are one schedule fixed in advance, where
+            the exact rule serves unless a step is sampled.
+
+    Raises:
+        ValueError: a sampled step under the rule for Gaussian mechanisms.
+    """
     events = list(events)
-    if any(event.sampling_rate < 1 for event in events):
+    is_sampled = any(event.sampling_rate < 1 for event in events)
+    if is_sampled and rule == "gaussian":
+        raise ValueError("Expected steps over all patients, got a sampled one.")
+    if is_sampled or rule == "renyi":
         return reported_epsilon(events, delta, "rdp")
     mu_squared = sum(event.steps / event.noise_multiplier**2 for event in events)
     return gaussian_epsilon(math.sqrt(mu_squared), delta)
@@ -115,14 +136,14 @@ def reported_epsilon(events: Iterable[PrivacyEvent], delta: float, accountant: A
     history = tuple(sorted((noise, rate, count) for (noise, rate), count in steps.items()))
     if not history:
         return 0.0
-    return _pld(history, delta) if accountant == "pld" else _by_opacus(history, delta, accountant)
+    return max(_ACCOUNTANTS[accountant](history, delta), 0.0)
 
 
 @lru_cache(maxsize=1024)
 def _pld(history: History, delta: float) -> float:
     # A grid as fine as the library's own up to epsilon 10, and as many points beyond: at its
     # own step an epsilon of some hundreds takes gigabytes.
-    interval = 1e-4 * max(1.0, _by_opacus(history, delta, "rdp") / 10)
+    interval = 1e-4 * max(1.0, _renyi(history, delta) / 10)
     accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, interval)
     for noise, rate, steps in history:
         step = GaussianDpEvent(noise)
@@ -131,18 +152,42 @@ def _pld(history: History, delta: float) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _by_opacus(history: History, delta: float, accountant: Literal["prv", "rdp"]) -> float:
-    opacus = {"prv": PRVAccountant, "rdp": RDPAccountant}[accountant]()
-    opacus.history = list(history)
+def _prv(history: History, delta: float) -> float:
+    accountant = PRVAccountant()
+    accountant.history = list(history)
     with warnings.catch_warnings():
-        # Opacus warns of the log(0) that it handles itself, and of orders at the edge of its grid,
-        # where the bound is looser but still a bound.
+        warnings.simplefilter("ignore")  # of overflows in the tails, which Opacus handles itself
+        return float(accountant.get_epsilon(delta))
+
+
+def _renyi(history: History, delta: float) -> float:
+    spent = sum(steps * np.asarray(_renyi_of_a_step(noise, rate)) for noise, rate, steps in history)
+    with warnings.catch_warnings():
+        # Opacus warns of orders at the edge of its grid, where the bound is looser but still a bound.
         warnings.simplefilter("ignore")
-        return float(opacus.get_epsilon(delta))
+        return float(rdp.get_privacy_spent(orders=ORDERS, rdp=spent, delta=delta)[0])
+
+
+@lru_cache(maxsize=4096)
+def _renyi_of_a_step(noise: float, rate: float) -> tuple[float, ...]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the log(0) that Opacus handles itself
+        found = rdp.compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=ORDERS)
+    return tuple(float(value) for value in found)
+
+
+_ACCOUNTANTS: Mapping[Accountant, Callable[[History, float], float]] = {
+    "prv": _prv,
+    "pld": _pld,
+    "rdp": _renyi,
+}
 
 
 def noise_for(budget: Budget, *, sampling_rate: float, steps: int) -> float:
     """Return the least noise multiplier with which `steps` steps stay within `budget`.
+
+    Raises:
+        ValueError: no noise does; sampled steps have a least epsilon that Renyi DP can show.
 
     >>> round(noise_for(Budget(epsilon=8, delta=0.0044), sampling_rate=1, steps=40), 2)
     2.75
@@ -155,6 +200,12 @@ def noise_for(budget: Budget, *, sampling_rate: float, steps: int) -> float:
     lower, upper = 0.05, 1.0
     while excess(upper) > 0:
         upper *= 2
+        if upper > MOST_NOISE:
+            raise ValueError(
+                f"Expected a budget that some noise can keep, got epsilon {budget.epsilon:g} at delta "
+                f"{budget.delta:g} for {steps} steps at rate {sampling_rate:g}. Take a larger epsilon, "
+                f"fewer steps or every patient in each step."
+            )
     if excess(lower) <= 0:
         return lower
     noise = float(brentq(excess, lower, upper, rtol=1e-9))

@@ -15,13 +15,13 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from privacy.accounting import Budget, PrivacyEvent, epsilon
+from privacy.accounting import Budget, Filter, PrivacyEvent, epsilon
 from privacy.signing import canonical
 
 APPLICATION_ID = 0x57415244
@@ -125,13 +125,22 @@ class Entry:
 class Ledger:
     """The ledger in one SQLite file. Every method is one transaction, safe across processes."""
 
-    def __init__(self, path: Path, budget: Budget, owner: str, *, allow_plain: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        budget: Budget,
+        owner: str,
+        *,
+        rule: Filter = "gaussian",
+        allow_plain: bool = False,
+    ) -> None:
         """Open or make the ledger in `path`.
 
         Args:
             budget: what all studies together may spend on a patient.
             owner: stands for the key of the patients' keyed hashes; under another key the accounts
                 would be other people's, so a ledger and its key belong together.
+            rule: the filter that enforces the budget; `gaussian` takes no sampled steps.
             allow_plain: whether releases without differential privacy may be charged.
 
         Raises:
@@ -141,6 +150,7 @@ class Ledger:
         self._path = path
         self._budget = budget
         self._genesis = sha256(f"wardround ledger of {owner}".encode()).hexdigest()
+        self._rule: Filter = rule
         self._allow_plain = allow_plain
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._transaction() as db:
@@ -177,6 +187,8 @@ class Ledger:
                 return book.cohorts[standing[0].cohort]
             if charge.event is None and not self._allow_plain:
                 raise LedgerError("This ledger pays for no release without differential privacy.")
+            if charge.event is not None and charge.event.sampling_rate < 1 and self._rule == "gaussian":
+                raise LedgerError("This ledger pays for steps over all patients only.")
             if charge.event is not None:
                 self._check(book.histories_of(patients), charge.event, 1)
             book.check_clock()
@@ -201,13 +213,23 @@ class Ledger:
                 raise LedgerError(
                     f"Round {charge.round} of run {charge.run} is on record with another event or file."
                 )
-            done = [e.action for e in mine]
-            done = [] if "void" in done[-1:] else done
-            if "reserve" not in done:
+            standing = [e for e in _standing(mine) if e.charge == charge]
+            covered = frozenset[str]().union(*(book.cohorts[e.cohort] for e in standing))
+            done = [e.action for e in mine] if standing else []
+            if not standing:
                 book.append(db, "reserve", charge, cohort=_enrol(db, patients))
+            elif others := frozenset(patients) - covered:
+                more = replace(charge, purpose=f"{charge.purpose}-others")
+                book.append(db, "reserve", more, cohort=_enrol(db, others))
+                book.append(db, "start", more)
             for action in ("start", "settle"):
                 if action not in done:
                     book.append(db, action, charge, file=file if action == "settle" else "")
+
+    def has_started(self, charge: Charge) -> bool:
+        """Return whether training has started under a charge that stands for this act."""
+        mine = [e.action for e in self.entries() if e.charge.is_same_act(charge)]
+        return "start" in mine or "settle" in mine
 
     def resolve(self) -> None:
         """Record that the hospital's owner takes ledger and clock for right as they are now."""
@@ -218,6 +240,17 @@ class Ledger:
     def charges(self, run: str | None = None) -> list[Charge]:
         """Return the charges that stand, of one run or of all."""
         return [e.charge for e in _standing(self.entries()) if run in (None, e.charge.run)]
+
+    def count(self, charge: Charge) -> int:
+        """Return how many events like this charge's its run has on record for acts of this kind.
+
+        A charge for what was never released may stand for several events at once.
+        """
+        event = charge.event
+        if event is None:
+            return 0
+        kin = (c for c in self.charges(charge.run) if c.purpose.startswith(charge.purpose))
+        return sum(c.event.steps // event.steps for c in kin if c.event)
 
     def check_fits(self, patients: Patients, event: PrivacyEvent, times: int) -> None:
         """Raise BudgetExceeded unless `times` such events would fit; charges nothing."""
@@ -266,7 +299,7 @@ class Ledger:
         It is the maximum over the classes of patients. Releases without differential privacy are
         not in it; `plain_charges` counts them.
         """
-        return max((epsilon(events, delta) for events in self.histories(run)), default=0.0)
+        return max((epsilon(events, delta, self._rule) for events in self.histories(run)), default=0.0)
 
     def spent_after(self, delta: float) -> list[tuple[Entry, float]]:
         """Return each reservation with the epsilon at `delta` that was spent by then."""
@@ -282,7 +315,7 @@ class Ledger:
                 for cohorts, history in events.items():
                     if entry.cohort in cohorts:
                         history.append(entry.charge.event)
-                        spent = max(spent, epsilon(history, delta))
+                        spent = max(spent, epsilon(history, delta, self._rule))
             after.append((entry, spent))
         return after
 
@@ -315,7 +348,7 @@ class Ledger:
         """Raise BudgetExceeded unless each history has room for `times` more of `event`."""
 
         def after(before: list[PrivacyEvent], number: int) -> float:
-            return epsilon([*before, *[event] * number], self._budget.delta)
+            return epsilon([*before, *[event] * number], self._budget.delta, self._rule)
 
         worst = max(histories, key=lambda before: after(before, times))
         asked = after(worst, times)
@@ -457,7 +490,8 @@ def _of(cohorts: frozenset[str], charged: list[tuple[str, PrivacyEvent]]) -> lis
 
 def _is_empty(db: sqlite3.Connection) -> bool:
     (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    return bool(tables == 0)
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    return (tables, application) == (0, 0)
 
 
 def _check_origin(db: sqlite3.Connection) -> None:

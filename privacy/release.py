@@ -14,7 +14,7 @@ from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams
 from models.config import Config
 from models.params import Params
-from privacy.accounting import Accountant, Budget
+from privacy.accounting import LEAST_NOISE, Accountant, Budget
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Content = Literal["weights", "student", "predictions", "gradient_sum"]
@@ -31,7 +31,7 @@ MetricValue = Annotated[float, Field(ge=-1e6, le=1e6)]
 class EventRecord(Config):
     """A privacy event as a manifest states it."""
 
-    noise_multiplier: Annotated[float, Field(gt=0, le=1e6)]
+    noise_multiplier: Annotated[float, Field(ge=LEAST_NOISE, le=1e6)]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     steps: Annotated[int, Field(ge=1, le=10**7)]
 
@@ -39,18 +39,21 @@ class EventRecord(Config):
 class _Statement(Config):
     """What every statement of a hospital says.
 
-    `purpose` is the act in which it ended, as the ledger names it; `event` is what that cost, None
-    where nothing.
+    Attributes:
+        purpose: the act in which it ended, as the ledger names it.
+        event: what that cost, None where nothing.
+        charges: how many charges stand for acts of this kind in this run, this one included.
     """
 
     study: str
     study_sha256: Sha256
-    run: str
-    round: Annotated[int, Field(ge=0)]
-    purpose: Annotated[str, Field(max_length=100)]
+    run: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
+    round: Annotated[int, Field(ge=0, le=10**6)]
+    purpose: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,99}$")]
     site: str
     ledger_head: Sha256
     event: EventRecord | None
+    charges: Annotated[int, Field(ge=0, le=10**4)]
 
 
 class Acceptance(_Statement):

@@ -19,6 +19,10 @@ def admit(policy: Policy, study: Study) -> None:
                 "the study trains without differential privacy and the policy has plain_studies: refuse"
             )
         return
+    if study.training.lot_size is not None and policy.sampled_steps == "refuse":
+        raise Refused(
+            "the study samples patients for its steps and the policy has sampled_steps: refuse"
+        )
     for key in ("epsilon", "delta"):
         asked, allowed = getattr(study.privacy, key), getattr(policy.budget, key)
         if asked > allowed:

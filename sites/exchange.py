@@ -27,6 +27,13 @@ class Exchange:
 
     url: str
 
+    def check(self) -> None:
+        """Raise ValueError unless the address is one that storage can be reached by."""
+        try:
+            _ = self._storage
+        except (ImportError, OSError, TypeError) as error:
+            raise ValueError(f"no storage by this address: {error}") from error
+
     @cached_property
     def _storage(self) -> tuple[AbstractFileSystem, str]:
         filesystem, root = url_to_fs(self.url)
@@ -81,18 +88,22 @@ class Exchange:
         filesystem, root = self._storage
         folder = _folder_of(site)
         try:
-            names = filesystem.ls(posixpath.join(root, folder), detail=False)
+            found = filesystem.ls(posixpath.join(root, folder), detail=True)
         except FileNotFoundError:
             return set()
+        names = (each["name"] for each in found if each["type"] == "file")
         stems = (posixpath.basename(name) for name in names if name.endswith(".json"))
         return {f"{folder}/{stem.removesuffix('.json')}" for stem in stems}
 
     def _read(self, name: str, max_bytes: int) -> bytes:
         filesystem, root = self._storage
         path = posixpath.join(root, name)
-        if filesystem.size(path) > max_bytes:
+        about = filesystem.info(path)
+        if about["type"] != "file" or about["size"] > max_bytes:
+            raise CorruptCheckpoint(f"Expected a file of at most {max_bytes:,} bytes at {name}.")
+        data: bytes = filesystem.cat_file(path, start=0, end=max_bytes + 1)
+        if len(data) > max_bytes:
             raise CorruptCheckpoint(f"Expected at most {max_bytes:,} bytes at {name}.")
-        data: bytes = filesystem.cat_file(path)
         return data
 
     def _write_once(self, name: str, data: bytes) -> None:

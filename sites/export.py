@@ -5,7 +5,7 @@ from typing import Any
 
 from models.checkpoints import to_bytes
 from models.params import Params
-from privacy.accounting import epsilon, reported_epsilon
+from privacy.accounting import Filter, epsilon, reported_epsilon
 from privacy.ledger import Charge, LedgerError
 from privacy.release import (
     Acceptance,
@@ -127,6 +127,7 @@ def _common(hospital: Hospital, study: Study, act: Charge) -> dict[str, Any]:
         "site": hospital.name,
         "ledger_head": hospital.ledger.head,
         "event": EventRecord(**asdict(act.event)) if act.event else None,
+        "charges": hospital.ledger.count(act),
     }
 
 
@@ -135,9 +136,10 @@ def _spent(hospital: Hospital, study: Study, run: str) -> dict[str, Any]:
     if study.privacy.mode == "none":
         return {"epsilon": None, "delta": None, "epsilon_reported": {}}
     delta, accountants = study.privacy.delta, study.privacy.accountants
-    worst = max(hospital.ledger.histories(run), key=lambda events: epsilon(events, delta))
+    rule: Filter = "renyi" if hospital.policy.sampled_steps == "allow" else "gaussian"
+    worst = max(hospital.ledger.histories(run), key=lambda events: epsilon(events, delta, rule))
     return {
-        "epsilon": epsilon(worst, delta),
+        "epsilon": epsilon(worst, delta, rule),
         "delta": delta,
         "epsilon_reported": {name: reported_epsilon(worst, delta, name) for name in accountants},
     }

@@ -4,27 +4,34 @@ Every statement is recorded before it is laid down in the exchange, and names th
 moment. So a statement in the exchange that is not on record, or one in the outbox that names a head
 which the ledger never had, was paid for by charges that are missing. Until they are charged again the
 hospital takes no part; its owner does that with `wardround site resolve`.
+
+A statement counts if the hospital signed it. While the ledger has no charge at all, any statement under
+the hospital's name counts: where the whole of `state/` is lost, the key is lost too.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from models.checkpoints import CorruptCheckpoint, sha256_of
-from privacy.accounting import TOLERANCE, PrivacyEvent
-from privacy.ledger import Charge
-from privacy.release import EventRecord, RejectedRelease, ReleaseManifest, Statement, parse_statement
+from privacy.accounting import PrivacyEvent
+from privacy.ledger import Charge, LedgerError
+from privacy.release import RejectedRelease, ReleaseManifest, Statement, parse_statement
+from privacy.signing import BadSignature, verified
 from sites.exchange import Exchange, statement_place
 from sites.hospital import Hospital
 from sites.policy import Refused
 
-PAYLOAD_BYTES = 2**34
+log = logging.getLogger("wardround.site")
+
+PAYLOAD_BYTES = 2**32
 
 
 @dataclass(frozen=True)
-class Forgotten:
-    """A statement of this hospital that its ledger does not know, and the bytes in which it stood."""
+class Said:
+    """A statement of this hospital, and the bytes in which it stood."""
 
     statement: Statement
     data: bytes
@@ -32,97 +39,145 @@ class Forgotten:
     @property
     def act(self) -> Charge:
         """The act in which it ended, with what it cost."""
-        s = self.statement
-        return Charge(s.study, s.run, s.round, s.purpose, _event(s.event))
+        s, event = self.statement, self.statement.event
+        cost = PrivacyEvent(**event.model_dump()) if event else None
+        return Charge(s.study, s.run, s.round, s.purpose, cost)
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether it was paid for: a release is, and whatever names an event."""
+        return self.statement.event is not None or isinstance(self.statement, ReleaseManifest)
 
 
 def check_memory(hospital: Hospital, exchange: Exchange) -> None:
-    """Raise `Refused` if outbox or exchange hold what the ledger has forgotten."""
-    if any(forgotten(hospital, [exchange])):
+    """Raise `Refused` if outbox or exchanges hold what the ledger has forgotten."""
+    urls = hospital.exchanges - {exchange.url}
+    if any(forgotten(hospital, [exchange, *map(Exchange, sorted(urls))])):
         raise Refused(
             "the hospital's ledger is older than what the hospital has published, as after a restored "
             "backup; its owner runs `wardround site resolve`"
         )
 
 
-def forgotten(hospital: Hospital, exchanges: Iterable[Exchange]) -> Iterator[Forgotten]:
-    """Yield the statements of this hospital in its outbox and in `exchanges` that are not on record.
-
-    What lies in an exchange under the hospital's name counts whoever signed it: where the whole of
-    `state/` is lost, the key that signed it is lost too.
-    """
-    entries = hospital.ledger.entries()
+def forgotten(hospital: Hospital, exchanges: Iterable[Exchange]) -> Iterator[Said]:
+    """Yield the statements of this hospital in its outbox and in `exchanges` that are not on record."""
+    lying = [(exchange, place) for exchange in exchanges for place in _places(hospital, exchange)]
+    entries = hospital.ledger.entries()  # after the listing: whatever was laid down is recorded
+    recorded = {e.file for e in entries}
+    heads = {hospital.ledger.genesis, *(e.hash for e in entries)}
+    for said in unrecorded(hospital):
+        if said.statement.ledger_head not in heads:
+            yield said
     known = {
         statement_place(e.charge.run, e.charge.round, e.charge.purpose, hospital.name)
         for e in entries
         if e.file
     }
-    for exchange in exchanges:
-        for place in sorted(exchange.statements_of(hospital.name) - known):
-            data = exchange.statement(place)
-            found = _parsed(data) if data else None
-            if found and found.statement.site == hospital.name:
-                yield found
-    recorded, heads = {e.file for e in entries}, {e.hash for e in entries}
-    for sha256 in sorted(hospital.outbox.statements() - recorded):
-        found = _parsed(hospital.outbox.statement(sha256))
-        if found and found.statement.ledger_head not in {*heads, hospital.ledger.genesis}:
+    trusts_anyone = not any(e.action == "reserve" for e in entries)
+    for exchange, place in lying:
+        found = None if place in known else _lying_at(hospital, exchange, place, trusts_anyone)
+        if found and sha256_of(found.data) not in recorded:
             yield found
 
 
-def resolve(hospital: Hospital, exchanges: list[Exchange]) -> list[Forgotten]:
+def unrecorded(hospital: Hospital) -> Iterator[Said]:
+    """Yield the outbox's statements that the ledger does not name: a crash or a backup left them."""
+    recorded = {e.file for e in hospital.ledger.entries()}
+    for sha256 in sorted(hospital.outbox.statements() - recorded):
+        said = _parsed(hospital.outbox.statement(sha256))
+        if said:
+            yield said
+
+
+def resolve(hospital: Hospital, exchanges: list[Exchange]) -> list[Said]:
     """Charge everything that was forgotten to everybody the hospital knows; return what it was.
 
-    Who was eligible then is forgotten too, so each patient pays. Where a release states a higher
-    epsilon than its run has on record afterwards, unreleased charges are missing as well: the
-    release's event is charged until the record is not lower.
+    Who was eligible then is forgotten too, so each patient pays. Where a statement counts more charges
+    of its run than are on record afterwards, unreleased ones are missing as well and are charged. Both
+    are read off the outbox, so an interrupted call can be made again.
     """
-    found = {sha256_of(f.data): f for f in forgotten(hospital, exchanges)}
-    for sha256, each in found.items():
-        _into_outbox(hospital, each, exchanges)
-        if hospital.ledger.file_of(each.act):
-            # Written before a crash, and never laid down: the act ended in the other statement.
-            unsent = replace(each.act, purpose=f"{each.act.purpose}-unsent-{sha256[:12]}", event=None)
-            hospital.ledger.publish(unsent, sha256)
-        elif each.act.event or isinstance(each.statement, ReleaseManifest):
-            hospital.ledger.recover(each.act, hospital.everybody, sha256)
-        else:
-            hospital.ledger.publish(each.act, sha256)
-    for each in found.values():
-        if isinstance(each.statement, ReleaseManifest):
-            _charge_unreleased(hospital, each.statement)
+    found = {sha256_of(said.data): said for said in forgotten(hospital, exchanges)}
+    for sha256, said in found.items():
+        _into_outbox(hospital, said, exchanges)
+        _charge(hospital, said, sha256)
+    for sha256 in sorted(hospital.outbox.statements()):
+        if kept := _parsed(hospital.outbox.statement(sha256)):
+            _charge_unreleased(hospital, kept)
     hospital.ledger.resolve()
     return list(found.values())
 
 
-def _charge_unreleased(hospital: Hospital, release: ReleaseManifest) -> None:
-    if release.epsilon is None or release.delta is None or release.event is None:
+def _charge(hospital: Hospital, said: Said, sha256: str) -> None:
+    """Charge one statement, or record it where it cost nothing; a second one of an act costs again."""
+    ledger, act = hospital.ledger, said.act
+    if ledger.file_of(act):
+        act = replace(act, purpose=f"{act.purpose}-again-{sha256[:12]}")
+    if not said.is_charged:
+        ledger.publish(act, sha256)
         return
-    number = 0
-    while hospital.ledger.spent(release.delta, release.run) < release.epsilon * (1 - TOLERANCE):
-        number += 1
-        purpose = f"{release.purpose}-unreleased-{number}"
-        lost = Charge(release.study, release.run, release.round, purpose, _event(release.event))
-        hospital.ledger.recover(lost, hospital.everybody, "")
+    try:
+        ledger.recover(act, hospital.everybody, sha256)
+    except LedgerError:
+        again = replace(act, purpose=f"{act.purpose}-again-{sha256[:12]}")
+        ledger.recover(again, hospital.everybody, sha256)
 
 
-def _into_outbox(hospital: Hospital, each: Forgotten, exchanges: list[Exchange]) -> None:
+def _charge_unreleased(hospital: Hospital, said: Said) -> None:
+    """Charge as many events, as one, as the statement counts more than the ledger of its run."""
+    act, missing = said.act, said.statement.charges - hospital.ledger.count(said.act)
+    if act.event is None or missing <= 0:
+        return
+    lost = replace(
+        act,
+        purpose=f"{act.purpose}-unreleased-{said.statement.ledger_head[:12]}",
+        event=replace(act.event, steps=act.event.steps * missing),
+    )
+    hospital.ledger.recover(lost, hospital.everybody, "")
+
+
+def _places(hospital: Hospital, exchange: Exchange) -> set[str]:
+    try:
+        return exchange.statements_of(hospital.name)
+    except (OSError, ValueError) as error:
+        log.warning("an exchange can't be listed: %s", type(error).__name__)
+        return set()
+
+
+def _lying_at(hospital: Hospital, exchange: Exchange, place: str, trusts_anyone: bool) -> Said | None:
+    """Return the statement at a place of the exchange, if it is this hospital's and belongs there."""
+    data = None
+    with suppress(OSError, CorruptCheckpoint):
+        data = exchange.statement(place)
+    if not data:
+        return None
+    said = _parsed(data)
+    if not said or said.statement.site != hospital.name:
+        return None
+    s = said.statement
+    if statement_place(s.run, s.round, s.purpose, hospital.name) != place:
+        return None
+    try:
+        verified(data, hospital.name, {hospital.name: hospital.public_key})
+    except BadSignature:
+        return said if trusts_anyone else None
+    return said
+
+
+def _into_outbox(hospital: Hospital, said: Said, exchanges: list[Exchange]) -> None:
     """Put a statement, and the tensors that it names where they can be had, back into the outbox."""
-    hospital.outbox.put_statement(each.data)
-    if not isinstance(each.statement, ReleaseManifest):
+    hospital.outbox.put_statement(said.data)
+    statement = said.statement
+    if not isinstance(statement, ReleaseManifest) or statement.payload_bytes > PAYLOAD_BYTES:
         return
     for exchange in exchanges:
-        with suppress(FileNotFoundError, CorruptCheckpoint):
-            hospital.outbox.put_tensors(exchange.object(each.statement.payload_sha256, PAYLOAD_BYTES))
+        with suppress(OSError, CorruptCheckpoint):
+            payload = exchange.object(statement.payload_sha256, statement.payload_bytes)
+            hospital.outbox.put_tensors(payload)
 
 
-def _parsed(data: bytes) -> Forgotten | None:
+def _parsed(data: bytes) -> Said | None:
     """Return the statement in `data`, whoever signed it; None if it is none."""
     try:
-        return Forgotten(parse_statement(json.loads(data)["statement"]), data)
+        return Said(parse_statement(json.loads(data)["statement"]), data)
     except (ValueError, KeyError, TypeError, RecursionError, RejectedRelease):
         return None
-
-
-def _event(record: EventRecord | None) -> PrivacyEvent | None:
-    return PrivacyEvent(**record.model_dump()) if record else None

@@ -1,8 +1,11 @@
 """One hospital as its own code sees it: a folder with a policy, data and private state."""
 
+import fcntl
 import hmac
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -68,6 +71,7 @@ class Hospital:
             self.state / "ledger.sqlite",
             self.policy.budget,
             owner=hmac.new(self.pseudonym_key, b"ledger", sha256).hexdigest(),
+            rule="renyi" if self.policy.sampled_steps == "allow" else "gaussian",
             allow_plain=self.policy.plain_studies == "allow",
         )
 
@@ -137,6 +141,14 @@ class Hospital:
         """Return the hospital's patients, read from disk; raises `Refused` as `load_cohort` does."""
         cases, declared = self.checked_cases(task), self.listing.labels
         return load_cohort(cases, declared, self.policy, task, self.pseudonym_key)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let one process at a time work for this hospital: two would share files and charges."""
+        self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.state / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def noise(self, purpose: str) -> tuple[NoiseSource, Noise]:
         """Return a source of noise for one purpose, and what a manifest says of it."""

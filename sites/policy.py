@@ -52,6 +52,8 @@ class Policy(Config):
         metrics: `exact` figures of evaluation patients leave (no privacy is promised to them);
             `noised` ones do, charged to the ledger as `noised_metrics` says; or they are `withheld`.
         plain_studies: whether studies without differential privacy may train here.
+        sampled_steps: whether studies may sample patients for a step. With `allow` every charge is
+            counted by Renyi DP, full batches too (some 13 % more); choose before the first charge.
         checks: what becomes of a finding (`stop`, `skip`, `warn`), where `sites.checks` has another
             default.
         cache_mb: how large the cache of read scans may grow.
@@ -69,6 +71,7 @@ class Policy(Config):
     metrics: Literal["exact", "noised", "withheld"]
     noised_metrics: NoisedMetrics | None = None
     plain_studies: Literal["refuse", "allow"] = "refuse"
+    sampled_steps: Literal["refuse", "allow"] = "refuse"
     approve: ApprovalConfig = ApprovalConfig()
     on_broken_case: Literal["skip", "stop"]
     checks: Mapping[Check, Severity] = Field(default_factory=dict)

@@ -17,7 +17,7 @@ from torch import nn
 
 from models import checkpoints
 from models import params as P
-from models.checkpoints import CorruptCheckpoint
+from models.checkpoints import CorruptCheckpoint, sha256_of
 from models.config import Config
 from models.networks import NetworkConfig
 from models.objectives import build_task
@@ -32,7 +32,7 @@ from privacy.soundness import check_soundness
 from sites import export
 from sites.admission import admit
 from sites.exchange import Exchange, model_place
-from sites.forgotten import check_memory
+from sites.forgotten import check_memory, unrecorded
 from sites.hospital import Hospital
 from sites.policy import NoisedMetrics, Refused
 from sites.scoring import noised_score, score
@@ -80,12 +80,19 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
     A refusal is such a statement too. An act that is on record already is published again, not
     done again.
     """
+    act = Charge(order.study.name, order.run, order.round, order.phase, event=None)
+    with hospital.alone():
+        _carry_out(hospital, order, act, progress)
+
+
+def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress) -> None:
     study, exchange = order.study, Exchange(order.exchange)
-    act = Charge(study.name, order.run, order.round, order.phase, event=None)
     try:
         hospital.trust(order.coordinator)
+        _check_address(exchange)
         hospital.bind(order.run, study.sha256, order.exchange)
         check_memory(hospital, exchange)
+        _take_up(hospital, act)
         if hospital.ledger.file_of(act) is None:
             admit(hospital.policy, study)
             _PHASES[order.phase](hospital, order, act, progress)
@@ -95,6 +102,22 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
         refused = replace(act, purpose=refusal_of(order.phase, order.attempt))
         export.refusal(hospital, study, refused, str(reason))
         export.publish(hospital, exchange, refused)
+
+
+def _check_address(exchange: Exchange) -> None:
+    try:
+        exchange.check()
+    except ValueError as error:
+        raise Refused(f"the exchange can't be used: {error}") from error
+
+
+def _take_up(hospital: Hospital, act: Charge) -> None:
+    """Record what a crash left in the outbox for this act: doing it again would be a second output."""
+    for said in unrecorded(hospital):
+        if not said.act.is_same_act(act) or hospital.ledger.file_of(act):
+            continue
+        record = hospital.ledger.settle if said.is_charged else hospital.ledger.publish
+        record(said.act, sha256_of(said.data))
 
 
 def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
@@ -126,6 +149,8 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     with _given_back_on_failure(hospital, charge):
         examples = prepare(patients, study.preprocessing, hospital.device)
     hospital.ledger.start(charge)
+    for kind in ("teacher", "local", "clip"):
+        hospital.stored(kind, order.run, order.round).unlink(missing_ok=True)
     noise = _learn(hospital, order, network, examples, mechanism, progress)
     trained, strategy = P.of(network.cpu()), study.strategy.build()
     local = {name: trained[name] for name in trained if strategy.is_local(name)}
@@ -271,10 +296,10 @@ def _check_accountants(study: Study, mechanism: Mechanism) -> None:
     """Refuse a study whose accountants fail at its own schedule, before they could lose a release."""
     if study.privacy.mode == "none":
         return
-    schedule = [mechanism.event] * study.rounds
     for name in study.privacy.accountants:
         try:
-            reported_epsilon(schedule, study.privacy.delta, name)
+            for rounds in (1, study.rounds):
+                reported_epsilon([mechanism.event] * rounds, study.privacy.delta, name)
         except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
             raise Refused(f"the accountant {name} can't report the study's epsilon: {error}") from error
 
@@ -325,22 +350,34 @@ def _train(
         train_plainly(network, task, examples, study.training, rng, local_loss, progress)
         return "none"
     source, noise = hospital.noise(f"{study.sha256} {order.round}")
-    before, after = (hospital.stored("clip", order.run, order.round - back) for back in (1, 0))
-    if before.exists():
-        mechanism = mechanism.starting_at(float(checkpoints.StoredParams(before)["norm"]))
+    before = _left_by(hospital, "clip", order, order.round - 1)
+    if before:
+        mechanism = mechanism.starting_at(float(before["norm"]))
     left = train_privately(
         network, task, examples, study.training, mechanism, source, local_loss, progress
     )
     if left is not mechanism:
+        after = hospital.stored("clip", order.run, order.round)
         checkpoints.write(after, {"norm": torch.tensor(left.clip.norm)})
     return noise
 
 
 def _own_teacher(hospital: Hospital, order: Order, config: NetworkConfig) -> nn.Module:
     """Return the hospital's own teacher as the round before left it; in the first round, a new one."""
-    study, path = order.study, hospital.stored("teacher", order.run, order.round - 1)
-    stored = checkpoints.StoredParams(path) if path.exists() else None
-    return _network(config, study, hospital.device, stored)
+    stored = _left_by(hospital, "teacher", order, order.round - 1)
+    return _network(config, order.study, hospital.device, stored)
+
+
+def _left_by(hospital: Hospital, kind: str, order: Order, round: int) -> Params | None:
+    """Return what a round left in the hospital for the next, if that round is charged here.
+
+    A file without a charge is of a round that a restored ledger has forgotten.
+    """
+    path = hospital.stored(kind, order.run, round)
+    act = Charge(order.study.name, order.run, round, "contribute", event=None)
+    if not path.exists() or not hospital.ledger.has_started(act):
+        return None
+    return checkpoints.StoredParams(path)
 
 
 def _network(
@@ -357,5 +394,4 @@ def _network(
 
 def _with_local_layers(hospital: Hospital, order: Order, params: Params, round: int) -> Params:
     """Return `params` with the layers that this hospital keeps to itself, as a round left them."""
-    path = hospital.stored("local", order.run, round)
-    return {**params, **checkpoints.StoredParams(path)} if path.exists() else params
+    return {**params, **(_left_by(hospital, "local", order, round) or {})}

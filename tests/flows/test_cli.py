@@ -214,6 +214,7 @@ def test_the_owner_resolves_a_ledger_that_forgot_and_is_asked_before(home: Path)
     refusal = {
         "kind": "refusal", "study": "s", "study_sha256": "0" * 64, "run": "s-1", "round": 3,
         "purpose": "contribute", "site": "north", "ledger_head": "1" * 64, "reason": "diverged",
+        "charges": 1,
         "event": {"noise_multiplier": 4.0, "sampling_rate": 1.0, "steps": 4},
     }  # fmt: skip
     hospital.outbox.put_statement(sign(refusal, "north", hospital.key))

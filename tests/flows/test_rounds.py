@@ -57,7 +57,7 @@ class Federation:
         statement = {
             "study": self.run.study.name, "study_sha256": self.run.study.sha256,
             "run": self.run.name, "round": round, "site": site, "ledger_head": HASH,
-            "purpose": phase, "event": None,
+            "purpose": phase, "event": None, "charges": 1,
         }  # fmt: skip
         statement |= {name: value for name, value in fields.items() if name != "instead"}
         data = sign(statement | fields.pop("instead", {}), site, self.keys[signer or site])

@@ -17,7 +17,7 @@ def release_of(stored: dict[str, torch.Tensor], path: Path, **changes: object) -
         "ledger_head": HASH, "content": "student", "base_sha256": HASH, "payload_sha256": HASH,
         "payload_bytes": 100, "tensors": {n: tuple(t.shape) for n, t in stored.items()},
         "declared_training": 20, "event": None, "epsilon": None, "epsilon_reported": {}, "delta": None,
-        "purpose": "contribute",
+        "purpose": "contribute", "charges": 0,
         "plain_releases": 0, "noise": "none",
     }  # fmt: skip
     return Release(ReleaseManifest.model_validate({**fields, **changes}), checkpoints.StoredParams(path))
@@ -89,7 +89,7 @@ def test_scores_that_no_metric_has_are_no_statement(metrics: dict[str, float]) -
     fields = {
         "kind": "scores", "study": "s", "study_sha256": HASH, "run": "r", "round": 1, "site": "north",
         "ledger_head": HASH, "model_sha256": HASH, "metrics_policy": "exact", "event": None,
-        "purpose": "evaluate",
+        "purpose": "evaluate", "charges": 0,
     }  # fmt: skip
     assert parse_statement({**fields, "metrics": {"dice/head": 0.5}})
     with pytest.raises(RejectedRelease):
