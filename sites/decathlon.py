@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sites.documents import ConfigError
-from sites.phantoms import PUBLIC, describe_cases, write_policy
+from sites.phantoms import describe_cases, write_public_policy
 
 
 def make_hospitals(source: Path, out: Path, hospitals: int, seed: int) -> list[Path]:
@@ -84,19 +84,6 @@ def _make(
         for case, _ in rows:
             shutil.copyfile(source / kind / f"{case}.nii.gz", partial / kind / f"{case}.nii.gz")
     describe_cases(partial, rows, name=f"{source.name} at {ward.name}", labels=labels)
-    policy: dict[str, object] = {
-        "name": ward.name,
-        "data": ".",
-        "declared_patients": max(5, 5 * round(len(patients) / 5)),
-        "min_patients": 5,
-        "min_evaluation_patients": 3,
-        "budget": {"epsilon": 8.0, "delta": 1.0e-4},
-        "networks": ["UNet", "SegResNet"],
-        "metrics": "exact",
-        "plain_studies": "allow",
-        "on_broken_case": "skip",
-        "device": {"kind": "cpu", "threads": 1},
-    }
-    write_policy(partial, policy, comment=PUBLIC)
+    write_public_policy(partial, ward.name, len(patients), ["UNet", "SegResNet"], smallest=5)
     partial.rename(ward)
     return ward

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sites.documents import ConfigError
-from sites.phantoms import PUBLIC, write_policy
+from sites.phantoms import write_public_policy
 
+NETWORKS = ("DenseNet121", "resnet10", "resnet18")
 PNEUMONIA = {0: "normal", 1: "pneumonia"}
 Pictures = NDArray[np.uint8]
 
@@ -87,19 +88,6 @@ def _make(
             writer.writerow([f"patient-{number:05d}", name, classes[number]])
     with (partial / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("value", "name"), *labels.items()])
-    policy: dict[str, object] = {
-        "name": ward.name,
-        "data": ".",
-        "declared_patients": max(10, 10 * round(len(pictures) / 10)),
-        "min_patients": 10,
-        "min_evaluation_patients": 5,
-        "budget": {"epsilon": 8.0, "delta": 1.0e-4},
-        "networks": ["DenseNet121", "resnet10", "resnet18"],
-        "metrics": "exact",
-        "plain_studies": "allow",
-        "on_broken_case": "skip",
-        "device": {"kind": "cpu", "threads": 1},
-    }
-    write_policy(partial, policy, comment=PUBLIC)
+    write_public_policy(partial, ward.name, len(pictures), NETWORKS, smallest=10)
     partial.rename(ward)
     return ward

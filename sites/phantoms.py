@@ -143,6 +143,26 @@ def write_policy(ward: Path, policy: dict[str, object], comment: str = "") -> No
     (ward / "site.yaml").write_text(comment + text)
 
 
+def write_public_policy(
+    ward: Path, name: str, patients: int, networks: Sequence[str], *, smallest: int
+) -> None:
+    """Write the `site.yaml` of a hospital made of public data; at least `smallest` patients train."""
+    policy: dict[str, object] = {
+        "name": name,
+        "data": ".",
+        "declared_patients": max(smallest, smallest * round(patients / smallest)),
+        "min_patients": smallest,
+        "min_evaluation_patients": max(3, smallest // 2),
+        "budget": {"epsilon": 8.0, "delta": 1.0e-4},
+        "networks": list(networks),
+        "metrics": "exact",
+        "plain_studies": "allow",
+        "on_broken_case": "skip",
+        "device": {"kind": "cpu", "threads": 1},
+    }
+    write_policy(ward, policy, comment=PUBLIC)
+
+
 def _policy(scanner: Scanner) -> dict[str, object]:
     return {
         "name": scanner.name,

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 
@@ -90,6 +91,18 @@ def restored(federation: Federation) -> Callable[[str], None]:
     return restore
 
 
+@contextmanager
+def power_cut_at(function: str) -> Iterator[None]:
+    """Let the hospital's process end where it would call a function."""
+
+    def stop(*_: object) -> None:
+        raise RuntimeError("power cut")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(function, stop)
+        yield
+
+
 @pytest.mark.parametrize("what", ["the ledger", "all of state", "nothing at all"])
 def test_a_ledger_behind_what_was_published_is_refused_until_the_difference_is_charged(
     what: str, federation: Federation, restored
@@ -121,14 +134,8 @@ def test_the_outbox_alone_shows_that_the_ledger_is_behind(federation: Federation
     assert federation.spent == pytest.approx(spent)
 
 
-def test_a_charge_that_was_never_released_is_charged_again_too(
-    federation: Federation, restored, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object) -> None:
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("sites.export.release", stop)
+def test_a_charge_that_was_never_released_is_charged_again_too(federation: Federation, restored) -> None:
+    with power_cut_at("sites.export.release"):
         federation.ask("contribute", 2)
     federation.ask("contribute", 3)
     spent = federation.spent
@@ -140,28 +147,16 @@ def test_a_charge_that_was_never_released_is_charged_again_too(
     assert purposes[2].startswith("contribute-unreleased-")
 
 
-def test_what_a_crash_left_in_the_outbox_is_no_sign_of_a_backup(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object) -> None:
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("privacy.ledger.Ledger.settle", stop)
+def test_what_a_crash_left_in_the_outbox_is_no_sign_of_a_backup(federation: Federation) -> None:
+    with power_cut_at("privacy.ledger.Ledger.settle"):
         federation.ask("contribute", 1)
     assert not list(forgotten(federation.hospital, [federation.exchange]))
     assert federation.ask("contribute", 1) == "release"
     assert len(federation.hospital.ledger.charges()) == 1
 
 
-def test_two_statements_of_one_act_are_charged_once(
-    federation: Federation, restored, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object) -> None:
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("privacy.ledger.Ledger.settle", stop)
+def test_two_statements_of_one_act_are_charged_once(federation: Federation, restored) -> None:
+    with power_cut_at("privacy.ledger.Ledger.settle"):
         federation.ask("contribute", 2)
     hospital = federation.hospital
     object.__setattr__(hospital, "test_noise", 2)  # a second training, as real noise would make it
@@ -196,20 +191,13 @@ def test_a_ledger_of_another_hospital_is_refused_and_nothing_is_lost(
     assert (federation.folder / "state" / "ledger.sqlite").read_bytes() == before
 
 
-def test_an_interrupted_resolve_can_be_made_again(
-    federation: Federation, restored, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object) -> None:
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("sites.export.release", stop)
+def test_an_interrupted_resolve_can_be_made_again(federation: Federation, restored) -> None:
+    with power_cut_at("sites.export.release"):
         federation.ask("contribute", 2)
     federation.ask("contribute", 3)
     spent = federation.spent
     restored("the ledger")
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("sites.forgotten._charge_unreleased", stop)
+    with power_cut_at("sites.forgotten._charge_unreleased"):
         resolve(federation.hospital, [federation.exchange])
     assert federation.spent < spent
     resolve(federation.hospital, [federation.exchange])
@@ -253,15 +241,11 @@ def test_what_a_forgotten_round_left_in_the_hospital_is_not_used(
 def test_a_release_that_a_crash_left_in_the_outbox_is_the_one_that_leaves(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
-        raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("privacy.ledger.Ledger.settle", stop)
+    with power_cut_at("privacy.ledger.Ledger.settle"):
         federation.ask("contribute", 1)
     (left,) = federation.hospital.outbox.statements()
     with monkeypatch.context() as patch:
-        patch.setattr("sites.rounds.train_privately", stop)  # it would be another output
+        patch.delattr("sites.rounds.train_privately")  # it would be another output
         assert federation.ask("contribute", 1) == "release"
     assert federation.hospital.ledger.file_of(Charge("small", RUN, 1, "contribute", None)) == left
 
