@@ -222,7 +222,7 @@ class _Back:
         assert isinstance(self.rule, _Convolution | _Linear)
         if not self.rule.has_few_positions(self.layer, self.g):
             return None
-        u, g = (t.double() for t in self.rule.positions(self.layer, self.x, self.g))
+        u, g = self.rule.positions(self.layer, self.x.double(), self.g.double())
         return (u @ u.mT * (g @ g.mT)).sum((1, 2)).clamp(min=0)
 
     def all(self, factors: Tensor) -> Tensor:
@@ -370,6 +370,8 @@ class _Convolution:
     def positions(self, layer: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the weight meets at each of L positions, `(N, L, I * kernel)`, and the cotangent
         there, `(N, L, O)`."""
+        if _is_pointwise(layer):
+            return x.flatten(2).mT, g.flatten(2).mT
         margins = [side for side in reversed(_padding(layer)) for _ in range(2)]
         windows, dims = functional.pad(x, margins), x.dim() - 2
         for axis in range(dims):
