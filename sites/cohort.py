@@ -87,10 +87,9 @@ def load_cohort(
     _check_labels(declared, task)
     patients: dict[str, list[Scan]] = {}
     for case in cases:
-        if case.scan and not _gate(policy, case, key):
+        is_left_out = _gate(policy, case, key)
+        if case.scan and not is_left_out:
             patients.setdefault(pseudonym(key, case.files.patient), []).append(case.scan)
-        elif not case.scan:
-            _gate(policy, case, key)
     for finding in check_together(cases, evaluator(policy, key)):
         where = ", ".join(case_id(key, files) for files in finding.cases)
         log.warning("%s: %s%s", finding.check, finding.text, f": case {where}" if where else "")

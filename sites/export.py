@@ -5,7 +5,7 @@ from typing import Any
 
 from models.checkpoints import to_bytes
 from models.params import Params
-from privacy.accounting import Filter, epsilon, reported_epsilon
+from privacy.accounting import epsilon, reported_epsilon
 from privacy.ledger import Charge, LedgerError
 from privacy.release import (
     Acceptance,
@@ -136,7 +136,7 @@ def _spent(hospital: Hospital, study: Study, run: str) -> dict[str, Any]:
     if study.privacy.mode == "none":
         return {"epsilon": None, "delta": None, "epsilon_reported": {}}
     delta, accountants = study.privacy.delta, study.privacy.accountants
-    rule: Filter = "renyi" if hospital.policy.sampled_steps == "allow" else "gaussian"
+    rule = hospital.policy.rule
     worst = max(hospital.ledger.histories(run), key=lambda events: epsilon(events, delta, rule))
     return {
         "epsilon": epsilon(worst, delta, rule),

@@ -71,7 +71,7 @@ class Hospital:
             self.state / "ledger.sqlite",
             self.policy.budget,
             owner=hmac.new(self.pseudonym_key, b"ledger", sha256).hexdigest(),
-            rule="renyi" if self.policy.sampled_steps == "allow" else "gaussian",
+            rule=self.policy.rule,
             allow_plain=self.policy.plain_studies == "allow",
         )
 
@@ -157,7 +157,7 @@ class Hospital:
         return NoiseSource.for_test(self.test_noise, f"{self.name} {purpose}"), "test"
 
     def stored(self, kind: str, run: str, round: int) -> Path:
-        """Return where parameters that never leave lie after a round: `teacher` or `local`."""
+        """Return where parameters that never leave lie after a round: `teacher`, `local` or `clip`."""
         return self.state / kind / run / f"{round:03d}.safetensors"
 
     def trust(self, coordinator: str) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,12 @@ from models.objectives import ClassificationConfig, SegmentationConfig, TaskConf
 from sites.images import Image, Unreadable, read_image
 from sites.listing import CaseFiles
 
-CaseCheck = Literal[
-    "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
-    "label_shape", "label_affine", "label_values", "spacing", "empty_label", "identifying",
-]  # fmt: skip
-BREAKING: tuple[CaseCheck, ...] = (
+Breaking = Literal[
     "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
     "label_shape", "label_affine", "label_values",
-)  # fmt: skip
+]  # fmt: skip
+CaseCheck = Literal[Breaking, "spacing", "empty_label", "identifying"]
+BREAKING: tuple[Breaking, ...] = get_args(Breaking)
 """Faults with which a case can't train whatever a policy says."""
 
 SMALLEST_SIDE_MM, LARGEST_SIDE_MM = 0.05, 20.0
@@ -87,7 +85,7 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
     return scan, list(_odd(replace(image, words=words), scan.target))
 
 
-def _broken(case: CaseFiles, check: CaseCheck, text: str) -> BrokenCase:
+def _broken(case: CaseFiles, check: Breaking, text: str) -> BrokenCase:
     return BrokenCase(case.case, Finding(check, text))
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from models.config import Config
 from models.networks import NETWORKS
 from models.objectives import Name
-from privacy.accounting import Budget
+from privacy.accounting import Budget, Filter
 from sites import documents
 from sites.checks import Check, Severity, severities
 
@@ -104,6 +104,11 @@ class Policy(Config):
     def severities(self) -> dict[str, Severity]:
         """What becomes of each finding of the checks."""
         return severities(self.checks, self.on_broken_case)
+
+    @property
+    def rule(self) -> Filter:
+        """The filter that enforces the budget, chosen before the first charge."""
+        return "renyi" if self.sampled_steps == "allow" else "gaussian"
 
     @property
     def declared_evaluation(self) -> int:
