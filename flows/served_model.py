@@ -5,8 +5,10 @@ change weights, which their sha256 shows, but cannot run anything.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +20,13 @@ from models import params as P
 from models.objectives import build_task
 from models.params import Params
 from privacy.signing import canonical
+from sites.inference import predict
 from sites.intake import Scan
-from sites.preprocessing import whole_image
+from sites.preprocessing import prepare
 from sites.study import Study
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -32,18 +36,24 @@ class ServedModel:
     study: Study
     network: nn.Module
 
-    @torch.no_grad()
-    def predict(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def predict(
+        self, images: NDArray[np.float32], params: Mapping[str, Any] | None = None
+    ) -> NDArray[np.float32]:
         """Return probabilities `(B, C, *spatial)`, or `(B, C)` for classification.
 
         Args:
             images: raw intensities `(B, *spatial)`, in RAS orientation.
+            params: `spacing_mm`, the voxels' sides, 1 mm each unless it is given.
         """
-        divisor = self.study.network.divisor
-        batch = torch.stack([whole_image(_as_scan(image), divisor) for image in images])
-        probabilities = build_task(self.study.task).activation(self.network(batch))
-        within = (slice(None), slice(None), *(slice(side) for side in images.shape[1:]))
-        return probabilities[within[: probabilities.dim()]].numpy()
+        study, network = self.study, self.network
+        spacing = tuple(map(float, (params or {}).get("spacing_mm", [1.0] * study.task.dims)))
+        activation = build_task(study.task).activation
+        prepared = (prepare(_as_scan(image, spacing, study), study.preprocessing) for image in images)
+        every = [
+            predict(network, activation, study.preprocessing, study.network.divisor, scan, CPU)
+            for scan in prepared
+        ]
+        return torch.stack(every).numpy()
 
 
 def write(folder: Path, study: Study, params: Params) -> None:
@@ -63,5 +73,6 @@ def _load_pyfunc(path: str) -> ServedModel:
     return ServedModel(study, network)
 
 
-def _as_scan(image: NDArray[np.float32]) -> Scan:
-    return Scan(np.asarray(image, dtype=np.float32), np.zeros((), np.int64), (1.0,) * image.ndim)
+def _as_scan(image: NDArray[np.float32], spacing_mm: tuple[float, ...], study: Study) -> Scan:
+    shape = image.shape if study.task.kind == "segmentation" else ()
+    return Scan(np.asarray(image, dtype=np.float32), np.zeros(shape, np.int64), spacing_mm)

@@ -1,6 +1,7 @@
 """What hospital IT reads at the terminal: the ledger, the outbox, broken cases."""
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from sites.exchange import Exchange
 from sites.forgotten import forgotten
 from sites.hospital import Hospital
 from sites.listing import CaseFiles, Listing
+from sites.preprocessing import PreprocessingConfig
 from sites.study import load_study
 
 
@@ -125,8 +127,8 @@ def check_lines(folder: Path, study: Path | None) -> list[CheckLine]:
     """Return everything that the checks find in a hospital's data, the worst first."""
     hospital = Hospital.open(folder)
     policy, key = hospital.policy, hospital.pseudonym_key
-    task = load_study(study).task if study else _task_of(hospital.listing)
-    cases = hospital.checked_cases(task)
+    task, preprocessing = _asked_of(hospital.listing, study)
+    cases = hospital.checked_cases(task, preprocessing)
     lines = [
         CheckLine(policy.severities[f.check], f.check, _known_as(case.files, key), f.text)
         for case in cases
@@ -135,7 +137,7 @@ def check_lines(folder: Path, study: Path | None) -> list[CheckLine]:
     for shared in check_together(cases, evaluator(policy, key)):
         names = "\n".join(_known_as(files, key) for files in shared.cases)
         lines.append(CheckLine(policy.severities[shared.check], shared.check, names, shared.text))
-    usable = {case.files.patient for case in cases if case.scan}
+    usable = {case.files.patient for case in cases if case.reading}
     training = [patient for patient in usable if not evaluator(policy, key)(patient)]
     if len(training) < policy.min_patients:
         text = f"{len(training)} training patients can be used, min_patients is {policy.min_patients}"
@@ -157,14 +159,27 @@ def _known_as(files: CaseFiles, key: bytes) -> str:
     return f"{files.case} ({case_id(key, files)})"
 
 
+def _asked_of(listing: Listing, study: Path | None) -> tuple[TaskConfig, PreprocessingConfig]:
+    """Return what a study asks of the data, or what their own list suggests."""
+    if study:
+        loaded = load_study(study)
+        return loaded.task, loaded.preprocessing
+    task = _task_of(listing)
+    return task, PreprocessingConfig(shape=(64,) * task.dims)
+
+
 def _task_of(listing: Listing) -> TaskConfig:
-    """Return the task that the data's own list suggests."""
     names = {value: f"label-{value}" for value in listing.labels}
     dims: Literal[2, 3] = 3 if _is_volume(listing.cases[0].image) else 2
-    if all(case.label.isdecimal() for case in listing.cases):
-        return ClassificationConfig(kind="classification", dims=dims, labels=names)
+    if all(_CLASSES.fullmatch(case.label) for case in listing.cases):
+        several = any(not case.label.isdecimal() for case in listing.cases)
+        return ClassificationConfig(kind="classification", dims=dims, labels=names, multi_label=several)
     foreground = {value: name for value, name in names.items() if value > 0}
     return SegmentationConfig(kind="segmentation", dims=dims, labels=foreground)
+
+
+_CLASSES = re.compile(r"none|\d+(;\s*\d+)*")
+"""How a list names the classes of a case."""
 
 
 def _is_volume(name: str) -> bool:

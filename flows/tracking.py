@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from flows import served_model
 from flows.run import Accepted, RoundRecord, Run
@@ -179,6 +179,7 @@ class Tracking(AbstractContextManager["Tracking"]):
     def _log_model(self, record: RoundRecord) -> ModelInfo:
         study = self._run.study
         tensor = Schema([TensorSpec(np.dtype(np.float32), (-1,) * (study.task.dims + 1))])
+        spacing = ParamSpec("spacing_mm", DataType.double, [1.0] * study.task.dims, shape=(-1,))
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             # MLflow advises an example; it would be a patient's image or none worth keeping.
             warnings.filterwarnings("ignore", message=".*input example was not provided")
@@ -189,7 +190,7 @@ class Tracking(AbstractContextManager["Tracking"]):
                     name=f"round-{record.round:03d}",
                     loader_module="flows.served_model",
                     data_path=folder,
-                    signature=ModelSignature(inputs=tensor),
+                    signature=ModelSignature(inputs=tensor, params=ParamSchema([spacing])),
                     pip_requirements=[f"{name}=={version(name)}" for name in LIBRARIES],
                     step=record.round,
                 )

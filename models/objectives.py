@@ -4,7 +4,7 @@ The loss returns one number per scan and never mixes scans, which per-patient cl
 (MONAI's own losses do not all promise it: reductions and broadcasting can mix a batch).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,7 +13,8 @@ from monai.losses.dice import DiceLoss
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 from monai.metrics.rocauc import compute_roc_auc
-from pydantic import Field, field_validator
+from monai.metrics.surface_dice import compute_surface_dice
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,9 +36,13 @@ class _TaskConfig(Config):
 
 
 class SegmentationConfig(_TaskConfig):
-    """Voxel-wise labels: 0 is background, `labels` names 1, 2, ... in order."""
+    """Voxel-wise labels: 0 is background, `labels` names 1, 2, ... in order.
+
+    `tolerance_mm` is how far two surfaces may lie apart and still agree, for `surface_dice`.
+    """
 
     kind: Literal["segmentation"]
+    tolerance_mm: Annotated[float, Field(gt=0, le=100)] = 1.0
 
     @field_validator("labels")
     @classmethod
@@ -53,20 +58,21 @@ class SegmentationConfig(_TaskConfig):
 
 
 class ClassificationConfig(_TaskConfig):
-    """One class per scan: `labels` names 0, 1, ... in order."""
+    """One class per scan, or with `multi_label` any number: `labels` names 0, 1, ... in order."""
 
     kind: Literal["classification"]
+    multi_label: bool = False
 
-    @field_validator("labels")
-    @classmethod
-    def _contiguous_from_zero(cls, labels: dict[int, str]) -> dict[int, str]:
-        if len(labels) < 2 or list(labels) != list(range(len(labels))):
-            raise ValueError("expected at least the labels 0 and 1, without a gap")
-        return labels
+    @model_validator(mode="after")
+    def _contiguous_from_zero(self) -> "ClassificationConfig":
+        fewest = 1 if self.multi_label else 2
+        if len(self.labels) < fewest or list(self.labels) != list(range(len(self.labels))):
+            raise ValueError(f"expected the labels 0, 1, ... without a gap, at least {fewest}")
+        return self
 
     @property
     def out_channels(self) -> int:
-        """One channel per class."""
+        """One channel per label."""
         return len(self.labels)
 
 
@@ -78,7 +84,7 @@ Outcome = Mapping[str, float]
 @dataclass(frozen=True)
 class Prediction:
     """What a network said of one scan, beside the truth: probabilities `(C, *spatial)` or `(C,)`,
-    target `(*spatial)` or `()`, voxel spacing in mm."""
+    target `(*spatial)`, `()` or, of several labels, `(C,)`, voxel spacing in mm."""
 
     probabilities: Tensor
     target: Tensor
@@ -93,12 +99,14 @@ class Task:
     `metrics(patients) -> {name: value}` where `patients` lists each patient's predictions: a
     patient counts once, however many scans he has. `bounded(scans) -> {name: value}` gives those of
     one patient's metrics that always lie in [0, 1] and whose mean over patients is the metric.
+    `exclusive(logits) -> (N, C, ...)` gives logits of which a softmax makes the probabilities.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
     activation: Callable[[Tensor], Tensor]
-    metrics: Callable[[Sequence[Sequence[Prediction]]], dict[str, float]]
-    bounded: Callable[[Sequence[Prediction]], dict[str, float]]
+    metrics: Callable[[Iterable[Iterable[Prediction]]], dict[str, float]]
+    bounded: Callable[[Iterable[Prediction]], dict[str, float]]
+    exclusive: Callable[[Tensor], Tensor] = lambda logits: logits
 
 
 def build_task(config: SegmentationConfig | ClassificationConfig) -> Task:
@@ -107,8 +115,12 @@ def build_task(config: SegmentationConfig | ClassificationConfig) -> Task:
         return Task(
             dice_and_cross_entropy,
             _softmax,
-            _segmentation_metrics(config.labels),
-            _dice_of_labels(config.labels),
+            _segmentation_metrics(config),
+            _dice_of_labels(config),
+        )
+    if config.multi_label:
+        return Task(
+            _binary_cross_entropy, torch.sigmoid, _multi_label_metrics, _share_right, _yes_and_no
         )
     return Task(_cross_entropy, _softmax, _classification_metrics, _is_right)
 
@@ -117,10 +129,11 @@ def metric_names(config: SegmentationConfig | ClassificationConfig) -> frozenset
     """Return the metrics that a task can have.
 
     >>> sorted(metric_names(SegmentationConfig(kind="segmentation", dims=3, labels={1: "head"})))
-    ['dice', 'dice/head', 'hd95_mm']
+    ['dice', 'dice/head', 'hd95_mm', 'surface_dice']
     """
     if config.kind == "segmentation":
-        return frozenset({"dice", "hd95_mm", *(f"dice/{name}" for name in config.labels.values())})
+        by_label = (f"dice/{name}" for name in config.labels.values())
+        return frozenset({"dice", "hd95_mm", "surface_dice", *by_label})
     return frozenset({"accuracy", "auroc", "balanced_accuracy", "calibration_error"})
 
 
@@ -146,6 +159,15 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return functional.cross_entropy(logits, target, reduction="none")
 
 
+def _binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    every = functional.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none")
+    return every.mean(1)
+
+
+def _yes_and_no(logits: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(logits), logits], 1)
+
+
 def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(1)
 
@@ -159,11 +181,11 @@ def _mean_outcome(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def _segmentation_metrics(
-    labels: Mapping[int, str],
-) -> Callable[[Sequence[Sequence[Prediction]]], dict[str, float]]:
-    def metrics(patients: Sequence[Sequence[Prediction]]) -> dict[str, float]:
+    config: SegmentationConfig,
+) -> Callable[[Iterable[Iterable[Prediction]]], dict[str, float]]:
+    def metrics(patients: Iterable[Iterable[Prediction]]) -> dict[str, float]:
         per_patient = [
-            _mean_outcome([segmentation_outcome(scan, labels) for scan in scans]) for scans in patients
+            _mean_outcome([segmentation_outcome(scan, config) for scan in scans]) for scans in patients
         ]
         return _mean_outcome(per_patient)
 
@@ -171,55 +193,110 @@ def _segmentation_metrics(
 
 
 def _dice_of_labels(
-    labels: Mapping[int, str],
-) -> Callable[[Sequence[Prediction]], dict[str, float]]:
-    def bounded(scans: Sequence[Prediction]) -> dict[str, float]:
-        outcome = _mean_outcome([segmentation_outcome(scan, labels) for scan in scans])
+    config: SegmentationConfig,
+) -> Callable[[Iterable[Prediction]], dict[str, float]]:
+    def bounded(scans: Iterable[Prediction]) -> dict[str, float]:
+        outcome = _mean_outcome([segmentation_outcome(scan, config) for scan in scans])
         return {name: value for name, value in outcome.items() if name.startswith("dice/")}
 
     return bounded
 
 
-def segmentation_outcome(scan: Prediction, labels: Mapping[int, str]) -> dict[str, float]:
-    """Return one scan's `dice`, `dice/<label>` and `hd95_mm`, the means over the labels.
+def segmentation_outcome(scan: Prediction, config: SegmentationConfig) -> dict[str, float]:
+    """Return one scan's `dice/<label>` and, as means over the labels, the others of `metric_names`.
 
-    | truth, prediction | Dice | HD95                        |
-    |-------------------|------|-----------------------------|
-    | both empty        | 1    | 0                           |
-    | one of them empty | 0    | the image's diagonal in mm  |
+    `surface_dice` is the share of both surfaces within `tolerance_mm` of each other (Nikolov et al.
+    2021).
+
+    | truth, prediction | Dice, surface Dice | HD95                        |
+    |-------------------|--------------------|-----------------------------|
+    | both empty        | 1                  | 0                           |
+    | one of them empty | 0                  | the image's diagonal in mm  |
     """
+    labels = config.labels
     num_classes = len(labels) + 1
     predicted = one_hot(scan.probabilities.argmax(0)[None], num_classes)
     truth = one_hot(scan.target[None], num_classes)
     dice = compute_dice(predicted, truth, include_background=False, ignore_empty=False)[0]
     outcome = {f"dice/{name}": float(dice[i]) for i, name in enumerate(labels.values())}
     outcome["dice"] = _mean(list(outcome.values()))
-    outcome["hd95_mm"] = _mean(
-        [_hd95_mm(predicted[:, c, None], truth[:, c, None], scan.spacing_mm)
-         for c in range(1, num_classes)]
-    )  # fmt: skip
+    surfaces = [
+        _of_surfaces(predicted[:, c, None], truth[:, c, None], scan.spacing_mm, config.tolerance_mm)
+        for c in range(1, num_classes)
+    ]
+    outcome["hd95_mm"] = _mean([hd95_mm for hd95_mm, _ in surfaces])
+    outcome["surface_dice"] = _mean([overlap for _, overlap in surfaces])
     return outcome
 
 
-def _hd95_mm(predicted: Tensor, truth: Tensor, spacing_mm: tuple[float, ...]) -> float:
+def _of_surfaces(
+    predicted: Tensor, truth: Tensor, spacing_mm: tuple[float, ...], tolerance_mm: float
+) -> tuple[float, float]:
+    """Return HD95 in mm and the surface Dice of two masks `(1, 1, *spatial)`."""
     is_empty = [not bool(mask.any()) for mask in (predicted, truth)]
     if all(is_empty):
-        return 0.0
+        return 0.0, 1.0
     if any(is_empty):
         sides = zip(truth.shape[2:], spacing_mm, strict=True)
-        return float(sum((n * mm) ** 2 for n, mm in sides) ** 0.5)
+        return float(sum((n * mm) ** 2 for n, mm in sides) ** 0.5), 0.0
+    spacing = list(spacing_mm)
     distance = compute_hausdorff_distance(
-        predicted, truth, include_background=True, percentile=95, spacing=list(spacing_mm)
+        predicted, truth, include_background=True, percentile=95, spacing=spacing
     )
-    return float(distance)
+    overlap = compute_surface_dice(
+        predicted, truth, [tolerance_mm], include_background=True, spacing=spacing
+    )
+    return float(distance), float(overlap)
 
 
-def _is_right(scans: Sequence[Prediction]) -> dict[str, float]:
-    probabilities = torch.stack([scan.probabilities for scan in scans]).mean(0)
-    return {"accuracy": float(probabilities.argmax() == scans[0].target)}
+def _of_patient(scans: Iterable[Prediction]) -> tuple[Tensor, Tensor]:
+    """Return the mean probabilities over a patient's scans, and the target of his first."""
+    listed = list(scans)
+    return torch.stack([scan.probabilities for scan in listed]).mean(0), listed[0].target
 
 
-def _classification_metrics(patients: Sequence[Sequence[Prediction]]) -> dict[str, float]:
+def _of_patients(patients: Iterable[Iterable[Prediction]]) -> tuple[Tensor, Tensor]:
+    probabilities, targets = zip(*map(_of_patient, patients), strict=True)
+    return torch.stack(probabilities), torch.stack(targets)
+
+
+def _is_right(scans: Iterable[Prediction]) -> dict[str, float]:
+    probabilities, target = _of_patient(scans)
+    return {"accuracy": float(probabilities.argmax() == target)}
+
+
+def _share_right(scans: Iterable[Prediction]) -> dict[str, float]:
+    probabilities, target = _of_patient(scans)
+    return {"accuracy": float(((probabilities >= 0.5) == (target > 0)).float().mean())}
+
+
+def _multi_label_metrics(patients: Iterable[Iterable[Prediction]]) -> dict[str, float]:
+    """Return the metrics of `_classification_metrics` as means over the labels, each said yes or no to.
+
+    A label that holds for nobody, or for everybody, has no part in `auroc`.
+    """
+    probabilities, target = _of_patients(patients)
+    says, holds = probabilities >= 0.5, target > 0
+    is_right = (says == holds).float()
+    found = [
+        float(is_right[:, c][holds[:, c] == value].mean())
+        for c in range(target.shape[1])
+        for value in set(holds[:, c].tolist())
+    ]
+    confidence = torch.where(says, probabilities, 1 - probabilities)
+    outcome = {
+        "accuracy": float(is_right.mean()),
+        "balanced_accuracy": _mean(found),
+        "calibration_error": _calibration_error(confidence.flatten(), is_right.flatten()),
+    }
+    both = [c for c in range(target.shape[1]) if len(set(holds[:, c].tolist())) == 2]
+    if both:
+        areas = [float(compute_roc_auc(probabilities[:, c], holds[:, c].float())) for c in both]
+        outcome["auroc"] = _mean(areas)
+    return outcome
+
+
+def _classification_metrics(patients: Iterable[Iterable[Prediction]]) -> dict[str, float]:
     """Return `accuracy`, `balanced_accuracy`, `calibration_error` and, where it is defined, `auroc`.
 
     Over patients: a patient's probabilities are the mean over his scans; his class is his first scan's.
@@ -227,10 +304,7 @@ def _classification_metrics(patients: Sequence[Sequence[Prediction]]) -> dict[st
     the expected one in ten bins of confidence (Guo et al. 2017, equation 3), `auroc` the mean one
     against the rest, where every class occurs.
     """
-    probabilities = torch.stack(
-        [torch.stack([scan.probabilities for scan in scans]).mean(0) for scans in patients]
-    )
-    target = torch.stack([scans[0].target for scans in patients])
+    probabilities, target = _of_patients(patients)
     is_right = (probabilities.argmax(1) == target).float()
     found = [float(is_right[target == value].mean()) for value in sorted(set(target.tolist()))]
     outcome = {

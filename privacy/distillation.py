@@ -9,6 +9,7 @@ post-processing (Dwork and Roth 2014, proposition 2.1), and it holds because
 - the number of steps is the study's; no checkpoint is chosen by looking at a patient.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Annotated, Literal
 
@@ -54,6 +55,7 @@ def distil(
     images: Tensor,
     config: DistillationConfig,
     rng: torch.Generator,
+    exclusive: Callable[[Tensor], Tensor] = lambda logits: logits,
 ) -> None:
     """Train `student`, in place, to answer on `images` as `teacher` does.
 
@@ -63,13 +65,15 @@ def distil(
     Args:
         images: `(N, 1, *spatial)`.
         rng: decides which images make a batch; nothing secret.
+        exclusive: makes of both networks' answers logits of classes of which one holds.
     """
-    answers = _answers(teacher, images, config.batch)
+    answers = exclusive(_answers(teacher, images, config.batch))
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     for _ in range(config.steps):
         batch = torch.randint(len(images), (config.batch,), generator=rng)
-        loss = imitation_loss(student(images[batch]), answers[batch], config.temperature)
+        said = exclusive(student(images[batch]))
+        loss = imitation_loss(said, answers[batch], config.temperature)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Scans as they were read and checked, kept on the hospital's disk from round to round.
+"""Scans as they were read, checked and prepared, kept on the hospital's disk from round to round.
 
 An entry is named by a hash of the files' content and of what was done to them, so a changed file or
 another task makes another entry, and no name of a patient, a file or a case is in the cache.
@@ -6,27 +6,34 @@ another task makes another entry, and no name of a patient, a file or a case is 
 
 import json
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import file_digest, sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.torch import save
+from torch import Tensor
 
 from models.checkpoints import write_atomically
 from models.objectives import TaskConfig
 from privacy.signing import canonical
-from sites.intake import Finding, Scan, read_case
+from sites.intake import BrokenCase, Finding
 from sites.listing import CaseFiles
+from sites.preprocessing import Prepared, PreprocessingConfig, cached_part
+from sites.profile import Profile
+from sites.reading import Reader, Reading, read_and_prepare, reader
 
 QUICK = (".png", ".jpg", ".jpeg", ".npz")
 """Files that are read as quickly as an entry of the cache."""
-VERSION = 1
-"""Raised whenever reading or checking a case changes."""
+VERSION = 2
+"""Raised whenever reading, checking or preparing a case changes."""
+DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+"""What an entry that is gone, damaged or of another version raises."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +43,28 @@ class ScanCache:
     folder: Path
     max_bytes: int
 
-    def reader(self, data: Path, task: TaskConfig) -> Callable[[CaseFiles], tuple[Scan, list[Finding]]]:
-        """Return what reads the cases of a data folder as `read_case` does, or from the cache."""
+    def reader(self, data: Path, task: TaskConfig, config: PreprocessingConfig) -> Reader:
+        """Return what reads the cases of a data folder as `sites.reading.reader` does, or from here.
 
-        def read(case: CaseFiles) -> tuple[Scan, list[Finding]]:
-            key = _key(data, case, task)
-            found = self._get(key) if key else None
+        Its readings hold no image: each load reads the entry, or the files where it is gone.
+        """
+        plainly = reader(data, task, config)
+
+        def read(case: CaseFiles) -> Reading:
+            key = _key(data, case, task, config)
+            if key is None:
+                return plainly(case)
+            found = self._known(key)
             if found is None:
-                found = read_case(data, case, task)  # a broken case is read, and named, each time
-                if key:
-                    self._put(key, *found)
-            return found
+                profile, findings, prepared = read_and_prepare(data, case, task, config)
+                self._put(key, profile, findings, prepared)
+                found = profile, findings
+            return Reading(*found, lambda: self._prepared(key) or again(case, key))
+
+        def again(case: CaseFiles, key: str) -> Prepared:
+            if _key(data, case, task, config) != key:
+                raise BrokenCase(case.case, Finding("unreadable", "a file changed while it was used"))
+            return read_and_prepare(data, case, task, config)[2]
 
         return read
 
@@ -63,31 +81,56 @@ class ScanCache:
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
-    def _get(self, key: str) -> tuple[Scan, list[Finding]] | None:
-        path = self._path(key)
-        try:
-            with safe_open(path, "numpy") as file:
-                told = json.loads(file.metadata()["told"])
-                image, target = file.get_tensor("image"), file.get_tensor("target")
-            os.utime(path)
-        except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
-            return None
-        findings = [Finding(**finding) for finding in told["findings"]]
-        return Scan(image, target.astype(np.int64), tuple(told["spacing_mm"])), findings
+    def _known(self, key: str) -> tuple[Profile, tuple[Finding, ...]] | None:
+        with suppress(*DAMAGED), safe_open(self._path(key), "pt") as file:
+            told = json.loads(file.metadata()["told"])
+            profile = _profile({**told["profile"], "coarse": file.get_tensor("coarse").clone()})
+            os.utime(self._path(key))
+            return profile, tuple(Finding(**finding) for finding in told["findings"])
+        return None
 
-    def _put(self, key: str, scan: Scan, findings: list[Finding]) -> None:
-        told = {"spacing_mm": scan.spacing_mm, "findings": [vars(finding) for finding in findings]}
-        small = np.min_scalar_type(int(scan.target.max()))
-        # safetensors writes an array in its memory's order, whatever its strides say
-        arrays = {
-            "image": np.ascontiguousarray(scan.image),
-            "target": np.ascontiguousarray(scan.target, dtype=small).reshape(scan.target.shape),
+    def _prepared(self, key: str) -> Prepared | None:
+        with suppress(*DAMAGED), safe_open(self._path(key), "pt") as file:
+            told = json.loads(file.metadata()["told"])
+            target = file.get_tensor("target").long()
+            has_truth = "truth" in file.keys()  # noqa: SIM118 (it is no mapping)
+            return Prepared(
+                image=file.get_tensor("image").clone(),  # else a window on a file that may go
+                target=target,
+                affine=np.asarray(told["affine"]),
+                truth=file.get_tensor("truth").long() if has_truth else target,
+                spacing_mm=tuple(told["profile"]["spacing_mm"]),
+            )
+        return None
+
+    def _put(
+        self, key: str, profile: Profile, findings: tuple[Finding, ...], prepared: Prepared
+    ) -> None:
+        told = {
+            "profile": {**vars(profile), "coarse": None},
+            "findings": [vars(finding) for finding in findings],
+            "affine": prepared.affine.tolist(),
         }
+        tensors = {"image": prepared.image, "coarse": profile.coarse, "target": _small(prepared.target)}
+        if prepared.truth is not prepared.target and not torch.equal(prepared.truth, prepared.target):
+            tensors["truth"] = _small(prepared.truth)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(self._path(key), save(arrays, {"told": json.dumps(told)}))
+        write_atomically(self._path(key), save(tensors, {"told": json.dumps(told)}))
 
 
-def _key(data: Path, case: CaseFiles, task: TaskConfig) -> str | None:
+def _profile(told: dict[str, Any]) -> Profile:
+    """Return a profile from what JSON made of it."""
+    amounts = {int(label): amount for label, amount in told["amounts"].items()}
+    lists = {key: tuple(value) for key, value in told.items() if isinstance(value, list)}
+    return Profile(**{**told, **lists, "amounts": amounts})
+
+
+def _small(labels: Tensor) -> Tensor:
+    """Return labels in the smallest type that holds them."""
+    return labels.to(torch.uint8 if labels.numel() == 0 or int(labels.max()) < 256 else torch.int32)
+
+
+def _key(data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingConfig) -> str | None:
     """Return the name of a case's entry; None where its files can't be read, or at once are."""
     if case.image.partition("#")[0].lower().endswith(QUICK):
         return None
@@ -96,7 +139,7 @@ def _key(data: Path, case: CaseFiles, task: TaskConfig) -> str | None:
         files.append(case.label if task.kind == "classification" else _content(data, case.label))
     except (OSError, ValueError):
         return None
-    what = [VERSION, task.model_dump(mode="json"), files]
+    what = [VERSION, task.model_dump(mode="json"), cached_part(config), files]
     return sha256(canonical(what)).hexdigest()
 
 

@@ -13,19 +13,15 @@ A check across cases never skips one: whether a patient trains must not depend o
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import combinations, pairwise
-from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
 
-from models.objectives import TaskConfig
-from sites.intake import BREAKING, BrokenCase, CaseCheck, Finding, Scan, read_case
+from sites.intake import BREAKING, BrokenCase, CaseCheck, Finding
 from sites.listing import CaseFiles
+from sites.profile import Profile
+from sites.reading import Reader, Reading
 
 CohortCheck = Literal["intensity", "duplicate", "same_head", "both_groups"]
 Check = CaseCheck | CohortCheck
@@ -35,7 +31,8 @@ APART = 3.0
 """Intensity scales that differ by this factor with nothing between are different groups."""
 ALIKE = 0.98
 """Correlation of two coarse images from which on they may show one head."""
-COARSE = 12
+BLOCK = 1024
+"""Images that are compared with all others at a time."""
 
 
 def severities(
@@ -63,30 +60,23 @@ def severities(
 
 @dataclass(frozen=True)
 class CheckedCase:
-    """A case that was read, with what is odd about it; `scan` is None where it can't be used."""
+    """A case that was read, with what is odd about it; `reading` is None where it can't be used."""
 
     files: CaseFiles
-    scan: Scan | None
+    reading: Reading | None
     findings: tuple[Finding, ...]
 
 
-def read_cases(
-    cases: Iterable[CaseFiles], read: Callable[[CaseFiles], tuple[Scan, list[Finding]]]
-) -> list[CheckedCase]:
-    """Return every case as `read` gives it; a broken one has no scan, and the others go on."""
+def read_cases(cases: Iterable[CaseFiles], read: Reader) -> list[CheckedCase]:
+    """Return every case as `read` gives it; a broken one has no reading, and the others go on."""
     checked = []
     for files in cases:
         try:
-            scan, findings = read(files)
-            checked.append(CheckedCase(files, scan, tuple(findings)))
+            reading = read(files)
+            checked.append(CheckedCase(files, reading, reading.findings))
         except BrokenCase as broken:
             checked.append(CheckedCase(files, None, (broken.finding,)))
     return checked
-
-
-def reader(data: Path, task: TaskConfig) -> Callable[[CaseFiles], tuple[Scan, list[Finding]]]:
-    """Return what reads the cases of a data folder for a task."""
-    return lambda files: read_case(data, files, task)
 
 
 @dataclass(frozen=True)
@@ -106,18 +96,18 @@ def check_together(
     Args:
         evaluates: whether a patient is one of those who evaluate.
     """
-    usable = [(case.files, case.scan.image) for case in cases if case.scan]
+    usable = [(case.files, case.reading.profile) for case in cases if case.reading]
     if not usable:
         return []
     return [*_intensity_groups(usable), *_copies(usable, evaluates)]
 
 
-Images = Sequence[tuple[CaseFiles, NDArray[np.float32]]]
+Usable = Sequence[tuple[CaseFiles, Profile]]
 
 
-def _intensity_groups(usable: Images) -> Iterator[SharedFinding]:
+def _intensity_groups(usable: Usable) -> Iterator[SharedFinding]:
     """Report the groups into which the images' intensity scales fall apart, such as CT among MR."""
-    scaled = sorted(((_scale(image), files) for files, image in usable), key=lambda pair: pair[0])
+    scaled = sorted(((one.scale, files) for files, one in usable), key=lambda pair: pair[0])
     groups = [[scaled[0]]]
     for before, this in pairwise(scaled):
         if this[0] > APART * before[0]:
@@ -130,23 +120,18 @@ def _intensity_groups(usable: Images) -> Iterator[SharedFinding]:
         yield SharedFinding("intensity", text, tuple(files for _, files in group) if few else ())
 
 
-def _scale(image: NDArray[np.float32]) -> float:
-    low, high = np.percentile(image, [1, 99])
-    return max(float(high - low), 1e-30)
-
-
-def _copies(usable: Images, evaluates: Callable[[str], bool]) -> Iterator[SharedFinding]:
+def _copies(usable: Usable, evaluates: Callable[[str], bool]) -> Iterator[SharedFinding]:
     """Report images that are there twice, and those of two patients that look like one head."""
     by_content: defaultdict[str, list[int]] = defaultdict(list)
-    for i, (_, image) in enumerate(usable):
-        by_content[sha256(image.tobytes()).hexdigest()].append(i)
+    for i, (_, one) in enumerate(usable):
+        by_content[one.content].append(i)
     exact: set[tuple[int, int]] = set()
     for group in by_content.values():
         if len(group) > 1:
             files = tuple(usable[i][0] for i in group)
             yield SharedFinding("duplicate", "the same image more than once", files)
             exact |= set(combinations(group, 2))
-    alike = _alike([image for _, image in usable])
+    alike = _alike([one.coarse for _, one in usable])
     for a, b in sorted(alike | exact):
         pair = (usable[a][0], usable[b][0])
         if pair[0].patient == pair[1].patient:
@@ -158,16 +143,11 @@ def _copies(usable: Images, evaluates: Callable[[str], bool]) -> Iterator[Shared
             yield SharedFinding("both_groups", text, pair)
 
 
-def _alike(images: Sequence[NDArray[np.float32]]) -> set[tuple[int, int]]:
+def _alike(coarse: Sequence[torch.Tensor]) -> set[tuple[int, int]]:
     """Return the pairs of images whose coarse versions correlate at `ALIKE` or more."""
-    coarse = torch.stack([_coarse(image) for image in images])
-    return {(i, j) for i, j in (coarse @ coarse.T >= ALIKE).triu(1).nonzero().tolist()}
-
-
-def _coarse(image: NDArray[np.float32]) -> torch.Tensor:
-    """Return the image on a small grid as a vector of mean 0 and norm 1."""
-    pool = nn.AdaptiveAvgPool3d(COARSE) if image.ndim == 3 else nn.AdaptiveAvgPool2d(COARSE)
-    flat: torch.Tensor = pool(torch.from_numpy(np.ascontiguousarray(image))[None, None]).flatten()
-    centred = flat - flat.mean()
-    unit: torch.Tensor = centred / centred.norm().clamp(min=1e-12)
-    return unit
+    found: set[tuple[int, int]] = set()
+    table = torch.stack(list(coarse))
+    for start in range(0, len(table), BLOCK):
+        alike = table[start : start + BLOCK] @ table.T >= ALIKE
+        found |= {(start + i, j) for i, j in alike.nonzero().tolist() if start + i < j}
+    return found

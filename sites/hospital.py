@@ -27,6 +27,8 @@ from sites.documents import ConfigError
 from sites.listing import EXCLUDED, CaseFiles, Listing, excluded_patients, read_listing
 from sites.outbox import Outbox
 from sites.policy import Policy, Refused, load_policy
+from sites.preprocessing import PreprocessingConfig
+from sites.study import Study
 
 log = logging.getLogger("wardround.site")
 
@@ -130,17 +132,18 @@ class Hospital:
         """The secret key of the patients' keyed hashes."""
         return pseudonym_key(self.state)
 
-    def checked_cases(self, task: TaskConfig) -> list[CheckedCase]:
+    def checked_cases(self, task: TaskConfig, config: PreprocessingConfig) -> list[CheckedCase]:
         """Return every case as it was read and checked, from the cache where it is there."""
         cache = ScanCache(self.state / "cache", self.policy.cache_mb * 2**20)
-        checked = read_cases(self.cases, cache.reader(self.data, task))
+        checked = read_cases(self.cases, cache.reader(self.data, task, config))
         cache.trim()
         return checked
 
-    def cohort(self, task: TaskConfig) -> Cohort:
-        """Return the hospital's patients, read from disk; raises `Refused` as `load_cohort` does."""
-        cases, declared = self.checked_cases(task), self.listing.labels
-        return load_cohort(cases, declared, self.policy, task, self.pseudonym_key)
+    def cohort(self, study: Study) -> Cohort:
+        """Return the hospital's patients for a study; raises `Refused` as `load_cohort` does."""
+        cases = self.checked_cases(study.task, study.preprocessing)
+        declared = self.listing.labels
+        return load_cohort(cases, declared, self.policy, study.task, self.pseudonym_key)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from sites.listing import CaseFiles
 
 Breaking = Literal[
     "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
-    "label_shape", "label_affine", "label_values",
+    "label_shape", "label_affine", "label_values", "too_large",
 ]  # fmt: skip
 CaseCheck = Literal[Breaking, "spacing", "empty_label", "identifying"]
 BREAKING: tuple[Breaking, ...] = get_args(Breaking)
@@ -34,7 +34,7 @@ class Scan:
 
     Attributes:
         image: `(*spatial)` intensities.
-        target: `(*spatial)` labels, or `()` the class.
+        target: `(*spatial)` labels, `()` the class, or `(C,)` 1 for each of several labels that holds.
         spacing_mm: the voxel's sides.
     """
 
@@ -74,7 +74,7 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
         image = read_image(data, case.image)
         _check_image(case, image, task)
         if task.kind == "classification":
-            target = np.asarray(_class(case, task), dtype=np.int64)
+            target = _several(case, task) if task.multi_label else _class(case, task)
             return Scan(image.voxels, target, image.spacing_mm), list(_odd(image, None))
         label = read_image(data, case.label)
     except Unreadable as error:
@@ -117,10 +117,22 @@ def _check_label(case: CaseFiles, image: Image, label: Image, task: Segmentation
         raise _broken(case, "label_values", text)
 
 
-def _class(case: CaseFiles, task: ClassificationConfig) -> int:
-    if not case.label.isdecimal() or int(case.label) not in task.labels:
+def _class(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:
+    return np.asarray(_one_of(case, case.label, task), dtype=np.int64)
+
+
+def _several(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:
+    """Return 1 for each label that holds: `0;2` in the list, `none` where no label does."""
+    target = np.zeros(len(task.labels), dtype=np.int64)
+    for label in case.label.split(";") if case.label != "none" else ():
+        target[_one_of(case, label.strip(), task)] = 1
+    return target
+
+
+def _one_of(case: CaseFiles, label: str, task: ClassificationConfig) -> int:
+    if not label.isdecimal() or int(label) not in task.labels:
         raise _broken(case, "label_values", "the label is none of the study's classes")
-    return int(case.label)
+    return int(label)
 
 
 def _odd(image: Image, target: NDArray[np.int64] | None) -> Iterator[Finding]:

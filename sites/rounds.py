@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -29,7 +30,7 @@ from privacy.mechanisms import Mechanism, mechanism_for
 from privacy.release import ModelManifest, Noise
 from privacy.signing import BadSignature, verified
 from privacy.soundness import check_soundness
-from sites import export
+from sites import export, inference
 from sites.admission import admit
 from sites.exchange import Exchange, model_place
 from sites.forgotten import check_memory, unrecorded
@@ -127,7 +128,7 @@ def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
         _check_accountants(order.study, mechanism)
     network = _network(order.study.network, order.study, hospital.device, None)
     _rehearse(hospital, order.study, network, mechanism)
-    hospital.cohort(order.study.task)
+    hospital.cohort(order.study)
     if mechanism:
         patients = hospital.eligible.training
         hospital.ledger.check_fits(patients, mechanism.event, times=order.study.rounds)
@@ -142,12 +143,13 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     start = _with_local_layers(hospital, order, model.params, order.round - 1)
     network = _network(study.network, study, hospital.device, start)
     _rehearse(hospital, study, network, mechanism)
-    patients = hospital.cohort(study.task).training
+    patients = hospital.cohort(study).training
     charge = replace(act, event=mechanism.event if mechanism else None)
     charged = hospital.ledger.reserve(charge, hospital.eligible.training)
     patients = tuple(patient for patient in patients if patient.pseudonym in charged)
     with _given_back_on_failure(hospital, charge):
-        examples = prepare(patients, study.preprocessing, hospital.device)
+        seed = study.seed_for(order.round, hospital.name, "draws")
+        examples = prepare(patients, study.preprocessing, hospital.device, seed)
     hospital.ledger.start(charge)
     for kind in ("teacher", "local", "clip"):
         hospital.stored(kind, order.run, order.round).unlink(missing_ok=True)
@@ -178,15 +180,23 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     """Score a global model on patients who never train, as far as the policy lets it be known."""
     study, policy = order.study, hospital.policy
     model = _global_model(hospital, order)
-    patients = hospital.cohort(study.task).evaluation
+    patients = hospital.cohort(study).evaluation
     if policy.metrics == "withheld" or len(patients) < policy.min_evaluation_patients:
         export.scores(hospital, study, act, model.sha256, "withheld", {})
         return
     params = _with_local_layers(hospital, order, model.params, order.round)
     network = _network(study.network, study, hospital.device, params)
-    task, divisor = build_task(study.task), study.network.divisor
+    task = build_task(study.task)
+    predict = partial(
+        inference.predict,
+        network,
+        task.activation,
+        study.preprocessing,
+        study.network.divisor,
+        device=hospital.device,
+    )
     if policy.noised_metrics is None:
-        metrics = score(network, task, divisor, patients, hospital.device)
+        metrics = score(predict, task, patients)
         export.scores(hospital, study, act, model.sha256, "exact", metrics)
         return
     event = _metrics_event(policy.noised_metrics, policy.budget)
@@ -202,11 +212,9 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
         raise Refused("everybody for whom this evaluation was charged has left")
     noise, _source = hospital.noise(f"{study.sha256} {order.round} metrics")
     metrics = noised_score(
-        network,
+        predict,
         task,
-        divisor,
         patients,
-        hospital.device,
         declared=policy.declared_evaluation,
         event=event,
         noise=noise,
@@ -265,16 +273,23 @@ def _rehearse(hospital: Hospital, study: Study, network: nn.Module, mechanism: M
     config = DistillationConfig(transfer="synthetic", steps=1, images=8, batch=2)
     images = transfer_images(config, shape, labels, study.seed_for(0, "", "rehearsal"))
     images = images[:4].to(hospital.device)
-    target = torch.zeros(4, *(shape if study.task.kind == "segmentation" else ()))
-    target = target.long().to(hospital.device)
+    target = _blank_targets(study, 4).to(hospital.device)
     teacher = study.distillation.teacher if study.distillation else None
     learner = _network(teacher, study, hospital.device, None) if teacher else network
     try:
+        task = build_task(study.task)
         if mechanism:
-            check_soundness(learner, build_task(study.task).loss, mechanism, images, target)
-        distil(learner, copy.deepcopy(network), images, config, torch.Generator())
+            check_soundness(learner, task.loss, mechanism, images, target)
+        distil(learner, copy.deepcopy(network), images, config, torch.Generator(), task.exclusive)
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         raise Refused(f"the study cannot train on images of its shape: {error}") from error
+
+
+def _blank_targets(study: Study, count: int) -> torch.Tensor:
+    task = study.task
+    if task.kind == "segmentation":
+        return torch.zeros(count, *study.preprocessing.shape).long()
+    return torch.zeros(count, *([len(task.labels)] if task.multi_label else ())).long()
 
 
 def _mechanism(hospital: Hospital, study: Study) -> Mechanism | None:
@@ -323,14 +338,15 @@ def _learn(
         study.seed_for(0, "", "transfer"),
     ).to(hospital.device)
     rng = torch.Generator().manual_seed(study.seed_for(order.round, hospital.name, "distil"))
+    exclusive = build_task(study.task).exclusive
     teacher = copy.deepcopy(network)
     if distillation.teacher:
         teacher = _own_teacher(hospital, order, distillation.teacher)
-        distil(network, teacher, images, distillation, rng)
+        distil(network, teacher, images, distillation, rng, exclusive)
     noise = _train(hospital, order, teacher, examples, mechanism, progress)
     checkpoints.write(hospital.stored("teacher", order.run, order.round), P.of(teacher))
     progress("distil", 0, distillation.steps)
-    distil(teacher, network, images, distillation, rng)
+    distil(teacher, network, images, distillation, rng, exclusive)
     progress("distil", distillation.steps, distillation.steps)
     return noise
 
@@ -345,17 +361,16 @@ def _train(
 ) -> Noise:
     study = order.study
     task, local_loss = build_task(study.task), study.strategy.build().local_loss
+    config = study.training.in_round(order.round, study.rounds)
     if mechanism is None:
         rng = torch.Generator().manual_seed(study.seed_for(order.round, hospital.name, "lots"))
-        train_plainly(network, task, examples, study.training, rng, local_loss, progress)
+        train_plainly(network, task, examples, config, rng, local_loss, progress)
         return "none"
     source, noise = hospital.noise(f"{study.sha256} {order.round}")
     before = _left_by(hospital, "clip", order, order.round - 1)
     if before:
         mechanism = mechanism.starting_at(float(before["norm"]))
-    left = train_privately(
-        network, task, examples, study.training, mechanism, source, local_loss, progress
-    )
+    left = train_privately(network, task, examples, config, mechanism, source, local_loss, progress)
     if left is not mechanism:
         after = hospital.stored("clip", order.run, order.round)
         checkpoints.write(after, {"norm": torch.tensor(left.clip.norm)})

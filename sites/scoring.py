@@ -1,38 +1,32 @@
 """How a model does on a hospital's evaluation patients, who never train."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from models.objectives import Prediction, Task
 from privacy.accounting import PrivacyEvent
 from privacy.noise import NoiseSource
 from sites.cohort import Patient
-from sites.intake import Scan
-from sites.preprocessing import whole_image
+from sites.preprocessing import Prepared
+
+Predict = Callable[[Prepared], Tensor]
+"""From a scan to probabilities `(C, *spatial)` at its own voxels, or `(C,)`."""
 
 
-@torch.no_grad()
-def score(
-    network: nn.Module, task: Task, divisor: int, patients: Sequence[Patient], device: torch.device
-) -> dict[str, float]:
+def score(predict: Predict, task: Task, patients: Sequence[Patient]) -> dict[str, float]:
     """Return the mean metrics over `patients`, each of whom counts once.
 
-    Every scan is predicted whole, at its own size.
+    One scan is in memory at a time.
     """
-    return task.metrics(
-        [[_predict(network, task, divisor, scan, device) for scan in p.scans] for p in patients]
-    )
+    return task.metrics(_predictions(predict, patient) for patient in patients)
 
 
-@torch.no_grad()
 def noised_score(
-    network: nn.Module,
+    predict: Predict,
     task: Task,
-    divisor: int,
     patients: Sequence[Patient],
-    device: torch.device,
     *,
     declared: int,
     event: PrivacyEvent,
@@ -44,11 +38,7 @@ def noised_score(
     sqrt(d) in L2; the divisor is the declared number of evaluation patients. Where there are
     several labels, `dice` is the mean of their noised values, which costs nothing more.
     """
-    predictions = [
-        [_predict(network, task, divisor, scan, device) for scan in patient.scans]
-        for patient in patients
-    ]
-    outcomes = [task.bounded(scans) for scans in predictions]
+    outcomes = [task.bounded(_predictions(predict, patient)) for patient in patients]
     names = sorted(outcomes[0])
     total = torch.tensor([[o[name] for name in names] for o in outcomes]).double().sum(0)
     std = event.noise_multiplier * len(names) ** 0.5
@@ -58,10 +48,7 @@ def noised_score(
     return {**metrics, "dice": sum(dice) / len(dice)} if dice else metrics
 
 
-def _predict(
-    network: nn.Module, task: Task, divisor: int, scan: Scan, device: torch.device
-) -> Prediction:
-    image = whole_image(scan, divisor).to(device)
-    probabilities = task.activation(network(image[None]))[0].cpu()
-    within = (slice(None), *(slice(side) for side in scan.target.shape))
-    return Prediction(probabilities[within], torch.from_numpy(scan.target), scan.spacing_mm)
+def _predictions(predict: Predict, patient: Patient) -> Iterator[Prediction]:
+    for load in patient.scans:
+        prepared = load()
+        yield Prediction(predict(prepared), prepared.truth, prepared.spacing_mm)

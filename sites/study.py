@@ -14,7 +14,7 @@ from privacy.distillation import DistillationConfig
 from privacy.mechanisms import PrivacyConfig
 from privacy.signing import canonical
 from sites import documents
-from sites.preprocessing import PreprocessingConfig
+from sites.preprocessing import Patches, PreprocessingConfig
 from sites.training import TrainingConfig
 
 
@@ -52,9 +52,19 @@ class Study(Config):
     @model_validator(mode="after")
     def _fits_together(self) -> "Study":
         shape, dims, kind = self.preprocessing.shape, self.task.dims, self.task.kind
-        if len(shape) != dims:
+        spacing = self.preprocessing.spacing_mm
+        for key, sides in (("shape", shape), ("spacing_mm", spacing)):
+            if sides is not None and len(sides) != dims:
+                raise ValueError(
+                    f"preprocessing.{key}: expected {dims} sides as task.dims says, got {list(sides)}."
+                )
+        if isinstance(self.preprocessing.fit, Patches) and kind != "segmentation":
+            raise ValueError("preprocessing.fit: expected patches for segmentation alone.")
+        augmentation = self.preprocessing.augmentation
+        if augmentation and any(axis >= dims for axis in augmentation.flip):
             raise ValueError(
-                f"preprocessing.shape: expected {dims} sides as task.dims says, got {list(shape)}."
+                f"preprocessing.augmentation.flip: expected axes below {dims}, "
+                f"got {list(augmentation.flip)}."
             )
         if (self.export == "student") != (self.distillation is not None):
             raise ValueError(

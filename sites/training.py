@@ -1,7 +1,9 @@
 """Local training: DP-SGD over patients, or plain SGD where a study has no privacy."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Annotated, Literal
 
 import torch
@@ -18,7 +20,7 @@ from privacy.noise import NoiseSource
 from privacy.optimizer import PatientOptimizer
 from privacy.per_patient import clipped_sums
 from sites.cohort import Patient
-from sites.preprocessing import PreprocessingConfig, training_pair
+from sites.preprocessing import Pair, PreprocessingConfig, drawn_pairs, fixed_pair
 
 LocalLoss = Callable[[Params, Params], Tensor]
 Progress = Callable[[str, int, int], None]
@@ -33,6 +35,7 @@ class TrainingConfig(Config):
         lot: patients a step: `all`, or a number. Under privacy each patient enters such a step
             with probability lot / declared patients, all independently (Poisson sampling).
         microbatch: patients whose gradients are held in memory at a time.
+        schedule: whether `lr` falls over the study's rounds, along half a cosine.
     """
 
     steps: Annotated[int, Field(ge=1, le=100_000)]
@@ -40,6 +43,19 @@ class TrainingConfig(Config):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     lot: Literal["all"] | PositiveInt
     microbatch: PositiveInt = 8
+    schedule: Literal["constant", "cosine"] = "constant"
+
+    def in_round(self, round: int, rounds: int) -> "TrainingConfig":
+        """Return what holds in one round, from 1, of so many: a constant rate.
+
+        >>> whole = TrainingConfig(steps=1, lr=0.4, lot="all", schedule="cosine")
+        >>> [round(whole.in_round(r, 4).lr, 3) for r in (1, 2, 3, 4)]
+        [0.4, 0.341, 0.2, 0.059]
+        """
+        if self.schedule == "constant":
+            return self
+        lr = self.lr * (1 + math.cos(math.pi * (round - 1) / rounds)) / 2
+        return self.model_copy(update={"lr": lr, "schedule": "constant"})
 
     @property
     def lot_size(self) -> int | None:
@@ -49,33 +65,62 @@ class TrainingConfig(Config):
 
 @dataclass(frozen=True)
 class Examples:
-    """Patients ready for a network: `images[i]` `(S_i, 1, *shape)`, `targets[i]` `(S_i, ...)`,
-    where S_i is the number of patient i's scans."""
+    """Patients ready for a network.
 
-    images: tuple[Tensor, ...]
-    targets: tuple[Tensor, ...]
+    `draw(i, step)` gives patient i's images `(S, 1, *shape)` and targets `(S, ...)` at a step, where S
+    is the number of what his scans give.
+    """
 
-    def batch(self, patients: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return these patients' images and targets, and each scan's position in `patients`."""
-        scans = torch.tensor([len(self.images[i]) for i in patients])
+    count: int
+    draw: Callable[[int, int], Pair]
+
+    def batch(self, patients: Sequence[int], step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return these patients' images and targets, and each image's position in `patients`."""
+        drawn = [self.draw(i, step) for i in patients]
+        images = torch.tensor([len(images) for images, _ in drawn])
         return (
-            torch.cat([self.images[i] for i in patients]),
-            torch.cat([self.targets[i] for i in patients]),
-            torch.arange(len(patients)).repeat_interleave(scans),
+            torch.cat([images for images, _ in drawn]),
+            torch.cat([targets for _, targets in drawn]),
+            torch.arange(len(patients)).repeat_interleave(images),
         )
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self.count
 
 
-def prepare(patients: Sequence[Patient], config: PreprocessingConfig, device: torch.device) -> Examples:
-    """Return the patients' scans as the network sees them."""
-    images, targets = [], []
-    for patient in patients:
-        pairs = [training_pair(scan, config) for scan in patient.scans]
-        images.append(torch.stack([image for image, _ in pairs]).to(device))
-        targets.append(torch.stack([target for _, target in pairs]).to(device))
-    return Examples(tuple(images), tuple(targets))
+def prepare(
+    patients: Sequence[Patient], config: PreprocessingConfig, device: torch.device, seed: int
+) -> Examples:
+    """Return the patients' scans as the network sees them at each step.
+
+    Where nothing is random they are held in memory, at the training shape; else a step loads the
+    scans that it needs.
+
+    Args:
+        seed: of what is drawn at random, which for each patient depends on himself and the step alone.
+    """
+    if config.is_random:
+        return Examples(len(patients), lambda i, step: _drawn(patients[i], config, seed, step, device))
+    fixed = [
+        _stacked([fixed_pair(load(), config) for load in patient.scans], device) for patient in patients
+    ]
+    return Examples(len(fixed), lambda i, step: fixed[i])
+
+
+def _drawn(
+    patient: Patient, config: PreprocessingConfig, seed: int, step: int, device: torch.device
+) -> Pair:
+    pairs = []
+    for number, load in enumerate(patient.scans):
+        text = f"{seed} {patient.pseudonym} {step} {number}"
+        own = int.from_bytes(sha256(text.encode()).digest()[:4])
+        pairs += drawn_pairs(load(), config, own)
+    return _stacked(pairs, device)
+
+
+def _stacked(pairs: Sequence[Pair], device: torch.device) -> Pair:
+    images, targets = zip(*pairs, strict=True)
+    return torch.stack(images).to(device), torch.stack(targets).to(device)
 
 
 def train_privately(
@@ -114,7 +159,8 @@ def train_privately(
         lot = _poisson_lot(len(examples), mechanism.sampling_rate, noise)
         clipper = _Clipper(optimizer.mechanism)
         for start in range(0, len(lot), config.microbatch):
-            images, targets, patient_of = examples.batch(lot[start : start + config.microbatch])
+            some = lot[start : start + config.microbatch]
+            images, targets, patient_of = examples.batch(some, step)
             of_scan = patient_of.to(images.device)
             sums = clipped_sums(network, task.loss, images, targets, of_scan, clipper)
             optimizer.accumulate([sums[name] for name, _ in network.named_parameters()])
@@ -158,8 +204,8 @@ def train_plainly(
         lot = next(lots)
         optimizer.zero_grad()
         for start in range(0, len(lot), config.microbatch):
-            patients = lot[start : start + config.microbatch]
-            images, targets, patient_of = examples.batch(patients)
+            some = lot[start : start + config.microbatch]
+            images, targets, patient_of = examples.batch(some, step)
             share = 1 / torch.bincount(patient_of)[patient_of]
             losses = task.loss(network(images), targets)
             torch.autograd.backward((losses * share.to(losses)).sum() / len(lot))

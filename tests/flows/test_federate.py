@@ -192,7 +192,7 @@ def test_no_name_of_a_patient_or_a_scan_leaves_a_hospital(finished: Path) -> Non
     secrets: set[bytes] = set()
     for ward in (finished / "wards").iterdir():
         hospital = Hospital.open(ward)
-        cohort = hospital.cohort(newest(finished).study.task)
+        cohort = hospital.cohort(newest(finished).study)
         secrets |= {p.pseudonym.encode() for p in (*cohort.training, *cohort.evaluation)}
         secrets |= {n.encode() for c in read_listing(ward).cases for n in (c.case, c.patient)}
     outside = [

@@ -10,6 +10,7 @@ from models.objectives import (
     Prediction,
     SegmentationConfig,
     build_task,
+    metric_names,
     one_hot,
     segmentation_outcome,
 )
@@ -52,8 +53,8 @@ def test_a_perfect_segmentation_scores_one_and_no_distance(dims: int) -> None:
     target = torch.zeros((8,) * dims, dtype=torch.long)
     target[2:4, 2:4], target[5:7, 5:7] = 1, 2
     scan = Prediction(one_hot(target[None], 3)[0], target, (1.0,) * dims)
-    assert segmentation_outcome(scan, LABELS) == {
-        "dice/head": 1.0, "dice/tail": 1.0, "dice": 1.0, "hd95_mm": 0.0,
+    assert segmentation_outcome(scan, segmentation(target.dim())) == {
+        "dice/head": 1.0, "dice/tail": 1.0, "dice": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0,
     }  # fmt: skip
 
 
@@ -63,17 +64,30 @@ def test_dice_and_distance_are_those_counted_by_hand() -> None:
     predicted = torch.zeros(8, 8, dtype=torch.long)
     predicted[0, 2:6], predicted[7, 0:2] = 1, 2
     scan = Prediction(one_hot(predicted[None], 3)[0], target, (1.0, 3.0))
-    outcome = segmentation_outcome(scan, LABELS)
+    outcome = segmentation_outcome(scan, segmentation(target.dim()))
     assert outcome["dice/head"] == pytest.approx(2 * 2 / (4 + 4))
     assert outcome["dice/tail"] == 1.0
     assert outcome["hd95_mm"] == pytest.approx((2 * 3.0 + 0) / 2, rel=0.15)
+
+
+def test_surfaces_within_the_tolerance_agree() -> None:
+    target, predicted = (torch.zeros(12, 12, dtype=torch.long) for _ in range(2))
+    target[3:8, 3:8], predicted[3:8, 4:9] = 1, 1
+    scan = Prediction(one_hot(predicted[None], 3)[0], target, (1.0, 2.0))
+    values = [
+        segmentation_outcome(scan, segmentation(2).model_copy(update={"tolerance_mm": mm}))
+        for mm in (0.5, 1.5, 2.5)
+    ]
+    overlaps = [(outcome["surface_dice"] - 0.5) * 2 for outcome in values]  # both lack the tail
+    assert overlaps == pytest.approx([0.5, 0.75, 1.0], abs=0.13)
+    assert overlaps[0] < overlaps[1] < overlaps[2] == 1
 
 
 def test_an_empty_prediction_costs_the_images_diagonal() -> None:
     target = torch.zeros(3, 4, dtype=torch.long)
     target[1, 1] = 1
     nothing = one_hot(torch.zeros(1, 3, 4, dtype=torch.long), 3)[0]
-    outcome = segmentation_outcome(Prediction(nothing, target, (2.0, 1.0)), LABELS)
+    outcome = segmentation_outcome(Prediction(nothing, target, (2.0, 1.0)), segmentation(2))
     assert outcome["dice/head"] == 0
     assert outcome["dice/tail"] == 1  # absent in truth and in prediction
     assert outcome["hd95_mm"] == pytest.approx(math.hypot(6, 4) / 2)
@@ -111,3 +125,49 @@ def test_classification_metrics_are_accuracy_and_auroc_over_patients() -> None:
 def test_wrong_labels_are_refused(labels: dict[int, str]) -> None:
     with pytest.raises(ValidationError, match="labels"):
         SegmentationConfig(kind="segmentation", dims=3, labels=labels)
+
+
+FINDINGS = ClassificationConfig(
+    kind="classification", dims=2, labels={0: "mass", 1: "nodule", 2: "effusion"}, multi_label=True
+)
+
+
+def of_several(probabilities: list[float], holds: list[int]) -> list[Prediction]:
+    return [Prediction(torch.tensor(probabilities), torch.tensor(holds), (1.0, 1.0))]
+
+
+def test_several_labels_are_each_said_yes_or_no_to() -> None:
+    task = build_task(FINDINGS)
+    logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.0, 0.0]], requires_grad=True)
+    target = torch.tensor([[1, 0, 1], [0, 0, 1]])
+    losses = task.loss(logits, target)
+    p = logits.sigmoid()
+    by_hand = -(target * p.log() + (1 - target) * (1 - p).log()).mean(1)
+    assert torch.allclose(losses, by_hand)
+    (gradient,) = torch.autograd.grad(losses[0], logits)
+    assert gradient[1].abs().sum() == 0
+    assert torch.allclose(task.activation(logits), p)
+    assert torch.allclose(task.exclusive(logits).softmax(1)[:, 1], p)
+
+
+def test_metrics_of_several_labels_are_means_over_those_that_occur() -> None:
+    patients = [
+        of_several([0.9, 0.8, 0.1], [1, 0, 0]),
+        of_several([0.2, 0.3, 0.2], [0, 1, 0]),
+        of_several([0.7, 0.9, 0.3], [1, 1, 0]),
+    ]
+    metrics = build_task(FINDINGS).metrics(patients)
+    assert set(metrics) == metric_names(FINDINGS)
+    assert metrics["accuracy"] == pytest.approx(7 / 9)
+    assert metrics["balanced_accuracy"] == pytest.approx((1 + 1 + 0.5 + 0 + 1) / 5)
+    assert metrics["auroc"] == pytest.approx((1 + 0.5) / 2)  # nobody has an effusion
+    assert build_task(FINDINGS).bounded(patients[0])["accuracy"] == pytest.approx(2 / 3)
+    nobody = build_task(FINDINGS).metrics([of_several([0.1, 0.1, 0.1], [0, 0, 0])])
+    assert "auroc" not in nobody
+
+
+def test_one_label_is_enough_where_several_may_hold() -> None:
+    one = {"kind": "classification", "dims": 2, "labels": {0: "mass"}}
+    assert ClassificationConfig(**one, multi_label=True).out_channels == 1
+    with pytest.raises(ValidationError, match="at least 2"):
+        ClassificationConfig(**one)

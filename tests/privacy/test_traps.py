@@ -41,7 +41,7 @@ def unet() -> nn.Module:
 
 def patients(images: Tensor, targets: Tensor) -> Examples:
     """One scan each."""
-    return Examples(images[:, None].unbind(), targets[:, None].unbind())
+    return Examples(len(images), lambda i, step: (images[i : i + 1], targets[i : i + 1]))
 
 
 def batch(count: int = 2) -> tuple[Tensor, Tensor]:

@@ -5,16 +5,22 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from models.objectives import ClassificationConfig, SegmentationConfig
-from sites import cache
 from sites.cache import ScanCache
-from sites.checks import read_cases, reader
+from sites.checks import read_cases
 from sites.hospital import Hospital
+from sites.intake import BrokenCase
 from sites.listing import CaseFiles, read_listing
+from sites.preprocessing import PreprocessingConfig
+from sites.reading import reader
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
+CONFIG = PreprocessingConfig(shape=(16, 16, 16))
+RESAMPLED = PreprocessingConfig(shape=(16, 16, 16), spacing_mm=(1.5, 1.5, 1.5))
+WELL_OR_ILL = {"kind": "classification", "labels": {0: "well", 1: "ill"}}
 
 
 @pytest.fixture
@@ -31,32 +37,43 @@ def entries(scans: ScanCache) -> set[Path]:
     return set(scans.folder.glob("*.safetensors"))
 
 
-def test_what_comes_from_the_cache_is_what_was_read(ward: Path, scans: ScanCache) -> None:
-    cases = read_listing(ward).cases
-    plain = read_cases(cases, reader(ward, TASK))
+@pytest.mark.parametrize("config", [CONFIG, RESAMPLED], ids=["as it is", "resampled"])
+def test_what_comes_from_the_cache_is_what_was_read(
+    config: PreprocessingConfig, ward: Path, scans: ScanCache
+) -> None:
+    cases = read_listing(ward).cases[:5]
+    plain = read_cases(cases, reader(ward, TASK, config))
     for _ in range(2):
-        for ours, theirs in zip(read_cases(cases, scans.reader(ward, TASK)), plain, strict=True):
-            assert np.array_equal(ours.scan.image, theirs.scan.image)
-            assert np.array_equal(ours.scan.target, theirs.scan.target)
-            assert ours.scan.target.dtype == theirs.scan.target.dtype
-            assert (ours.scan.spacing_mm, ours.findings) == (theirs.scan.spacing_mm, theirs.findings)
+        cached = read_cases(cases, scans.reader(ward, TASK, config))
+        for ours, theirs in zip(cached, plain, strict=True):
+            mine, yours = vars(ours.reading.profile), vars(theirs.reading.profile)
+            assert torch.equal(mine["coarse"], yours["coarse"])
+            assert {**mine, "coarse": 0} == {**yours, "coarse": 0}
+            assert ours.findings == theirs.findings
+            mine, yours = vars(ours.reading.load()), vars(theirs.reading.load())
+            for name in ("image", "target", "truth"):
+                assert torch.equal(mine[name], yours[name])
+                assert mine[name].dtype == yours[name].dtype
+            assert np.array_equal(mine["affine"], yours["affine"])
+            assert mine["spacing_mm"] == yours["spacing_mm"]
     assert len(entries(scans)) == len(cases)
 
 
-def test_a_class_comes_back_as_a_class(ward: Path, scans: ScanCache) -> None:
-    task = ClassificationConfig(kind="classification", dims=3, labels={0: "well", 1: "ill"})
-    case = replace(read_listing(ward).cases[0], label="1")
+@pytest.mark.parametrize(("several", "label", "target"), [(False, "1", 1), (True, "0;1", [1, 1])])
+def test_a_class_comes_back_as_a_class(
+    several: bool, label: str, target: object, ward: Path, scans: ScanCache
+) -> None:
+    task = ClassificationConfig(**WELL_OR_ILL, dims=3, multi_label=several)
+    case = replace(read_listing(ward).cases[0], label=label)
     for _ in range(2):
-        scan, _found = scans.reader(ward, task)(case)
-        assert scan.target.shape == ()
-        assert int(scan.target) == 1
+        assert scans.reader(ward, task, CONFIG)(case).load().target.tolist() == target
     assert len(entries(scans)) == 1
 
 
 def test_a_picture_is_not_kept(tmp_path: Path, scans: ScanCache) -> None:
     Image.fromarray(np.eye(16, dtype=np.uint8)).save(tmp_path / "a.png")
-    task = ClassificationConfig(kind="classification", dims=2, labels={0: "well", 1: "ill"})
-    scans.reader(tmp_path, task)(CaseFiles("a", "p", "a.png", "0"))
+    task, config = ClassificationConfig(**WELL_OR_ILL, dims=2), PreprocessingConfig(shape=(16, 16))
+    scans.reader(tmp_path, task, config)(CaseFiles("a", "p", "a.png", "0"))
     assert not entries(scans)
 
 
@@ -64,31 +81,54 @@ def test_a_second_reading_opens_no_image(
     ward: Path, scans: ScanCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = read_listing(ward).cases
-    read_cases(cases, scans.reader(ward, TASK))
+    read_cases(cases, scans.reader(ward, TASK, CONFIG))
     monkeypatch.setattr(nib, "load", None)
-    assert all(c.scan is not None for c in read_cases(cases, scans.reader(ward, TASK)))
+    for case in read_cases(cases, scans.reader(ward, TASK, CONFIG)):
+        assert case.reading.load().image.numel() > 0
 
 
-def test_a_changed_file_and_another_task_are_read_anew(ward: Path, scans: ScanCache) -> None:
+def test_a_changed_file_another_task_and_another_spacing_are_read_anew(
+    ward: Path, scans: ScanCache
+) -> None:
     case = read_listing(ward).cases[0]
-    before, _ = scans.reader(ward, TASK)(case)
+    before = scans.reader(ward, TASK, CONFIG)(case).profile
     image = nib.load(ward / case.image)
-    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), ward / case.image)
-    after, _ = scans.reader(ward, TASK)(case)
-    assert np.allclose(after.image, before.image + 1, atol=1e-4)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * 2, image.affine), ward / case.image)
+    after = scans.reader(ward, TASK, CONFIG)(case).profile
+    assert after.scale == pytest.approx(2 * before.scale, rel=1e-3)
     other = SegmentationConfig(kind="segmentation", dims=3, labels={1: "a", 2: "b"})
-    scans.reader(ward, other)(case)
+    scans.reader(ward, other, CONFIG)(case)
     assert len(entries(scans)) == 3
+    scans.reader(ward, TASK, RESAMPLED)(case)
+    assert len(entries(scans)) == 4
+    scans.reader(ward, TASK, PreprocessingConfig(shape=(24, 24, 24)))(case)  # fitted after the cache
+    assert len(entries(scans)) == 4
 
 
 @pytest.mark.parametrize("damage", [b"", b"half", None])
-def test_a_damaged_entry_is_read_anew(damage: bytes | None, ward: Path, scans: ScanCache) -> None:
+def test_a_damaged_or_deleted_entry_is_read_anew(
+    damage: bytes | None, ward: Path, scans: ScanCache
+) -> None:
     case = read_listing(ward).cases[0]
-    before, _ = scans.reader(ward, TASK)(case)
+    reading = scans.reader(ward, TASK, CONFIG)(case)
+    before = reading.load()
     (entry,) = entries(scans)
     entry.write_bytes(entry.read_bytes()[:-7] if damage is None else damage)
-    after, _ = scans.reader(ward, TASK)(case)
-    assert np.array_equal(before.image, after.image)
+    assert torch.equal(reading.load().image, before.image)
+    assert torch.equal(scans.reader(ward, TASK, CONFIG)(case).load().image, before.image)
+    entry.unlink()
+    assert torch.equal(reading.load().image, before.image)
+
+
+def test_a_file_that_changes_under_a_round_is_not_used(ward: Path, scans: ScanCache) -> None:
+    case = read_listing(ward).cases[0]
+    reading = scans.reader(ward, TASK, CONFIG)(case)
+    for entry in entries(scans):
+        entry.unlink()
+    image = nib.load(ward / case.image)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), ward / case.image)
+    with pytest.raises(BrokenCase, match="changed while it was used"):
+        reading.load()
 
 
 def test_the_entries_unused_for_longest_go_first(ward: Path, tmp_path: Path) -> None:
@@ -96,19 +136,19 @@ def test_the_entries_unused_for_longest_go_first(ward: Path, tmp_path: Path) -> 
     scans = ScanCache(tmp_path / "cache", max_bytes=10**9)
     names = []
     for age, case in enumerate(cases):
-        scans.reader(ward, TASK)(case)
+        scans.reader(ward, TASK, CONFIG)(case)
         (new,) = entries(scans) - set(names)
         os.utime(new, (1000 + age, 1000 + age))
         names.append(new)
-    scans.reader(ward, TASK)(cases[0])  # used again
-    small = ScanCache(tmp_path / "cache", max_bytes=2 * names[0].stat().st_size)
+    scans.reader(ward, TASK, CONFIG)(cases[0])  # used again
+    small = ScanCache(tmp_path / "cache", max_bytes=int(2.1 * names[0].stat().st_size))
     small.trim()
     assert entries(scans) == {names[0], names[3]}
 
 
-def test_the_cache_names_no_patient_and_stays_private(ward: Path) -> None:
+def test_the_cache_names_no_patient_and_stays_private(ward: Path, study_with) -> None:
     hospital = Hospital.open(ward)
-    hospital.cohort(TASK)
+    hospital.cohort(study_with())
     folder = hospital.state / "cache"
     assert folder.stat().st_mode & 0o077 == 0
     told = b"".join(path.name.encode() + path.read_bytes()[:2000] for path in folder.iterdir())
@@ -117,9 +157,9 @@ def test_the_cache_names_no_patient_and_stays_private(ward: Path) -> None:
         assert case.case.encode() not in told
 
 
-def test_a_cache_without_room_keeps_nothing_and_the_round_goes_on(ward: Path, edit) -> None:
+def test_a_cache_without_room_keeps_nothing_and_the_round_goes_on(ward: Path, edit, study_with) -> None:
     edit(ward / "site.yaml", cache_mb=0)
     hospital = Hospital.open(ward)
-    assert hospital.cohort(TASK).training
+    training = hospital.cohort(study_with()).training
     assert not list((hospital.state / "cache").glob("*.safetensors"))
-    assert cache.VERSION >= 1
+    assert training[0].scans[0]().image.numel() > 0

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from models.objectives import SegmentationConfig
-from sites.checks import CheckedCase, SharedFinding, check_together, read_cases, reader, severities
+from sites.checks import CheckedCase, SharedFinding, check_together, read_cases, severities
 from sites.intake import BREAKING, Scan
 from sites.listing import CaseFiles, read_listing
+from sites.preprocessing import PreprocessingConfig, prepare
+from sites.profile import profile_of
+from sites.reading import Reading, reader
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
+CONFIG = PreprocessingConfig(shape=(16, 16, 16))
 RNG = np.random.default_rng(0)
 
 
@@ -20,7 +24,9 @@ def head(scale: float = 1.0) -> np.ndarray:
 
 def case(number: int, image: np.ndarray, patient: str = "") -> CheckedCase:
     files = CaseFiles(f"case-{number}", patient or f"p{number}", f"{number}.nii", f"{number}-l.nii")
-    return CheckedCase(files, Scan(image, np.zeros(image.shape, dtype=np.int64), (1.0, 1.0, 1.0)), ())
+    scan = Scan(image, np.zeros(image.shape, dtype=np.int64), (1.0,) * image.ndim)
+    reading = Reading(profile_of(scan), (), lambda: prepare(scan, CONFIG))
+    return CheckedCase(files, reading, ())
 
 
 def found(cases: list[CheckedCase], evaluates: Callable[[str], bool] = lambda _: False) -> list[str]:
@@ -94,8 +100,8 @@ def test_the_other_cases_go_on_where_one_is_broken(tmp_path: Path, small_wards) 
     ward = small_wards(tmp_path) / "south"
     cases = read_listing(ward).cases
     (ward / cases[0].image).write_bytes(b"")
-    checked = read_cases(cases, reader(ward, TASK))
-    assert [c.scan is None for c in checked] == [True] + [False] * (len(cases) - 1)
+    checked = read_cases(cases, reader(ward, TASK, CONFIG))
+    assert [c.reading is None for c in checked] == [True] + [False] * (len(cases) - 1)
     assert [f.check for f in checked[0].findings] == ["unreadable"]
 
 
@@ -117,10 +123,10 @@ def test_odd_cases_can_be_used_and_are_reported(tmp_path: Path, small_wards) -> 
         if fault == "name":
             changed.header["descrip"] = b"MUELLER^ANNA 19560403"
         nib.save(changed, path)
-    checked = read_cases(cases, reader(ward, TASK))
+    checked = read_cases(cases, reader(ward, TASK, CONFIG))
     kinds = [[f.check for f in c.findings] for c in checked[:4]]
     assert kinds == [["empty_label"], ["spacing"], ["identifying"], []]
-    assert all(c.scan is not None for c in checked)
+    assert all(c.reading is not None for c in checked)
     assert not any("MUELLER" in f.text for c in checked for f in c.findings)
 
 
@@ -128,7 +134,7 @@ def test_hippocampus_has_three_intensity_groups_and_nothing_that_stops(
     shared_data: Path,
 ) -> None:
     data = shared_data / "hippocampus"
-    cases = read_cases(read_listing(data).cases, reader(data, TASK))
+    cases = read_cases(read_listing(data).cases, reader(data, TASK, CONFIG))
     assert not [f for c in cases for f in c.findings]
     shared = check_together(cases, lambda patient: hash(patient) % 4 == 0)
     assert [f.check for f in shared] == ["intensity"] * 3

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.objectives import SegmentationConfig
-from sites.checks import read_cases, reader
+from sites.checks import read_cases
 from sites.cohort import Cohort, case_id, evaluates, load_cohort, pseudonym, pseudonym_key
 from sites.listing import read_listing
 from sites.policy import Refused, load_policy
+from sites.preprocessing import PreprocessingConfig
+from sites.reading import reader
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
 KEY = b"k" * 32
@@ -25,7 +27,7 @@ def ward(tmp_path: Path, small_wards) -> Path:
 
 def cohort_of(ward: Path) -> Cohort:
     listing = read_listing(ward)
-    checked = read_cases(listing.cases, reader(ward, TASK))
+    checked = read_cases(listing.cases, reader(ward, TASK, PreprocessingConfig(shape=(16, 16, 16))))
     return load_cohort(checked, listing.labels, load_policy(ward), TASK, KEY)
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from models.objectives import ClassificationConfig
-from sites.checks import read_cases, reader
 from sites.documents import ConfigError
 from sites.hospital import Hospital
+from sites.intake import read_scan
 from sites.listing import read_listing
 from sites.medmnist import PNEUMONIA, make_hospitals
 
@@ -38,10 +38,10 @@ def test_every_picture_of_the_training_part_is_dealt_to_one_hospital(
     arrays = np.load(source)
     for ward, listing in zip(wards, listings, strict=True):
         assert Hospital.open(ward).policy.plain_studies == "allow"
-        case = read_cases(listing.cases[:1], reader(ward, TASK))[0]
-        number = int(case.files.patient.removeprefix("patient-"))
-        assert np.array_equal(case.scan.image, arrays["train_images"][number])
-        assert case.scan.target == arrays["train_labels"][number]
+        scan = read_scan(ward, listing.cases[0], TASK)
+        number = int(listing.cases[0].patient.removeprefix("patient-"))
+        assert np.array_equal(scan.image, arrays["train_images"][number])
+        assert scan.target == arrays["train_labels"][number]
 
 
 def test_a_small_concentration_makes_hospitals_unlike(source: Path, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_every_eligible_patient_is_charged_whatever_his_images_show(
     coordinator.publish(0, first_model(coordinator.study))
     assert coordinator.order(hospital, "contribute", 1).kind == "release"
     assert hospital.ledger.patients() == hospital.eligible.training
-    trained = {patient.pseudonym for patient in hospital.cohort(coordinator.study.task).training}
+    trained = {patient.pseudonym for patient in hospital.cohort(coordinator.study).training}
     assert trained < hospital.eligible.training
 
 
@@ -153,7 +153,7 @@ def test_a_patient_who_withdraws_is_in_no_later_event_and_what_he_spent_stays(
     gone = {first_patient(hospital, group) for group in ("training", "evaluation")}
     (hospital.folder / "excluded.csv").write_text("subject\n" + "\n".join(sorted(gone)) + "\n")
     names = {pseudonym(pseudonym_key(hospital.state), patient) for patient in gone}
-    cohort = hospital.cohort(coordinator.study.task)
+    cohort = hospital.cohort(coordinator.study)
     assert not names & {p.pseudonym for p in (*cohort.training, *cohort.evaluation)}
     coordinator.publish(1, first_model(coordinator.study))
     coordinator.order(hospital, "contribute", 2)
@@ -258,7 +258,7 @@ def test_nothing_that_leaves_names_a_patient_or_a_true_count(
     coordinator.publish(0, first_model(coordinator.study))
     for phase, round in (("join", 0), ("evaluate", 0), ("contribute", 1)):
         coordinator.order(hospital, phase, round)
-    cohort = hospital.cohort(coordinator.study.task)
+    cohort = hospital.cohort(coordinator.study)
     secrets = ["patient_", "phantom_", *(p.pseudonym for p in (*cohort.training, *cohort.evaluation))]
     for path in hospital.outbox.folder.glob("*.json"):
         text = path.read_text()
@@ -427,7 +427,7 @@ def test_metrics_leave_as_the_policy_says(
     coordinator = coordinator_of(study_with())
     coordinator.publish(0, first_model(coordinator.study))
     scores = coordinator.order(Hospital.open(hospital.folder), "evaluate", 0)
-    expected = {"dice", "dice/head", "dice/tail", "hd95_mm"} if published else set()
+    expected = {"dice", "dice/head", "dice/tail", "hd95_mm", "surface_dice"} if published else set()
     assert set(scores.metrics) == expected
     assert scores.metrics_policy == ("exact" if published else "withheld")
 

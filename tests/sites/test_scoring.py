@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -6,11 +8,12 @@ from models.objectives import SegmentationConfig, build_task
 from privacy.accounting import PrivacyEvent
 from privacy.noise import NoiseSource
 from sites.cohort import Patient
+from sites.inference import predict
 from sites.intake import Scan
+from sites.preprocessing import PreprocessingConfig, prepare
 from sites.scoring import noised_score, score
 
 TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "a", 2: "b"}))
-CPU = torch.device("cpu")
 
 
 class Reads(torch.nn.Module):
@@ -21,6 +24,10 @@ class Reads(torch.nn.Module):
         return 50 * torch.cat(ranks, 1).float()
 
 
+CONFIG = PreprocessingConfig(shape=(8, 8))
+READS = partial(predict, Reads(), TASK.activation, CONFIG, 4, device=torch.device("cpu"))
+
+
 def patients(count: int) -> list[Patient]:
     rng = np.random.default_rng(0)
     made = []
@@ -28,19 +35,20 @@ def patients(count: int) -> list[Patient]:
         target = np.zeros((9, 7), dtype=np.int64)
         target[2:4, 1 : 4 + i % 2], target[6:8, 2:4] = 1, 2
         image = (target * 100 + rng.normal(0, 1, target.shape)).astype(np.float32)
-        made.append(Patient(str(i), (Scan(image, target, (1.0, 1.0)),) * (1 + i % 2)))
+        scan = prepare(Scan(image, target, (1.0, 1.0)), CONFIG)
+        made.append(Patient(str(i), (lambda scan=scan: scan,) * (1 + i % 2)))
     return made
 
 
 def test_a_network_that_reads_the_truth_scores_one_on_images_of_any_size() -> None:
-    metrics = score(Reads(), TASK, 4, patients(3), CPU)
-    assert metrics == {"dice": 1.0, "dice/a": 1.0, "dice/b": 1.0, "hd95_mm": 0.0}
+    metrics = score(READS, TASK, patients(3))
+    assert metrics == {"dice": 1.0, "dice/a": 1.0, "dice/b": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0}
 
 
 def test_noised_metrics_are_the_exact_sum_with_noise_of_the_stated_size() -> None:
     draws = [
         noised_score(
-            Reads(), TASK, 4, patients(4), CPU,
+            READS, TASK, patients(4),
             declared=100, event=PrivacyEvent(10.0, 1.0, 1), noise=NoiseSource.for_test(seed, ""),
         )
         for seed in range(200)
@@ -53,7 +61,7 @@ def test_noised_metrics_are_the_exact_sum_with_noise_of_the_stated_size() -> Non
 
 def test_noised_metrics_divide_by_the_declared_number() -> None:
     metrics = noised_score(
-        Reads(), TASK, 4, patients(4), CPU,
+        READS, TASK, patients(4),
         declared=8, event=PrivacyEvent(1e-6, 1.0, 1), noise=NoiseSource.for_test(0, ""),
     )  # fmt: skip
     assert metrics["dice/a"] == pytest.approx(0.5, abs=1e-4)

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,11 @@ from models.strategies import fed_prox
 from privacy.mechanisms import AdaptiveClip, ClipConfig, Mechanism
 from privacy.noise import NoiseSource
 from privacy.per_patient import per_patient_gradients
-from sites.training import Examples, TrainingConfig, train_plainly, train_privately
+from sites.cohort import Patient
+from sites.intake import Scan
+from sites.preprocessing import PreprocessingConfig
+from sites.preprocessing import prepare as preprocess
+from sites.training import Examples, TrainingConfig, prepare, train_plainly, train_privately
 
 TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "a"}))
 
@@ -30,7 +35,11 @@ def examples(patients: int) -> Examples:
             target[:, None] * 2.0 - 1 + 0.1 * torch.randn(target[:, None].shape, generator=rng)
         )
         targets.append(target)
-    return Examples(tuple(images), tuple(targets))
+    return Examples(patients, lambda i, step: (images[i], targets[i]))
+
+
+def everybody(data: Examples) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return data.batch(range(len(data)), 0)
 
 
 def mechanism(noise: float = 1e-6, rate: float = 1.0, steps: int = 5) -> Mechanism:
@@ -50,9 +59,9 @@ def train(
 
 
 def loss_of(net: torch.nn.Module) -> float:
-    data = examples(6)
+    images, targets, _ = everybody(examples(6))
     with torch.no_grad():
-        return float(TASK.loss(net(torch.cat(data.images)), torch.cat(data.targets)).mean())
+        return float(TASK.loss(net(images), targets).mean())
 
 
 def test_private_training_lowers_the_loss_where_noise_is_small() -> None:
@@ -76,7 +85,7 @@ def test_the_first_step_is_the_clipped_mean_written_out() -> None:
     net, plain = network(), network()
     train(net, mechanism(steps=1))
     data, moved = examples(6), {n: torch.zeros_like(p) for n, p in P.of(plain).items()}
-    for images, targets in zip(data.images, data.targets, strict=True):
+    for images, targets in (data.draw(i, 0) for i in range(len(data))):
         loss = TASK.loss(plain(images), targets).mean()
         gradients = dict(zip(moved, torch.autograd.grad(loss, list(plain.parameters())), strict=True))
         factor = 1 / (P.norm(gradients) + 0.01)
@@ -138,7 +147,49 @@ def test_an_adaptive_clip_norm_finds_the_size_of_the_patients_gradients() -> Non
         net, TASK, examples(6), config, Mechanism(clip, 1e-6, 1.0, 30, divisor=6),
         NoiseSource.for_test(0, ""), None, lambda *_: None,
     )  # fmt: skip
-    images, targets, patient_of = examples(6).batch(range(6))
+    images, targets, patient_of = everybody(examples(6))
     gradients = per_patient_gradients(net, TASK.loss, images, targets, patient_of)
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
     assert norms.min() / 1.3 < left.clip.norm < norms.max() * 1.3
+
+
+RANDOM = PreprocessingConfig(
+    shape=(8, 8), fit={"kind": "patches"}, augmentation={"copies": 2, "flip": (0, 1), "noise": 0.1}
+)
+
+
+def patient(name: str, scans: int = 1) -> Patient:
+    rng = np.random.default_rng(len(name))
+    made = [
+        Scan(rng.normal(size=(20, 20)).astype(np.float32), rng.integers(0, 2, (20, 20)), (1.0, 1.0))
+        for _ in range(scans)
+    ]
+    return Patient(name, tuple(lambda scan=scan: preprocess(scan, RANDOM) for scan in made))
+
+
+def test_what_is_drawn_for_a_patient_does_not_depend_on_the_others() -> None:
+    cpu = torch.device("cpu")
+    everyone = [patient("a"), patient("bb", 2), patient("ccc")]
+    whole = prepare(everyone, RANDOM, cpu, seed=1)
+    alone = prepare(everyone[2:], RANDOM, cpu, seed=1)
+    images, _, patient_of = whole.batch([2, 0, 1], step=3)
+    assert torch.equal(images[patient_of == 0], alone.batch([0], step=3)[0])
+    assert patient_of.tolist() == [0] * 4 + [1] * 4 + [2] * 8  # scans x copies x patches
+    assert not torch.equal(images[patient_of == 0], alone.batch([0], step=4)[0])
+    other = prepare(everyone[2:], RANDOM, cpu, seed=2)
+    assert not torch.equal(images[patient_of == 0], other.batch([0], step=3)[0])
+
+
+def test_many_copies_of_a_scan_are_one_patients_one_gradient() -> None:
+    net, m = network(), mechanism(steps=1)
+    config = TrainingConfig(steps=1, lr=0.3, lot="all")
+    drawn = prepare([patient("a", 3)], RANDOM, torch.device("cpu"), seed=1)
+    start = P.of(net)
+    train_privately(net, TASK, drawn, config, m, NoiseSource.for_test(0, ""), None, lambda *_: None)
+    assert P.norm(P.subtract(P.of(net), start)) <= 0.3 * 1.0 / m.divisor * (1 + 1e-4)
+
+
+def test_a_cosine_falls_over_the_rounds_and_a_constant_rate_does_not() -> None:
+    for schedule, rates in (("constant", [0.1] * 3), ("cosine", [0.1, 0.075, 0.025])):
+        config = TrainingConfig(steps=1, lr=0.1, lot="all", schedule=schedule)
+        assert [config.in_round(r, 3).lr for r in (1, 2, 3)] == pytest.approx(rates)

@@ -1,0 +1,60 @@
+"""What a network says of a whole scan, at the scan's own voxels."""
+
+from collections.abc import Callable
+
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor, nn
+
+from sites.preprocessing import (
+    Patches,
+    Prepared,
+    PreprocessingConfig,
+    fixed_pair,
+    on_own_grid,
+    whole_image,
+)
+
+WINDOWS = 4
+"""Windows that a network sees at a time."""
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module,
+    activation: Callable[[Tensor], Tensor],
+    config: PreprocessingConfig,
+    divisor: int,
+    prepared: Prepared,
+    device: torch.device,
+) -> Tensor:
+    """Return probabilities `(C, *spatial)` at the scan's own voxels, or `(C,)` for a class.
+
+    | study                  | the network sees                                  |
+    |------------------------|---------------------------------------------------|
+    | classification         | the image as training does                        |
+    | segmentation, patches  | windows of the training shape that slide over it  |
+    | segmentation otherwise | all of it, whatever its size                      |
+
+    Args:
+        divisor: what the network needs the sides of an image to be multiples of.
+    """
+    if prepared.target.shape != prepared.image.shape[1:]:
+        image = fixed_pair(prepared, config)[0][None].to(device)
+        probabilities: Tensor = activation(network(image))[0].cpu()
+        return probabilities
+    if isinstance(config.fit, Patches):
+        logits = sliding_window_inference(
+            prepared.image[None],
+            config.shape,
+            WINDOWS,
+            network,
+            overlap=config.fit.overlap,
+            mode="gaussian",
+            sw_device=device,
+            device="cpu",
+        )
+    else:
+        logits = network(whole_image(prepared, divisor)[None].to(device)).cpu()
+    within = (slice(None), *(slice(side) for side in prepared.image.shape[1:]))
+    return on_own_grid(activation(logits)[0][within], prepared)

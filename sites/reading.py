@@ -1,0 +1,48 @@
+"""A listed case as training and the checks use it: read, judged by itself alone, prepared when asked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.objectives import TaskConfig
+from sites.intake import BrokenCase, Finding, read_case
+from sites.listing import CaseFiles
+from sites.preprocessing import Prepared, PreprocessingConfig, TooLarge, prepare
+from sites.profile import Profile, profile_of
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A case that can be used: the scan in small, what is odd about it, and what loads it."""
+
+    profile: Profile
+    findings: tuple[Finding, ...]
+    load: Callable[[], Prepared]
+
+
+Reader = Callable[[CaseFiles], Reading]
+
+
+def reader(data: Path, task: TaskConfig, config: PreprocessingConfig) -> Reader:
+    """Return what reads the cases of a data folder; it raises `BrokenCase` as `read_case` does."""
+
+    def read(case: CaseFiles) -> Reading:
+        profile, findings, prepared = read_and_prepare(data, case, task, config)
+        return Reading(profile, findings, lambda: prepared)
+
+    return read
+
+
+def read_and_prepare(
+    data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingConfig
+) -> tuple[Profile, tuple[Finding, ...], Prepared]:
+    """Return a case in small, what is odd about it, and its scan prepared for a network.
+
+    Raises:
+        BrokenCase: it can't be used.
+    """
+    scan, findings = read_case(data, case, task)
+    try:
+        return profile_of(scan), tuple(findings), prepare(scan, config)
+    except TooLarge as error:
+        raise BrokenCase(case.case, Finding("too_large", str(error))) from error
