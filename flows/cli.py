@@ -194,6 +194,25 @@ def outbox(folder: SiteArgument = Path()) -> None:
         Console().print(outbox_table(folder))
 
 
+@site_app.command(name="import")
+def take_in(
+    export: Annotated[Path, typer.Argument(help="The folder that an archive exported.")],
+    folder: SiteArgument = Path(),
+) -> None:
+    """Take scans into the hospital's data without what names the patients."""
+    with _clear_errors():
+        from sites.archive import take_in as import_export
+        from sites.hospital import Hospital
+
+        hospital = Hospital.open(folder)
+        with hospital.alone():
+            done = import_export(hospital, export)
+        typer.echo(f"{done.cases} new cases of {done.patients} patients are in {hospital.data}.")
+        for reason, count in sorted(done.left_out.items()):
+            typer.echo(f"left out, {count}: {reason}")
+        typer.echo("`wardround site check` says which of them can be used.")
+
+
 @site_app.command()
 def check(
     folder: SiteArgument = Path(),

@@ -135,16 +135,20 @@ def _key(data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingCon
     if case.image.partition("#")[0].lower().endswith(QUICK):
         return None
     try:
-        files = [_content(data, case.image)]
-        files.append(case.label if task.kind == "classification" else _content(data, case.label))
+        files = [content_of(data, case.image)]
+        files.append(case.label if task.kind == "classification" else content_of(data, case.label))
     except (OSError, ValueError):
         return None
     what = [VERSION, task.model_dump(mode="json"), cached_part(config), files]
     return sha256(canonical(what)).hexdigest()
 
 
-def _content(data: Path, name: str) -> str:
-    """Return a hash of a file's content, or of a folder's; the member of an npz is part of it."""
+def content_of(data: Path, name: str) -> str:
+    """Return a hash of a file's content, or of a folder's; the member of an npz is part of it.
+
+    Raises:
+        OSError, ValueError: there is none, or not in the data folder.
+    """
     file, _, member = name.partition("#")
     path = (data / file).resolve()
     if not path.is_relative_to(data.resolve()):

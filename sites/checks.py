@@ -3,7 +3,8 @@
 | check                                    | looks at            | without a word in `site.yaml` |
 |------------------------------------------|---------------------|-------------------------------|
 | `sites.intake.BREAKING`                  | one case            | as `on_broken_case` says      |
-| spacing, empty_label, identifying        | one case            | warn                          |
+| spacing, empty_label, identifying,       | one case            | warn                          |
+| burned_in                                |                     |                               |
 | intensity, duplicate, same_head,         | all cases together  | warn                          |
 | both_groups                              |                     |                               |
 

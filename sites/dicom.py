@@ -1,59 +1,89 @@
-"""A DICOM series as one volume: the folder's slices sorted out, then converted by dicom2nifti.
+"""A folder of DICOM files as one volume: its images sorted out, then laid out in space by highdicom.
 
 A scanner's folder holds more than the volume: localisers, screenshots, reports, several series. The
-one series of parallel slices with the most images is the scan; a tie is an error, not a guess.
+one stack of parallel images with the most of them is the scan; a tie is an error, not a guess. A
+stack is the files of a series that have one size and direction, or one multi-frame file.
 """
 
 import logging
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pydicom
-from dicom2nifti.convert_dicom import dicom_array_to_nifti
-from dicom2nifti.exceptions import ConversionError, ConversionValidationError
+from highdicom import Image, Volume, get_volume_from_series
 from pydicom import Dataset
 
 SECONDARY = "1.2.840.10008.5.1.4.1.1.7"
 """The SOP classes of secondary captures begin with this."""
 MOST_FILES = 5000
-REASONS = {
-    "SLICE_INCREMENT_INCONSISTENT": "the slices are not evenly spaced; one may be missing",
-    "IMAGE_ORIENTATION_INCONSISTENT": "the slices are turned against each other",
-    "NON_CUBICAL_IMAGE/GANTRY_TILT": "the gantry was tilted, so the volume is sheared",
-    "TOO_FEW_SLICES/LOCALIZER": "there are fewer than four slices",
-    "NON_IMAGING_DICOM_FILES": "the files hold no images",
-}
-"""What dicom2nifti's codes mean, in words."""
+FEWEST_SLICES = 4
 
 
 class UnfitSeries(Exception):
-    """A folder holds no series that makes one volume. The message says nothing of the patient."""
+    """A folder holds no images that make one volume. The message says nothing of the patient."""
 
 
-def series_in(folder: Path) -> nib.Nifti1Image:
-    """Return the volume in a folder of DICOM files, intensities rescaled as the files say.
+@dataclass(frozen=True)
+class Series:
+    """A folder's volume, and what its files say of the patient.
+
+    Attributes:
+        volume: intensities rescaled as the files say, the affine as NIfTI has it.
+        words: the patient's name and date of birth, where they stand in the files.
+        shows_text: the files say that text is burned into the pixels.
+    """
+
+    volume: nib.Nifti1Image
+    words: tuple[str, ...]
+    shows_text: bool
+
+
+def series_in(folder: Path) -> Series:
+    """Return the volume in a folder of DICOM files.
 
     Raises:
-        UnfitSeries: there is none, or more than one; a slice is missing or turned.
+        UnfitSeries: there is none, or more than one; a slice is missing, turned or there twice; the
+            files are of several patients.
     """
-    slices = _largest(_series(_images(folder)))
-    positions = {tuple(np.round(np.asarray(s.ImagePositionPatient, dtype=float), 3)) for s in slices}
-    if len(positions) < len(slices):
-        raise UnfitSeries("two slices lie at the same place")
-    logging.getLogger("dicom2nifti").setLevel(logging.CRITICAL)  # it logs what the files hold
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return dicom_array_to_nifti(slices, None, reorient_nifti=False)["NII"]
-    except (ConversionError, ConversionValidationError) as error:
-        raise UnfitSeries(REASONS.get(str(error), "the slices make no volume")) from error
+    stack = largest(stacks_of(images_in(folder)))
+    if len({str(each.get("PatientID", "")) for each in stack}) > 1:
+        raise UnfitSeries("the files are of several patients")
+    volume = _volume(stack)
+    # DICOM's axes point to the patient's left and back, NIfTI's to the right and front
+    affine = np.diag([-1, -1, 1, 1]) @ volume.affine
+    return Series(
+        volume=nib.Nifti1Image(np.asarray(volume.array, dtype=np.float32), affine),
+        words=tuple(_naming(stack[0])),
+        shows_text=any(each.get("BurnedInAnnotation") == "YES" for each in stack),
+    )
 
 
-def _images(folder: Path) -> list[Dataset]:
-    """Return every file of `folder` that holds an image of a scan."""
+def patient_in(folder: Path) -> str:
+    """Return whose files a folder holds, by the first one that says so (PatientID), else ''."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with suppress(Exception):  # whatever is wrong with a file is found when it is read
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+            if patient := str(dataset.get("PatientID", "")).strip():
+                return patient
+    return ""
+
+
+def _naming(dataset: Dataset) -> Iterator[str]:
+    if dataset.get("PatientIdentityRemoved") == "YES":
+        return
+    for key, label in (("PatientName", "patient"), ("PatientBirthDate", "birth")):
+        if value := str(dataset.get(key, "")).strip("^ "):
+            yield f"{label} {value}"
+
+
+def images_in(folder: Path) -> list[Dataset]:
+    """Return every file of `folder` that holds images of a scan."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if len(files) > MOST_FILES:
         raise UnfitSeries(f"the folder holds more than {MOST_FILES} files")
@@ -65,31 +95,69 @@ def _images(folder: Path) -> list[Dataset]:
             dataset = pydicom.dcmread(path)
         except pydicom.errors.InvalidDicomError:
             continue  # a DICOMDIR's neighbour, a text file
-        if _is_slice(dataset):
+        if is_scan(dataset):
             found.append(dataset)
     return found
 
 
-def _is_slice(dataset: Dataset) -> bool:
+def is_scan(dataset: Dataset) -> bool:
+    """Return whether a file holds images of a scan, and no localiser, capture or report."""
     kinds = [str(kind).upper() for kind in dataset.get("ImageType", ())]
-    has_place = "ImagePositionPatient" in dataset and "ImageOrientationPatient" in dataset
     is_capture = str(dataset.get("SOPClassUID", "")).startswith(SECONDARY) or "SECONDARY" in kinds
-    return "PixelData" in dataset and has_place and not is_capture and "LOCALIZER" not in kinds
+    has_place = "ImagePositionPatient" in dataset and "ImageOrientationPatient" in dataset
+    has_places = "PerFrameFunctionalGroupsSequence" in dataset
+    has_pixels = "PixelData" in dataset and (has_place or has_places)
+    return has_pixels and not is_capture and "LOCALIZER" not in kinds
 
 
-def _series(datasets: list[Dataset]) -> list[list[Dataset]]:
-    """Divide slices by series, size and direction: one series may hold several stacks."""
+def stacks_of(datasets: Sequence[Dataset]) -> list[list[Dataset]]:
+    """Return images divided by series, size and direction: one series may hold several stacks."""
     groups: defaultdict[tuple[object, ...], list[Dataset]] = defaultdict(list)
     for each in datasets:
+        if _is_multi_frame(each):
+            groups[(str(each.SOPInstanceUID),)].append(each)
+            continue
         turned = np.round(np.asarray(each.ImageOrientationPatient, dtype=float), 2) + 0.0
         groups[(str(each.SeriesInstanceUID), each.Rows, each.Columns, *turned)].append(each)
     return list(groups.values())
 
 
-def _largest(groups: list[list[Dataset]]) -> list[Dataset]:
-    if not groups:
-        raise UnfitSeries("the folder holds no slices of a scan")
-    groups = sorted(groups, key=len, reverse=True)
-    if len(groups) > 1 and len(groups[0]) == len(groups[1]):
+def _is_multi_frame(dataset: Dataset) -> bool:
+    return "PerFrameFunctionalGroupsSequence" in dataset
+
+
+def _count(stack: Sequence[Dataset]) -> int:
+    return sum(int(each.get("NumberOfFrames", 1)) for each in stack)
+
+
+def largest(stacks: list[list[Dataset]]) -> list[Dataset]:
+    """Return the stack with the most images; raise `UnfitSeries` if there is not one such."""
+    if not stacks:
+        raise UnfitSeries("the folder holds no images of a scan")
+    stacks = sorted(stacks, key=_count, reverse=True)
+    if len(stacks) > 1 and _count(stacks[0]) == _count(stacks[1]):
         raise UnfitSeries("the folder holds several series of the same length; list one folder each")
-    return groups[0]
+    if _count(stacks[0]) < FEWEST_SLICES:
+        raise UnfitSeries(f"there are fewer than {FEWEST_SLICES} slices")
+    return stacks[0]
+
+
+def _volume(stack: list[Dataset]) -> Volume:
+    logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # nothing of a file into a log
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if _is_multi_frame(stack[0]):
+            image = Image.from_dataset(stack[0], copy=False)
+            if image.get_volume_geometry() is None:
+                raise UnfitSeries(UNEVEN)
+            return image.get_volume(dtype=np.float32)
+        places = {tuple(np.round([float(x) for x in s.ImagePositionPatient], 3)) for s in stack}
+        if len(places) < len(stack):
+            raise UnfitSeries("two slices lie at the same place")
+        try:
+            return get_volume_from_series(stack, dtype=np.float32)
+        except ValueError as error:
+            raise UnfitSeries(UNEVEN) from error
+
+
+UNEVEN = "the slices make no volume: one may be missing, or they are turned or sheared"

@@ -110,9 +110,12 @@ class Hospital:
     @property
     def cases(self) -> list[CaseFiles]:
         """The listed cases of everybody who has not withdrawn (`excluded.csv`)."""
-        gone = excluded_patients(self.folder / EXCLUDED)
+        named = excluded_patients(self.folder / EXCLUDED)
         cases = self.listing.cases
-        if gone - {case.patient for case in cases}:
+        listed = {case.patient for case in cases}
+        # an imported patient is listed under his keyed hash, and may be excluded by his own name
+        gone = {p if p in listed else pseudonym(self.pseudonym_key, p) for p in named}
+        if gone - listed:
             log.warning("%s names somebody who is in no list", EXCLUDED)
         return [case for case in cases if case.patient not in gone]
 

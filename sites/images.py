@@ -8,7 +8,7 @@ import gzip
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -43,12 +43,14 @@ class Image:
         affine: `(4, 4)`, voxel to mm; of a plain picture the identity.
         spacing_mm: the voxel's sides, one for each axis of `voxels`.
         words: text that the file carries beside its voxels, for the search for names.
+        shows_text: the file says that text is burned into its pixels.
     """
 
     voxels: NDArray[np.float32]
     affine: NDArray[np.float64]
     spacing_mm: tuple[float, ...]
     words: tuple[str, ...] = ()
+    shows_text: bool = False
 
 
 def read_image(data: Path, name: str) -> Image:
@@ -124,7 +126,9 @@ def _check_size(size: int) -> None:
 
 
 def _read_series(path: Path, _: str) -> Image:
-    return _from_nifti(series_in(path))
+    series = series_in(path)
+    image = _from_nifti(series.volume)
+    return replace(image, words=series.words, shows_text=series.shows_text)
 
 
 def _read_picture(path: Path, _: str) -> Image:

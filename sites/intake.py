@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
+from sites.burned_in import may_show_text
 from sites.images import Image, Unreadable, read_image
 from sites.listing import CaseFiles
 
@@ -21,7 +22,7 @@ Breaking = Literal[
     "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
     "label_shape", "label_affine", "label_values", "too_large",
 ]  # fmt: skip
-CaseCheck = Literal[Breaking, "spacing", "empty_label", "identifying"]
+CaseCheck = Literal[Breaking, "spacing", "empty_label", "identifying", "burned_in"]
 BREAKING: tuple[Breaking, ...] = get_args(Breaking)
 """Faults with which a case can't train whatever a policy says."""
 
@@ -143,6 +144,8 @@ def _odd(image: Image, target: NDArray[np.int64] | None) -> Iterator[Finding]:
         yield Finding("empty_label", "the label is empty")
     if suspicious(image.words):
         yield Finding("identifying", "text in a file's header may name a person or a date of birth")
+    if image.shows_text or may_show_text(image.voxels):
+        yield Finding("burned_in", "the pixels may show text")
 
 
 def suspicious(words: tuple[str, ...]) -> bool:

@@ -2,10 +2,12 @@
 
 | layout    | cases                                                | names of the labels        |
 |-----------|------------------------------------------------------|----------------------------|
-| cases     | `cases.csv`: patient, image, label, session (option) | `labels.csv`: value, name  |
+| cases     | `cases.csv`: patient, image, label, session          | `labels.csv`: value, name  |
 | Decathlon | `dataset.json`, with `subjects.csv`: image, subject  | `labels` of `dataset.json` |
 | BIDS      | `sub-*/[ses-*/]anat/*.nii[.gz]` (Gorgolewski 2016),  | `dseg.tsv`: index, name    |
 |           | labels `derivatives/*/sub-*/.../*_dseg.nii[.gz]`     |                            |
+
+In `cases.csv` the session may be left out, and the patient where DICOM files name him (PatientID).
 """
 
 import csv
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sites.dicom import patient_in
 from sites.documents import ConfigError
 
 EXCLUDED = "excluded.csv"
@@ -54,11 +57,10 @@ def read_listing(data: Path) -> Listing:
         ConfigError: the folder has none of the layouts, or more than one; a file is missing or has
             another form; a case has no patient or is listed twice.
     """
-    found = {name: layout for name, layout in _LAYOUTS.items() if (data / name).exists()}
+    found = {name: layout for name, layout in LAYOUTS.items() if (data / name).exists()}
     if len(found) != 1:
         raise ConfigError(
-            f"{data}: expected one of {', '.join(_LAYOUTS)}, got "
-            f"{' and '.join(found) or 'none of them'}."
+            f"{data}: expected one of {', '.join(LAYOUTS)}, got {' and '.join(found) or 'none of them'}."
         )
     (layout,) = found.values()
     listing = layout(data)
@@ -109,10 +111,16 @@ def _label_names(path: Path, column: str, delimiter: str = ",") -> dict[int, str
 
 
 def _from_table(data: Path) -> Listing:
-    rows = list(_rows(data / "cases.csv", ("patient", "image", "label")))
+    path = data / "cases.csv"
     cases = (
-        CaseFiles(row["image"], row["patient"], row["image"], row["label"], row.get("session", ""))
-        for row in rows
+        CaseFiles(
+            row["image"],
+            row.get("patient") or _named_in(data / row["image"], path),
+            row["image"],
+            row["label"],
+            row.get("session", ""),
+        )
+        for row in _rows(path, ("image", "label"))
     )
     return Listing(tuple(cases), _label_names(data / "labels.csv", "value"))
 
@@ -176,7 +184,19 @@ def _entities(path: Path) -> dict[str, str]:
     return dict(_ENTITY.findall(path.name))
 
 
-_LAYOUTS: Mapping[str, Callable[[Path], Listing]] = {
+def _named_in(folder: Path, table: Path) -> str:
+    """Return the patient whom a DICOM series names, where the list names none."""
+    is_inside = folder.resolve().is_relative_to(table.parent.resolve())
+    patient = patient_in(folder) if is_inside and folder.is_dir() else ""
+    if not patient:
+        raise ConfigError(
+            f"{table}: expected a patient in each row, or files that name one (DICOM's PatientID); a "
+            f"row has neither."
+        )
+    return patient
+
+
+LAYOUTS: Mapping[str, Callable[[Path], Listing]] = {
     "cases.csv": _from_table,
     "dataset.json": _from_decathlon,
     "dataset_description.json": _from_bids,

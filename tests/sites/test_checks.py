@@ -59,7 +59,7 @@ def test_the_same_image_twice_is_a_duplicate_and_between_patients_a_shared_head(
     [
         lambda i: i * 3 + 7,
         lambda i: i + RNG.normal(0, 0.2, i.shape).astype(np.float32),
-        lambda i: i.astype(np.int16).astype(np.float32) + 0.01 * i,
+        lambda i: np.round(i * 2.5),
     ],
     ids=["rescaled", "noised", "rounded"],
 )

@@ -1,4 +1,4 @@
-"""Synthetic series, as scanners and archives leave them in a folder."""
+"""Folders of DICOM files become volumes with the standard's affine, or say why not."""
 
 from pathlib import Path
 
@@ -6,58 +6,51 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import CTImageStorage
+from scanner import CAPTURE, CORONAL, VOLUME, write_enhanced, write_series, write_slice
 
-from sites.dicom import UnfitSeries, series_in
+from sites.dicom import UnfitSeries, patient_in, series_in
 from sites.images import Unreadable, read_image
-
-CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-AXIAL = [1, 0, 0, 0, 1, 0]
-CORONAL = [1, 0, 0, 0, 0, -1]
-RNG = np.random.default_rng(0)
-VOLUME = RNG.integers(0, 1000, (6, 12, 10), dtype=np.int16)  # slices, rows, columns
+from sites.intake import suspicious
 
 
-def write_slice(
-    folder: Path, number: int, position: list[float], *, series: str = "1.2.3", values=None,
-    orientation=AXIAL, **changes: object,
-) -> None:  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    values = VOLUME[number % len(VOLUME)] if values is None else values
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = changes.get("SOPClassUID", MRImageStorage)
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-    fields = {
-        "SOPClassUID": MRImageStorage, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-        "Modality": "MR", "Manufacturer": "Nobody", "PatientName": "MUELLER^ANNA",
-        "PatientID": "4711", "PatientBirthDate": "19560403", "SeriesInstanceUID": series,
-        "StudyInstanceUID": "1.2", "FrameOfReferenceUID": "1.2.9", "InstanceNumber": number + 1,
-        "ImageType": ["ORIGINAL", "PRIMARY", "M"], "ImagePositionPatient": position,
-        "ImageOrientationPatient": orientation, "PixelSpacing": [1.5, 0.75], "SliceThickness": 3,
-        "Rows": values.shape[0], "Columns": values.shape[1], "BitsAllocated": 16, "BitsStored": 16,
-        "HighBit": 15, "PixelRepresentation": 1, "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2", "RescaleSlope": 1, "RescaleIntercept": 0,
-    }  # fmt: skip
-    for name, value in {**fields, **changes}.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = values.astype(np.int16).tobytes()
-    dataset.save_as(
-        folder / f"{series}-{number:03d}-{generate_uid()[-6:]}.dcm", enforce_file_format=True
+def rename_patient(path: Path) -> None:
+    dataset = pydicom.dcmread(path)
+    dataset.PatientID = "0815"
+    dataset.save_as(path)
+
+
+def test_a_multi_frame_file_is_the_same_volume_as_a_series_of_its_slices(tmp_path: Path) -> None:
+    write_series(tmp_path / "slices", RescaleSlope=2, RescaleIntercept=10)
+    write_enhanced(tmp_path / "frames")
+    series, frames = (
+        nib.as_closest_canonical(series_in(tmp_path / name).volume) for name in ("slices", "frames")
     )
+    assert np.allclose(series.affine, frames.affine, atol=1e-4)
+    assert np.array_equal(series.get_fdata(), frames.get_fdata())
 
 
-def write_series(folder: Path, skip: tuple[int, ...] = (), **changes: object) -> None:
-    for number in range(len(VOLUME)):
-        if number not in skip:
-            write_slice(folder, number, [-5.0, 7.0, 10.0 + 3 * number], **changes)
+def test_a_frame_that_is_missing_makes_no_volume(tmp_path: Path) -> None:
+    write_enhanced(tmp_path / "frames", skip=(2,))
+    with pytest.raises(UnfitSeries, match="one may be missing"):
+        series_in(tmp_path / "frames")
+
+
+def test_what_the_files_say_of_the_patient_is_flagged_and_what_was_cleaned_is_not(
+    tmp_path: Path,
+) -> None:
+    write_series(tmp_path / "raw", BurnedInAnnotation="YES")
+    write_series(tmp_path / "clean", PatientIdentityRemoved="YES", BurnedInAnnotation="NO")
+    raw, clean = (series_in(tmp_path / name) for name in ("raw", "clean"))
+    assert suspicious(raw.words) and raw.shows_text
+    assert not suspicious(clean.words) and not clean.shows_text
+    assert patient_in(tmp_path / "raw") == "4711"
+    assert not patient_in(tmp_path / "clean" / "nothing")
 
 
 def test_a_series_becomes_the_volume_with_the_standards_affine(tmp_path: Path) -> None:
     write_series(tmp_path / "scan")
-    image = series_in(tmp_path / "scan")
+    image = series_in(tmp_path / "scan").volume
     # PS3.3 C.7.6.2.1.1, with x and y turned from the patient's left and back to right and front.
     expected = np.array(
         [[-0.75, 0, 0, 5.0], [0, -1.5, 0, -7.0], [0, 0, 3, 10.0], [0, 0, 0, 1.0]]
@@ -101,9 +94,10 @@ def test_localisers_captures_reports_and_shorter_series_are_sorted_out(tmp_path:
         (lambda f: write_series(f, skip=(2,)), "one may be missing"),
         (lambda f: (write_series(f), write_slice(f, 1, [-5, 7, 13])), "at the same place"),
         (lambda f: (write_series(f), write_series(f, series="1.5")), "several series"),
-        (lambda f: write_slice(f, 0, [0, 0, 0], SOPClassUID=CAPTURE), "no slices of a scan"),
-        (lambda f: f.mkdir(), "no slices of a scan"),
-        (lambda f: [write_slice(f, n, [0, 0, 3 * n]) for n in range(2)], "fewer than four slices"),
+        (lambda f: write_slice(f, 0, [0, 0, 0], SOPClassUID=CAPTURE), "no images of a scan"),
+        (lambda f: (write_series(f), [rename_patient(p) for p in sorted(f.iterdir())[:2]]), "patients"),
+        (lambda f: f.mkdir(), "no images of a scan"),
+        (lambda f: [write_slice(f, n, [0, 0, 3 * n]) for n in range(2)], "fewer than 4 slices"),
     ],
 )  # fmt: skip
 def test_a_folder_that_makes_no_volume_is_named_with_its_reason(
@@ -128,7 +122,7 @@ def test_a_damaged_slice_is_unreadable_and_nothing_of_the_patient_is_told(
 
 def test_no_attribute_of_the_patient_is_in_what_is_kept(tmp_path: Path) -> None:
     write_series(tmp_path / "scan")
-    image = series_in(tmp_path / "scan")
+    image = series_in(tmp_path / "scan").volume
     kept = bytes(image.header.binaryblock) + b"".join(e.get_content() for e in image.header.extensions)
     assert not any(secret in kept for secret in (b"MUELLER", b"4711", b"1956"))
     assert pydicom.dcmread(min((tmp_path / "scan").iterdir())).PatientID == "4711"

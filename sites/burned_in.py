@@ -1,0 +1,76 @@
+"""Whether an image may show text: a name burned into the pixels outlives every header's cleaning.
+
+A suspicion, not a reading: letters are drawn at one extreme of the intensities, are small, have
+much the same height, and stand in a row. Anatomy rarely does all four.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+FEWEST_LETTERS = 5
+SMALLEST_SIDE = 48
+"""Images with a smaller side have no room for a name."""
+LETTER = (5, 64)
+"""The height of letters, in pixels."""
+NEAR = (0.03, 0.15, 0.35)
+"""Pixels within one of these shares of the range of an extreme may be drawn; soft edges widen it."""
+MOST_DRAWN = 0.2
+"""Text covers less of an image than this share."""
+Box = tuple[int, int, int, int]
+"""Top, bottom, left, right."""
+
+
+def may_show_text(image: NDArray[np.float32]) -> bool:
+    """Return whether a picture, or the middle slice of a volume along any axis, may show text."""
+    return any(_has_line(mask) for plane in _planes(image) for mask in _drawn(plane))
+
+
+def _planes(image: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    planes = [image] if image.ndim == 2 else [
+        np.take(image, image.shape[axis] // 2, axis) for axis in range(image.ndim)
+    ]  # fmt: skip
+    for plane in planes:
+        if min(plane.shape) >= SMALLEST_SIDE:
+            yield plane
+            yield plane.T  # a volume's rows may be the screen's columns
+
+
+def _drawn(plane: NDArray[np.float32]) -> Iterator[NDArray[np.bool_]]:
+    """Yield what may be drawn in white, and in black, if that is a small part of the plane."""
+    low, high = float(plane.min()), float(plane.max())
+    for margin in (share * (high - low) for share in NEAR):
+        for mask in (plane >= high - margin, plane <= low + margin):
+            if 0 < mask.mean() < MOST_DRAWN:
+                yield mask
+
+
+def _has_line(mask: NDArray[np.bool_]) -> bool:
+    letters = sorted(_letters(mask), key=lambda box: box[2])
+    return any(_length_of_line(first, letters) >= FEWEST_LETTERS for first in letters)
+
+
+def _letters(mask: NDArray[np.bool_]) -> list[Box]:
+    labelled, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    boxes = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labelled), start=1):
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        filled = (labelled[rows, columns] == number).mean()
+        if LETTER[0] <= height <= LETTER[1] and width <= 1.5 * height and 0.15 <= filled <= 0.95:
+            boxes.append((rows.start, rows.stop, columns.start, columns.stop))
+    return boxes
+
+
+def _length_of_line(first: Box, letters: list[Box]) -> int:
+    """Return how many letters of the height and on the line of `first` follow each other closely."""
+    last, count = first, 1
+    height = first[1] - first[0]
+    for box in letters:
+        is_alike = 0.6 * height <= box[1] - box[0] <= 1.6 * height
+        is_level = abs(box[1] - first[1]) <= max(1, 0.25 * height)
+        gap = box[2] - last[3]
+        if box[2] > last[2] and is_alike and is_level and -1 <= gap <= 1.5 * height:
+            last, count = box, count + 1
+    return count
