@@ -3,8 +3,10 @@
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -12,6 +14,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from sites.downloads import Source
     from sites.study import Study
 
 # The commands import what they need themselves: `--help` and a typo answer without loading torch.
@@ -82,37 +85,125 @@ def phantoms(
             typer.echo(ward)
 
 
-@data_app.command()
-def hippocampus(
-    source: Annotated[Path, typer.Option("--from", help="The Decathlon's folder.")],
-    out: Annotated[Path, typer.Option(help="Where the hospitals go.")] = Path("wards"),
-    hospitals: Annotated[int, typer.Option(min=1)] = 4,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+FromOption = Annotated[Path | None, typer.Option("--from", help="Where the set lies, unpacked.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch it from its public home.")]
+DownloadsOption = Annotated[Path, typer.Option(help="Where downloads are kept.")]
+MirrorOption = Annotated[
+    str | None, typer.Option(help="Fetch it from this address instead; its sum has to be the same.")
+]
+OutOption = Annotated[Path, typer.Option(help="Where the hospitals go.")]
+HospitalsOption = Annotated[int, typer.Option(min=1)]
+SeedOption = Annotated[int, typer.Option(min=0)]
+DOWNLOADS = Path(".wardround/downloads")
+
+
+def _decathlon(name: str) -> Callable[..., None]:
+    def make(
+        source: FromOption = None,
+        download: DownloadOption = False,
+        mirror: MirrorOption = None,
+        downloads: DownloadsOption = DOWNLOADS,
+        out: OutOption = Path("wards"),
+        hospitals: HospitalsOption = 4,
+        channel: Annotated[
+            int | None, typer.Option(min=0, help="Which channel, where images have several.")
+        ] = None,
+        seed: SeedOption = 0,
+    ) -> None:
+        with _clear_errors():
+            from sites.decathlon import make_hospitals
+            from sites.downloads import unpacked
+            from sites.public_sets import DECATHLON
+
+            folder = source or unpacked(_fetched(DECATHLON[name], download, mirror, downloads))
+            for ward in make_hospitals(folder, out, hospitals, seed, channel):
+                typer.echo(ward)
+
+    make.__doc__ = f"Divide the Decathlon's {name} scans among hospitals, by patient."
+    return make
+
+
+def _pictures(name: str) -> Callable[..., None]:
+    def make(
+        source: FromOption = None,
+        download: DownloadOption = False,
+        mirror: MirrorOption = None,
+        downloads: DownloadsOption = DOWNLOADS,
+        out: OutOption = Path("wards"),
+        hospitals: HospitalsOption = 4,
+        skew: Annotated[
+            float, typer.Option(min=0.01, help="Dirichlet's concentration: small for unlike hospitals.")
+        ] = 0.5,
+        seed: SeedOption = 0,
+    ) -> None:
+        with _clear_errors():
+            from sites.medmnist import make_hospitals
+            from sites.public_sets import PICTURES
+
+            pictures = PICTURES[name]
+            file = source or _fetched(pictures.source, download, mirror, downloads)
+            for ward in make_hospitals(file, out, hospitals, pictures, skew=skew, seed=seed):
+                typer.echo(ward)
+
+    make.__doc__ = f"Divide MedMNIST's {name} set among hospitals that differ in their labels."
+    return make
+
+
+for _name in ("braintumour", "heart", "liver", "hippocampus", "prostate", "lung", "pancreas",
+              "hepaticvessel", "spleen", "colon"):  # fmt: skip
+    data_app.command(_name)(_decathlon(_name))
+for _name in ("pneumonia", "breast", "oct", "chest", "nodule3d", "adrenal3d", "fracture3d"):
+    data_app.command(_name)(_pictures(_name))
+
+
+def _fetched(source: "Source", download: bool, mirror: str | None, downloads: Path) -> Path:
+    """Return the file of a public set, with a bar while it comes."""
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+    from sites.documents import ConfigError
+    from sites.downloads import fetch
+
+    if not download:
+        raise ConfigError("Expected --from with the set's place, or --download to fetch it.")
+    if mirror:
+        source = replace(source, url=f"{mirror.rstrip('/')}/{source.name}")
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar = bars.add_task(source.name, total=None)
+        return fetch(source, downloads, lambda have, of: bars.update(bar, completed=have, total=of))
+
+
+@app.command()
+def survey(
+    study: Annotated[Path, typer.Argument(help="The study's YAML file.")],
+    sites: SitesOption = Path("wards"),
+    every_hours: Annotated[
+        float | None, typer.Option(min=0.001, help="Again and again, until Ctrl-C.")
+    ] = None,
+    cron: Annotated[str | None, typer.Option(help="The same, at these times, in UTC.")] = None,
 ) -> None:
-    """Divide the Decathlon's hippocampus scans among hospitals, by patient."""
+    """Ask the hospitals what their scans are like, and what has moved since the last time."""
     with _clear_errors():
-        from sites.decathlon import make_hospitals
+        from flows.embedded import servers, wards_in
+        from flows.home import Home
+        from sites.documents import ConfigError
+        from sites.study import load_study
 
-        for ward in make_hospitals(source, out, hospitals, seed):
-            typer.echo(ward)
+        if every_hours and cron:
+            raise ConfigError("Expected --every-hours or --cron, got both.")
+        home, asked = Home(Path.cwd()), load_study(study)
+        wards_in(sites)
+        with servers(home):
+            from flows import survey as surveys
 
-
-@data_app.command()
-def pneumonia(
-    source: Annotated[Path, typer.Option("--from", help="PneumoniaMNIST's npz file.")],
-    out: Annotated[Path, typer.Option(help="Where the hospitals go.")] = Path("wards"),
-    hospitals: Annotated[int, typer.Option(min=1)] = 4,
-    skew: Annotated[
-        float, typer.Option(min=0.01, help="Dirichlet's concentration: small for unlike hospitals.")
-    ] = 0.5,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Divide PneumoniaMNIST's chest X-rays among hospitals that differ in how many are ill."""
-    with _clear_errors():
-        from sites.medmnist import PNEUMONIA, make_hospitals
-
-        for ward in make_hospitals(source, out, hospitals, PNEUMONIA, skew=skew, seed=seed):
-            typer.echo(ward)
+            if every_hours or cron:
+                typer.echo("Surveys are on schedule; Ctrl-C ends them.")
+                every = timedelta(hours=every_hours) if every_hours else None
+                surveys.serve(study, sites, home, every, cron)
+                return
+            surveys.survey(str(study), str(sites), str(home.folder))
+        if newest := surveys.last(home, asked.name):
+            Console().print(surveys.table(newest))
 
 
 @app.command()

@@ -54,13 +54,10 @@ def train(
     Raises:
         TooFewHospitals: too few accept (then nothing was recorded), or too few contribute.
     """
-    os.environ.update(home.prefect_environment)
     with ExitStack() as stack:
         stack.enter_context(hospitals.warm(wards, live.step, test_noise))
         live.say("starting the Prefect and MLflow servers and a process for each hospital ...")
-        prefect, mlflow = stack.enter_context(_all_running([home.prefect, home.mlflow]))
-        os.environ["PREFECT_API_URL"] = f"{prefect}/api"
-        os.environ["MLFLOW_TRACKING_URI"] = mlflow
+        stack.enter_context(servers(home))
         roster = {name: hospitals.WARM[name].public_key() for name in wards}
         unfinished = None if new else _unfinished(home, study, roster)
         run = unfinished or Run.create(home, study, roster)
@@ -68,6 +65,19 @@ def train(
         stack.enter_context(live.showing())
         _federate(run, sorted(wards), live)
     return Run.open(home, run.name)
+
+
+@contextmanager
+def servers(home: Home) -> Iterator[None]:
+    """Run the Prefect and MLflow servers of a home, and let this process know them.
+
+    Prefect reads its environment when it is imported: import it within.
+    """
+    os.environ.update(home.prefect_environment)
+    with _all_running([home.prefect, home.mlflow]) as (prefect, mlflow):
+        os.environ["PREFECT_API_URL"] = f"{prefect}/api"
+        os.environ["MLFLOW_TRACKING_URI"] = mlflow
+        yield
 
 
 def _federate(run: Run, sites: list[str], live: Live) -> None:

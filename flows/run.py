@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
@@ -95,6 +96,9 @@ class RoundRecord(Config):
         return sha256_of(self.data)
 
 
+Kind = Literal["training", "survey"]
+
+
 class RunDescription(Config):
     """What was fixed when the run started."""
 
@@ -116,10 +120,13 @@ class Run:
     description: RunDescription
 
     @classmethod
-    def create(cls, home: Home, study: Study, roster: Mapping[str, str]) -> "Run":
+    def create(
+        cls, home: Home, study: Study, roster: Mapping[str, str], kind: Kind = "training"
+    ) -> "Run":
         """Begin a run of `study` among the hospitals on the roster."""
         now = datetime.now(UTC)
-        name = f"{study.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        prefix = f"{study.name}-survey" if kind == "survey" else study.name
+        name = f"{prefix}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         description = RunDescription(
             run=name,
             study=study,
@@ -270,6 +277,13 @@ class Run:
     def _describe(self, description: RunDescription) -> None:
         text = json.dumps(description.model_dump(mode="json"), indent=1)
         write_atomically(self.folder / "run.json", text.encode())
+
+
+def surveys_of(home: Home, study: str) -> list[Run]:
+    """Return the home's finished surveys of a study, oldest first."""
+    names = sorted(path.parent.name for path in home.runs.glob("*/survey.json"))
+    found = [run for run in (Run.open(home, name) for name in names) if run.study.name == study]
+    return sorted(found, key=lambda run: run.description.started_ms)
 
 
 def runs_of(home: Home, study: Study | None = None) -> list[Run]:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
@@ -26,6 +27,9 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from flows import served_model
 from flows.run import Accepted, RoundRecord, Run
 from sites.study import Study
+
+if TYPE_CHECKING:
+    from flows.survey import SurveyRecord
 
 GLOBAL = "GLOBAL"
 METRICS = {
@@ -64,6 +68,38 @@ def links(url: str) -> list[tuple[str, str]]:
             pages.append((f"{experiment.name}: newest run", f"{base}/runs/{found[0].info.run_id}"))
     registered = [model.name for model in client.search_registered_models()]
     return pages + [(f"{name}: versions", f"{url}/#/models/{name}") for name in registered]
+
+
+def log_survey(record: "SurveyRecord") -> None:
+    """Log a survey in the experiment `<study>-survey`: a run for each hospital, a step each time."""
+    client, name = MlflowClient(), f"{record.study}-survey"
+    found = client.get_experiment_by_name(name)
+    experiment = found.experiment_id if found else client.create_experiment(name)
+    for site, told in record.told.items():
+        mlflow_run = _survey_run(client, experiment, record.study, site)
+        run = client.get_run(mlflow_run)
+        step = int(run.data.tags.get("wardround.surveys", "0"))
+        values = {f"drift/{key}": moved for key, moved in record.drift.get(site, {}).items()}
+        at = record.finished_ms
+        client.log_batch(mlflow_run, [Metric(key, value, at, step) for key, value in values.items()])
+        client.log_text(mlflow_run, told.model_dump_json(indent=1), f"surveys/{record.run}.json")
+        tags = {
+            "wardround.surveys": str(step + 1),
+            "wardround.statistics": told.statistics_policy,
+            "wardround.drifted": ", ".join(record.drifted.get(site, [])) or "nothing",
+        }
+        for key, tag in tags.items():
+            client.set_tag(mlflow_run, key, tag)
+
+
+def _survey_run(client: MlflowClient, experiment: str, study: str, site: str) -> str:
+    found = client.search_runs([experiment], f"tags.`wardround.site` = '{site}'")
+    if found:
+        return str(found[0].info.run_id)
+    tags = {"wardround.study": study, "wardround.site": site}
+    made = client.create_run(experiment, tags=tags, run_name=f"{study} {site}")
+    client.set_terminated(made.info.run_id)
+    return str(made.info.run_id)
 
 
 class Tracking(AbstractContextManager["Tracking"]):

@@ -20,11 +20,13 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Content = Literal["weights", "student", "predictions", "gradient_sum"]
 Noise = Literal["system", "test", "none"]
 MetricsPolicy = Literal["exact", "noised", "withheld"]
+StatisticsPolicy = Literal["suppressed", "noised", "withheld"]
 
 
 Count = Annotated[int, Field(ge=1, le=10**7)]
 Epsilon = Annotated[float, Field(ge=0, le=1e6)]
 MetricName = Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[a-z0-9_-]+)?$", max_length=80)]
+Bins = Annotated[list[Annotated[float, Field(ge=0, le=1)] | None], Field(max_length=100)]
 MetricValue = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -117,6 +119,24 @@ class Scores(_Statement):
         return self
 
 
+class Survey(_Statement):
+    """What a hospital's scans are like: by histogram, the shares of the patients in its bins.
+
+    A bin is None where it is not told; a hospital that withholds them tells no histogram.
+    """
+
+    kind: Literal["survey"]
+    declared_patients: Count
+    statistics_policy: StatisticsPolicy
+    histograms: Annotated[dict[MetricName, Bins], Field(max_length=200)]
+
+    @model_validator(mode="after")
+    def _charged_if_and_only_if_noised(self) -> "Survey":
+        if (self.statistics_policy == "noised") != (self.event is not None):
+            raise ValueError("expected an event exactly where statistics are noised")
+        return self
+
+
 class ModelManifest(Config):
     """The coordinator's statement about a global model; round 0 is the one before training."""
 
@@ -128,7 +148,7 @@ class ModelManifest(Config):
     model_sha256: Sha256
 
 
-Statement = Acceptance | Refusal | ReleaseManifest | Scores
+Statement = Acceptance | Refusal | ReleaseManifest | Scores | Survey
 _STATEMENT: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="kind")])
 
 

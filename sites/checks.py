@@ -3,10 +3,10 @@
 | check                                    | looks at            | without a word in `site.yaml` |
 |------------------------------------------|---------------------|-------------------------------|
 | `sites.intake.BREAKING`                  | one case            | as `on_broken_case` says      |
-| spacing, empty_label, identifying,       | one case            | warn                          |
-| burned_in                                |                     |                               |
+| orientation, spacing, empty_label,       | one case            | warn                          |
+| identifying, burned_in                   |                     |                               |
 | intensity, duplicate, same_head,         | all cases together  | warn                          |
-| both_groups                              |                     |                               |
+| both_groups, split                       |                     |                               |
 
 A check across cases never skips one: whether a patient trains must not depend on another's images.
 """
@@ -24,7 +24,7 @@ from sites.listing import CaseFiles
 from sites.profile import Profile
 from sites.reading import Reader, Reading
 
-CohortCheck = Literal["intensity", "duplicate", "same_head", "both_groups"]
+CohortCheck = Literal["intensity", "duplicate", "same_head", "both_groups", "split"]
 Check = CaseCheck | CohortCheck
 Severity = Literal["stop", "skip", "warn"]
 
@@ -32,6 +32,8 @@ APART = 3.0
 """Intensity scales that differ by this factor with nothing between are different groups."""
 ALIKE = 0.98
 """Correlation of two coarse images from which on they may show one head."""
+UNEVEN = 0.25
+"""A label's shares in the two groups may differ by this much."""
 BLOCK = 1024
 """Images that are compared with all others at a time."""
 
@@ -100,7 +102,11 @@ def check_together(
     usable = [(case.files, case.reading.profile) for case in cases if case.reading]
     if not usable:
         return []
-    return [*_intensity_groups(usable), *_copies(usable, evaluates)]
+    return [
+        *_intensity_groups(usable),
+        *_copies(usable, evaluates),
+        *_uneven_split(usable, evaluates),
+    ]
 
 
 Usable = Sequence[tuple[CaseFiles, Profile]]
@@ -142,6 +148,28 @@ def _copies(usable: Usable, evaluates: Callable[[str], bool]) -> Iterator[Shared
         if evaluates(pair[0].patient) != evaluates(pair[1].patient):
             text = "one head may be in training and in evaluation"
             yield SharedFinding("both_groups", text, pair)
+
+
+def _uneven_split(usable: Usable, evaluates: Callable[[str], bool]) -> Iterator[SharedFinding]:
+    """Report labels that those who train, or those who evaluate, have too little of.
+
+    The split is by hash alone (docs/decisions/0006), so it may come out uneven; that is chance, and only
+    more patients help.
+    """
+    groups: dict[bool, dict[str, set[int]]] = {True: {}, False: {}}
+    for files, one in usable:
+        held = groups[evaluates(files.patient)].setdefault(files.patient, set())
+        held |= {label for label, amount in one.amounts.items() if amount > 0}
+    if not all(groups.values()):
+        return
+    for label in sorted({label for _, one in usable for label in one.amounts}):
+        shares = {
+            name: sum(label in held for held in groups[name].values()) / len(groups[name])
+            for name in groups
+        }
+        if min(shares.values()) == 0 or abs(shares[True] - shares[False]) > UNEVEN:
+            text = f"label {label}: {shares[False]:.0%} of those who train have it, "
+            yield SharedFinding("split", f"{text}{shares[True]:.0%} of those who evaluate")
 
 
 def _alike(coarse: Sequence[torch.Tensor]) -> set[tuple[int, int]]:

@@ -14,17 +14,17 @@ from sites.checks import CheckedCase, SharedFinding, check_together
 from sites.intake import Finding
 from sites.listing import CaseFiles
 from sites.policy import Policy, Refused
-from sites.preprocessing import Prepared
+from sites.reading import Reading
 
 log = logging.getLogger("wardround.site")
 
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient under his keyed hash, with what loads each of his scans: one unit of privacy."""
+    """One patient under his keyed hash, with his scans: one unit of privacy."""
 
     pseudonym: str
-    scans: tuple[Callable[[], Prepared], ...]
+    scans: tuple[Reading, ...]
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ def load_cohort(
             hospital's own log has each finding.
     """
     _check_labels(declared, task)
-    patients: dict[str, list[Callable[[], Prepared]]] = {}
+    patients: dict[str, list[Reading]] = {}
     for case in cases:
         is_left_out = _gate(policy, case, key)
         if case.reading and not is_left_out:
-            patients.setdefault(pseudonym(key, case.files.patient), []).append(case.reading.load)
+            patients.setdefault(pseudonym(key, case.files.patient), []).append(case.reading)
     for finding in check_together(cases, evaluator(policy, key)):
         where = ", ".join(case_id(key, files) for files in finding.cases)
         log.warning("%s: %s%s", finding.check, finding.text, f": case {where}" if where else "")

@@ -12,8 +12,12 @@ from sites.documents import ConfigError
 from sites.phantoms import describe_cases, write_public_policy
 
 
-def make_hospitals(source: Path, out: Path, hospitals: int, seed: int) -> list[Path]:
+def make_hospitals(
+    source: Path, out: Path, hospitals: int, seed: int, channel: int | None = None
+) -> list[Path]:
     """Return the folders of `hospitals` hospitals under `out`, made of the set in `source`.
+
+    Where its images have several channels (prostate: T2 and ADC), `channel` is the one that is listed.
 
     Patients are dealt at random; the first hospital gets most, the last about a third as many.
     A hospital that is there already stays as it is.
@@ -32,7 +36,9 @@ def make_hospitals(source: Path, out: Path, hospitals: int, seed: int) -> list[P
     cuts = np.round(shares / shares[-1] * len(order)).astype(int)
     dealt = np.split(order, cuts[:-1])
     return [
-        _make(source, out / f"hospital-{k}", labels, [(p, scans_of[p]) for p in patients.tolist()])
+        _make(
+            source, out / f"hospital-{k}", labels, [(p, scans_of[p]) for p in patients.tolist()], channel
+        )
         for k, patients in enumerate(dealt, start=1)
     ]
 
@@ -62,17 +68,23 @@ def _subjects(source: Path) -> dict[str, str]:
 
 
 def _inferred_subject(case: str) -> str:
-    """Return who a scan of the hippocampus set shows: 2k-1 and 2k look like the sides of one head.
+    """Return who a scan shows: of the hippocampus set, 2k-1 and 2k look like the sides of one head.
 
     >>> _inferred_subject("hippocampus_007") == _inferred_subject("hippocampus_008")
     True
+    >>> _inferred_subject("prostate_07")
+    'prostate_07'
     """
-    number = re.search(r"(\d+)$", case)
+    number = re.fullmatch(r"hippocampus_(\d+)", case)
     return f"subject_{(int(number[1]) + 1) // 2:03d}" if number else case
 
 
 def _make(
-    source: Path, ward: Path, labels: dict[int, str], patients: list[tuple[str, list[str]]]
+    source: Path,
+    ward: Path,
+    labels: dict[int, str],
+    patients: list[tuple[str, list[str]]],
+    channel: int | None,
 ) -> Path:
     if ward.exists():
         return ward
@@ -83,7 +95,8 @@ def _make(
         (partial / kind).mkdir(parents=True)
         for case, _ in rows:
             shutil.copyfile(source / kind / f"{case}.nii.gz", partial / kind / f"{case}.nii.gz")
-    describe_cases(partial, rows, name=f"{source.name} at {ward.name}", labels=labels)
+    name = f"{source.name} at {ward.name}"
+    describe_cases(partial, rows, name=name, labels=labels, channel=channel)
     write_public_policy(partial, ward.name, len(patients), ["UNet", "SegResNet"], smallest=5)
     partial.rename(ward)
     return ward

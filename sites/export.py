@@ -16,6 +16,8 @@ from privacy.release import (
     ReleaseManifest,
     Scores,
     Statement,
+    StatisticsPolicy,
+    Survey,
     parse_statement,
 )
 from privacy.signing import sign, verified
@@ -87,6 +89,25 @@ def scores(
         model_sha256=model_sha256,
         metrics_policy=policy,
         metrics=metrics,
+        **_common(hospital, study, act),
+    )
+    record = hospital.ledger.settle if policy == "noised" else hospital.ledger.publish
+    record(act, _into_outbox(hospital, statement))
+
+
+def survey(
+    hospital: Hospital,
+    study: Study,
+    act: Charge,
+    policy: StatisticsPolicy,
+    histograms: dict[str, list[float | None]],
+) -> None:
+    """Put what a survey tells into the outbox, and settle what it costs if it is noised."""
+    statement = Survey(
+        kind="survey",
+        declared_patients=hospital.policy.declared_patients,
+        statistics_policy=policy,
+        histograms=histograms,
         **_common(hospital, study, act),
     )
     record = hospital.ledger.settle if policy == "noised" else hospital.ledger.publish

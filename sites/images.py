@@ -44,6 +44,7 @@ class Image:
         spacing_mm: the voxel's sides, one for each axis of `voxels`.
         words: text that the file carries beside its voxels, for the search for names.
         shows_text: the file says that text is burned into its pixels.
+        turned_deg: how far the file's axes are from the patient's; None where it does not say.
     """
 
     voxels: NDArray[np.float32]
@@ -51,10 +52,13 @@ class Image:
     spacing_mm: tuple[float, ...]
     words: tuple[str, ...] = ()
     shows_text: bool = False
+    turned_deg: float | None = 0.0
 
 
 def read_image(data: Path, name: str) -> Image:
-    """Return the image `name` of a data folder; `file.npz#array/index` is one of many.
+    """Return the image `name` of a data folder.
+
+    `file.npz#array/index` is one of many, `file.nii.gz#1` one channel of a file that has several.
 
     Raises:
         Unreadable: see its `fault`.
@@ -85,10 +89,11 @@ def _reader_of(path: Path) -> Callable[[Path, str], Image]:
     raise Unreadable("unreadable", f"expected a folder or one of {', '.join(_READERS)}")
 
 
-def _read_nifti(path: Path, _: str) -> Image:
+def _read_nifti(path: Path, channel: str) -> Image:
     if path.name.lower().endswith(".gz"):
         _check_gzip(path)
-    return _from_nifti(nib.load(path))
+    image = nib.load(path)
+    return _from_nifti(image.slicer[..., int(channel)] if channel else image)
 
 
 def _from_nifti(image: nib.Nifti1Image) -> Image:
@@ -99,7 +104,19 @@ def _from_nifti(image: nib.Nifti1Image) -> Image:
     canonical = nib.as_closest_canonical(image)
     voxels = np.asarray(canonical.dataobj, dtype=np.float32)
     zooms = canonical.header.get_zooms()[: voxels.ndim]
-    return Image(voxels, canonical.affine, tuple(map(float, zooms)), tuple(_words(image)))
+    spacing_mm, words = tuple(map(float, zooms)), tuple(_words(image))
+    return Image(voxels, canonical.affine, spacing_mm, words, turned_deg=_turned_deg(image))
+
+
+def _turned_deg(image: nib.Nifti1Image) -> float | None:
+    """Return the largest angle between an axis of the voxels and the closest one of the patient."""
+    if isinstance(image, nib.Nifti1Image) and not (
+        int(image.header["qform_code"]) or int(image.header["sform_code"])
+    ):
+        return None
+    axes = np.asarray(image.affine, dtype=float)[:3, :3]
+    cosines = np.abs(axes / np.linalg.norm(axes, axis=0)).max(axis=0)
+    return float(np.degrees(np.arccos(np.clip(cosines.min(), 0, 1))))
 
 
 def _words(image: nib.Nifti1Image) -> list[str]:

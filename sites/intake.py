@@ -22,11 +22,13 @@ Breaking = Literal[
     "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
     "label_shape", "label_affine", "label_values", "too_large",
 ]  # fmt: skip
-CaseCheck = Literal[Breaking, "spacing", "empty_label", "identifying", "burned_in"]
+CaseCheck = Literal[Breaking, "orientation", "spacing", "empty_label", "identifying", "burned_in"]
 BREAKING: tuple[Breaking, ...] = get_args(Breaking)
 """Faults with which a case can't train whatever a policy says."""
 
 SMALLEST_SIDE_MM, LARGEST_SIDE_MM = 0.05, 20.0
+MOST_TURNED_DEG = 30.0
+"""An axis turned further is about as close to another one of the patient's."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,10 @@ def _odd(image: Image, target: NDArray[np.int64] | None) -> Iterator[Finding]:
     sides = image.spacing_mm
     if not all(SMALLEST_SIDE_MM <= side <= LARGEST_SIDE_MM for side in sides):
         yield Finding("spacing", f"voxels of {' x '.join(f'{side:g}' for side in sides)} mm")
+    if image.turned_deg is None:
+        yield Finding("orientation", "the file does not say how the patient lies in it")
+    elif image.turned_deg > MOST_TURNED_DEG:
+        yield Finding("orientation", f"turned by {image.turned_deg:.0f} degrees from the patient's axes")
     if target is not None and not target.any():
         yield Finding("empty_label", "the label is empty")
     if suspicious(image.words):

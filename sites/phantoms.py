@@ -116,11 +116,18 @@ def phantom(scanner: Scanner, rng: np.random.Generator) -> tuple[NDArray[np.floa
 
 
 def describe_cases(
-    ward: Path, rows: Sequence[tuple[str, str]], *, name: str, labels: dict[int, str]
+    ward: Path,
+    rows: Sequence[tuple[str, str]],
+    *,
+    name: str,
+    labels: dict[int, str],
+    channel: int | None = None,
 ) -> None:
     """Write `dataset.json` and `subjects.csv` for `(case, patient)` rows in the Decathlon's layout."""
+    member = "" if channel is None else f"#{channel}"
     pairs = [
-        {"image": f"imagesTr/{case}.nii.gz", "label": f"labelsTr/{case}.nii.gz"} for case, _ in rows
+        {"image": f"imagesTr/{case}.nii.gz{member}", "label": f"labelsTr/{case}.nii.gz"}
+        for case, _ in rows
     ]
     content = {
         "name": name,
@@ -156,6 +163,7 @@ def write_public_policy(
         "budget": {"epsilon": 8.0, "delta": 1.0e-4},
         "networks": list(networks),
         "metrics": "exact",
+        "statistics": {"kind": "suppressed", "smallest": smallest},
         "plain_studies": "allow",
         "on_broken_case": "skip",
         "device": {"kind": "cpu", "threads": 1},
@@ -173,6 +181,7 @@ def _policy(scanner: Scanner) -> dict[str, object]:
         "budget": {"epsilon": 8.0, "delta": 1.0e-4},
         "networks": ["UNet", "SegResNet"],
         "metrics": "exact",
+        "statistics": {"kind": "suppressed", "smallest": 5},
         "approve": {"join": "auto", "export": "auto"},
         "on_broken_case": "skip",
         "device": {"kind": "cpu", "threads": 1},

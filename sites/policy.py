@@ -42,6 +42,20 @@ class NoisedMetrics(Config):
     evaluations: PositiveInt
 
 
+class SuppressedStatistics(Config):
+    """Surveys tell what `smallest` patients or more have in common. That is no differential privacy."""
+
+    kind: Literal["suppressed"]
+    smallest: Annotated[int, Field(ge=3)] = 10
+
+
+class NoisedStatistics(Config):
+    """Every survey costs each patient this epsilon at the budget's delta."""
+
+    kind: Literal["noised"]
+    epsilon: Annotated[float, Field(gt=0)]
+
+
 class Policy(Config):
     """A `site.yaml`.
 
@@ -51,6 +65,7 @@ class Policy(Config):
         evaluation_fraction: of the patients, chosen by keyed hash; they never train in any study.
         metrics: `exact` figures of evaluation patients leave (no privacy is promised to them);
             `noised` ones do, charged to the ledger as `noised_metrics` says; or they are `withheld`.
+        statistics: what a survey may tell of the scans.
         plain_studies: whether studies without differential privacy may train here.
         sampled_steps: whether studies may sample patients for a step. With `allow` every charge is
             counted by Renyi DP, full batches too (some 13 % more); choose before the first charge.
@@ -70,6 +85,7 @@ class Policy(Config):
     networks: Annotated[tuple[str, ...], Field(min_length=1)]
     metrics: Literal["exact", "noised", "withheld"]
     noised_metrics: NoisedMetrics | None = None
+    statistics: Literal["withheld"] | SuppressedStatistics | NoisedStatistics = "withheld"
     plain_studies: Literal["refuse", "allow"] = "refuse"
     sampled_steps: Literal["refuse", "allow"] = "refuse"
     approve: ApprovalConfig = ApprovalConfig()

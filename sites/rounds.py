@@ -1,4 +1,4 @@
-"""What a hospital does when the coordinator asks: join a run, contribute to a round, evaluate.
+"""What a hospital does when the coordinator asks: tell of its scans, join a run, contribute, evaluate.
 
 Each act ends in exactly one signed statement in the exchange, and asking again lays down the same
 bytes: the coordinator reads that statement and nothing else of the hospital.
@@ -30,7 +30,7 @@ from privacy.mechanisms import Mechanism, mechanism_for
 from privacy.release import ModelManifest, Noise
 from privacy.signing import BadSignature, verified
 from privacy.soundness import check_soundness
-from sites import export, inference
+from sites import export, inference, survey
 from sites.admission import admit
 from sites.exchange import Exchange, model_place
 from sites.forgotten import check_memory, unrecorded
@@ -42,7 +42,7 @@ from sites.training import Examples, Progress, prepare, train_plainly, train_pri
 
 log = logging.getLogger("wardround.site")
 
-Phase = Literal["join", "contribute", "evaluate"]
+Phase = Literal["survey", "join", "contribute", "evaluate"]
 MODEL_BYTES = 2**34
 CPU = torch.device("cpu")
 
@@ -228,7 +228,33 @@ def _metrics_event(config: NoisedMetrics, budget: Budget) -> PrivacyEvent:
     return PrivacyEvent(noise_for(whole, sampling_rate=1, steps=config.evaluations), 1.0, 1)
 
 
+def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
+    """Tell what the hospital's scans are like, as far as its policy lets it be known."""
+    study, policy = order.study, hospital.policy
+    statistics, declared = policy.statistics, policy.declared_patients
+    if statistics == "withheld":
+        export.survey(hospital, study, act, "withheld", {})
+        return
+    cohort = hospital.cohort(study)
+    patients = (*cohort.training, *cohort.evaluation)
+    if statistics.kind == "suppressed":
+        told = survey.suppressed(patients, study.task, smallest=statistics.smallest)
+        export.survey(hospital, study, act, "suppressed", told)
+        return
+    budget = Budget(epsilon=statistics.epsilon, delta=policy.budget.delta)
+    event = PrivacyEvent(noise_for(budget, sampling_rate=1, steps=1), 1.0, 1)
+    charge = replace(act, event=event)
+    eligible = hospital.eligible
+    charged = hospital.ledger.reserve(charge, eligible.training | eligible.evaluation)
+    hospital.ledger.start(charge)
+    noise, _source = hospital.noise(f"{study.sha256} {order.run} survey")
+    patients = tuple(patient for patient in patients if patient.pseudonym in charged)
+    told = survey.noised(patients, study.task, declared=declared, event=event, noise=noise)
+    export.survey(hospital, study, charge, "noised", told)
+
+
 _PHASES: Mapping[Phase, Callable[[Hospital, Order, Charge, Progress], None]] = {
+    "survey": tell,
     "join": join,
     "contribute": contribute,
     "evaluate": evaluate,

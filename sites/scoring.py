@@ -49,6 +49,6 @@ def noised_score(
 
 
 def _predictions(predict: Predict, patient: Patient) -> Iterator[Prediction]:
-    for load in patient.scans:
-        prepared = load()
+    for scan in patient.scans:
+        prepared = scan.load()
         yield Prediction(predict(prepared), prepared.truth, prepared.spacing_mm)

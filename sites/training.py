@@ -102,7 +102,8 @@ def prepare(
     if config.is_random:
         return Examples(len(patients), lambda i, step: _drawn(patients[i], config, seed, step, device))
     fixed = [
-        _stacked([fixed_pair(load(), config) for load in patient.scans], device) for patient in patients
+        _stacked([fixed_pair(scan.load(), config) for scan in patient.scans], device)
+        for patient in patients
     ]
     return Examples(len(fixed), lambda i, step: fixed[i])
 
@@ -111,10 +112,10 @@ def _drawn(
     patient: Patient, config: PreprocessingConfig, seed: int, step: int, device: torch.device
 ) -> Pair:
     pairs = []
-    for number, load in enumerate(patient.scans):
+    for number, scan in enumerate(patient.scans):
         text = f"{seed} {patient.pseudonym} {step} {number}"
         own = int.from_bytes(sha256(text.encode()).digest()[:4])
-        pairs += drawn_pairs(load(), config, own)
+        pairs += drawn_pairs(scan.load(), config, own)
     return _stacked(pairs, device)
 
 

@@ -162,4 +162,4 @@ def test_a_cache_without_room_keeps_nothing_and_the_round_goes_on(ward: Path, ed
     hospital = Hospital.open(ward)
     training = hospital.cohort(study_with()).training
     assert not list((hospital.state / "cache").glob("*.safetensors"))
-    assert training[0].scans[0]().image.numel() > 0
+    assert training[0].scans[0].load().image.numel() > 0

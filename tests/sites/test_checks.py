@@ -73,6 +73,26 @@ def test_one_head_under_two_patients_is_found_though_the_files_differ(change) ->
     assert "both_groups" in found(cases, lambda p: p == "p3")
 
 
+def labelled(number: int, label: int) -> CheckedCase:
+    files = CaseFiles(f"case-{number}", f"p{number}", f"{number}.nii", str(label))
+    scan = Scan(head(), np.asarray(label), (1.0, 1.0, 1.0))
+    return CheckedCase(files, Reading(profile_of(scan), (), lambda: prepare(scan, CONFIG)), ())
+
+
+@pytest.mark.parametrize(
+    ("label", "reported"),
+    [
+        (lambda n: n % 2, []),
+        (lambda n: int(n >= 30), ["split", "split"]),
+        (lambda n: int(n % 5 == 0 and n < 30), ["split"]),
+    ],
+    ids=["alike", "one sided", "missing"],
+)
+def test_groups_that_the_hash_made_unlike_are_reported(label, reported: list[str]) -> None:
+    cases = [labelled(n, label(n)) for n in range(40)]
+    assert found(cases, lambda patient: int(patient[1:]) >= 30) == reported
+
+
 def test_two_scans_of_one_patient_may_look_alike() -> None:
     image = head()
     assert not found([case(1, image, "p"), case(2, image * 1.01, "p")])
@@ -128,6 +148,28 @@ def test_odd_cases_can_be_used_and_are_reported(tmp_path: Path, small_wards) -> 
     assert kinds == [["empty_label"], ["spacing"], ["identifying"], []]
     assert all(c.reading is not None for c in checked)
     assert not any("MUELLER" in f.text for c in checked for f in c.findings)
+
+
+@pytest.mark.parametrize("fault", ["unknown", "oblique"])
+def test_a_scan_of_which_nobody_knows_how_the_patient_lies_is_reported(
+    fault: str, tmp_path: Path, small_wards
+) -> None:
+    ward = small_wards(tmp_path) / "north"
+    case = read_listing(ward).cases[0]
+    turn = np.eye(4)
+    angle = np.radians(40)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    for name in (case.image, case.label):
+        image = nib.load(ward / name)
+        affine = turn @ image.affine if fault == "oblique" else image.affine
+        changed = nib.Nifti1Image(np.asarray(image.dataobj), affine)
+        if fault == "unknown":
+            changed.set_qform(None, code=0)
+            changed.set_sform(None, code=0)
+        nib.save(changed, ward / name)
+    (checked,) = read_cases([case], reader(ward, TASK, CONFIG))
+    assert [f.check for f in checked.findings] == ["orientation"]
+    assert checked.reading is not None
 
 
 def test_hippocampus_has_three_intensity_groups_and_nothing_that_stops(

@@ -8,9 +8,11 @@ from sites.documents import ConfigError
 from sites.hospital import Hospital
 from sites.intake import read_scan
 from sites.listing import read_listing
-from sites.medmnist import PNEUMONIA, make_hospitals
+from sites.medmnist import make_hospitals
+from sites.public_sets import PICTURES
 
-TASK = ClassificationConfig(kind="classification", dims=2, labels=PNEUMONIA)
+PNEUMONIA = PICTURES["pneumonia"]
+TASK = ClassificationConfig(kind="classification", dims=2, labels=dict(PNEUMONIA.labels))
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def test_every_picture_of_the_training_part_is_dealt_to_one_hospital(
     listings = [read_listing(ward) for ward in wards]
     patients = [case.patient for listing in listings for case in listing.cases]
     assert len(patients) == len(set(patients)) == 600
-    assert all(listing.labels == PNEUMONIA for listing in listings)
+    assert all(listing.labels == PNEUMONIA.labels for listing in listings)
     arrays = np.load(source)
     for ward, listing in zip(wards, listings, strict=True):
         assert Hospital.open(ward).policy.plain_studies == "allow"
@@ -79,3 +81,38 @@ def test_hospitals_that_would_be_too_small_are_refused(source: Path, tmp_path: P
     with pytest.raises(ConfigError, match="at least 20 patients for each of 40"):
         make_hospitals(source, tmp_path / "wards", 40, PNEUMONIA, skew=0.1, seed=0)
     assert not (tmp_path / "wards").exists()
+
+
+def test_several_labels_of_a_picture_and_none_are_listed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((400, 14)) < 0.1).astype(np.uint8)
+    images = rng.integers(0, 255, (400, 28, 28), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "chest.npz", train_images=images, train_labels=labels)
+    wards = make_hospitals(
+        tmp_path / "chest.npz", tmp_path / "wards", 2, PICTURES["chest"], skew=5.0, seed=0
+    )
+    task = ClassificationConfig(
+        kind="classification", dims=2, labels=dict(PICTURES["chest"].labels), multi_label=True
+    )
+    seen = 0
+    for ward in wards:
+        for case in read_listing(ward).cases:
+            number = int(case.patient.removeprefix("patient-"))
+            assert read_scan(ward, case, task).target.tolist() == labels[number].tolist()
+            seen += 1
+    assert seen == 400
+
+
+def test_volumes_become_nifti(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (60, 28, 28, 28), dtype=np.uint8)
+    labels = (np.arange(60) % 2)[:, None]
+    np.savez_compressed(tmp_path / "set.npz", train_images=images, train_labels=labels)
+    (ward,) = make_hospitals(
+        tmp_path / "set.npz", tmp_path / "wards", 1, PICTURES["nodule3d"], skew=5.0, seed=0
+    )
+    task = ClassificationConfig(kind="classification", dims=3, labels=dict(PICTURES["nodule3d"].labels))
+    case = read_listing(ward).cases[7]
+    scan = read_scan(ward, case, task)
+    assert np.array_equal(scan.image, images[int(case.patient.removeprefix("patient-"))])
+    assert scan.target == int(case.label)

@@ -517,3 +517,38 @@ def test_an_adaptive_clip_norm_goes_on_where_the_round_before_left_it_and_stays_
     assert 100 > norms[0] > norms[1]
     assert manifest.epsilon == pytest.approx(20, rel=1e-3)
     assert not {"clip", "norm"} & set(manifest.model_dump())
+
+
+def test_a_hospital_tells_of_its_scans_as_its_policy_says(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    coordinator = coordinator_of(study_with())
+    for number, (statistics, told) in enumerate(
+        [
+            ("withheld", 0),
+            ({"kind": "suppressed", "smallest": 3}, 6),
+            ({"kind": "noised", "epsilon": 1}, 6),
+        ]
+    ):
+        edit(hospital.folder / "site.yaml", statistics=statistics)
+        coordinator.run = f"small-{number}"
+        opened = Hospital.open(hospital.folder, test_noise=1)
+        statement = coordinator.order(opened, "survey", 0)
+        assert statement.kind == "survey"
+        assert len(statement.histograms) == told
+        assert statement.statistics_policy == (statistics if told == 0 else statistics["kind"])
+        assert coordinator.order(opened, "survey", 0) == statement
+    assert statement.event is not None
+    assert hospital.ledger.spent(1e-3) == pytest.approx(1, rel=1e-3)
+    charged = hospital.ledger.patients()
+    assert charged == hospital.eligible.training | hospital.eligible.evaluation
+
+
+def test_a_survey_that_the_budget_can_not_pay_is_refused_and_nothing_is_spent(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    edit(hospital.folder / "site.yaml", statistics={"kind": "noised", "epsilon": 51})
+    opened = Hospital.open(hospital.folder, test_noise=1)
+    statement = coordinator_of(study_with()).order(opened, "survey", 0)
+    assert statement.kind == "refusal"
+    assert opened.ledger.spent(1e-3) == 0

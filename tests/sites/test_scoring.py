@@ -11,6 +11,8 @@ from sites.cohort import Patient
 from sites.inference import predict
 from sites.intake import Scan
 from sites.preprocessing import PreprocessingConfig, prepare
+from sites.profile import profile_of
+from sites.reading import Reading
 from sites.scoring import noised_score, score
 
 TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "a", 2: "b"}))
@@ -35,8 +37,9 @@ def patients(count: int) -> list[Patient]:
         target = np.zeros((9, 7), dtype=np.int64)
         target[2:4, 1 : 4 + i % 2], target[6:8, 2:4] = 1, 2
         image = (target * 100 + rng.normal(0, 1, target.shape)).astype(np.float32)
-        scan = prepare(Scan(image, target, (1.0, 1.0)), CONFIG)
-        made.append(Patient(str(i), (lambda scan=scan: scan,) * (1 + i % 2)))
+        scan = Scan(image, target, (1.0, 1.0))
+        reading = Reading(profile_of(scan), (), lambda scan=scan: prepare(scan, CONFIG))
+        made.append(Patient(str(i), (reading,) * (1 + i % 2)))
     return made
 
 

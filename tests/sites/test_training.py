@@ -14,6 +14,8 @@ from sites.cohort import Patient
 from sites.intake import Scan
 from sites.preprocessing import PreprocessingConfig
 from sites.preprocessing import prepare as preprocess
+from sites.profile import profile_of
+from sites.reading import Reading
 from sites.training import Examples, TrainingConfig, prepare, train_plainly, train_privately
 
 TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "a"}))
@@ -164,7 +166,8 @@ def patient(name: str, scans: int = 1) -> Patient:
         Scan(rng.normal(size=(20, 20)).astype(np.float32), rng.integers(0, 2, (20, 20)), (1.0, 1.0))
         for _ in range(scans)
     ]
-    return Patient(name, tuple(lambda scan=scan: preprocess(scan, RANDOM) for scan in made))
+    readings = (Reading(profile_of(s), (), lambda s=s: preprocess(s, RANDOM)) for s in made)
+    return Patient(name, tuple(readings))
 
 
 def test_what_is_drawn_for_a_patient_does_not_depend_on_the_others() -> None:

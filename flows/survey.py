@@ -1,0 +1,126 @@
+"""What the hospitals' scans are like, before a study starts and as time goes on: a flow of its own.
+
+Each hospital tells what its policy lets it (`sites.survey`). What has moved since the last survey of the
+same study is the drift: 0 where a histogram is as it was, 1 where nothing of it is.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from prefect import flow
+from rich.table import Table
+
+from flows import hospitals
+from flows.embedded import wards_in
+from flows.federate import SIDE_BY_SIDE, ask_all
+from flows.home import Home
+from flows.run import Run, surveys_of
+from flows.tracking import log_survey
+from models.checkpoints import write_atomically
+from models.config import Config
+from privacy.release import Survey
+from sites.study import load_study
+from sites.survey import drift
+
+DRIFTED = 0.25
+"""From this drift on a person should look."""
+ROUND = 0
+
+
+class SurveyRecord(Config):
+    """A survey: what each hospital told, and how far that is from what it told before."""
+
+    study: str
+    run: str
+    finished_ms: int
+    told: dict[str, Survey]
+    left_out: dict[str, str]
+    drift: dict[str, dict[str, float]]
+
+    @property
+    def drifted(self) -> dict[str, list[str]]:
+        """By hospital the histograms that a person should look at."""
+        found = {
+            site: [name for name, moved in each.items() if moved >= DRIFTED]
+            for site, each in self.drift.items()
+        }
+        return {site: names for site, names in found.items() if names}
+
+
+@flow(name="survey", task_runner=SIDE_BY_SIDE)  # type: ignore[arg-type]  # Prefect's own type
+def survey(study: str, sites: str, home: str) -> None:
+    """Ask the hospitals in the folder `sites` what their scans are like, and put it on record."""
+    place, asked = Home(Path(home)), load_study(Path(study))
+    wards = wards_in(Path(sites))
+    before = _last_told(place, asked.name)
+    with hospitals.warm(wards, lambda name, what, step, of: None):
+        roster = {name: hospitals.WARM[name].public_key() for name in wards}
+        run = Run.create(place, asked, roster, kind="survey")
+        with run.locked():
+            run.begin_attempt()
+            answers = ask_all(run, ROUND, "survey", sorted(wards))
+    told = {site: each for site, each in answers.taken.items() if isinstance(each, Survey)}
+    record = SurveyRecord(
+        study=asked.name,
+        run=run.name,
+        finished_ms=run.description.started_ms,
+        told=told,
+        left_out=dict(answers.left_out),
+        drift={
+            site: drift(before[site].histograms, each.histograms)
+            for site, each in told.items()
+            if site in before
+        },
+    )
+    write_atomically(run.folder / "survey.json", record.model_dump_json(indent=1).encode())
+    log_survey(record)
+
+
+def serve(study: Path, sites: Path, home: Home, every: timedelta | None, cron: str | None) -> None:
+    """Survey on a schedule, until the process is ended; Prefect starts each in a process of its own."""
+    survey.serve(
+        name=load_study(study).name,
+        interval=every,
+        cron=cron,
+        parameters={
+            "study": str(study.resolve()),
+            "sites": str(sites.resolve()),
+            "home": str(home.folder.resolve()),
+        },
+        limit=1,
+        print_starting_message=False,
+    )
+
+
+def last(home: Home, study: str) -> SurveyRecord | None:
+    """Return the newest survey of a study, None before the first."""
+    records = [_read(run.folder / "survey.json") for run in surveys_of(home, study)]
+    return records[-1] if records else None
+
+
+def table(record: SurveyRecord) -> Table:
+    """Return a survey as a table: a row for each hospital."""
+    shown = Table(title=f"{record.study}: what the hospitals' scans are like")
+    for heading in ("hospital", "patients (declared)", "statistics", "bins told", "drift"):
+        shown.add_column(heading)
+    for site, each in sorted(record.told.items()):
+        bins = [value for histogram in each.histograms.values() for value in histogram]
+        told = f"{sum(value is not None for value in bins)} of {len(bins)}"
+        drifted = record.drifted.get(site, [])
+        moved = ", ".join(f"{name} {record.drift[site][name]:.2f}" for name in drifted)
+        first = "the first survey" if site not in record.drift else "little"
+        shown.add_row(site, str(each.declared_patients), each.statistics_policy, told, moved or first)
+    for site, reason in sorted(record.left_out.items()):
+        shown.add_row(site, "", "", "", reason)
+    return shown
+
+
+def _last_told(home: Home, study: str) -> Mapping[str, Survey]:
+    newest = last(home, study)
+    return newest.told if newest else {}
+
+
+def _read(path: Path) -> SurveyRecord:
+    return SurveyRecord.model_validate(json.loads(path.read_bytes()))
