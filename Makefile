@@ -1,4 +1,4 @@
-.PHONY: install demo ui test test-slow test-docs check install-dev clean
+.PHONY: install demo ui test test-slow test-docs check fuzz install-dev clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -38,6 +38,10 @@ check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+FUZZ_SECONDS ?= 300
+fuzz: install-dev
+	$(ONE_THREAD) $(BIN)/python tests/fuzz_readers.py --seconds $(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

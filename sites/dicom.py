@@ -19,6 +19,10 @@ import pydicom
 from highdicom import Image, Volume, get_volume_from_series
 from pydicom import Dataset
 
+for _library in ("pydicom", "highdicom", "nibabel"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)  # they log what files hold: names, too
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
 SECONDARY = "1.2.840.10008.5.1.4.1.1.7"
 """The SOP classes of secondary captures begin with this."""
 MOST_FILES = 5000
@@ -143,7 +147,6 @@ def largest(stacks: list[list[Dataset]]) -> list[Dataset]:
 
 
 def _volume(stack: list[Dataset]) -> Volume:
-    logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # nothing of a file into a log
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if _is_multi_frame(stack[0]):

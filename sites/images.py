@@ -64,11 +64,7 @@ def read_image(data: Path, name: str) -> Image:
         Unreadable: see its `fault`.
     """
     file, _, member = name.partition("#")
-    path = (data / file).resolve()
-    if not path.is_relative_to(data.resolve()):
-        raise Unreadable("outside", "a file lies outside the data folder")
-    if not path.exists():
-        raise Unreadable("missing", "a file is missing")
+    path = _path(data, file)
     try:
         return _reader_of(path)(path, member)
     except (Unreadable, MemoryError):
@@ -78,6 +74,19 @@ def read_image(data: Path, name: str) -> Image:
     except Exception as error:
         # A damaged file can fail in any way that its reader can; none may stop the other cases.
         raise Unreadable("unreadable", f"a file can't be read: {type(error).__name__}") from error
+
+
+def _path(data: Path, file: str) -> Path:
+    try:
+        path = (data / file).resolve()
+        is_there = path.exists()
+    except (OSError, ValueError):  # a name of odd characters, or too long for any file
+        raise Unreadable("missing", "a file is missing") from None
+    if not path.is_relative_to(data.resolve()):
+        raise Unreadable("outside", "a file lies outside the data folder")
+    if not is_there:
+        raise Unreadable("missing", "a file is missing")
+    return path
 
 
 def _reader_of(path: Path) -> Callable[[Path, str], Image]:

@@ -14,6 +14,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,8 +187,10 @@ def _entities(path: Path) -> dict[str, str]:
 
 def _named_in(folder: Path, table: Path) -> str:
     """Return the patient whom a DICOM series names, where the list names none."""
-    is_inside = folder.resolve().is_relative_to(table.parent.resolve())
-    patient = patient_in(folder) if is_inside and folder.is_dir() else ""
+    patient = ""
+    with suppress(OSError, ValueError):  # no name of a file
+        if folder.resolve().is_relative_to(table.parent.resolve()) and folder.is_dir():
+            patient = patient_in(folder)
     if not patient:
         raise ConfigError(
             f"{table}: expected a patient in each row, or files that name one (DICOM's PatientID); a "

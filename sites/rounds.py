@@ -388,6 +388,7 @@ def _train(
     study = order.study
     task, local_loss = build_task(study.task), study.strategy.build().local_loss
     config = study.training.in_round(order.round, study.rounds)
+    progress("train", 0, config.steps)
     if mechanism is None:
         rng = torch.Generator().manual_seed(study.seed_for(order.round, hospital.name, "lots"))
         train_plainly(network, task, examples, config, rng, local_loss, progress)

@@ -1,10 +1,14 @@
 import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
+from models.objectives import SegmentationConfig
 from sites.decathlon import make_hospitals
 from sites.documents import ConfigError
+from sites.intake import BrokenCase, read_scan
 from sites.listing import read_listing
 from sites.policy import load_policy
 
@@ -45,6 +49,28 @@ def test_without_a_list_of_subjects_scans_2k_1_and_2k_are_one_patient(
     number = {c.case: c.patient for ward in wards for c in read_listing(ward).cases}
     assert number["hippocampus_007"] == number["hippocampus_008"]
     assert number["hippocampus_006"] != number["hippocampus_007"]
+
+
+def test_one_channel_of_several_is_listed_and_read(tmp_path: Path) -> None:
+    source, names = tmp_path / "Task05_Prostate", [f"prostate_{n:02d}" for n in range(20)]
+    values = np.random.default_rng(0).normal(size=(20, 8, 9, 7, 2)).astype(np.float32)
+    for kind in ("imagesTr", "labelsTr"):
+        (source / kind).mkdir(parents=True)
+    for name, image in zip(names, values, strict=True):
+        label = (image[..., 0] > 1).astype(np.uint8)
+        nib.save(nib.Nifti1Image(image, np.eye(4)), source / "imagesTr" / f"{name}.nii.gz")
+        nib.save(nib.Nifti1Image(label, np.eye(4)), source / "labelsTr" / f"{name}.nii.gz")
+    pairs = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names]
+    content = {"training": pairs, "labels": {"0": "background", "1": "PZ"}}
+    (source / "dataset.json").write_text(json.dumps(content))
+    task = SegmentationConfig(kind="segmentation", dims=3, labels={1: "pz"})
+    (ward,) = make_hospitals(source, tmp_path / "wards", 1, seed=0, channel=1)
+    for case in read_listing(ward).cases:
+        assert case.patient == case.case
+        assert np.array_equal(read_scan(ward, case, task).image, values[names.index(case.case), ..., 1])
+    (whole,) = make_hospitals(source, tmp_path / "whole", 1, seed=0)
+    with pytest.raises(BrokenCase, match="expected 3 dimensions, got 4"):
+        read_scan(whole, read_listing(whole).cases[0], task)
 
 
 def test_a_folder_of_another_kind_and_too_many_hospitals_are_refused(tmp_path: Path) -> None:
