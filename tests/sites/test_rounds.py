@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models import checkpoints
 from models import params as P
+from models.objectives import metric_names
 from models.strategies import STRATEGIES, Strategy, fed_avg
 from privacy.accounting import epsilon
 from privacy.ledger import Charge
@@ -23,6 +25,8 @@ from sites.cohort import pseudonym, pseudonym_key
 from sites.documents import ConfigError
 from sites.exchange import Exchange, model_place, statement_place
 from sites.hospital import Hospital
+from sites.medmnist import make_hospitals
+from sites.public_sets import PICTURES
 from sites.rounds import Order, Phase, carry_out, refusal_of
 from sites.study import Study
 
@@ -552,3 +556,51 @@ def test_a_survey_that_the_budget_can_not_pay_is_refused_and_nothing_is_spent(
     statement = coordinator_of(study_with()).order(opened, "survey", 0)
     assert statement.kind == "refusal"
     assert opened.ledger.spent(1e-3) == 0
+
+
+def test_patches_changes_and_another_spacing_train_privately_and_are_scored_on_the_scans_own_voxels(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    preprocessing = {
+        "shape": [16, 16, 16], "spacing_mm": [1.6, 1.6, 1.6], "crop": "foreground",
+        "fit": {"kind": "patches", "per_scan": 2},
+        "augmentation": {"copies": 2, "flip": [0], "rotate_deg": 10, "noise": 0.05},
+    }  # fmt: skip
+    coordinator = coordinator_of(study_with(preprocessing=preprocessing))
+    coordinator.publish(0, first_model(coordinator.study))
+    manifest = coordinator.order(hospital, "contribute", 1)
+    assert manifest.kind == "release", manifest
+    assert manifest.epsilon == pytest.approx(epsilon(hospital.ledger.histories()[0], 1e-3))
+    scores = coordinator.order(hospital, "evaluate", 0)
+    assert set(scores.metrics) == {"dice", "dice/head", "dice/tail", "hd95_mm", "surface_dice"}
+
+
+@pytest.mark.parametrize("export", ["student", "weights"])
+def test_pictures_of_several_labels_train_privately_and_are_scored(
+    export: str, tmp_path: Path, coordinator_of, study_with, edit
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((60, 14)) < 0.3).astype(np.uint8)
+    images = rng.integers(0, 255, (60, 28, 28), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "chest.npz", train_images=images, train_labels=labels)
+    (ward,) = make_hospitals(
+        tmp_path / "chest.npz", tmp_path / "w", 1, PICTURES["chest"], skew=1, seed=0
+    )
+    edit(ward / "site.yaml", budget={"epsilon": 50.0, "delta": 1e-3})
+    opened = Hospital.open(ward)
+    names = dict(PICTURES["chest"].labels)
+    coordinator = coordinator_of(
+        study_with(
+            task={"kind": "classification", "dims": 2, "labels": names, "multi_label": True},
+            network={"name": "resnet10", "width": 8},
+            preprocessing={"shape": [32, 32], "augmentation": {"flip": [1]}},
+            export=export,
+            **({"distillation": None} if export == "weights" else {}),
+        )
+    )
+    coordinator.publish(0, first_model(coordinator.study))
+    assert coordinator.order(opened, "join", 0).kind == "acceptance"
+    manifest = coordinator.order(opened, "contribute", 1)
+    assert manifest.kind == "release", manifest
+    scores = coordinator.order(opened, "evaluate", 0)
+    assert scores.metrics.keys() == metric_names(coordinator.study.task)
