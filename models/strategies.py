@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, model_validator, validate_call
 from torch import Tensor
 
 from models import params as P
+from models import robust
 from models.config import Config
 from models.params import Params
 
@@ -32,12 +33,16 @@ class Strategy:
         local_loss: `(own, global) -> ()`, added to the loss of each local step. It never sees a
             patient, so its gradient is added after the noise and costs no privacy.
         is_local: whether the parameter of this name stays at its hospital.
+        fewest: hospitals without which a round has no result.
+        weighs: whether hospitals count by their declared patients; else each has one vote.
     """
 
     apply: Callable[[Params, State, Contributions], tuple[dict[str, Tensor], State]]
     init: Callable[[Params], State] = lambda params: {}
     local_loss: Callable[[Params, Params], Tensor] | None = None
     is_local: Callable[[str], bool] = lambda name: False
+    weighs: bool = True
+    fewest: int = 1
 
     def shared(self, params: Params) -> dict[str, Tensor]:
         """Return the parameters that hospitals share."""
@@ -91,10 +96,109 @@ def fed_avg_m(
     return Strategy(apply=apply, init=init)
 
 
+Positive = Annotated[float, Field(gt=0)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
+SecondMoment = Callable[[Tensor, Tensor], Tensor]
+"""From the second moment and the squared mean change of a round to the next second moment."""
+
+
+def _adaptive(second: SecondMoment, lr: float, beta1: float, tau: float) -> Strategy:
+    """FedOpt: m <- b1 m + (1-b1) d; v <- second(v, d^2); w <- w + lr m / (sqrt(v) + tau).
+
+    (Reddi et al. 2021, algorithm 2, with v starting at tau^2.)
+    """
+
+    def init(params: Params) -> State:
+        first = {f"m.{name}": torch.zeros_like(params[name]) for name in params}
+        return first | {f"v.{name}": torch.full_like(params[name], tau**2) for name in params}
+
+    def apply(
+        params: Params, state: State, contributions: Contributions
+    ) -> tuple[dict[str, Tensor], State]:
+        mean = P.weighted_mean(contributions)
+        m = {n: beta1 * state[f"m.{n}"] + (1 - beta1) * mean[n] for n in params}
+        v = {n: second(state[f"v.{n}"], mean[n].square()) for n in params}
+        moved = {n: params[n] + lr * m[n] / (v[n].sqrt() + tau) for n in params}
+        after = {f"m.{n}": m[n] for n in params} | {f"v.{n}": v[n] for n in params}
+        return moved, after
+
+    return Strategy(apply=apply, init=init)
+
+
+@validate_call
+def fed_adam(
+    lr: Positive = 0.01, beta1: Below1 = 0.9, beta2: Below1 = 0.99, tau: Positive = 1e-3
+) -> Strategy:
+    """FedAdam: FedOpt with v <- b2 v + (1-b2) d^2 (Reddi et al. 2021, algorithm 2)."""
+    return _adaptive(lambda v, d2: beta2 * v + (1 - beta2) * d2, lr, beta1, tau)
+
+
+@validate_call
+def fed_yogi(
+    lr: Positive = 0.01, beta1: Below1 = 0.9, beta2: Below1 = 0.99, tau: Positive = 1e-3
+) -> Strategy:
+    """FedYogi: FedOpt with v <- v - (1-b2) d^2 sign(v - d^2) (Reddi et al. 2021, algorithm 2)."""
+    return _adaptive(lambda v, d2: v - (1 - beta2) * d2 * (v - d2).sign(), lr, beta1, tau)
+
+
+@validate_call
+def fed_adagrad(lr: Positive = 0.01, beta1: Below1 = 0.0, tau: Positive = 1e-3) -> Strategy:
+    """FedAdagrad: FedOpt with v <- v + d^2 (Reddi et al. 2021, algorithm 2)."""
+    return _adaptive(lambda v, d2: v + d2, lr, beta1, tau)
+
+
+def _robust(rule: Callable[[robust.Changes], dict[str, Tensor]], fewest: int = 1) -> Strategy:
+    def apply(
+        params: Params, state: State, contributions: Contributions
+    ) -> tuple[dict[str, Tensor], State]:
+        return P.add(params, rule([change for _, change in contributions])), state
+
+    return Strategy(apply=apply, weighs=False, fewest=fewest)
+
+
+def coordinate_median() -> Strategy:
+    """Each coordinate moves by the median of the changes (Yin et al. 2018, definition 1)."""
+    return _robust(robust.median)
+
+
+Faulty = Annotated[int, Field(ge=1)]
+
+
+@validate_call
+def trimmed_mean(faulty: Faulty = 1) -> Strategy:
+    """Each coordinate moves by the mean without the extreme changes (Yin et al. 2018, definition 2)."""
+    return _robust(lambda changes: robust.trimmed_mean(changes, faulty), fewest=2 * faulty + 1)
+
+
+@validate_call
+def krum(faulty: Faulty = 1, chosen: Annotated[int, Field(ge=1)] = 1) -> Strategy:
+    """Krum, and multi-Krum where several are `chosen` (Blanchard et al. 2017, section 4)."""
+    return _robust(lambda changes: robust.krum(changes, faulty, chosen), fewest=2 * faulty + 3)
+
+
+def geometric_median() -> Strategy:
+    """RFA: the model moves by the changes' geometric median (Pillutla et al. 2022, algorithm 2)."""
+    return _robust(robust.geometric_median)
+
+
+@validate_call
+def norm_bounding(factor: Positive = 1.0) -> Strategy:
+    """Norm bounding: a mean of changes none of which is much longer than most (Sun et al. 2019)."""
+    return _robust(lambda changes: robust.norm_bounded_mean(changes, factor))
+
+
 STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
     "fed_avg": fed_avg,
     "fed_prox": fed_prox,
     "fed_avg_m": fed_avg_m,
+    "fed_adam": fed_adam,
+    "fed_yogi": fed_yogi,
+    "fed_adagrad": fed_adagrad,
+    "coordinate_median": coordinate_median,
+    "trimmed_mean": trimmed_mean,
+    "krum": krum,
+    "geometric_median": geometric_median,
+    "norm_bounding": norm_bounding,
 }
 
 

@@ -70,6 +70,12 @@ class Study(Config):
             raise ValueError(
                 "distillation: expected exactly where export is student; add it, or export weights."
             )
+        fewest = self.strategy.build().fewest
+        if self.sites.min < fewest:
+            raise ValueError(
+                f"sites.min: expected at least {fewest}, which {self.strategy.name} needs, "
+                f"got {self.sites.min}."
+            )
         teacher = self.distillation.teacher if self.distillation else None
         for key, network in (("network", self.network), ("distillation.teacher", teacher)):
             if network is None:

@@ -1,5 +1,6 @@
 """One contract over every strategy, and each against a plain version written out."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,10 @@ def random_params(seed: int) -> dict[str, torch.Tensor]:
     return {"a": torch.randn(3, 2, generator=rng), "b": torch.randn(4, generator=rng)}
 
 
+def many(count: int) -> list[tuple[float, Params]]:
+    return [(1 + n % 3, random_params(n)) for n in range(count)]
+
+
 def step(strategy: Strategy, contributions: list[tuple[float, Params]]) -> dict[str, torch.Tensor]:
     params = random_params(0)
     moved, _ = strategy.apply(params, strategy.init(params), contributions)
@@ -30,27 +35,37 @@ def step(strategy: Strategy, contributions: list[tuple[float, Params]]) -> dict[
 @every_strategy
 def test_nobody_moves_means_a_fixed_point(make: Make) -> None:
     still = {name: torch.zeros_like(p) for name, p in random_params(0).items()}
-    moved = step(make(), [(3, still), (5, still)])
+    moved = step(make(), [(3, still), (5, still), (1, still), (2, still), (1, still)])
     assert all(torch.equal(moved[n], p) for n, p in random_params(0).items())
 
 
 @every_strategy
 def test_the_order_of_hospitals_does_not_matter(make: Make) -> None:
-    contributions = [(n, random_params(n)) for n in (3, 5, 7)]
+    contributions = many(7)
     a, b = step(make(), contributions), step(make(), contributions[::-1])
     assert all(torch.allclose(a[n], b[n], atol=1e-6) for n in a)
 
 
 @every_strategy
-def test_a_hospital_twice_as_large_counts_as_two(make: Make) -> None:
+def test_a_hospital_twice_as_large_counts_as_two_or_its_word_counts_for_nothing(make: Make) -> None:
     a, b = random_params(1), random_params(2)
-    once, twice = step(make(), [(2, a), (1, b)]), step(make(), [(1, a), (1, a), (1, b)])
-    assert all(torch.allclose(once[n], twice[n], atol=1e-6) for n in once)
+    rest = [(1.0, random_params(n)) for n in range(3, 7)]
+    strategy = make()
+    once, twice = (
+        step(strategy, [(2, a), (1, b), *rest]),
+        step(strategy, [(1, a), (1, a), (1, b), *rest]),
+    )
+    ignored = step(strategy, [(200, a), (1, b), *rest])
+    if strategy.weighs:
+        assert all(torch.allclose(once[n], twice[n], atol=1e-6) for n in once)
+        assert not all(torch.allclose(once[n], ignored[n], atol=1e-6) for n in once)
+    else:
+        assert all(torch.equal(once[n], ignored[n]) for n in once)
 
 
 @every_strategy
 def test_contributions_are_read_from_files_without_a_change(make: Make, tmp_path: Path) -> None:
-    in_memory = [(n, random_params(n)) for n in (3, 5)]
+    in_memory = [(n, random_params(n)) for n in (3, 5, 7, 9, 11)]
     stored = []
     for n, params in in_memory:
         path = tmp_path / f"{n}.safetensors"
@@ -74,6 +89,25 @@ def test_fed_avg_m_is_momentum_written_out() -> None:
         velocity = 0.5 * velocity + delta
         plain += 0.1 * velocity
         assert w["w"].item() == pytest.approx(plain)
+
+
+@pytest.mark.parametrize("name", ["fed_adam", "fed_yogi", "fed_adagrad"])
+def test_the_adaptive_ones_are_their_algorithm_written_out(name: str) -> None:
+    b1, b2, lr, tau = 0.6, 0.8, 0.1, 0.01
+    keys = {"beta1": b1, "lr": lr, "tau": tau} | ({} if name == "fed_adagrad" else {"beta2": b2})
+    strategy, w, plain, m, v = STRATEGIES[name](**keys), {"w": torch.zeros(1)}, 0.0, 0.0, tau**2
+    state = strategy.init(w)
+    for delta in (1.0, -2.0, 0.5, 3.0):
+        w, state = strategy.apply(w, state, [(4, {"w": torch.tensor([delta])})])
+        m = b1 * m + (1 - b1) * delta
+        if name == "fed_adam":
+            v = b2 * v + (1 - b2) * delta**2
+        elif name == "fed_yogi":
+            v = v - (1 - b2) * delta**2 * math.copysign(1, v - delta**2)
+        else:
+            v = v + delta**2
+        plain += lr * m / (math.sqrt(v) + tau)
+        assert w["w"].item() == pytest.approx(plain, rel=1e-5)
 
 
 def test_fed_prox_adds_half_mu_times_the_squared_distance() -> None:

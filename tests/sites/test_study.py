@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from sites.documents import ConfigError
 from sites.study import load_study
@@ -82,3 +83,9 @@ def test_seeds_differ_by_round_site_and_purpose(study_with) -> None:
 def test_the_first_and_last_model_are_always_evaluated(study_with) -> None:
     study = study_with(rounds=7, evaluation={"every": 3})
     assert [r for r in range(8) if study.is_evaluated(r)] == [0, 3, 6, 7]
+
+
+def test_a_strategy_that_needs_more_hospitals_than_the_quorum_is_refused(study_with) -> None:
+    with pytest.raises(ValidationError, match=r"sites\.min: expected at least 5, which krum needs"):
+        study_with(strategy={"name": "krum", "faulty": 1})
+    study_with(strategy={"name": "krum", "faulty": 1}, sites={"min": 5})

@@ -1,0 +1,125 @@
+"""Aggregation that holds while some hospitals send anything: sign-flipped, scaled, or random changes.
+
+Every hospital has one vote here, whatever number of patients it declares: that number is its own word.
+Tensors are read one name at a time from all hospitals, so memory holds K copies of one tensor, not K
+models. The rules trust that an honest majority sends alike changes; unlike hospitals weaken that.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from models.params import Params
+
+Changes = Sequence[Params]
+"""Each hospital's change of the global model, read lazily."""
+
+
+class TooFewVotes(ValueError):
+    """Fewer hospitals contributed than a rule needs for the number that may be faulty."""
+
+
+def _stacks(changes: Changes) -> Iterator[tuple[str, Tensor]]:
+    """Yield each tensor of all hospitals, `(K, *shape)`, by name."""
+    for name in changes[0]:
+        yield name, torch.stack([change[name] for change in changes])
+
+
+def _by_tensor(changes: Changes, rule: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {name: rule(stack) for name, stack in _stacks(changes)}
+
+
+def median(changes: Changes) -> dict[str, Tensor]:
+    """Return each coordinate's median, the mean of the middle two of an even number.
+
+    (Yin et al. 2018, definition 1.)
+    """
+    return _by_tensor(changes, lambda stack: stack.quantile(0.5, dim=0))
+
+
+def trimmed_mean(changes: Changes, faulty: int) -> dict[str, Tensor]:
+    """Return each coordinate's mean without its `faulty` largest and smallest (Yin et al. 2018, def. 2).
+
+    Raises:
+        TooFewVotes: at most 2 `faulty` hospitals contributed.
+    """
+    _check_votes(len(changes), 2 * faulty + 1, faulty)
+    kept = slice(faulty, len(changes) - faulty)
+    return _by_tensor(changes, lambda stack: stack.sort(dim=0).values[kept].mean(0))
+
+
+def krum(changes: Changes, faulty: int, chosen: int = 1) -> dict[str, Tensor]:
+    """Return the mean of the `chosen` changes that lie closest to their K - faulty - 2 nearest others.
+
+    One is Krum, several are multi-Krum (Blanchard et al. 2017, section 4).
+
+    Raises:
+        TooFewVotes: fewer than 2 `faulty` + 3 hospitals contributed.
+    """
+    count = len(changes)
+    _check_votes(count, 2 * faulty + 3, faulty)
+    distances = _squared_distances(changes)
+    others = distances + torch.diag(torch.full((count,), torch.inf, dtype=torch.double))
+    scores = others.sort(dim=1).values[:, : count - faulty - 2].sum(1)
+    best = scores.argsort(stable=True)[: min(chosen, count - faulty)].tolist()
+    return _by_tensor([changes[k] for k in best], lambda stack: stack.mean(0))
+
+
+def geometric_median(
+    changes: Changes, iterations: int = 32, smoothing: float = 1e-6
+) -> dict[str, Tensor]:
+    """Return the point with the smallest sum of distances to the changes, by smoothed Weiszfeld steps.
+
+    (RFA: Pillutla et al. 2022, algorithm 2.) It stays in the span of the changes, so each step needs
+    only their inner products, which are read once.
+    """
+    gram = _inner_products(changes)
+    scale = float(gram.diagonal().mean().clamp(min=1e-300)) ** 0.5
+    weights = torch.full((len(changes),), 1 / len(changes), dtype=torch.double)
+    for _ in range(iterations):
+        across = gram @ weights
+        squared = gram.diagonal() - 2 * across + weights @ across
+        nearness = 1 / squared.clamp(min=0).sqrt().clamp(min=smoothing * scale)
+        weights = nearness / nearness.sum()
+    return _weighted(changes, weights.tolist())
+
+
+def norm_bounded_mean(changes: Changes, factor: float) -> dict[str, Tensor]:
+    """Return the mean of the changes, each scaled down to at most `factor` times their median norm.
+
+    (Norm bounding: Sun et al. 2019, section 4, with the bound taken from the round itself.)
+    """
+    norms = _inner_products(changes).diagonal().sqrt()
+    bound = factor * norms.quantile(0.5)
+    shrunk = (bound / norms.clamp(min=1e-300)).clamp(max=1.0) / len(changes)
+    return _weighted(changes, shrunk.tolist())
+
+
+def _weighted(changes: Changes, weights: Collection[float]) -> dict[str, Tensor]:
+    factors = torch.tensor(list(weights), dtype=torch.double)
+    return _by_tensor(
+        changes, lambda stack: torch.einsum("k,k...->...", factors, stack.double()).to(stack.dtype)
+    )
+
+
+def _inner_products(changes: Changes) -> Tensor:
+    """Return the changes' inner products over all coordinates, `(K, K)`."""
+    gram = torch.zeros(len(changes), len(changes), dtype=torch.double)
+    for _, stack in _stacks(changes):
+        flat = stack.flatten(1).double()
+        gram += flat @ flat.T
+    return gram
+
+
+def _squared_distances(changes: Changes) -> Tensor:
+    gram = _inner_products(changes)
+    norms = gram.diagonal()
+    return (norms[:, None] + norms[None, :] - 2 * gram).clamp(min=0)
+
+
+def _check_votes(count: int, least: int, faulty: int) -> None:
+    if count < least:
+        raise TooFewVotes(
+            f"Expected at least {least} hospitals where {faulty} may be faulty, got {count}."
+        )
