@@ -183,7 +183,7 @@ def take_in(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answer
 
     Each release's tensors lie in the run's `releases/` afterwards, and the round is decided.
     """
-    template = run.study.strategy.build().shared(run.model(base))
+    template = run.study.bound_strategy().shared(run.model(base))
     left_out = dict(answers.left_out)
     taken = {}
     for site, manifest in answers.taken.items():
@@ -261,7 +261,7 @@ def aggregate(run: Run, round: int, base: RoundRecord, taken: Answers) -> Params
         (weight(run, site), StoredParams(_release_path(run, round, site)))
         for site in sorted(taken.taken)
     ]
-    strategy, state_path = run.study.strategy.build(), run.state_path(round - 1)
+    strategy, state_path = run.study.bound_strategy(), run.state_path(round - 1)
     params = run.model(base)
     state = StoredParams(state_path) if state_path.exists() else strategy.init(strategy.shared(params))
     moved, state = strategy.next_params(params, state, contributions)

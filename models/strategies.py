@@ -6,12 +6,14 @@ are the keys that a study may set.
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field, model_validator, validate_call
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from models import params as P
 from models import robust
@@ -33,6 +35,7 @@ class Strategy:
         local_loss: `(own, global) -> ()`, added to the loss of each local step. It never sees a
             patient, so its gradient is added after the noise and costs no privacy.
         is_local: whether the parameter of this name stays at its hospital.
+        local_of: the parameters of a network that stay at their hospital, where only the network tells.
         fewest: hospitals without which a round has no result.
         weighs: whether hospitals count by their declared patients; else each has one vote.
     """
@@ -41,8 +44,15 @@ class Strategy:
     init: Callable[[Params], State] = lambda params: {}
     local_loss: Callable[[Params, Params], Tensor] | None = None
     is_local: Callable[[str], bool] = lambda name: False
+    local_of: Callable[[nn.Module], frozenset[str]] | None = None
     weighs: bool = True
     fewest: int = 1
+
+    def bound_to(self, network: nn.Module) -> "Strategy":
+        """Return the strategy for this network: `is_local` knows its parameters."""
+        if self.local_of is None:
+            return self
+        return replace(self, is_local=self.local_of(network).__contains__, local_of=None)
 
     def shared(self, params: Params) -> dict[str, Tensor]:
         """Return the parameters that hospitals share."""
@@ -94,6 +104,24 @@ def fed_avg_m(
         return {name: params[name] + lr * velocity[name] for name in params}, velocity
 
     return Strategy(apply=apply, init=init)
+
+
+def _norm_parameters(network: nn.Module) -> frozenset[str]:
+    kinds = (nn.GroupNorm, nn.LayerNorm, _BatchNorm, _InstanceNorm)
+    return frozenset(
+        f"{place}.{name}"
+        for place, module in network.named_modules()
+        if isinstance(module, kinds)
+        for name, _ in module.named_parameters(recurse=False)
+    )
+
+
+def fed_bn() -> Strategy:
+    """FedBN: FedAvg of all but the norm layers, which stay at their hospital (Li et al. 2021, alg. 1).
+
+    Under privacy they train in the same step, under the same clip norm and noise as what leaves.
+    """
+    return Strategy(apply=_average, local_of=_norm_parameters)
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -190,6 +218,7 @@ def norm_bounding(factor: Positive = 1.0) -> Strategy:
 STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
     "fed_avg": fed_avg,
     "fed_prox": fed_prox,
+    "fed_bn": fed_bn,
     "fed_avg_m": fed_avg_m,
     "fed_adam": fed_adam,
     "fed_yogi": fed_yogi,

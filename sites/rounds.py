@@ -154,7 +154,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     for kind in ("teacher", "local", "clip"):
         hospital.stored(kind, order.run, order.round).unlink(missing_ok=True)
     noise = _learn(hospital, order, network, examples, mechanism, progress)
-    trained, strategy = P.of(network.cpu()), study.strategy.build()
+    trained, strategy = P.of(network.cpu()), study.bound_strategy()
     local = {name: trained[name] for name in trained if strategy.is_local(name)}
     if local:
         checkpoints.write(hospital.stored("local", order.run, order.round), local)

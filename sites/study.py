@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from models.config import Config
 from models.networks import NetworkConfig
 from models.objectives import Name, TaskConfig
-from models.strategies import StrategyConfig
+from models.strategies import Strategy, StrategyConfig
 from privacy.distillation import DistillationConfig
 from privacy.mechanisms import PrivacyConfig
 from privacy.signing import canonical
@@ -95,6 +95,13 @@ class Study(Config):
     def sha256(self) -> str:
         """The hash by which every statement of a run names the study."""
         return sha256(canonical(self.model_dump(mode="json"))).hexdigest()
+
+    def bound_strategy(self) -> Strategy:
+        """Return the strategy, which knows the parameters of the study's network."""
+        strategy = self.strategy.build()
+        if strategy.local_of is None:
+            return strategy
+        return strategy.bound_to(self.network.build(self.task.dims, self.task.out_channels))
 
     def seed_for(self, round: int, site: str, purpose: str) -> int:
         """Return the seed of one public use of randomness; noise for patients never has one."""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from models import checkpoints
+from models.networks import NetworkConfig
 from models.params import Params
 from models.strategies import STRATEGIES, Strategy, StrategyConfig, fed_avg, fed_avg_m, fed_prox
 
@@ -115,6 +116,24 @@ def test_fed_prox_adds_half_mu_times_the_squared_distance() -> None:
     assert proximal is not None
     own, start = {"w": torch.tensor([3.0, 4.0])}, {"w": torch.zeros(2)}
     assert proximal(own, start).item() == pytest.approx(0.1 * 25)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "SegResNet", "init_filters": 8},
+        {"name": "DenseNet121", "init_features": 16, "growth_rate": 8},
+        {"name": "resnet10", "width": 8},
+    ],
+)
+def test_fed_bn_keeps_every_norm_layer_and_shares_all_else(config: dict[str, object]) -> None:
+    network = TypeAdapter(NetworkConfig).validate_python(config).build(2, 2)
+    strategy = STRATEGIES["fed_bn"]().bound_to(network)
+    for name, parameter in network.named_parameters():
+        layer = network.get_submodule(name.rpartition(".")[0])
+        assert strategy.is_local(name) == (type(layer).__name__ in {"GroupNorm", "InstanceNorm2d"})
+        assert not (strategy.is_local(name) and parameter.dim() > 1)
+    assert any(strategy.is_local(name) for name, _ in network.named_parameters())
 
 
 def test_local_parameters_stay_as_they_were_at_the_coordinator() -> None:
