@@ -12,7 +12,6 @@ from flows.run import GENESIS, Accepted, BrokenRun, Participant, RoundRecord, Ru
 from models import checkpoints
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams, sha256_of
-from models.objectives import metric_names
 from models.params import Params
 from privacy.accounting import TOLERANCE, PrivacyEvent, epsilon
 from privacy.mechanisms import mechanism_for
@@ -128,7 +127,7 @@ def _check_addressed(run: Run, round: int, purpose: str, site: str, statement: S
     if found != (run.study.sha256, run.name, round, purpose, site):
         raise RejectedRelease("it is about another study, run, round, act or hospital")
     if isinstance(statement, Scores):
-        unknown = sorted(statement.metrics.keys() - metric_names(run.study.task))
+        unknown = sorted(statement.metrics.keys() - run.study.metric_names)
         if unknown:
             raise RejectedRelease(f"the study has no metric {unknown[0]!r}")
 

@@ -1,11 +1,13 @@
 """What a network says of a whole scan, at the scan's own voxels."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
+from models.adversarial import AttackConfig, attacked
 from sites.preprocessing import (
     Patches,
     Prepared,
@@ -17,6 +19,28 @@ from sites.preprocessing import (
 
 WINDOWS = 4
 """Windows that a network sees at a time."""
+
+
+def attacked_scan(
+    network: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    attack: AttackConfig,
+    config: PreprocessingConfig,
+    divisor: int,
+    prepared: Prepared,
+    device: torch.device,
+) -> Prepared:
+    """Return a scan whose prepared image was changed against the network; its truth stays."""
+    if prepared.target.shape != prepared.image.shape[1:]:
+        image, target = fixed_pair(prepared, config)
+        changed = attacked(network, loss, image[None].to(device), target[None].to(device), attack)
+        return replace(prepared, image=changed[0].cpu())
+    image = whole_image(prepared, divisor)
+    target = torch.zeros(image.shape[1:], dtype=torch.long)
+    within = tuple(slice(side) for side in prepared.target.shape)
+    target[within] = prepared.target
+    changed = attacked(network, loss, image[None].to(device), target[None].to(device), attack)
+    return replace(prepared, image=changed[0].cpu()[(slice(None), *within)])
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ bytes: the coordinator reads that statement and nothing else of the hospital.
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from models import checkpoints
 from models import params as P
@@ -32,11 +32,13 @@ from privacy.signing import BadSignature, verified
 from privacy.soundness import check_soundness
 from sites import export, inference, survey
 from sites.admission import admit
+from sites.cohort import Patient
 from sites.exchange import Exchange, model_place
 from sites.forgotten import check_memory, unrecorded
 from sites.hospital import Hospital
 from sites.policy import NoisedMetrics, Refused
-from sites.scoring import noised_score, score
+from sites.preprocessing import Prepared
+from sites.scoring import Predict, noised_score, score
 from sites.study import Study
 from sites.training import Examples, Progress, prepare, train_plainly, train_privately
 
@@ -196,7 +198,9 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
         device=hospital.device,
     )
     if policy.noised_metrics is None:
-        metrics = score(predict, task, patients)
+        metrics = score(predict, task, patients) | _attacked_metrics(
+            hospital, study, network, predict, patients
+        )
         export.scores(hospital, study, act, model.sha256, "exact", metrics)
         return
     event = _metrics_event(policy.noised_metrics, policy.budget)
@@ -220,6 +224,29 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
         noise=noise,
     )
     export.scores(hospital, study, charge, model.sha256, "noised", metrics)
+
+
+def _attacked_metrics(
+    hospital: Hospital,
+    study: Study,
+    network: nn.Module,
+    predict: Predict,
+    patients: Sequence[Patient],
+) -> dict[str, float]:
+    """Return the metrics of attacked images, without those of single labels; none without an attack."""
+    attack, task = study.evaluation.attack, build_task(study.task)
+    if attack is None:
+        return {}
+
+    def predict_attacked(prepared: Prepared) -> Tensor:
+        changed = inference.attacked_scan(
+            network, task.loss, attack, study.preprocessing, study.network.divisor, prepared,
+            hospital.device,
+        )  # fmt: skip
+        return predict(changed)
+
+    found = score(predict_attacked, task, patients)
+    return {f"attacked/{name}": value for name, value in found.items() if "/" not in name}
 
 
 def _metrics_event(config: NoisedMetrics, budget: Budget) -> PrivacyEvent:

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from models.adversarial import AttackConfig
 from models.config import Config
 from models.networks import NetworkConfig
-from models.objectives import Name, TaskConfig
+from models.objectives import Name, TaskConfig, metric_names
 from models.strategies import Strategy, StrategyConfig
 from privacy.distillation import DistillationConfig
 from privacy.mechanisms import PrivacyConfig
@@ -26,9 +27,13 @@ class QuorumConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Evaluate the first model, every `every`-th one and the last."""
+    """Evaluate the first model, every `every`-th one and the last.
+
+    With an `attack`, hospitals with exact metrics also tell those of attacked images, `attacked/<name>`.
+    """
 
     every: PositiveInt = 1
+    attack: AttackConfig | None = None
 
 
 class Study(Config):
@@ -95,6 +100,14 @@ class Study(Config):
     def sha256(self) -> str:
         """The hash by which every statement of a run names the study."""
         return sha256(canonical(self.model_dump(mode="json"))).hexdigest()
+
+    @property
+    def metric_names(self) -> frozenset[str]:
+        """The metrics that a hospital's scores may have."""
+        names = metric_names(self.task)
+        if self.evaluation.attack is None:
+            return names
+        return names | {f"attacked/{name}" for name in names if "/" not in name}
 
     def bound_strategy(self) -> Strategy:
         """Return the strategy, which knows the parameters of the study's network."""

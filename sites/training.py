@@ -12,6 +12,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from models import params as P
+from models.adversarial import AttackConfig, attacked
 from models.config import Config
 from models.objectives import Task
 from models.params import Params
@@ -36,6 +37,8 @@ class TrainingConfig(Config):
             with probability lot / declared patients, all independently (Poisson sampling).
         microbatch: patients whose gradients are held in memory at a time.
         schedule: whether `lr` falls over the study's rounds, along half a cosine.
+        adversarial: an attack whose images each patient's gradient sees beside the true ones (Zizzo et
+            al. 2020).
     """
 
     steps: Annotated[int, Field(ge=1, le=100_000)]
@@ -44,6 +47,7 @@ class TrainingConfig(Config):
     lot: Literal["all"] | PositiveInt
     microbatch: PositiveInt = 8
     schedule: Literal["constant", "cosine"] = "constant"
+    adversarial: AttackConfig | None = None
 
     def in_round(self, round: int, rounds: int) -> "TrainingConfig":
         """Return what holds in one round, from 1, of so many: a constant rate.
@@ -161,7 +165,7 @@ def train_privately(
         clipper = _Clipper(optimizer.mechanism)
         for start in range(0, len(lot), config.microbatch):
             some = lot[start : start + config.microbatch]
-            images, targets, patient_of = examples.batch(some, step)
+            images, targets, patient_of = _seen(network, task, examples.batch(some, step), config)
             of_scan = patient_of.to(images.device)
             sums = clipped_sums(network, task.loss, images, targets, of_scan, clipper)
             optimizer.accumulate([sums[name] for name, _ in network.named_parameters()])
@@ -206,13 +210,25 @@ def train_plainly(
         optimizer.zero_grad()
         for start in range(0, len(lot), config.microbatch):
             some = lot[start : start + config.microbatch]
-            images, targets, patient_of = examples.batch(some, step)
+            images, targets, patient_of = _seen(network, task, examples.batch(some, step), config)
             share = 1 / torch.bincount(patient_of)[patient_of]
             losses = task.loss(network(images), targets)
             torch.autograd.backward((losses * share.to(losses)).sum() / len(lot))
         drift()
         optimizer.step()
         progress("train", step + 1, config.steps)
+
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+def _seen(network: nn.Module, task: Task, batch: Batch, config: TrainingConfig) -> Batch:
+    """Return a batch with, where the study says so, each image's attacked version beside it."""
+    if config.adversarial is None:
+        return batch
+    images, targets, patient_of = batch
+    changed = attacked(network, task.loss, images, targets, config.adversarial)
+    return torch.cat([images, changed]), torch.cat([targets, targets]), torch.cat([patient_of] * 2)
 
 
 def _drift(network: nn.Module, local_loss: LocalLoss | None) -> Callable[[], None]:

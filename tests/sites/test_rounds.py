@@ -604,3 +604,34 @@ def test_pictures_of_several_labels_train_privately_and_are_scored(
     assert manifest.kind == "release", manifest
     scores = coordinator.order(opened, "evaluate", 0)
     assert scores.metrics.keys() == metric_names(coordinator.study.task)
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "classification"])
+def test_adversarial_studies_train_privately_and_tell_how_the_model_stands_an_attack(
+    kind: str, hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    attack = {"kind": "pgd", "radius": 0.2, "steps": 2}
+    changes: dict[str, object] = {
+        "training": {"steps": 1, "lr": 0.1, "lot": "all", "adversarial": attack},
+        "evaluation": {"attack": attack},
+    }
+    if kind == "classification":
+        rows = ["patient,image,label"]
+        for number, case in enumerate(hospital.cases):
+            rows.append(f"{case.patient},{case.image},{number % 2}")
+        (hospital.folder / "dataset.json").unlink()
+        (hospital.folder / "cases.csv").write_text("\n".join(rows))
+        (hospital.folder / "labels.csv").write_text("value,name\n0,well\n1,ill\n")
+        edit(hospital.folder / "site.yaml", networks=["DenseNet121"])
+        changes["task"] = {"kind": kind, "dims": 3, "labels": {0: "well", 1: "ill"}}
+        changes["network"] = {"name": "DenseNet121", "init_features": 16, "growth_rate": 8}
+        changes["preprocessing"] = {"shape": [32, 32, 32]}
+    coordinator = coordinator_of(study_with(**changes))
+    coordinator.publish(0, first_model(coordinator.study))
+    opened = Hospital.open(hospital.folder, test_noise=1)
+    assert coordinator.order(opened, "contribute", 1).kind == "release"
+    scores = coordinator.order(opened, "evaluate", 0)
+    assert scores.metrics.keys() <= coordinator.study.metric_names
+    name = "dice" if kind == "segmentation" else "calibration_error"
+    assert f"attacked/{name}" in scores.metrics
+    assert "attacked/dice/head" not in scores.metrics

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from models import params as P
+from models.adversarial import AttackConfig, attacked
 from models.objectives import SegmentationConfig, build_task
 from models.strategies import fed_prox
 from privacy.mechanisms import AdaptiveClip, ClipConfig, Mechanism
@@ -196,3 +197,30 @@ def test_a_cosine_falls_over_the_rounds_and_a_constant_rate_does_not() -> None:
     for schedule, rates in (("constant", [0.1] * 3), ("cosine", [0.1, 0.075, 0.025])):
         config = TrainingConfig(steps=1, lr=0.1, lot="all", schedule=schedule)
         assert [config.in_round(r, 3).lr for r in (1, 2, 3)] == pytest.approx(rates)
+
+
+def test_training_on_attacked_images_withstands_the_attack_better_and_stays_private() -> None:
+    attack = AttackConfig(kind="pgd", radius=0.8, steps=3)
+    images, targets, _ = everybody(examples(6))
+    losses = {}
+    for name, adversarial in (("plain", None), ("adversarial", attack)):
+        net = network()
+        config = TrainingConfig(steps=40, lr=0.3, lot="all", adversarial=adversarial)
+        train_privately(
+            net, TASK, examples(6), config, mechanism(steps=40), NoiseSource.for_test(0, ""), None,
+            lambda *_: None,
+        )  # fmt: skip
+        changed = attacked(net, TASK.loss, images, targets, attack)
+        with torch.no_grad():
+            losses[name] = float(TASK.loss(net(changed), targets).mean())
+    assert losses["adversarial"] < 0.9 * losses["plain"]
+
+
+def test_attacked_images_are_within_one_patients_clip_norm() -> None:
+    net, m = network(), mechanism(steps=1)
+    attack = AttackConfig(kind="fgsm", radius=5.0)
+    config = TrainingConfig(steps=1, lr=0.3, lot="all", adversarial=attack)
+    one = Examples(1, lambda i, step: examples(6).draw(1, step))
+    start = P.of(net)
+    train_privately(net, TASK, one, config, m, NoiseSource.for_test(0, ""), None, lambda *_: None)
+    assert P.norm(P.subtract(P.of(net), start)) <= 0.3 * 1.0 / m.divisor * (1 + 1e-4)
