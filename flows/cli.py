@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -108,6 +108,10 @@ def _decathlon(name: str) -> Callable[..., None]:
         channel: Annotated[
             int | None, typer.Option(min=0, help="Which channel, where images have several.")
         ] = None,
+        skew: Annotated[
+            Literal["patients", "intensity", "size", "labels"],
+            typer.Option(help="In what the hospitals are unlike."),
+        ] = "patients",
         seed: SeedOption = 0,
     ) -> None:
         with _clear_errors():
@@ -116,7 +120,7 @@ def _decathlon(name: str) -> Callable[..., None]:
             from sites.public_sets import DECATHLON
 
             folder = source or unpacked(_fetched(DECATHLON[name], download, mirror, downloads))
-            for ward in make_hospitals(folder, out, hospitals, seed, channel):
+            for ward in make_hospitals(folder, out, hospitals, seed, channel, skew):
                 typer.echo(ward)
 
     make.__doc__ = f"Divide the Decathlon's {name} scans among hospitals, by patient."

@@ -4,26 +4,38 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sites.documents import ConfigError
+from sites.images import Unreadable, read_image
 from sites.phantoms import describe_cases, write_public_policy
+
+Skew = Literal["patients", "intensity", "size", "labels"]
+"""In what hospitals are unlike: how many patients they have, or which (see `_ORDERS`)."""
 
 
 def make_hospitals(
-    source: Path, out: Path, hospitals: int, seed: int, channel: int | None = None
+    source: Path,
+    out: Path,
+    hospitals: int,
+    seed: int,
+    channel: int | None = None,
+    skew: Skew = "patients",
 ) -> list[Path]:
     """Return the folders of `hospitals` hospitals under `out`, made of the set in `source`.
 
     Where its images have several channels (prostate: T2 and ADC), `channel` is the one that is listed.
-
-    Patients are dealt at random; the first hospital gets most, the last about a third as many.
+    With the skew `patients` they are dealt at random; the first hospital gets most, the last about a
+    third as many. With another one hospitals are of one size, and patients sorted by what it names.
     A hospital that is there already stays as it is.
 
     Raises:
-        ConfigError: `source` is no Decathlon folder, or has too few patients.
+        ConfigError: `source` is no Decathlon folder, or has too few patients, or a scan can't be read.
     """
     labels, scans_of = _scans_by_patient(source)
     if hospitals < 1 or len(scans_of) < 10 * hospitals:
@@ -31,16 +43,35 @@ def make_hospitals(
             f"{source}: expected at least 10 patients for each of {hospitals} hospitals, "
             f"got {len(scans_of)} patients. Ask for fewer hospitals."
         )
-    order = np.random.default_rng(seed).permutation(sorted(scans_of))
-    shares = np.cumsum([1.5 * hospitals - k for k in range(hospitals)])
+    order = np.random.default_rng(seed).permutation(sorted(scans_of)).tolist()
+    weights = [1.5 * hospitals - k if skew == "patients" else 1.0 for k in range(hospitals)]
+    if skew != "patients":
+        order.sort(key=lambda patient: _value(source, scans_of[patient][0], channel, skew))
+    shares = np.cumsum(weights)
     cuts = np.round(shares / shares[-1] * len(order)).astype(int)
-    dealt = np.split(order, cuts[:-1])
+    dealt = [part.tolist() for part in np.split(np.array(order), cuts[:-1])]
     return [
-        _make(
-            source, out / f"hospital-{k}", labels, [(p, scans_of[p]) for p in patients.tolist()], channel
-        )
+        _make(source, out / f"hospital-{k}", labels, [(p, scans_of[p]) for p in patients], channel)
         for k, patients in enumerate(dealt, start=1)
     ]
+
+
+_ORDERS: Mapping[Skew, Callable[[NDArray[np.float32], NDArray[np.float32]], float]] = {
+    "intensity": lambda image, label: float(np.ptp(np.percentile(image, [1, 99]))),
+    "size": lambda image, label: float(image.size),
+    "labels": lambda image, label: float((label == 1).sum() / max((label > 0).sum(), 1)),
+}
+"""By what patients are sorted: the range of intensities, the voxels, the first label's share."""
+
+
+def _value(source: Path, case: str, channel: int | None, skew: Skew) -> float:
+    member = "" if channel is None else f"#{channel}"
+    try:
+        image = read_image(source, f"imagesTr/{case}.nii.gz{member}")
+        label = read_image(source, f"labelsTr/{case}.nii.gz")
+    except Unreadable as error:
+        raise ConfigError(f"{source}: {case}: expected a scan with its label: {error}.") from error
+    return _ORDERS[skew](image.voxels, label.voxels)
 
 
 def _scans_by_patient(source: Path) -> tuple[dict[int, str], dict[str, list[str]]]:

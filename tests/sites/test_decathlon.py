@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from sites.documents import ConfigError
 from sites.intake import BrokenCase, read_scan
 from sites.listing import read_listing
 from sites.policy import load_policy
+from sites.profile import profile_of
+
+TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "anterior", 2: "posterior"})
 
 
 @pytest.fixture
@@ -29,6 +33,28 @@ def test_real_scans_are_divided_by_patient_and_none_is_lost(hippocampus: Path, t
         assert policy.declared_patients % 5 == 0
         assert abs(policy.declared_patients - len(mine)) <= 2.5
         assert not policy.phantom
+
+
+@pytest.mark.parametrize("skew", ["intensity", "size", "labels"])
+def test_hospitals_can_be_unlike_in_what_their_scans_are(
+    skew: str, hippocampus: Path, tmp_path: Path
+) -> None:
+    wards = make_hospitals(hippocampus, tmp_path / "wards", 4, seed=0, skew=skew)
+    values, sizes = [], []
+    for ward in wards:
+        cases = read_listing(ward).cases
+        first = {case.patient: case for case in reversed(cases)}.values()
+        profiles = [profile_of(read_scan(ward, case, TASK)) for case in first]
+        sizes.append(len(profiles))
+        values.append([
+            {"intensity": p.scale, "size": np.prod(p.shape),
+             "labels": p.amounts.get(1, 0) / sum(p.amounts.values())}[skew]
+            for p in profiles
+        ])  # fmt: skip
+    assert max(sizes) - min(sizes) <= 1
+    for lower, higher in itertools.pairwise(values):
+        assert np.median(lower) < np.median(higher)
+    assert max(values[0]) <= min(values[3])
 
 
 def test_hospitals_that_are_there_stay_as_they_are(hippocampus: Path, tmp_path: Path) -> None:
