@@ -1,7 +1,6 @@
 """What hospital IT reads at the terminal: the ledger, the outbox, broken cases."""
 
 import json
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from sites.cohort import case_id, evaluator
 from sites.exchange import Exchange
 from sites.forgotten import forgotten
 from sites.hospital import Hospital
-from sites.listing import CaseFiles, Listing
+from sites.listing import CLASSES, CaseFiles, Listing
 from sites.preprocessing import PreprocessingConfig
 from sites.study import load_study
 
@@ -171,15 +170,11 @@ def _asked_of(listing: Listing, study: Path | None) -> tuple[TaskConfig, Preproc
 def _task_of(listing: Listing) -> TaskConfig:
     names = {value: f"label-{value}" for value in listing.labels}
     dims: Literal[2, 3] = 3 if _is_volume(listing.cases[0].image) else 2
-    if all(_CLASSES.fullmatch(case.label) for case in listing.cases):
+    if all(CLASSES.fullmatch(case.label) for case in listing.cases):
         several = any(not case.label.isdecimal() for case in listing.cases)
         return ClassificationConfig(kind="classification", dims=dims, labels=names, multi_label=several)
     foreground = {value: name for value, name in names.items() if value > 0}
     return SegmentationConfig(kind="segmentation", dims=dims, labels=foreground)
-
-
-_CLASSES = re.compile(r"none|\d+(;\s*\d+)*")
-"""How a list names the classes of a case."""
 
 
 def _is_volume(name: str) -> bool:

@@ -11,30 +11,32 @@ import io
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pydicom
 from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
 
 from models.checkpoints import write_atomically
 from sites.cache import content_of
-from sites.cohort import pseudonym
+from sites.cohort import imported, pseudonym
 from sites.deidentification import (
-    StillIdentifying,
+    NotCleaned,
     deidentified,
     dicom_bytes,
     keyed_uid,
     nifti_without_text,
     picture_without_text,
 )
-from sites.dicom import images_in, is_scan
+from sites.dicom import UnfitSeries, images_in, is_scan, largest, read_file, stacks_of
 from sites.documents import ConfigError
 from sites.hospital import Hospital
 from sites.images import Unreadable, read_image
-from sites.listing import LAYOUTS, CaseFiles, read_listing
+from sites.listing import CLASSES, LAYOUTS, read_listing
 
+SERIES = "SeriesInstanceUID"
 COLUMNS = ("patient", "image", "label", "session")
 
 
@@ -63,22 +65,21 @@ def take_in(hospital: Hospital, export: Path) -> Imported:
     if is_listed:
         _write_labels(data, read_listing(export).labels)
     take = _listed_cases if is_listed else _dicom_cases
-    found = list(take(export, data, partial(pseudonym, hospital.pseudonym_key), left_out))
+    rename = partial(pseudonym, hospital.pseudonym_key)
+    found = list(take(export, data, rename, left_out))
     before = _rows(data / "cases.csv")
     known = {row["image"] for row in before}
     new = [row for row in found if row["image"] not in known]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*before, *new])
-    write_atomically(data / "cases.csv", text.getvalue().encode())
+    if new:
+        write_atomically(data / "cases.csv", _table(COLUMNS, [*before, *new]))
     return Imported(len(new), len({row["patient"] for row in new}), dict(left_out))
 
 
 def _check_places(data: Path, export: Path) -> None:
     if not export.is_dir():
         raise ConfigError(f"{export}: expected a folder that an archive exported, found none.")
-    if export.resolve() == data.resolve() or data.resolve() in export.resolve().parents:
+    places = export.resolve(), data.resolve()
+    if places[0] == places[1] or any(a in b.parents for a, b in (places, places[::-1])):
         raise ConfigError(f"{export}: expected an export outside the hospital's own data.")
     if other := [name for name in LAYOUTS if name != "cases.csv" and (data / name).exists()]:
         raise ConfigError(
@@ -96,8 +97,16 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _write_labels(data: Path, labels: Mapping[int, str]) -> None:
     path = data / "labels.csv"
     if not path.exists():
-        lines = ["value,name", *(f"{value},{name}" for value, name in sorted(labels.items()))]
-        write_atomically(path, "\n".join([*lines, ""]).encode())
+        rows = [{"value": str(value), "name": name} for value, name in sorted(labels.items())]
+        write_atomically(path, _table(("value", "name"), rows))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 Rename = Callable[[str], str]
@@ -107,35 +116,43 @@ def _listed_cases(
     export: Path, data: Path, rename: Rename, left_out: Counter[str]
 ) -> Iterator[dict[str, str]]:
     """Yield the cases of an export with a list of its own."""
-    for case in read_listing(export).cases:
-        patient = rename(case.patient)
-        try:
+    cases = read_listing(export).cases
+    are_classes = all(CLASSES.fullmatch(case.label) for case in cases)
+    for case in cases:
+        patient = imported(rename(case.patient))
+        with _counted(left_out):
             image = _take_file(export, case.image, data, "images", patient, rename)
-            is_class = not (export / case.label.partition("#")[0]).exists()
-            label = case.label if is_class else _take_file(
-                export, case.label, data, "labels", patient, rename
-            )  # fmt: skip
-        except (Unreadable, StillIdentifying) as reason:
-            left_out[str(reason)] += 1
-            continue
-        yield {"patient": patient, "image": image, "label": label, "session": _session(case, rename)}
+            label = case.label
+            if not are_classes:
+                label = _take_file(export, case.label, data, "labels", patient, rename)
+            session = rename(f"session {case.session}")[:8] if case.session else ""
+            yield {"patient": patient, "image": image, "label": label, "session": session}
 
 
-def _session(case: CaseFiles, rename: Rename) -> str:
-    return rename(f"session {case.session}")[:8] if case.session else ""
+@contextmanager
+def _counted(left_out: Counter[str]) -> Iterator[None]:
+    """Count a case that can't be taken in by its reason, and go on with the others."""
+    try:
+        yield
+    except (Unreadable, NotCleaned, UnfitSeries) as reason:
+        left_out[str(reason)] += 1
+    except GeneratorExit:
+        raise
+    except Exception as error:  # a damaged file can fail in any way
+        left_out[f"a file is damaged ({type(error).__name__})"] += 1
 
 
 def _take_file(export: Path, name: str, data: Path, kind: str, patient: str, rename: Rename) -> str:
     """Copy a file or a DICOM folder of the export; return where it lies in the data."""
     read_image(export, name)  # says what is wrong with it, and opens nothing outside the export
-    source, hashed = export / name, rename(f"file {name} {content_of(export, name)}")[:16]
+    source = export / name
     if source.is_dir():
-        return _put_series(data, images_in(source), f"{kind}/{hashed}", patient, rename)
+        return _put_series(data, largest(stacks_of(images_in(source))), kind, patient, rename)
     suffix = next((s for s in _COPIED if name.lower().endswith(s)), None)
     if suffix is None:
         raise Unreadable("unreadable", f"a file is none of {', '.join(_COPIED)}")
     kept, copy = _COPIED[suffix]
-    place = f"{kind}/{hashed}{kept}"
+    place = f"{kind}/{rename(f'file {patient} {name} {content_of(export, name)}')[:16]}{kept}"
     if not (data / place).exists():
         write_atomically(data / place, copy(source))
     return place
@@ -155,57 +172,55 @@ def _dicom_cases(
     export: Path, data: Path, rename: Rename, left_out: Counter[str]
 ) -> Iterator[dict[str, str]]:
     """Yield a case for each series of a tree of DICOM files; its label is yet to be drawn."""
-    for (name, uid), paths in sorted(_files_by_series(export, left_out).items()):
-        patient = rename(name)
-        place = f"images/{rename(f'series {uid}')[:16]}"
-        try:
-            datasets = [pydicom.dcmread(path) for path in paths]
-            if any(each.get("BurnedInAnnotation") == "YES" for each in datasets):
-                left_out["text is burned into its pixels"] += 1
-                continue
-            session = keyed_uid(str(datasets[0].get("StudyInstanceUID", "")), rename)
-            _put_series(data, datasets, place, patient, rename)
-        except StillIdentifying as reason:
-            left_out[str(reason)] += 1
-            continue
-        label = place.replace("images/", "labels/") + ".nii.gz"
-        yield {"patient": patient, "image": place, "label": label, "session": session[-8:]}
+    for (name, *_), paths in sorted(_files_by_series(export, left_out).items()):
+        patient = imported(rename(name))
+        with _counted(left_out):
+            datasets = [read_file(path) for path in paths]
+            study = keyed_uid(str(datasets[0].get("StudyInstanceUID", "")), rename)
+            place = _put_series(data, datasets, "images", patient, rename)
+            label = place.replace("images/", "labels/") + ".nii.gz"
+            yield {"patient": patient, "image": place, "label": label, "session": study[-8:]}
 
 
-def _files_by_series(export: Path, left_out: Counter[str]) -> dict[tuple[str, str], list[Path]]:
-    series: defaultdict[tuple[str, str], list[Path]] = defaultdict(list)
+def _files_by_series(export: Path, left_out: Counter[str]) -> dict[tuple[str, ...], list[Path]]:
+    """Return the files of each patient's each series, of those that hold images of a scan."""
+    series: defaultdict[tuple[str, ...], list[Path]] = defaultdict(list)
     for path in sorted(export.rglob("*")):
         if not path.is_file():
             continue
-        if not path.resolve().is_relative_to(export.resolve()):
-            left_out["a file lies outside the export"] += 1
-            continue
-        try:
-            dataset = pydicom.dcmread(path)
-        except Exception:  # a damaged file can fail in any way; the others go on
-            left_out["a file is no DICOM file, or damaged"] += 1
-            continue
-        patient = str(dataset.get("PatientID", "")).strip()
-        if not is_scan(dataset):
-            left_out["a localiser, capture, report or picture without a place"] += 1
-        elif not patient:
-            left_out["a file names no patient (PatientID)"] += 1
-        else:
-            series[patient, str(dataset.get("SeriesInstanceUID", ""))].append(path)
+        with _counted(left_out):
+            if not path.resolve().is_relative_to(export.resolve()):
+                raise NotCleaned("a file lies outside the export")
+            try:
+                dataset = read_file(path)
+            except InvalidDicomError:
+                raise NotCleaned("a file is no DICOM file") from None
+            patient, uid = (str(dataset.get(key, "")).strip() for key in ("PatientID", SERIES))
+            if not is_scan(dataset):
+                raise NotCleaned("a localiser, capture, report or picture without a place")
+            if not patient or not uid:
+                raise NotCleaned("a file names no patient (PatientID), or no series")
+            series[patient, str(dataset.get("StudyInstanceUID", "")), uid].append(path)
     return dict(series)
 
 
-def _put_series(
-    data: Path, datasets: Sequence[Dataset], place: str, patient: str, rename: Rename
-) -> str:
+def _put_series(data: Path, datasets: Sequence[Dataset], kind: str, patient: str, rename: Rename) -> str:
+    """Write a series in the hospital's own names, also over a shorter one; return its place."""
+    keys = ("PatientID", "StudyInstanceUID", SERIES)
+    own = "\n".join(str(datasets[0].get(key, "")) for key in keys)
+    place = f"{kind}/{rename(f'series {patient} {own}')[:16]}"
     folder = data / place
-    if folder.exists():
+    if folder.exists() and len(list(folder.iterdir())) >= len(datasets):
         return place
     partial_folder = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir(parents=True)
-    for number, dataset in enumerate(datasets):
-        clean = deidentified(dataset, patient, rename)
-        (partial_folder / f"{number:05d}.dcm").write_bytes(dicom_bytes(clean))
-    partial_folder.rename(folder)
+    try:
+        for number, dataset in enumerate(datasets):
+            clean = deidentified(dataset, patient, rename)
+            (partial_folder / f"{number:05d}.dcm").write_bytes(dicom_bytes(clean))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial_folder.rename(folder)
+    finally:
+        shutil.rmtree(partial_folder, ignore_errors=True)
     return place

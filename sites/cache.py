@@ -5,6 +5,7 @@ another task makes another entry, and no name of a patient, a file or a case is 
 """
 
 import json
+import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,11 +29,13 @@ from sites.preprocessing import Prepared, PreprocessingConfig, cached_part
 from sites.profile import Profile
 from sites.reading import Reader, Reading, read_and_prepare, reader
 
+log = logging.getLogger("wardround.site")
+
 QUICK = (".png", ".jpg", ".jpeg", ".npz")
 """Files that are read as quickly as an entry of the cache."""
-VERSION = 2
+VERSION = 3
 """Raised whenever reading, checking or preparing a case changes."""
-DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError)
 """What an entry that is gone, damaged or of another version raises."""
 
 
@@ -49,6 +52,7 @@ class ScanCache:
         Its readings hold no image: each load reads the entry, or the files where it is gone.
         """
         plainly = reader(data, task, config)
+        unchecked: list[int] = []
 
         def read(case: CaseFiles) -> Reading:
             key = _key(data, case, task, config)
@@ -57,7 +61,14 @@ class ScanCache:
             found = self._known(key)
             if found is None:
                 profile, findings, prepared = read_and_prepare(data, case, task, config)
-                self._put(key, profile, findings, prepared)
+                try:
+                    unchecked.append(self._put(key, profile, findings, prepared))
+                except OSError as error:  # a full disk makes rounds slow, and stops none
+                    log.warning("a scan can't be kept in the cache: %s", type(error).__name__)
+                    return Reading(profile, findings, lambda: prepared)
+                if sum(unchecked) > self.max_bytes / 10:
+                    unchecked.clear()
+                    self.trim()
                 found = profile, findings
             return Reading(*found, lambda: self._prepared(key) or again(case, key))
 
@@ -69,7 +80,9 @@ class ScanCache:
         return read
 
     def trim(self) -> None:
-        """Delete the entries unused for longest until the rest fit."""
+        """Delete the entries unused for longest until the rest fit, and what a crash left of others."""
+        for left in self.folder.glob(".*.partial"):
+            left.unlink(missing_ok=True)
         entries = [(path.stat(), path) for path in self.folder.glob("*.safetensors")]
         total = sum(stat.st_size for stat, _ in entries)
         for stat, path in sorted(entries, key=lambda entry: entry[0].st_mtime):
@@ -92,10 +105,14 @@ class ScanCache:
     def _prepared(self, key: str) -> Prepared | None:
         with suppress(*DAMAGED), safe_open(self._path(key), "pt") as file:
             told = json.loads(file.metadata()["told"])
-            target = file.get_tensor("target").long()
+            image = file.get_tensor("image").clone()  # else a window on a file that may go
+            kept = file.get_tensor("target").clone()
+            if told["sum"] != _sum(image, kept):
+                return None
+            target = kept.long()
             has_truth = "truth" in file.keys()  # noqa: SIM118 (it is no mapping)
             return Prepared(
-                image=file.get_tensor("image").clone(),  # else a window on a file that may go
+                image=image,
                 target=target,
                 affine=np.asarray(told["affine"]),
                 truth=file.get_tensor("truth").long() if has_truth else target,
@@ -103,19 +120,20 @@ class ScanCache:
             )
         return None
 
-    def _put(
-        self, key: str, profile: Profile, findings: tuple[Finding, ...], prepared: Prepared
-    ) -> None:
+    def _put(self, key: str, profile: Profile, findings: tuple[Finding, ...], prepared: Prepared) -> int:
         told = {
             "profile": {**vars(profile), "coarse": None},
             "findings": [vars(finding) for finding in findings],
             "affine": prepared.affine.tolist(),
+            "sum": _sum(prepared.image, _small(prepared.target)),
         }
         tensors = {"image": prepared.image, "coarse": profile.coarse, "target": _small(prepared.target)}
         if prepared.truth is not prepared.target and not torch.equal(prepared.truth, prepared.target):
             tensors["truth"] = _small(prepared.truth)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(self._path(key), save(tensors, {"told": json.dumps(told)}))
+        content = save(tensors, {"told": json.dumps(told)})
+        write_atomically(self._path(key), content)
+        return len(content)
 
 
 def _profile(told: dict[str, Any]) -> Profile:
@@ -123,6 +141,14 @@ def _profile(told: dict[str, Any]) -> Profile:
     amounts = {int(label): amount for label, amount in told["amounts"].items()}
     lists = {key: tuple(value) for key, value in told.items() if isinstance(value, list)}
     return Profile(**{**told, **lists, "amounts": amounts})
+
+
+def _sum(*tensors: Tensor) -> str:
+    """Return what tells whether a disk gave back what it was given."""
+    told = sha256()
+    for tensor in tensors:
+        told.update(tensor.contiguous().numpy().tobytes())
+    return told.hexdigest()
 
 
 def _small(labels: Tensor) -> Tensor:
@@ -154,6 +180,8 @@ def content_of(data: Path, name: str) -> str:
     if not path.is_relative_to(data.resolve()):
         raise ValueError("outside the data folder")
     parts = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if not all(part.resolve().is_relative_to(path) for part in parts):
+        raise ValueError("a file lies outside its folder")
     hashes = [_file_hash(part, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     return sha256(canonical([hashes, member])).hexdigest()
 

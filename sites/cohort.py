@@ -2,6 +2,7 @@
 
 import hmac
 import logging
+import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from sites.policy import Policy, Refused
 from sites.reading import Reading
 
 log = logging.getLogger("wardround.site")
+
+_IMPORTED = re.compile("imported-([0-9a-f]{32})")
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,18 @@ def pseudonym_key(state: Path, make: Callable[[], bytes] = lambda: secrets.token
     return secret_file(state / "keys" / "pseudonyms", make)
 
 
+def imported(pseudonym: str) -> str:
+    """Return what the list calls a patient whose scans were taken in under his keyed hash."""
+    return f"imported-{pseudonym}"
+
+
 def pseudonym(key: bytes, patient: str) -> str:
-    """Return the keyed hash by which the hospital knows `patient`: 32 hexadecimal digits."""
+    """Return the keyed hash by which the hospital knows `patient`: 32 hexadecimal digits.
+
+    Listed by his name or as `imported`, he is one patient.
+    """
+    if found := _IMPORTED.fullmatch(patient):
+        return found[1]
     return hmac.new(key, patient.encode(), sha256).hexdigest()[:32]
 
 

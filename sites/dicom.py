@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +19,7 @@ import numpy as np
 import pydicom
 from highdicom import Image, Volume, get_volume_from_series
 from pydicom import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 for _library in ("pydicom", "highdicom", "nibabel"):
     logging.getLogger(_library).setLevel(logging.CRITICAL)  # they log what files hold: names, too
@@ -26,6 +28,7 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 SECONDARY = "1.2.840.10008.5.1.4.1.1.7"
 """The SOP classes of secondary captures begin with this."""
 MOST_FILES = 5000
+LARGEST_FILE = 2**31
 FEWEST_SLICES = 4
 
 
@@ -70,7 +73,10 @@ def series_in(folder: Path) -> Series:
 
 def patient_in(folder: Path) -> str:
     """Return whose files a folder holds, by the first one that says so (PatientID), else ''."""
+    inside = folder.resolve()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if not path.resolve().is_relative_to(inside):
+            continue
         with suppress(Exception):  # whatever is wrong with a file is found when it is read
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
             if patient := str(dataset.get("PatientID", "")).strip():
@@ -96,12 +102,33 @@ def images_in(folder: Path) -> list[Dataset]:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UnfitSeries("a file lies outside the folder")
         try:
-            dataset = pydicom.dcmread(path)
+            dataset = read_file(path)
         except pydicom.errors.InvalidDicomError:
             continue  # a DICOMDIR's neighbour, a text file
         if is_scan(dataset):
             found.append(dataset)
     return found
+
+
+def read_file(path: Path) -> Dataset:
+    """Return a DICOM file's data set, if it can be no larger in memory than on disk and in its rows.
+
+    Raises:
+        UnfitSeries: it is too large, or packed so that its size can't be known before.
+        InvalidDicomError: it is no DICOM file.
+    """
+    if path.stat().st_size > LARGEST_FILE:
+        raise UnfitSeries("a file is larger than any scan")
+    with path.open("rb") as file:
+        pydicom.filereader.read_preamble(file, force=False)
+        meta = pydicom.filereader._read_file_meta_info(file)  # noqa: SLF001  # it reads nothing beyond
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise UnfitSeries("a file is packed so that its size can't be known before")
+    dataset = pydicom.dcmread(path)
+    numbers = (dataset.get(key) or 1 for key in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"))
+    if 4 * prod(int(number) for number in numbers) > LARGEST_FILE:
+        raise UnfitSeries("a file is larger than any scan")
+    return dataset
 
 
 def is_scan(dataset: Dataset) -> bool:

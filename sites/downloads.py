@@ -76,7 +76,7 @@ def fetch(source: Source, folder: Path, progress: Progress, wait_s: float = 1.0)
 def _go_on(source: Source, part: Path, progress: Progress) -> None:
     """Append to `part` what it lacks; begin anew where the server can't give a part."""
     have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {}
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with httpx.stream("GET", source.url, headers=headers, follow_redirects=True, timeout=30) as reply:
         if reply.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
             return  # there is no more; the sum says whether it is the file
@@ -108,13 +108,22 @@ def unpacked(archive: Path) -> Path:
     shutil.rmtree(into, ignore_errors=True)
     try:
         with tarfile.open(archive) as tar:
-            folder = archive.parent / tar.next().name.removeprefix("./").split("/")[0]  # type: ignore[union-attr]
+            folder = archive.parent / _top(tar)
             if folder.exists():
                 return folder
             tar.extractall(into, filter="data")
         (into / folder.name).rename(folder)
         return folder
-    except (tarfile.TarError, OSError, AttributeError) as error:
+    except (tarfile.TarError, OSError, ValueError) as error:
         raise DownloadFailed(f"{archive}: expected an archive of one folder: {error}") from error
     finally:
         shutil.rmtree(into, ignore_errors=True)
+
+
+def _top(tar: tarfile.TarFile) -> str:
+    """Return the one folder that an archive holds, beside what macOS puts there for itself."""
+    names = {member.name.removeprefix("./").split("/")[0] for member in tar.getmembers()}
+    tops = {name for name in names if name and name != "." and not name.startswith("._")}
+    if len(tops) != 1 or ".." in tops:
+        raise ValueError(f"it holds {sorted(tops)[:3]}")
+    return tops.pop()

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -111,13 +111,17 @@ class Hospital:
     def cases(self) -> list[CaseFiles]:
         """The listed cases of everybody who has not withdrawn (`excluded.csv`)."""
         named = excluded_patients(self.folder / EXCLUDED)
-        cases = self.listing.cases
-        listed = {case.patient for case in cases}
-        # an imported patient is listed under his keyed hash, and may be excluded by his own name
-        gone = {p if p in listed else pseudonym(self.pseudonym_key, p) for p in named}
-        if gone - listed:
+        gone = {pseudonym(self.pseudonym_key, patient) for patient in named}
+        known = {case: pseudonym(self.pseudonym_key, case.patient) for case in self.listing.cases}
+        if gone - set(known.values()):
             log.warning("%s names somebody who is in no list", EXCLUDED)
-        return [case for case in cases if case.patient not in gone]
+        # listed by name and as imported, a patient gets one name here
+        name_of = {pseudo: case.patient for case, pseudo in reversed(known.items())}
+        return [
+            replace(case, patient=name_of[pseudo])
+            for case, pseudo in known.items()
+            if pseudo not in gone
+        ]
 
     @property
     def everybody(self) -> frozenset[str]:

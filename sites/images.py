@@ -11,17 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 
 from sites.dicom import UnfitSeries, series_in
 
-LARGEST_BYTES = 2**32
-"""More than any scan that this package trains on, unpacked."""
+LARGEST_BYTES = 2**31
+"""More than any scan that this package trains on, as float32."""
+SMALLEST_SIDE_MM, LARGEST_SIDE_MM = 1e-3, 1e3
+"""Beyond these a number is no voxel's side."""
 
 Fault = Literal["missing", "outside", "unreadable", "affine", "series"]
 
@@ -67,8 +71,10 @@ def read_image(data: Path, name: str) -> Image:
     path = _path(data, file)
     try:
         return _reader_of(path)(path, member)
-    except (Unreadable, MemoryError):
+    except Unreadable:
         raise
+    except MemoryError as error:
+        raise Unreadable("unreadable", "a file needs more memory than there is") from error
     except UnfitSeries as error:
         raise Unreadable("series", str(error)) from error
     except Exception as error:
@@ -80,7 +86,11 @@ def _path(data: Path, file: str) -> Path:
     try:
         path = (data / file).resolve()
         is_there = path.exists()
-    except (OSError, ValueError):  # a name of odd characters, or too long for any file
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # a loop of links, a name of odd characters, or too long for any file
         raise Unreadable("missing", "a file is missing") from None
     if not path.is_relative_to(data.resolve()):
         raise Unreadable("outside", "a file lies outside the data folder")
@@ -92,6 +102,8 @@ def _path(data: Path, file: str) -> Path:
 def _reader_of(path: Path) -> Callable[[Path, str], Image]:
     if path.is_dir():
         return _read_series
+    if not path.is_file():
+        raise Unreadable("unreadable", "it is neither a file nor a folder")
     for suffix, reader in _READERS.items():
         if path.name.lower().endswith(suffix):
             return reader
@@ -110,11 +122,19 @@ def _from_nifti(image: nib.Nifti1Image) -> Image:
     _check_size(prod(shape) * max(image.get_data_dtype().itemsize, 4))
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise Unreadable("affine", "the affine can't be inverted")
-    canonical = nib.as_closest_canonical(image)
-    voxels = np.asarray(canonical.dataobj, dtype=np.float32)
-    zooms = canonical.header.get_zooms()[: voxels.ndim]
-    spacing_mm, words = tuple(map(float, zooms)), tuple(_words(image))
-    return Image(voxels, canonical.affine, spacing_mm, words, turned_deg=_turned_deg(image))
+    sides = voxel_sizes(affine)
+    if not all(SMALLEST_SIDE_MM <= side <= LARGEST_SIDE_MM for side in sides):
+        raise Unreadable("affine", "the sides of its voxels are no lengths")
+    stored = image.dataobj
+    scaled = stored.get_scaled(np.float32) if hasattr(stored, "get_scaled") else stored
+    turn = io_orientation(affine)  # turning the array costs no second copy, as nibabel's image does
+    voxels = apply_orientation(np.asarray(scaled, dtype=np.float32), turn)
+    turned = affine @ inv_ornt_aff(turn, shape[:3])
+    spacing_mm = tuple(float(side) for side in voxel_sizes(turned))[: voxels.ndim]
+    if voxels.ndim > len(spacing_mm):
+        spacing_mm += (1.0,) * (voxels.ndim - len(spacing_mm))
+    voxels, words = np.ascontiguousarray(voxels), tuple(_words(image))
+    return Image(voxels, turned, spacing_mm, words, turned_deg=_turned_deg(image))
 
 
 def _turned_deg(image: nib.Nifti1Image) -> float | None:
@@ -131,8 +151,9 @@ def _turned_deg(image: nib.Nifti1Image) -> float | None:
 def _words(image: nib.Nifti1Image) -> list[str]:
     """Return the free text of a NIfTI header and its extensions."""
     header = image.header
-    fields = (header[key].tobytes() for key in ("descrip", "aux_file", "intent_name", "db_name"))
-    extensions = (bytes(ext.get_content()) for ext in getattr(header, "extensions", ()))
+    keys = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
+    fields = (header[key].tobytes() for key in keys if key in header.keys())  # noqa: SIM118
+    extensions = (ext.content for ext in getattr(header, "extensions", ()))
     texts = (raw.decode("latin-1").strip("\0 ") for raw in (*fields, *extensions))
     return [text for text in texts if text]
 
@@ -171,11 +192,22 @@ def _read_member(path: Path, member: str) -> Image:
     array, _, index = member.partition("/")
     with zipfile.ZipFile(path) as archive:
         _check_size(archive.getinfo(f"{array}.npy").file_size)
+        with archive.open(f"{array}.npy") as header:
+            _check_array(header)
     with np.load(path, allow_pickle=False) as arrays:
         images = arrays[array]
         if not isinstance(images, np.ndarray) or images.ndim < 3:
             raise Unreadable("unreadable", "the array holds no images")
         return _plain(images[int(index)])
+
+
+def _check_array(file: IO[bytes]) -> None:
+    """Check the size that an array's own header claims: numpy makes room for it before it reads."""
+    read = np.lib.format.read_array_header_1_0
+    if np.lib.format.read_magic(file) != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    _check_size(prod(shape) * max(dtype.itemsize, 1))
 
 
 def _plain(values: NDArray[np.generic], words: tuple[str, ...] = ()) -> Image:

@@ -20,7 +20,7 @@ from sites.listing import CaseFiles
 
 Breaking = Literal[
     "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
-    "label_shape", "label_affine", "label_values", "too_large",
+    "label_shape", "label_affine", "label_values", "unfit",
 ]  # fmt: skip
 CaseCheck = Literal[Breaking, "orientation", "spacing", "empty_label", "identifying", "burned_in"]
 BREAKING: tuple[Breaking, ...] = get_args(Breaking)
@@ -55,11 +55,11 @@ class Finding:
 
 
 class BrokenCase(Exception):
-    """A case can't be used. The message names it, and is for the hospital's eyes only."""
+    """A case can't be used. `case` names it, for the hospital's eyes only; the message does not."""
 
     def __init__(self, case: str, finding: Finding) -> None:
         self.case, self.finding = case, finding
-        super().__init__(f"{case}: {finding.text}")
+        super().__init__(finding.text)  # no name: it may end in a log
 
 
 def read_scan(data: Path, case: CaseFiles, task: TaskConfig) -> Scan:
@@ -98,7 +98,8 @@ def _check_image(case: CaseFiles, image: Image, task: TaskConfig) -> None:
         raise _broken(case, "dimensions", f"expected {task.dims} dimensions, got {voxels.ndim}")
     if not voxels.size or not np.isfinite(voxels).all():
         raise _broken(case, "not_finite", "the image is empty, or has NaN or infinite voxels")
-    if voxels.min() == voxels.max():
+    low, high = float(voxels.min()), float(voxels.max())
+    if high - low <= 1e-5 * max(abs(low), abs(high)):  # what float32 can't tell from rounding
         raise _broken(case, "constant", "the image is constant")
 
 

@@ -25,6 +25,10 @@ EXCLUDED = "excluded.csv"
 """Patients who have withdrawn, in a hospital's folder: one column, `subject`."""
 
 
+CLASSES = re.compile(r"none|\d+(;\s*\d+)*")
+"""How a list names the classes of a case."""
+
+
 @dataclass(frozen=True)
 class CaseFiles:
     """One scan as the hospital lists it.

@@ -52,12 +52,12 @@ Side = Annotated[int, Field(ge=8, le=512)]
 Millimetres = Annotated[float, Field(ge=0.05, le=20)]
 Pair = tuple[Tensor, Tensor]
 BOTH = ("image", "target")
-MOST_VOXELS = 2**30
+MOST_VOXELS = 2**27
 """More than resampling may make of a scan."""
 
 
-class TooLarge(ValueError):
-    """A scan at the study's spacing would be larger than any scan is."""
+class Unfit(ValueError):
+    """A scan can't be prepared as the study asks. The message tells nothing of who it shows."""
 
 
 class Percentiles(Config):
@@ -161,7 +161,7 @@ def prepare(scan: Scan, config: PreprocessingConfig) -> Prepared:
     """Return a scan after everything that is the same at each step.
 
     Raises:
-        TooLarge: resampling would make more than `MOST_VOXELS` of it.
+        Unfit: resampling would make more than `MOST_VOXELS` of it.
     """
     is_map = scan.target.ndim == scan.image.ndim
     keys = BOTH if is_map else ("image",)
@@ -209,14 +209,15 @@ def _intensity(config: str | Percentiles | Window) -> MapTransform:
 
 
 def _brighter_than_the_mean(image: Tensor) -> Tensor:
-    return image > image.mean()
+    brighter = image > image.double().mean()
+    return brighter if brighter.any() else image >= image.max()
 
 
 def _check_size(scan: Scan, config: PreprocessingConfig) -> None:
     if config.spacing_mm:
         ratios = zip(scan.image.shape, scan.spacing_mm, config.spacing_mm, strict=True)
         if prod(side * has / wants + 1 for side, has, wants in ratios) > MOST_VOXELS:
-            raise TooLarge("at the study's spacing the scan would be larger than any scan is")
+            raise Unfit("at the study's spacing the scan would be larger than any scan is")
 
 
 def fixed_pair(prepared: Prepared, config: PreprocessingConfig) -> Pair:

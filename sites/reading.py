@@ -7,7 +7,7 @@ from pathlib import Path
 from models.objectives import TaskConfig
 from sites.intake import BrokenCase, Finding, read_case
 from sites.listing import CaseFiles
-from sites.preprocessing import Prepared, PreprocessingConfig, TooLarge, prepare
+from sites.preprocessing import Prepared, PreprocessingConfig, Unfit, prepare
 from sites.profile import Profile, profile_of
 
 
@@ -43,6 +43,13 @@ def read_and_prepare(
     """
     scan, findings = read_case(data, case, task)
     try:
-        return profile_of(scan), tuple(findings), prepare(scan, config)
-    except TooLarge as error:
-        raise BrokenCase(case.case, Finding("too_large", str(error))) from error
+        prepared = prepare(scan, config)
+        if not prepared.image.numel() or not prepared.image.isfinite().all():
+            raise Unfit("nothing finite is left of the image once it is prepared")
+        return profile_of(scan), tuple(findings), prepared
+    except Unfit as error:
+        raise BrokenCase(case.case, Finding("unfit", str(error))) from error
+    except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+        # A scan that a transform can't take is one broken case; it may not stop the others.
+        text = f"the image can't be prepared as the study asks: {type(error).__name__}"
+        raise BrokenCase(case.case, Finding("unfit", text)) from error

@@ -6,7 +6,8 @@
 | `spacing_mm/finest`, `spacing_mm/coarsest`    | the shortest and the longest side of voxels |
 | `intensity`                                   | the share of voxels in each bin             |
 | `volume_ml/<label>` of a segmentation         | 0 and up to 1000 ml and more                |
-| `class/<label>` of a classification           | it holds, or not                            |
+| `class` of a classification                  | each class                                  |
+| `class/<label>` where several labels may hold | it does not, or it does                     |
 
 A patient adds one to each histogram, divided among its bins if his scans differ: non-negative numbers
 of sum 1, and so of L2 norm at most 1. What leaves is the policy's choice (`statistics`).
@@ -46,9 +47,14 @@ def _mean(histograms: Sequence[Histogram]) -> Histogram:
 
 
 def _names(task: TaskConfig) -> list[str]:
+    return ["intensity", "spacing_mm/coarsest", "spacing_mm/finest", *_label_names(task)]
+
+
+def _label_names(task: TaskConfig) -> list[str]:
+    if task.kind == "classification" and not task.multi_label:
+        return ["class"]  # one histogram: from all but one of them the last could be found
     kind = "volume_ml" if task.kind == "segmentation" else "class"
-    labels = [f"{kind}/{name}" for name in task.labels.values()]
-    return ["intensity", "spacing_mm/coarsest", "spacing_mm/finest", *labels]
+    return [f"{kind}/{name}" for name in task.labels.values()]
 
 
 def _of_scan(profile: Profile, task: TaskConfig) -> dict[str, Histogram]:
@@ -57,6 +63,9 @@ def _of_scan(profile: Profile, task: TaskConfig) -> dict[str, Histogram]:
         "spacing_mm/finest": _one(SPACING_EDGES_MM, min(profile.spacing_mm)),
         "spacing_mm/coarsest": _one(SPACING_EDGES_MM, max(profile.spacing_mm)),
     }
+    if task.kind == "classification" and not task.multi_label:
+        shares = [float(profile.amounts.get(value, 0.0) > 0) for value in task.labels]
+        return {**found, "class": np.asarray(shares)}
     for value, name in task.labels.items():
         amount = profile.amounts.get(value, 0.0)
         if task.kind == "segmentation":
@@ -75,7 +84,7 @@ def bins(task: TaskConfig) -> dict[str, int]:
 
     >>> from models.objectives import ClassificationConfig
     >>> task = ClassificationConfig(kind="classification", dims=2, labels={0: "well", 1: "ill"})
-    >>> bins(task)["class/ill"], bins(task)["scans"]
+    >>> bins(task)["class"], bins(task)["scans"]
     (2, 4)
     """
     counts = {
@@ -85,34 +94,36 @@ def bins(task: TaskConfig) -> dict[str, int]:
         "spacing_mm/coarsest": len(SPACING_EDGES_MM) + 1,
     }
     labels = len(VOLUME_EDGES_ML) + 1 if task.kind == "segmentation" else 2
-    return counts | {name: labels for name in _names(task) if name not in counts}
+    labels = len(task.labels) if _label_names(task) == ["class"] else labels
+    return counts | dict.fromkeys(_label_names(task), labels)
 
 
 def suppressed(patients: Sequence[Patient], task: TaskConfig, *, smallest: int) -> Told:
     """Return the shares of the patients in bins that `smallest` or more have a part in; others are None.
 
-    No share tells how many patients there are. It tells of a patient who comes or goes between two
-    surveys, though: only `noised` protects against that.
+    They are rounded to 0.05, so that they do not tell exactly how many patients there are. They tell of
+    a patient who comes or goes between two surveys, though: only `noised` protects against that.
 
-    Where those left out in a histogram are fewer than `smallest` together, whoever knows the total
-    could find them, so the next smallest bins are left out as well.
+    Where those who have a part in what is left out are fewer than `smallest` together, whoever knows the
+    total could find them, so the next smallest bins are left out as well.
     """
     added = [histograms_of(patient, task) for patient in patients]
     told: Told = {}
     for name, count in bins(task).items():
         table = np.array([each[name] for each in added]).reshape(-1, count)
-        share, members = table.sum(0) / max(len(table), 1), (table > 0).sum(0)
-        kept = _kept(members, smallest)
+        share, kept = table.sum(0) / max(len(table), 1), _kept(table, smallest)
         told[name] = [
-            min(round(float(value), 2), 1.0) if keep else None
+            round(0.05 * round(float(value) / 0.05), 2) if keep else None
             for value, keep in zip(share, kept, strict=True)
         ]
     return told
 
 
-def _kept(members: NDArray[np.int64], smallest: int) -> NDArray[np.bool_]:
-    kept = members >= smallest
-    while kept.any() and 0 < members[~kept].sum() < smallest:
+def _kept(table: Histogram, smallest: int) -> NDArray[np.bool_]:
+    """Return which bins are told of a table with a row for each patient, a column for each bin."""
+    members = (table > 0).sum(0)
+    kept: NDArray[np.bool_] = members >= smallest
+    while kept.any() and 0 < (table[:, ~kept] > 0).any(1).sum() < smallest:
         kept[np.where(kept)[0][members[kept].argmin()]] = False
     return kept
 

@@ -13,6 +13,7 @@ import os
 import queue
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 
@@ -56,7 +57,10 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
             _say({"done": True})
         except Exception as error:
             # Whatever went wrong is for the hospital's eyes; outside, only its class is told.
-            logging.getLogger("wardround.site").exception("the order failed")
+            where = "".join(traceback.format_tb(error.__traceback__))  # no message: it may name a file
+            logging.getLogger("wardround.site").error(
+                "the order failed: %s\n%s", type(error).__name__, where
+            )
             _say({"failed": type(error).__name__})
 
 

@@ -1,6 +1,7 @@
 """What an archive exports, planted with names, and what of it reaches a hospital's data."""
 
 import csv
+import gzip
 import io
 import re
 from pathlib import Path
@@ -9,13 +10,16 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from dicomanonymizer.simpledicomanonymizer import initialize_actions_2024b
 from nibabel.nifti1 import Nifti1Extension
 from PIL import Image, PngImagePlugin
+from pydicom._dicom_dict import DicomDictionary
 from pydicom.dataset import Dataset
 from scanner import CAPTURE, VOLUME, write_series, write_slice
 
 from sites import archive
 from sites.archive import Imported, take_in
+from sites.deidentification import deidentified
 from sites.dicom import series_in
 from sites.documents import ConfigError
 from sites.hospital import Hospital
@@ -66,8 +70,8 @@ def test_no_name_number_or_date_of_an_export_reaches_the_data(hospital, export) 
     done = take_in(hospital, export)
     assert (done.cases, done.patients) == (3, 2)
     assert done.left_out == {
-        "a file is no DICOM file, or damaged": 1,
-        "a file names no patient (PatientID)": 1,
+        "a file is no DICOM file": 1,
+        "a file names no patient (PatientID), or no series": 1,
         "a localiser, capture, report or picture without a place": 1,
     }
     told = everything(hospital.data / "images") + (hospital.data / "cases.csv").read_bytes()
@@ -137,18 +141,175 @@ def test_an_interrupted_import_is_finished_by_asking_again(hospital, export, mon
     assert [len(list(folder.iterdir())) for folder in folders] == [len(VOLUME)] * 3
 
 
-def test_text_burned_into_the_pixels_and_names_where_no_profile_looks_are_left_out(
+def test_a_series_with_text_burned_into_its_pixels_is_left_out(hospital, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    write_series(folder / "a", series="1.2.7", BurnedInAnnotation="YES")
+    assert take_in(hospital, folder) == Imported(0, 0, {"text is burned into its pixels": 1})
+    assert not list((hospital.data / "images").glob("*"))
+    listed(folder, "4711,a,1")
+    assert take_in(hospital, folder) == Imported(0, 0, {"text is burned into its pixels": 1})
+
+
+def test_no_value_planted_in_any_attribute_of_the_dictionary_is_left(hospital, tmp_path: Path) -> None:
+    folder, secret = tmp_path / "export" / "scan", "MUELLER"
+    write_series(folder, PatientID="4711")
+    texts = {"PN", "LO", "SH", "ST", "LT", "UT", "UC", "UR", "CS", "AE", "UN", "OB", "OW"}
+    nested = Dataset()
+    for place in (nested, *(pydicom.dcmread(path) for path in sorted(folder.iterdir()))):
+        for tag, (vr, _, _, _, keyword) in DicomDictionary.items():
+            if vr not in texts or tag in place or not keyword or tag >> 16 in (0x0000, 0x0002):
+                continue
+            value = secret.encode() if vr in {"OB", "OW", "UN"} else secret
+            place.add_new(tag, vr, value + b" " if vr in {"OB", "OW"} else value)
+        block = place.private_block(0x4321, "KLINIKUM", create=True)
+        block.add_new(1, "LO", secret)
+        if place is not nested:
+            for keyword in ("RequestAttributesSequence", "ReferencedImageSequence"):
+                setattr(place, keyword, [nested])
+            place.ImageType = ["ORIGINAL", "PRIMARY", secret]
+            place.PixelData = place.PixelData + b"MUELLER "
+            place.preamble = b"MUELLER".ljust(128, b" ")
+            place.save_as(folder / f"{place.SOPInstanceUID}.dcm", enforce_file_format=True)
+    for path in folder.glob("1.2.3-*"):
+        path.unlink()
+    assert SECRETS.search(everything(tmp_path / "export"))
+    done = take_in(hospital, tmp_path / "export")
+    assert done.cases == 1, done
+    assert not SECRETS.search(everything(hospital.data / "images"))
+    (case,) = read_listing(hospital.data).cases
+    kept = series_in(hospital.data / case.image).volume
+    assert np.array_equal(np.sort(kept.get_fdata(), axis=None), np.sort(VOLUME, axis=None))
+    assert_the_profile_is_kept(hospital.data / case.image, folder)
+
+
+def assert_the_profile_is_kept(folder: Path, original: Path) -> None:
+    """Hold a file against dicom-anonymizer's table of the basic profile (edition 2024b)."""
+    kept, before = (pydicom.dcmread(min(path.iterdir())) for path in (folder, original))
+    for tag, action in initialize_actions_2024b().items():
+        if len(tag) > 2 or tag[0] == 0x0002 or tag not in kept:
+            continue
+        if action.__name__.endswith("UID"):
+            assert kept[tag].value != before[tag].value
+        else:
+            assert kept[tag].value in ("", None, kept.PatientID), kept[tag].keyword
+
+
+def test_bits_above_those_that_are_stored_are_cleared_and_signs_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "scan"
+    for number in range(6):
+        values = VOLUME[number] - 500
+        hidden = (values & 0x0FFF) | (0x5000 if number % 2 else 0)
+        write_slice(
+            folder, number, [0, 0, 3.0 * number], values=hidden, BitsStored=12, HighBit=11,
+        )  # fmt: skip
+    for number, path in enumerate(sorted(folder.iterdir())):
+        clean = deidentified(pydicom.dcmread(path), "x", lambda text: "ab" * 16)
+        assert np.array_equal(clean.pixel_array, VOLUME[number] - 500)
+
+
+def test_two_patients_whose_series_have_one_number_stay_two(hospital, tmp_path: Path) -> None:
+    for name, number in (("a", "1"), ("b", "2")):
+        write_series(tmp_path / "export" / name, series="1.2.7", PatientID=number)
+    assert take_in(hospital, tmp_path / "export").cases == 2
+    cases = read_listing(hospital.data).cases
+    assert len({case.image for case in cases}) == len({case.patient for case in cases}) == 2
+
+
+def test_one_odd_file_stops_no_other(hospital, export) -> None:
+    good = take_in(hospital, export).cases
+    write_series(export / "odd", series="1.2.99", PatientID="1")
+    for number, path in enumerate(sorted((export / "odd").iterdir())):
+        dataset = pydicom.dcmread(path)
+        if number == 0:
+            del dataset.SOPClassUID
+        elif number == 1:
+            del dataset.BitsStored
+        dataset.save_as(path)
+    (export / "odd" / "half.dcm").write_bytes((export / "odd" / path.name).read_bytes()[:400])
+    for name in ("cases.csv",):
+        (hospital.data / name).unlink()
+    assert take_in(hospital, export).cases == good
+
+
+def test_a_series_that_has_grown_since_is_replaced(hospital, tmp_path: Path) -> None:
+    write_series(tmp_path / "export", skip=(4, 5))
+    take_in(hospital, tmp_path / "export")
+    for number in (4, 5):
+        write_slice(tmp_path / "export", number, [-5.0, 7.0, 10.0 + 3 * number])
+    assert take_in(hospital, tmp_path / "export").cases == 0
+    (case,) = read_listing(hospital.data).cases
+    assert series_in(hospital.data / case.image).volume.shape[0] in (6, 10, 12)
+    assert len(list((hospital.data / case.image).iterdir())) == 6
+
+
+def listed(folder: Path, *rows: str, labels: str = "0,well\n1,ill\n") -> None:
+    (folder / "labels.csv").write_text(f"value,name\n{labels}")
+    (folder / "cases.csv").write_text("\n".join(["patient,image,label", *rows]))
+
+
+def test_a_label_file_that_is_missing_is_no_class_and_its_name_stays_outside(
     hospital, tmp_path: Path
 ) -> None:
     folder = tmp_path / "export"
-    write_series(folder / "a", series="1.2.7", BurnedInAnnotation="YES")
-    write_series(folder / "b", series="1.2.8", ManufacturerModelName="Scanner of Anna Mueller")
-    done = take_in(hospital, folder)
-    assert done.cases == 0
-    assert sorted(done.left_out) == [
-        "text is burned into its pixels", "the attribute ManufacturerModelName still names the patient",
-    ]  # fmt: skip
-    assert not list((hospital.data / "images").glob("[!.]*"))
+    folder.mkdir()
+    nib.save(nib.Nifti1Image(np.ones((5, 5, 5), np.uint8), np.eye(4)), folder / "a.nii")
+    listed(folder, "4711,a.nii,MUELLER_ANNA_seg.nii.gz")
+    assert take_in(hospital, folder) == Imported(0, 0, {"a file is missing": 1})
+    assert not (hospital.data / "cases.csv").exists()
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nothing_hides_in_a_nifti_file_behind_its_voxels_or_in_an_old_field(
+    kind: type, suffix: str, hospital, tmp_path: Path
+) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    image = kind(VOLUME, np.diag([1, 2, 3, 1]))
+    image.header["descrip"] = b"MUELLER^ANNA"
+    if kind is nib.Nifti1Image:
+        image.header["data_type"], image.header["db_name"] = b"ANNA", b"4711"
+    image.header.extensions.append(Nifti1Extension(2, pydicom_bytes()))
+    nib.save(image, folder / f"a{suffix}")
+    raw = (folder / f"a{suffix}").read_bytes()
+    raw = gzip.compress(gzip.decompress(raw) + b"MUELLER") if suffix == ".nii.gz" else raw + b"MUELLER"
+    (folder / f"a{suffix}").write_bytes(raw)
+    listed(folder, f"4711,a{suffix},1")
+    assert take_in(hospital, folder).cases == 1
+    (case,) = read_listing(hospital.data).cases
+    content = gzip.decompress((hospital.data / case.image).read_bytes())
+    assert not SECRETS.search(content)
+    assert np.array_equal(nib.load(hospital.data / case.image).get_fdata(), VOLUME)
+
+
+def pydicom_bytes() -> bytes:
+    dataset = Dataset()
+    dataset.PatientName = "MUELLER^ANNA"
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, dataset, implicit_vr=False, little_endian=True)
+    return file.getvalue()
+
+
+def test_names_of_labels_may_hold_commas(hospital, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (hospital.data / "labels.csv").unlink()
+    nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), folder / "a.nii")
+    listed(folder, "4711,a.nii,0", labels='0,"ventricle, left"\n')
+    take_in(hospital, folder)
+    assert read_listing(hospital.data).labels == {0: "ventricle, left"}
+
+
+def test_a_patient_listed_by_name_and_imported_is_one_patient(hospital, export) -> None:
+    nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), hospital.data / "old.nii.gz")
+    listed(hospital.data, "4711,old.nii.gz,1")
+    take_in(hospital, export)
+    cases = hospital.cases
+    assert len(cases) == 4
+    assert len({case.patient for case in cases}) == 2
+    assert len(hospital.eligible.training | hospital.eligible.evaluation) == 2
+    (hospital.folder / "excluded.csv").write_text("subject\n4711\n")
+    assert len(hospital.cases) == 1
 
 
 def test_a_listed_export_is_copied_without_text_and_its_voxels_are_the_same(

@@ -163,3 +163,37 @@ def test_a_cache_without_room_keeps_nothing_and_the_round_goes_on(ward: Path, ed
     training = hospital.cohort(study_with()).training
     assert not list((hospital.state / "cache").glob("*.safetensors"))
     assert training[0].scans[0].load().image.numel() > 0
+
+
+def test_a_bit_that_the_disk_turned_is_noticed(ward: Path, scans: ScanCache) -> None:
+    case = read_listing(ward).cases[0]
+    reading = scans.reader(ward, TASK, CONFIG)(case)
+    before = reading.load().image
+    (entry,) = entries(scans)
+    content = bytearray(entry.read_bytes())
+    content[-20_000] ^= 0x40
+    entry.write_bytes(content)
+    assert torch.equal(reading.load().image, before)
+
+
+def test_the_size_is_kept_while_scans_are_read_and_what_a_crash_left_goes(
+    ward: Path, tmp_path: Path
+) -> None:
+    scans = ScanCache(tmp_path / "cache", max_bytes=300_000)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".abc.safetensors.1.partial").write_bytes(b"half")
+    read, most = scans.reader(ward, TASK, CONFIG), 0
+    for case in read_listing(ward).cases:
+        read(case)
+        most = max(most, sum(path.stat().st_size for path in entries(scans)))
+    assert most < 500_000
+    assert not list((tmp_path / "cache").glob(".*"))
+
+
+def test_a_disk_without_room_stops_no_round(ward: Path, scans: ScanCache, monkeypatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sites.cache.write_atomically", full)
+    case = read_listing(ward).cases[0]
+    assert scans.reader(ward, TASK, CONFIG)(case).load().image.numel() > 0

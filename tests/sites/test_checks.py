@@ -125,6 +125,28 @@ def test_the_other_cases_go_on_where_one_is_broken(tmp_path: Path, small_wards) 
     assert [f.check for f in checked[0].findings] == ["unreadable"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"crop": "foreground"}, {"intensity": {"kind": "percentiles"}}, {"fit": "resize"},
+     {"spacing_mm": (0.05, 0.05, 0.05)}],
+    ids=str,
+)  # fmt: skip
+def test_a_scan_that_can_not_be_prepared_is_one_broken_case(
+    change: dict[str, object], tmp_path: Path, small_wards
+) -> None:
+    ward = small_wards(tmp_path) / "north"
+    cases = read_listing(ward).cases[:2]
+    image = nib.load(ward / cases[0].image)
+    values = np.full(image.shape, 1000.1, dtype=np.float32)
+    values[0, 0, 0] = np.nextafter(np.float32(1000.1), np.float32(0))
+    nib.save(nib.Nifti1Image(values, image.affine), ward / cases[0].image)
+    config = PreprocessingConfig(shape=(16, 16, 16), **change)
+    checked = read_cases(cases, reader(ward, TASK, config))
+    broken = [case.reading is None for case in checked]
+    assert broken == ([True, True] if "spacing_mm" in change else [True, False])
+    assert checked[0].findings[0].check in {"constant", "unfit"}
+
+
 def test_odd_cases_can_be_used_and_are_reported(tmp_path: Path, small_wards) -> None:
     ward = small_wards(tmp_path) / "south"
     cases = read_listing(ward).cases

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import CTImageStorage
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian
 from scanner import CAPTURE, CORONAL, VOLUME, write_enhanced, write_series, write_slice
 
 from sites.dicom import UnfitSeries, patient_in, series_in
@@ -126,3 +126,23 @@ def test_no_attribute_of_the_patient_is_in_what_is_kept(tmp_path: Path) -> None:
     kept = bytes(image.header.binaryblock) + b"".join(e.get_content() for e in image.header.extensions)
     assert not any(secret in kept for secret in (b"MUELLER", b"4711", b"1956"))
     assert pydicom.dcmread(min((tmp_path / "scan").iterdir())).PatientID == "4711"
+
+
+def test_a_file_that_unpacks_to_more_than_it_says_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan")
+    path = min((tmp_path / "scan").iterdir())
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(path)
+    with pytest.raises(UnfitSeries, match="size can't be known"):
+        series_in(tmp_path / "scan")
+
+
+def test_rows_and_frames_that_no_scan_has_are_refused(tmp_path: Path) -> None:
+    write_enhanced(tmp_path / "frames")
+    (path,) = (tmp_path / "frames").iterdir()
+    dataset = pydicom.dcmread(path)
+    dataset.Rows = dataset.Columns = 60_000
+    dataset.save_as(path)
+    with pytest.raises(UnfitSeries, match="larger than any scan"):
+        series_in(tmp_path / "frames")

@@ -159,6 +159,15 @@ def test_an_archive_that_leads_out_of_its_folder_writes_nothing(name: str, tmp_p
     assert not Path("/evil").exists()
 
 
+def test_what_macos_adds_is_no_second_folder_and_two_folders_are_refused(tmp_path: Path) -> None:
+    archive = tar_of(tmp_path / "a.tar", ("./._Task", b"x"), ("./Task/dataset.json", b"{}"))
+    assert unpacked(archive).name == "Task"
+    archive = tar_of(tmp_path / "b.tar", ("One/a", b"x"), ("Two/b", b"x"))
+    with pytest.raises(DownloadFailed, match="one folder"):
+        unpacked(archive)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Task", "a.tar", "b.tar"]
+
+
 def test_damaged_archives_are_errors(tmp_path: Path) -> None:
     for content in (b"", b"no archive", b"\0" * 2048):
         (tmp_path / "a.tar").write_bytes(content)

@@ -1,4 +1,5 @@
 import gzip
+import io
 import os
 import pickle
 import zipfile
@@ -154,3 +155,52 @@ def test_whatever_bytes_a_file_has_the_answer_is_an_image_or_unreadable(
     path.write_bytes(bytes(whole[: len(whole) - cut]))
     with suppress(Unreadable):
         assert isinstance(read_image(tmp_path, f"a{suffix}#a/0"), Image)
+
+
+def claims(shape: tuple[int, ...]) -> bytes:
+    """Return an npy array's header that claims a shape, with no array behind it."""
+    file = io.BytesIO()
+    told = {"descr": "<f8", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, told)
+    return file.getvalue()
+
+
+def test_an_array_whose_header_claims_more_than_there_is_room_for_is_unreadable(
+    tmp_path: Path,
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", claims((2**20, 2**15, 2**15)))
+    assert fault_of(tmp_path, "a.npz#a/0") == "unreadable"
+
+
+def test_links_that_lead_to_themselves_and_pipes_are_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
+    assert fault_of(tmp_path, "loop.nii") == "missing"
+    os.mkfifo(tmp_path / "pipe.nii")
+    assert fault_of(tmp_path, "pipe.nii") == "unreadable"
+    assert fault_of(tmp_path, "odd\0name.nii") == "missing"
+    assert fault_of(tmp_path, "x" * 5000 + ".nii") == "missing"
+
+
+@pytest.mark.parametrize("side", [1e-9, 1e9])
+def test_sides_of_voxels_that_are_no_lengths_are_a_broken_affine(side: float, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.diag([side, 1, 1 / side, 1]))
+    nib.save(image, tmp_path / "a.nii")
+    assert fault_of(tmp_path, "a.nii") == "affine"
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("turn", ["RAS", "LPS", "PIR", "SLA"])
+def test_a_volume_is_turned_and_scaled_as_nibabel_does(kind: type, turn: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 500, (5, 6, 7)).astype(np.int16)
+    ornt = nib.orientations.axcodes2ornt(turn)
+    affine = np.diag([1.0, 2.0, 3.0, 1.0]) @ nib.orientations.inv_ornt_aff(ornt, values.shape)
+    image = kind(values, affine)
+    image.header.set_slope_inter(2.0, -7.0)
+    nib.save(image, tmp_path / "a.nii.gz")
+    ours = read_image(tmp_path, "a.nii.gz")
+    theirs = nib.as_closest_canonical(nib.load(tmp_path / "a.nii.gz"))
+    assert np.allclose(ours.voxels, theirs.get_fdata(), atol=1e-3)
+    assert np.allclose(ours.affine, theirs.affine)
+    assert ours.spacing_mm == pytest.approx(theirs.header.get_zooms())
+    assert ours.voxels.dtype == np.float32

@@ -62,8 +62,10 @@ def test_a_broken_case_is_named_with_its_reason(
 ) -> None:
     path = ward / getattr(case, file)
     rewrite(path, make(np.asarray(nib.load(path).dataobj, dtype=np.float32)))
-    with pytest.raises(BrokenCase, match=f"^{case.case}: .*{reason}"):
+    with pytest.raises(BrokenCase, match=reason) as caught:
         read_scan(ward, case, TASK)
+    assert caught.value.case == case.case
+    assert case.case not in str(caught.value)
 
 
 def truncated(whole: bytes) -> bytes:

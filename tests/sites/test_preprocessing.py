@@ -7,7 +7,7 @@ from models.objectives import one_hot
 from sites.intake import Scan
 from sites.preprocessing import (
     PreprocessingConfig,
-    TooLarge,
+    Unfit,
     drawn_pairs,
     fixed_pair,
     on_own_grid,
@@ -128,7 +128,7 @@ def test_scoring_pads_and_never_crops() -> None:
 
 def test_a_scan_that_resampling_would_blow_up_is_refused() -> None:
     huge = Scan(np.zeros((64, 64, 64), np.float32), np.zeros((64,) * 3, np.int64), (500.0,) * 3)
-    with pytest.raises(TooLarge, match="larger than any scan"):
+    with pytest.raises(Unfit, match="larger than any scan"):
         prepare(huge, PreprocessingConfig(shape=(32,) * 3, spacing_mm=(0.5,) * 3))
 
 
