@@ -28,9 +28,10 @@ from sites.checks import read_cases
 from sites.decathlon import make_hospitals
 from sites.exchange import Exchange, model_place
 from sites.hospital import Hospital
+from sites.orders import Order, Phase
 from sites.phantoms import describe_cases
 from sites.reading import reader
-from sites.rounds import Order, Phase, carry_out
+from sites.rounds import carry_out
 from sites.study import Study, load_study
 
 ROOT = Path(__file__).parent.parent

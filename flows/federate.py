@@ -17,7 +17,7 @@ from flows.rounds import NO_ANSWERS, PHASES, Answers
 from flows.run import RoundRecord, Run
 from flows.tracking import Tracking
 from models.params import Params
-from sites.rounds import Phase
+from sites.orders import Phase
 
 SIDE_BY_SIDE: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1)
 """As many hospitals at a time as this machine has cores; each trains on one."""

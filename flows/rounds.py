@@ -29,7 +29,7 @@ from privacy.release import (
 )
 from privacy.signing import BadSignature, canonical, sign, verified
 from sites.exchange import model_place, statement_place
-from sites.rounds import Order, Phase, refusal_of
+from sites.orders import Order, Phase, refusal_of
 from sites.study import Study
 
 PHASES: Mapping[str, Sequence[Phase]] = {"none": ("contribute",), "local": ("contribute",)}

@@ -38,7 +38,8 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
     import torch
 
     from sites.hospital import Hospital
-    from sites.rounds import Order, carry_out
+    from sites.orders import Order
+    from sites.rounds import carry_out
 
     hospital = Hospital.open(folder, test_noise)
     hospital.state.mkdir(mode=0o700, exist_ok=True)

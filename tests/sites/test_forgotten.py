@@ -20,7 +20,8 @@ from privacy.signing import public_hex, sign
 from sites.exchange import Exchange, model_place, statement_place
 from sites.forgotten import forgotten, resolve
 from sites.hospital import Hospital
-from sites.rounds import Order, Phase, _left_by, carry_out, refusal_of
+from sites.orders import Order, Phase, left_by, refusal_of
+from sites.rounds import carry_out
 from sites.study import Study
 
 RUN = "small-1"
@@ -234,8 +235,8 @@ def test_what_a_forgotten_round_left_in_the_hospital_is_not_used(
         phase="contribute", study=study, run=RUN, round=3, attempt=1,
         exchange=federation.exchange.url, coordinator=public_hex(federation.key),
     )  # fmt: skip
-    assert _left_by(hospital, "teacher", order, 1) is not None
-    assert _left_by(hospital, "teacher", order, 2) is None
+    assert left_by(hospital, "teacher", order, 1) is not None
+    assert left_by(hospital, "teacher", order, 2) is None
 
 
 def test_a_release_that_a_crash_left_in_the_outbox_is_the_one_that_leaves(
@@ -245,7 +246,7 @@ def test_a_release_that_a_crash_left_in_the_outbox_is_the_one_that_leaves(
         federation.ask("contribute", 1)
     (left,) = federation.hospital.outbox.statements()
     with monkeypatch.context() as patch:
-        patch.delattr("sites.rounds.train_privately")  # it would be another output
+        patch.delattr("sites.contribution.train_privately")  # it would be another output
         assert federation.ask("contribute", 1) == "release"
     assert federation.hospital.ledger.file_of(Charge("small", RUN, 1, "contribute", None)) == left
 

@@ -26,8 +26,9 @@ from sites.documents import ConfigError
 from sites.exchange import Exchange, model_place, statement_place
 from sites.hospital import Hospital
 from sites.medmnist import make_hospitals
+from sites.orders import Order, Phase, refusal_of
 from sites.public_sets import PICTURES
-from sites.rounds import Order, Phase, carry_out, refusal_of
+from sites.rounds import carry_out
 from sites.study import Study
 
 
@@ -190,7 +191,7 @@ def test_a_charge_is_given_back_where_the_scans_cannot_be_prepared_and_stays_onc
     coordinator = coordinator_of(study_with())
     coordinator.publish(0, first_model(coordinator.study))
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr("sites.rounds.prepare", no_room)
+        patch.setattr("sites.contribution.prepare", no_room)
         coordinator.order(hospital, "contribute", 1)
     assert [e.action for e in hospital.ledger.entries()] == ["reserve", "void"]
     assert hospital.ledger.spent(1e-3) == 0
@@ -198,7 +199,7 @@ def test_a_charge_is_given_back_where_the_scans_cannot_be_prepared_and_stays_onc
         patch.setattr(torch.optim, "SGD", no_room)
         coordinator.order(hospital, "contribute", 1)
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr("sites.rounds.prepare", no_room)
+        patch.setattr("sites.contribution.prepare", no_room)
         coordinator.order(hospital, "contribute", 1)
     assert [e.action for e in hospital.ledger.entries()][2:] == ["reserve", "start"]
     assert hospital.ledger.spent(1e-3) > 0

@@ -1,0 +1,118 @@
+"""What the coordinator asks of a hospital, and the models that an answer begins with.
+
+An order holds public values only; a global model is used if the coordinator signed it for this run.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from models import checkpoints
+from models import params as P
+from models.checkpoints import CorruptCheckpoint
+from models.config import Config
+from models.networks import NetworkConfig
+from models.params import Params
+from privacy.ledger import Charge
+from privacy.release import ModelManifest
+from privacy.signing import BadSignature, verified
+from sites.exchange import Exchange, model_place
+from sites.hospital import Hospital
+from sites.policy import Refused
+from sites.study import Study
+
+Phase = Literal["survey", "join", "contribute", "evaluate"]
+MODEL_BYTES = 2**34
+CPU = torch.device("cpu")
+
+
+def refusal_of(phase: Phase, attempt: int) -> str:
+    """Return the name under which a refusal of a phase is recorded and laid down.
+
+    >>> refusal_of("contribute", 2)
+    'contribute-refused-2'
+    """
+    return f"{phase}-refused-{attempt}"
+
+
+class Order(Config):
+    """What the coordinator asks of a hospital: public values only.
+
+    Attributes:
+        attempt: counts the coordinator's starts of this run. A refusal holds for its attempt, so
+            that a hospital which was put right can take part when the run goes on.
+        exchange: where to read the global model and to lay down the answer.
+        coordinator: the coordinator's public key, pinned by the hospital on first contact.
+    """
+
+    phase: Phase
+    study: Study
+    run: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
+    round: Annotated[int, Field(ge=0)]
+    attempt: Annotated[int, Field(ge=1)]
+    exchange: str
+    coordinator: str
+
+
+@dataclass(frozen=True)
+class GlobalModel:
+    """A global model as the coordinator signed it."""
+
+    sha256: str
+    params: Params
+
+
+def global_model(hospital: Hospital, order: Order) -> GlobalModel:
+    """Return the model to start from: the one after the round before, or the one to evaluate."""
+    round = order.round - 1 if order.phase == "contribute" else order.round
+    exchange = Exchange(order.exchange)
+    data = exchange.statement(model_place(order.run, round))
+    if data is None:
+        raise Refused(f"the exchange holds no global model of round {round}")
+    try:
+        fields = verified(data, "coordinator", {"coordinator": order.coordinator})
+        manifest = ModelManifest.model_validate(fields)
+        named = (manifest.study_sha256, manifest.run, manifest.round)
+        if named != (order.study.sha256, order.run, round):
+            raise Refused("the global model's statement is of another study, run or round")
+        path = hospital.stored("global", order.run, round)
+        exchange.fetch_object(manifest.model_sha256, path, MODEL_BYTES)
+        params = checkpoints.read(path, manifest.model_sha256)
+        P.check_like(params, P.of(network_for(order.study.network, order.study, CPU, None)))
+        if not P.all_finite(params):
+            raise CorruptCheckpoint("a value is NaN or infinite")
+        return GlobalModel(manifest.model_sha256, params)
+    except (BadSignature, ValueError, FileNotFoundError) as error:
+        raise Refused(f"the global model of round {round} can't be trusted: {error}") from error
+
+
+def left_by(hospital: Hospital, kind: str, order: Order, round: int) -> Params | None:
+    """Return what a round left in the hospital for the next, if that round is charged here.
+
+    A file without a charge is of a round that a restored ledger has forgotten.
+    """
+    path = hospital.stored(kind, order.run, round)
+    act = Charge(order.study.name, order.run, round, "contribute", event=None)
+    if not path.exists() or not hospital.ledger.has_started(act):
+        return None
+    return checkpoints.StoredParams(path)
+
+
+def network_for(
+    config: NetworkConfig, study: Study, device: torch.device, params: Params | None
+) -> nn.Module:
+    """Return a network with these parameters, or with first ones drawn from the study's seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(study.seed_for(0, "", f"first {config.name}"))
+        network = config.build(study.task.dims, study.task.out_channels)
+    if params is not None:
+        P.load_into(network, params)
+    return network.to(device)
+
+
+def with_local_layers(hospital: Hospital, order: Order, params: Params, round: int) -> Params:
+    """Return `params` with the layers that this hospital keeps to itself, as a round left them."""
+    return {**params, **(left_by(hospital, "local", order, round) or {})}
