@@ -73,19 +73,23 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
     Raises:
         BrokenCase: one of `BREAKING` holds.
     """
-    try:
-        image = read_image(data, case.image)
-        _check_image(case, image, task)
-        if task.kind == "classification":
-            target = _several(case, task) if task.multi_label else _class(case, task)
-            return Scan(image.voxels, target, image.spacing_mm), list(_odd(image, None))
-        label = read_image(data, case.label)
-    except Unreadable as error:
-        raise BrokenCase(case.case, Finding(error.fault, str(error))) from error
+    image = _read(data, case, case.image, "image")
+    _check_image(case, image, task)
+    if task.kind == "classification":
+        target = _several(case, task) if task.multi_label else _class(case, task)
+        return Scan(image.voxels, target, image.spacing_mm), list(_odd(image, None))
+    label = _read(data, case, case.label, "label")
     _check_label(case, image, label, task)
     scan = Scan(image.voxels, label.voxels.astype(np.int64), image.spacing_mm)
     words = (*image.words, *label.words)
     return scan, list(_odd(replace(image, words=words), scan.target))
+
+
+def _read(data: Path, case: CaseFiles, name: str, what: str) -> Image:
+    try:
+        return read_image(data, name)
+    except Unreadable as error:
+        raise BrokenCase(case.case, Finding(error.fault, f"{what}: {error}")) from error
 
 
 def _broken(case: CaseFiles, check: Breaking, text: str) -> BrokenCase:
