@@ -36,6 +36,7 @@ class Strategy:
             patient, so its gradient is added after the noise and costs no privacy.
         is_local: whether the parameter of this name stays at its hospital.
         local_of: the parameters of a network that stay at their hospital, where only the network tells.
+        corrects: whether hospitals correct their steps by control variates (`variate_after`).
         fewest: hospitals without which a round has no result.
         weighs: whether hospitals count by their declared patients; else each has one vote.
     """
@@ -47,6 +48,7 @@ class Strategy:
     local_of: Callable[[nn.Module], frozenset[str]] | None = None
     weighs: bool = True
     fewest: int = 1
+    corrects: bool = False
 
     def bound_to(self, network: nn.Module) -> "Strategy":
         """Return the strategy for this network: `is_local` knows its parameters."""
@@ -122,6 +124,32 @@ def fed_bn() -> Strategy:
     Under privacy they train in the same step, under the same clip norm and noise as what leaves.
     """
     return Strategy(apply=_average, local_of=_norm_parameters)
+
+
+def scaffold() -> Strategy:
+    """SCAFFOLD with option II: each local step gains c - c_k (Karimireddy et al. 2020, algorithm 1).
+
+    A hospital's variate c_k follows from what it has released, the common one c from two global models,
+    so neither costs privacy or has to be sent. c is that of the algorithm in rounds to which everybody
+    contributes with the same weight; else it weighs hospitals as the average does.
+    """
+    return Strategy(apply=_average, corrects=True)
+
+
+def variate_after(change: Params, length: float, before: Params | None = None) -> dict[str, Tensor]:
+    """Return a control variate: the mean gradient that a change over a round stands for.
+
+    c+ = before - change / length (Karimireddy et al. 2020, algorithm 1, option II), where `before` is
+    c_k - c for a hospital, and nothing for the common variate.
+
+    Args:
+        length: local steps times their rate, K eta; with momentum b, eta / (1 - b).
+
+    >>> variate_after({"w": torch.tensor([-2.0])}, length=0.5)
+    {'w': tensor([4.])}
+    """
+    own = {name: -change[name] / length for name in change}
+    return P.add(own, before) if before else own
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -219,6 +247,7 @@ STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
     "fed_avg": fed_avg,
     "fed_prox": fed_prox,
     "fed_bn": fed_bn,
+    "scaffold": scaffold,
     "fed_avg_m": fed_avg_m,
     "fed_adam": fed_adam,
     "fed_yogi": fed_yogi,

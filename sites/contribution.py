@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from models import checkpoints
 from models import params as P
 from models.networks import NetworkConfig
 from models.objectives import build_task
+from models.params import Params
+from models.strategies import variate_after
 from privacy.accounting import reported_epsilon
 from privacy.distillation import DistillationConfig, distil, transfer_images
 from privacy.ledger import Charge, LedgerError
@@ -56,18 +59,37 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
         seed = study.seed_for(order.round, hospital.name, "draws")
         examples = prepare(patients, study.preprocessing, hospital.device, seed)
     hospital.ledger.start(charge)
-    for kind in ("teacher", "local", "clip"):
+    for kind in ("teacher", "local", "clip", "variate"):
         hospital.stored(kind, order.run, order.round).unlink(missing_ok=True)
-    noise = _learn(hospital, order, network, examples, mechanism, progress)
+    correction = _correction(hospital, order, model.params)
+    noise = _learn(hospital, order, network, examples, mechanism, correction, progress)
     trained, strategy = P.of(network.cpu()), study.bound_strategy()
     local = {name: trained[name] for name in trained if strategy.is_local(name)}
     if local:
         checkpoints.write(hospital.stored("local", order.run, order.round), local)
     change = strategy.shared(P.subtract(trained, start))
+    if strategy.corrects:
+        before = {name: -correction[name] for name in correction} if correction else None
+        variate = variate_after(change, study.training.length(order.round, study.rounds), before)
+        checkpoints.write(hospital.stored("variate", order.run, order.round), variate)
     if P.all_finite(change):
         export.release(hospital, study, charge, change, model.sha256, noise)
     else:
         export.spoilt(hospital, study, charge, "the training diverged; its cost stays charged")
+
+
+def _correction(hospital: Hospital, order: Order, params: Params) -> Params | None:
+    """Return c - c_k, which a strategy adds to each local step; None where it does not, or not yet.
+
+    A hospital that was not there in the round before has no variate of its own, and takes plain steps.
+    """
+    study, round = order.study, order.round - 1
+    own = left_by(hospital, "variate", order, round) if round else None
+    path = hospital.stored("global", order.run, round - 1)
+    if not study.strategy.build().corrects or own is None or not path.exists():
+        return None
+    moved = P.subtract(params, checkpoints.StoredParams(path))
+    return P.subtract(variate_after(moved, study.training.length(round, study.rounds)), own)
 
 
 @contextmanager
@@ -139,12 +161,13 @@ def _learn(
     network: nn.Module,
     examples: Examples,
     mechanism: Mechanism | None,
+    correction: Params | None,
     progress: Progress,
 ) -> Noise:
     """Move `network`, in place, to what leaves: itself trained, or the student of a teacher."""
     study, distillation = order.study, order.study.distillation
     if distillation is None:
-        return _train(hospital, order, network, examples, mechanism, progress)
+        return _train(hospital, order, network, examples, mechanism, correction, progress)
     images = transfer_images(
         distillation,
         study.preprocessing.shape,
@@ -157,7 +180,7 @@ def _learn(
     if distillation.teacher:
         teacher = _own_teacher(hospital, order, distillation.teacher)
         distil(network, teacher, images, distillation, rng, exclusive)
-    noise = _train(hospital, order, teacher, examples, mechanism, progress)
+    noise = _train(hospital, order, teacher, examples, mechanism, correction, progress)
     checkpoints.write(hospital.stored("teacher", order.run, order.round), P.of(teacher))
     progress("distil", 0, distillation.steps)
     distil(teacher, network, images, distillation, rng, exclusive)
@@ -171,10 +194,13 @@ def _train(
     network: nn.Module,
     examples: Examples,
     mechanism: Mechanism | None,
+    correction: Params | None,
     progress: Progress,
 ) -> Noise:
     study = order.study
     task, local_loss = build_task(study.task), study.strategy.build().local_loss
+    if correction is not None:
+        local_loss = partial(_along, correction)
     config = study.training.in_round(order.round, study.rounds)
     progress("train", 0, config.steps)
     if mechanism is None:
@@ -190,6 +216,11 @@ def _train(
         after = hospital.stored("clip", order.run, order.round)
         checkpoints.write(after, {"norm": torch.tensor(left.clip.norm)})
     return noise
+
+
+def _along(correction: Params, own: Params, _: Params) -> torch.Tensor:
+    """Return the loss whose gradient is the correction, whatever the parameters are."""
+    return torch.stack([(correction[name].to(own[name]) * own[name]).sum() for name in own]).sum()
 
 
 def _own_teacher(hospital: Hospital, order: Order, config: NetworkConfig) -> nn.Module:

@@ -81,6 +81,11 @@ class Study(Config):
                 f"sites.min: expected at least {fewest}, which {self.strategy.name} needs, "
                 f"got {self.sites.min}."
             )
+        if self.strategy.build().corrects and self.distillation and self.distillation.teacher:
+            raise ValueError(
+                "strategy: expected no distillation.teacher with scaffold, whose corrections have the "
+                "shapes of the study's own network; remove it."
+            )
         teacher = self.distillation.teacher if self.distillation else None
         for key, network in (("network", self.network), ("distillation.teacher", teacher)):
             if network is None:

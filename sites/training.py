@@ -61,6 +61,14 @@ class TrainingConfig(Config):
         lr = self.lr * (1 + math.cos(math.pi * (round - 1) / rounds)) / 2
         return self.model_copy(update={"lr": lr, "schedule": "constant"})
 
+    def length(self, round: int, rounds: int) -> float:
+        """Return how far a constant gradient would move a parameter in a round, per unit of it.
+
+        >>> TrainingConfig(steps=4, lr=0.1, momentum=0.5, lot="all").length(1, 1)
+        0.8
+        """
+        return self.steps * self.in_round(round, rounds).lr / (1 - self.momentum)
+
     @property
     def lot_size(self) -> int | None:
         """The expected number of patients in a step; None for all of them."""

@@ -12,7 +12,15 @@ from pydantic import TypeAdapter, ValidationError
 from models import checkpoints
 from models.networks import NetworkConfig
 from models.params import Params
-from models.strategies import STRATEGIES, Strategy, StrategyConfig, fed_avg, fed_avg_m, fed_prox
+from models.strategies import (
+    STRATEGIES,
+    Strategy,
+    StrategyConfig,
+    fed_avg,
+    fed_avg_m,
+    fed_prox,
+    variate_after,
+)
 
 every_strategy = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
 Make = Callable[[], Strategy]
@@ -156,3 +164,29 @@ def test_local_parameters_stay_as_they_were_at_the_coordinator() -> None:
 def test_a_wrong_strategy_is_refused(config: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         StrategyConfig.model_validate(config)
+
+
+def test_scaffold_finds_the_common_optimum_that_local_steps_alone_miss() -> None:
+    """Two hospitals with quadratic losses a/2 (w - b)^2, everything written out in scalars."""
+    losses, steps, lr = [(1.0, 4.0), (8.0, -1.0)], 10, 0.1
+    optimum = sum(a * b for a, b in losses) / sum(a for a, _ in losses)
+
+    def train(corrects: bool) -> float:
+        w, common, own = 0.0, 0.0, [0.0, 0.0]
+        for _ in range(60):
+            changes = []
+            for k, (a, b) in enumerate(losses):
+                y = w
+                for _ in range(steps):
+                    y -= lr * (a * (y - b) + (common - own[k] if corrects else 0.0))
+                changes.append(y - w)
+                before = {"w": torch.tensor([own[k] - common])}
+                after = variate_after({"w": torch.tensor([y - w])}, steps * lr, before)
+                own[k] = after["w"].item() if corrects else 0.0
+            moved = sum(changes) / 2
+            w += moved
+            common = variate_after({"w": torch.tensor([moved])}, steps * lr)["w"].item()
+        return w
+
+    assert train(corrects=True) == pytest.approx(optimum, abs=1e-3)
+    assert abs(train(corrects=False) - optimum) > 0.3

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -636,3 +637,41 @@ def test_adversarial_studies_train_privately_and_tell_how_the_model_stands_an_at
     name = "dice" if kind == "segmentation" else "calibration_error"
     assert f"attacked/{name}" in scores.metrics
     assert "attacked/dice/head" not in scores.metrics
+
+
+def test_scaffolds_variates_follow_from_what_was_released_and_correct_the_next_round(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    training = {"steps": 2, "lr": 0.1, "momentum": 0.5, "lot": "all"}
+    coordinator = coordinator_of(study_with(strategy={"name": "scaffold"}, training=training))
+    models, changes = [dict(first_model(coordinator.study))], []
+    for round in (1, 2):
+        coordinator.publish(round - 1, models[-1])
+        manifest = coordinator.order(hospital, "contribute", round)
+        data = hospital.outbox.tensors(manifest.payload_sha256)
+        changes.append(safetensors.torch.load(data))
+        other = {name: 0.5 * change for name, change in changes[-1].items()}  # a second hospital's
+        moved = {name: (changes[-1][name] + other[name]) / 2 for name in other}
+        models.append(P.add(models[-1], moved))
+    first, second = (
+        checkpoints.StoredParams(hospital.stored("variate", "small-1", round)) for round in (1, 2)
+    )
+    length = 2 * 0.1 / (1 - 0.5)
+    for name in models[0]:
+        own = -changes[0][name] / length
+        common = -(models[1][name] - models[0][name]) / length
+        assert torch.allclose(first[name], own, atol=1e-5)
+        assert torch.allclose(second[name], own - common - changes[1][name] / length, atol=1e-4)
+    plain = replace_strategy(coordinator_of, hospital, study_with, training, models)
+    assert not all(torch.allclose(plain[n], changes[1][n], atol=1e-6) for n in plain)
+
+
+def replace_strategy(coordinator_of, hospital, study_with, training, models) -> P.Params:
+    """Return the second round's change without a correction, from the same models."""
+    coordinator = coordinator_of(study_with(training=training, name="plain"))
+    coordinator.run = "small-2"
+    (hospital.state / "keys" / "coordinator.pub").unlink()
+    for round in (1, 2):
+        coordinator.publish(round - 1, models[round - 1])
+        manifest = coordinator.order(hospital, "contribute", round)
+    return safetensors.torch.load(hospital.outbox.tensors(manifest.payload_sha256))

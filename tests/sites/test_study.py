@@ -89,3 +89,10 @@ def test_a_strategy_that_needs_more_hospitals_than_the_quorum_is_refused(study_w
     with pytest.raises(ValidationError, match=r"sites\.min: expected at least 5, which krum needs"):
         study_with(strategy={"name": "krum", "faulty": 1})
     study_with(strategy={"name": "krum", "faulty": 1}, sites={"min": 5})
+
+
+def test_scaffold_with_a_teacher_of_another_network_is_refused(study_with) -> None:
+    teacher = {"name": "SegResNet", "init_filters": 8}
+    distillation = {"transfer": "synthetic", "steps": 4, "images": 16, "teacher": teacher}
+    with pytest.raises(ValidationError, match=r"expected no distillation\.teacher with scaffold"):
+        study_with(strategy={"name": "scaffold"}, distillation=distillation)
