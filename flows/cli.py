@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -202,8 +201,10 @@ def survey(
 
             if every_hours or cron:
                 typer.echo("Surveys are on schedule; Ctrl-C ends them.")
-                every = timedelta(hours=every_hours) if every_hours else None
-                surveys.serve(study, sites, home, every, cron)
+                try:
+                    surveys.schedule(study, sites, home, every_hours, cron)
+                except KeyboardInterrupt:
+                    typer.echo("")
                 return
             surveys.survey(str(study), str(sites), str(home.folder))
         if newest := surveys.last(home, asked.name):

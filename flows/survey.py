@@ -5,7 +5,13 @@ same study is the drift: 0 where a histogram is as it was, 1 where nothing of it
 """
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -78,20 +84,44 @@ def survey(study: str, sites: str, home: str) -> None:
     log_survey(record)
 
 
-def serve(study: Path, sites: Path, home: Home, every: timedelta | None, cron: str | None) -> None:
-    """Survey on a schedule, until the process is ended; Prefect starts each in a process of its own."""
+def serve(study: str, sites: str, home: str, every_hours: float | None, cron: str | None) -> None:
+    """Survey on a schedule for ever; Prefect starts each in a process of its own."""
     survey.serve(
-        name=load_study(study).name,
-        interval=every,
+        name=load_study(Path(study)).name,
+        interval=timedelta(hours=every_hours) if every_hours else None,
         cron=cron,
-        parameters={
-            "study": str(study.resolve()),
-            "sites": str(sites.resolve()),
-            "home": str(home.folder.resolve()),
-        },
+        parameters={"study": study, "sites": sites, "home": home},
         limit=1,
         print_starting_message=False,
     )
+
+
+def serve_child(arguments: str) -> None:
+    """Serve what `schedule` asks for, and end with it: its end closes our standard input."""
+
+    def end_with_parent() -> None:
+        sys.stdin.read()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    serve(**json.loads(arguments))
+
+
+def schedule(study: Path, sites: Path, home: Home, every_hours: float | None, cron: str | None) -> None:
+    """Survey on a schedule until Ctrl-C, which ends it in seconds whatever Prefect is doing."""
+    places = {"study": study, "sites": sites, "home": home.folder}
+    asked = {name: str(place.resolve()) for name, place in places.items()}
+    code = "import sys; from flows.survey import serve_child; serve_child(sys.argv[1])"
+    arguments = json.dumps({**asked, "every_hours": every_hours, "cron": cron})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, arguments], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        process.wait()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # hospitals' processes end with it
+        process.wait()
 
 
 def last(home: Home, study: str) -> SurveyRecord | None:

@@ -1,7 +1,6 @@
 """Surveys through a real Prefect server, to a real MLflow."""
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
@@ -72,5 +71,5 @@ def test_surveys_come_again_on_schedule_until_they_are_ended(home: Path, study_f
             time.sleep(1)
         assert len(records(home)) >= 2
     finally:
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait(timeout=60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
