@@ -28,7 +28,7 @@ from sites.checks import read_cases
 from sites.decathlon import make_hospitals
 from sites.exchange import Exchange, model_place
 from sites.hospital import Hospital
-from sites.orders import Order, Phase
+from sites.orders import Order
 from sites.phantoms import describe_cases
 from sites.reading import reader
 from sites.rounds import carry_out
@@ -72,9 +72,8 @@ def seconds_to_first_step(
     exchange.put_object(data)
     signed = sign(manifest.model_dump(mode="json"), "coordinator", key)
     exchange.put_statement(model_place(RUN, round - 1), signed)
-    phase: Phase = "contribute"
     order = Order(
-        phase=phase, study=study, run=RUN, round=round, attempt=1,
+        phase="contribute", study=study, run=RUN, round=round, attempt=1,
         exchange=exchange.url, coordinator=public_hex(key),
     )  # fmt: skip
     first: list[float] = []

@@ -71,19 +71,6 @@ def run(
         _train(load_study(study), sites, test_noise, new=new)
 
 
-@data_app.command()
-def phantoms(
-    out: Annotated[Path, typer.Option(help="Where the hospitals go.")] = Path("wards"),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Make four made-up hospitals."""
-    with _clear_errors():
-        from sites.phantoms import make_wards
-
-        for ward in make_wards(out, seed):
-            typer.echo(ward)
-
-
 FromOption = Annotated[Path | None, typer.Option("--from", help="Where the set lies, unpacked.")]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch it from its public home.")]
 DownloadsOption = Annotated[Path, typer.Option(help="Where downloads are kept.")]
@@ -93,6 +80,21 @@ MirrorOption = Annotated[
 OutOption = Annotated[Path, typer.Option(help="Where the hospitals go.")]
 HospitalsOption = Annotated[int, typer.Option(min=1)]
 SeedOption = Annotated[int, typer.Option(min=0)]
+
+
+@data_app.command()
+def phantoms(
+    out: OutOption = Path("wards"),
+    seed: SeedOption = 0,
+) -> None:
+    """Make four made-up hospitals."""
+    with _clear_errors():
+        from sites.phantoms import make_wards
+
+        for ward in make_wards(out, seed):
+            typer.echo(ward)
+
+
 DOWNLOADS = Path(".wardround/downloads")
 
 

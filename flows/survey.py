@@ -32,7 +32,6 @@ from sites.survey import drift
 
 DRIFTED = 0.25
 """From this drift on a person should look."""
-ROUND = 0
 
 
 class SurveyRecord(Config):
@@ -40,7 +39,8 @@ class SurveyRecord(Config):
 
     study: str
     run: str
-    finished_ms: int
+    number: int
+    started_ms: int
     told: dict[str, Survey]
     left_out: dict[str, str]
     drift: dict[str, dict[str, float]]
@@ -66,12 +66,13 @@ def survey(study: str, sites: str, home: str) -> None:
         run = Run.create(place, asked, roster, kind="survey")
         with run.locked():
             run.begin_attempt()
-            answers = ask_all(run, ROUND, "survey", sorted(wards))
+            answers = ask_all(run, 0, "survey", sorted(wards))
     told = {site: each for site, each in answers.taken.items() if isinstance(each, Survey)}
     record = SurveyRecord(
         study=asked.name,
         run=run.name,
-        finished_ms=run.description.started_ms,
+        number=len(surveys_of(place, asked.name)),
+        started_ms=run.description.started_ms,
         told=told,
         left_out=dict(answers.left_out),
         drift={
@@ -126,8 +127,12 @@ def schedule(study: Path, sites: Path, home: Home, every_hours: float | None, cr
 
 def last(home: Home, study: str) -> SurveyRecord | None:
     """Return the newest survey of a study, None before the first."""
-    records = [_read(run.folder / "survey.json") for run in surveys_of(home, study)]
-    return records[-1] if records else None
+    runs = surveys_of(home, study)
+    return (
+        SurveyRecord.model_validate_json((runs[-1].folder / "survey.json").read_bytes())
+        if runs
+        else None
+    )
 
 
 def table(record: SurveyRecord) -> Table:
@@ -150,7 +155,3 @@ def table(record: SurveyRecord) -> Table:
 def _last_told(home: Home, study: str) -> Mapping[str, Survey]:
     newest = last(home, study)
     return newest.told if newest else {}
-
-
-def _read(path: Path) -> SurveyRecord:
-    return SurveyRecord.model_validate(json.loads(path.read_bytes()))

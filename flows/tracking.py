@@ -77,14 +77,13 @@ def log_survey(record: "SurveyRecord") -> None:
     experiment = found.experiment_id if found else client.create_experiment(name)
     for site, told in record.told.items():
         mlflow_run = _survey_run(client, experiment, record.study, site)
-        run = client.get_run(mlflow_run)
-        step = int(run.data.tags.get("wardround.surveys", "0"))
         values = {f"drift/{key}": moved for key, moved in record.drift.get(site, {}).items()}
-        at = record.finished_ms
-        client.log_batch(mlflow_run, [Metric(key, value, at, step) for key, value in values.items()])
+        client.log_batch(
+            mlflow_run,
+            [Metric(key, moved, record.started_ms, record.number) for key, moved in values.items()],
+        )
         client.log_text(mlflow_run, told.model_dump_json(indent=1), f"surveys/{record.run}.json")
         tags = {
-            "wardround.surveys": str(step + 1),
             "wardround.statistics": told.statistics_policy,
             "wardround.drifted": ", ".join(record.drifted.get(site, [])) or "nothing",
         }

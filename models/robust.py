@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from models import params as P
 from models.params import Params
 
 Changes = Sequence[Params]
@@ -18,6 +19,16 @@ Changes = Sequence[Params]
 
 class TooFewVotes(ValueError):
     """Fewer hospitals contributed than a rule needs for the number that may be faulty."""
+
+
+def votes_to_trim(faulty: int) -> int:
+    """Return the hospitals without which a trimmed mean has nothing left."""
+    return 2 * faulty + 1
+
+
+def votes_for_krum(faulty: int) -> int:
+    """Return the hospitals that Krum's proof needs (Blanchard et al. 2017, proposition 1)."""
+    return 2 * faulty + 3
 
 
 def _stacks(changes: Changes) -> Iterator[tuple[str, Tensor]]:
@@ -44,7 +55,7 @@ def trimmed_mean(changes: Changes, faulty: int) -> dict[str, Tensor]:
     Raises:
         TooFewVotes: at most 2 `faulty` hospitals contributed.
     """
-    _check_votes(len(changes), 2 * faulty + 1, faulty)
+    _check_votes(len(changes), votes_to_trim(faulty), faulty)
     kept = slice(faulty, len(changes) - faulty)
     return _by_tensor(changes, lambda stack: stack.sort(dim=0).values[kept].mean(0))
 
@@ -58,7 +69,7 @@ def krum(changes: Changes, faulty: int, chosen: int = 1) -> dict[str, Tensor]:
         TooFewVotes: fewer than 2 `faulty` + 3 hospitals contributed.
     """
     count = len(changes)
-    _check_votes(count, 2 * faulty + 3, faulty)
+    _check_votes(count, votes_for_krum(faulty), faulty)
     distances = _squared_distances(changes)
     others = distances + torch.diag(torch.full((count,), torch.inf, dtype=torch.double))
     scores = others.sort(dim=1).values[:, : count - faulty - 2].sum(1)
@@ -90,7 +101,7 @@ def norm_bounded_mean(changes: Changes, factor: float) -> dict[str, Tensor]:
 
     (Norm bounding: Sun et al. 2019, section 4, with the bound taken from the round itself.)
     """
-    norms = _inner_products(changes).diagonal().sqrt()
+    norms = torch.tensor([P.norm(change) for change in changes], dtype=torch.double)
     bound = factor * norms.quantile(0.5)
     shrunk = (bound / norms.clamp(min=1e-300)).clamp(max=1.0) / len(changes)
     return _weighted(changes, shrunk.tolist())

@@ -223,13 +223,17 @@ Faulty = Annotated[int, Field(ge=1)]
 @validate_call
 def trimmed_mean(faulty: Faulty = 1) -> Strategy:
     """Each coordinate moves by the mean without the extreme changes (Yin et al. 2018, definition 2)."""
-    return _robust(lambda changes: robust.trimmed_mean(changes, faulty), fewest=2 * faulty + 1)
+    return _robust(
+        lambda changes: robust.trimmed_mean(changes, faulty), fewest=robust.votes_to_trim(faulty)
+    )
 
 
 @validate_call
 def krum(faulty: Faulty = 1, chosen: Annotated[int, Field(ge=1)] = 1) -> Strategy:
     """Krum, and multi-Krum where several are `chosen` (Blanchard et al. 2017, section 4)."""
-    return _robust(lambda changes: robust.krum(changes, faulty, chosen), fewest=2 * faulty + 3)
+    return _robust(
+        lambda changes: robust.krum(changes, faulty, chosen), fewest=robust.votes_for_krum(faulty)
+    )
 
 
 def geometric_median() -> Strategy:

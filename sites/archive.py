@@ -24,6 +24,7 @@ from sites.cache import content_of
 from sites.cohort import imported, pseudonym
 from sites.deidentification import (
     NotCleaned,
+    Rename,
     deidentified,
     dicom_bytes,
     keyed_uid,
@@ -109,9 +110,6 @@ def _table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
     return text.getvalue().encode()
 
 
-Rename = Callable[[str], str]
-
-
 def _listed_cases(
     export: Path, data: Path, rename: Rename, left_out: Counter[str]
 ) -> Iterator[dict[str, str]]:
@@ -136,8 +134,6 @@ def _counted(left_out: Counter[str]) -> Iterator[None]:
         yield
     except (Unreadable, NotCleaned, UnfitSeries) as reason:
         left_out[str(reason)] += 1
-    except GeneratorExit:
-        raise
     except Exception as error:  # a damaged file can fail in any way
         left_out[f"a file is damaged ({type(error).__name__})"] += 1
 

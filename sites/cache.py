@@ -33,7 +33,7 @@ log = logging.getLogger("wardround.site")
 
 QUICK = (".png", ".jpg", ".jpeg", ".npz")
 """Files that are read as quickly as an entry of the cache."""
-VERSION = 3
+VERSION = 4
 """Raised whenever reading, checking or preparing a case changes."""
 DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError)
 """What an entry that is gone, damaged or of another version raises."""
@@ -107,15 +107,16 @@ class ScanCache:
             told = json.loads(file.metadata()["told"])
             image = file.get_tensor("image").clone()  # else a window on a file that may go
             kept = file.get_tensor("target").clone()
-            if told["sum"] != _sum(image, kept):
+            has_truth = "truth" in file.keys()  # noqa: SIM118 (it is no mapping)
+            truth = file.get_tensor("truth").clone() if has_truth else kept
+            if told["sum"] != _sum(image, kept, truth):
                 return None
             target = kept.long()
-            has_truth = "truth" in file.keys()  # noqa: SIM118 (it is no mapping)
             return Prepared(
                 image=image,
                 target=target,
                 affine=np.asarray(told["affine"]),
-                truth=file.get_tensor("truth").long() if has_truth else target,
+                truth=truth.long() if has_truth else target,
                 spacing_mm=tuple(told["profile"]["spacing_mm"]),
             )
         return None
@@ -125,7 +126,7 @@ class ScanCache:
             "profile": {**vars(profile), "coarse": None},
             "findings": [vars(finding) for finding in findings],
             "affine": prepared.affine.tolist(),
-            "sum": _sum(prepared.image, _small(prepared.target)),
+            "sum": _sum(prepared.image, _small(prepared.target), _small(prepared.truth)),
         }
         tensors = {"image": prepared.image, "coarse": profile.coarse, "target": _small(prepared.target)}
         if prepared.truth is not prepared.target and not torch.equal(prepared.truth, prepared.target):

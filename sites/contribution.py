@@ -68,14 +68,14 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     if local:
         checkpoints.write(hospital.stored("local", order.run, order.round), local)
     change = strategy.shared(P.subtract(trained, start))
+    if not P.all_finite(change):
+        export.spoilt(hospital, study, charge, "the training diverged; its cost stays charged")
+        return
     if strategy.corrects:
         before = {name: -correction[name] for name in correction} if correction else None
         variate = variate_after(change, study.training.length(order.round, study.rounds), before)
         checkpoints.write(hospital.stored("variate", order.run, order.round), variate)
-    if P.all_finite(change):
-        export.release(hospital, study, charge, change, model.sha256, noise)
-    else:
-        export.spoilt(hospital, study, charge, "the training diverged; its cost stays charged")
+    export.release(hospital, study, charge, change, model.sha256, noise)
 
 
 def _correction(hospital: Hospital, order: Order, params: Params) -> Params | None:

@@ -22,11 +22,9 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from sites.images import LARGEST_BYTES
+from sites.images import LARGEST_BYTES, TEXTS
 
 PROFILE = ("113100", "DCM", "Basic Application Confidentiality Profile")
-TEXTS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
-"""The fields of a NIfTI header that hold free text."""
 
 NUMBERS = (
     "InstanceNumber", "SeriesNumber", "AcquisitionNumber", "ImagePositionPatient",
@@ -138,9 +136,9 @@ def _kept(dataset: Dataset, rename: Rename) -> Dataset:
 
 def _standard(uid: UID) -> UID:
     """Return a SOP class's UID if it is one of the standard's own."""
-    if not UID(uid).name or UID(uid).name == str(uid) or UID(uid).is_private:
+    if not uid.name or uid.name == str(uid) or uid.is_private:
         raise NotCleaned("its kind is none of the standard's")
-    return UID(uid)
+    return uid
 
 
 def _voxels(dataset: Dataset) -> NDArray[np.integer]:
@@ -179,7 +177,7 @@ def nifti_without_text(path: Path) -> bytes:
     raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     header, start = image.header.copy(), image.dataobj.offset
     for field in TEXTS:
-        if field in header.keys():  # noqa: SIM118  # a header is no dict
+        if field in header:
             header[field] = b""
     header.extensions.clear()
     header.set_slope_inter(image.dataobj.slope, image.dataobj.inter)  # nibabel drops them on reading

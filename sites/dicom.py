@@ -30,6 +30,7 @@ SECONDARY = "1.2.840.10008.5.1.4.1.1.7"
 MOST_FILES = 5000
 LARGEST_FILE = 2**31
 FEWEST_SLICES = 4
+UNEVEN = "the slices make no volume: one may be missing, or they are turned or sheared"
 
 
 class UnfitSeries(Exception):
@@ -119,9 +120,7 @@ def read_file(path: Path) -> Dataset:
     """
     if path.stat().st_size > LARGEST_FILE:
         raise UnfitSeries("a file is larger than any scan")
-    with path.open("rb") as file:
-        pydicom.filereader.read_preamble(file, force=False)
-        meta = pydicom.filereader._read_file_meta_info(file)  # noqa: SLF001  # it reads nothing beyond
+    meta = pydicom.filereader.read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         raise UnfitSeries("a file is packed so that its size can't be known before")
     dataset = pydicom.dcmread(path)
@@ -188,6 +187,3 @@ def _volume(stack: list[Dataset]) -> Volume:
             return get_volume_from_series(stack, dtype=np.float32)
         except ValueError as error:
             raise UnfitSeries(UNEVEN) from error
-
-
-UNEVEN = "the slices make no volume: one may be missing, or they are turned or sheared"

@@ -24,8 +24,10 @@ from sites.dicom import UnfitSeries, series_in
 
 LARGEST_BYTES = 2**31
 """More than any scan that this package trains on, as float32."""
-SMALLEST_SIDE_MM, LARGEST_SIDE_MM = 1e-3, 1e3
+SHORTEST_MM, LONGEST_MM = 1e-3, 1e3
 """Beyond these a number is no voxel's side."""
+TEXTS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
+"""The fields of a NIfTI header that hold free text."""
 
 Fault = Literal["missing", "outside", "unreadable", "affine", "series"]
 
@@ -123,7 +125,7 @@ def _from_nifti(image: nib.Nifti1Image) -> Image:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise Unreadable("affine", "the affine can't be inverted")
     sides = voxel_sizes(affine)
-    if not all(SMALLEST_SIDE_MM <= side <= LARGEST_SIDE_MM for side in sides):
+    if not all(SHORTEST_MM <= side <= LONGEST_MM for side in sides):
         raise Unreadable("affine", "the sides of its voxels are no lengths")
     stored = image.dataobj
     scaled = stored.get_scaled(np.float32) if hasattr(stored, "get_scaled") else stored
@@ -151,8 +153,7 @@ def _turned_deg(image: nib.Nifti1Image) -> float | None:
 def _words(image: nib.Nifti1Image) -> list[str]:
     """Return the free text of a NIfTI header and its extensions."""
     header = image.header
-    keys = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
-    fields = (header[key].tobytes() for key in keys if key in header.keys())  # noqa: SIM118
+    fields = (header[key].tobytes() for key in TEXTS if key in header)
     extensions = (ext.content for ext in getattr(header, "extensions", ()))
     texts = (raw.decode("latin-1").strip("\0 ") for raw in (*fields, *extensions))
     return [text for text in texts if text]

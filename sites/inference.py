@@ -7,7 +7,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
-from models.adversarial import AttackConfig, attacked
+from models.adversarial import AttackConfig, Loss, attacked
 from sites.preprocessing import (
     Patches,
     Prepared,
@@ -23,7 +23,7 @@ WINDOWS = 4
 
 def attacked_scan(
     network: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Loss,
     attack: AttackConfig,
     config: PreprocessingConfig,
     divisor: int,
@@ -31,7 +31,7 @@ def attacked_scan(
     device: torch.device,
 ) -> Prepared:
     """Return a scan whose prepared image was changed against the network; its truth stays."""
-    if prepared.target.shape != prepared.image.shape[1:]:
+    if not prepared.is_map:
         image, target = fixed_pair(prepared, config)
         changed = attacked(network, loss, image[None].to(device), target[None].to(device), attack)
         return replace(prepared, image=changed[0].cpu())
@@ -63,7 +63,7 @@ def predict(
     Args:
         divisor: what the network needs the sides of an image to be multiples of.
     """
-    if prepared.target.shape != prepared.image.shape[1:]:
+    if not prepared.is_map:
         image = fixed_pair(prepared, config)[0][None].to(device)
         probabilities: Tensor = activation(network(image))[0].cpu()
         return probabilities

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
 from sites.burned_in import may_show_text
 from sites.images import Image, Unreadable, read_image
-from sites.listing import CaseFiles
+from sites.listing import NOTHING, CaseFiles
 
 Breaking = Literal[
     "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
@@ -132,7 +132,7 @@ def _class(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:
 def _several(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:
     """Return 1 for each label that holds: `0;2` in the list, `none` where no label does."""
     target = np.zeros(len(task.labels), dtype=np.int64)
-    for label in case.label.split(";") if case.label != "none" else ():
+    for label in case.label.split(";") if case.label != NOTHING else ():
         target[_one_of(case, label.strip(), task)] = 1
     return target
 

@@ -25,7 +25,9 @@ EXCLUDED = "excluded.csv"
 """Patients who have withdrawn, in a hospital's folder: one column, `subject`."""
 
 
-CLASSES = re.compile(r"none|\d+(;\s*\d+)*")
+NOTHING = "none"
+"""What a list says of a case of whose classes none holds."""
+CLASSES = re.compile(rf"{NOTHING}|\d+(;\s*\d+)*")
 """How a list names the classes of a case."""
 
 

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sites.documents import ConfigError
+from sites.listing import NOTHING
 from sites.phantoms import write_public_policy
 from sites.public_sets import PictureSet
 
 NETWORKS = ("DenseNet121", "resnet10", "resnet18")
 Pictures = NDArray[np.uint8]
-NOTHING = "none"
-"""What a list says of a picture of which no label holds."""
 
 
 def make_hospitals(

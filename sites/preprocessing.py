@@ -144,6 +144,11 @@ class Prepared:
     spacing_mm: tuple[float, ...]
 
     @property
+    def is_map(self) -> bool:
+        """Whether the target is a map of labels, and no class."""
+        return self.target.shape == self.image.shape[1:]
+
+    @property
     def is_own_grid(self) -> bool:
         """Whether the prepared image has the scan's own voxels."""
         return self.truth.shape == self.image.shape[1:] and np.array_equal(
@@ -305,15 +310,11 @@ def _affine(spacing_mm: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _keys(prepared: Prepared) -> tuple[str, ...]:
-    return BOTH if _is_map(prepared) else ("image",)
-
-
-def _is_map(prepared: Prepared) -> bool:
-    return prepared.target.shape == prepared.image.shape[1:]
+    return BOTH if prepared.is_map else ("image",)
 
 
 def _data(prepared: Prepared) -> dict[str, Tensor]:
-    target = prepared.target[None].float() if _is_map(prepared) else prepared.target
+    target = prepared.target[None].float() if prepared.is_map else prepared.target
     return {"image": prepared.image, "target": target}
 
 

@@ -50,7 +50,7 @@ def profile_of(scan: Scan) -> Profile:
     return Profile(
         content=sha256(np.ascontiguousarray(image).tobytes()).hexdigest(),
         scale=max(float(high - low), 1e-30),
-        coarse=coarse(image),
+        coarse=_coarse(image),
         intensities=tuple(float(share) for share in bins / image.size),
         shape=image.shape,
         spacing_mm=scan.spacing_mm,
@@ -68,7 +68,7 @@ def _amounts(scan: Scan) -> dict[int, float]:
     return {int(value): float(count * voxel_ml) for value, count in zip(values, counts, strict=True)}
 
 
-def coarse(image: NDArray[np.float32]) -> Tensor:
+def _coarse(image: NDArray[np.float32]) -> Tensor:
     """Return the image on a grid of `COARSE` a side, as a vector of mean 0 and norm 1."""
     pool = nn.AdaptiveAvgPool3d(COARSE) if image.ndim == 3 else nn.AdaptiveAvgPool2d(COARSE)
     flat: Tensor = pool(torch.from_numpy(np.ascontiguousarray(image))[None, None]).flatten()

@@ -6,7 +6,7 @@
 | `spacing_mm/finest`, `spacing_mm/coarsest`    | the shortest and the longest side of voxels |
 | `intensity`                                   | the share of voxels in each bin             |
 | `volume_ml/<label>` of a segmentation         | 0 and up to 1000 ml and more                |
-| `class` of a classification                  | each class                                  |
+| `class` of a classification                   | each class                                  |
 | `class/<label>` where several labels may hold | it does not, or it does                     |
 
 A patient adds one to each histogram, divided among its bins if his scans differ: non-negative numbers
@@ -36,25 +36,9 @@ Told = dict[str, list[float | None]]
 
 def histograms_of(patient: Patient, task: TaskConfig) -> dict[str, Histogram]:
     """Return what one patient adds to each histogram: numbers from 0 to 1 that add up to 1."""
-    profiles = [scan.profile for scan in patient.scans]
-    scans = np.eye(MOST_SCANS)[min(len(profiles), MOST_SCANS) - 1]
-    mean = {name: _mean([_of_scan(p, task)[name] for p in profiles]) for name in _names(task)}
-    return {"scans": scans, **mean}
-
-
-def _mean(histograms: Sequence[Histogram]) -> Histogram:
-    return np.asarray(np.mean(histograms, axis=0))
-
-
-def _names(task: TaskConfig) -> list[str]:
-    return ["intensity", "spacing_mm/coarsest", "spacing_mm/finest", *_label_names(task)]
-
-
-def _label_names(task: TaskConfig) -> list[str]:
-    if task.kind == "classification" and not task.multi_label:
-        return ["class"]  # one histogram: from all but one of them the last could be found
-    kind = "volume_ml" if task.kind == "segmentation" else "class"
-    return [f"{kind}/{name}" for name in task.labels.values()]
+    each = [_of_scan(scan.profile, task) for scan in patient.scans]
+    scans = np.eye(MOST_SCANS)[min(len(each), MOST_SCANS) - 1]
+    return {"scans": scans, **{name: np.mean([one[name] for one in each], axis=0) for name in each[0]}}
 
 
 def _of_scan(profile: Profile, task: TaskConfig) -> dict[str, Histogram]:
@@ -63,16 +47,12 @@ def _of_scan(profile: Profile, task: TaskConfig) -> dict[str, Histogram]:
         "spacing_mm/finest": _one(SPACING_EDGES_MM, min(profile.spacing_mm)),
         "spacing_mm/coarsest": _one(SPACING_EDGES_MM, max(profile.spacing_mm)),
     }
-    if task.kind == "classification" and not task.multi_label:
-        shares = [float(profile.amounts.get(value, 0.0) > 0) for value in task.labels]
-        return {**found, "class": np.asarray(shares)}
-    for value, name in task.labels.items():
-        amount = profile.amounts.get(value, 0.0)
-        if task.kind == "segmentation":
-            found[f"volume_ml/{name}"] = _one(VOLUME_EDGES_ML, amount)
-        else:
-            found[f"class/{name}"] = _one((0.5,), amount)
-    return found
+    amounts = {name: profile.amounts.get(value, 0.0) for value, name in task.labels.items()}
+    if task.kind == "segmentation":
+        return found | {f"volume_ml/{n}": _one(VOLUME_EDGES_ML, ml) for n, ml in amounts.items()}
+    if task.multi_label:
+        return found | {f"class/{name}": _one((0.5,), holds) for name, holds in amounts.items()}
+    return found | {"class": np.asarray(list(amounts.values()))}
 
 
 def _one(edges: Sequence[float], value: float) -> Histogram:
@@ -87,15 +67,30 @@ def bins(task: TaskConfig) -> dict[str, int]:
     >>> bins(task)["class"], bins(task)["scans"]
     (2, 4)
     """
-    counts = {
+    return {
         "scans": MOST_SCANS,
         "intensity": len(INTENSITY_EDGES) + 1,
         "spacing_mm/finest": len(SPACING_EDGES_MM) + 1,
         "spacing_mm/coarsest": len(SPACING_EDGES_MM) + 1,
+        **_label_bins(task),
     }
-    labels = len(VOLUME_EDGES_ML) + 1 if task.kind == "segmentation" else 2
-    labels = len(task.labels) if _label_names(task) == ["class"] else labels
-    return counts | dict.fromkeys(_label_names(task), labels)
+
+
+def _label_bins(task: TaskConfig) -> dict[str, int]:
+    if task.kind == "segmentation":
+        return {f"volume_ml/{name}": len(VOLUME_EDGES_ML) + 1 for name in task.labels.values()}
+    if task.multi_label:
+        return {f"class/{name}": 2 for name in task.labels.values()}
+    return {"class": len(task.labels)}  # one histogram: the last class could be found from the others
+
+
+def _tables(patients: Sequence[Patient], task: TaskConfig) -> dict[str, Histogram]:
+    """Return each histogram's table: a row for each patient, a column for each bin."""
+    added = [histograms_of(patient, task) for patient in patients]
+    return {
+        name: np.array([each[name] for each in added]).reshape(-1, count)
+        for name, count in bins(task).items()
+    }
 
 
 def suppressed(patients: Sequence[Patient], task: TaskConfig, *, smallest: int) -> Told:
@@ -107,10 +102,8 @@ def suppressed(patients: Sequence[Patient], task: TaskConfig, *, smallest: int) 
     Where those who have a part in what is left out are fewer than `smallest` together, whoever knows the
     total could find them, so the next smallest bins are left out as well.
     """
-    added = [histograms_of(patient, task) for patient in patients]
     told: Told = {}
-    for name, count in bins(task).items():
-        table = np.array([each[name] for each in added]).reshape(-1, count)
+    for name, table in _tables(patients, task).items():
         share, kept = table.sum(0) / max(len(table), 1), _kept(table, smallest)
         told[name] = [
             round(0.05 * round(float(value) / 0.05), 2) if keep else None
@@ -120,7 +113,7 @@ def suppressed(patients: Sequence[Patient], task: TaskConfig, *, smallest: int) 
 
 
 def _kept(table: Histogram, smallest: int) -> NDArray[np.bool_]:
-    """Return which bins are told of a table with a row for each patient, a column for each bin."""
+    """Return which bins of a histogram's table are told."""
     members = (table > 0).sum(0)
     kept: NDArray[np.bool_] = members >= smallest
     while kept.any() and 0 < (table[:, ~kept] > 0).any(1).sum() < smallest:
@@ -141,13 +134,11 @@ def noised(
     Guarantees: zeroing a patient moves each of h histograms by at most 1 in L2, and all of them
     together by at most sqrt(h); the divisor is the declared number of patients.
     """
-    added = [histograms_of(patient, task) for patient in patients]
     told: Told = {}
     std = event.noise_multiplier * len(bins(task)) ** 0.5
-    for name, count in bins(task).items():
-        total = np.array([each[name] for each in added]).reshape(-1, count).sum(0)
-        drawn = noise.normal((count,), std).double().numpy()
-        told[name] = [float(x) for x in np.clip((total + drawn) / declared, 0, 1)]
+    for name, table in _tables(patients, task).items():
+        drawn = noise.normal((table.shape[1],), std).double().numpy()
+        told[name] = [float(x) for x in np.clip((table.sum(0) + drawn) / declared, 0, 1)]
     return told
 
 

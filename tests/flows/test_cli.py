@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli import app, data_app
+from sites.public_sets import DECATHLON, PICTURES
 
 
 @pytest.fixture
@@ -225,3 +226,8 @@ def test_the_owner_resolves_a_ledger_that_forgot_and_is_asked_before(home: Path)
     assert hospital.ledger.spent(1e-3) > 0
     assert "knows everything" in call("site", "resolve", ward, answer="n\n").stdout
     assert call("site", "ledger", ward, "--verify").exit_code == 0
+
+
+def test_every_public_set_has_a_command_of_its_name() -> None:
+    commands = {command.name or "phantoms" for command in data_app.registered_commands}
+    assert commands == {"phantoms", *DECATHLON, *PICTURES}

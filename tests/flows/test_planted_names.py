@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def pixels(home: Path) -> list[bytes]:
     for path in sorted((home / "wards").glob("*/imagesTr/*.nii.gz"))[::5]:
         try:
             image = np.asarray(nib.load(path).dataobj)
-        except Exception:
+        except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error):
             continue  # one that was broken on purpose
         if np.isfinite(image).all():
             scaled = (image - image.mean()) / image.std()
