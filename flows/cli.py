@@ -254,6 +254,15 @@ def ledger(
 
 
 @site_app.command()
+def scores(folder: SiteArgument = Path()) -> None:
+    """Show how the hospital's personal models do; they and these figures never leave under privacy."""
+    with _clear_errors():
+        from flows.site_tables import scores_table
+
+        Console().print(scores_table(folder))
+
+
+@site_app.command()
 def resolve(
     folder: SiteArgument = Path(),
     exchange: Annotated[

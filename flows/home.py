@@ -41,6 +41,11 @@ class Home:
         return self.state / "runs"
 
     @property
+    def public(self) -> Path:
+        """The sets of images that the coordinator calls public."""
+        return self.folder / "public"
+
+    @property
     def exchange(self) -> str:
         """The exchange of federations on this machine."""
         return str(self.state / "exchange")

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import torch
 
+from flows import fusion
 from flows.run import GENESIS, Accepted, BrokenRun, Participant, RoundRecord, Run
 from models import checkpoints
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams, sha256_of
+from models.objectives import build_task
 from models.params import Params
+from models.prior import learn_prior
+from models.strategies import Contribution
 from privacy.accounting import TOLERANCE, PrivacyEvent, epsilon
 from privacy.mechanisms import mechanism_for
 from privacy.release import (
@@ -64,10 +68,16 @@ class Answers:
 
 
 def first_model(study: Study) -> dict[str, torch.Tensor]:
-    """Return the parameters before training, drawn from the study's seed."""
+    """Return the parameters before training: drawn from the seed, and taught as the prior says."""
+    seed = study.seed_for(0, "", "first model")
     with torch.random.fork_rng():
-        torch.manual_seed(study.seed_for(0, "", "first model"))
-        return P.of(study.network.build(study.task.dims, study.task.out_channels))
+        torch.manual_seed(seed)
+        network = study.network.build(study.task.dims, study.task.out_channels)
+    if study.prior:
+        shape, num_labels = study.preprocessing.shape, len(study.task.labels)
+        loss = build_task(study.task).loss
+        learn_prior(network, loss, shape, num_labels, study.prior, study.synthesis, seed)
+    return P.of(network)
 
 
 def publish_model(run: Run, round: int, params: Params) -> str:
@@ -126,6 +136,11 @@ def _check_addressed(run: Run, round: int, purpose: str, site: str, statement: S
     found = (statement.study_sha256, statement.run, statement.round, statement.purpose, statement.site)
     if found != (run.study.sha256, run.name, round, purpose, site):
         raise RejectedRelease("it is about another study, run, round, act or hospital")
+    training = run.study.training
+    if isinstance(statement, Acceptance) and not (
+        (training.fewest_steps or training.steps) <= statement.steps <= training.steps
+    ):
+        raise RejectedRelease(f"the study has no place for {statement.steps} steps a round")
     if isinstance(statement, Scores):
         unknown = sorted(statement.metrics.keys() - run.study.metric_names)
         if unknown:
@@ -139,6 +154,7 @@ def participants(run: Run, answers: Answers) -> dict[str, Participant]:
             public_key=run.description.roster[site],
             declared_patients=statement.declared_patients,
             declared_training=statement.declared_training,
+            steps=statement.steps,
             budget=statement.budget,
         )
         for site, statement in answers.taken.items()
@@ -213,11 +229,16 @@ def _check_release(
     if manifest.declared_training != declared:
         raise RejectedRelease(f"expected the declared {declared} patients of its acceptance")
     _check_cost(run, manifest, declared)
-    path = _release_path(run, round, manifest.site)
-    expected = sum(4 * tensor.numel() for tensor in template.values())
-    run.exchange.fetch_object(manifest.payload_sha256, path, max_bytes=2 * expected + 2**20)
+    path = release_path(run, round, manifest.site)
+    most = sum(tensor.numel() * tensor.element_size() for tensor in template.values())
+    if run.study.export == "predictions":
+        most = fusion.most_bytes(run)
+    run.exchange.fetch_object(manifest.payload_sha256, path, max_bytes=2 * most + 2**20)
     if path.stat().st_size != manifest.payload_bytes:
         raise RejectedRelease(f"expected {manifest.payload_bytes:,} bytes as its manifest says")
+    if run.study.export == "predictions":
+        fusion.answers_in(run, path, manifest.payload_sha256)
+        return
     tensors = checkpoints.read(path, manifest.payload_sha256)
     check_release(Release(manifest, tensors), template)
 
@@ -239,7 +260,7 @@ def _check_cost(run: Run, manifest: ReleaseManifest, declared: int) -> None:
     event = mechanism_for(
         privacy,
         rounds=run.study.rounds,
-        steps=training.steps,
+        steps=run.description.participants[manifest.site].steps,
         lot=training.lot_size,
         declared=declared,
     ).event
@@ -256,14 +277,22 @@ def aggregate(run: Run, round: int, base: RoundRecord, taken: Answers) -> Params
 
     Weights are the declared numbers of training patients; tensors are read one at a time.
     """
-    contributions = [
-        (weight(run, site), StoredParams(_release_path(run, round, site)))
+    params = run.model(base)
+    releases = [
+        Contribution(
+            weight(run, site),
+            StoredParams(release_path(run, round, site)),
+            run.study.training.model_copy(
+                update={"steps": run.description.participants[site].steps}
+            ).length(round, run.study.rounds),
+        )
         for site in sorted(taken.taken)
     ]
+    if run.study.export == "predictions":
+        return fusion.student_of(run, round, params, releases)
     strategy, state_path = run.study.bound_strategy(), run.state_path(round - 1)
-    params = run.model(base)
     state = StoredParams(state_path) if state_path.exists() else strategy.init(strategy.shared(params))
-    moved, state = strategy.next_params(params, state, contributions)
+    moved, state = strategy.next_params(params, state, releases)
     if state:
         checkpoints.write(run.state_path(round), state)
     return moved
@@ -313,6 +342,7 @@ def _accepted(run: Run, site: str, manifest: ReleaseManifest, sha256: str) -> Ac
         site=site,
         statement_sha256=sha256,
         weight=weight(run, site),
+        steps=run.description.participants[site].steps,
         **manifest.model_dump(
             include={
                 "payload_sha256", "payload_bytes", "event", "epsilon", "epsilon_reported",
@@ -336,7 +366,8 @@ def _decision_path(run: Run, round: int) -> Path:
     return run.folder / "releases" / f"round-{round:03d}" / "decided.json"
 
 
-def _release_path(run: Run, round: int, site: str) -> Path:
+def release_path(run: Run, round: int, site: str) -> Path:
+    """Return where a round keeps the tensors of a hospital's release."""
     return run.folder / "releases" / f"round-{round:03d}" / f"{site}.safetensors"
 
 

@@ -41,17 +41,19 @@ class Participant(Config):
     public_key: str
     declared_patients: int
     declared_training: int
+    steps: int
     budget: Budget
 
 
 class Accepted(Config):
-    """One release that a round took in, with the weight it had in the mean."""
+    """One release that a round took in, with its weight and the local steps behind it."""
 
     site: str
     statement_sha256: Sha256
     payload_sha256: Sha256
     payload_bytes: int
     weight: int
+    steps: int
     event: EventRecord | None
     epsilon: float | None
     epsilon_reported: dict[Accountant, float]

@@ -48,6 +48,23 @@ def ledger_table(folder: Path) -> Table:
     return table
 
 
+def scores_table(folder: Path) -> Table:
+    """Return how the hospital's personal models do beside the global ones, round after round."""
+    hospital = Hospital.open(folder)
+    table = Table(title=f"{hospital.name}: the global model, and the hospital's own")
+    for heading in ("study", "run", "round", "figure", "global", "own"):
+        table.add_column(heading)
+    for path in sorted((hospital.state / "scores").glob("*/*.json")):
+        noted = json.loads(path.read_bytes())
+        for name, value in noted["global"].items():
+            own = noted["personal"].get(name)
+            shown = "" if own is None else f"{own:.3f}"
+            table.add_row(
+                noted["study"], path.parent.name, str(noted["round"]), name, f"{value:.3f}", shown
+            )
+    return table
+
+
 def verified_entries(folder: Path) -> int:
     """Return how many entries the ledger has, after checking its chain and every file it names.
 

@@ -278,6 +278,7 @@ class Tracking(AbstractContextManager["Tracking"]):
             hospital = run.description.participants[site]
             values = {
                 "declared_patients": hospital.declared_patients,
+                "steps": hospital.steps,
                 "budget/epsilon": hospital.budget.epsilon,
                 "budget/delta": hospital.budget.delta,
             }

@@ -1,7 +1,8 @@
-"""Images changed against a network, within a radius: for training that withstands it, and to measure it.
+"""Opponents of a network in training: one changes images against it, one guesses who took part.
 
 The attack on a scan uses that scan, its target and the network alone, so a patient's gradient on
-attacked images depends on no other patient, and clipping bounds it as before.
+attacked images depends on no other patient, and clipping bounds it as before. The one who guesses
+learns from all patients at once, so he is for training without differential privacy.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.config import Config
 
@@ -43,3 +45,52 @@ def attacked(
         moved = changed.detach() + length * gradient.sign()
         changed = torch.minimum(torch.maximum(moved, images - config.radius), images + config.radius)
     return changed.detach()
+
+
+class MembershipConfig(Config):
+    """An attacker who learns to tell who trained, while the network learns to give him nothing.
+
+    Attributes:
+        strength: how much the network heeds him, beside its own loss (Nasr et al. 2018, equation 4).
+        reference: the share of the training patients who are kept out of training; the attacker
+            learns from them how the network treats strangers.
+    """
+
+    strength: Annotated[float, Field(gt=0, le=100)]
+    reference: Annotated[float, Field(gt=0, lt=1)] = 0.25
+
+
+class MembershipAttacker:
+    """A small network that guesses from `signals` whether a scan was trained on."""
+
+    def __init__(self, rng: torch.Generator) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
+            layers = [nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1)]
+            self._guess = nn.Sequential(*layers)
+        self._optimizer = torch.optim.Adam(self._guess.parameters(), lr=1e-2)
+
+    def learn(self, members: Tensor, strangers: Tensor) -> None:
+        """Take one step to tell the signals of `members` `(N, 3)` from those of `strangers` `(M, 3)`."""
+        self._optimizer.zero_grad()
+        right = functional.logsigmoid(self._guess(members.detach())).mean()
+        right = right + functional.logsigmoid(-self._guess(strangers.detach())).mean()
+        torch.autograd.backward(-right / 2)
+        self._optimizer.step()
+
+    def gain(self, members: Tensor) -> Tensor:
+        """Return each member's part of the attacker's gain, log h / 2, `(N,)`: 0 if he is certain."""
+        own: Tensor = functional.logsigmoid(self._guess(members)).squeeze(1) / 2
+        return own
+
+
+def signals(losses: Tensor, logits: Tensor) -> Tensor:
+    """Return what an attacker sees of each scan, `(N, 3)`: its loss, mean confidence and mean entropy.
+
+    Args:
+        logits: `(N, C, ...)` of classes of which one holds.
+    """
+    said = logits.log_softmax(1)
+    confidence = said.exp().amax(1).reshape(len(logits), -1).mean(1)
+    entropy = -(said.exp() * said).sum(1).reshape(len(logits), -1).mean(1)
+    return torch.stack([losses, confidence, entropy], 1)

@@ -100,8 +100,8 @@ class StoredParams(Mapping[str, Tensor]):
             raise CorruptCheckpoint(f"{self.path.name} is no safetensors file: {error}") from error
 
 
-def read(path: Path, sha256: str) -> StoredParams:
-    """Return the tensors of `path` after checking that the file has this `sha256`.
+def read(path: Path, sha256: str, dtype: torch.dtype = torch.float32) -> StoredParams:
+    """Return the tensors of `path`, all of one type, after checking that the file has this `sha256`.
 
     Raises:
         CorruptCheckpoint: the file's content is not the one promised.
@@ -110,6 +110,6 @@ def read(path: Path, sha256: str) -> StoredParams:
     if found != sha256:
         raise CorruptCheckpoint(f"Expected {path.name} with sha256 {sha256}, got {found}.")
     stored = StoredParams(path)
-    if bad := [name for name in stored if stored[name].dtype != torch.float32]:
-        raise CorruptCheckpoint(f"Expected float32 in {path.name}, {bad[0]!r} is not.")
+    if bad := [name for name in stored if stored[name].dtype != dtype]:
+        raise CorruptCheckpoint(f"Expected {dtype} in {path.name}, {bad[0]!r} is not.")
     return stored

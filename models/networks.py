@@ -7,6 +7,7 @@ choice, Opacus' fixer puts group norm in its place.
 
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from monai.networks.nets import (
     AttentionUnet,
     BasicUNet,
@@ -24,6 +25,8 @@ from torch import nn
 from models.config import Config
 
 Kind = Literal["segmentation", "classification"]
+LEAST_SIDE = 64
+"""A side with which every network here can be tried."""
 Channels = Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -206,6 +209,33 @@ class DenseNet121Config(Config):
             norm=("group", {"num_groups": 8}),
         )
         return network
+
+
+def last_layers(network: nn.Module, count: int) -> list[list[str]]:
+    """Return the names of the parameters of the last `count` layers to act on an image, first to last.
+
+    Raises:
+        ValueError: the network has no more layers than that.
+    """
+    acted: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, place=place: acted.append(place))
+        for place, module in network.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    dims = next(p.dim() - 2 for p in network.parameters() if p.dim() > 2)
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, 1, *[LEAST_SIDE] * dims))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if count >= len(acted):
+        raise ValueError(f"Expected fewer than {len(acted)} layers, which the network has, got {count}.")
+    return [
+        [f"{place}.{name}" for name, _ in network.get_submodule(place).named_parameters(recurse=False)]
+        for place in acted[-count:]
+    ]
 
 
 NetworkConfig = Annotated[

@@ -137,6 +137,15 @@ def metric_names(config: SegmentationConfig | ClassificationConfig) -> frozenset
     return frozenset({"accuracy", "auroc", "balanced_accuracy", "calibration_error"})
 
 
+def answer_shape(
+    config: SegmentationConfig | ClassificationConfig, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the shape of `Task.exclusive`'s answer for one image of `shape`."""
+    if config.kind == "segmentation":
+        return (config.out_channels, *shape)
+    return (2, config.out_channels) if config.multi_label else (config.out_channels,)
+
+
 def one_hot(target: Tensor, num_classes: int) -> Tensor:
     """Return `(N, C, ...)` from integer labels `(N, ...)`; unlike torch's it works under vmap."""
     classes = torch.arange(num_classes, device=target.device)

@@ -7,7 +7,7 @@ are the keys that a study may set.
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import ConfigDict, Field, model_validator, validate_call
@@ -18,11 +18,32 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from models import params as P
 from models import robust
 from models.config import Config
+from models.networks import last_layers
 from models.params import Params
 
 State = Mapping[str, Tensor]
-Contributions = Collection[tuple[float, Params]]
-"""Each hospital's public weight and its change of the global model, read lazily, again and again."""
+
+
+class Contribution(NamedTuple):
+    """What a hospital did in a round.
+
+    Attributes:
+        weight: its public weight, the declared number of patients.
+        change: of the global model.
+        length: how far its steps would have moved a parameter along a constant gradient; only the
+            hospitals' ratios count.
+    """
+
+    weight: float
+    change: Params
+    length: float = 1.0
+
+
+Contributions = Collection[Contribution]
+"""All of a round's; a change is read lazily, again and again."""
+
+
+LocalLoss = Callable[[Params, Params], Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,8 @@ class Strategy:
         apply: `(params, state, contributions) -> (params, state)`, pure.
         local_loss: `(own, global) -> ()`, added to the loss of each local step. It never sees a
             patient, so its gradient is added after the noise and costs no privacy.
+        personal_loss: the same for a personal model that each hospital trains beside the shared one,
+            and keeps to itself; None where there is none.
         is_local: whether the parameter of this name stays at its hospital.
         local_of: the parameters of a network that stay at their hospital, where only the network tells.
         corrects: whether hospitals correct their steps by control variates (`variate_after`).
@@ -43,7 +66,8 @@ class Strategy:
 
     apply: Callable[[Params, State, Contributions], tuple[dict[str, Tensor], State]]
     init: Callable[[Params], State] = lambda params: {}
-    local_loss: Callable[[Params, Params], Tensor] | None = None
+    local_loss: LocalLoss | None = None
+    personal_loss: LocalLoss | None = None
     is_local: Callable[[str], bool] = lambda name: False
     local_of: Callable[[nn.Module], frozenset[str]] | None = None
     weighs: bool = True
@@ -51,10 +75,17 @@ class Strategy:
     corrects: bool = False
 
     def bound_to(self, network: nn.Module) -> "Strategy":
-        """Return the strategy for this network: `is_local` knows its parameters."""
+        """Return the strategy for this network: `is_local` knows its parameters.
+
+        Raises:
+            ValueError: there would be nothing local in this network, or nothing else.
+        """
         if self.local_of is None:
             return self
-        return replace(self, is_local=self.local_of(network).__contains__, local_of=None)
+        local = self.local_of(network)
+        if not local or local == {name for name, _ in network.named_parameters()}:
+            raise ValueError("expected a network of which some layers stay local and others do not")
+        return replace(self, is_local=local.__contains__, local_of=None)
 
     def shared(self, params: Params) -> dict[str, Tensor]:
         """Return the parameters that hospitals share."""
@@ -71,7 +102,11 @@ class Strategy:
 def _average(
     params: Params, state: State, contributions: Contributions
 ) -> tuple[dict[str, Tensor], State]:
-    return P.add(params, P.weighted_mean(contributions)), state
+    return P.add(params, _mean(contributions)), state
+
+
+def _mean(contributions: Contributions) -> dict[str, Tensor]:
+    return P.weighted_mean((each.weight, each.change) for each in contributions)
 
 
 def fed_avg() -> Strategy:
@@ -82,11 +117,44 @@ def fed_avg() -> Strategy:
 @validate_call
 def fed_prox(mu: Annotated[float, Field(gt=0)] = 0.01) -> Strategy:
     """FedProx: FedAvg whose local loss gains mu/2 |w - w_global|^2 (Li et al. 2020, eq. 2)."""
+    return Strategy(apply=_average, local_loss=_proximal(mu))
 
-    def proximal(own: Params, start: Params) -> Tensor:
+
+@validate_call
+def ditto(strength: Annotated[float, Field(gt=0)] = 0.1) -> Strategy:
+    """Ditto: FedAvg, and beside it personal models near the global one (Li et al. 2021, algorithm 1).
+
+    A personal model minimises its hospital's loss plus strength/2 |v - w_global|^2. Nothing of the
+    shared model depends on it, and it never leaves.
+    """
+    return Strategy(apply=_average, personal_loss=_proximal(strength))
+
+
+def _proximal(mu: float) -> LocalLoss:
+    def loss(own: Params, start: Params) -> Tensor:
         return mu / 2 * torch.stack([(own[n] - start[n]).square().sum() for n in own]).sum()
 
-    return Strategy(apply=_average, local_loss=proximal)
+    return loss
+
+
+def fed_nova() -> Strategy:
+    """FedNova: w <- w + (sum_k p_k l_k) sum_k p_k delta_k / l_k, where p_k = n_k / n.
+
+    (Wang et al. 2020, equation 8; l_k is its |a_k|_1.) With it a hospital that takes fewer steps, and
+    comes less far, pulls as hard as the others.
+    """
+
+    def apply(
+        params: Params, state: State, contributions: Contributions
+    ) -> tuple[dict[str, Tensor], State]:
+        whole = sum(each.weight for each in contributions)
+        effective = sum(each.weight * each.length for each in contributions) / whole
+        # n_k / l_k as weights give the mean times sum n_k / l_k
+        direction = P.weighted_mean((each.weight / each.length, each.change) for each in contributions)
+        factor = effective * sum(each.weight / each.length for each in contributions) / whole
+        return {name: params[name] + factor * direction[name] for name in params}, state
+
+    return Strategy(apply=apply)
 
 
 @validate_call
@@ -101,7 +169,7 @@ def fed_avg_m(
     def apply(
         params: Params, state: State, contributions: Contributions
     ) -> tuple[dict[str, Tensor], State]:
-        mean = P.weighted_mean(contributions)
+        mean = _mean(contributions)
         velocity = {name: momentum * state[name] + mean[name] for name in params}
         return {name: params[name] + lr * velocity[name] for name in params}, velocity
 
@@ -126,6 +194,22 @@ def fed_bn() -> Strategy:
     return Strategy(apply=_average, local_of=_norm_parameters)
 
 
+def _last_layers(count: int) -> Callable[[nn.Module], frozenset[str]]:
+    def named(network: nn.Module) -> frozenset[str]:
+        return frozenset(parameter for layer in last_layers(network, count) for parameter in layer)
+
+    return named
+
+
+@validate_call
+def fed_per(layers: Annotated[int, Field(ge=1, le=20)] = 1) -> Strategy:
+    """Local heads: FedAvg of all but the last layers, which stay (Arivazhagan et al. 2019, section 3).
+
+    Under privacy they train in the same step, under the same clip norm and noise as what leaves.
+    """
+    return Strategy(apply=_average, local_of=_last_layers(layers))
+
+
 def scaffold() -> Strategy:
     """SCAFFOLD with option II: each local step gains c - c_k (Karimireddy et al. 2020, algorithm 1).
 
@@ -143,7 +227,7 @@ def variate_after(change: Params, length: float, before: Params | None = None) -
     c_k - c for a hospital, and nothing for the common variate.
 
     Args:
-        length: local steps times their rate, K eta; with momentum b, eta / (1 - b).
+        length: local steps times their rate, K eta; with momentum, as `TrainingConfig.length` says.
 
     >>> variate_after({"w": torch.tensor([-2.0])}, length=0.5)
     {'w': tensor([4.])}
@@ -171,7 +255,7 @@ def _adaptive(second: SecondMoment, lr: float, beta1: float, tau: float) -> Stra
     def apply(
         params: Params, state: State, contributions: Contributions
     ) -> tuple[dict[str, Tensor], State]:
-        mean = P.weighted_mean(contributions)
+        mean = _mean(contributions)
         m = {n: beta1 * state[f"m.{n}"] + (1 - beta1) * mean[n] for n in params}
         v = {n: second(state[f"v.{n}"], mean[n].square()) for n in params}
         moved = {n: params[n] + lr * m[n] / (v[n].sqrt() + tau) for n in params}
@@ -207,7 +291,7 @@ def _robust(rule: Callable[[robust.Changes], dict[str, Tensor]], fewest: int = 1
     def apply(
         params: Params, state: State, contributions: Contributions
     ) -> tuple[dict[str, Tensor], State]:
-        return P.add(params, rule([change for _, change in contributions])), state
+        return P.add(params, rule([each.change for each in contributions])), state
 
     return Strategy(apply=apply, weighs=False, fewest=fewest)
 
@@ -250,7 +334,10 @@ def norm_bounding(factor: Positive = 1.0) -> Strategy:
 STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
     "fed_avg": fed_avg,
     "fed_prox": fed_prox,
+    "fed_nova": fed_nova,
     "fed_bn": fed_bn,
+    "fed_per": fed_per,
+    "ditto": ditto,
     "scaffold": scaffold,
     "fed_avg_m": fed_avg_m,
     "fed_adam": fed_adam,

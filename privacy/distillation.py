@@ -1,52 +1,56 @@
 """Distillation before export: a student learns from the teacher on images that show no patient.
 
-Why the student costs nothing beyond its teacher: it is a function of the teacher's weights (paid
-for by DP-SGD), the global model (published) and the transfer images (public). That is
-post-processing (Dwork and Roth 2014, proposition 2.1), and it holds because
+Why the student, or the teacher's answers, cost nothing beyond the teacher: they are a function of the
+teacher's weights (paid for by DP-SGD), the global model (published) and the transfer images (public).
+That is post-processing (Dwork and Roth 2014, proposition 2.1), and it holds because
 
-- the transfer images are synthetic, drawn from the study's seed;
+- the transfer images are synthetic, drawn from the study's seed, or of a public set that the hospital
+  itself calls public;
 - each image is normalised by its own intensities, never by a cohort's;
 - the number of steps is the study's; no checkpoint is chosen by looking at a patient.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import synthesis
 from models.config import Config
 from models.networks import NetworkConfig
+
+Exclusive = Callable[[Tensor], Tensor]
+"""Makes of a network's answers logits `(N, C, ...)` of classes of which one holds."""
+
+
+class PublicImages(Config):
+    """The images of a public set: an npz file with an array `images`, known by its sha256."""
+
+    public: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class DistillationConfig(Config):
     """How the teacher is distilled. The student is the study's network.
 
-    `teacher` is the network that learns at the hospital, by default the study's own; another one
-    stays at the hospital from round to round and first learns from the global model.
+    Attributes:
+        transfer: the images on which the student learns.
+        teacher: the network that learns at the hospital, by default the study's own; another one
+            stays at the hospital from round to round and first learns from the global model. A
+            hospital may choose one for itself.
+        ensemble: where predictions leave, how hospitals' answers count: by declared patients alone, or
+            also by how certain each is of the image at hand.
     """
 
-    transfer: Literal["synthetic"]
+    transfer: Literal["synthetic"] | PublicImages
     steps: PositiveInt
     images: Annotated[int, Field(ge=8, le=10_000)] = 256
     batch: Annotated[int, Field(ge=1, le=256)] = 8
     temperature: Annotated[float, Field(gt=0)] = 2.0
     lr: Annotated[float, Field(gt=0)] = 3e-3
     teacher: NetworkConfig | None = None
-
-
-@lru_cache(maxsize=2)
-def transfer_images(
-    config: DistillationConfig, shape: tuple[int, ...], num_labels: int, seed: int
-) -> Tensor:
-    """Return the study's transfer images, `(N, 1, *shape)`: the same at every hospital."""
-    rng = np.random.default_rng(seed)
-    return torch.from_numpy(synthesis.images(config.images, shape, num_labels, rng))
+    ensemble: Literal["declared", "confidence"] = "declared"
 
 
 def distil(
@@ -55,41 +59,60 @@ def distil(
     images: Tensor,
     config: DistillationConfig,
     rng: torch.Generator,
-    exclusive: Callable[[Tensor], Tensor] = lambda logits: logits,
+    exclusive: Exclusive = lambda logits: logits,
 ) -> None:
-    """Train `student`, in place, to answer on `images` as `teacher` does.
+    """Train `student`, in place, to answer on `images` `(N, 1, *spatial)` as `teacher` does."""
+    imitate(student, images, answers(teacher, images, config, exclusive), config, rng, exclusive)
 
-    The loss is KL at the study's temperature, weighted 3, plus a soft Dice of the probabilities
-    over all classes but the first (Hinton et al. 2015, with the T^2 of its section 2).
+
+@torch.no_grad()
+def answers(
+    teacher: nn.Module,
+    images: Tensor,
+    config: DistillationConfig,
+    exclusive: Exclusive = lambda logits: logits,
+) -> Tensor:
+    """Return what `teacher` answers on `images`, as logits `(N, C, ...)` of which one class holds."""
+    return torch.cat([exclusive(teacher(part)) for part in torch.split(images, config.batch)])
+
+
+def imitate(
+    student: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    config: DistillationConfig,
+    rng: torch.Generator,
+    exclusive: Exclusive = lambda logits: logits,
+) -> None:
+    """Train `student`, in place, to answer `targets` on `images`.
 
     Args:
         images: `(N, 1, *spatial)`.
+        targets: logits `(N, C, ...)` of classes of which one holds.
         rng: decides which images make a batch; nothing secret.
-        exclusive: makes of both networks' answers logits of classes of which one holds.
+        exclusive: makes such logits of the student's answers.
     """
-    answers = exclusive(_answers(teacher, images, config.batch))
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     for _ in range(config.steps):
         batch = torch.randint(len(images), (config.batch,), generator=rng)
         said = exclusive(student(images[batch]))
-        loss = imitation_loss(said, answers[batch], config.temperature)
+        loss = imitation_loss(said, targets[batch], config.temperature)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
 
 
-def imitation_loss(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
-    """Return the scalar loss of a student's logits against a teacher's, both `(B, C, ...)`."""
+def imitation_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Return the scalar loss of a student's logits against a teacher's, both `(B, C, ...)`.
+
+    KL at the study's temperature, weighted 3, plus a soft Dice of the probabilities over all classes
+    but the first (Hinton et al. 2015, with the T^2 of its section 2).
+    """
     soft = functional.log_softmax(logits / temperature, 1)
-    target = functional.log_softmax(answers / temperature, 1)
+    target = functional.log_softmax(targets / temperature, 1)
     kl = functional.kl_div(soft, target, log_target=True, reduction="none").sum(1).mean()
-    mine, theirs = (x.softmax(1)[:, 1:].unsqueeze(-1).flatten(2) for x in (logits, answers))
+    mine, theirs = (x.softmax(1)[:, 1:].unsqueeze(-1).flatten(2) for x in (logits, targets))
     overlap = 2 * (mine * theirs).sum(2) / (mine.square() + theirs.square()).sum(2).clamp(min=1e-6)
     return 3 * temperature**2 * kl + 1 - overlap.mean()
-
-
-@torch.no_grad()
-def _answers(teacher: nn.Module, images: Tensor, batch: int) -> Tensor:
-    return torch.cat([teacher(part) for part in torch.split(images, batch)])

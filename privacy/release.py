@@ -59,9 +59,10 @@ class _Statement(Config):
 
 
 class Acceptance(_Statement):
-    """A hospital takes part, with these public numbers of patients and this budget."""
+    """A hospital takes part, with these public numbers of patients and steps, and this budget."""
 
     kind: Literal["acceptance"]
+    steps: Annotated[int, Field(ge=1, le=10**5)]
     declared_training: Count
     declared_patients: Count
     budget: Budget

@@ -21,26 +21,27 @@ from privacy.release import (
     parse_statement,
 )
 from privacy.signing import sign, verified
+from sites.admission import training_for
 from sites.exchange import Exchange, statement_place
 from sites.hospital import Hospital
 from sites.study import Study
 
 
 def release(
-    hospital: Hospital, study: Study, charge: Charge, change: Params, base_sha256: str, noise: Noise
+    hospital: Hospital, study: Study, charge: Charge, learned: Params, base_sha256: str, noise: Noise
 ) -> None:
-    """Put a change of the global model, paid for by `charge`, into the outbox and settle it.
+    """Put what was learned from a global model, paid for by `charge`, into the outbox and settle it.
 
     The files are flushed to disk before the ledger's one transaction; nothing is published here.
     """
-    data = to_bytes(change)
+    data = to_bytes(learned)
     statement = ReleaseManifest(
         kind="release",
         content=study.export,
         base_sha256=base_sha256,
         payload_sha256=hospital.outbox.put_tensors(data),
         payload_bytes=len(data),
-        tensors={name: tuple(change[name].shape) for name in sorted(change)},
+        tensors={name: tuple(learned[name].shape) for name in sorted(learned)},
         declared_training=hospital.policy.declared_training,
         plain_releases=hospital.ledger.plain_charges(),
         noise=noise,
@@ -64,6 +65,7 @@ def acceptance(hospital: Hospital, study: Study, act: Charge) -> None:
         declared_training=policy.declared_training,
         declared_patients=policy.declared_patients,
         budget=policy.budget,
+        steps=training_for(policy, study).steps,
         **_common(hospital, study, act),
     )
     hospital.ledger.publish(act, _into_outbox(hospital, statement))

@@ -103,6 +103,11 @@ class Hospital:
         return self.folder / self.policy.data
 
     @property
+    def public(self) -> Path:
+        """The folder with the sets of images that this hospital calls public."""
+        return self.folder / "public"
+
+    @property
     def listing(self) -> Listing:
         """Everything that the hospital lists."""
         return read_listing(self.data)
@@ -167,8 +172,12 @@ class Hospital:
         return NoiseSource.for_test(self.test_noise, f"{self.name} {purpose}"), "test"
 
     def stored(self, kind: str, run: str, round: int) -> Path:
-        """Return where parameters that never leave lie after a round: `teacher`, `local` or `clip`."""
+        """Return where parameters of a kind, which never leave, lie after a round."""
         return self.state / kind / run / f"{round:03d}.safetensors"
+
+    def scored(self, run: str, round: int) -> Path:
+        """Return where the hospital notes, for itself, how models did after a round."""
+        return self.state / "scores" / run / f"{round:03d}.json"
 
     def trust(self, coordinator: str) -> None:
         """Pin the coordinator's public key on first contact; raise `Refused` if it ever changes."""

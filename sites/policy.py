@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from models.config import Config
-from models.networks import NETWORKS
+from models.networks import NETWORKS, NetworkConfig
 from models.objectives import Name
 from privacy.accounting import Budget, Filter
 from sites import documents
@@ -19,10 +19,11 @@ class Refused(Exception):
 
 
 class DeviceConfig(Config):
-    """Where training runs, and on how many CPU threads."""
+    """Where training runs, on how many CPU threads, and how many steps a round may take, if limited."""
 
     kind: Literal["cpu", "cuda"] = "cpu"
     threads: PositiveInt = 1
+    most_steps: PositiveInt | None = None
 
 
 class ApprovalConfig(Config):
@@ -63,6 +64,8 @@ class Policy(Config):
         declared_patients: public number of patients, rounded by the hospital; every weight and
             divisor uses it, never the true count.
         evaluation_fraction: of the patients, chosen by keyed hash; they never train in any study.
+        teacher: the hospital's own network, in studies that distil and are of its kind; by default the
+            study's.
         metrics: `exact` figures of evaluation patients leave (no privacy is promised to them);
             `noised` ones do, charged to the ledger as `noised_metrics` says; or they are `withheld`.
         statistics: what a survey may tell of the scans.
@@ -83,6 +86,7 @@ class Policy(Config):
     evaluation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
     budget: Budget
     networks: Annotated[tuple[str, ...], Field(min_length=1)]
+    teacher: NetworkConfig | None = None
     metrics: Literal["exact", "noised", "withheld"]
     noised_metrics: NoisedMetrics | None = None
     statistics: Literal["withheld"] | SuppressedStatistics | NoisedStatistics = "withheld"

@@ -227,6 +227,8 @@ def _check_size(scan: Scan, config: PreprocessingConfig) -> None:
 
 def fixed_pair(prepared: Prepared, config: PreprocessingConfig) -> Pair:
     """Return the image `(1, *shape)` and target that training sees where nothing is random."""
+    if prepared.image.shape[1:] == config.shape:
+        return prepared.image, prepared.target
     return _pair(ResizeWithPadOrCropd(_keys(prepared), config.shape)(_data(prepared)))
 
 

@@ -48,7 +48,7 @@ def profile_of(scan: Scan) -> Profile:
     low, high = np.percentile(image, [1, 99])
     bins = np.bincount(np.digitize(image.ravel(), INTENSITY_EDGES), minlength=len(INTENSITY_EDGES) + 1)
     return Profile(
-        content=sha256(np.ascontiguousarray(image).tobytes()).hexdigest(),
+        content=content_of(image),
         scale=max(float(high - low), 1e-30),
         coarse=_coarse(image),
         intensities=tuple(float(share) for share in bins / image.size),
@@ -56,6 +56,11 @@ def profile_of(scan: Scan) -> Profile:
         spacing_mm=scan.spacing_mm,
         amounts=_amounts(scan),
     )
+
+
+def content_of(image: NDArray[np.float32]) -> str:
+    """Return the sha256 of an image's voxels."""
+    return sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
 def _amounts(scan: Scan) -> dict[int, float]:

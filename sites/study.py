@@ -10,7 +10,9 @@ from models.adversarial import AttackConfig
 from models.config import Config
 from models.networks import NetworkConfig
 from models.objectives import Name, TaskConfig, metric_names
+from models.prior import PriorConfig
 from models.strategies import Strategy, StrategyConfig
+from models.synthesis import SynthesisConfig
 from privacy.distillation import DistillationConfig
 from privacy.mechanisms import PrivacyConfig
 from privacy.signing import canonical
@@ -29,11 +31,14 @@ class QuorumConfig(Config):
 class EvaluationConfig(Config):
     """Evaluate the first model, every `every`-th one and the last.
 
-    With an `attack`, hospitals with exact metrics also tell those of attacked images, `attacked/<name>`.
+    With an `attack`, hospitals with exact metrics also tell those of attacked images, `attacked/<name>`;
+    with `teachers`, those of their own teacher, `teacher/<name>`, and of its student before anything was
+    averaged, `student/<name>`.
     """
 
     every: PositiveInt = 1
     attack: AttackConfig | None = None
+    teachers: bool = False
 
 
 class Study(Config):
@@ -46,59 +51,92 @@ class Study(Config):
     rounds: Annotated[int, Field(ge=1, le=1000)]
     sites: QuorumConfig
     preprocessing: PreprocessingConfig
+    synthesis: SynthesisConfig = SynthesisConfig()
+    prior: PriorConfig | None = None
     training: TrainingConfig
     privacy: PrivacyConfig
     distillation: DistillationConfig | None = None
-    export: Literal["student", "weights"]
+    export: Literal["student", "weights", "predictions"]
     strategy: StrategyConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Study":
-        shape, dims, kind = self.preprocessing.shape, self.task.dims, self.task.kind
-        spacing = self.preprocessing.spacing_mm
-        for key, sides in (("shape", shape), ("spacing_mm", spacing)):
+    def _images_fit_the_task(self) -> "Study":
+        dims, kind = self.task.dims, self.task.kind
+        for key, sides in (
+            ("preprocessing.shape", self.preprocessing.shape),
+            ("preprocessing.spacing_mm", self.preprocessing.spacing_mm),
+            ("synthesis.along", self.synthesis.along),
+        ):
             if sides is not None and len(sides) != dims:
-                raise ValueError(
-                    f"preprocessing.{key}: expected {dims} sides as task.dims says, got {list(sides)}."
-                )
-        if isinstance(self.preprocessing.fit, Patches) and kind != "segmentation":
-            raise ValueError("preprocessing.fit: expected patches for segmentation alone.")
+                raise ValueError(f"{key}: expected {dims} numbers as task.dims says, got {list(sides)}.")
         augmentation = self.preprocessing.augmentation
         if augmentation and any(axis >= dims for axis in augmentation.flip):
             raise ValueError(
                 f"preprocessing.augmentation.flip: expected axes below {dims}, "
                 f"got {list(augmentation.flip)}."
             )
-        if (self.export == "student") != (self.distillation is not None):
+        if isinstance(self.preprocessing.fit, Patches) and kind != "segmentation":
+            raise ValueError("preprocessing.fit: expected patches for segmentation alone.")
+        if self.prior and kind != "segmentation":
             raise ValueError(
-                "distillation: expected exactly where export is student; add it, or export weights."
+                "prior: expected none; synthetic images have shapes to segment, and no classes."
             )
-        fewest = self.strategy.build().fewest
-        if self.sites.min < fewest:
+        return self
+
+    @model_validator(mode="after")
+    def _networks_fit_the_images(self) -> "Study":
+        check_network(self, "network", self.network)
+        if self.distillation and self.distillation.teacher:
+            check_network(self, "distillation.teacher", self.distillation.teacher)
+        return self
+
+    @model_validator(mode="after")
+    def _export_has_what_it_needs(self) -> "Study":
+        if (self.export == "weights") != (self.distillation is None):
             raise ValueError(
-                f"sites.min: expected at least {fewest}, which {self.strategy.name} needs, "
+                "distillation: expected exactly where export is student or predictions; add it, or "
+                "export weights."
+            )
+        if self.export == "predictions" and self.strategy.name != "fed_avg":
+            raise ValueError(
+                f"strategy: expected fed_avg where predictions leave, of which one ensemble is made, "
+                f"got {self.strategy.name}."
+            )
+        if self.evaluation.teachers and not self.distillation:
+            raise ValueError("evaluation.teachers: expected false; without distillation there are none.")
+        return self
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> "Study":
+        strategy = self.strategy.build()
+        try:
+            self.bound_strategy()
+        except ValueError as error:
+            raise ValueError(
+                f"strategy: {self.strategy.name}: {error}; take another network."
+            ) from error
+        if self.sites.min < strategy.fewest:
+            raise ValueError(
+                f"sites.min: expected at least {strategy.fewest}, which {self.strategy.name} needs, "
                 f"got {self.sites.min}."
             )
-        if self.strategy.build().corrects and self.distillation and self.distillation.teacher:
+        if strategy.corrects and self.distillation and self.distillation.teacher:
             raise ValueError(
                 "strategy: expected no distillation.teacher with scaffold, whose corrections have the "
                 "shapes of the study's own network; remove it."
             )
-        teacher = self.distillation.teacher if self.distillation else None
-        for key, network in (("network", self.network), ("distillation.teacher", teacher)):
-            if network is None:
-                continue
-            if network.kind != kind:
-                raise ValueError(
-                    f"{key}: expected a network for {kind}, got {network.name} for {network.kind}."
-                )
-            if any(side % network.divisor for side in shape):
-                raise ValueError(
-                    f"preprocessing.shape: expected multiples of {network.divisor} as {key} "
-                    f"{network.name} needs, got {list(shape)}."
-                )
+        if strategy.corrects and self.training.fewest_steps is not None:
+            raise ValueError(
+                "training.fewest_steps: expected none with scaffold, whose common variate follows from "
+                "equal numbers of steps; remove it."
+            )
+        if self.training.membership and self.privacy.mode != "none":
+            raise ValueError(
+                "training.membership: expected none under differential privacy; its attacker learns "
+                "from patients without noise, which nothing pays for."
+            )
         return self
 
     @property
@@ -110,9 +148,13 @@ class Study(Config):
     def metric_names(self) -> frozenset[str]:
         """The metrics that a hospital's scores may have."""
         names = metric_names(self.task)
-        if self.evaluation.attack is None:
-            return names
-        return names | {f"attacked/{name}" for name in names if "/" not in name}
+        others = [
+            *(["attacked"] if self.evaluation.attack else []),
+            *(["teacher", "student"] if self.evaluation.teachers else []),
+            *(["personal"] if self.strategy.build().personal_loss else []),
+        ]
+        overall = [name for name in names if "/" not in name]
+        return names | {f"{other}/{name}" for other in others for name in overall}
 
     def bound_strategy(self) -> Strategy:
         """Return the strategy, which knows the parameters of the study's network."""
@@ -129,6 +171,18 @@ class Study(Config):
     def is_evaluated(self, round: int) -> bool:
         """Return whether the model after `round` is evaluated; 0 is the model before training."""
         return round in (0, self.rounds) or round % self.evaluation.every == 0
+
+
+def check_network(study: Study, key: str, network: NetworkConfig) -> None:
+    """Raise ValueError, which names `key`, unless a network fits a study's task and images."""
+    kind, shape = study.task.kind, study.preprocessing.shape
+    if network.kind != kind:
+        raise ValueError(f"{key}: expected a network for {kind}, got {network.name} for {network.kind}.")
+    if any(side % network.divisor for side in shape):
+        raise ValueError(
+            f"preprocessing.shape: expected multiples of {network.divisor} as {key} {network.name} "
+            f"needs, got {list(shape)}."
+        )
 
 
 def load_study(path: Path) -> Study:

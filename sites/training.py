@@ -8,14 +8,20 @@ from typing import Annotated, Literal
 
 import torch
 from opacus.accountants import RDPAccountant
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from models import params as P
-from models.adversarial import AttackConfig, attacked
+from models.adversarial import (
+    AttackConfig,
+    MembershipAttacker,
+    MembershipConfig,
+    attacked,
+    signals,
+)
 from models.config import Config
 from models.objectives import Task
-from models.params import Params
+from models.strategies import LocalLoss
 from privacy.mechanisms import Mechanism
 from privacy.noise import NoiseSource
 from privacy.optimizer import PatientOptimizer
@@ -23,7 +29,6 @@ from privacy.per_patient import clipped_sums
 from sites.cohort import Patient
 from sites.preprocessing import Pair, PreprocessingConfig, drawn_pairs, fixed_pair
 
-LocalLoss = Callable[[Params, Params], Tensor]
 Progress = Callable[[str, int, int], None]
 """Told `(what, step, of)`, all of them constants of the study."""
 
@@ -39,6 +44,9 @@ class TrainingConfig(Config):
         schedule: whether `lr` falls over the study's rounds, along half a cosine.
         adversarial: an attack whose images each patient's gradient sees beside the true ones (Zizzo et
             al. 2020).
+        membership: an attacker against whom training without privacy hides who took part.
+        fewest_steps: how few steps a hospital with slow machines may take instead. How it then counts
+            is the strategy's: `fed_nova` makes up for them, the others do not.
     """
 
     steps: Annotated[int, Field(ge=1, le=100_000)]
@@ -48,6 +56,16 @@ class TrainingConfig(Config):
     microbatch: PositiveInt = 8
     schedule: Literal["constant", "cosine"] = "constant"
     adversarial: AttackConfig | None = None
+    membership: MembershipConfig | None = None
+    fewest_steps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _no_fewer_steps_than_all(self) -> "TrainingConfig":
+        if self.fewest_steps is not None and self.fewest_steps > self.steps:
+            raise ValueError(
+                f"fewest_steps: expected at most the {self.steps} steps, got {self.fewest_steps}"
+            )
+        return self
 
     def in_round(self, round: int, rounds: int) -> "TrainingConfig":
         """Return what holds in one round, from 1, of so many: a constant rate.
@@ -64,10 +82,13 @@ class TrainingConfig(Config):
     def length(self, round: int, rounds: int) -> float:
         """Return how far a constant gradient would move a parameter in a round, per unit of it.
 
-        >>> TrainingConfig(steps=4, lr=0.1, momentum=0.5, lot="all").length(1, 1)
-        0.8
+        With momentum it is lr (t - b (1 - b^t) / (1 - b)) / (1 - b) (Wang et al. 2020, section 4.1).
+
+        >>> TrainingConfig(steps=2, lr=0.1, momentum=0.5, lot="all").length(1, 1)
+        0.25
         """
-        return self.steps * self.in_round(round, rounds).lr / (1 - self.momentum)
+        b, t = self.momentum, self.steps
+        return self.in_round(round, rounds).lr * (t - b * (1 - b**t) / (1 - b)) / (1 - b)
 
     @property
     def lot_size(self) -> int | None:
@@ -212,19 +233,63 @@ def train_plainly(
     """Train `network` in place on the mean loss over patients, without privacy."""
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=config.momentum)
     drift = _drift(network, local_loss)
-    lots = _shuffled_lots(len(examples), config.lot_size or len(examples), rng)
+    opponent = _Opponent(network, task, examples, config, rng) if config.membership else None
+    count = opponent.first_stranger if opponent else len(examples)
+    lots = _shuffled_lots(count, min(config.lot_size or count, count), rng)
     for step in range(config.steps):
         lot = next(lots)
         optimizer.zero_grad()
         for start in range(0, len(lot), config.microbatch):
             some = lot[start : start + config.microbatch]
             images, targets, patient_of = _seen(network, task, examples.batch(some, step), config)
+            logits = network(images)
+            losses = task.loss(logits, targets)
+            if opponent:
+                losses = losses + opponent.penalty(losses, logits, step)
             share = 1 / torch.bincount(patient_of)[patient_of]
-            losses = task.loss(network(images), targets)
             torch.autograd.backward((losses * share.to(losses)).sum() / len(lot))
         drift()
         optimizer.step()
         progress("train", step + 1, config.steps)
+
+
+class _Opponent:
+    """A membership attacker beside training, and the patients who do not train for his sake."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        examples: Examples,
+        config: TrainingConfig,
+        rng: torch.Generator,
+    ) -> None:
+        if config.membership is None or len(examples) < 2:
+            raise ValueError("Expected membership to be set, and two patients or more.")
+        self._network, self._task, self._examples = network, task, examples
+        self._strength = config.membership.strength
+        apart = round(config.membership.reference * len(examples))
+        self.first_stranger = len(examples) - min(max(1, apart), len(examples) - 1)
+        self._lots = _shuffled_lots(
+            len(examples) - self.first_stranger,
+            min(config.microbatch, len(examples) - self.first_stranger),
+            rng,
+        )
+        self._attacker = MembershipAttacker(rng)
+
+    def penalty(self, losses: Tensor, logits: Tensor, step: int) -> Tensor:
+        """Return what the attacker gains from each scan, `(N,)`, after he has learned from this step."""
+        seen = self._signals(losses, logits)
+        strangers = [self.first_stranger + i for i in next(self._lots)]
+        images, targets, _ = self._examples.batch(strangers, step)
+        with torch.no_grad():
+            said = self._network(images)
+            unseen = self._signals(self._task.loss(said, targets), said)
+        self._attacker.learn(seen, unseen)
+        return self._strength * self._attacker.gain(seen)
+
+    def _signals(self, losses: Tensor, logits: Tensor) -> Tensor:
+        return signals(losses, self._task.exclusive(logits)).cpu()
 
 
 Batch = tuple[Tensor, Tensor, Tensor]

@@ -68,7 +68,7 @@ def test_the_federation_without_privacy_learns_real_scans(shared_data: Path, tmp
     assert min(last.quality["dice/anterior"], last.quality["dice/posterior"]) >= 0.75
 
 
-def test_the_federation_with_privacy_keeps_its_budget_on_real_scans_and_reports_what_it_reached(
+def test_the_federation_with_privacy_learns_real_scans_within_its_budget_and_students_lose_nothing(
     shared_data: Path, tmp_path: Path
 ) -> None:
     run = train_on_hippocampus("hippocampus", shared_data, tmp_path)
@@ -76,4 +76,5 @@ def test_the_federation_with_privacy_keeps_its_budget_on_real_scans_and_reports_
     assert last.round == run.study.rounds
     assert {release.site for release in last.releases} == set(run.description.participants)
     assert all(7.99 < release.epsilon <= 8.0005 for release in last.releases)
-    assert 0 <= last.quality["dice"] <= 1
+    assert last.quality["dice"] >= 0.55
+    assert last.quality["student/dice"] >= last.quality["teacher/dice"] - 0.01

@@ -1,5 +1,6 @@
 """The coordinator against hospitals that lie, fail or stay silent; without Prefect."""
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ from flows.rounds import NO_ANSWERS, SILENT, TooFewHospitals
 from flows.run import Participant, RoundRecord, Run
 from models import checkpoints
 from models import params as P
+from models.networks import SegResNetConfig, UNetConfig
+from privacy import predictions
 from privacy.accounting import Budget, PrivacyEvent, epsilon
+from privacy.distillation import imitation_loss
 from privacy.mechanisms import mechanism_for
 from privacy.signing import public_hex, sign
 from sites.exchange import statement_place
+from sites.transfer import transfer_images
 
 SITES = ("east", "north", "south")
 HASH = "0" * 64
@@ -35,12 +40,13 @@ class Federation:
         self.run = run.with_participants(
             {
                 site: Participant(
-                    public_key=roster[site], declared_patients=20, declared_training=15, budget=budget
+                    public_key=roster[site], declared_patients=20, declared_training=15,
+                    steps=study.training.steps, budget=budget,
                 )
                 for site in SITES
             },
             {},
-        )
+        )  # fmt: skip
         model = rounds.publish_model(self.run, 0, rounds.first_model(study))
         self.base: RoundRecord = rounds.record(self.run, 0, model, NO_ANSWERS, NO_ANSWERS, 0)
         self.run.keep(self.base)
@@ -240,3 +246,111 @@ def test_quality_is_the_mean_by_declared_patients_over_what_was_published(
     scored = rounds.answers(federation.run, 0, "evaluate", SITES)
     record = rounds.record(federation.run, 0, federation.base.model_sha256, NO_ANSWERS, scored, 0)
     assert record.quality == {"dice": pytest.approx(0.4)}
+
+
+PREDICTIONS = {
+    "export": "predictions",
+    "distillation": {"transfer": "synthetic", "steps": 40, "images": 16, "lr": 1e-2},
+}
+
+
+@pytest.fixture
+def fusing(tmp_path: Path, study_with) -> Federation:
+    return Federation(tmp_path, study_with(**PREDICTIONS))
+
+
+def teach(federation: Federation, site: str, network: torch.nn.Module, **fields: Any) -> None:
+    """Release what `network` says of the transfer images."""
+    study = federation.run.study
+    images = transfer_images(study, study.distillation, federation.run.home.public)
+    with torch.no_grad():
+        packed = predictions.to_tensors(network(images), 2.0)
+    federation.release(site, packed, **{"content": "predictions", **fields})
+
+
+def test_the_global_student_learns_from_the_ensemble_whatever_the_teachers_are(
+    fusing: Federation,
+) -> None:
+    study = fusing.run.study
+    teachers = []
+    for seed, config in enumerate(
+        [UNetConfig(name="UNet", channels=(8, 16)), SegResNetConfig(name="SegResNet")]
+    ):
+        torch.manual_seed(seed)
+        teachers.append(config.build(3, 3))
+    for site, teacher in zip(SITES, teachers, strict=False):
+        teach(fusing, site, teacher)
+    taken = fusing.take_in()
+    assert set(taken.taken) == {"east", "north"}
+    images = transfer_images(study, study.distillation, fusing.run.home.public)
+    student = study.network.build(3, 3)
+    losses = []
+    for params in (fusing.run.model(fusing.base), rounds.aggregate(fusing.run, 1, fusing.base, taken)):
+        P.load_into(student, params)
+        with torch.no_grad():
+            mean = torch.stack([teacher(images) for teacher in teachers]).mean(0)
+            losses.append(imitation_loss(student(images), mean, 2.0).item())
+    assert losses[1] < 0.7 * losses[0]
+    again = rounds.aggregate(fusing.run, 1, fusing.base, taken)
+    first = rounds.aggregate(fusing.run, 1, fusing.base, taken)
+    assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"deflated": torch.zeros(100, dtype=torch.uint8)},
+        {"deflated": torch.zeros(100)},
+        {"other": torch.zeros(100, dtype=torch.uint8)},
+        {"deflated": torch.zeros((10, 10), dtype=torch.uint8)},
+        {"deflated": torch.zeros(10**7, dtype=torch.uint8)},
+        {"deflated": torch.frombuffer(bytearray(zlib.compress(bytes(10**8))), dtype=torch.uint8)},
+    ],
+    ids=["garbage", "floats", "another name", "a table", "too large", "a bomb"],
+)
+def test_predictions_that_are_none_leave_out_their_hospital_alone(
+    tensors: P.Params, fusing: Federation
+) -> None:
+    torch.manual_seed(0)
+    network = UNetConfig(name="UNet", channels=(4, 8)).build(3, 3)
+    for site in ("east", "north"):
+        teach(fusing, site, network)
+    fusing.release("south", tensors, content="predictions")
+    taken = fusing.take_in()
+    assert set(taken.taken) == {"east", "north"}
+    assert "rejected" in taken.left_out["south"]
+
+
+@pytest.mark.parametrize(("steps", "is_taken"), [(1, False), (2, True), (3, True), (4, False)])
+def test_a_hospital_takes_as_many_steps_as_the_study_has_place_for(
+    steps: int, is_taken: bool, tmp_path: Path, study_with
+) -> None:
+    training = {"steps": 3, "fewest_steps": 2, "lr": 0.1, "lot": "all"}
+    federation = Federation(tmp_path, study_with(training=training))
+    budget = {"epsilon": 8, "delta": 1e-3}
+    federation.say(
+        "south", "join", 0, kind="acceptance", steps=steps, declared_training=15,
+        declared_patients=20, budget=budget, charges=0,
+    )  # fmt: skip
+    answers = rounds.answers(federation.run, 0, "join", ("south",))
+    assert ("south" in answers.taken) == is_taken
+
+
+def test_the_cost_of_fewer_steps_is_that_of_the_hospitals_own(tmp_path: Path, study_with) -> None:
+    training = {"steps": 2, "fewest_steps": 1, "lr": 0.1, "lot": "all"}
+    federation = Federation(tmp_path, study_with(training=training))
+    slow = federation.run.description.participants["south"].model_copy(update={"steps": 1})
+    federation.run = federation.run.with_participants(
+        {**federation.run.description.participants, "south": slow}, {}
+    )
+    for site in SITES:
+        federation.release(site)  # south's as if it had taken two
+    assert "not the study's" in federation.take_in().left_out["south"]
+
+
+def test_with_a_prior_the_first_model_knows_the_shapes(study_with) -> None:
+    without = rounds.first_model(study_with())
+    prior = {"steps": 3, "images": 8}
+    a, b = (rounds.first_model(study_with(prior=prior)) for _ in range(2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], without[name]) for name in a)

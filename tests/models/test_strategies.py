@@ -14,16 +14,28 @@ from models.networks import NetworkConfig
 from models.params import Params
 from models.strategies import (
     STRATEGIES,
+    Contribution,
     Strategy,
     StrategyConfig,
+    ditto,
     fed_avg,
     fed_avg_m,
+    fed_nova,
     fed_prox,
     variate_after,
 )
 
 every_strategy = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
 Make = Callable[[], Strategy]
+EVERY_NETWORK: list[dict[str, object]] = [
+    {"name": "UNet", "channels": [4, 8]},
+    {"name": "BasicUNet", "features": [4, 4, 8, 8, 8, 4]},
+    {"name": "SegResNet", "init_filters": 8},
+    {"name": "DynUNet", "filters": [4, 8, 8]},
+    {"name": "AttentionUnet", "channels": [8, 16]},
+    {"name": "DenseNet121", "init_features": 16, "growth_rate": 8},
+    {"name": "resnet10", "width": 8},
+]
 
 
 def random_params(seed: int) -> dict[str, torch.Tensor]:
@@ -37,7 +49,8 @@ def many(count: int) -> list[tuple[float, Params]]:
 
 def step(strategy: Strategy, contributions: list[tuple[float, Params]]) -> dict[str, torch.Tensor]:
     params = random_params(0)
-    moved, _ = strategy.apply(params, strategy.init(params), contributions)
+    given = [Contribution(weight, change) for weight, change in contributions]
+    moved, _ = strategy.apply(params, strategy.init(params), given)
     return moved
 
 
@@ -94,7 +107,7 @@ def test_fed_avg_m_is_momentum_written_out() -> None:
     strategy, w, state = fed_avg_m(momentum=0.5, lr=0.1), {"w": torch.zeros(1)}, None
     state, velocity, plain = strategy.init(w), 0.0, 0.0
     for delta in (1.0, -2.0, 3.0):
-        w, state = strategy.apply(w, state, [(4, {"w": torch.tensor([delta])})])
+        w, state = strategy.apply(w, state, [Contribution(4, {"w": torch.tensor([delta])})])
         velocity = 0.5 * velocity + delta
         plain += 0.1 * velocity
         assert w["w"].item() == pytest.approx(plain)
@@ -107,7 +120,7 @@ def test_the_adaptive_ones_are_their_algorithm_written_out(name: str) -> None:
     strategy, w, plain, m, v = STRATEGIES[name](**keys), {"w": torch.zeros(1)}, 0.0, 0.0, tau**2
     state = strategy.init(w)
     for delta in (1.0, -2.0, 0.5, 3.0):
-        w, state = strategy.apply(w, state, [(4, {"w": torch.tensor([delta])})])
+        w, state = strategy.apply(w, state, [Contribution(4, {"w": torch.tensor([delta])})])
         m = b1 * m + (1 - b1) * delta
         if name == "fed_adam":
             v = b2 * v + (1 - b2) * delta**2
@@ -124,6 +137,64 @@ def test_fed_prox_adds_half_mu_times_the_squared_distance() -> None:
     assert proximal is not None
     own, start = {"w": torch.tensor([3.0, 4.0])}, {"w": torch.zeros(2)}
     assert proximal(own, start).item() == pytest.approx(0.1 * 25)
+
+
+def test_fed_nova_is_its_equation_written_out() -> None:
+    params = random_params(0)
+    (a, n_a, l_a), (b, n_b, l_b) = (random_params(1), 30, 2.0), (random_params(2), 10, 0.5)
+    moved, _ = fed_nova().apply(params, {}, [Contribution(n_a, a, l_a), Contribution(n_b, b, l_b)])
+    effective = 0.75 * l_a + 0.25 * l_b
+    for name, p in params.items():
+        direction = 0.75 * a[name] / l_a + 0.25 * b[name] / l_b
+        assert torch.allclose(moved[name], p + effective * direction, atol=1e-6)
+
+
+def test_fed_nova_reaches_the_common_optimum_with_unequal_steps_that_fed_avg_misses() -> None:
+    """Two hospitals with quadratic losses (w - b)^2 / 2, one of which takes a tenth of the steps."""
+    lr, hospitals = 0.02, [(0.0, 20), (1.0, 2)]
+
+    def train(strategy: Strategy) -> float:
+        w = torch.zeros(1)
+        for _ in range(400):
+            given = []
+            for b, steps in hospitals:
+                own = w.clone()
+                for _ in range(steps):
+                    own = own - lr * (own - b)
+                given.append(Contribution(1, {"w": own - w}, lr * steps))
+            w = strategy.apply({"w": w}, {}, given)[0]["w"]
+        return w.item()
+
+    assert train(fed_nova()) == pytest.approx(0.5, abs=0.06)
+    assert train(fed_avg()) < 0.15
+
+
+def test_a_personal_model_is_drawn_to_the_global_one_and_the_shared_one_is_fed_avgs() -> None:
+    strategy = ditto(strength=0.2)
+    assert strategy.personal_loss is not None
+    own, common = {"w": torch.tensor([3.0, 4.0])}, {"w": torch.zeros(2)}
+    assert strategy.personal_loss(own, common).item() == pytest.approx(0.1 * 25)
+    assert strategy.local_loss is None
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(step(strategy, many(4)).values(), step(fed_avg(), many(4)).values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("config", EVERY_NETWORK, ids=lambda config: config["name"])
+def test_local_heads_are_the_layers_that_act_last(config: dict[str, object]) -> None:
+    """A change of what stays local changes the answer without another layer seeing anything else."""
+    network = TypeAdapter(NetworkConfig).validate_python(config).build(2, 2)
+    strategy = STRATEGIES["fed_per"]().bound_to(network)
+    local = [name for name, _ in network.named_parameters() if strategy.is_local(name)]
+    places = {name.rpartition(".")[0] for name in local}
+    acted: list[str] = []
+    for place, module in network.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_hook(lambda *_, place=place: acted.append(place))
+    network(torch.zeros(1, 1, 64, 64))
+    assert places == {acted[-1]}
+    assert 0 < len(local) <= 2
 
 
 @pytest.mark.parametrize(
@@ -148,7 +219,7 @@ def test_local_parameters_stay_as_they_were_at_the_coordinator() -> None:
     strategy = replace(fed_avg(), is_local=lambda name: name == "b")
     params = random_params(0)
     assert set(strategy.shared(params)) == {"a"}
-    moved, _ = strategy.next_params(params, {}, [(1, {"a": torch.ones(3, 2)})])
+    moved, _ = strategy.next_params(params, {}, [Contribution(1, {"a": torch.ones(3, 2)})])
     assert torch.equal(moved["b"], params["b"])
     assert torch.allclose(moved["a"], params["a"] + 1)
 

@@ -3,14 +3,14 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from coordinator import Coordinator, first_model
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models import checkpoints
@@ -20,50 +20,13 @@ from models.strategies import STRATEGIES, Strategy, fed_avg
 from privacy.accounting import epsilon
 from privacy.ledger import Charge
 from privacy.mechanisms import mechanism_for
-from privacy.release import ModelManifest, parse_statement
-from privacy.signing import public_hex, sign, verified
 from sites.cohort import pseudonym, pseudonym_key
 from sites.documents import ConfigError
-from sites.exchange import Exchange, model_place, statement_place
+from sites.exchange import Exchange
 from sites.hospital import Hospital
 from sites.medmnist import make_hospitals
-from sites.orders import Order, Phase, refusal_of
 from sites.public_sets import PICTURES
-from sites.rounds import carry_out
 from sites.study import Study
-
-
-@dataclass
-class Coordinator:
-    """The other side of the exchange: signs models, gives orders, reads statements."""
-
-    study: Study
-    exchange: Exchange
-    key: Ed25519PrivateKey
-    run: str = "small-1"
-
-    def publish(self, round: int, params: P.Params) -> str:
-        data = checkpoints.to_bytes(params)
-        manifest = ModelManifest(
-            kind="model", study=self.study.name, study_sha256=self.study.sha256, run=self.run,
-            round=round, model_sha256=checkpoints.sha256_of(data),
-        )  # fmt: skip
-        signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
-        self.exchange.put_statement(model_place(self.run, round), signed)
-        return self.exchange.put_object(data)
-
-    def order(self, hospital: Hospital, phase: Phase, round: int, attempt: int = 1) -> Any:
-        order = Order(
-            phase=phase, study=self.study, run=self.run, round=round, attempt=attempt,
-            exchange=self.exchange.url, coordinator=public_hex(self.key),
-        )  # fmt: skip
-        carry_out(hospital, order, lambda *_: None)
-        found = [
-            self.exchange.statement(statement_place(self.run, round, act, hospital.name))
-            for act in (refusal_of(phase, attempt), phase)
-        ]
-        data = next(statement for statement in found if statement is not None)
-        return parse_statement(verified(data, hospital.name, {hospital.name: hospital.public_key}))
 
 
 @pytest.fixture
@@ -78,11 +41,6 @@ def coordinator_of(tmp_path: Path) -> Callable[[Study], Coordinator]:
         return Coordinator(study, exchange, Ed25519PrivateKey.generate())
 
     return make
-
-
-def first_model(study: Study) -> P.Params:
-    torch.manual_seed(0)
-    return P.of(study.network.build(study.task.dims, study.task.out_channels))
 
 
 def test_a_contribution_is_charged_signed_in_the_outbox_and_finite(
@@ -656,7 +614,7 @@ def test_scaffolds_variates_follow_from_what_was_released_and_correct_the_next_r
     first, second = (
         checkpoints.StoredParams(hospital.stored("variate", "small-1", round)) for round in (1, 2)
     )
-    length = 2 * 0.1 / (1 - 0.5)
+    length = 0.1 * (1 + 1.5)  # two steps; the second has half of the first in it
     for name in models[0]:
         own = -changes[0][name] / length
         common = -(models[1][name] - models[0][name]) / length

@@ -32,13 +32,42 @@ def test_the_same_study_has_the_same_hash_and_another_has_another(study_file) ->
             {"preprocessing": {"shape": [15, 16, 16]}},
             "preprocessing.shape: expected multiples of 2 .*got .15, 16, 16",
         ),
-        ({"preprocessing": {"shape": [16, 16]}}, "preprocessing.shape: expected 3 sides"),
+        ({"preprocessing": {"shape": [16, 16]}}, "preprocessing.shape: expected 3 numbers"),
         ({"privacy": {"mode": "shared_noise"}}, "privacy: .*shared_noise"),
         ({"privacy": {"mode": "local"}}, "privacy.local.unit: expected this key"),
         ({"export": "weights"}, "distillation: expected exactly where export is student"),
         ({"distillation": None}, "distillation: expected exactly where export is student"),
         ({"strategy": {"name": "fed_magic"}}, "strategy: expected a name among"),
         ({"name": "../x"}, "name: "),
+        ({"synthesis": {"along": [1, 0]}}, "synthesis.along: expected 3 numbers"),
+        ({"synthesis": {"along": [0, 0, 0]}}, "along: expected a direction, got zeros"),
+        (
+            {"export": "predictions", "strategy": {"name": "fed_adam"}},
+            "strategy: expected fed_avg where predictions leave",
+        ),
+        (
+            {"distillation": {"transfer": {"public": "abc"}, "steps": 1}},
+            "distillation.transfer.PublicImages.public: expected",
+        ),
+        (
+            {"export": "weights", "distillation": None, "evaluation": {"teachers": True}},
+            "evaluation.teachers: expected false",
+        ),
+        (
+            {"training": {"steps": 2, "lr": 0.1, "lot": "all", "fewest_steps": 3}},
+            "fewest_steps: expected at most the 2 steps",
+        ),
+        (
+            {
+                "training": {"steps": 2, "lr": 0.1, "lot": "all", "fewest_steps": 1},
+                "strategy": {"name": "scaffold"},
+            },
+            "training.fewest_steps: expected none with scaffold",
+        ),
+        (
+            {"training": {"steps": 2, "lr": 0.1, "lot": "all", "membership": {"strength": 1}}},
+            "training.membership: expected none under differential privacy",
+        ),
     ],
 )
 def test_a_fault_names_file_key_expectation_and_what_came(
@@ -96,3 +125,8 @@ def test_scaffold_with_a_teacher_of_another_network_is_refused(study_with) -> No
     distillation = {"transfer": "synthetic", "steps": 4, "images": 16, "teacher": teacher}
     with pytest.raises(ValidationError, match=r"expected no distillation\.teacher with scaffold"):
         study_with(strategy={"name": "scaffold"}, distillation=distillation)
+
+
+def test_fed_bn_with_a_network_whose_norm_layers_learn_nothing_is_refused(study_with) -> None:
+    with pytest.raises(ValidationError, match="fed_bn: expected a network of which some layers stay"):
+        study_with(strategy={"name": "fed_bn"})

@@ -1,0 +1,192 @@
+"""How a hospital learns in a round: by itself or through a teacher, and a personal model beside that.
+
+What leaves is what `learn` returns. The teacher, layers of the hospital's own and its personal model
+stay in its state, from round to round.
+"""
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from models import checkpoints
+from models import params as P
+from models.objectives import build_task
+from models.params import Params
+from models.strategies import LocalLoss, variate_after
+from privacy import predictions
+from privacy.distillation import DistillationConfig, answers, distil
+from privacy.mechanisms import Mechanism
+from privacy.release import Noise
+from sites.admission import teacher_for, training_for
+from sites.hospital import Hospital
+from sites.orders import Order, left_by, network_for
+from sites.training import Examples, Progress, TrainingConfig, train_plainly, train_privately
+from sites.transfer import transfer_images
+
+KEPT = ("teacher", "local", "clip", "variate", "student", "personal")
+"""What a round leaves in a hospital for later ones."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A hospital's round of learning.
+
+    Attributes:
+        base: the global model's parameters.
+        start: the same with the layers that this hospital keeps to itself.
+        mechanism: None in a study without privacy.
+    """
+
+    hospital: Hospital
+    order: Order
+    base: Params
+    start: Params
+    examples: Examples
+    mechanism: Mechanism | None
+    progress: Progress
+
+    @property
+    def config(self) -> TrainingConfig:
+        """How this hospital trains in this round."""
+        study = self.order.study
+        return training_for(self.hospital.policy, study).in_round(self.order.round, study.rounds)
+
+    def keep(self, kind: str, params: Params) -> None:
+        """Keep parameters at the hospital for later rounds."""
+        checkpoints.write(self.hospital.stored(kind, self.order.run, self.order.round), params)
+
+    def left_before(self, kind: str) -> Params | None:
+        """Return what the round before kept, if there was one that is charged here."""
+        return left_by(self.hospital, kind, self.order, self.order.round - 1)
+
+
+def learn(lesson: Lesson) -> tuple[dict[str, torch.Tensor], Noise]:
+    """Learn from the patients; return the tensors that leave, and what noise is in them.
+
+    Training that diverged returns values that are not finite.
+    """
+    order, hospital = lesson.order, lesson.hospital
+    study, distillation = order.study, order.study.distillation
+    for kind in KEPT:
+        hospital.stored(kind, order.run, order.round).unlink(missing_ok=True)
+    network = network_for(study.network, study, hospital.device, lesson.start)
+    correction = _correction(lesson)
+    if distillation is None:
+        noise = _train(lesson, network, correction)
+        return _change(lesson, network, correction), noise
+    images = transfer_images(study, distillation, hospital.public).to(hospital.device)
+    rng = torch.Generator().manual_seed(study.seed_for(order.round, hospital.name, "distil"))
+    exclusive = build_task(study.task).exclusive
+    teacher = copy.deepcopy(network)
+    if own := teacher_for(hospital.policy, study):
+        teacher = network_for(own, study, hospital.device, lesson.left_before("teacher"))
+        distil(network, teacher, images, distillation, rng, exclusive)
+    noise = _train(lesson, teacher, correction)
+    lesson.keep("teacher", P.of(teacher))
+    if study.export == "predictions":
+        return _answers(lesson, teacher, images, distillation), noise
+    lesson.progress("distil", 0, distillation.steps)
+    distil(teacher, network, images, distillation, rng, exclusive)
+    lesson.progress("distil", distillation.steps, distillation.steps)
+    lesson.keep("student", P.of(network))
+    return _change(lesson, network, correction), noise
+
+
+def learn_personal(lesson: Lesson) -> None:
+    """Train the hospital's personal model, where the strategy has one. It never leaves.
+
+    Guarantees: it starts from the round before's and the global model, and nothing that leaves
+    depends on it; so it trains without noise, also in a study with privacy.
+    """
+    study, hospital = lesson.order.study, lesson.hospital
+    loss = study.strategy.build().personal_loss
+    if loss is None:
+        return
+    start = lesson.left_before("personal") or lesson.base
+    network = network_for(study.network, study, hospital.device, start)
+    near = partial(_near, {name: lesson.base[name].to(hospital.device) for name in lesson.base}, loss)
+    rng = torch.Generator().manual_seed(study.seed_for(lesson.order.round, hospital.name, "personal"))
+    task = build_task(study.task)
+    train_plainly(network, task, lesson.examples, lesson.config, rng, near, _silent)
+    lesson.keep("personal", P.of(network))
+
+
+def _near(base: Params, loss: LocalLoss, own: Params, _: Params) -> torch.Tensor:
+    """Return a strategy's loss against the global model, wherever the training began."""
+    return loss(own, base)
+
+
+def _silent(_what: str, _step: int, _of: int) -> None:
+    """Tell nobody."""
+
+
+def _train(lesson: Lesson, network: nn.Module, correction: Params | None) -> Noise:
+    hospital, order, mechanism = lesson.hospital, lesson.order, lesson.mechanism
+    study, config, progress = order.study, lesson.config, lesson.progress
+    task, local_loss = build_task(study.task), study.strategy.build().local_loss
+    if correction is not None:
+        local_loss = partial(_along, correction)
+    progress("train", 0, config.steps)
+    if mechanism is None:
+        rng = torch.Generator().manual_seed(study.seed_for(order.round, hospital.name, "lots"))
+        train_plainly(network, task, lesson.examples, config, rng, local_loss, progress)
+        return "none"
+    source, noise = hospital.noise(f"{study.sha256} {order.round}")
+    if before := lesson.left_before("clip"):
+        mechanism = mechanism.starting_at(float(before["norm"]))
+    left = train_privately(
+        network, task, lesson.examples, config, mechanism, source, local_loss, progress
+    )
+    if left is not mechanism:
+        lesson.keep("clip", {"norm": torch.tensor(left.clip.norm)})
+    return noise
+
+
+def _along(correction: Params, own: Params, _: Params) -> torch.Tensor:
+    """Return the loss whose gradient is the correction, whatever the parameters are."""
+    return torch.stack([(correction[name].to(own[name]) * own[name]).sum() for name in own]).sum()
+
+
+def _change(lesson: Lesson, network: nn.Module, correction: Params | None) -> dict[str, torch.Tensor]:
+    """Return how the shared layers changed, and keep those that the hospital has to itself."""
+    strategy, trained = lesson.order.study.bound_strategy(), P.of(network.cpu())
+    local = {name: trained[name] for name in trained if strategy.is_local(name)}
+    if local:
+        lesson.keep("local", local)
+    change = strategy.shared(P.subtract(trained, lesson.start))
+    if strategy.corrects and P.all_finite(change):
+        before = {name: -correction[name] for name in correction} if correction else None
+        lesson.keep("variate", variate_after(change, _length(lesson, lesson.order.round), before))
+    return change
+
+
+def _answers(
+    lesson: Lesson, teacher: nn.Module, images: torch.Tensor, distillation: DistillationConfig
+) -> dict[str, torch.Tensor]:
+    """Return a teacher's answers on the transfer images, packed; as they are where one is not finite."""
+    found = answers(teacher, images, distillation, build_task(lesson.order.study.task).exclusive)
+    if not found.isfinite().all():
+        return {predictions.NAME: found}
+    return predictions.to_tensors(found, distillation.temperature)
+
+
+def _correction(lesson: Lesson) -> Params | None:
+    """Return c - c_k, which a strategy adds to each local step; None where it does not, or not yet.
+
+    A hospital that was not there in the round before has no variate of its own, and takes plain steps.
+    """
+    round = lesson.order.round - 1
+    own = lesson.left_before("variate") if round else None
+    path = lesson.hospital.stored("global", lesson.order.run, round - 1)
+    if not lesson.order.study.strategy.build().corrects or own is None or not path.exists():
+        return None
+    moved = P.subtract(lesson.base, checkpoints.StoredParams(path))
+    return P.subtract(variate_after(moved, _length(lesson, round)), own)
+
+
+def _length(lesson: Lesson, round: int) -> float:
+    study = lesson.order.study
+    return study.training.length(round, study.rounds)

@@ -1,0 +1,98 @@
+"""The images on which a student learns from its teacher: the same everywhere, and no patient's.
+
+They are synthetic, drawn from the study's seed, or those of a public set. What is public a hospital
+decides itself: the study names a set by its sha256, and it is used where a file with that content lies
+in the hospital's folder `public/`.
+"""
+
+from functools import lru_cache
+from hashlib import file_digest
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.synthesis import Floats, SynthesisConfig, labelled_image, texture
+from privacy.distillation import DistillationConfig, PublicImages
+from sites.images import Unreadable, read_image
+from sites.intake import Scan
+from sites.preprocessing import PreprocessingConfig, Unfit, fixed_pair, prepare
+from sites.profile import content_of
+from sites.study import Study
+
+FOLDER = "public"
+"""Where a hospital, and the coordinator, keep the sets that they call public."""
+
+
+class NoTransferImages(ValueError):
+    """There are no images to distil on; the message says what is missing."""
+
+
+def transfer_images(study: Study, config: DistillationConfig, folder: Path) -> Tensor:
+    """Return the images of a study's distillation, `(N, 1, *shape)`, as its networks see them.
+
+    Raises:
+        NoTransferImages: `folder` has no file with the content that the study names, or it holds
+            no images that the study can use.
+    """
+    if isinstance(config.transfer, PublicImages):
+        return _as_seen(folder, config.transfer.public, config.images, study.preprocessing)
+    seed = study.seed_for(0, "", "transfer")
+    num_labels = len(study.task.labels) if study.task.kind == "segmentation" else 0
+    return _synthetic(config.images, study.preprocessing.shape, num_labels, study.synthesis, seed)
+
+
+def contents(study: Study, folder: Path) -> frozenset[str]:
+    """Return the sha256 of the voxels of each public image that a study distils on."""
+    config = study.distillation
+    if config is None or not isinstance(config.transfer, PublicImages):
+        return frozenset()
+    scans = _public(folder, config.transfer.public, config.images, study.task.dims)
+    return frozenset(content_of(scan.image) for scan in scans)
+
+
+@lru_cache(maxsize=2)
+def _synthetic(
+    count: int, shape: tuple[int, ...], num_labels: int, synthesis: SynthesisConfig, seed: int
+) -> Tensor:
+    """Return synthetic images: shapes with so many labels, or textures where there are none."""
+    rng = np.random.default_rng(seed)
+
+    def draw() -> Floats:
+        return (
+            labelled_image(shape, num_labels, rng, synthesis)[0] if num_labels else texture(shape, rng)
+        )
+
+    return torch.from_numpy(np.stack([draw()[None] for _ in range(count)]))
+
+
+def _file_of(folder: Path, sha256: str) -> Path:
+    for path in sorted(folder.glob("*.npz")):
+        with path.open("rb") as file:
+            if file_digest(file, "sha256").hexdigest() == sha256:
+                return path
+    raise NoTransferImages(f"no file of the public set {sha256[:12]} lies in the folder {FOLDER}/")
+
+
+@lru_cache(maxsize=1)
+def _public(folder: Path, sha256: str, count: int, dims: int) -> tuple[Scan, ...]:
+    """Return the first `count` of the array `images` of the npz file that has this content."""
+    file = _file_of(folder, sha256)
+    try:
+        images = [read_image(folder, f"{file.name}#images/{number}") for number in range(count)]
+        if any(image.voxels.ndim != dims for image in images):
+            raise Unreadable("unreadable", f"its images do not have {dims} dimensions")
+    except Unreadable as error:
+        raise NoTransferImages(f"no {count} images in `images` of the public set: {error}") from error
+    nothing = np.zeros((), np.int64)
+    return tuple(Scan(image.voxels, nothing, image.spacing_mm) for image in images)
+
+
+@lru_cache(maxsize=1)
+def _as_seen(folder: Path, sha256: str, count: int, config: PreprocessingConfig) -> Tensor:
+    scans = _public(folder, sha256, count, len(config.shape))
+    try:
+        return torch.stack([fixed_pair(prepare(scan, config), config)[0] for scan in scans])
+    except (Unfit, RuntimeError, ValueError, IndexError) as error:
+        raise NoTransferImages(f"a public image can't be prepared as the study asks: {error}") from error

@@ -1,0 +1,55 @@
+"""The other side of the exchange, for tests of hospitals: it signs models, orders, reads statements."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from models import checkpoints
+from models import params as P
+from privacy.release import ModelManifest, parse_statement
+from privacy.signing import public_hex, sign, verified
+from sites.exchange import Exchange, model_place, statement_place
+from sites.hospital import Hospital
+from sites.orders import Order, Phase, refusal_of
+from sites.rounds import carry_out
+from sites.study import Study
+
+
+@dataclass
+class Coordinator:
+    """The other side of the exchange: signs models, gives orders, reads statements."""
+
+    study: Study
+    exchange: Exchange
+    key: Ed25519PrivateKey
+    run: str = "small-1"
+
+    def publish(self, round: int, params: P.Params) -> str:
+        data = checkpoints.to_bytes(params)
+        manifest = ModelManifest(
+            kind="model", study=self.study.name, study_sha256=self.study.sha256, run=self.run,
+            round=round, model_sha256=checkpoints.sha256_of(data),
+        )  # fmt: skip
+        signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
+        self.exchange.put_statement(model_place(self.run, round), signed)
+        return self.exchange.put_object(data)
+
+    def order(self, hospital: Hospital, phase: Phase, round: int, attempt: int = 1) -> Any:
+        order = Order(
+            phase=phase, study=self.study, run=self.run, round=round, attempt=attempt,
+            exchange=self.exchange.url, coordinator=public_hex(self.key),
+        )  # fmt: skip
+        carry_out(hospital, order, lambda *_: None)
+        found = [
+            self.exchange.statement(statement_place(self.run, round, act, hospital.name))
+            for act in (refusal_of(phase, attempt), phase)
+        ]
+        data = next(statement for statement in found if statement is not None)
+        return parse_statement(verified(data, hospital.name, {hospital.name: hospital.public_key}))
+
+
+def first_model(study: Study) -> P.Params:
+    torch.manual_seed(0)
+    return P.of(study.network.build(study.task.dims, study.task.out_channels))
