@@ -1,0 +1,116 @@
+"""Robust strategies when under a third of the hospitals are faulty: `benchmarks/robustness.py --json`.
+
+Seven hospitals of hippocampus scans, of which two send sign-flipped, hundredfold or random changes in
+each round. Dice of the honest hospitals' evaluation patients after the last round.
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from simulation import DATA, Alter, Remembering, copied, federate, scored
+
+from flows.rounds import Answers, release_path
+from flows.run import Run
+from models import checkpoints
+from models.params import Params
+from sites import decathlon
+from sites.orders import CPU, network_for
+from sites.study import Study
+
+HONEST = "honest"
+FAULTS = ("sign", "scaled", "random")
+STRATEGIES: Mapping[str, Mapping[str, Any]] = {
+    "fed_avg": {},
+    "coordinate_median": {},
+    "trimmed_mean": {"faulty": 2},
+    "krum": {"faulty": 2},
+    "multi_krum": {"faulty": 2, "chosen": 4},
+    "geometric_median": {},
+    "norm_bounding": {},
+}
+FAULTY = ("hospital-1", "hospital-4")
+HOSPITALS = 7
+STUDY: dict[str, Any] = {
+    "name": "robustness",
+    "task": {"kind": "segmentation", "dims": 3, "labels": {1: "anterior", 2: "posterior"}},
+    "network": {"name": "UNet", "channels": [8, 16, 32]},
+    "sites": {"min": HOSPITALS},
+    "preprocessing": {"shape": [32, 48, 32]},
+    "training": {"steps": 10, "lr": 0.1, "lot": 6},
+    "privacy": {"mode": "none"},
+    "export": "weights",
+    "evaluation": {"every": 1000},
+}
+
+
+def faulty(kind: str) -> Alter:
+    """Return what puts faulty changes in the place of two hospitals' own."""
+
+    def alter(run: Run, round: int, taken: Answers) -> None:
+        for site in sorted(set(FAULTY) & set(taken.taken)):
+            path = release_path(run, round, site)
+            rng = torch.Generator().manual_seed(run.study.seed_for(round, site, "fault"))
+            checkpoints.write(path, _wrong(dict(checkpoints.StoredParams(path)), kind, rng))
+
+    return alter
+
+
+def _wrong(change: Params, kind: str, rng: torch.Generator) -> dict[str, torch.Tensor]:
+    if kind == "random":
+        return {n: torch.randn(v.shape, generator=rng) for n, v in change.items()}
+    factor = -3.0 if kind == "sign" else 100.0
+    return {n: factor * v for n, v in change.items()}
+
+
+def measure(strategy: str, kind: str, wards: Path, rounds: int) -> dict[str, Any]:
+    """Return the honest hospitals' Dice after a run."""
+    torch.set_num_threads(1)
+    logging.getLogger("wardround.site").setLevel(logging.CRITICAL)
+    name = {"name": "krum" if strategy == "multi_krum" else strategy}
+    study = Study.model_validate(
+        {**STUDY, "rounds": rounds, "strategy": {**name, **STRATEGIES[strategy]}}
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        own = copied(wards, Path(scratch) / "wards")
+        run = federate(study, own, Path(scratch), None if kind == HONEST else faulty(kind))
+        model = run.model(run.records()[-1])
+        network = network_for(study.network, study, CPU, model)
+        honest = [Remembering.open(ward) for ward in own if ward.name not in FAULTY]
+        dice = [scored(study, network, h.cohort(study).evaluation)["dice"] for h in honest]
+    return {"strategy": strategy, "fault": kind, "dice": round(sum(dice) / len(dice), 4)}
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
+    parser.add_argument("--faults", nargs="+", choices=(HONEST, *FAULTS), default=[HONEST, *FAULTS])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows: Sequence[dict[str, Any]]
+    with tempfile.TemporaryDirectory() as scratch:
+        wards = Path(scratch) / "wards"
+        for ward in decathlon.make_hospitals(DATA / "hippocampus", wards, HOSPITALS, 0, skew="size"):
+            _ = Remembering.open(ward).pseudonym_key  # the same patients evaluate in every run
+        with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
+            jobs = [
+                pool.submit(measure, strategy, kind, wards, arguments.rounds)
+                for strategy in arguments.strategies
+                for kind in arguments.faults
+            ]
+            rows = [job.result() for job in jobs]
+    print(json.dumps({"rows": rows}) if arguments.json else json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
