@@ -199,6 +199,7 @@ class Tracking(AbstractContextManager["Tracking"]):
             "wardround.chain_head": record.sha256,
             **{f"val/{name}": f"{value:.4f}" for name, value in record.quality.items()},
             **_epsilon_tag(record),
+            **self._local_layers_tag(record),
         }
         model = self._log_model(record)
         made = self._client.create_model_version(
@@ -210,6 +211,16 @@ class Tracking(AbstractContextManager["Tracking"]):
             await_creation_for=0,
         )
         self._client.set_registered_model_alias(name, "candidate", made.version)
+
+    def _local_layers_tag(self, record: RoundRecord) -> dict[str, str]:
+        """Return a warning where a model lacks what hospitals keep to themselves."""
+        params = self._run.model(record)
+        missing = sorted(params.keys() - self._run.study.bound_strategy().shared(params).keys())
+        if not missing:
+            return {}
+        return {
+            "wardround.local_layers": f"untrained here, kept at hospitals: {', '.join(missing)}"[:500]
+        }
 
     def _log_model(self, record: RoundRecord) -> ModelInfo:
         study = self._run.study

@@ -286,7 +286,7 @@ class _Opponent:
             said = self._network(images)
             unseen = self._signals(self._task.loss(said, targets), said)
         self._attacker.learn(seen, unseen)
-        return self._strength * self._attacker.gain(seen)
+        return self._strength * self._attacker.gain(seen).to(losses)
 
     def _signals(self, losses: Tensor, logits: Tensor) -> Tensor:
         return signals(losses, self._task.exclusive(logits)).cpu()

@@ -1,0 +1,64 @@
+"""Whole federations of hospitals that are unlike: predictions of own architectures, own last layers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.home import Home
+from flows.run import Run, runs_of
+from flows.servers import running
+from sites.hospital import Hospital
+
+COMMAND = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]
+
+
+@pytest.fixture
+def train(tmp_path: Path, small_wards, study_file, edit):
+    """A function that trains a study; the hospital `east` has a policy of its own."""
+
+    def trained(policy: dict[str, object], **changes: object) -> Run:
+        for ward in small_wards(tmp_path / "wards").iterdir():
+            edit(ward / "site.yaml", plain_studies="allow", **(policy if ward.name == "east" else {}))
+        study_file(**changes)
+        done = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return runs_of(Home(tmp_path))[-1]
+
+    return trained
+
+
+def test_hospitals_of_any_architecture_and_speed_teach_one_student_by_their_answers(train) -> None:
+    run = train(
+        {"teacher": {"name": "SegResNet"}, "device": {"kind": "cpu", "most_steps": 1}},
+        export="predictions",
+        prior={"steps": 20, "images": 16},
+        training={"steps": 2, "fewest_steps": 1, "lr": 0.1, "lot": "all"},
+        distillation={"transfer": "synthetic", "steps": 20, "images": 16},
+        evaluation={"teachers": True},
+    )
+    first, *_, last = run.records()
+    assert {release.site: release.steps for release in last.releases} == {
+        "east": 1, "north": 2, "south": 2,
+    }  # fmt: skip
+    assert all(release.event.steps == release.steps for release in last.releases)
+    assert last.model_sha256 != first.model_sha256
+    assert "teacher/dice" in last.scores["east"]
+    for release in last.releases:
+        outbox = Hospital.open(run.home.folder / "wards" / release.site).outbox
+        assert len(outbox.tensors(release.payload_sha256)) == release.payload_bytes
+
+
+def test_a_registered_model_says_that_layers_of_it_stayed_at_the_hospitals(train) -> None:
+    run = train(
+        {}, strategy={"name": "fed_per"}, privacy={"mode": "none"}, export="weights", distillation=None
+    )
+    local = [name for name in run.model(run.records()[-1]) if run.study.bound_strategy().is_local(name)]
+    with running(run.home.mlflow) as url:
+        from mlflow.tracking import MlflowClient
+
+        versions = MlflowClient(url).search_model_versions("name = 'small-candidates'")
+    assert len(versions) == 2
+    for version in versions:
+        assert all(name in version.tags["wardround.local_layers"] for name in local)
