@@ -10,7 +10,8 @@ AUROC on the set's own validation part (under 0.1 a hospital has hardly a patien
 strategy leaves each hospital with a model of its own, that one is scored at that hospital.
 
 `predictions`: four architectures, of which nothing but answers leaves, on scans that no hospital has.
-FedBN is left out on hippocampus: MONAI's UNet has no norm layers that learn.
+FedBN is left out on hippocampus, where MONAI's UNet has no norm layers that learn, and Krum, which
+needs five hospitals (`benchmarks/robustness.py`).
 """
 
 import argparse
@@ -19,7 +20,6 @@ import json
 import logging
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -47,6 +47,7 @@ from sites.reading import Reading
 from sites.study import Study
 
 ALONE, TOGETHER, PREDICTIONS = "alone", "together", "predictions"
+HOSPITALS = 4
 ARGUMENTS: Mapping[str, Mapping[str, float]] = {
     "fed_avg_m": {"momentum": 0.5},
     "fed_adam": {"lr": 0.01},
@@ -80,7 +81,7 @@ PNEUMONIA: dict[str, Any] = {
     "task": {"kind": "classification", "dims": 2, "labels": {0: "normal", 1: "pneumonia"}},
     "network": {"name": "resnet10", "width": 16},
     "preprocessing": {"shape": [32, 32]},
-    "training": {"steps": 10, "lr": 0.05, "lot": 64, "microbatch": 64, "schedule": "cosine"},
+    "training": {"steps": 10, "lr": 0.05, "lot": 32, "microbatch": 32, "schedule": "cosine"},
 }
 PUBLIC = 0.2
 """The share of the hippocampus set's patients who are in no hospital: the public images."""
@@ -118,7 +119,7 @@ def _hippocampus(folder: Path) -> None:
     shutil.copy(source / "subjects.csv", kept)
     for part in ("imagesTr", "labelsTr"):
         shutil.copytree(source / part, kept / part)
-    for ward in decathlon.make_hospitals(kept, folder / "wards", 4, 0, skew="intensity"):
+    for ward in decathlon.make_hospitals(kept, folder / "wards", HOSPITALS, 0, skew="intensity"):
         policy = yaml.safe_load((ward / "site.yaml").read_text())
         policy |= {"networks": ["UNet", "SegResNet", "DynUNet"], "metrics": "withheld"}
         (ward / "site.yaml").write_text(yaml.safe_dump(policy))
@@ -134,7 +135,12 @@ def _hippocampus(folder: Path) -> None:
 def _pneumonia(concentration: float, folder: Path) -> None:
     source = DATA / "pneumoniamnist" / "pneumoniamnist_trainval.npz"
     medmnist.make_hospitals(
-        source, folder / "wards", 4, PICTURES["pneumonia"], skew=concentration, seed=SEEDS[concentration]
+        source,
+        folder / "wards",
+        HOSPITALS,
+        PICTURES["pneumonia"],
+        skew=concentration,
+        seed=SEEDS[concentration],
     )
 
 
@@ -225,8 +231,12 @@ def _with_predictions(public: Path, wards: Sequence[Path], home: Path) -> dict[s
     with np.load(public) as arrays:
         count = len(arrays["images"])
     sha256 = hashlib.sha256(public.read_bytes()).hexdigest()
-    distillation = {"transfer": {"public": sha256}, "steps": 60, "images": count, "batch": 6}
+    distillation = {"transfer": {"public": sha256}, "steps": 25, "images": count, "batch": 6}
     return {"export": "predictions", "distillation": distillation}
+
+
+def _fewest(what: str) -> int:
+    return STRATEGIES[what](**ARGUMENTS.get(what, {})).fewest
 
 
 def judged(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -272,14 +282,19 @@ def main() -> None:
             ways = [ALONE, TOGETHER, *arguments.strategies]
             if name == "hippocampus":
                 ways = [PREDICTIONS, *(what for what in ways if what != "fed_bn")]
+            ways = [what for what in ways if what not in STRATEGIES or _fewest(what) <= HOSPITALS]
             for what in ways:
                 job = pool.submit(measure, name, what, folder, arguments.rounds)
-                waiting[job] = (name, what, time.time())
-        for job in as_completed(waiting):
-            name, what, _ = waiting[job]
-            results.setdefault(name, {})[what] = {s: round(v, 4) for s, v in job.result().items()}
-            if not arguments.json:
-                print(name, what, results[name][what], flush=True)
+                waiting[job] = (name, what)
+        try:
+            for job in as_completed(waiting):
+                name, what = waiting[job]
+                results.setdefault(name, {})[what] = {s: round(v, 4) for s, v in job.result().items()}
+                if not arguments.json:
+                    print(name, what, results[name][what], flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     told = {name: {"scores": found, **judged(found)} for name, found in results.items()}
     print(json.dumps(told) if arguments.json else json.dumps(told, indent=1))
 

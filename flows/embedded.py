@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from flows import hospitals
+from flows import fusion, hospitals
 from flows.home import Home
 from flows.live import Live
 from flows.rounds import TooFewHospitals
@@ -53,7 +53,9 @@ def train(
 
     Raises:
         TooFewHospitals: too few accept (then nothing was recorded), or too few contribute.
+        NoTransferImages: the coordinator lacks the public set on which the study distils.
     """
+    fusion.check_ready(study, home)
     with ExitStack() as stack:
         stack.enter_context(hospitals.warm(wards, live.step, test_noise))
         live.say("starting the Prefect and MLflow servers and a process for each hospital ...")

@@ -1,6 +1,7 @@
 """Where hospitals export predictions: one student of them all, the next global model.
 
-(FedDF, Lin et al. 2020, algorithm 1.) What hospitals' networks are nobody has to know here.
+(FedDF, Lin et al. 2020, equation 1; its student starts from the hospitals' averaged weights, which here
+nobody has, so it starts from the last global model.) What hospitals' networks are nobody has to know.
 """
 
 from collections.abc import Sequence
@@ -9,17 +10,26 @@ from pathlib import Path
 
 import torch
 
+from flows.home import Home
 from flows.run import Run
 from models import checkpoints
 from models import params as P
 from models.objectives import answer_shape, build_task
 from models.params import Params
+from models.repeatable import one_thread
 from models.strategies import Contribution
 from privacy import predictions
 from privacy.distillation import DistillationConfig, imitate
-from privacy.release import RejectedRelease
+from privacy.release import RejectedRelease, ReleaseManifest
 from sites.orders import CPU, network_for
+from sites.study import Study
 from sites.transfer import transfer_images
+
+
+def check_ready(study: Study, home: Home) -> None:
+    """Raise `NoTransferImages` unless the coordinator has what it will distil on."""
+    if study.export == "predictions" and study.distillation:
+        transfer_images(study, study.distillation, home.public)
 
 
 def most_bytes(run: Run) -> int:
@@ -27,16 +37,14 @@ def most_bytes(run: Run) -> int:
     return prod(_shape(run))
 
 
-def answers_in(run: Run, path: Path, sha256: str) -> torch.Tensor:
-    """Return the logits `(N, C, ...)` in a release of predictions.
-
-    Raises:
-        RejectedRelease: it holds anything else.
-    """
-    tensors = checkpoints.read(path, sha256, torch.uint8)
+def check_predictions(run: Run, path: Path, manifest: ReleaseManifest) -> None:
+    """Raise `RejectedRelease` or ValueError unless a file holds predictions, as its manifest says."""
+    tensors = checkpoints.read(path, manifest.payload_sha256, torch.uint8)
     if set(tensors) != {predictions.NAME} or tensors[predictions.NAME].dim() != 1:
         raise RejectedRelease(f"expected one tensor of bytes, {predictions.NAME!r}")
-    return _unpacked(run, tensors[predictions.NAME])
+    if dict(manifest.tensors) != tensors.shapes:
+        raise RejectedRelease("the manifest lists other tensors than the file holds")
+    _unpacked(run, tensors[predictions.NAME])
 
 
 def student_of(run: Run, round: int, params: Params, releases: Sequence[Contribution]) -> Params:
@@ -47,7 +55,8 @@ def student_of(run: Run, round: int, params: Params, releases: Sequence[Contribu
     targets = predictions.ensemble(said, config.ensemble)
     network = network_for(study.network, study, CPU, params)
     rng = torch.Generator().manual_seed(study.seed_for(round, "", "distil"))
-    imitate(network, images, targets, config, rng, build_task(study.task).exclusive)
+    with one_thread():
+        imitate(network, images, targets, config, rng, build_task(study.task).exclusive)
     return P.of(network)
 
 

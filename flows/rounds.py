@@ -16,6 +16,7 @@ from models.checkpoints import CorruptCheckpoint, StoredParams, sha256_of
 from models.objectives import build_task
 from models.params import Params
 from models.prior import learn_prior
+from models.repeatable import one_thread
 from models.strategies import Contribution
 from privacy.accounting import TOLERANCE, PrivacyEvent, epsilon
 from privacy.mechanisms import mechanism_for
@@ -76,12 +77,18 @@ def first_model(study: Study) -> dict[str, torch.Tensor]:
     if study.prior:
         shape, num_labels = study.preprocessing.shape, len(study.task.labels)
         loss = build_task(study.task).loss
-        learn_prior(network, loss, shape, num_labels, study.prior, study.synthesis, seed)
+        with one_thread():
+            learn_prior(network, loss, shape, num_labels, study.prior, study.synthesis, seed)
     return P.of(network)
 
 
 def publish_model(run: Run, round: int, params: Params) -> str:
-    """Store a global model, lay it down in the exchange with a signed statement; return its sha256."""
+    """Store a global model, lay it down in the exchange with a signed statement; return its sha256.
+
+    A model that was laid down before an interruption stays the round's, whatever came out this time.
+    """
+    if published := _published(run, round):
+        return published
     data = checkpoints.to_bytes(params)
     sha256 = sha256_of(data)
     checkpoints.write_atomically(run.model_path(round), data)
@@ -97,6 +104,15 @@ def publish_model(run: Run, round: int, params: Params) -> str:
     statement = sign(manifest.model_dump(mode="json"), "coordinator", run.key)
     run.exchange.put_statement(model_place(run.name, round), statement)
     return sha256
+
+
+def _published(run: Run, round: int) -> str | None:
+    data = run.exchange.statement(model_place(run.name, round))
+    if data is None:
+        return None
+    said = ModelManifest.model_validate(verified(data, "coordinator", {"coordinator": run.public_key}))
+    checkpoints.read(run.model_path(round), said.model_sha256)
+    return said.model_sha256
 
 
 def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers:
@@ -237,7 +253,7 @@ def _check_release(
     if path.stat().st_size != manifest.payload_bytes:
         raise RejectedRelease(f"expected {manifest.payload_bytes:,} bytes as its manifest says")
     if run.study.export == "predictions":
-        fusion.answers_in(run, path, manifest.payload_sha256)
+        fusion.check_predictions(run, path, manifest)
         return
     tensors = checkpoints.read(path, manifest.payload_sha256)
     check_release(Release(manifest, tensors), template)

@@ -38,13 +38,13 @@ def learn_prior(
     rng = np.random.default_rng(seed)
     drawn = [labelled_image(shape, num_labels, rng, synthesis) for _ in range(config.images)]
     images = torch.from_numpy(np.stack([image[None] for image, _ in drawn]))
-    targets = torch.from_numpy(np.stack([labels for _, labels in drawn]))
+    targets = torch.from_numpy(np.stack([labels.astype(np.uint8) for _, labels in drawn]))
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     lots = torch.Generator().manual_seed(seed)
     for _ in range(config.steps):
         lot = torch.randint(len(images), (config.batch,), generator=lots)
         optimizer.zero_grad()
-        torch.autograd.backward(loss(network(images[lot]), targets[lot]).mean())
+        torch.autograd.backward(loss(network(images[lot]), targets[lot].long()).mean())
         optimizer.step()
         schedule.step()

@@ -57,6 +57,7 @@ class Strategy:
             patient, so its gradient is added after the noise and costs no privacy.
         personal_loss: the same for a personal model that each hospital trains beside the shared one,
             and keeps to itself; None where there is none.
+        pull: the curvature of either.
         is_local: whether the parameter of this name stays at its hospital.
         local_of: the parameters of a network that stay at their hospital, where only the network tells.
         corrects: whether hospitals correct their steps by control variates (`variate_after`).
@@ -68,6 +69,7 @@ class Strategy:
     init: Callable[[Params], State] = lambda params: {}
     local_loss: LocalLoss | None = None
     personal_loss: LocalLoss | None = None
+    pull: float = 0.0
     is_local: Callable[[str], bool] = lambda name: False
     local_of: Callable[[nn.Module], frozenset[str]] | None = None
     weighs: bool = True
@@ -117,7 +119,7 @@ def fed_avg() -> Strategy:
 @validate_call
 def fed_prox(mu: Annotated[float, Field(gt=0)] = 0.01) -> Strategy:
     """FedProx: FedAvg whose local loss gains mu/2 |w - w_global|^2 (Li et al. 2020, eq. 2)."""
-    return Strategy(apply=_average, local_loss=_proximal(mu))
+    return Strategy(apply=_average, local_loss=_proximal(mu), pull=mu)
 
 
 @validate_call
@@ -127,7 +129,7 @@ def ditto(strength: Annotated[float, Field(gt=0)] = 0.1) -> Strategy:
     A personal model minimises its hospital's loss plus strength/2 |v - w_global|^2. Nothing of the
     shared model depends on it, and it never leaves.
     """
-    return Strategy(apply=_average, personal_loss=_proximal(strength))
+    return Strategy(apply=_average, personal_loss=_proximal(strength), pull=strength)
 
 
 def _proximal(mu: float) -> LocalLoss:
@@ -204,6 +206,8 @@ def _last_layers(count: int) -> Callable[[nn.Module], frozenset[str]]:
 @validate_call
 def fed_per(layers: Annotated[int, Field(ge=1, le=20)] = 1) -> Strategy:
     """Local heads: FedAvg of all but the last layers, which stay (Arivazhagan et al. 2019, section 3).
+
+    Whatever has parameters of its own counts as a layer, a norm or an activation too.
 
     Under privacy they train in the same step, under the same clip norm and noise as what leaves.
     """

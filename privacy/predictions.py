@@ -1,7 +1,7 @@
 """What leaves where a study exports predictions: a teacher's soft answers on the transfer images.
 
 (FedMD, Li and Wang 2019.) The coordinator makes one ensemble of them, from which the global student
-learns (FedDF, Lin et al. 2020, algorithm 1); so each hospital may have a network of its own.
+learns (FedDF, Lin et al. 2020, equation 1); so each hospital may have a network of its own.
 """
 
 import zlib
@@ -47,7 +47,7 @@ def from_tensors(packed: Tensor, shape: tuple[int, ...], temperature: float) -> 
         steps = unpacker.decompress(packed.numpy().tobytes(), expected + 1)
     except zlib.error as error:
         raise ValueError(f"The predictions can't be unpacked: {error}.") from error
-    if len(steps) != expected or not unpacker.eof:
+    if len(steps) != expected or not unpacker.eof or unpacker.unused_data:
         raise ValueError(f"Expected {expected:,} predictions, got another number.")
     flat = torch.from_numpy(np.frombuffer(steps, np.uint8).copy())
     others = flat.reshape(shape[0], shape[1] - 1, *shape[2:]).float() / LEVELS

@@ -1,6 +1,7 @@
 """What a hospital gives to a run: its consent, and in each round what it learned."""
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -13,17 +14,21 @@ from privacy.accounting import reported_epsilon
 from privacy.distillation import distil
 from privacy.ledger import Charge, LedgerError
 from privacy.mechanisms import Mechanism, mechanism_for
+from privacy.release import Acceptance, parse_statement
+from privacy.signing import verified
 from privacy.soundness import check_soundness
 from sites import export
 from sites.admission import teacher_for, training_for
 from sites.cohort import Cohort
 from sites.hospital import Hospital
-from sites.learning import Lesson, learn, learn_personal
+from sites.learning import Lesson, forget, learn
 from sites.orders import Order, global_model, network_for, with_local_layers
 from sites.policy import Refused
 from sites.study import Study
 from sites.training import Progress, prepare
-from sites.transfer import contents, transfer_images
+from sites.transfer import NoTransferImages, contents, transfer_images
+
+log = logging.getLogger("wardround.site")
 
 
 def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
@@ -43,6 +48,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     """Train from the global model, distil, and release what the ledger has paid for."""
     study = order.study
     model = global_model(hospital, order)
+    _check_terms(hospital, order)
     mechanism = _mechanism(hospital, study)
     start = with_local_layers(hospital, order, model.params, order.round - 1)
     _rehearse(hospital, study, mechanism)
@@ -57,9 +63,9 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     lesson = Lesson(hospital, order, model.params, start, examples, mechanism, progress)
     tensors, noise = learn(lesson)
     if not P.all_finite(tensors):
+        forget(hospital, order)
         export.spoilt(hospital, study, charge, "the training diverged; its cost stays charged")
         return
-    learn_personal(lesson)
     export.release(hospital, study, charge, tensors, model.sha256, noise)
 
 
@@ -74,13 +80,34 @@ def _given_back_on_failure(hospital: Hospital, charge: Charge) -> Iterator[None]
         raise
 
 
+def _check_terms(hospital: Hospital, order: Order) -> None:
+    """Refuse a round on other terms than those of the hospital's own acceptance, before it is paid."""
+    joined = hospital.ledger.file_of(Charge(order.study.name, order.run, 0, "join", event=None))
+    if joined is None:
+        return
+    roster = {hospital.name: hospital.public_key}
+    said = parse_statement(verified(hospital.outbox.statement(joined), hospital.name, roster))
+    now = (hospital.policy.declared_training, training_for(hospital.policy, order.study).steps)
+    if isinstance(said, Acceptance) and (said.declared_training, said.steps) != now:
+        raise Refused(
+            f"the hospital joined with {said.declared_training} declared training patients and "
+            f"{said.steps} steps a round, its policy now says {now[0]} and {now[1]}"
+        )
+
+
 def _cohort(hospital: Hospital, study: Study) -> Cohort:
-    """Return the hospital's patients; raise `Refused` if one is in the set that is called public."""
+    """Return the hospital's patients; raise `Refused` if the study can't use them.
+
+    That a public set holds the very image of a patient is for the hospital's own log alone.
+    """
     cohort = hospital.cohort(study)
-    public = contents(study, hospital.public)
+    if study.training.membership and len(cohort.training) < 2:
+        raise Refused("the hospital has too few patients for training.membership")
     everybody = (*cohort.training, *cohort.evaluation)
+    public = contents(study, hospital.public)
     if any(scan.profile.content in public for patient in everybody for scan in patient.scans):
-        raise Refused("the study's public images are not public: some are this hospital's patients'")
+        log.warning("the study's public set holds an image of one of this hospital's patients")
+        raise Refused("this hospital does not take the study's public set")
     return cohort
 
 
@@ -100,6 +127,8 @@ def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> 
             transfer_images(study, study.distillation, hospital.public)
             once = study.distillation.model_copy(update={"steps": 1, "batch": 2})
             distil(learner, copy.deepcopy(network), images, once, rng, task.exclusive)
+    except NoTransferImages as error:
+        raise Refused(str(error)) from error
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         raise Refused(f"the study cannot train on images of its shape: {error}") from error
 

@@ -1,26 +1,22 @@
 """What a hospital tells of a model, and of its scans, as far as its policy lets it be known."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 from torch import Tensor, nn
 
-from models.checkpoints import write_atomically
-from models.networks import NetworkConfig
 from models.objectives import build_task
-from models.params import Params
 from privacy.accounting import Budget, PrivacyEvent, noise_for
 from privacy.ledger import Charge
 from sites import export, inference, survey
 from sites.admission import teacher_for
 from sites.cohort import Patient
 from sites.hospital import Hospital
-from sites.orders import Order, global_model, left_by, network_for, with_local_layers
+from sites.inference import predictor
+from sites.orders import Order, fits, global_model, left_by, network_for, with_local_layers
 from sites.policy import NoisedMetrics, Refused
 from sites.preprocessing import Prepared
-from sites.scoring import Predict, noised_score, score
+from sites.scoring import noised_score, score
 from sites.study import Study
 from sites.training import Progress
 
@@ -30,7 +26,6 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     study, policy = order.study, hospital.policy
     model = global_model(hospital, order)
     patients = hospital.cohort(study).evaluation
-    _note_personal(hospital, order, model.params, patients)
     if policy.metrics == "withheld" or len(patients) < policy.min_evaluation_patients:
         export.scores(hospital, study, act, model.sha256, "withheld", {})
         return
@@ -38,7 +33,7 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     network = network_for(study.network, study, hospital.device, params)
     task = build_task(study.task)
     if policy.noised_metrics is None:
-        metrics = score(_predictor(hospital, study, study.network, network), task, patients)
+        metrics = score(predictor(network, study, study.network, hospital.device), task, patients)
         metrics |= _attacked_metrics(hospital, study, network, patients)
         metrics |= _local_metrics(hospital, order, patients)
         export.scores(hospital, study, act, model.sha256, "exact", metrics)
@@ -56,7 +51,7 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
         raise Refused("everybody for whom this evaluation was charged has left")
     noise, _source = hospital.noise(f"{study.sha256} {order.round} metrics")
     metrics = noised_score(
-        _predictor(hospital, study, study.network, network),
+        predictor(network, study, study.network, hospital.device),
         task,
         patients,
         declared=policy.declared_evaluation,
@@ -66,18 +61,6 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     export.scores(hospital, study, charge, model.sha256, "noised", metrics)
 
 
-def _predictor(hospital: Hospital, study: Study, config: NetworkConfig, network: nn.Module) -> Predict:
-    activation = build_task(study.task).activation
-    return partial(
-        inference.predict,
-        network,
-        activation,
-        study.preprocessing,
-        config.divisor,
-        device=hospital.device,
-    )
-
-
 def _attacked_metrics(
     hospital: Hospital, study: Study, network: nn.Module, patients: Sequence[Patient]
 ) -> dict[str, float]:
@@ -85,7 +68,7 @@ def _attacked_metrics(
     attack, task = study.evaluation.attack, build_task(study.task)
     if attack is None:
         return {}
-    predict = _predictor(hospital, study, study.network, network)
+    predict = predictor(network, study, study.network, hospital.device)
 
     def predict_attacked(prepared: Prepared) -> Tensor:
         changed = inference.attacked_scan(
@@ -116,31 +99,18 @@ def _metrics_of(
     hospital: Hospital, order: Order, kind: str, patients: Sequence[Patient]
 ) -> dict[str, float]:
     """Return the metrics of a network that the round left at this hospital; none if it left none."""
-    study, params = order.study, left_by(hospital, kind, order, order.round)
-    if params is None:
-        return {}
+    study, params = order.study, left_by(hospital, kind, order, order.round, exactly=kind != "personal")
     own = teacher_for(hospital.policy, study) if kind == "teacher" else None
     config = own or study.network
+    if params is None or not fits(params, config, study):
+        return {}
     network = network_for(config, study, hospital.device, params)
-    return score(_predictor(hospital, study, config, network), build_task(study.task), patients)
+    predict = predictor(network, study, config, hospital.device)
+    return score(predict, build_task(study.task), patients)
 
 
 def _overall(kind: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{kind}/{name}": value for name, value in metrics.items() if "/" not in name}
-
-
-def _note_personal(
-    hospital: Hospital, order: Order, params: Params, patients: Sequence[Patient]
-) -> None:
-    """Note, for the hospital alone, how its personal model does beside the global one."""
-    study = order.study
-    if study.strategy.build().personal_loss is None or not patients:
-        return
-    network = network_for(study.network, study, hospital.device, params)
-    common = score(_predictor(hospital, study, study.network, network), build_task(study.task), patients)
-    own = _metrics_of(hospital, order, "personal", patients)
-    scored = {"study": study.name, "round": order.round, "global": common, "personal": own}
-    write_atomically(hospital.scored(order.run, order.round), json.dumps(scored).encode())
 
 
 def _metrics_event(config: NoisedMetrics, budget: Budget) -> PrivacyEvent:

@@ -189,8 +189,26 @@ def _read_picture(path: Path, _: str) -> Image:
             return _plain(np.asarray(grey), tuple(words))
 
 
+def read_stack(path: Path, array: str) -> NDArray[np.float32]:
+    """Return an array of an npz file, which holds many images: `(N, *spatial)`.
+
+    Raises:
+        Unreadable: there is none, or it can't be read.
+    """
+    try:
+        return np.asarray(_array_of(path, array), dtype=np.float32)
+    except Unreadable:
+        raise
+    except Exception as error:  # as in read_image
+        raise Unreadable("unreadable", f"a file can't be read: {type(error).__name__}") from error
+
+
 def _read_member(path: Path, member: str) -> Image:
     array, _, index = member.partition("/")
+    return _plain(_array_of(path, array)[int(index)])
+
+
+def _array_of(path: Path, array: str) -> NDArray[np.generic]:
     with zipfile.ZipFile(path) as archive:
         _check_size(archive.getinfo(f"{array}.npy").file_size)
         with archive.open(f"{array}.npy") as header:
@@ -199,7 +217,7 @@ def _read_member(path: Path, member: str) -> Image:
         images = arrays[array]
         if not isinstance(images, np.ndarray) or images.ndim < 3:
             raise Unreadable("unreadable", "the array holds no images")
-        return _plain(images[int(index)])
+        return images
 
 
 def _check_array(file: IO[bytes]) -> None:

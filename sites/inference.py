@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from models.adversarial import AttackConfig, Loss, attacked
+from models.networks import NetworkConfig
+from models.objectives import build_task
 from sites.preprocessing import (
     Patches,
     Prepared,
@@ -16,9 +19,18 @@ from sites.preprocessing import (
     on_own_grid,
     whole_image,
 )
+from sites.study import Study
 
+Predict = Callable[[Prepared], Tensor]
+"""From a scan to probabilities `(C, *spatial)` at its own voxels, or `(C,)`."""
 WINDOWS = 4
 """Windows that a network sees at a time."""
+
+
+def predictor(network: nn.Module, study: Study, config: NetworkConfig, device: torch.device) -> Predict:
+    """Return what predicts a study's scans by `network`, which `config` describes."""
+    activation = build_task(study.task).activation
+    return partial(predict, network, activation, study.preprocessing, config.divisor, device=device)
 
 
 def attacked_scan(

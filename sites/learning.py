@@ -1,7 +1,7 @@
-"""How a hospital learns in a round: by itself or through a teacher, and a personal model beside that.
+"""How a hospital learns in a round: by itself, or through a teacher.
 
-What leaves is what `learn` returns. The teacher, layers of the hospital's own and its personal model
-stay in its state, from round to round.
+What leaves is what `learn` returns. The teacher and layers of the hospital's own stay in its state, from
+round to round.
 """
 
 import copy
@@ -15,19 +15,19 @@ from models import checkpoints
 from models import params as P
 from models.objectives import build_task
 from models.params import Params
-from models.strategies import LocalLoss, variate_after
+from models.strategies import variate_after
 from privacy import predictions
 from privacy.distillation import DistillationConfig, answers, distil
 from privacy.mechanisms import Mechanism
 from privacy.release import Noise
 from sites.admission import teacher_for, training_for
 from sites.hospital import Hospital
-from sites.orders import Order, left_by, network_for
+from sites.orders import Order, fits, left_by, network_for
 from sites.training import Examples, Progress, TrainingConfig, train_plainly, train_privately
 from sites.transfer import transfer_images
 
-KEPT = ("teacher", "local", "clip", "variate", "student", "personal")
-"""What a round leaves in a hospital for later ones."""
+KEPT = ("teacher", "local", "clip", "variate", "student")
+"""What learning leaves in a hospital for later rounds."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,15 @@ class Lesson:
         """Keep parameters at the hospital for later rounds."""
         checkpoints.write(self.hospital.stored(kind, self.order.run, self.order.round), params)
 
-    def left_before(self, kind: str) -> Params | None:
-        """Return what the round before kept, if there was one that is charged here."""
-        return left_by(self.hospital, kind, self.order, self.order.round - 1)
+    def left_before(self, kind: str, *, exactly: bool = False) -> Params | None:
+        """Return what the newest round before this one kept; with `exactly`, the one just before."""
+        return left_by(self.hospital, kind, self.order, self.order.round - 1, exactly=exactly)
+
+
+def forget(hospital: Hospital, order: Order) -> None:
+    """Delete what learning left in this round: it is to begin anew, or came to nothing."""
+    for kind in KEPT:
+        hospital.stored(kind, order.run, order.round).unlink(missing_ok=True)
 
 
 def learn(lesson: Lesson) -> tuple[dict[str, torch.Tensor], Noise]:
@@ -70,8 +76,7 @@ def learn(lesson: Lesson) -> tuple[dict[str, torch.Tensor], Noise]:
     """
     order, hospital = lesson.order, lesson.hospital
     study, distillation = order.study, order.study.distillation
-    for kind in KEPT:
-        hospital.stored(kind, order.run, order.round).unlink(missing_ok=True)
+    forget(hospital, order)
     network = network_for(study.network, study, hospital.device, lesson.start)
     correction = _correction(lesson)
     if distillation is None:
@@ -82,7 +87,9 @@ def learn(lesson: Lesson) -> tuple[dict[str, torch.Tensor], Noise]:
     exclusive = build_task(study.task).exclusive
     teacher = copy.deepcopy(network)
     if own := teacher_for(hospital.policy, study):
-        teacher = network_for(own, study, hospital.device, lesson.left_before("teacher"))
+        left = lesson.left_before("teacher")
+        known = left if left is not None and fits(left, own, study) else None
+        teacher = network_for(own, study, hospital.device, known)
         distil(network, teacher, images, distillation, rng, exclusive)
     noise = _train(lesson, teacher, correction)
     lesson.keep("teacher", P.of(teacher))
@@ -93,34 +100,6 @@ def learn(lesson: Lesson) -> tuple[dict[str, torch.Tensor], Noise]:
     lesson.progress("distil", distillation.steps, distillation.steps)
     lesson.keep("student", P.of(network))
     return _change(lesson, network, correction), noise
-
-
-def learn_personal(lesson: Lesson) -> None:
-    """Train the hospital's personal model, where the strategy has one. It never leaves.
-
-    Guarantees: it starts from the round before's and the global model, and nothing that leaves
-    depends on it; so it trains without noise, also in a study with privacy.
-    """
-    study, hospital = lesson.order.study, lesson.hospital
-    loss = study.strategy.build().personal_loss
-    if loss is None:
-        return
-    start = lesson.left_before("personal") or lesson.base
-    network = network_for(study.network, study, hospital.device, start)
-    near = partial(_near, {name: lesson.base[name].to(hospital.device) for name in lesson.base}, loss)
-    rng = torch.Generator().manual_seed(study.seed_for(lesson.order.round, hospital.name, "personal"))
-    task = build_task(study.task)
-    train_plainly(network, task, lesson.examples, lesson.config, rng, near, _silent)
-    lesson.keep("personal", P.of(network))
-
-
-def _near(base: Params, loss: LocalLoss, own: Params, _: Params) -> torch.Tensor:
-    """Return a strategy's loss against the global model, wherever the training began."""
-    return loss(own, base)
-
-
-def _silent(_what: str, _step: int, _of: int) -> None:
-    """Tell nobody."""
 
 
 def _train(lesson: Lesson, network: nn.Module, correction: Params | None) -> Noise:
@@ -179,7 +158,7 @@ def _correction(lesson: Lesson) -> Params | None:
     A hospital that was not there in the round before has no variate of its own, and takes plain steps.
     """
     round = lesson.order.round - 1
-    own = lesson.left_before("variate") if round else None
+    own = lesson.left_before("variate", exactly=True) if round else None
     path = lesson.hospital.stored("global", lesson.order.run, round - 1)
     if not lesson.order.study.strategy.build().corrects or own is None or not path.exists():
         return None

@@ -12,7 +12,7 @@ from torch import nn
 
 from models import checkpoints
 from models import params as P
-from models.checkpoints import CorruptCheckpoint
+from models.checkpoints import CorruptCheckpoint, StoredParams
 from models.config import Config
 from models.networks import NetworkConfig
 from models.params import Params
@@ -89,16 +89,29 @@ def global_model(hospital: Hospital, order: Order) -> GlobalModel:
         raise Refused(f"the global model of round {round} can't be trusted: {error}") from error
 
 
-def left_by(hospital: Hospital, kind: str, order: Order, round: int) -> Params | None:
-    """Return what a round left in the hospital for the next, if that round is charged here.
+def left_by(
+    hospital: Hospital, kind: str, order: Order, round: int, *, exactly: bool = False
+) -> StoredParams | None:
+    """Return what the newest round up to `round` left in the hospital; with `exactly`, that round alone.
 
-    A file without a charge is of a round that a restored ledger has forgotten.
+    Only what an act has left counts that has ended here: a try that was interrupted has no output, so
+    nothing may follow from it, and a file without a charge is one that a restored ledger has forgotten.
     """
-    path = hospital.stored(kind, order.run, round)
-    act = Charge(order.study.name, order.run, round, "contribute", event=None)
-    if not path.exists() or not hospital.ledger.has_started(act):
-        return None
-    return checkpoints.StoredParams(path)
+    for number in range(round, round - 1 if exactly else 0, -1):
+        path = hospital.stored(kind, order.run, number)
+        act = Charge(order.study.name, order.run, number, "contribute", event=None)
+        if path.exists() and hospital.ledger.file_of(act) is not None:
+            return StoredParams(path)
+    return None
+
+
+def fits(params: Params, config: NetworkConfig, study: Study) -> bool:
+    """Return whether parameters are those of a network, which a hospital may have changed since."""
+    try:
+        P.check_like(params, P.of(network_for(config, study, CPU, None)))
+    except ValueError:
+        return False
+    return True
 
 
 def network_for(

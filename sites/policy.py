@@ -105,6 +105,11 @@ class Policy(Config):
             raise ValueError(
                 f"networks: expected some of {sorted(NETWORKS)}; {unknown[0]!r} is none of them."
             )
+        if self.teacher and self.teacher.name not in self.networks:
+            raise ValueError(
+                f"teacher: expected one of the policy's networks {list(self.networks)}, got "
+                f"{self.teacher.name!r}."
+            )
         return self
 
     @model_validator(mode="after")

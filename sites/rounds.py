@@ -18,6 +18,7 @@ from sites.exchange import Exchange
 from sites.forgotten import check_memory, unrecorded
 from sites.hospital import Hospital
 from sites.orders import Order, Phase, refusal_of
+from sites.personal import keep_up
 from sites.policy import Refused
 from sites.training import Progress
 
@@ -47,6 +48,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
             admit(hospital.policy, study)
             _PHASES[order.phase](hospital, order, act, progress)
         export.publish(hospital, exchange, act)
+        keep_up(hospital, order)
     except (Refused, BudgetExceeded, ClockWentBack) as reason:
         log.warning("%s, round %d of %s: refused: %s", act.purpose, act.round, act.run, reason)
         refused = replace(act, purpose=refusal_of(order.phase, order.attempt))

@@ -1,18 +1,14 @@
 """How a model does on a hospital's evaluation patients, who never train."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from models.objectives import Prediction, Task
 from privacy.accounting import PrivacyEvent
 from privacy.noise import NoiseSource
 from sites.cohort import Patient
-from sites.preprocessing import Prepared
-
-Predict = Callable[[Prepared], Tensor]
-"""From a scan to probabilities `(C, *spatial)` at its own voxels, or `(C,)`."""
+from sites.inference import Predict
 
 
 def score(predict: Predict, task: Task, patients: Sequence[Patient]) -> dict[str, float]:

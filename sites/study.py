@@ -1,5 +1,6 @@
 """The study: what everybody agrees on before round 1, checked once, frozen, hashed."""
 
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
@@ -122,6 +123,17 @@ class Study(Config):
                 f"sites.min: expected at least {strategy.fewest}, which {self.strategy.name} needs, "
                 f"got {self.sites.min}."
             )
+        if self.strategy.name == "fed_nova" and self.export != "weights":
+            raise ValueError(
+                "strategy: expected fed_nova with export: weights alone; how far a student goes does "
+                "not depend on its teacher's steps."
+            )
+        most = 2 * (1 + self.training.momentum) / self.training.lr
+        if strategy.pull >= most:
+            raise ValueError(
+                f"strategy: expected a pull below {most:g}, from which on steps of this rate overshoot, "
+                f"got {strategy.pull:g}."
+            )
         if strategy.corrects and self.distillation and self.distillation.teacher:
             raise ValueError(
                 "strategy: expected no distillation.teacher with scaffold, whose corrections have the "
@@ -161,7 +173,7 @@ class Study(Config):
         strategy = self.strategy.build()
         if strategy.local_of is None:
             return strategy
-        return strategy.bound_to(self.network.build(self.task.dims, self.task.out_channels))
+        return _bound(self.strategy, self.network, self.task.dims, self.task.out_channels)
 
     def seed_for(self, round: int, site: str, purpose: str) -> int:
         """Return the seed of one public use of randomness; noise for patients never has one."""
@@ -171,6 +183,11 @@ class Study(Config):
     def is_evaluated(self, round: int) -> bool:
         """Return whether the model after `round` is evaluated; 0 is the model before training."""
         return round in (0, self.rounds) or round % self.evaluation.every == 0
+
+
+@lru_cache(maxsize=16)
+def _bound(strategy: StrategyConfig, network: NetworkConfig, dims: int, channels: int) -> Strategy:
+    return strategy.build().bound_to(network.build(dims, channels))
 
 
 def check_network(study: Study, key: str, network: NetworkConfig) -> None:

@@ -82,13 +82,16 @@ class TrainingConfig(Config):
     def length(self, round: int, rounds: int) -> float:
         """Return how far a constant gradient would move a parameter in a round, per unit of it.
 
-        With momentum it is lr (t - b (1 - b^t) / (1 - b)) / (1 - b) (Wang et al. 2020, section 4.1).
+        With momentum b, step k moves by 1 + b + ... + b^(k-1) (Wang et al. 2020, section 4.1).
 
         >>> TrainingConfig(steps=2, lr=0.1, momentum=0.5, lot="all").length(1, 1)
         0.25
         """
-        b, t = self.momentum, self.steps
-        return self.in_round(round, rounds).lr * (t - b * (1 - b**t) / (1 - b)) / (1 - b)
+        step = whole = 0.0
+        for _ in range(self.steps):
+            step = 1 + self.momentum * step
+            whole += step
+        return self.in_round(round, rounds).lr * whole
 
     @property
     def lot_size(self) -> int | None:

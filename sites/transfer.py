@@ -5,6 +5,7 @@ decides itself: the study names a set by its sha256, and it is used where a file
 in the hospital's folder `public/`.
 """
 
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import file_digest
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from models.synthesis import Floats, SynthesisConfig, labelled_image, texture
 from privacy.distillation import DistillationConfig, PublicImages
-from sites.images import Unreadable, read_image
+from sites.documents import ConfigError
+from sites.images import Unreadable, read_stack
 from sites.intake import Scan
 from sites.preprocessing import PreprocessingConfig, Unfit, fixed_pair, prepare
 from sites.profile import content_of
@@ -25,7 +27,7 @@ FOLDER = "public"
 """Where a hospital, and the coordinator, keep the sets that they call public."""
 
 
-class NoTransferImages(ValueError):
+class NoTransferImages(ConfigError):
     """There are no images to distil on; the message says what is missing."""
 
 
@@ -37,7 +39,7 @@ def transfer_images(study: Study, config: DistillationConfig, folder: Path) -> T
             no images that the study can use.
     """
     if isinstance(config.transfer, PublicImages):
-        return _as_seen(folder, config.transfer.public, config.images, study.preprocessing)
+        return _as_seen(_public(folder, config, study.task.dims), study.preprocessing)
     seed = study.seed_for(0, "", "transfer")
     num_labels = len(study.task.labels) if study.task.kind == "segmentation" else 0
     return _synthetic(config.images, study.preprocessing.shape, num_labels, study.synthesis, seed)
@@ -48,8 +50,7 @@ def contents(study: Study, folder: Path) -> frozenset[str]:
     config = study.distillation
     if config is None or not isinstance(config.transfer, PublicImages):
         return frozenset()
-    scans = _public(folder, config.transfer.public, config.images, study.task.dims)
-    return frozenset(content_of(scan.image) for scan in scans)
+    return frozenset(content_of(scan.image) for scan in _public(folder, config, study.task.dims))
 
 
 @lru_cache(maxsize=2)
@@ -67,32 +68,36 @@ def _synthetic(
     return torch.from_numpy(np.stack([draw()[None] for _ in range(count)]))
 
 
-def _file_of(folder: Path, sha256: str) -> Path:
+def _public(folder: Path, config: DistillationConfig, dims: int) -> list[Scan]:
+    """Return the first images of the array `images` of the npz file that the study names."""
+    file = _file_of(folder, config)
+    try:
+        images = read_stack(file, "images")
+    except Unreadable as error:
+        raise NoTransferImages(f"the public set can't be used: {error}") from error
+    if images.ndim != dims + 1 or len(images) < config.images:
+        raise NoTransferImages(
+            f"expected {config.images} images of {dims} dimensions in the public set, got an array of "
+            f"shape {images.shape}"
+        )
+    nothing, spacing_mm = np.zeros((), np.int64), (1.0,) * dims
+    return [Scan(image, nothing, spacing_mm) for image in images[: config.images]]
+
+
+def _file_of(folder: Path, config: DistillationConfig) -> Path:
+    sha256 = config.transfer.public if isinstance(config.transfer, PublicImages) else ""
     for path in sorted(folder.glob("*.npz")):
-        with path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:
             if file_digest(file, "sha256").hexdigest() == sha256:
                 return path
-    raise NoTransferImages(f"no file of the public set {sha256[:12]} lies in the folder {FOLDER}/")
+    raise NoTransferImages(f"no file with the public set {sha256} lies in the folder {FOLDER}/")
 
 
-@lru_cache(maxsize=1)
-def _public(folder: Path, sha256: str, count: int, dims: int) -> tuple[Scan, ...]:
-    """Return the first `count` of the array `images` of the npz file that has this content."""
-    file = _file_of(folder, sha256)
+def _as_seen(scans: list[Scan], config: PreprocessingConfig) -> Tensor:
     try:
-        images = [read_image(folder, f"{file.name}#images/{number}") for number in range(count)]
-        if any(image.voxels.ndim != dims for image in images):
-            raise Unreadable("unreadable", f"its images do not have {dims} dimensions")
-    except Unreadable as error:
-        raise NoTransferImages(f"no {count} images in `images` of the public set: {error}") from error
-    nothing = np.zeros((), np.int64)
-    return tuple(Scan(image.voxels, nothing, image.spacing_mm) for image in images)
-
-
-@lru_cache(maxsize=1)
-def _as_seen(folder: Path, sha256: str, count: int, config: PreprocessingConfig) -> Tensor:
-    scans = _public(folder, sha256, count, len(config.shape))
-    try:
-        return torch.stack([fixed_pair(prepare(scan, config), config)[0] for scan in scans])
+        images = torch.stack([fixed_pair(prepare(scan, config), config)[0] for scan in scans])
     except (Unfit, RuntimeError, ValueError, IndexError) as error:
         raise NoTransferImages(f"a public image can't be prepared as the study asks: {error}") from error
+    if not images.isfinite().all():
+        raise NoTransferImages("a public image is not finite")
+    return images

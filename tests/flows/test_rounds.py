@@ -354,3 +354,26 @@ def test_with_a_prior_the_first_model_knows_the_shapes(study_with) -> None:
     a, b = (rounds.first_model(study_with(prior=prior)) for _ in range(2))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], without[name]) for name in a)
+
+
+def test_a_model_that_was_laid_down_before_an_interruption_stays_the_rounds(
+    federation: Federation,
+) -> None:
+    first, second = federation.change(0.1), federation.change(0.2)
+    sha256 = rounds.publish_model(federation.run, 1, first)
+    assert rounds.publish_model(federation.run, 1, second) == sha256
+    stored = checkpoints.read(federation.run.model_path(1), sha256)
+    assert all(torch.equal(stored[name], first[name]) for name in first)
+
+
+def test_the_prior_gives_the_same_bits_on_any_number_of_threads(study_with) -> None:
+    study = study_with(prior={"steps": 3, "images": 8}, network={"name": "UNet", "channels": [16, 32]})
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(checkpoints.sha256_of(checkpoints.to_bytes(rounds.first_model(study))))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]

@@ -235,8 +235,10 @@ def test_what_a_forgotten_round_left_in_the_hospital_is_not_used(
         phase="contribute", study=study, run=RUN, round=3, attempt=1,
         exchange=federation.exchange.url, coordinator=public_hex(federation.key),
     )  # fmt: skip
-    assert left_by(hospital, "teacher", order, 1) is not None
-    assert left_by(hospital, "teacher", order, 2) is None
+    found = left_by(hospital, "teacher", order, 2)
+    assert found is not None
+    assert found.path == hospital.stored("teacher", RUN, 1)
+    assert left_by(hospital, "teacher", order, 2, exactly=True) is None
 
 
 def test_a_release_that_a_crash_left_in_the_outbox_is_the_one_that_leaves(
@@ -246,7 +248,7 @@ def test_a_release_that_a_crash_left_in_the_outbox_is_the_one_that_leaves(
         federation.ask("contribute", 1)
     (left,) = federation.hospital.outbox.statements()
     with monkeypatch.context() as patch:
-        patch.delattr("sites.contribution.train_privately")  # it would be another output
+        patch.delattr("sites.learning.train_privately")  # it would be another output
         assert federation.ask("contribute", 1) == "release"
     assert federation.hospital.ledger.file_of(Charge("small", RUN, 1, "contribute", None)) == left
 

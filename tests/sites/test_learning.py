@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from models import params as P
 from privacy import predictions
 from privacy.mechanisms import mechanism_for
+from sites import personal
 from sites.exchange import Exchange
 from sites.hospital import Hospital
 from sites.study import Study
@@ -94,7 +95,7 @@ def test_a_teacher_that_the_policy_or_the_images_rule_out_is_refused(
 ) -> None:
     coordinator = coordinator_of(study_with(**PREDICTIONS))
     for teacher, networks, reason in (
-        ({"name": "DynUNet", "filters": [4, 8, 8]}, ["UNet"], "network DynUNet is not among"),
+        ({"name": "SegResNet"}, ["SegResNet"], "network UNet is not among"),
         ({"name": "UNet", "channels": [2] * 6}, ["UNet"], "expected multiples of 32"),
     ):
         opened = again(hospital, edit, teacher=teacher, networks=networks)
@@ -109,7 +110,9 @@ def test_a_hospital_with_fewer_steps_pays_for_them_alone(
 ) -> None:
     opened = again(hospital, edit, device={"kind": "cpu", "most_steps": 1})
     training = {"steps": 3, "lr": 0.1, "lot": "all", "fewest_steps": 1}
-    coordinator = coordinator_of(study_with(training=training, strategy={"name": "fed_nova"}))
+    coordinator = coordinator_of(
+        study_with(training=training, strategy={"name": "fed_nova"}, export="weights", distillation=None)
+    )
     coordinator.publish(0, first_model(coordinator.study))
     assert coordinator.order(opened, "join", 0).steps == 1
     manifest = coordinator.order(opened, "contribute", 1)
@@ -145,9 +148,9 @@ def test_a_personal_model_stays_and_changes_nothing_of_what_leaves(
     assert set(shared) == set(plain)
     assert "personal/dice" in metrics
     assert "personal/dice" not in others
-    personal = safetensors.torch.load_file(hospital.stored("personal", "ditto", 1))
+    own = safetensors.torch.load_file(hospital.stored("personal", "ditto", 1))
     whole = P.add(base, shared)
-    assert not all(torch.allclose(personal[name], whole[name], atol=1e-6) for name in personal)
+    assert not all(torch.allclose(own[name], whole[name], atol=1e-6) for name in own)
     for path in (Path(coordinator.exchange.url)).rglob("*"):
         if path.is_file():
             assert hospital.stored("personal", "ditto", 1).read_bytes() != path.read_bytes()
@@ -215,9 +218,10 @@ def test_a_public_set_is_used_where_the_hospital_keeps_it_and_calls_it_public(
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
-        (None, "no file of the public set"),
-        (np.zeros((3, 20, 20, 20)), "no 8 images"),
-        (np.zeros((9, 20, 20)), "do not have 3 dimensions"),
+        (None, "no file with the public set"),
+        (np.zeros((3, 20, 20, 20)), "expected 8 images of 3 dimensions"),
+        (np.zeros((9, 20, 20)), "expected 8 images of 3 dimensions"),
+        (np.full((9, 20, 20, 20), np.nan), "a public image is not finite"),
     ],
 )
 def test_a_public_set_that_is_missing_or_unfit_is_refused_and_nothing_is_spent(
@@ -243,7 +247,8 @@ def test_transfer_images_drawn_from_patients_are_refused(
     coordinator = coordinator_of(study_with(**on_public(sha256)))
     coordinator.publish(0, first_model(coordinator.study))
     for phase, round in (("join", 0), ("contribute", 1)):
-        assert "this hospital's patients" in coordinator.order(hospital, phase, round).reason
+        said = coordinator.order(hospital, phase, round).reason
+        assert said == "this hospital does not take the study's public set"  # and not whose image it is
     assert hospital.ledger.spent(1e-3) == 0
 
 
@@ -257,3 +262,88 @@ def test_how_far_steps_move_is_counted_with_their_momentum() -> None:
             w.grad = torch.ones(1)
             optimizer.step()
         assert config.length(1, 1) == pytest.approx(-w.item(), rel=1e-5)
+
+
+def private_parameters(hospital: Hospital, kind: str, round: int) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(hospital.stored(kind, "small-1", round))
+
+
+def test_nothing_follows_from_a_try_that_was_interrupted(
+    hospital: Hospital, coordinator_of, study_with, edit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One charge pays for one output: what a killed try left is used by no later act."""
+    opened = again(hospital, edit, teacher={"name": "SegResNet"})
+    coordinator = coordinator_of(study_with(**PREDICTIONS, evaluation={"teachers": True}))
+    for round in (0, 1):
+        coordinator.publish(round, first_model(coordinator.study))
+    with monkeypatch.context() as patched:
+        patched.setattr(predictions, "to_tensors", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            coordinator.order(opened, "contribute", 1)
+    assert opened.stored("teacher", "small-1", 1).exists()
+    assert "teacher/dice" not in coordinator.order(opened, "evaluate", 1).metrics
+    assert coordinator.order(opened, "contribute", 1).kind == "release"
+    assert len(opened.ledger.histories()[0]) == 1
+
+
+def test_a_round_that_diverged_leaves_nothing_to_the_next(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    opened = again(hospital, edit, teacher={"name": "SegResNet"})
+    training = {"steps": 2, "lr": 1e30, "lot": "all", "schedule": "cosine"}
+    coordinator = coordinator_of(study_with(**PREDICTIONS, training=training))
+    coordinator.publish(0, first_model(coordinator.study))
+    assert "diverged" in coordinator.order(opened, "contribute", 1).reason
+    assert not opened.stored("teacher", "small-1", 1).exists()
+
+
+def test_a_teacher_that_the_hospital_has_changed_starts_anew(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    coordinator = coordinator_of(study_with(**PREDICTIONS, evaluation={"teachers": True}))
+    for round, teacher in ((1, {"name": "UNet", "channels": [4, 8, 8]}), (2, {"name": "SegResNet"})):
+        opened = again(hospital, edit, teacher=teacher)
+        coordinator.publish(round - 1, first_model(coordinator.study))
+        assert coordinator.order(opened, "contribute", round).kind == "release"
+    coordinator.publish(2, first_model(coordinator.study))
+    opened = again(hospital, edit, teacher={"name": "UNet", "channels": [4, 8, 8]})
+    assert "teacher/dice" not in coordinator.order(opened, "evaluate", 2).metrics
+
+
+def test_a_policy_that_changed_since_the_hospital_joined_is_refused_before_anything_is_spent(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    training = {"steps": 2, "fewest_steps": 1, "lr": 0.1, "lot": "all"}
+    coordinator = coordinator_of(study_with(training=training))
+    coordinator.publish(0, first_model(coordinator.study))
+    assert coordinator.order(hospital, "join", 0).steps == 2
+    opened = again(hospital, edit, device={"kind": "cpu", "most_steps": 1})
+    refusal = coordinator.order(opened, "contribute", 1)
+    assert "2 steps a round, its policy now says 15 and 1" in refusal.reason
+    assert opened.ledger.spent(1e-3) == 0
+
+
+def test_a_hospital_that_missed_a_round_goes_on_where_it_left_off(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    coordinator = coordinator_of(study_with(**PLAIN, strategy={"name": "fed_per"}, rounds=3))
+    model = first_model(coordinator.study)
+    for round in (1, 3):
+        coordinator.publish(round - 1, model)
+        coordinator.order(hospital, "contribute", round)
+    coordinator.publish(3, model)
+    local = coordinator.study.bound_strategy().is_local
+    first, third = (private_parameters(hospital, "local", round) for round in (1, 3))
+    fresh = {name: model[name] for name in model if local(name)}
+    assert P.norm(P.subtract(third, first)) < P.norm(P.subtract(third, fresh))
+
+
+def test_a_personal_model_that_fails_changes_nothing_that_leaves(
+    hospital: Hospital, coordinator_of, study_with, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(personal, "train_plainly", lambda *_: 1 / 0)
+    coordinator = coordinator_of(study_with(strategy={"name": "ditto"}))
+    coordinator.publish(0, first_model(coordinator.study))
+    assert coordinator.order(hospital, "contribute", 1).kind == "release"
+    coordinator.publish(1, first_model(coordinator.study))
+    assert coordinator.order(hospital, "evaluate", 1).metrics

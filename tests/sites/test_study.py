@@ -68,6 +68,8 @@ def test_the_same_study_has_the_same_hash_and_another_has_another(study_file) ->
             {"training": {"steps": 2, "lr": 0.1, "lot": "all", "membership": {"strength": 1}}},
             "training.membership: expected none under differential privacy",
         ),
+        ({"strategy": {"name": "fed_nova"}}, "strategy: expected fed_nova with export: weights alone"),
+        ({"strategy": {"name": "ditto", "strength": 38}}, "strategy: expected a pull below 38"),
     ],
 )
 def test_a_fault_names_file_key_expectation_and_what_came(
