@@ -64,6 +64,8 @@ def train(
         unfinished = None if new else _unfinished(home, study, roster)
         run = unfinished or Run.create(home, study, roster)
         live.say(f"run {run.name}")
+        if study.prior and not run.records():
+            live.say("the first model learns from synthetic images, which can take minutes ...")
         stack.enter_context(live.showing())
         _federate(run, sorted(wards), live)
     return Run.open(home, run.name)
