@@ -36,7 +36,7 @@ from privacy.distillation import DistillationConfig, answers, distil
 from privacy.mechanisms import mechanism_for
 from privacy.noise import NoiseSource
 from sites import decathlon
-from sites.cohort import Patient
+from sites.cohort import Patient, pseudonym_key
 from sites.orders import CPU
 from sites.preprocessing import fixed_pair
 from sites.study import Study
@@ -88,6 +88,7 @@ class People:
 def people_of(study: Study, folder: Path) -> People:
     """Return the hippocampus set's patients in three parts."""
     (ward,) = decathlon.make_hospitals(DATA / "hippocampus", folder, 1, seed=0)
+    pseudonym_key(ward / "state", lambda: bytes(32))  # public patients: the same parts every time
     cohort = Remembering.open(ward).cohort(study)
     return People(cohort.training, cohort.evaluation[::2], cohort.evaluation[1::2])
 

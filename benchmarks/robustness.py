@@ -91,7 +91,7 @@ def measure(strategy: str, kind: str, wards: Path, rounds: int) -> dict[str, Any
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--faults", nargs="+", choices=(HONEST, *FAULTS), default=[HONEST, *FAULTS])
     parser.add_argument("--processes", type=int, default=2)

@@ -78,3 +78,12 @@ def test_the_federation_with_privacy_learns_real_scans_within_its_budget_and_stu
     assert all(7.99 < release.epsilon <= 8.0005 for release in last.releases)
     assert last.quality["dice"] >= 0.55
     assert last.quality["student/dice"] >= last.quality["teacher/dice"] - 0.01
+
+
+def test_a_robust_rule_holds_on_real_scans_where_two_of_seven_hospitals_lie(shared_data: Path) -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "robustness.py", "--json", "--rounds", "10"]
+    command += ["--strategies", "fed_avg", "coordinate_median", "--faults", "sign"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    dice = {row["strategy"]: row["dice"] for row in json.loads(done.stdout)["rows"]}
+    assert dice["coordinate_median"] >= 0.7
+    assert dice["fed_avg"] < 0.3
