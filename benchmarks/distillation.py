@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from monai.metrics.rocauc import compute_roc_auc
 from pydantic import TypeAdapter
-from simulation import DATA, Remembering, scored
+from simulation import DATA, HIPPOCAMPUS, Remembering, quiet, scored
 from torch import Tensor, nn
 
 from models import params as P
@@ -40,19 +40,18 @@ from sites.cohort import Patient, pseudonym_key
 from sites.orders import CPU
 from sites.preprocessing import fixed_pair
 from sites.study import Study
-from sites.training import prepare, train_privately
+from sites.training import prepare, train_privately, unheard
 from sites.transfer import transfer_images
 
 SYNTHESIS: dict[str, Any] = {
     "along": [0, -1, 0.4], "half_length": [0.6, 0.9], "radius": [0.22, 0.42], "t1_share": 0.7,
 }  # fmt: skip
 STUDY: dict[str, Any] = {
+    **HIPPOCAMPUS,
     "name": "distillation",
-    "task": {"kind": "segmentation", "dims": 3, "labels": {1: "anterior", 2: "posterior"}},
     "network": {"name": "UNet", "channels": [16, 32, 64]},
     "rounds": 1,
     "sites": {"min": 1},
-    "preprocessing": {"shape": [32, 48, 32]},
     "synthesis": SYNTHESIS,
     "training": {"steps": 20, "lr": 0.1, "lot": "all"},
     "privacy": {
@@ -61,7 +60,6 @@ STUDY: dict[str, Any] = {
     },
     "distillation": {"transfer": "synthetic", "steps": 1000, "images": 512},
     "export": "student",
-    "strategy": {"name": "fed_avg"},
 }  # fmt: skip
 PRIOR = PriorConfig(steps=600)
 NETWORKS: Mapping[str, dict[str, Any]] = {
@@ -117,7 +115,7 @@ def taught(study: Study, start: nn.Module, patients: Sequence[Patient]) -> nn.Mo
     )
     examples = prepare(patients, study.preprocessing, CPU, 0)
     source, task = NoiseSource.from_system(), build_task(study.task)
-    train_privately(network, task, examples, training, mechanism, source, None, lambda *_: None)
+    train_privately(network, task, examples, training, mechanism, source, None, unheard)
     return network
 
 
@@ -148,7 +146,7 @@ def transfer_sets(study: Study, config: DistillationConfig, people: People) -> d
 
 def measure(pair: tuple[str, str, str]) -> list[dict[str, Any]]:
     """Return a row for each transfer set."""
-    torch.set_num_threads(1)
+    quiet()
     what, teaches, learns = pair
     study = Study.model_validate(STUDY)
     config: DistillationConfig = TypeAdapter(DistillationConfig).validate_python(STUDY["distillation"])

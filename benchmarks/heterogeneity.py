@@ -17,12 +17,12 @@ needs five hospitals (`benchmarks/robustness.py`).
 import argparse
 import hashlib
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,18 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from simulation import DATA, Remembering, copied, federate, scored, trained_alone
+from numpy.typing import NDArray
+from simulation import (
+    DATA,
+    HIPPOCAMPUS,
+    Remembering,
+    copied,
+    federate,
+    make_keys,
+    quiet,
+    scored,
+    trained_alone,
+)
 
 from flows.rounds import order
 from flows.run import Run
@@ -62,19 +73,6 @@ TEACHERS: Sequence[Mapping[str, object]] = (
     {"name": "SegResNet", "init_filters": 8},
 )
 """What the hospitals train where predictions leave."""
-HIPPOCAMPUS: dict[str, Any] = {
-    "name": "hippocampus",
-    "task": {"kind": "segmentation", "dims": 3, "labels": {1: "anterior", 2: "posterior"}},
-    "network": {"name": "UNet", "channels": [8, 16, 32]},
-    "rounds": 25,
-    "sites": {"min": 4},
-    "preprocessing": {"shape": [32, 48, 32]},
-    "training": {"steps": 10, "lr": 0.1, "lot": 6},
-    "privacy": {"mode": "none"},
-    "export": "weights",
-    "strategy": {"name": "fed_avg"},
-    "evaluation": {"every": 1000},
-}
 PNEUMONIA: dict[str, Any] = {
     **HIPPOCAMPUS,
     "name": "pneumonia",
@@ -132,6 +130,10 @@ def _hippocampus(folder: Path) -> None:
     np.savez_compressed(folder / "public.npz", images=np.stack(images))
 
 
+SEEDS = {0.1: 3, 0.5: 0}
+"""Of the Dirichlet draws: the first after which every hospital has enough patients to take part."""
+
+
 def _pneumonia(concentration: float, folder: Path) -> None:
     source = DATA / "pneumoniamnist" / "pneumoniamnist_trainval.npz"
     medmnist.make_hospitals(
@@ -144,47 +146,34 @@ def _pneumonia(concentration: float, folder: Path) -> None:
     )
 
 
-SEEDS = {0.1: 3, 0.5: 0}
-"""Of the Dirichlet draws: the first after which every hospital has enough patients to take part."""
-
-
 def _own(_: Study, cohort: Cohort) -> Sequence[Patient]:
     return cohort.evaluation
 
 
 def _validation_part(study: Study, _: Cohort) -> Sequence[Patient]:
     arrays = np.load(DATA / "pneumoniamnist" / "pneumoniamnist_trainval.npz")
-    patients = []
-    for image, label in zip(arrays["val_images"], arrays["val_labels"].ravel(), strict=True):
-        scan = Scan(image.astype(np.float32), np.asarray(int(label)), (1.0, 1.0))
+
+    def patient(image: NDArray[np.uint8], label: int) -> Patient:
+        scan = Scan(image.astype(np.float32), np.asarray(label), (1.0, 1.0))
         ready = prepare(scan, study.preprocessing)
-        reading = Reading(profile_of(scan), (), lambda ready=ready: ready)  # type: ignore[misc]
-        patients.append(Patient(f"val-{len(patients)}", (reading,)))
-    return patients
+        return Patient("of the validation part", (Reading(profile_of(scan), (), lambda: ready),))
 
-
-def _pneumonia_01(folder: Path) -> None:
-    _pneumonia(0.1, folder)
-
-
-def _pneumonia_05(folder: Path) -> None:
-    _pneumonia(0.5, folder)
+    return list(map(patient, arrays["val_images"], arrays["val_labels"].ravel().tolist()))
 
 
 SETTINGS = {
     setting.name: setting
     for setting in (
         Setting("hippocampus", HIPPOCAMPUS, "dice", _hippocampus, _own),
-        Setting("pneumonia-0.5", PNEUMONIA, "auroc", _pneumonia_05, _validation_part),
-        Setting("pneumonia-0.1", PNEUMONIA, "auroc", _pneumonia_01, _validation_part),
+        Setting("pneumonia-0.5", PNEUMONIA, "auroc", partial(_pneumonia, 0.5), _validation_part),
+        Setting("pneumonia-0.1", PNEUMONIA, "auroc", partial(_pneumonia, 0.1), _validation_part),
     )
 }
 
 
 def measure(name: str, what: str, folder: Path, rounds: int) -> dict[str, float]:
     """Return the score at each hospital of a setting after one way of training."""
-    torch.set_num_threads(1)
-    logging.getLogger("wardround.site").setLevel(logging.CRITICAL)
+    quiet()
     setting = SETTINGS[name]
     changes: dict[str, Any] = {"rounds": rounds}
     if what in STRATEGIES:
@@ -277,8 +266,7 @@ def main() -> None:
         folder, waiting = Path(scratch), {}
         for name in arguments.settings:
             SETTINGS[name].make(folder / name)
-            for ward in (folder / name / "wards").iterdir():
-                _ = Remembering.open(ward).pseudonym_key  # the same patients evaluate in every run
+            make_keys(list((folder / name / "wards").iterdir()))
             ways = [ALONE, TOGETHER, *arguments.strategies]
             if name == "hippocampus":
                 ways = [PREDICTIONS, *(what for what in ways if what != "fed_bn")]

@@ -6,7 +6,6 @@ each round. Dice of the honest hospitals' evaluation patients after the last rou
 
 import argparse
 import json
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from simulation import DATA, Alter, Remembering, copied, federate, scored
+from simulation import DATA, HIPPOCAMPUS, Alter, Remembering, copied, federate, make_keys, quiet, scored
 
 from flows.rounds import Answers, release_path
 from flows.run import Run
@@ -38,17 +37,7 @@ STRATEGIES: Mapping[str, Mapping[str, Any]] = {
 }
 FAULTY = ("hospital-1", "hospital-4")
 HOSPITALS = 7
-STUDY: dict[str, Any] = {
-    "name": "robustness",
-    "task": {"kind": "segmentation", "dims": 3, "labels": {1: "anterior", 2: "posterior"}},
-    "network": {"name": "UNet", "channels": [8, 16, 32]},
-    "sites": {"min": HOSPITALS},
-    "preprocessing": {"shape": [32, 48, 32]},
-    "training": {"steps": 10, "lr": 0.1, "lot": 6},
-    "privacy": {"mode": "none"},
-    "export": "weights",
-    "evaluation": {"every": 1000},
-}
+STUDY: dict[str, Any] = {**HIPPOCAMPUS, "name": "robustness", "sites": {"min": HOSPITALS}}
 
 
 def faulty(kind: str) -> Alter:
@@ -72,8 +61,7 @@ def _wrong(change: Params, kind: str, rng: torch.Generator) -> dict[str, torch.T
 
 def measure(strategy: str, kind: str, wards: Path, rounds: int) -> dict[str, Any]:
     """Return the honest hospitals' Dice after a run."""
-    torch.set_num_threads(1)
-    logging.getLogger("wardround.site").setLevel(logging.CRITICAL)
+    quiet()
     name = {"name": "krum" if strategy == "multi_krum" else strategy}
     study = Study.model_validate(
         {**STUDY, "rounds": rounds, "strategy": {**name, **STRATEGIES[strategy]}}
@@ -100,8 +88,7 @@ def main() -> None:
     rows: Sequence[dict[str, Any]]
     with tempfile.TemporaryDirectory() as scratch:
         wards = Path(scratch) / "wards"
-        for ward in decathlon.make_hospitals(DATA / "hippocampus", wards, HOSPITALS, 0, skew="size"):
-            _ = Remembering.open(ward).pseudonym_key  # the same patients evaluate in every run
+        make_keys(decathlon.make_hospitals(DATA / "hippocampus", wards, HOSPITALS, 0, skew="size"))
         with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
             jobs = [
                 pool.submit(measure, strategy, kind, wards, arguments.rounds)

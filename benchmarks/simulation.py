@@ -4,12 +4,14 @@ Orders, ledgers, releases and rounds are those of a real run; what is left out i
 process for each hospital, so that a benchmark can afford dozens of runs.
 """
 
+import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,22 +20,36 @@ from flows import rounds
 from flows.home import Home
 from flows.rounds import NO_ANSWERS, Answers
 from flows.run import RoundRecord, Run
-from models import params as P
 from models.objectives import build_task
 from models.params import Params
-from sites import inference
 from sites.cohort import Cohort, Patient
 from sites.hospital import Hospital
-from sites.orders import CPU, Phase
-from sites.preprocessing import Prepared, PreprocessingConfig, fixed_pair
+from sites.inference import predictor
+from sites.orders import CPU, Phase, network_for
+from sites.preprocessing import PreprocessingConfig, fixed_pair
 from sites.reading import Reading
 from sites.rounds import carry_out
 from sites.scoring import score
 from sites.study import Study
-from sites.training import Examples, prepare, train_plainly
+from sites.training import prepare, train_plainly, unheard
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("WARDROUND_DATA", ROOT.parent / "shared" / "data"))
+
+HIPPOCAMPUS: dict[str, Any] = {
+    "name": "hippocampus",
+    "task": {"kind": "segmentation", "dims": 3, "labels": {1: "anterior", 2: "posterior"}},
+    "network": {"name": "UNet", "channels": [8, 16, 32]},
+    "rounds": 25,
+    "sites": {"min": 4},
+    "preprocessing": {"shape": [32, 48, 32]},
+    "training": {"steps": 10, "lr": 0.1, "lot": 6},
+    "privacy": {"mode": "none"},
+    "export": "weights",
+    "strategy": {"name": "fed_avg"},
+    "evaluation": {"every": 1000},
+}
+"""A study of the hippocampus set without privacy, which is evaluated at its beginning and end alone."""
 
 Alter = Callable[[Run, int, Answers], None]
 """Changes what hospitals have released in a round, before it is aggregated."""
@@ -63,6 +79,18 @@ def _in_memory(cohort: Cohort, config: PreprocessingConfig) -> Cohort:
         return tuple(replace(each, scans=tuple(map(loaded, each.scans))) for each in patients)
 
     return Cohort(all_loaded(cohort.training), all_loaded(cohort.evaluation))
+
+
+def quiet() -> None:
+    """Take one thread, and keep the hospitals' logs to themselves."""
+    torch.set_num_threads(1)
+    logging.getLogger("wardround.site").setLevel(logging.CRITICAL)
+
+
+def make_keys(wards: Sequence[Path]) -> None:
+    """Give each hospital the key by which its patients are divided, the same for every copy of it."""
+    for ward in wards:
+        _ = Hospital.open(ward).pseudonym_key
 
 
 def copied(wards: Path, to: Path) -> list[Path]:
@@ -104,38 +132,26 @@ def _finish(
 
 def _ask(run: Run, hospitals: Mapping[str, Hospital], number: int, phase: Phase) -> Answers:
     for hospital in hospitals.values():
-        carry_out(hospital, rounds.order(run, number, phase), _silent)
+        carry_out(hospital, rounds.order(run, number, phase), unheard)
     return rounds.answers(run, number, phase, sorted(hospitals))
-
-
-def _silent(_what: str, _step: int, _of: int) -> None:
-    """Tell nobody."""
 
 
 def trained_alone(study: Study, cohorts: Sequence[Cohort], *, lots: int = 1) -> nn.Module:
     """Return the network of one who has all these patients: as many steps, of `lots` times the lot."""
-    torch.manual_seed(0)
-    network = study.network.build(study.task.dims, study.task.out_channels)
-    P.load_into(network, rounds.first_model(study))
+    network = network_for(study.network, study, CPU, rounds.first_model(study))
     patients = [patient for cohort in cohorts for patient in cohort.training]
-    examples: Examples = prepare(patients, study.preprocessing, CPU, 0)
+    examples = prepare(patients, study.preprocessing, CPU, 0)
     rng, task = torch.Generator().manual_seed(study.seed), build_task(study.task)
     size = study.training.lot_size
     for number in range(1, study.rounds + 1):
         config = study.training.in_round(number, study.rounds)
         if size:
             config = config.model_copy(update={"lot": min(size * lots, len(patients))})
-        train_plainly(network, task, examples, config, rng, None, _silent)
+        train_plainly(network, task, examples, config, rng, None, unheard)
     return network
 
 
 def scored(study: Study, network: nn.Module, patients: Sequence[Patient]) -> dict[str, float]:
     """Return a network's metrics over patients."""
-    task = build_task(study.task)
-
-    def predict(prepared: Prepared) -> torch.Tensor:
-        return inference.predict(
-            network, task.activation, study.preprocessing, study.network.divisor, prepared, CPU
-        )
-
-    return score(predict, task, patients)
+    predict = predictor(network, study, study.network, CPU)
+    return score(predict, build_task(study.task), patients)

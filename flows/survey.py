@@ -127,12 +127,9 @@ def schedule(study: Path, sites: Path, home: Home, every_hours: float | None, cr
 
 def last(home: Home, study: str) -> SurveyRecord | None:
     """Return the newest survey of a study, None before the first."""
-    runs = surveys_of(home, study)
-    return (
-        SurveyRecord.model_validate_json((runs[-1].folder / "survey.json").read_bytes())
-        if runs
-        else None
-    )
+    if runs := surveys_of(home, study):
+        return SurveyRecord.model_validate_json((runs[-1].folder / "survey.json").read_bytes())
+    return None
 
 
 def table(record: SurveyRecord) -> Table:

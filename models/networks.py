@@ -211,8 +211,8 @@ class DenseNet121Config(Config):
         return network
 
 
-def last_layers(network: nn.Module, count: int) -> list[list[str]]:
-    """Return the names of the parameters of the last `count` layers to act on an image, first to last.
+def last_layers(network: nn.Module, count: int) -> frozenset[str]:
+    """Return the names of the parameters of the last `count` layers to act on an image.
 
     Raises:
         ValueError: the network has no more layers than that.
@@ -232,10 +232,11 @@ def last_layers(network: nn.Module, count: int) -> list[list[str]]:
             hook.remove()
     if count >= len(acted):
         raise ValueError(f"Expected fewer than {len(acted)} layers, which the network has, got {count}.")
-    return [
-        [f"{place}.{name}" for name, _ in network.get_submodule(place).named_parameters(recurse=False)]
+    return frozenset(
+        f"{place}.{name}"
         for place in acted[-count:]
-    ]
+        for name, _ in network.get_submodule(place).named_parameters(recurse=False)
+    )
 
 
 NetworkConfig = Annotated[

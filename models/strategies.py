@@ -61,6 +61,7 @@ class Strategy:
         is_local: whether the parameter of this name stays at its hospital.
         local_of: the parameters of a network that stay at their hospital, where only the network tells.
         corrects: whether hospitals correct their steps by control variates (`variate_after`).
+        counts_steps: whether a change is taken to grow with its hospital's steps.
         fewest: hospitals without which a round has no result.
         weighs: whether hospitals count by their declared patients; else each has one vote.
     """
@@ -75,6 +76,7 @@ class Strategy:
     weighs: bool = True
     fewest: int = 1
     corrects: bool = False
+    counts_steps: bool = False
 
     def bound_to(self, network: nn.Module) -> "Strategy":
         """Return the strategy for this network: `is_local` knows its parameters.
@@ -156,7 +158,7 @@ def fed_nova() -> Strategy:
         factor = effective * sum(each.weight / each.length for each in contributions) / whole
         return {name: params[name] + factor * direction[name] for name in params}, state
 
-    return Strategy(apply=apply)
+    return Strategy(apply=apply, counts_steps=True)
 
 
 @validate_call
@@ -196,13 +198,6 @@ def fed_bn() -> Strategy:
     return Strategy(apply=_average, local_of=_norm_parameters)
 
 
-def _last_layers(count: int) -> Callable[[nn.Module], frozenset[str]]:
-    def named(network: nn.Module) -> frozenset[str]:
-        return frozenset(parameter for layer in last_layers(network, count) for parameter in layer)
-
-    return named
-
-
 @validate_call
 def fed_per(layers: Annotated[int, Field(ge=1, le=20)] = 1) -> Strategy:
     """Local heads: FedAvg of all but the last layers, which stay (Arivazhagan et al. 2019, section 3).
@@ -211,7 +206,7 @@ def fed_per(layers: Annotated[int, Field(ge=1, le=20)] = 1) -> Strategy:
 
     Under privacy they train in the same step, under the same clip norm and noise as what leaves.
     """
-    return Strategy(apply=_average, local_of=_last_layers(layers))
+    return Strategy(apply=_average, local_of=lambda network: last_layers(network, layers))
 
 
 def scaffold() -> Strategy:

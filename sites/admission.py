@@ -54,7 +54,7 @@ def training_for(policy: Policy, study: Study) -> TrainingConfig:
             f"the study takes {study.training.steps} steps a round, and no fewer than "
             f"{fewest or study.training.steps}; the policy's device.most_steps allows {most}"
         )
-    return study.training.model_copy(update={"steps": most, "fewest_steps": None})
+    return study.training.model_copy(update={"steps": most})
 
 
 def _check_teacher(study: Study, teacher: NetworkConfig | None) -> None:

@@ -6,7 +6,6 @@ to has ended and is published: whatever happens here, nothing that leaves the ho
 
 import json
 import logging
-from functools import partial
 
 import torch
 
@@ -21,26 +20,29 @@ from sites.hospital import Hospital
 from sites.inference import predictor
 from sites.orders import Order, global_model, left_by, network_for
 from sites.scoring import score
-from sites.training import prepare, train_plainly
+from sites.training import prepare, train_plainly, unheard
 
 log = logging.getLogger("wardround.site")
 
 
 def keep_up(hospital: Hospital, order: Order) -> None:
     """Do the personal part of an act that is published; a fault is the hospital's own affair."""
-    if order.study.strategy.build().personal_loss is None:
+    loss = order.study.strategy.build().personal_loss
+    if loss is None:
         return
     try:
-        _AFTER.get(order.phase, _nothing)(hospital, order)
+        if order.phase == "contribute":
+            _train(hospital, order, loss)
+        elif order.phase == "evaluate":
+            _note(hospital, order)
     except Exception as error:
         log.warning("the personal model of round %d: %s", order.round, type(error).__name__)
 
 
-def _train(hospital: Hospital, order: Order) -> None:
+def _train(hospital: Hospital, order: Order, loss: LocalLoss) -> None:
     """Train the personal model of a round from the one before; in the first, from the global one."""
     study, kept = order.study, hospital.stored("personal", order.run, order.round)
-    loss = study.strategy.build().personal_loss
-    if loss is None or kept.exists():
+    if kept.exists():
         return
     model = global_model(hospital, order)
     base = {name: model.params[name].to(hospital.device) for name in model.params}
@@ -51,7 +53,7 @@ def _train(hospital: Hospital, order: Order) -> None:
     examples = prepare(patients, study.preprocessing, hospital.device, seed)
     config = training_for(hospital.policy, study).in_round(order.round, study.rounds)
     rng, task = torch.Generator().manual_seed(seed), build_task(study.task)
-    train_plainly(network, task, examples, config, rng, partial(_near, base, loss), _silent)
+    train_plainly(network, task, examples, config, rng, lambda own, _: loss(own, base), unheard)
     if P.all_finite(P.of(network)):
         checkpoints.write(kept, P.of(network))
 
@@ -71,19 +73,3 @@ def _note(hospital: Hospital, order: Order) -> None:
     scored = {"study": study.name, "round": order.round}
     told = {**scored, "global": figures(common), "personal": figures(own)}
     write_atomically(hospital.scored(order.run, order.round), json.dumps(told).encode())
-
-
-_AFTER = {"contribute": _train, "evaluate": _note}
-
-
-def _nothing(_hospital: Hospital, _order: Order) -> None:
-    """Do nothing after the other acts."""
-
-
-def _near(base: Params, loss: LocalLoss, own: Params, _: Params) -> torch.Tensor:
-    """Return a strategy's loss against the global model, wherever the training began."""
-    return loss(own, base)
-
-
-def _silent(_what: str, _step: int, _of: int) -> None:
-    """Tell nobody."""

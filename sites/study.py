@@ -123,10 +123,10 @@ class Study(Config):
                 f"sites.min: expected at least {strategy.fewest}, which {self.strategy.name} needs, "
                 f"got {self.sites.min}."
             )
-        if self.strategy.name == "fed_nova" and self.export != "weights":
+        if strategy.counts_steps and self.export != "weights":
             raise ValueError(
-                "strategy: expected fed_nova with export: weights alone; how far a student goes does "
-                "not depend on its teacher's steps."
+                f"strategy: expected {self.strategy.name} with export: weights alone; how far a student "
+                f"goes does not depend on its teacher's steps."
             )
         most = 2 * (1 + self.training.momentum) / self.training.lr
         if strategy.pull >= most:

@@ -33,6 +33,10 @@ Progress = Callable[[str, int, int], None]
 """Told `(what, step, of)`, all of them constants of the study."""
 
 
+def unheard(_what: str, _step: int, _of: int) -> None:
+    """Tell nobody of any progress."""
+
+
 class TrainingConfig(Config):
     """What a hospital does in a round.
 

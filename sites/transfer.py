@@ -23,9 +23,6 @@ from sites.preprocessing import PreprocessingConfig, Unfit, fixed_pair, prepare
 from sites.profile import content_of
 from sites.study import Study
 
-FOLDER = "public"
-"""Where a hospital, and the coordinator, keep the sets that they call public."""
-
 
 class NoTransferImages(ConfigError):
     """There are no images to distil on; the message says what is missing."""
@@ -39,7 +36,9 @@ def transfer_images(study: Study, config: DistillationConfig, folder: Path) -> T
             no images that the study can use.
     """
     if isinstance(config.transfer, PublicImages):
-        return _as_seen(_public(folder, config, study.task.dims), study.preprocessing)
+        return _as_seen(
+            _public(folder, config.transfer, config.images, study.task.dims), study.preprocessing
+        )
     seed = study.seed_for(0, "", "transfer")
     num_labels = len(study.task.labels) if study.task.kind == "segmentation" else 0
     return _synthetic(config.images, study.preprocessing.shape, num_labels, study.synthesis, seed)
@@ -50,7 +49,10 @@ def contents(study: Study, folder: Path) -> frozenset[str]:
     config = study.distillation
     if config is None or not isinstance(config.transfer, PublicImages):
         return frozenset()
-    return frozenset(content_of(scan.image) for scan in _public(folder, config, study.task.dims))
+    return frozenset(
+        content_of(scan.image)
+        for scan in _public(folder, config.transfer, config.images, study.task.dims)
+    )
 
 
 @lru_cache(maxsize=2)
@@ -68,29 +70,28 @@ def _synthetic(
     return torch.from_numpy(np.stack([draw()[None] for _ in range(count)]))
 
 
-def _public(folder: Path, config: DistillationConfig, dims: int) -> list[Scan]:
-    """Return the first images of the array `images` of the npz file that the study names."""
-    file = _file_of(folder, config)
+def _public(folder: Path, named: PublicImages, count: int, dims: int) -> list[Scan]:
+    """Return the first `count` of the array `images` of the npz file that the study names."""
+    file = _file_of(folder, named.public)
     try:
         images = read_stack(file, "images")
     except Unreadable as error:
         raise NoTransferImages(f"the public set can't be used: {error}") from error
-    if images.ndim != dims + 1 or len(images) < config.images:
+    if images.ndim != dims + 1 or len(images) < count:
         raise NoTransferImages(
-            f"expected {config.images} images of {dims} dimensions in the public set, got an array of "
+            f"expected {count} images of {dims} dimensions in the public set, got an array of "
             f"shape {images.shape}"
         )
     nothing, spacing_mm = np.zeros((), np.int64), (1.0,) * dims
-    return [Scan(image, nothing, spacing_mm) for image in images[: config.images]]
+    return [Scan(image, nothing, spacing_mm) for image in images[:count]]
 
 
-def _file_of(folder: Path, config: DistillationConfig) -> Path:
-    sha256 = config.transfer.public if isinstance(config.transfer, PublicImages) else ""
+def _file_of(folder: Path, sha256: str) -> Path:
     for path in sorted(folder.glob("*.npz")):
         with suppress(OSError), path.open("rb") as file:
             if file_digest(file, "sha256").hexdigest() == sha256:
                 return path
-    raise NoTransferImages(f"no file with the public set {sha256} lies in the folder {FOLDER}/")
+    raise NoTransferImages(f"no file with the public set {sha256} lies in the folder {folder.name}/")
 
 
 def _as_seen(scans: list[Scan], config: PreprocessingConfig) -> Tensor:
