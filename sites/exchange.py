@@ -1,18 +1,15 @@
-"""Where releases and global models are laid down and picked up: write-once files on any fsspec storage.
+"""Where releases and global models are laid down and picked up: write-once files on any storage.
 
 Tensors are objects named by their sha256; a signed statement is written last, so that whoever reads
 it finds everything it names.
 """
 
-import posixpath
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
-
 from models.checkpoints import CorruptCheckpoint, sha256_of, write_atomically
+from sites.storage import Storage, storage_at
 
 STATEMENT_BYTES = 2**20
 
@@ -23,21 +20,17 @@ class AlreadyWritten(Exception):
 
 @dataclass(frozen=True)
 class Exchange:
-    """An exchange at an fsspec URL or a folder."""
+    """An exchange in a folder, over HTTPS (WebDAV), or at an fsspec URL."""
 
     url: str
 
     def check(self) -> None:
         """Raise ValueError unless the address is one that storage can be reached by."""
-        try:
-            _ = self._storage
-        except (ImportError, OSError, TypeError) as error:
-            raise ValueError(f"no storage by this address: {error}") from error
+        _ = self._storage
 
     @cached_property
-    def _storage(self) -> tuple[AbstractFileSystem, str]:
-        filesystem, root = url_to_fs(self.url)
-        return filesystem, root
+    def _storage(self) -> Storage:
+        return storage_at(self.url)
 
     def put_object(self, data: bytes) -> str:
         """Store `data` under its sha256 and return that; again does nothing."""
@@ -59,7 +52,7 @@ class Exchange:
 
     def object(self, sha256: str, max_bytes: int) -> bytes:
         """Return the object of this sha256; raises as `fetch_object` does."""
-        data = self._read(f"objects/{sha256}", max_bytes)
+        data = self._storage.read(f"objects/{sha256}", max_bytes)
         if sha256_of(data) != sha256:
             raise CorruptCheckpoint(f"The object {sha256} of the exchange has other content.")
         return data
@@ -79,44 +72,36 @@ class Exchange:
             CorruptCheckpoint: it is larger than any statement.
         """
         try:
-            return self._read(f"{place}.json", STATEMENT_BYTES)
+            return self._storage.read(f"{place}.json", STATEMENT_BYTES)
         except FileNotFoundError:
             return None
 
     def statements_of(self, site: str) -> set[str]:
         """Return the places of everything that lies under a hospital's name."""
-        filesystem, root = self._storage
         folder = _folder_of(site)
-        try:
-            found = filesystem.ls(posixpath.join(root, folder), detail=True)
-        except FileNotFoundError:
-            return set()
-        names = (each["name"] for each in found if each["type"] == "file")
-        stems = (posixpath.basename(name) for name in names if name.endswith(".json"))
-        return {f"{folder}/{stem.removesuffix('.json')}" for stem in stems}
-
-    def _read(self, name: str, max_bytes: int) -> bytes:
-        filesystem, root = self._storage
-        path = posixpath.join(root, name)
-        about = filesystem.info(path)
-        if about["type"] != "file" or about["size"] > max_bytes:
-            raise CorruptCheckpoint(f"Expected a file of at most {max_bytes:,} bytes at {name}.")
-        data: bytes = filesystem.cat_file(path, start=0, end=max_bytes + 1)
-        if len(data) > max_bytes:
-            raise CorruptCheckpoint(f"Expected at most {max_bytes:,} bytes at {name}.")
-        return data
+        names = self._storage.names(folder)
+        return {f"{folder}/{name.removesuffix('.json')}" for name in names if name.endswith(".json")}
 
     def _write_once(self, name: str, data: bytes) -> None:
-        filesystem, root = self._storage
-        path = posixpath.join(root, name)
-        if filesystem.exists(path):
-            if filesystem.cat_file(path) != data:
-                raise AlreadyWritten(f"Expected nothing or the same bytes at {name} of {self.url}.")
-            return
-        filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
-        partial = f"{path}.{sha256_of(data)[:12]}.partial"
-        filesystem.pipe_file(partial, data)
-        filesystem.mv(partial, path)
+        lying = self._lying_at(name, data)
+        if lying is None:
+            try:
+                self._storage.write_new(name, data)
+            except FileExistsError:  # somebody was faster
+                lying = self._lying_at(name, data)
+            else:
+                return
+        if lying != data:
+            raise AlreadyWritten(f"Expected nothing or the same bytes at {name} of {self.url}.")
+
+    def _lying_at(self, name: str, expected: bytes) -> bytes | None:
+        """Return what lies there, None where nothing does; of something longer no byte."""
+        try:
+            return self._storage.read(name, len(expected))
+        except FileNotFoundError:
+            return None
+        except CorruptCheckpoint:
+            return b""
 
 
 def statement_place(run: str, round: int, phase: str, site: str) -> str:

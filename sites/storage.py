@@ -1,0 +1,198 @@
+"""Storage that an exchange lies on: files that are written once, read within bounds, and listed.
+
+`https://` is WebDAV behind the coordinator's web server; anything else is what fsspec knows, such as a
+folder or `sftp://`. Every failure to reach it is an OSError.
+"""
+
+import os
+import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import httpx
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from webdav4.client import Client, ClientError, HTTPError, ResourceAlreadyExists, ResourceNotFound
+
+from models.checkpoints import CorruptCheckpoint
+
+AUTH = "WARDROUND_EXCHANGE_AUTH"
+"""The environment's variable with `name:password` for an exchange over HTTPS."""
+
+TIMEOUT_S = 60
+"""How long one read or write may hang, not how long a transfer may take."""
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class StorageFailed(OSError):
+    """The storage could not be reached, or would not do it; trying again later may help."""
+
+
+class Storage(Protocol):
+    """Where files lie by name; a name has folders in it, separated by slashes."""
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return a file's bytes.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CorruptCheckpoint: it is no file, or larger than `max_bytes`, and was not read.
+        """
+        ...
+
+    def write_new(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all; raise FileExistsError where one lies already."""
+        ...
+
+    def names(self, folder: str) -> set[str]:
+        """Return the names of the files in a folder, none if there is no such folder."""
+        ...
+
+
+def storage_at(url: str) -> Storage:
+    """Return the storage by this address.
+
+    Raises:
+        ValueError: there is no such kind of storage, or a password would cross a network in the clear.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
+        return Webdav(_client(url))
+    if parts.scheme == "http":
+        raise ValueError(f"expected https, got {url!r}: passwords and releases need TLS")
+    try:
+        return Filesystem(*url_to_fs(url))
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        raise ValueError(f"no storage by this address: {error}") from error
+
+
+@dataclass(frozen=True)
+class Filesystem:
+    """A folder `root` on any filesystem of fsspec's."""
+
+    filesystem: AbstractFileSystem
+    root: str
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return a file's bytes; see `Storage`."""
+        path = posixpath.join(self.root, name)
+        about = self.filesystem.info(path)
+        if about["type"] != "file" or about["size"] > max_bytes:
+            raise _too_large(name, max_bytes)
+        data: bytes = self.filesystem.cat_file(path, start=0, end=max_bytes + 1)
+        if len(data) > max_bytes:
+            raise _too_large(name, max_bytes)
+        return data
+
+    def write_new(self, name: str, data: bytes) -> None:
+        """Write a file beside its place and move it there; see `Storage`."""
+        path = posixpath.join(self.root, name)
+        try:
+            self.filesystem.info(path)
+        except FileNotFoundError:
+            self.filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+            partial = partial_of(path, data)
+            self.filesystem.pipe_file(partial, data)
+            self.filesystem.mv(partial, path)
+        else:
+            raise FileExistsError(name)
+
+    def names(self, folder: str) -> set[str]:
+        """Return the names of the files in a folder; see `Storage`."""
+        try:
+            found = self.filesystem.ls(posixpath.join(self.root, folder), detail=True)
+        except FileNotFoundError:
+            return set()
+        return {posixpath.basename(each["name"]) for each in found if each["type"] == "file"}
+
+
+@dataclass(frozen=True)
+class Webdav:
+    """A folder on a WebDAV server. A file is put beside its place and moved there, never over another:
+    the server of `deploy/` allows nothing else."""
+
+    client: Client
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return a file's bytes; see `Storage`."""
+        url = self.client.join_url(name)
+        with _as_os_errors(), self.client.http.stream("GET", url) as reply:
+            if reply.status_code == httpx.codes.NOT_FOUND:
+                raise FileNotFoundError(name)
+            reply.raise_for_status()
+            data = bytearray()
+            for chunk in reply.iter_raw():  # as it came: nothing is unpacked on the way
+                data += chunk
+                if len(data) > max_bytes:
+                    raise _too_large(name, max_bytes)
+            return bytes(data)
+
+    def write_new(self, name: str, data: bytes) -> None:
+        """Put a file beside its place and move it there; see `Storage`."""
+        partial = partial_of(name, data)
+        with _as_os_errors():
+            self.client.upload_fileobj(BytesIO(data), partial, overwrite=True, size=len(data))
+            self.client.move(partial, name, overwrite=False)
+
+    def names(self, folder: str) -> set[str]:
+        """Return the names of the files in a folder; see `Storage`."""
+        try:
+            with _as_os_errors():
+                found = self.client.ls(f"{folder}/", detail=True)
+        except FileNotFoundError:
+            return set()
+        return {
+            posixpath.basename(str(each["name"]))
+            for each in found
+            if isinstance(each, dict) and each["type"] == "file"
+        }
+
+
+def partial_of(name: str, data: bytes) -> str:
+    """Return where a file lies while it is written: beside its place, named by its content.
+
+    >>> partial_of("objects/a", b"")
+    'objects/a.e3b0c44298fc.partial'
+    """
+    return f"{name}.{sha256(data).hexdigest()[:12]}.partial"
+
+
+def _client(url: str) -> Client:
+    auth = os.environ.get(AUTH)
+    if auth is not None and ":" not in auth:
+        raise ValueError(f"expected name:password in {AUTH}, got something without a colon")
+    name, _, password = (auth or "").partition(":")
+    return Client(
+        url,
+        auth=(name, password) if auth else None,
+        retry=False,
+        timeout=TIMEOUT_S,
+        headers={"Accept-Encoding": "identity"},
+    )
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Raise whatever goes wrong with a server as the OSError that it is; no message names the server."""
+    try:
+        yield
+    except ResourceNotFound as error:
+        raise FileNotFoundError(error.path) from error
+    except ResourceAlreadyExists as error:
+        raise FileExistsError(error.path) from error
+    except HTTPError as error:
+        raise StorageFailed(f"the exchange answered {error.status_code}") from error
+    except httpx.HTTPStatusError as error:
+        raise StorageFailed(f"the exchange answered {error.response.status_code}") from error
+    except (ClientError, httpx.HTTPError) as error:
+        raise StorageFailed(f"the exchange can't be reached: {type(error).__name__}") from error
+
+
+def _too_large(name: str, max_bytes: int) -> CorruptCheckpoint:
+    return CorruptCheckpoint(f"Expected a file of at most {max_bytes:,} bytes at {name}.")

@@ -1,0 +1,170 @@
+"""Storage over HTTPS: a real nginx with `deploy/nginx.conf`, and what a hospital may do there."""
+
+import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from webserver import Webserver, needs_nginx, password_of, webserver
+
+from models.checkpoints import CorruptCheckpoint
+from sites.exchange import AlreadyWritten, Exchange
+from sites.storage import AUTH, StorageFailed, storage_at
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webserver]:
+    with webserver(tmp_path_factory.mktemp("hub"), ("north", "south")) as running:
+        yield running
+
+
+@pytest.fixture
+def north(server: Webserver, monkeypatch: pytest.MonkeyPatch) -> Exchange:
+    """The exchange as the hospital north reaches it."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(server.certificate))
+    monkeypatch.setenv(AUTH, f"north:{password_of('north')}")
+    return Exchange(f"{server.url}/exchange/")
+
+
+@pytest.fixture
+def as_north(server: Webserver) -> Iterator[httpx.Client]:
+    """A client with north's password and no manners."""
+    trust = ssl.create_default_context(cafile=server.certificate)
+    auth = ("north", password_of("north"))
+    with httpx.Client(base_url=server.url, auth=auth, verify=trust) as client:
+        yield client
+
+
+@needs_nginx
+def test_over_https_files_are_written_once_and_found_again(north: Exchange, server: Webserver) -> None:
+    data = os.urandom(3_000_000)
+    sha256 = north.put_object(data)
+    assert north.put_object(data) == sha256
+    assert north.object(sha256, len(data)) == data
+    assert north.statement("statements/north/r.001.contribute") is None
+    north.put_statement("statements/north/r.001.contribute", b"first")
+    north.put_statement("statements/north/r.001.contribute", b"first")
+    for other in (b"other", b"a longer one"):
+        with pytest.raises(AlreadyWritten):
+            north.put_statement("statements/north/r.001.contribute", other)
+    assert north.statement("statements/north/r.001.contribute") == b"first"
+    assert north.statements_of("north") == {"statements/north/r.001.contribute"}
+    with pytest.raises(CorruptCheckpoint, match="at most"):
+        north.object(sha256, len(data) - 1)
+    with pytest.raises(FileNotFoundError):
+        north.object("0" * 64, 100)
+    mine = Exchange(str(server.exchange))  # the same files, as the coordinator sees them
+    assert mine.object(sha256, len(data)) == data
+    assert not list(server.exchange.rglob("*.partial"))
+
+
+@needs_nginx
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "statements/south/r.001.contribute.json"),
+        ("GET", "orders/south/r.001.contribute.1.json"),
+        ("GET", "orders/north/../south/r.001.contribute.1.json"),
+        ("GET", "orders/north/%2e%2e/south/r.001.contribute.1.json"),
+        ("PROPFIND", "objects/"),
+        ("PROPFIND", "statements/south/"),
+        ("PUT", "models/r.001.json.0123456789ab.partial"),
+        ("PUT", "orders/north/r.001.contribute.1.json.0123456789ab.partial"),
+        ("PUT", "statements/south/r.001.contribute.json.0123456789ab.partial"),
+        ("PUT", "statements/north/r.002.contribute.json"),
+        ("PUT", "objects/new"),
+        ("DELETE", "objects/lying"),
+        ("DELETE", "statements/north/lying.json"),
+        ("MKCOL", "statements/north/folder/"),
+        ("COPY", "objects/lying"),
+    ],
+)
+def test_a_hospital_can_do_nothing_else_there(
+    as_north: httpx.Client, server: Webserver, method: str, path: str
+) -> None:
+    for place in ("objects/lying", "statements/north/lying.json", "statements/south/r.001.contribute.json",
+                  "orders/south/r.001.contribute.1.json"):  # fmt: skip
+        (server.exchange / place).write_bytes(b"as it was")
+    before = _content(server.exchange)
+    reply = as_north.request(method, f"/exchange/{path}", content=b"x", headers={"Overwrite": "F"})
+    assert reply.status_code in (403, 404, 405), reply.status_code
+    assert b"as it was" not in reply.content
+    assert _content(server.exchange) == before
+
+
+@needs_nginx
+@pytest.mark.parametrize(
+    ("to", "overwrite"),
+    [
+        ("objects/lying", "F"),
+        ("objects/lying", "T"),
+        ("objects/other", "F"),
+        ("statements/south/r.009.contribute.json", "F"),
+        ("models/r.009.json", "F"),
+        ("orders/north/r.009.contribute.1.json", "F"),
+    ],
+)
+def test_what_a_hospital_put_moves_to_its_own_new_place_alone(
+    as_north: httpx.Client, server: Webserver, to: str, overwrite: str
+) -> None:
+    (server.exchange / "objects" / "lying").write_bytes(b"as it was")
+    before = _content(server.exchange)
+    partial = "/exchange/objects/lying.0123456789ab.partial"
+    assert as_north.put(partial, content=b"evil").is_success
+    headers = {"Destination": f"{server.url}/exchange/{to}", "Overwrite": overwrite}
+    assert as_north.request("MOVE", partial, headers=headers).status_code in (403, 412)
+    (server.exchange / "objects" / "lying.0123456789ab.partial").unlink()
+    assert _content(server.exchange) == before
+
+
+@needs_nginx
+def test_nobody_without_the_password_gets_in(server: Webserver, monkeypatch: pytest.MonkeyPatch) -> None:
+    (server.exchange / "models" / "r.000.json").write_bytes(b"as it was")
+    monkeypatch.setenv("SSL_CERT_FILE", str(server.certificate))
+    for auth in (None, "north:wrong", f"south:{password_of('north')}"):
+        if auth is None:
+            monkeypatch.delenv(AUTH, raising=False)
+        else:
+            monkeypatch.setenv(AUTH, auth)
+        with pytest.raises(StorageFailed, match="answered 40"):
+            Exchange(f"{server.url}/exchange/").statement("models/r.000")
+
+
+@needs_nginx
+def test_a_server_whose_certificate_nobody_trusts_is_not_talked_to(
+    server: Webserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv(AUTH, f"north:{password_of('north')}")
+    with pytest.raises(StorageFailed, match="can't be reached"):
+        Exchange(f"{server.url}/exchange/").statement("models/r.000")
+
+
+def test_a_server_that_is_down_is_no_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = storage_at("http://127.0.0.1:9/exchange/")
+    for act in (
+        lambda: storage.read("models/r.000.json", 10),
+        lambda: storage.write_new("objects/x", b"x"),
+        lambda: storage.names("statements/north"),
+    ):
+        with pytest.raises(StorageFailed, match="can't be reached"):
+            act()
+
+
+@pytest.mark.parametrize("url", ["http://hub.example.org/exchange", "gopher://hub.example.org/x"])
+def test_an_address_that_is_not_safe_or_not_known_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"expected https|no storage"):
+        Exchange(url).check()
+
+
+def test_a_password_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(AUTH, "secret")
+    with pytest.raises(ValueError, match="name:password") as raised:
+        storage_at("https://hub.example.org/exchange")
+    assert "secret" not in str(raised.value)
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

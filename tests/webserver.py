@@ -1,0 +1,130 @@
+"""The coordinator's web server for tests: `deploy/nginx.conf` as it is, with other places and ports."""
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
+DAV = Path("/usr/lib/nginx/modules/ngx_http_dav_ext_module.so")
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+
+needs_nginx = pytest.mark.skipif(
+    not (NGINX and DAV.exists()), reason="Debian's nginx and libnginx-mod-http-dav-ext are absent"
+)
+
+
+def password_of(hospital: str) -> str:
+    return f"{hospital}-password"
+
+
+@dataclass(frozen=True)
+class Webserver:
+    """A running nginx; `certificate` is what its clients have to trust."""
+
+    port: int
+    certificate: Path
+    exchange: Path
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self.port}"
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def webserver(folder: Path, hospitals: Sequence[str], prefect_port: int = 1) -> Iterator[Webserver]:
+    """Serve `folder`/exchange, and Prefect where it is at `prefect_port`."""
+    port, exchange = free_port(), folder / "exchange"
+    for place in (
+        "objects",
+        "models",
+        *(f"{kind}/{h}" for kind in ("orders", "statements") for h in hospitals),
+    ):
+        (exchange / place).mkdir(parents=True, exist_ok=True)
+    certificate = _certificate(folder)
+    users = "".join(f"{h}:{{PLAIN}}{password_of(h)}\n" for h in hospitals)
+    (folder / "exchange.htpasswd").write_text(users)
+    site = (DEPLOY / "nginx.conf").read_text()
+    for was, now in (
+        ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
+        ("hub.example.org", "localhost"),
+        ("/etc/wardround", str(folder)),
+        ("/srv/wardround", str(folder)),
+        ("127.0.0.1:4200", f"127.0.0.1:{prefect_port}"),
+    ):
+        assert was in site, was
+        site = site.replace(was, now)
+    (folder / "nginx.conf").write_text(
+        f"load_module {DAV};\nworker_processes 1;\nuser root;\npid {folder}/nginx.pid;\n"
+        f"error_log {folder}/error.log;\ndaemon off;\nevents {{}}\nhttp {{\n"
+        f"access_log {folder}/access.log;\nclient_body_temp_path {folder}/body;\n"
+        f"proxy_temp_path {folder}/proxy;\n{site}}}\n"
+    )
+    command = [
+        str(NGINX),
+        "-p",
+        str(folder),
+        "-c",
+        str(folder / "nginx.conf"),
+        "-e",
+        str(folder / "error.log"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(port)
+        yield Webserver(port, certificate, exchange)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(100):
+        with closing(socket.socket()) as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise TimeoutError("nginx did not start")
+
+
+def _certificate(folder: Path) -> Path:
+    """Make a certificate for localhost that signs itself; return its file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=2))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    form, no_password = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "hub.key").write_bytes(key.private_bytes(pem, form, no_password))
+    (folder / "hub.pem").write_bytes(certificate.public_bytes(pem))
+    return folder / "hub.pem"
