@@ -201,7 +201,7 @@ def measure(name: str, what: str, folder: Path, rounds: int) -> dict[str, float]
 
 def _model_at(run: Run, hospital: Remembering) -> torch.nn.Module:
     """Return the model that a hospital ends with: its personal one, or with its own layers, or all's."""
-    last = order(run, run.study.rounds, "evaluate")
+    last = order(run, run.study.rounds, "evaluate", hospital.name)
     personal = left_by(hospital, "personal", last, run.study.rounds)
     local = left_by(hospital, "local", last, run.study.rounds) or {}
     common = run.model(run.records()[-1])

@@ -93,7 +93,7 @@ class Scene:
     def contribute(self, round: int) -> None:
         """Carry out a round, as the hospital's process does."""
         order = Order(
-            phase="contribute", study=STUDY, run=RUN, round=round, attempt=1,
+            phase="contribute", site=self.ward.name, study=STUDY, run=RUN, round=round, attempt=1,
             exchange=self.exchange.url, coordinator=public_hex(self.key),
         )  # fmt: skip
         carry_out(Hospital.open(self.ward, test_noise=1), order, lambda *_: None)

@@ -104,7 +104,7 @@ def federate(study: Study, wards: Sequence[Path], folder: Path, alter: Alter | N
     """Train a study among hospitals, round after round, and return the finished run."""
     hospitals = {ward.name: Remembering.open(ward) for ward in wards}
     roster = {name: hospital.public_key for name, hospital in hospitals.items()}
-    run = Run.create(Home(folder), study, roster)
+    run = Run.create(Home(folder), study, roster, Home(folder).exchange)
     run.begin_attempt()
     answers = _ask(run, hospitals, 0, "join")
     run = run.with_participants(rounds.participants(run, answers), answers.left_out)
@@ -132,7 +132,7 @@ def _finish(
 
 def _ask(run: Run, hospitals: Mapping[str, Hospital], number: int, phase: Phase) -> Answers:
     for hospital in hospitals.values():
-        carry_out(hospital, rounds.order(run, number, phase), unheard)
+        carry_out(hospital, rounds.order(run, number, phase, hospital.name), unheard)
     return rounds.answers(run, number, phase, sorted(hospitals))
 
 

@@ -73,7 +73,7 @@ def seconds_to_first_step(
     signed = sign(manifest.model_dump(mode="json"), "coordinator", key)
     exchange.put_statement(model_place(RUN, round - 1), signed)
     order = Order(
-        phase="contribute", study=study, run=RUN, round=round, attempt=1,
+        phase="contribute", site=hospital.name, study=study, run=RUN, round=round, attempt=1,
         exchange=exchange.url, coordinator=public_hex(key),
     )  # fmt: skip
     first: list[float] = []

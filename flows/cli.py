@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from flows.live import Live
+    from flows.run import Run
     from sites.downloads import Source
     from sites.study import Study
 
@@ -61,14 +63,30 @@ def demo(
 def run(
     study: Annotated[Path, typer.Argument(help="The study's YAML file.")],
     sites: SitesOption = Path("wards"),
+    federation: Annotated[
+        Path | None, typer.Option(help="A federation.yaml: real hospitals, instead of --sites.")
+    ] = None,
     new: Annotated[bool, typer.Option(help="Leave an unfinished run and begin another.")] = False,
     test_noise: TestNoiseOption = None,
 ) -> None:
-    """Train a study among the hospitals on this machine; an unfinished run goes on."""
+    """Train a study among hospitals, on this machine or of a federation; an unfinished run goes on."""
     with _clear_errors():
         from sites.study import load_study
 
-        _train(load_study(study), sites, test_noise, new=new)
+        if federation is None:
+            _train(load_study(study), sites, test_noise, new=new)
+        else:
+            _train_remotely(load_study(study), federation, new=new)
+
+
+@app.command()
+def key() -> None:
+    """Print the coordinator's public key, which goes into each hospital's site.yaml."""
+    with _clear_errors():
+        from flows.coordinator import public_key
+        from flows.home import Home
+
+        typer.echo(public_key(Home(Path.cwd())))
 
 
 FromOption = Annotated[Path | None, typer.Option("--from", help="Where the set lies, unpacked.")]
@@ -239,6 +257,72 @@ def ui(
 
 
 @site_app.command()
+def init(
+    folder: SiteArgument = Path(),
+    name: Annotated[str, typer.Option(prompt="The hospital's name")] = "",
+    data: Annotated[
+        str, typer.Option(help="Where the scans and their list are, from the folder.")
+    ] = ".",
+    declared_patients: Annotated[
+        int, typer.Option(prompt="Public number of patients, rounded", min=1)
+    ] = 0,
+    epsilon: Annotated[float, typer.Option(prompt="Budget of all studies together: epsilon")] = 0.0,
+    delta: Annotated[float, typer.Option(prompt="at delta")] = 0.0,
+    metrics: Annotated[str, typer.Option(prompt="Metrics leave exact, or withheld")] = "",
+    network: Annotated[list[str] | None, typer.Option(help="A network that may train here.")] = None,
+    key: Annotated[str, typer.Option(prompt="The coordinator's public key")] = "",
+    exchange: Annotated[str, typer.Option(prompt="The exchange's address")] = "",
+    api: Annotated[str, typer.Option(prompt="Prefect's API's address")] = "",
+) -> None:
+    """Set up a hospital's folder: its policy and its key; print what the coordinator has to know."""
+    with _clear_errors():
+        from sites.founding import found
+
+        policy = {
+            "name": name,
+            "data": data,
+            "declared_patients": declared_patients,
+            "budget": {"epsilon": epsilon, "delta": delta},
+            "metrics": metrics,
+            **({"networks": network} if network else {}),
+            "coordinator": {"key": key, "exchange": exchange, "api": api},
+        }
+        hospital = found(folder, policy)
+        typer.echo(
+            f"{folder / 'site.yaml'} is the hospital's policy; read it and narrow it as you like."
+        )
+        typer.echo("The coordinator puts this line under `hospitals:` in federation.yaml:")
+        typer.echo(f"  {hospital.name}: {hospital.public_key}")
+
+
+@site_app.command()
+def work(folder: SiteArgument = Path(), test_noise: TestNoiseOption = None) -> None:
+    """Ask the coordinator's Prefect for work and carry out its signed orders, until Ctrl-C."""
+    with _clear_errors():
+        import asyncio
+        import os
+
+        from flows.home import QUIET
+        from sites.errands import coordinator_of
+        from sites.hospital import Hospital
+
+        hospital = Hospital.open(folder, test_noise)
+        api = coordinator_of(hospital).api
+        settings = {
+            **QUIET,
+            "PREFECT_LOGGING_LEVEL": "INFO",
+            "PREFECT_HOME": str((hospital.state / "prefect").resolve()),
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PREFECT_API_SSL_CERT_FILE": os.environ.get("SSL_CERT_FILE", ""),
+        }
+        os.environ.update({key: value for key, value in settings.items() if value} | os.environ)
+        os.environ["PREFECT_API_URL"] = api
+        from flows.hospital_worker import HospitalWorker
+
+        asyncio.run(HospitalWorker(folder, test_noise).start(printer=typer.echo))
+
+
+@site_app.command()
 def ledger(
     folder: SiteArgument = Path(),
     verify: Annotated[bool, typer.Option(help="Check the chain and the outbox alone.")] = False,
@@ -341,14 +425,29 @@ def check(
 def _train(study: "Study", sites: Path, test_noise: int | None, *, new: bool = False) -> None:
     from flows.embedded import train, wards_in
     from flows.home import Home
-    from flows.live import Live, summary
+    from flows.live import Live
 
     live = Live(Console())
     wards = wards_in(sites, test_noise)
     finished = train(Home(Path.cwd()), study, wards, live, test_noise=test_noise, new=new)
+    _tell(live, finished)
+    live.say("see it in MLflow: make ui")
+
+
+def _train_remotely(study: "Study", federation: Path, *, new: bool) -> None:
+    from flows.coordinator import train
+    from flows.home import Home
+    from flows.live import Live
+
+    live = Live(Console())
+    _tell(live, train(Home(Path.cwd()), study, federation, live, new=new))
+
+
+def _tell(live: "Live", finished: "Run") -> None:
+    from flows.live import summary
+
     live.console.print(summary(finished))
     live.say(f"records, models and releases: {finished.folder.relative_to(Path.cwd())}")
-    live.say("see it in MLflow: make ui")
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A federation whose hospitals all live on this machine: servers, processes and the flow, together."""
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -10,9 +9,9 @@ from pathlib import Path
 from flows import fusion, hospitals
 from flows.home import Home
 from flows.live import Live
-from flows.rounds import TooFewHospitals
-from flows.run import Run, runs_of
+from flows.run import Run
 from flows.servers import Server, running
+from flows.training import run_for, train_rounds
 from sites.documents import ConfigError
 from sites.hospital import Hospital
 from sites.study import Study
@@ -56,19 +55,12 @@ def train(
         NoTransferImages: the coordinator lacks the public set on which the study distils.
     """
     fusion.check_ready(study, home)
-    with ExitStack() as stack:
-        stack.enter_context(hospitals.warm(wards, live.step, test_noise))
+    with hospitals.warm(wards, live.step, test_noise) as processes:
         live.say("starting the Prefect and MLflow servers and a process for each hospital ...")
-        stack.enter_context(servers(home))
-        roster = {name: hospitals.WARM[name].public_key() for name in wards}
-        unfinished = None if new else _unfinished(home, study, roster)
-        run = unfinished or Run.create(home, study, roster)
-        live.say(f"run {run.name}")
-        if study.prior and not run.records():
-            live.say("the first model learns from synthetic images, which can take minutes ...")
-        stack.enter_context(live.showing())
-        _federate(run, sorted(wards), live)
-    return Run.open(home, run.name)
+        with servers(home):
+            roster = {name: process.public_key() for name, process in processes.items()}
+            run = run_for(home, study, roster, home.exchange, new=new)
+            return train_rounds(run, live)
 
 
 @contextmanager
@@ -82,30 +74,6 @@ def servers(home: Home) -> Iterator[None]:
         os.environ["PREFECT_API_URL"] = f"{prefect}/api"
         os.environ["MLFLOW_TRACKING_URI"] = mlflow
         yield
-
-
-def _federate(run: Run, sites: list[str], live: Live) -> None:
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    from flows import federate  # Prefect reads its environment when it is imported
-
-    federate.ON_RECORD.append(live.round)
-    try:
-        # Without heartbeats a flow ends at once, not a second later; nobody listens to them here.
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            federate.federate(run.name, str(run.home.folder), sites)
-    except TooFewHospitals:
-        if not Run.open(run.home, run.name).description.participants:
-            shutil.rmtree(run.folder)
-        raise
-    finally:
-        federate.ON_RECORD.remove(live.round)
-
-
-def _unfinished(home: Home, study: Study, roster: Mapping[str, str]) -> Run | None:
-    """Return the newest run of the study among these very hospitals that can go on."""
-    runs = [run for run in runs_of(home, study) if run.description.roster == roster]
-    return runs[-1] if runs and not runs[-1].is_finished else None
 
 
 @contextmanager

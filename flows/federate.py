@@ -12,7 +12,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import rounds
 from flows.home import Home
-from flows.hospitals import WARM, HospitalFailed, HospitalLate
+from flows.hospitals import REACHABLE, HospitalFailed, HospitalLeftOut
 from flows.rounds import NO_ANSWERS, PHASES, Answers
 from flows.run import RoundRecord, Run
 from flows.tracking import Tracking
@@ -109,11 +109,11 @@ def ask(run: str, number: int, phase: Phase, site: str, home: str) -> None:
     """Have a hospital's process carry out one phase of a round. It returns nothing on purpose:
     the coordinator reads signed statements from the exchange, never a task's result."""
     opened, started = Run.open(Home(Path(home)), run), time.time()
-    order, failure = rounds.order(opened, number, phase).model_dump(mode="json"), ""
+    order, failure = rounds.order(opened, number, phase, site), ""
     try:
-        WARM[site].carry_out(order, timeout_s=opened.study.sites.deadline_s)
-    except HospitalLate as error:
-        failure = str(error)  # asking again would take as long
+        REACHABLE[site].carry_out(order, timeout_s=opened.study.sites.deadline_s)
+    except HospitalLeftOut as error:
+        failure = str(error)
     except HospitalFailed as error:
         failure = str(error)
         raise  # Prefect asks again

@@ -1,5 +1,7 @@
 """Hospitals on this machine: one warm process for each, restarted when it is killed.
 
+What asks a hospital is `Reachable`; `REACHABLE` holds those that the tasks of this process can ask.
+
 A process is given one hospital's folder and nothing of the others; it imports torch once, serves
 many rounds, and ends when this process does.
 """
@@ -10,11 +12,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from sites.orders import Order
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 """What a hospital's process sees of the environment: neither secrets nor other hospitals."""
@@ -29,8 +33,21 @@ class HospitalFailed(Exception):
     """A hospital's process died, was too late, or could not carry out an order."""
 
 
-class HospitalLate(HospitalFailed):
-    """A hospital did not finish in time; its process was killed."""
+class HospitalLeftOut(HospitalFailed):
+    """A hospital was too late, or somebody has cancelled its work: it is not asked again."""
+
+
+class Reachable(Protocol):
+    """A hospital that can be asked, wherever it is."""
+
+    def carry_out(self, order: Order, timeout_s: float) -> None:
+        """Have an order carried out; its outcome lies in the exchange afterwards.
+
+        Raises:
+            HospitalLeftOut: it took longer than `timeout_s`, or its work was cancelled.
+            HospitalFailed: it could not do it, and may be asked again.
+        """
+        ...
 
 
 @dataclass
@@ -41,15 +58,20 @@ class HospitalProcess:
     folder: Path
     test_noise: int | None = None
     on_progress: OnProgress = lambda name, what, step, of: None
+    passed_on: Sequence[str] = PASSED_ON
     _process: subprocess.Popen[str] | None = None
     _public_key: str | None = None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
-    def carry_out(self, order: Mapping[str, Any], timeout_s: float) -> None:
-        """Have the order carried out; its outcome lies in the exchange afterwards.
+    def carry_out(self, order: Order, timeout_s: float) -> None:
+        """Have an order carried out; see `Reachable`."""
+        self.request(order.model_dump(mode="json"), timeout_s)
+
+    def request(self, request: Mapping[str, Any], timeout_s: float) -> None:
+        """Hand the process a request, an order or an errand, and wait until it is done.
 
         Raises:
-            HospitalLate: it took longer than `timeout_s`.
+            HospitalLeftOut: it took longer than `timeout_s`; the process was killed.
             HospitalFailed: the process died, or could not do it.
         """
         with self._one_at_a_time:
@@ -58,10 +80,10 @@ class HospitalProcess:
             alarm = threading.Timer(timeout_s, self._end_late, [late])
             alarm.start()
             try:
-                self._ask(process, order)
+                self._ask(process, request)
             except HospitalFailed as error:
                 if late.is_set():
-                    raise HospitalLate(f"{self.name}: later than {timeout_s:g} s.") from error
+                    raise HospitalLeftOut(f"{self.name}: later than {timeout_s:g} s.") from error
                 raise
             finally:
                 alarm.cancel()
@@ -114,7 +136,7 @@ class HospitalProcess:
     def _running(self) -> "subprocess.Popen[str]":
         if self._process is None or self._process.poll() is not None:
             noise = [] if self.test_noise is None else ["--test-noise", str(self.test_noise)]
-            known = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+            known = {name: os.environ[name] for name in self.passed_on if name in os.environ}
             # -P: whatever lies in the hospital's folder is data, never a module to import.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "sites.worker", ".", *noise],
@@ -128,11 +150,11 @@ class HospitalProcess:
             )
         return self._process
 
-    def _ask(self, process: "subprocess.Popen[str]", order: Mapping[str, Any]) -> None:
+    def _ask(self, process: "subprocess.Popen[str]", request: Mapping[str, Any]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None  # both were opened as pipes
         with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
         for line in process.stdout:
             answer = _parsed(line)
@@ -158,24 +180,34 @@ def _parsed(line: str) -> dict[str, Any]:
     return answer if isinstance(answer, dict) else {}
 
 
-WARM: dict[str, HospitalProcess] = {}
+REACHABLE: dict[str, Reachable] = {}
 """The hospitals that tasks of this process can ask, by name."""
+
+
+@contextmanager
+def reachable(hospitals: Mapping[str, Reachable]) -> Iterator[None]:
+    """Make hospitals known to `ask` for a while."""
+    REACHABLE.update(hospitals)
+    try:
+        yield
+    finally:
+        for name in hospitals:
+            del REACHABLE[name]
 
 
 @contextmanager
 def warm(
     folders: Mapping[str, Path], on_progress: OnProgress, test_noise: int | None = None
-) -> Iterator[None]:
+) -> Iterator[dict[str, HospitalProcess]]:
     """Start a process for each hospital and make them known to `ask`; end them all afterwards."""
     processes = {
         name: HospitalProcess(name, folder, test_noise, on_progress) for name, folder in folders.items()
     }
-    WARM.update(processes)
-    try:
-        for process in processes.values():
-            process.start()
-        yield
-    finally:
-        for name, process in processes.items():
-            process.close()
-            del WARM[name]
+    with reachable(processes):
+        try:
+            for process in processes.values():
+                process.start()
+            yield processes
+        finally:
+            for process in processes.values():
+                process.close()

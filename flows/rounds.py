@@ -181,11 +181,12 @@ def participants(run: Run, answers: Answers) -> dict[str, Participant]:
     return accepted
 
 
-def order(run: Run, round: int, phase: Phase) -> Order:
+def order(run: Run, round: int, phase: Phase, site: str) -> Order:
     """Return what a hospital is asked: public values only."""
     return Order(
         phase=phase,
         study=run.study,
+        site=site,
         run=run.name,
         round=round,
         attempt=run.attempt,

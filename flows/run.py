@@ -123,7 +123,12 @@ class Run:
 
     @classmethod
     def create(
-        cls, home: Home, study: Study, roster: Mapping[str, str], kind: Kind = "training"
+        cls,
+        home: Home,
+        study: Study,
+        roster: Mapping[str, str],
+        exchange: str,
+        kind: Kind = "training",
     ) -> "Run":
         """Begin a run of `study` among the hospitals on the roster."""
         now = datetime.now(UTC)
@@ -132,7 +137,7 @@ class Run:
         description = RunDescription(
             run=name,
             study=study,
-            exchange=home.exchange,
+            exchange=exchange,
             started_ms=int(now.timestamp() * 1000),
             roster=dict(roster),
         )

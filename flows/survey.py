@@ -61,9 +61,9 @@ def survey(study: str, sites: str, home: str) -> None:
     place, asked = Home(Path(home)), load_study(Path(study))
     wards = wards_in(Path(sites))
     before = _last_told(place, asked.name)
-    with hospitals.warm(wards, lambda name, what, step, of: None):
-        roster = {name: hospitals.WARM[name].public_key() for name in wards}
-        run = Run.create(place, asked, roster, kind="survey")
+    with hospitals.warm(wards, lambda name, what, step, of: None) as processes:
+        roster = {name: processes[name].public_key() for name in wards}
+        run = Run.create(place, asked, roster, place.exchange, kind="survey")
         with run.locked():
             run.begin_attempt()
             answers = ask_all(run, 0, "survey", sorted(wards))

@@ -109,6 +109,11 @@ def statement_place(run: str, round: int, phase: str, site: str) -> str:
     return f"{_folder_of(site)}/{run}.{round:03d}.{phase}"
 
 
+def order_place(run: str, round: int, phase: str, attempt: int, site: str) -> str:
+    """Return where the coordinator's order for a phase of a round lies in the exchange."""
+    return f"orders/{site}/{run}.{round:03d}.{phase}.{attempt}"
+
+
 def _folder_of(site: str) -> str:
     return f"statements/{site}"
 

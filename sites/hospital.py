@@ -180,7 +180,11 @@ class Hospital:
         return self.state / "scores" / run / f"{round:03d}.json"
 
     def trust(self, coordinator: str) -> None:
-        """Pin the coordinator's public key on first contact; raise `Refused` if it ever changes."""
+        """Raise `Refused` unless this is the coordinator of the policy, or the one of first contact."""
+        if known := self.policy.coordinator:
+            if known.key != coordinator:
+                raise Refused("the coordinator's key is not the one in the hospital's site.yaml")
+            return
         path = self.state / "keys" / "coordinator.pub"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

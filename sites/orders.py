@@ -15,6 +15,7 @@ from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams
 from models.config import Config
 from models.networks import NetworkConfig
+from models.objectives import Name
 from models.params import Params
 from privacy.ledger import Charge
 from privacy.release import ModelManifest
@@ -25,6 +26,7 @@ from sites.policy import Refused
 from sites.study import Study
 
 Phase = Literal["survey", "join", "contribute", "evaluate"]
+RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
 MODEL_BYTES = 2**34
 CPU = torch.device("cpu")
 
@@ -42,19 +44,25 @@ class Order(Config):
     """What the coordinator asks of a hospital: public values only.
 
     Attributes:
+        site: the hospital that is asked.
         attempt: counts the coordinator's starts of this run. A refusal holds for its attempt, so
             that a hospital which was put right can take part when the run goes on.
         exchange: where to read the global model and to lay down the answer.
-        coordinator: the coordinator's public key, pinned by the hospital on first contact.
+        coordinator: the coordinator's public key, which the hospital's policy names or which it pins on
+            first contact.
+        expires_ms: when the answer is too late to count, in milliseconds since 1970; None where whoever
+            asks waits for it.
     """
 
     phase: Phase
     study: Study
-    run: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
+    site: Name
+    run: RunName
     round: Annotated[int, Field(ge=0)]
     attempt: Annotated[int, Field(ge=1)]
     exchange: str
     coordinator: str
+    expires_ms: int | None = None
 
 
 @dataclass(frozen=True)

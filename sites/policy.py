@@ -33,6 +33,20 @@ class ApprovalConfig(Config):
     export: Literal["auto"] = "auto"
 
 
+class CoordinatorConfig(Config):
+    """The coordinator that a hospital works for.
+
+    Attributes:
+        key: its public key; nobody else's orders and models count.
+        exchange: where this hospital finds its orders and lays down its answers.
+        api: where Prefect's API answers, to say that there is work.
+    """
+
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    exchange: str
+    api: str
+
+
 class NoisedMetrics(Config):
     """What the metrics of one run may cost an evaluation patient, over so many evaluations.
 
@@ -75,6 +89,7 @@ class Policy(Config):
         checks: what becomes of a finding (`stop`, `skip`, `warn`), where `sites.checks` has another
             default.
         cache_mb: how large the cache of read scans may grow.
+        coordinator: whom the hospital works for; not needed on one machine with the coordinator.
         phantom: made-up patients; only then may noise be repeatable for tests.
     """
 
@@ -97,6 +112,7 @@ class Policy(Config):
     checks: Mapping[Check, Severity] = Field(default_factory=dict)
     cache_mb: Annotated[int, Field(ge=0)] = 4096
     device: DeviceConfig = DeviceConfig()
+    coordinator: CoordinatorConfig | None = None
     phantom: bool = False
 
     @model_validator(mode="after")

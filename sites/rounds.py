@@ -39,6 +39,8 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
 def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress) -> None:
     study, exchange = order.study, Exchange(order.exchange)
     try:
+        if order.site != hospital.name:
+            raise Refused("the order is for another hospital")
         hospital.trust(order.coordinator)
         _check_address(exchange)
         hospital.bind(order.run, study.sha256, order.exchange)

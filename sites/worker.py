@@ -1,9 +1,10 @@
 """A hospital's own process: `python -m sites.worker FOLDER`, orders in, one line out for each.
 
-It reads one order a line (JSON) on standard input and answers on standard output with lines of
-progress (public constants of the study) and `{"done": true}` or `{"failed": "<class of error>"}`;
-details go to the hospital's own `state/site.log`. It knows one folder, and it ends when its
-standard input closes, which the system does when its parent dies.
+It reads one request a line (JSON) on standard input, an order from the machine that it shares with the
+coordinator or an errand, and answers on standard output with lines of progress (public constants of
+the study) and `{"done": true}` or `{"failed": "<class of error>"}`; details go to the hospital's own
+`state/site.log`. It knows one folder, and it ends when its standard input closes, which the system does
+when its parent dies.
 """
 
 import argparse
@@ -37,6 +38,7 @@ def _listen(orders: "queue.Queue[str]") -> None:
 def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> None:
     import torch
 
+    from sites.errands import Errand, run_errand
     from sites.hospital import Hospital
     from sites.orders import Order
     from sites.rounds import carry_out
@@ -54,7 +56,11 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
     while True:
         line = orders.get()
         try:
-            carry_out(hospital, Order.model_validate_json(line), _report)
+            request = json.loads(line)
+            if "errand" in request:
+                run_errand(hospital, Errand.model_validate(request["errand"]), _report)
+            else:
+                carry_out(hospital, Order.model_validate(request), _report)
             _say({"done": True})
         except Exception as error:
             # Whatever went wrong is for the hospital's eyes; outside, only its class is told.

@@ -38,8 +38,8 @@ class Coordinator:
 
     def order(self, hospital: Hospital, phase: Phase, round: int, attempt: int = 1) -> Any:
         order = Order(
-            phase=phase, study=self.study, run=self.run, round=round, attempt=attempt,
-            exchange=self.exchange.url, coordinator=public_hex(self.key),
+            phase=phase, study=self.study, site=hospital.name, run=self.run, round=round,
+            attempt=attempt, exchange=self.exchange.url, coordinator=public_hex(self.key),
         )  # fmt: skip
         carry_out(hospital, order, lambda *_: None)
         found = [

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app, data_app
+from sites.hospital import Hospital
 from sites.public_sets import DECATHLON, PICTURES
 
 
@@ -231,3 +232,34 @@ def test_the_owner_resolves_a_ledger_that_forgot_and_is_asked_before(home: Path)
 def test_every_public_set_has_a_command_of_its_name() -> None:
     commands = {command.name or "phantoms" for command in data_app.registered_commands}
     assert commands == {"phantoms", *DECATHLON, *PICTURES}
+
+
+def test_a_hospital_is_set_up_with_one_command_which_prints_its_public_key(home: Path) -> None:
+    coordinator = call("key").stdout.strip()
+    asked = {
+        "name": "new", "declared-patients": 90, "epsilon": 8, "delta": 1e-4, "metrics": "withheld",
+        "key": coordinator, "api": "https://hub.example.org/api",
+        "exchange": "https://hub.example.org/exchange/",
+    }  # fmt: skip
+    options = [part for name, value in asked.items() for part in (f"--{name}", value)]
+    done = call("site", "init", home / "new", *options)
+    assert done.exit_code == 0, done.stderr
+    assert f"new: {Hospital.open(home / 'new').public_key}" in done.stdout
+    again = call("site", "init", home / "new", *options)
+    assert (again.exit_code, again.stdout) == (2, "")
+
+
+def test_a_federation_without_an_address_of_prefect_is_told_what_is_missing(
+    home: Path, study_file, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    done = call("run", study_file(), "--federation", "federation.yaml")
+    assert done.exit_code == 2
+    assert "PREFECT_API_URL: expected" in done.stderr
+    assert_untouched(home)
+
+
+def test_a_hospital_without_a_coordinator_does_not_work_for_one(home: Path) -> None:
+    done = call("site", "work", home / "wards" / "north")
+    assert done.exit_code == 2
+    assert "coordinator: expected {key, exchange, api}" in done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.hospitals import HospitalFailed, HospitalLate, HospitalProcess
+from flows.hospitals import HospitalFailed, HospitalLeftOut, HospitalProcess
 
 PARENT = """
 import sys, time
@@ -47,22 +47,22 @@ def test_a_killed_process_is_started_again(process: HospitalProcess) -> None:
     os.kill(first, signal.SIGKILL)
     time.sleep(0.2)
     with pytest.raises(HospitalFailed, match="ValidationError"):
-        process.carry_out({"no": "order"}, timeout_s=60)
+        process.request({"no": "order"}, timeout_s=60)
     assert process.pid not in (None, first)
     assert process.public_key() == key
 
 
 def test_a_wrong_order_fails_and_tells_its_class_alone(process: HospitalProcess) -> None:
     with pytest.raises(HospitalFailed) as caught:
-        process.carry_out({"phase": "contribute", "secret": "value"}, timeout_s=60)
+        process.request({"phase": "contribute", "secret": "value"}, timeout_s=60)
     assert "secret" not in str(caught.value)
 
 
 def test_a_late_process_is_killed(process: HospitalProcess) -> None:
     process.public_key()
     os.kill(process.pid, signal.SIGSTOP)
-    with pytest.raises(HospitalLate, match=r"later than 0\.5 s"):
-        process.carry_out({}, timeout_s=0.5)
+    with pytest.raises(HospitalLeftOut, match=r"later than 0\.5 s"):
+        process.request({}, timeout_s=0.5)
     assert process.pid is None
 
 

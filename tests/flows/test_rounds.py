@@ -35,7 +35,7 @@ class Federation:
         self.keys = {site: Ed25519PrivateKey.generate() for site in SITES}
         roster = {site: public_hex(key) for site, key in self.keys.items()}
         budget = Budget(epsilon=50, delta=1e-3)
-        run = Run.create(Home(folder), study, roster)
+        run = Run.create(Home(folder), study, roster, Home(folder).exchange)
         run.begin_attempt()
         self.run = run.with_participants(
             {

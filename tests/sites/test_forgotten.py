@@ -56,7 +56,7 @@ class Federation:
     def ask(self, phase: Phase, round: int, attempt: int = 1) -> str:
         """Return the kind of the answer, and the reason of a refusal."""
         order = Order(
-            phase=phase, study=self.study, run=RUN, round=round, attempt=attempt,
+            phase=phase, site="east", study=self.study, run=RUN, round=round, attempt=attempt,
             exchange=self.exchange.url, coordinator=public_hex(self.key),
         )  # fmt: skip
         carry_out(self.hospital, order, lambda *_: None)
@@ -162,7 +162,7 @@ def test_two_statements_of_one_act_are_charged_once(federation: Federation, rest
     hospital = federation.hospital
     object.__setattr__(hospital, "test_noise", 2)  # a second training, as real noise would make it
     order = Order(
-        phase="contribute", study=federation.study, run=RUN, round=2, attempt=1,
+        phase="contribute", site="east", study=federation.study, run=RUN, round=2, attempt=1,
         exchange=federation.exchange.url, coordinator=public_hex(federation.key),
     )  # fmt: skip
     carry_out(hospital, order, lambda *_: None)
@@ -212,7 +212,7 @@ def test_every_exchange_that_the_hospital_remembers_is_looked_into(
     restored("all of state")
     elsewhere = Exchange(str(federation.folder.parent / "another-exchange"))
     order = Order(
-        phase="join", study=study_with(name="other"), run="other-1", round=0, attempt=1,
+        phase="join", site="east", study=study_with(name="other"), run="other-1", round=0, attempt=1,
         exchange=elsewhere.url, coordinator=public_hex(federation.key),
     )  # fmt: skip
     carry_out(federation.hospital, order, lambda *_: None)
@@ -232,7 +232,7 @@ def test_what_a_forgotten_round_left_in_the_hospital_is_not_used(
     stored = hospital.stored("teacher", RUN, 2)
     stored.write_bytes(hospital.stored("teacher", RUN, 1).read_bytes())  # of a charge that is lost
     order = Order(
-        phase="contribute", study=study, run=RUN, round=3, attempt=1,
+        phase="contribute", site="east", study=study, run=RUN, round=3, attempt=1,
         exchange=federation.exchange.url, coordinator=public_hex(federation.key),
     )  # fmt: skip
     found = left_by(hospital, "teacher", order, 2)
@@ -306,7 +306,7 @@ def test_an_exchange_full_of_odd_files_stops_neither_orders_nor_the_owner(
 
 def test_an_address_that_is_no_exchange_is_refused_before_it_is_kept(federation: Federation) -> None:
     order = Order(
-        phase="join", study=federation.study, run=RUN, round=0, attempt=1,
+        phase="join", site="east", study=federation.study, run=RUN, round=0, attempt=1,
         exchange="nosuch://x", coordinator=public_hex(federation.key),
     )  # fmt: skip
     with pytest.raises(ValueError, match="nosuch"):

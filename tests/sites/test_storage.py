@@ -84,8 +84,9 @@ def test_over_https_files_are_written_once_and_found_again(north: Exchange, serv
 def test_a_hospital_can_do_nothing_else_there(
     as_north: httpx.Client, server: Webserver, method: str, path: str
 ) -> None:
-    for place in ("objects/lying", "statements/north/lying.json", "statements/south/r.001.contribute.json",
-                  "orders/south/r.001.contribute.1.json"):  # fmt: skip
+    names = ("objects/lying", "statements/north/lying.json")
+    others = ("statements/south/r.001.contribute.json", "orders/south/r.001.contribute.1.json")
+    for place in (*names, *others):
         (server.exchange / place).write_bytes(b"as it was")
     before = _content(server.exchange)
     reply = as_north.request(method, f"/exchange/{path}", content=b"x", headers={"Overwrite": "F"})

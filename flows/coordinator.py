@@ -1,0 +1,59 @@
+"""Training among real hospitals: servers that run already, hospitals that are asked through Prefect."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows import fusion
+from flows.home import Home
+from flows.hospitals import reachable
+from flows.live import Live
+from flows.run import Run
+from flows.servers import running
+from flows.training import run_for, train_rounds
+from privacy.signing import private_key, public_hex
+from sites.documents import ConfigError
+from sites.exchange import Exchange
+from sites.study import Study
+
+
+def public_key(home: Home) -> str:
+    """Return the coordinator's public key, made on first use."""
+    return public_hex(private_key(home.coordinator_key))
+
+
+def train(home: Home, study: Study, federation: Path, live: Live, *, new: bool = False) -> Run:
+    """Train `study` among the hospitals of a `federation.yaml`; an unfinished run goes on unless `new`.
+
+    Raises:
+        ConfigError: the file is wrong, or it is not said where Prefect's API is.
+        TooFewHospitals: too few accept (then nothing was recorded), or too few contribute.
+    """
+    fusion.check_ready(study, home)
+    with _servers(home):
+        from flows.federation import RemoteHospital, load_federation  # Prefect reads its environment
+
+        members = load_federation(federation)
+        exchange, key = Exchange(members.exchange), private_key(home.coordinator_key)
+        asked = {name: RemoteHospital(name, exchange, key) for name in members.hospitals}
+        with reachable(asked):
+            run = run_for(home, study, members.hospitals, members.exchange, new=new)
+            return train_rounds(run, live)
+
+
+@contextmanager
+def _servers(home: Home) -> Iterator[None]:
+    """Let this process know Prefect's server, and MLflow's: this home's own where none is named."""
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ConfigError(
+            "PREFECT_API_URL: expected in the environment the address of Prefect's API, which the "
+            "hospitals' workers ask for work, and it is missing."
+        )
+    os.environ.update({**home.prefect_environment, **os.environ})
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        yield
+        return
+    with running(home.mlflow) as url:
+        os.environ["MLFLOW_TRACKING_URI"] = url
+        yield

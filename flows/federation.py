@@ -1,0 +1,145 @@
+"""A federation of real hospitals: who they are, where the exchange is, and how each is asked.
+
+A hospital's own worker asks Prefect for work (`flows.hospital_worker`); what it is to do lies in the
+exchange, signed. Prefect only says that there is something, and what it says of a hospital's run decides
+nothing but whether to ask again.
+"""
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.states import Cancelled, Cancelling
+from pydantic import Field
+
+from flows.hospitals import HospitalLeftOut
+from models.config import Config
+from models.objectives import Name
+from privacy.signing import public_hex, sign, verified
+from sites import documents
+from sites.errands import Errand, flow_for
+from sites.exchange import Exchange, order_place, statement_place
+from sites.orders import Order, refusal_of
+
+POLL_S = 1.0
+LONGEST_PAUSE_S = 30
+
+
+class Federation(Config):
+    """A `federation.yaml`.
+
+    Attributes:
+        exchange: as the coordinator reaches it, such as the folder that its web server serves.
+        hospitals: each hospital's public key, which `wardround site init` printed there.
+    """
+
+    exchange: str
+    hospitals: Annotated[
+        dict[Name, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]], Field(min_length=1)
+    ]
+
+
+def load_federation(path: Path) -> Federation:
+    """Return the federation in a YAML file, or raise `ConfigError`."""
+    return documents.load(path, Federation)
+
+
+@dataclass(frozen=True)
+class RemoteHospital:
+    """A hospital behind its own firewall, as the coordinator asks it."""
+
+    name: str
+    exchange: Exchange
+    key: Ed25519PrivateKey
+
+    def carry_out(self, order: Order, timeout_s: float) -> None:
+        """Lay an order down, have the hospital's worker told, and wait for the answer in the exchange.
+
+        The order expires `timeout_s` after it was first given; until then the worker is told again
+        whenever its run has ended without an answer.
+
+        Raises:
+            HospitalLeftOut: the order has expired, or somebody has cancelled the run.
+        """
+        order, times, told, trouble = self._laid_down(order, timeout_s), 0, None, ""
+        while not self._is_answered(order):
+            if _now_ms() >= (order.expires_ms or 0):
+                _cancel(told)
+                raise HospitalLeftOut(f"{self.name}: later than {timeout_s:g} s.{trouble}")
+            ended = told and _ended(told)
+            if ended == StateType.CANCELLED:
+                raise HospitalLeftOut(f"{self.name}: its run was cancelled.")
+            if told is None or ended:
+                time.sleep(min(LONGEST_PAUSE_S, times**2))
+                times += 1
+                told, trouble = self._told(order, times)
+            time.sleep(POLL_S)
+
+    def _laid_down(self, order: Order, timeout_s: float) -> Order:
+        """Return the order as it lies in the exchange, from now on or from an earlier try."""
+        place = order_place(order.run, order.round, order.phase, order.attempt, self.name)
+        data = self.exchange.statement(place)
+        if data is None:
+            expires_ms = _now_ms() + int(1000 * timeout_s)
+            order = order.model_copy(update={"exchange": "", "expires_ms": expires_ms})
+            data = sign(order.model_dump(mode="json"), "coordinator", self.key)
+            self.exchange.put_statement(place, data)
+        return Order.model_validate(verified(data, "coordinator", {"coordinator": public_hex(self.key)}))
+
+    def _told(self, order: Order, times: int) -> tuple[FlowRun | None, str]:
+        """Have Prefect tell the hospital's worker; return the run in which it works, or the trouble."""
+        errand = Errand(run=order.run, round=order.round, phase=order.phase, attempt=order.attempt)
+        named = f"{order.run} {order.round} {order.phase} {self.name} {order.attempt}"
+        try:
+            told: FlowRun = run_deployment(  # type: ignore[assignment]  # not in an event loop
+                name=f"{flow_for(order.phase)}/{self.name}",
+                parameters=errand.model_dump(mode="json"),
+                flow_run_name=f"{order.study.name} {order.phase} {order.round} {self.name}",
+                idempotency_key=f"{named} {times}",
+                tags=[order.run, self.name],
+                timeout=0,
+                as_subflow=False,  # Prefect suspends no subflows, and hospitals suspend
+            )
+        except ObjectNotFound:
+            return None, " Its worker has never asked for work."
+        except (httpx.HTTPError, PrefectException):
+            return None, " Prefect was out of reach."
+        return told, ""
+
+    def _is_answered(self, order: Order) -> bool:
+        acts = (order.phase, refusal_of(order.phase, order.attempt))
+        places = (statement_place(order.run, order.round, act, self.name) for act in acts)
+        return any(self.exchange.statement(place) is not None for place in places)
+
+
+def _ended(flow_run: FlowRun) -> StateType | None:
+    """Return how a run ended, None before or while Prefect is out of reach; its data stay unread."""
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(flow_run.id).state
+    except (httpx.HTTPError, PrefectException):
+        return None
+    return state.type if state and state.is_final() else None
+
+
+def _cancel(flow_run: FlowRun | None) -> None:
+    """Have a run ended, as far as Prefect can be reached; the order has expired anyway."""
+    if flow_run is None or _ended(flow_run):
+        return
+    with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run.id).state
+        is_waiting = state is not None and (state.is_scheduled() or state.is_paused())
+        ended: State = Cancelled() if is_waiting else Cancelling()
+        client.set_flow_run_state(flow_run.id, ended)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,48 @@
+"""A study's training from where it stands, wherever its hospitals are."""
+
+import shutil
+from collections.abc import Mapping
+
+from flows.home import Home
+from flows.live import Live
+from flows.rounds import TooFewHospitals
+from flows.run import Run, runs_of
+from sites.study import Study
+
+
+def run_for(
+    home: Home, study: Study, roster: Mapping[str, str], exchange: str, *, new: bool = False
+) -> Run:
+    """Return the newest run of the study among these very hospitals that can go on, or a `new` one."""
+    runs = [] if new else runs_of(home, study)
+    runs = [run for run in runs if run.description.roster == roster]
+    if runs and not runs[-1].is_finished:
+        return runs[-1]
+    return Run.create(home, study, roster, exchange)
+
+
+def train_rounds(run: Run, live: Live) -> Run:
+    """Train a run's study to its last round, with Prefect and MLflow and the hospitals within reach.
+
+    Raises:
+        TooFewHospitals: too few accept (then the run is gone again), or too few contribute.
+    """
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    from flows import federate  # Prefect reads its environment when it is imported
+
+    live.say(f"run {run.name}")
+    if run.study.prior and not run.records():
+        live.say("the first model learns from synthetic images, which can take minutes ...")
+    federate.ON_RECORD.append(live.round)
+    try:
+        # Without heartbeats a flow ends at once, not a second later; nobody listens to them here.
+        with live.showing(), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            federate.federate(run.name, str(run.home.folder), sorted(run.description.roster))
+    except TooFewHospitals:
+        if not Run.open(run.home, run.name).description.participants:
+            shutil.rmtree(run.folder)
+        raise
+    finally:
+        federate.ON_RECORD.remove(live.round)
+    return Run.open(run.home, run.name)

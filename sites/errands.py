@@ -1,0 +1,122 @@
+"""Orders that a hospital fetches itself: whoever names one can neither write it nor change it.
+
+What reaches a hospital from outside is an errand, which only names an order in the exchange that the
+hospital's policy states. The order counts if the coordinator that the policy names has signed it for
+this hospital, and until it expires.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from models.config import Config
+from privacy.signing import BadSignature, verified
+from sites.documents import ConfigError
+from sites.exchange import Exchange, order_place
+from sites.hospital import Hospital
+from sites.orders import Order, Phase, RunName
+from sites.policy import CoordinatorConfig
+from sites.rounds import carry_out
+from sites.storage import StorageFailed
+from sites.training import Progress
+
+FLOWS: Mapping[str, Sequence[Phase]] = {
+    "site-round": ("survey", "join", "contribute"),
+    "site-score": ("evaluate",),
+}
+"""What a hospital can be asked for, by the name under which it is scheduled."""
+
+PATIENCE_S = 600
+"""How long a hospital tries to reach the exchange; then it has to be asked again."""
+
+PAUSE_S = 5
+"""How long a hospital waits before it tries an exchange again that could not be reached."""
+
+
+class Errand(Config):
+    """The name of an order, which is all that a server may tell a hospital."""
+
+    run: RunName
+    round: Annotated[int, Field(ge=0)]
+    phase: Phase
+    attempt: Annotated[int, Field(ge=1)]
+
+
+class BadOrder(Exception):
+    """There is no such order, nobody who may give orders signed it, or its time is over."""
+
+
+def run_errand(hospital: Hospital, errand: Errand, progress: Progress) -> None:
+    """Carry out the order that an errand names, through times in which the exchange is out of reach.
+
+    Raises:
+        BadOrder: nothing was done, or not all before the order expired.
+        StorageFailed: the exchange was out of reach for too long.
+    """
+    until = time.time() + PATIENCE_S
+    while True:
+        try:
+            order = fetch(hospital, errand)
+            _check_time(order)
+            carry_out(hospital, order, _until_over(order, progress))
+            return
+        except StorageFailed:
+            if time.time() + PAUSE_S > until:
+                raise
+            time.sleep(PAUSE_S)
+
+
+def fetch(hospital: Hospital, errand: Errand) -> Order:
+    """Return the order that an errand names, as the coordinator signed it for this hospital."""
+    coordinator = coordinator_of(hospital)
+    place = order_place(errand.run, errand.round, errand.phase, errand.attempt, hospital.name)
+    data = Exchange(coordinator.exchange).statement(place)
+    if data is None:
+        raise BadOrder("the exchange holds no such order")
+    try:
+        fields = verified(data, "coordinator", {"coordinator": coordinator.key})
+        order = Order.model_validate({**fields, "exchange": coordinator.exchange})
+    except (BadSignature, ValueError) as error:
+        raise BadOrder(f"the order can't be trusted: {type(error).__name__}") from error
+    named = (order.run, order.round, order.phase, order.attempt, order.site)
+    if named != (errand.run, errand.round, errand.phase, errand.attempt, hospital.name):
+        raise BadOrder("the order is another than its place says")
+    if order.coordinator != coordinator.key:
+        raise BadOrder("the order names another coordinator than the policy")
+    return order
+
+
+def flow_for(phase: Phase) -> str:
+    """Return the name under which a phase is scheduled.
+
+    >>> flow_for("evaluate")
+    'site-score'
+    """
+    return next(flow for flow, phases in FLOWS.items() if phase in phases)
+
+
+def coordinator_of(hospital: Hospital) -> CoordinatorConfig:
+    """Return whom the hospital works for, or raise `ConfigError`."""
+    if hospital.policy.coordinator is None:
+        raise ConfigError(
+            f"{hospital.folder / 'site.yaml'}: coordinator: expected {{key, exchange, api}} at a "
+            f"hospital that fetches its orders, and it is missing."
+        )
+    return hospital.policy.coordinator
+
+
+def _until_over(order: Order, progress: Progress) -> Progress:
+    """Return `progress` that ends the work at its next step once the answer could not count."""
+
+    def checked(what: str, step: int, of: int) -> None:
+        _check_time(order)
+        progress(what, step, of)
+
+    return checked
+
+
+def _check_time(order: Order) -> None:
+    if order.expires_ms is not None and time.time() * 1000 >= order.expires_ms:
+        raise BadOrder("the order has expired")

@@ -1,0 +1,312 @@
+"""Real hospitals' workers behind a real web server, a real Prefect server with a password.
+
+What the password opens to an attacker is tried here, too.
+"""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import yaml
+from webserver import needs_nginx, password_of, webserver
+
+from flows.coordinator import public_key
+from flows.home import Home
+from flows.run import Run, runs_of
+from flows.servers import running
+from sites.hospital import Hospital
+from sites.storage import AUTH
+
+PASSWORD = "consortium:known-to-every-client"
+WARDS = ("north", "east")
+
+pytestmark = needs_nginx
+
+
+@dataclass
+class Hub:
+    """A coordinator's home with servers that run; hospitals reach it over HTTPS alone."""
+
+    folder: Path
+    url: str
+    mlflow: str
+    prefect: str
+
+    @property
+    def home(self) -> Home:
+        return Home(self.folder)
+
+    def ward(self, name: str) -> Path:
+        return self.folder / "wards" / name
+
+    @contextmanager
+    def worker(self, name: str) -> Iterator[subprocess.Popen]:
+        """Run a hospital's worker, in a session of its own."""
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PREFECT_API_AUTH_STRING": PASSWORD,
+            "SSL_CERT_FILE": str(self.folder / "hub.pem"),
+            AUTH: f"{name}:{password_of(name)}",
+        }
+        command = [sys.executable, "-m", "flows.cli", "site", "work", ".", "--test-noise", "7"]
+        with (self.folder / f"{name}.log").open("a") as log:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                cwd=self.ward(name),
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    @contextmanager
+    def workers(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name in WARDS:
+                stack.enter_context(self.worker(name))
+            yield
+
+    def start(self, study: str = "small") -> subprocess.Popen:
+        """Start the coordinator's command, in a session of its own."""
+        command = [
+            sys.executable,
+            "-m",
+            "flows.cli",
+            "run",
+            f"{study}.yaml",
+            "--federation",
+            "federation.yaml",
+        ]
+        environment = {
+            **os.environ,
+            "PREFECT_API_URL": f"{self.prefect}/api",
+            "PREFECT_API_AUTH_STRING": PASSWORD,
+            "MLFLOW_TRACKING_URI": self.mlflow,
+        }
+        return subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def study(self, name: str, content: dict[str, Any], **changes: Any) -> str:
+        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump({**content, "name": name, **changes}))
+        return name
+
+    def ask(self, method: str, place: str, **content: Any) -> Any:
+        """Ask Prefect's API, as anybody can who has the password."""
+        user, _, password = PASSWORD.partition(":")
+        reply = httpx.request(
+            method,
+            f"{self.prefect}/api/{place}",
+            json=content or None,
+            auth=(user, password),
+            timeout=30,
+        )
+        reply.raise_for_status()
+        return reply.json() if reply.content else None
+
+    def deployment(self, flow: str, name: str) -> dict[str, Any]:
+        """Return a deployment, once the hospital's worker has put it up."""
+        for _ in range(240):
+            try:
+                return self.ask("GET", f"deployments/name/{flow}/{name}")
+            except httpx.HTTPStatusError:
+                time.sleep(0.5)
+        raise TimeoutError(name)
+
+    def ended(self, flow_run: str) -> dict[str, Any]:
+        """Return a flow run's state once it is over."""
+        for _ in range(240):
+            state = self.ask("GET", f"flow_runs/{flow_run}")["state"]
+            if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                return state
+            time.sleep(0.5)
+        raise TimeoutError(flow_run)
+
+    def newest(self) -> Run:
+        return runs_of(self.home)[-1]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory, small_wards) -> Iterator[Hub]:
+    folder = tmp_path_factory.mktemp("hub")
+    home = Home(folder)
+    small_wards(folder / "wards")
+    patched = pytest.MonkeyPatch()
+    patched.setenv("PREFECT_SERVER_API_AUTH_STRING", PASSWORD)
+    with ExitStack() as stack:
+        stack.callback(patched.undo)
+        prefect = stack.enter_context(running(home.prefect))
+        mlflow = stack.enter_context(running(home.mlflow))
+        server = stack.enter_context(webserver(folder, WARDS, urlsplit(prefect).port or 0))
+        made = Hub(folder, server.url, mlflow, prefect)
+        roster = {}
+        for name in WARDS:
+            path = made.ward(name) / "site.yaml"
+            coordinator = {
+                "key": public_key(home),
+                "exchange": f"{server.url}/exchange/",
+                "api": f"{server.url}/api",
+            }
+            policy = yaml.safe_load(path.read_text()) | {"coordinator": coordinator}
+            path.write_text(yaml.safe_dump(policy))
+            roster[name] = Hospital.open(made.ward(name)).public_key
+        members = {"exchange": str(server.exchange), "hospitals": roster}
+        (folder / "federation.yaml").write_text(yaml.safe_dump(members))
+        yield made
+
+
+def charges(ward: Path, run: str) -> list[int]:
+    """Return the rounds for which a hospital has charged its patients for training in a run."""
+    found = [c for c in Hospital.open(ward).ledger.charges(run) if c.event is not None]
+    return sorted(charge.round for charge in found)
+
+
+def test_hospitals_behind_a_web_server_train_through_kills_as_if_nothing_had_happened(
+    hub: Hub, small_study
+) -> None:
+    """Kill worker and coordinator in mid-run; nothing is lost, nothing is charged twice."""
+    name = hub.study("small", small_study)
+    with hub.worker("east"):
+        with hub.worker("north"):
+            coordinator = hub.start(name)
+            wait_for(lambda: runs_of(hub.home) and hub.newest().records(), coordinator)
+        # north's worker is dead now, perhaps in the midst of a round
+        os.killpg(coordinator.pid, signal.SIGKILL)
+        coordinator.wait()
+        with hub.worker("north"):
+            again = hub.start(name)
+            said, _ = again.communicate(timeout=250)
+    assert again.returncode == 0, said
+    assert len(runs_of(hub.home)) == 1
+    records = hub.newest().records()
+    assert [record.round for record in records] == [0, 1, 2]
+    for record in records[1:]:
+        assert sorted(release.site for release in record.releases) == ["east", "north"]
+    for ward in WARDS:
+        assert charges(hub.ward(ward), hub.newest().name) == [1, 2]
+    names = {run["name"] for run in hub.ask("POST", "flow_runs/filter", sort="START_TIME_DESC")}
+    assert {"small contribute 1 north", "small evaluate 2 east"} <= names
+
+
+def wait_for(what: Any, process: subprocess.Popen) -> None:
+    for _ in range(1200):
+        if what():
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def test_whoever_has_the_password_can_run_nothing_at_a_hospital(hub: Hub) -> None:
+    marker = hub.folder / "attacked"
+    shell = f"touch {marker}"
+    step = {"prefect.deployments.steps.run_shell_script": {"script": shell}}
+    variables = {"command": shell, "env": {"BASH_ENV": shell, "PYTHONSTARTUP": shell}, "image": "evil"}
+    errand = {"run": "no-such-run", "round": 1, "phase": "contribute", "attempt": 1}
+    with hub.worker("north"):
+        known = hub.deployment("site-round", "north")
+        hub.ask("PATCH", f"deployments/{known['id']}", job_variables=variables, pull_steps=[step],
+                entrypoint="os:system", path="/", enforce_parameter_schema=False)  # fmt: skip
+        evil = hub.ask("POST", "flows/", name="evil")
+        other = hub.ask("POST", "deployments/", name="evil", flow_id=evil["id"], work_pool_name="north",
+                        entrypoint="os:system", pull_steps=[step], job_variables=variables)  # fmt: skip
+        tried = [
+            (known, errand, "FAILED"),
+            (known, {**errand, "command": shell}, "FAILED"),
+            (known, {**errand, "phase": "evaluate"}, "FAILED"),
+            (known, {**errand, "run": "../../etc/passwd"}, "FAILED"),
+            (other, errand, "FAILED"),
+        ]
+        for deployment, parameters, state in tried:
+            started = hub.ask("POST", f"deployments/{deployment['id']}/create_flow_run",
+                              parameters=parameters, job_variables=variables)  # fmt: skip
+            assert hub.ended(started["id"])["type"] == state
+        events = hub.ask("POST", "events/filter", filter={"event": {"name": ["wardround.site.ignored"]}})
+    assert not marker.exists()
+    assert not charges(hub.ward("north"), "no-such-run")
+    ignored = {name for event in events["events"] for name in event["payload"]["ignored"]}
+    assert {
+        "the run's job variables",
+        "the deployment's pull steps",
+        "the deployment's entry point",
+    } <= ignored
+    said = (hub.folder / "north.log").read_text()
+    assert "Ignored, because this hospital runs what is installed here" in said
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (f"touch {self.marker}",))
+
+
+def test_a_forged_result_of_a_hospitals_run_is_neither_read_nor_believed(hub: Hub, small_study) -> None:
+    marker, result = hub.folder / "read", hub.folder / "result"
+    payload = pickle.dumps(Evil(marker))
+    metadata = {"storage_key": str(result), "serializer": {"type": "pickle", "picklelib": "pickle"},
+                "expiration": None, "prefect_version": "3.8.8", "storage_block_id": None}  # fmt: skip
+    result.write_text(json.dumps({"metadata": metadata, "result": payload.hex()}))
+    name = hub.study("forged", small_study, rounds=1, sites={"min": 2, "deadline_s": 30})
+    with hub.worker("north"):
+        hub.deployment("site-round", "north")
+    with hub.worker("east"):
+        coordinator = hub.start(name)
+        forged = 0
+        while coordinator.poll() is None:
+            wanted = {"flow_runs": {"name": {"any_": ["forged join 0 north"]}}}
+            for run in hub.ask("POST", "flow_runs/filter", **wanted):
+                if run["state"]["type"] == "SCHEDULED":
+                    state = {"type": "COMPLETED", "data": {"type": "reference", **metadata}}
+                    hub.ask("POST", f"flow_runs/{run['id']}/set_state", state=state, force=True)
+                    forged += 1
+            time.sleep(0.5)
+        said = coordinator.stdout.read()
+    assert forged
+    assert coordinator.returncode == 2
+    assert "north: it did not answer within the deadline" in said or "north: north: later" in said
+    assert not marker.exists()
+
+
+def test_a_cancelled_run_ends_the_hospitals_work_and_is_not_asked_for_again(
+    hub: Hub, small_study
+) -> None:
+    training = {"steps": 4000, "lr": 0.1, "lot": "all"}
+    privacy = {**small_study["privacy"], "epsilon": 40}
+    quorum = {"min": 2, "deadline_s": 100}
+    name = hub.study("long", small_study, rounds=1, training=training, privacy=privacy, sites=quorum)
+    with hub.workers():
+        coordinator = hub.start(name)
+        wanted = {"flow_runs": {"name": {"any_": [f"long contribute 1 {ward}" for ward in WARDS]}}}
+        runs = [{}]
+        while any(run.get("state", {}).get("type") != "RUNNING" for run in runs) or len(runs) < 2:
+            runs = hub.ask("POST", "flow_runs/filter", **wanted)
+            assert coordinator.poll() is None, coordinator.stdout.read()
+            time.sleep(0.5)
+        for run in runs:
+            hub.ask("POST", f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
+        assert {hub.ended(run["id"])["type"] for run in runs} == {"CANCELLED"}
+        said, _ = coordinator.communicate(timeout=60)
+        assert coordinator.returncode == 1, said
+        assert "its run was cancelled" in said
+        assert len(hub.ask("POST", "flow_runs/filter", **wanted)) == 2
+        assert charges(hub.ward("north"), hub.newest().name) == [1]

@@ -1,0 +1,142 @@
+"""What a hospital makes of an order that lies in the exchange, whoever has named it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from coordinator import Coordinator
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from privacy.signing import public_hex, sign
+from sites import errands
+from sites.documents import ConfigError
+from sites.errands import BadOrder, Errand, run_errand
+from sites.exchange import Exchange, order_place, statement_place
+from sites.hospital import Hospital
+from sites.orders import Order
+from sites.storage import Filesystem, StorageFailed
+from sites.training import unheard
+
+JOIN = Errand(run="small-1", round=0, phase="join", attempt=1)
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path, study_with) -> Coordinator:
+    exchange = Exchange(str(tmp_path / "exchange"))
+    return Coordinator(study_with(), exchange, Ed25519PrivateKey.generate())
+
+
+@pytest.fixture
+def hospital(tmp_path: Path, small_wards, coordinator: Coordinator, edit) -> Hospital:
+    ward = small_wards(tmp_path / "wards") / "north"
+    edit(
+        ward / "site.yaml",
+        coordinator={
+            "key": public_hex(coordinator.key),
+            "exchange": coordinator.exchange.url,
+            "api": "https://hub.example.org/api",
+        },
+    )
+    return Hospital.open(ward)
+
+
+def lay_down(hub: Coordinator, key: Ed25519PrivateKey | None = None, **changes: object) -> None:
+    """Lay the order of `JOIN` down for north, with some fields changed, signed by some key."""
+    order = Order(
+        phase="join", study=hub.study, site="north", run="small-1", round=0, attempt=1,
+        exchange="", coordinator=public_hex(hub.key),
+        expires_ms=int(1000 * (time.time() + 60)),
+    )  # fmt: skip
+    fields = order.model_dump(mode="json") | changes
+    data = sign(fields, "coordinator", key or hub.key)
+    hub.exchange.put_statement(order_place("small-1", 0, "join", 1, "north"), data)
+
+
+def is_answered(coordinator: Coordinator) -> bool:
+    return coordinator.exchange.statement(statement_place("small-1", 0, "join", "north")) is not None
+
+
+def test_a_signed_order_is_carried_out(hospital: Hospital, coordinator: Coordinator) -> None:
+    lay_down(coordinator)
+    run_errand(hospital, JOIN, unheard)
+    assert is_answered(coordinator)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"site": "south"},
+        {"run": "small-2"},
+        {"round": 1},
+        {"phase": "contribute"},
+        {"attempt": 2},
+        {"coordinator": "0" * 64},
+        {"command": "rm -rf /"},
+        {"expires_ms": 1},
+    ],
+)
+def test_an_order_for_something_else_or_of_another_time_does_nothing(
+    hospital: Hospital, coordinator: Coordinator, changes: dict[str, object]
+) -> None:
+    lay_down(coordinator, **changes)
+    with pytest.raises(BadOrder):
+        run_errand(hospital, JOIN, unheard)
+    assert not is_answered(coordinator)
+    assert not hospital.ledger.entries()
+
+
+def test_an_order_that_nobody_gave_or_somebody_else_signed_does_nothing(
+    hospital: Hospital, coordinator: Coordinator
+) -> None:
+    with pytest.raises(BadOrder, match="holds no such order"):
+        run_errand(hospital, JOIN, unheard)
+    lay_down(coordinator, Ed25519PrivateKey.generate())
+    with pytest.raises(BadOrder, match="can't be trusted"):
+        run_errand(hospital, JOIN, unheard)
+    assert not hospital.ledger.entries()
+
+
+def test_a_hospital_that_knows_no_coordinator_fetches_no_orders(hospital: Hospital, edit) -> None:
+    edit(hospital.folder / "site.yaml", coordinator=None)
+    with pytest.raises(ConfigError, match=r"expected \{key, exchange, api\}"):
+        run_errand(Hospital.open(hospital.folder), JOIN, unheard)
+
+
+def test_an_order_that_expires_while_it_is_carried_out_comes_to_nothing(
+    hospital: Hospital, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_down(coordinator)
+    order = errands.fetch(hospital, JOIN)
+    heard: list[int] = []
+    over = errands._until_over(order, lambda what, step, of: heard.append(step))
+    over("train", 1, 4)
+    monkeypatch.setattr(errands.time, "time", lambda: order.expires_ms / 1000 + 1)
+    with pytest.raises(BadOrder, match="expired"):
+        over("train", 2, 4)
+    assert heard == [1]
+
+
+def out_of_reach(monkeypatch: pytest.MonkeyPatch, times: int) -> Callable[[], int]:
+    """Let the exchange be out of reach for its first `times` uses; return how often it was."""
+    failed, read = [0], Filesystem.read
+
+    def maybe(self: Filesystem, name: str, max_bytes: int) -> bytes:
+        if failed[0] < times:
+            failed[0] += 1
+            raise StorageFailed("the exchange can't be reached")
+        return read(self, name, max_bytes)
+
+    monkeypatch.setattr(Filesystem, "read", maybe)
+    return lambda: failed[0]
+
+
+def test_a_hospital_waits_for_an_exchange_that_is_out_of_reach(
+    hospital: Hospital, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_down(coordinator)
+    monkeypatch.setattr(errands, "PAUSE_S", 0.01)
+    failed = out_of_reach(monkeypatch, 3)
+    run_errand(hospital, JOIN, unheard)
+    assert failed() == 3
+    assert is_answered(coordinator)
