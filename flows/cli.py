@@ -323,6 +323,55 @@ def work(folder: SiteArgument = Path(), test_noise: TestNoiseOption = None) -> N
 
 
 @site_app.command()
+def waiting(folder: SiteArgument = Path()) -> None:
+    """List what waits for this hospital's approval, with the code that Prefect's form asks for."""
+    with _clear_errors():
+        from flows.site_tables import waiting_table
+
+        Console().print(waiting_table(folder))
+
+
+NamedArgument = Annotated[str, typer.Argument(help="The beginning of its name in `site waiting`.")]
+ByOption = Annotated[str | None, typer.Option(help="Who says so; by default whoever is logged in.")]
+
+
+@site_app.command()
+def approve(named: NamedArgument, folder: SiteArgument = Path(), by: ByOption = None) -> None:
+    """Approve what waits, and carry it out."""
+    with _clear_errors():
+        _decide(folder, named, "approved", by)
+
+
+@site_app.command()
+def refuse(named: NamedArgument, folder: SiteArgument = Path(), by: ByOption = None) -> None:
+    """Refuse what waits; the others go on without this hospital, and nobody learns why."""
+    with _clear_errors():
+        _decide(folder, named, "refused", by)
+
+
+def _decide(folder: Path, named: str, verdict: Literal["approved", "refused"], by: str | None) -> None:
+    import getpass
+
+    from sites.approvals import ApprovalNeeded, decide
+    from sites.errands import BadOrder, resume
+    from sites.hospital import Hospital
+    from sites.training import unheard
+
+    hospital = Hospital.open(folder)
+    decided = decide(hospital, named, verdict, by or getpass.getuser())
+    typer.echo(
+        f"{verdict}: {decided.request.act} of {decided.request.run}, round {decided.request.round}"
+    )
+    try:
+        if resume(hospital, decided.terms, unheard):
+            typer.echo("The answer lies in the exchange.")
+    except BadOrder as late:
+        typer.echo(f"It was too late for this time: {late}.")
+    except ApprovalNeeded as more:
+        typer.echo(f"Now {more.act} waits; see `wardround site waiting`.")
+
+
+@site_app.command()
 def ledger(
     folder: SiteArgument = Path(),
     verify: Annotated[bool, typer.Option(help="Check the chain and the outbox alone.")] = False,

@@ -17,7 +17,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.states import Cancelled, Cancelling
+from prefect.states import Cancelled, Cancelling, Completed
 from pydantic import Field
 
 from flows.hospitals import HospitalLeftOut
@@ -82,6 +82,7 @@ class RemoteHospital:
                 times += 1
                 told, trouble = self._told(order, times)
             time.sleep(POLL_S)
+        _close(told)
 
     def _laid_down(self, order: Order, timeout_s: float) -> Order:
         """Return the order as it lies in the exchange, from now on or from an earlier try."""
@@ -128,6 +129,17 @@ def _ended(flow_run: FlowRun) -> StateType | None:
     except (httpx.HTTPError, PrefectException):
         return None
     return state.type if state and state.is_final() else None
+
+
+def _close(flow_run: FlowRun | None) -> None:
+    """End a run that still waits for a word, although its hospital has answered."""
+    if flow_run is None:
+        return
+    with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run.id).state
+        if state is not None and state.is_paused():
+            done: State = Completed(message="Answered at the hospital.")
+            client.set_flow_run_state(flow_run.id, done, force=True)
 
 
 def _cancel(flow_run: FlowRun | None) -> None:

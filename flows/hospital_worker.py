@@ -9,6 +9,7 @@ password.
 Built on Prefect's worker for polling, heartbeats and its page in the UI (3.8; some methods are private).
 """
 
+import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -32,12 +33,14 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkPool
 from prefect.events import emit_event
 from prefect.exceptions import Abort, PrefectException
-from prefect.states import Cancelled, Completed, Crashed, Failed, Running
+from prefect.input.run_input import keyset_from_base_key
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Suspended
 from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import ValidationError
 
-from flows.hospitals import PASSED_ON, HospitalFailed, HospitalProcess
+from flows.hospitals import PASSED_ON, HospitalFailed, HospitalProcess, HospitalWaits
+from sites.approvals import Word
 from sites.errands import FLOWS, Errand
 from sites.hospital import Hospital
 from sites.storage import AUTH
@@ -116,7 +119,7 @@ class HospitalWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
         self._working_for = flow_run.id
         try:
             async with self._watched(flow_run):
-                ended = await self._carry_out(errand)
+                ended = await self._carry_out(flow_run, errand)
         finally:
             self._working_for = None
         await self._propose(flow_run, ended)
@@ -136,17 +139,50 @@ class HospitalWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
             raise ValueError(f"Expected a phase of {', '.join(FLOWS[flow.name])} in {flow.name}.")
         return errand
 
-    async def _carry_out(self, errand: Errand) -> State[Any]:
+    async def _carry_out(self, flow_run: FlowRun, errand: Errand) -> State[Any]:
         """Have the hospital's process carry out an errand; return the state in which it ended."""
+        times, word = await self._said(flow_run)
         request = {"errand": errand.model_dump(mode="json")}
+        if word is not None:
+            with suppress(HospitalFailed):  # a wrong code; whatever waits goes on waiting
+                await run_sync(self.process.request, {"word": word}, LONGEST_S)
         try:
             await run_sync(self.process.request, request, LONGEST_S)
+        except HospitalWaits as waits:
+            return await self._waiting(flow_run, str(waits), times + 1)
         except HospitalFailed as error:
             if self._working_for is None:
                 return Cancelled(message="Cancelled.")
             is_dead = self.process.pid is None
             return (Crashed if is_dead else Failed)(message=str(error))
         return Completed(message="The answer lies in the exchange.")
+
+    async def _waiting(self, flow_run: FlowRun, act: str, times: int) -> State[Any]:
+        """Return the state of a run that waits for a person, with the form that the UI shows him."""
+        key = f"approval-{times}"
+        keyset = keyset_from_base_key(f"suspended-{key}")
+        text = (
+            f"{self.name} waits for its approval to {act}. Run `wardround site waiting` there: it shows "
+            f"the terms and the code. Without that code nothing that is said here counts."
+        )
+        form = {keyset["schema"]: Word.model_json_schema(), keyset["description"]: text}
+        for name, value in form.items():
+            await self.client.create_flow_run_input(flow_run.id, name, json.dumps(value))
+        state: State[Any] = Suspended(timeout_seconds=int(LONGEST_S), pause_key=key)
+        state.state_details.run_input_keyset = {str(part): name for part, name in keyset.items()}
+        return state
+
+    async def _said(self, flow_run: FlowRun) -> tuple[int, Mapping[str, Any] | None]:
+        """Return how often somebody has filled in the form of a run, and what he said last."""
+        word = None
+        for times in count(1):
+            keyset = keyset_from_base_key(f"suspended-approval-{times}")
+            try:
+                value = await self.client.read_flow_run_input(flow_run.id, keyset["response"])
+            except (PrefectException, httpx.HTTPStatusError):
+                return times - 1, word
+            word = json.loads(value)
+        raise AssertionError("unreachable")
 
     async def _report_ignored(self, flow_run: FlowRun) -> None:
         """Say, here and as an event, what the server sent that this worker never looks at."""

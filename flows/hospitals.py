@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBR
 
 CODE = Path(__file__).parent.parent
 
+PAUSE_S = 2.0
+"""How often a hospital that waits for a person is asked again."""
+
 OnProgress = Callable[[str, str, int, int], None]
 """Told `(hospital, what, step, of)`."""
 
@@ -35,6 +39,10 @@ class HospitalFailed(Exception):
 
 class HospitalLeftOut(HospitalFailed):
     """A hospital was too late, or somebody has cancelled its work: it is not asked again."""
+
+
+class HospitalWaits(Exception):
+    """A person of the hospital has to approve first; the same can be asked again until then."""
 
 
 class Reachable(Protocol):
@@ -65,7 +73,15 @@ class HospitalProcess:
 
     def carry_out(self, order: Order, timeout_s: float) -> None:
         """Have an order carried out; see `Reachable`."""
-        self.request(order.model_dump(mode="json"), timeout_s)
+        request, until = order.model_dump(mode="json"), time.monotonic() + timeout_s
+        while (left := until - time.monotonic()) > 0:
+            try:
+                self.request(request, left)
+            except HospitalWaits:
+                time.sleep(PAUSE_S)
+            else:
+                return
+        raise HospitalLeftOut(f"{self.name}: nobody there has approved it in time.")
 
     def request(self, request: Mapping[str, Any], timeout_s: float) -> None:
         """Hand the process a request, an order or an errand, and wait until it is done.
@@ -73,6 +89,7 @@ class HospitalProcess:
         Raises:
             HospitalLeftOut: it took longer than `timeout_s`; the process was killed.
             HospitalFailed: the process died, or could not do it.
+            HospitalWaits: a person of the hospital has to approve first.
         """
         with self._one_at_a_time:
             process = self._running()
@@ -164,6 +181,8 @@ class HospitalProcess:
                 raise HospitalFailed(
                     f"{self.name}: {answer['failed']}; the hospital's state/site.log tells more."
                 )
+            elif "waiting" in answer:
+                raise HospitalWaits(answer["waiting"])
             elif "done" in answer:
                 return
         self.kill()

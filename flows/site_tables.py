@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import LedgerError
+from sites.approvals import waiting
 from sites.checks import check_together
 from sites.cohort import case_id, evaluator
 from sites.exchange import Exchange
@@ -45,6 +46,21 @@ def ledger_table(folder: Path) -> Table:
             f"{spent:.3f}",
             f"{max(budget.epsilon - spent, 0):.3f}",
         )
+    return table
+
+
+def waiting_table(folder: Path) -> Table:
+    """Return what waits for a person of the hospital."""
+    caption = "The terms of each are in state/approvals/<name>*.request.json."
+    table = Table(title="what waits for approval", caption=caption)
+    for heading in ("name", "act", "run", "round", "since", "code"):
+        table.add_column(heading, no_wrap=heading in ("name", "code"), overflow="fold")
+    hospital = Hospital.open(folder)
+    for each in waiting(hospital):
+        request = each.request
+        since = f"{datetime.fromtimestamp(request.asked_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+        where = (request.run, str(request.round))
+        table.add_row(each.terms[:12], request.act, *where, since, each.code)
     return table
 
 

@@ -19,6 +19,7 @@ from privacy.signing import verified
 from privacy.soundness import check_soundness
 from sites import export
 from sites.admission import teacher_for, training_for
+from sites.approvals import check_join
 from sites.cohort import Cohort
 from sites.hospital import Hospital
 from sites.learning import Lesson, forget, learn
@@ -41,6 +42,7 @@ def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     if mechanism:
         patients = hospital.eligible.training
         hospital.ledger.check_fits(patients, mechanism.event, times=order.study.rounds)
+    check_join(hospital, order.study, order.run)
     export.acceptance(hospital, order.study, act)
 
 
@@ -49,6 +51,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     study = order.study
     model = global_model(hospital, order)
     _check_terms(hospital, order)
+    check_join(hospital, study, order.run)
     mechanism = _mechanism(hospital, study)
     start = with_local_layers(hospital, order, model.params, order.round - 1)
     _rehearse(hospital, study, mechanism)

@@ -7,12 +7,15 @@ this hospital, and until it expires.
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
+from models.checkpoints import write_atomically
 from models.config import Config
 from privacy.signing import BadSignature, verified
+from sites.approvals import ApprovalNeeded
 from sites.documents import ConfigError
 from sites.exchange import Exchange, order_place
 from sites.hospital import Hospital
@@ -54,6 +57,7 @@ def run_errand(hospital: Hospital, errand: Errand, progress: Progress) -> None:
     Raises:
         BadOrder: nothing was done, or not all before the order expired.
         StorageFailed: the exchange was out of reach for too long.
+        ApprovalNeeded: it waits for a person; the errand is remembered with what he is asked.
     """
     until = time.time() + PATIENCE_S
     while True:
@@ -62,10 +66,25 @@ def run_errand(hospital: Hospital, errand: Errand, progress: Progress) -> None:
             _check_time(order)
             carry_out(hospital, order, _until_over(order, progress))
             return
+        except ApprovalNeeded as needed:
+            write_atomically(_errand_path(hospital, needed.terms), errand.model_dump_json().encode())
+            raise
         except StorageFailed:
             if time.time() + PAUSE_S > until:
                 raise
             time.sleep(PAUSE_S)
+
+
+def resume(hospital: Hospital, terms: str, progress: Progress) -> bool:
+    """Go on with the errand that waited for a word about terms; return whether there was one.
+
+    Raises what `run_errand` raises.
+    """
+    path = _errand_path(hospital, terms)
+    if not path.exists():
+        return False
+    run_errand(hospital, Errand.model_validate_json(path.read_bytes()), progress)
+    return True
 
 
 def fetch(hospital: Hospital, errand: Errand) -> Order:
@@ -105,6 +124,10 @@ def coordinator_of(hospital: Hospital) -> CoordinatorConfig:
             f"hospital that fetches its orders, and it is missing."
         )
     return hospital.policy.coordinator
+
+
+def _errand_path(hospital: Hospital, terms: str) -> Path:
+    return hospital.state / "approvals" / f"{terms}.errand.json"
 
 
 def _until_over(order: Order, progress: Progress) -> Progress:

@@ -124,15 +124,25 @@ def publish(hospital: Hospital, exchange: Exchange, act: Charge) -> None:
     Raises:
         LedgerError: the act has not ended in a statement.
     """
+    statement, sha256 = statement_of(hospital, act)
+    if isinstance(statement, ReleaseManifest):
+        exchange.put_object(hospital.outbox.tensors(statement.payload_sha256))
+    place = statement_place(act.run, act.round, act.purpose, hospital.name)
+    exchange.put_statement(place, hospital.outbox.statement(sha256))
+
+
+def statement_of(hospital: Hospital, act: Charge) -> tuple[Statement, str]:
+    """Return the statement in which an act ended, and the sha256 under which it lies in the outbox.
+
+    Raises:
+        LedgerError: the act has not ended in a statement.
+    """
     sha256 = hospital.ledger.file_of(act)
     if sha256 is None:
         raise LedgerError(f"The {act.purpose} of round {act.round} has no file to publish.")
-    data = hospital.outbox.statement(sha256)
     roster = {hospital.name: hospital.public_key}
-    statement = parse_statement(verified(data, hospital.name, roster))
-    if isinstance(statement, ReleaseManifest):
-        exchange.put_object(hospital.outbox.tensors(statement.payload_sha256))
-    exchange.put_statement(statement_place(act.run, act.round, act.purpose, hospital.name), data)
+    fields = verified(hospital.outbox.statement(sha256), hospital.name, roster)
+    return parse_statement(fields), sha256
 
 
 def _into_outbox(hospital: Hospital, statement: Statement) -> str:

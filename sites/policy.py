@@ -27,10 +27,13 @@ class DeviceConfig(Config):
 
 
 class ApprovalConfig(Config):
-    """Who lets the hospital join a study and a release leave: `auto`, the policy alone."""
+    """Who lets the hospital join a study and a release leave: `auto`, the policy alone, or a person.
 
-    join: Literal["auto"] = "auto"
-    export: Literal["auto"] = "auto"
+    Metrics and surveys leave as `metrics` and `statistics` say, without anybody's word.
+    """
+
+    join: Literal["auto", "manual"] = "auto"
+    export: Literal["auto", "manual"] = "auto"
 
 
 class CoordinatorConfig(Config):

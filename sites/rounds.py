@@ -10,8 +10,10 @@ from dataclasses import replace
 
 from models.checkpoints import sha256_of
 from privacy.ledger import BudgetExceeded, Charge, ClockWentBack
+from privacy.release import ReleaseManifest
 from sites import export
 from sites.admission import admit
+from sites.approvals import check_export
 from sites.contribution import contribute, join
 from sites.evaluation import evaluate, tell
 from sites.exchange import Exchange
@@ -30,6 +32,9 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
 
     A refusal is such a statement too. An act that is on record already is published again, not
     done again.
+
+    Raises:
+        ApprovalNeeded: a person of the hospital has to say something first; the order stays good.
     """
     act = Charge(order.study.name, order.run, order.round, order.phase, event=None)
     with hospital.alone():
@@ -49,6 +54,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
         if hospital.ledger.file_of(act) is None:
             admit(hospital.policy, study)
             _PHASES[order.phase](hospital, order, act, progress)
+        _check_export(hospital, act)
         export.publish(hospital, exchange, act)
         keep_up(hospital, order)
     except (Refused, BudgetExceeded, ClockWentBack) as reason:
@@ -56,6 +62,13 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
         refused = replace(act, purpose=refusal_of(order.phase, order.attempt))
         export.refusal(hospital, study, refused, str(reason))
         export.publish(hospital, exchange, refused)
+
+
+def _check_export(hospital: Hospital, act: Charge) -> None:
+    """Let a release wait for a person of the hospital, where the policy says so."""
+    statement, sha256 = export.statement_of(hospital, act)
+    if isinstance(statement, ReleaseManifest):
+        check_export(hospital, statement, sha256)
 
 
 def _check_address(exchange: Exchange) -> None:

@@ -1,10 +1,10 @@
 """A hospital's own process: `python -m sites.worker FOLDER`, orders in, one line out for each.
 
-It reads one request a line (JSON) on standard input, an order from the machine that it shares with the
-coordinator or an errand, and answers on standard output with lines of progress (public constants of
-the study) and `{"done": true}` or `{"failed": "<class of error>"}`; details go to the hospital's own
-`state/site.log`. It knows one folder, and it ends when its standard input closes, which the system does
-when its parent dies.
+It reads one request a line (JSON) on standard input: an order from the machine that it shares with the
+coordinator, an errand, or a word about what waits for approval. It answers on standard output with lines
+of progress (public constants of the study) and `{"done": true}`, `{"waiting": "join"}` or
+`{"failed": "<class of error>"}`; details go to the hospital's own `state/site.log`. It knows one folder,
+and it ends when its standard input closes, which the system does when its parent dies.
 """
 
 import argparse
@@ -38,6 +38,7 @@ def _listen(orders: "queue.Queue[str]") -> None:
 def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> None:
     import torch
 
+    from sites.approvals import ApprovalNeeded, Word, decide_by_code
     from sites.errands import Errand, run_errand
     from sites.hospital import Hospital
     from sites.orders import Order
@@ -56,12 +57,18 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
     while True:
         line = orders.get()
         try:
+            hospital = Hospital.open(folder, test_noise)  # as the policy is now
             request = json.loads(line)
-            if "errand" in request:
+            if "word" in request:
+                word = Word.model_validate(request["word"])
+                decide_by_code(hospital, word.code, word.verdict, word.by)
+            elif "errand" in request:
                 run_errand(hospital, Errand.model_validate(request["errand"]), _report)
             else:
                 carry_out(hospital, Order.model_validate(request), _report)
             _say({"done": True})
+        except ApprovalNeeded as needed:
+            _say({"waiting": needed.act})
         except Exception as error:
             # Whatever went wrong is for the hospital's eyes; outside, only its class is told.
             where = "".join(traceback.format_tb(error.__traceback__))  # no message: it may name a file

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import yaml
@@ -13,6 +14,8 @@ from sites.study import Study
 
 os.environ.setdefault("WARDROUND_DATA", str(Path(__file__).parent.parent.parent / "shared" / "data"))
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("untimed")
 
 SMALL = (
     Scanner("north", 16, (20, 300, 620, 480), 30, "RAS"),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ from flows.coordinator import public_key
 from flows.home import Home
 from flows.run import Run, runs_of
 from flows.servers import running
+from sites.approvals import waiting
 from sites.hospital import Hospital
 from sites.storage import AUTH
 
@@ -76,24 +78,10 @@ class Hub:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    @contextmanager
-    def workers(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for name in WARDS:
-                stack.enter_context(self.worker(name))
-            yield
-
-    def start(self, study: str = "small") -> subprocess.Popen:
+    def start(self, study: str, federation: str = "federation.yaml") -> subprocess.Popen:
         """Start the coordinator's command, in a session of its own."""
-        command = [
-            sys.executable,
-            "-m",
-            "flows.cli",
-            "run",
-            f"{study}.yaml",
-            "--federation",
-            "federation.yaml",
-        ]
+        asked = [f"{study}.yaml", "--federation", federation]
+        command = [sys.executable, "-m", "flows.cli", "run", *asked]
         environment = {
             **os.environ,
             "PREFECT_API_URL": f"{self.prefect}/api",
@@ -165,12 +153,24 @@ def hub(tmp_path_factory: pytest.TempPathFactory, small_wards) -> Iterator[Hub]:
                 "exchange": f"{server.url}/exchange/",
                 "api": f"{server.url}/api",
             }
-            policy = yaml.safe_load(path.read_text()) | {"coordinator": coordinator}
+            policy = yaml.safe_load(path.read_text())
+            policy |= {"coordinator": coordinator, "budget": {"epsilon": 500.0, "delta": 1e-3}}
             path.write_text(yaml.safe_dump(policy))
             roster[name] = Hospital.open(made.ward(name)).public_key
         members = {"exchange": str(server.exchange), "hospitals": roster}
         (folder / "federation.yaml").write_text(yaml.safe_dump(members))
         yield made
+
+
+@pytest.fixture(scope="module")
+def staffed(hub: Hub) -> Iterator[None]:
+    """Both hospitals' workers, at work for as long as tests need them."""
+    started = datetime.now(UTC)
+    with hub.worker("north"), hub.worker("east"):
+        for name in WARDS:
+            while datetime.fromisoformat(hub.deployment("site-score", name)["updated"]) < started:
+                time.sleep(0.5)  # an earlier worker's
+        yield
 
 
 def charges(ward: Path, run: str) -> list[int]:
@@ -215,31 +215,30 @@ def wait_for(what: Any, process: subprocess.Popen) -> None:
     raise TimeoutError
 
 
-def test_whoever_has_the_password_can_run_nothing_at_a_hospital(hub: Hub) -> None:
+def test_whoever_has_the_password_can_run_nothing_at_a_hospital(hub: Hub, staffed: None) -> None:
     marker = hub.folder / "attacked"
     shell = f"touch {marker}"
     step = {"prefect.deployments.steps.run_shell_script": {"script": shell}}
     variables = {"command": shell, "env": {"BASH_ENV": shell, "PYTHONSTARTUP": shell}, "image": "evil"}
     errand = {"run": "no-such-run", "round": 1, "phase": "contribute", "attempt": 1}
-    with hub.worker("north"):
-        known = hub.deployment("site-round", "north")
-        hub.ask("PATCH", f"deployments/{known['id']}", job_variables=variables, pull_steps=[step],
-                entrypoint="os:system", path="/", enforce_parameter_schema=False)  # fmt: skip
-        evil = hub.ask("POST", "flows/", name="evil")
-        other = hub.ask("POST", "deployments/", name="evil", flow_id=evil["id"], work_pool_name="north",
-                        entrypoint="os:system", pull_steps=[step], job_variables=variables)  # fmt: skip
-        tried = [
-            (known, errand, "FAILED"),
-            (known, {**errand, "command": shell}, "FAILED"),
-            (known, {**errand, "phase": "evaluate"}, "FAILED"),
-            (known, {**errand, "run": "../../etc/passwd"}, "FAILED"),
-            (other, errand, "FAILED"),
-        ]
-        for deployment, parameters, state in tried:
-            started = hub.ask("POST", f"deployments/{deployment['id']}/create_flow_run",
-                              parameters=parameters, job_variables=variables)  # fmt: skip
-            assert hub.ended(started["id"])["type"] == state
-        events = hub.ask("POST", "events/filter", filter={"event": {"name": ["wardround.site.ignored"]}})
+    known = hub.deployment("site-round", "north")
+    hub.ask("PATCH", f"deployments/{known['id']}", job_variables=variables, pull_steps=[step],
+            entrypoint="os:system", path="/", enforce_parameter_schema=False)  # fmt: skip
+    evil = hub.ask("POST", "flows/", name="evil")
+    other = hub.ask("POST", "deployments/", name="evil", flow_id=evil["id"], work_pool_name="north",
+                    entrypoint="os:system", pull_steps=[step], job_variables=variables)  # fmt: skip
+    tried = [
+        (known, errand, "FAILED"),
+        (known, {**errand, "command": shell}, "FAILED"),
+        (known, {**errand, "phase": "evaluate"}, "FAILED"),
+        (known, {**errand, "run": "../../etc/passwd"}, "FAILED"),
+        (other, errand, "FAILED"),
+    ]
+    for deployment, parameters, state in tried:
+        started = hub.ask("POST", f"deployments/{deployment['id']}/create_flow_run",
+                          parameters=parameters, job_variables=variables)  # fmt: skip
+        assert hub.ended(started["id"])["type"] == state
+    events = hub.ask("POST", "events/filter", filter={"event": {"name": ["wardround.site.ignored"]}})
     assert not marker.exists()
     assert not charges(hub.ward("north"), "no-such-run")
     ignored = {name for event in events["events"] for name in event["payload"]["ignored"]}
@@ -260,53 +259,104 @@ class Evil:
         return (os.system, (f"touch {self.marker}",))
 
 
-def test_a_forged_result_of_a_hospitals_run_is_neither_read_nor_believed(hub: Hub, small_study) -> None:
+@pytest.mark.slow
+def test_a_forged_result_of_a_hospitals_run_is_neither_read_nor_believed(
+    hub: Hub, staffed: None, small_study
+) -> None:
     marker, result = hub.folder / "read", hub.folder / "result"
     payload = pickle.dumps(Evil(marker))
     metadata = {"storage_key": str(result), "serializer": {"type": "pickle", "picklelib": "pickle"},
                 "expiration": None, "prefect_version": "3.8.8", "storage_block_id": None}  # fmt: skip
     result.write_text(json.dumps({"metadata": metadata, "result": payload.hex()}))
-    name = hub.study("forged", small_study, rounds=1, sites={"min": 2, "deadline_s": 30})
-    with hub.worker("north"):
-        hub.deployment("site-round", "north")
-    with hub.worker("east"):
-        coordinator = hub.start(name)
-        forged = 0
-        while coordinator.poll() is None:
-            wanted = {"flow_runs": {"name": {"any_": ["forged join 0 north"]}}}
-            for run in hub.ask("POST", "flow_runs/filter", **wanted):
-                if run["state"]["type"] == "SCHEDULED":
-                    state = {"type": "COMPLETED", "data": {"type": "reference", **metadata}}
-                    hub.ask("POST", f"flow_runs/{run['id']}/set_state", state=state, force=True)
-                    forged += 1
-            time.sleep(0.5)
-        said = coordinator.stdout.read()
+    members = yaml.safe_load((hub.folder / "federation.yaml").read_text())
+    members["hospitals"] = {"east": members["hospitals"]["east"], "south": "0" * 64}
+    (hub.folder / "forged-federation.yaml").write_text(yaml.safe_dump(members))
+    pool = {"job_configuration": {"x": "x"}, "variables": {"type": "object", "properties": {}}}
+    hub.ask("POST", "work_pools/", name="south", type="wardround", base_job_template=pool)
+    flow = hub.ask("POST", "flows/", name="site-round")
+    hub.ask("POST", "deployments/", name="south", flow_id=flow["id"], work_pool_name="south")
+    name = hub.study("forged", small_study, rounds=1, sites={"min": 2, "deadline_s": 25})
+    coordinator, forged = hub.start(name, "forged-federation.yaml"), 0
+    while coordinator.poll() is None:
+        wanted = {"flow_runs": {"name": {"any_": ["forged join 0 south"]}}}
+        for run in hub.ask("POST", "flow_runs/filter", **wanted):
+            if run["state"]["type"] == "SCHEDULED":
+                state = {"type": "COMPLETED", "data": {"type": "reference", **metadata}}
+                hub.ask("POST", f"flow_runs/{run['id']}/set_state", state=state, force=True)
+                forged += 1
+        time.sleep(0.5)
+    said = coordinator.stdout.read()
     assert forged
     assert coordinator.returncode == 2
-    assert "north: it did not answer within the deadline" in said or "north: north: later" in said
+    assert "south: south: later than 25 s" in said
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_ends_the_hospitals_work_and_is_not_asked_for_again(
-    hub: Hub, small_study
+    hub: Hub, staffed: None, small_study
 ) -> None:
     training = {"steps": 4000, "lr": 0.1, "lot": "all"}
     privacy = {**small_study["privacy"], "epsilon": 40}
     quorum = {"min": 2, "deadline_s": 100}
     name = hub.study("long", small_study, rounds=1, training=training, privacy=privacy, sites=quorum)
-    with hub.workers():
-        coordinator = hub.start(name)
-        wanted = {"flow_runs": {"name": {"any_": [f"long contribute 1 {ward}" for ward in WARDS]}}}
-        runs = [{}]
-        while any(run.get("state", {}).get("type") != "RUNNING" for run in runs) or len(runs) < 2:
+    coordinator = hub.start(name)
+    wanted = {"flow_runs": {"name": {"any_": [f"long contribute 1 {ward}" for ward in WARDS]}}}
+    runs = [{}]
+    while any(run.get("state", {}).get("type") != "RUNNING" for run in runs) or len(runs) < 2:
+        runs = hub.ask("POST", "flow_runs/filter", **wanted)
+        assert coordinator.poll() is None, coordinator.stdout.read()
+        time.sleep(0.5)
+    for run in runs:
+        hub.ask("POST", f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
+    assert {hub.ended(run["id"])["type"] for run in runs} == {"CANCELLED"}
+    said, _ = coordinator.communicate(timeout=60)
+    assert coordinator.returncode == 1, said
+    assert "its run was cancelled" in said
+    assert len(hub.ask("POST", "flow_runs/filter", **wanted)) == 2
+    assert charges(hub.ward("north"), hub.newest().name) == [1]
+
+
+def test_a_person_of_the_hospital_approves_in_prefects_form_with_the_hospitals_code_alone(
+    hub: Hub, staffed: None, small_study, edit
+) -> None:
+    """East approves from afar, north at its own terminal."""
+    for ward in WARDS:
+        edit(hub.ward(ward) / "site.yaml", approve={"join": "manual", "export": "auto"})
+    name = hub.study("asked", small_study, rounds=1, sites={"min": 2, "deadline_s": 120})
+
+    def suspended(flow_run: str) -> dict[str, Any]:
+        wanted = {"flow_runs": {"name": {"any_": [flow_run]}}}
+        for _ in range(240):
             runs = hub.ask("POST", "flow_runs/filter", **wanted)
-            assert coordinator.poll() is None, coordinator.stdout.read()
+            if runs and runs[0]["state"]["name"] == "Suspended":
+                return runs[0]
             time.sleep(0.5)
-        for run in runs:
-            hub.ask("POST", f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
-        assert {hub.ended(run["id"])["type"] for run in runs} == {"CANCELLED"}
-        said, _ = coordinator.communicate(timeout=60)
-        assert coordinator.returncode == 1, said
-        assert "its run was cancelled" in said
-        assert len(hub.ask("POST", "flow_runs/filter", **wanted)) == 2
-        assert charges(hub.ward("north"), hub.newest().name) == [1]
+        raise TimeoutError(flow_run)
+
+    def said(word: dict[str, str]) -> None:
+        resumed = hub.ask("POST", f"flow_runs/{run['id']}/resume", run_input=word)
+        assert resumed["status"] == "ACCEPT", resumed
+
+    coordinator = hub.start(name)
+    run = suspended("asked join 0 east")
+    said({"verdict": "approved", "code": "0123456789abcdef", "by": "an attacker"})
+    time.sleep(6)
+    run = suspended("asked join 0 east")
+    (east,) = waiting(Hospital.open(hub.ward("east")))
+    said({"verdict": "approved", "code": east.code, "by": "IT of east"})
+    suspended("asked join 0 north")
+    (north,) = waiting(Hospital.open(hub.ward("north")))
+    environment = {**os.environ, "SSL_CERT_FILE": str(hub.folder / "hub.pem"),
+                   AUTH: f"north:{password_of('north')}"}  # fmt: skip
+    command = [sys.executable, "-m", "flows.cli", "site", "approve", north.terms[:8], "."]
+    done = subprocess.run(
+        command, cwd=hub.ward("north"), env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert "The answer lies in the exchange" in done.stdout, done.stderr
+    printed, _ = coordinator.communicate(timeout=200)
+    assert coordinator.returncode == 0, printed
+    assert sorted(hub.newest().description.participants) == ["east", "north"]
+    assert "an attacker" not in "".join(
+        path.read_text() for path in (hub.ward("east") / "state" / "approvals").iterdir()
+    )

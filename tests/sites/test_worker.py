@@ -19,7 +19,7 @@ def test_what_goes_wrong_is_told_to_the_hospitals_own_log_and_only_its_class_out
     process.stdin.flush()
     answer = process.stdout.readline()
     rest, errors = process.communicate(timeout=60)
-    assert json.loads(answer) == {"failed": "ValidationError"}
+    assert json.loads(answer) == {"failed": "JSONDecodeError"}
     assert not rest
     assert "no order at all" not in answer + errors
     assert "the order failed" in (ward / "state" / "site.log").read_text()

@@ -1,0 +1,229 @@
+"""What waits for a person of the hospital, and what he has said: signed rows in the hospital's state.
+
+A policy with `approve: {join: manual}` lets a study in once its terms were approved: the study, the
+code, the networks, the list of scans, the budget. With `export: manual` each release leaves once its
+very bytes were approved. A row binds the hash of such terms, so whatever changes is asked again. Only a
+row counts: Prefect's UI can carry a word to the hospital, with the code that `wardround site waiting`
+shows there.
+"""
+
+import hmac
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from models.checkpoints import write_atomically
+from models.config import Config
+from privacy.release import ReleaseManifest, Sha256
+from privacy.signing import BadSignature, canonical, sign, verified
+from sites.admission import teacher_for
+from sites.documents import ConfigError
+from sites.hospital import Hospital
+from sites.policy import Refused
+from sites.study import Study
+
+ROOMS = ("flows", "sites", "privacy", "models")
+CODE_LENGTH = 16
+
+Act = Literal["join", "export"]
+
+
+class ApprovalNeeded(Exception):
+    """The act waits for a person of the hospital; `terms` is the hash of what he is asked."""
+
+    def __init__(self, act: Act, terms: str) -> None:
+        self.act, self.terms = act, terms
+        super().__init__(f"{act} waits for the hospital's approval")
+
+
+class Request(Config):
+    """What a person is asked: to let `act` happen on these terms."""
+
+    act: Act
+    study: str
+    run: str
+    round: int
+    asked_ms: int
+    terms: dict[str, Any]
+
+
+Verdict = Literal["approved", "refused"]
+
+
+class Word(Config):
+    """What a person says from afar about something that waits, which he names by its code."""
+
+    verdict: Verdict
+    code: Annotated[str, Field(max_length=100)]
+    by: Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class Decision(Config):
+    """What a person said about terms, by their hash."""
+
+    terms: Sha256
+    verdict: Verdict
+    by: str
+    at_ms: int
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A request that nobody has decided, its terms' hash, and the code that Prefect's UI asks for."""
+
+    request: Request
+    terms: str
+    code: str
+
+
+def check_join(hospital: Hospital, study: Study, run: str) -> None:
+    """Let a study in as the policy says.
+
+    Raises:
+        ApprovalNeeded: a person has to say something first.
+        Refused: he has said no.
+    """
+    teacher = teacher_for(hospital.policy, study)
+    _check(
+        hospital,
+        "join",
+        (study.name, run, 0),
+        {
+            "study": study.model_dump(mode="json"),
+            "study_sha256": study.sha256,
+            "code_sha256": code_sha256(),
+            "teacher": teacher.model_dump(mode="json") if teacher else None,
+            "data_sha256": _data_sha256(hospital),
+            "budget": hospital.policy.budget.model_dump(mode="json"),
+        },
+    )
+
+
+def check_export(hospital: Hospital, manifest: ReleaseManifest, sha256: str) -> None:
+    """Let a release leave as the policy says; raises as `check_join` does.
+
+    Args:
+        sha256: of the signed manifest in the outbox, which names the tensors by theirs.
+    """
+    shown = manifest.model_dump(mode="json", exclude={"tensors"})
+    terms = {"statement_sha256": sha256, "release": shown}
+    _check(hospital, "export", (manifest.study, manifest.run, manifest.round), terms)
+
+
+def waiting(hospital: Hospital) -> list[Waiting]:
+    """Return what nobody has decided yet, oldest first."""
+    found = []
+    for path in _folder(hospital).glob("*.request.json"):
+        terms = path.name.removesuffix(".request.json")
+        if _decision(hospital, terms) is None:
+            request = Request.model_validate_json(path.read_bytes())
+            found.append(Waiting(request, terms, _code(hospital, terms)))
+    return sorted(found, key=lambda each: each.request.asked_ms)
+
+
+def decide(hospital: Hospital, named: str, verdict: Verdict, by: str) -> Waiting:
+    """Put down what a person says about the terms whose hash begins with `named`; return what it was.
+
+    Raises:
+        ConfigError: nothing that waits is named so, or more than one is.
+    """
+    found = [each for each in waiting(hospital) if each.terms.startswith(named)]
+    if len(found) != 1 or not named:
+        listed = ", ".join(each.terms[:12] for each in waiting(hospital)) or "nothing"
+        raise ConfigError(f"Expected the beginning of one that waits ({listed}), got {named!r}.")
+    decision = Decision(terms=found[0].terms, verdict=verdict, by=by, at_ms=_now_ms())
+    signed = sign(decision.model_dump(mode="json"), hospital.name, hospital.key)
+    write_atomically(_row(hospital, decision.terms), signed)
+    return found[0]
+
+
+def decide_by_code(hospital: Hospital, code: str, verdict: Verdict, by: str) -> Waiting:
+    """Put down what somebody says who knows the code of something that waits.
+
+    Raises:
+        ConfigError: nothing that waits has this code.
+    """
+    for each in waiting(hospital):
+        if hmac.compare_digest(each.code.encode(), code.strip().encode()):
+            return decide(hospital, each.terms, verdict, by)
+    raise ConfigError("Expected a code that `wardround site waiting` shows, got another.")
+
+
+def _check(hospital: Hospital, act: Act, named: tuple[str, str, int], terms: Mapping[str, Any]) -> None:
+    if getattr(hospital.policy.approve, act) == "auto":
+        return
+    digest = sha256(canonical({"act": act, **terms})).hexdigest()
+    decision = _decision(hospital, digest)
+    if decision is None:
+        _ask(hospital, act, named, terms, digest)
+        raise ApprovalNeeded(act, digest)
+    if decision.verdict == "refused":
+        raise Refused("the hospital does not take part")  # why is its own affair
+
+
+def _ask(
+    hospital: Hospital, act: Act, named: tuple[str, str, int], terms: Mapping[str, Any], digest: str
+) -> None:
+    path = _folder(hospital) / f"{digest}.request.json"
+    if path.exists():
+        return
+    study, run, round = named
+    request = Request(act=act, study=study, run=run, round=round, asked_ms=_now_ms(), terms=dict(terms))
+    write_atomically(path, request.model_dump_json(indent=1).encode())
+
+
+def _decision(hospital: Hospital, digest: str) -> Decision | None:
+    """Return the row about terms, None where there is none that this hospital has signed."""
+    path = _row(hospital, digest)
+    if not path.exists():
+        return None
+    try:
+        fields = verified(path.read_bytes(), hospital.name, {hospital.name: hospital.public_key})
+        decision = Decision.model_validate(fields)
+    except (BadSignature, ValueError) as error:
+        raise ConfigError(f"{path}: expected a row that this hospital signed: {error}") from error
+    if decision.terms != digest:
+        raise ConfigError(f"{path}: expected a row about these terms, got one about others.")
+    return decision
+
+
+def _data_sha256(hospital: Hospital) -> str:
+    """Return the hash of the list of scans and of what each file looks like from outside."""
+    rows = []
+    for case in sorted(hospital.cases, key=lambda case: (case.case, case.session)):
+        files = [hospital.data / name.partition("#")[0] for name in (case.image, case.label)]
+        marks = [(f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
+        rows.append([case.case, case.patient, case.image, case.label, case.session, marks])
+    return sha256(canonical(rows)).hexdigest()
+
+
+@cache
+def code_sha256() -> str:
+    """Return the hash of the code that runs here."""
+    root = Path(__file__).parent.parent
+    files = sorted(path for room in ROOMS for path in (root / room).glob("*.py"))
+    lines = [[str(path.relative_to(root)), sha256(path.read_bytes()).hexdigest()] for path in files]
+    return sha256(canonical(lines)).hexdigest()
+
+
+def _code(hospital: Hospital, digest: str) -> str:
+    secret = hospital.key.private_bytes_raw()
+    return hmac.new(secret, f"approval {digest}".encode(), sha256).hexdigest()[:CODE_LENGTH]
+
+
+def _folder(hospital: Hospital) -> Path:
+    return hospital.state / "approvals"
+
+
+def _row(hospital: Hospital, digest: str) -> Path:
+    return _folder(hospital) / f"{digest}.json"
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
