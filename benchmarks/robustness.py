@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from simulation import DATA, HIPPOCAMPUS, Alter, Remembering, copied, federate, make_keys, quiet, scored
 
-from flows.rounds import Answers, release_path
+from flows.rounds import Answers, TooFewHospitals, release_path
 from flows.run import Run
 from models import checkpoints
 from models.params import Params
@@ -60,7 +60,7 @@ def _wrong(change: Params, kind: str, rng: torch.Generator) -> dict[str, torch.T
 
 
 def measure(strategy: str, kind: str, wards: Path, rounds: int) -> dict[str, Any]:
-    """Return the honest hospitals' Dice after a run."""
+    """Return the honest hospitals' Dice after a run, None where the model did not last."""
     quiet()
     name = {"name": "krum" if strategy == "multi_krum" else strategy}
     study = Study.model_validate(
@@ -68,7 +68,10 @@ def measure(strategy: str, kind: str, wards: Path, rounds: int) -> dict[str, Any
     )
     with tempfile.TemporaryDirectory() as scratch:
         own = copied(wards, Path(scratch) / "wards")
-        run = federate(study, own, Path(scratch), None if kind == HONEST else faulty(kind))
+        try:
+            run = federate(study, own, Path(scratch), None if kind == HONEST else faulty(kind))
+        except TooFewHospitals:  # the model is beyond all numbers: nobody can go on from it
+            return {"strategy": strategy, "fault": kind, "dice": None}
         model = run.model(run.records()[-1])
         network = network_for(study.network, study, CPU, model)
         honest = [Remembering.open(ward) for ward in own if ward.name not in FAULTY]

@@ -80,6 +80,46 @@ def run(
 
 
 @app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show where the newest run stands: hospitals, when they were seen, whom the round waits for."""
+    with _clear_errors():
+        from dataclasses import asdict
+
+        from flows.home import Home
+        from flows.live import status_table
+        from flows.status import status as newest_status
+        from sites.documents import ConfigError
+
+        found = newest_status(Home(Path.cwd()))
+        if found is None:
+            raise ConfigError(f"{Path.cwd()}: expected a run here, found none; train a study first.")
+        if as_json:
+            typer.echo(json.dumps(asdict(found)))
+        else:
+            Console().print(status_table(found))
+
+
+@app.command()
+def coordinate() -> None:
+    """Train the studies in studies/ when Prefect's schedules say so, until Ctrl-C."""
+    with _clear_errors():
+        import asyncio
+        import os
+
+        from flows.coordinator import check_prefect
+        from flows.home import Home
+
+        home = Home(Path.cwd())
+        check_prefect()
+        os.environ.update(home.prefect_environment | os.environ)
+        from flows.coordinator_worker import CoordinatorWorker
+
+        asyncio.run(CoordinatorWorker(home).start(printer=typer.echo))
+
+
+@app.command()
 def key() -> None:
     """Print the coordinator's public key, which goes into each hospital's site.yaml."""
     with _clear_errors():
@@ -322,6 +362,41 @@ def work(folder: SiteArgument = Path(), test_noise: TestNoiseOption = None) -> N
         asyncio.run(HospitalWorker(folder, test_noise).start(printer=typer.echo))
 
 
+StudyNameArgument = Annotated[str, typer.Argument(help="The study's name.")]
+
+
+@site_app.command()
+def train(study: StudyNameArgument, folder: SiteArgument = Path()) -> None:
+    """Join, contribute or tell, as the study's coordinator has ordered, without waiting for its call."""
+    with _clear_errors():
+        _carry_out_open(folder, study, "site-round")
+
+
+@site_app.command()
+def score(study: StudyNameArgument, folder: SiteArgument = Path()) -> None:
+    """Evaluate global models, as the study's coordinator has ordered, without waiting for its call."""
+    with _clear_errors():
+        _carry_out_open(folder, study, "site-score")
+
+
+def _carry_out_open(folder: Path, study: str, flow: str) -> None:
+    from sites.approvals import ApprovalNeeded
+    from sites.errands import open_errands, run_errand
+    from sites.hospital import Hospital
+    from sites.training import unheard
+
+    hospital = Hospital.open(folder)
+    errands = open_errands(hospital, study, flow)
+    if not errands:
+        typer.echo(f"Nothing is ordered of study {study} that waits for an answer.")
+    for errand in errands:
+        try:
+            run_errand(hospital, errand, unheard)
+            typer.echo(f"{errand.phase} of {errand.run}, round {errand.round}: answered.")
+        except ApprovalNeeded as needed:
+            typer.echo(f"{needed}; see `wardround site waiting`.")
+
+
 @site_app.command()
 def waiting(folder: SiteArgument = Path()) -> None:
     """List what waits for this hospital's approval, with the code that Prefect's form asks for."""
@@ -508,6 +583,8 @@ def _clear_errors() -> Iterator[None]:
     from models.checkpoints import CorruptCheckpoint
     from privacy.ledger import LedgerError
     from sites.documents import ConfigError
+    from sites.errands import BadOrder
+    from sites.storage import StorageFailed
 
     try:
         yield
@@ -516,7 +593,9 @@ def _clear_errors() -> Iterator[None]:
     except TooFewHospitals as error:
         hint = "\nThe same command goes on from the last finished round, `--new` begins another run."
         _stop(f"{error}{hint}" if error.begun else str(error), 1 if error.begun else BAD_INPUT)
-    except (BrokenRun, RunBusy, ServerError, LedgerError, CorruptCheckpoint) as error:
+    except StorageFailed as error:
+        _stop(f"{error}. Nothing is lost: the same command goes on from here.", 1)
+    except (BrokenRun, RunBusy, ServerError, LedgerError, CorruptCheckpoint, BadOrder) as error:
         _stop(str(error), 1)
 
 

@@ -45,11 +45,7 @@ def train(home: Home, study: Study, federation: Path, live: Live, *, new: bool =
 @contextmanager
 def _servers(home: Home) -> Iterator[None]:
     """Let this process know Prefect's server, and MLflow's: this home's own where none is named."""
-    if not os.environ.get("PREFECT_API_URL"):
-        raise ConfigError(
-            "PREFECT_API_URL: expected in the environment the address of Prefect's API, which the "
-            "hospitals' workers ask for work, and it is missing."
-        )
+    check_prefect()
     os.environ.update({**home.prefect_environment, **os.environ})
     if os.environ.get("MLFLOW_TRACKING_URI"):
         yield
@@ -57,3 +53,12 @@ def _servers(home: Home) -> Iterator[None]:
     with running(home.mlflow) as url:
         os.environ["MLFLOW_TRACKING_URI"] = url
         yield
+
+
+def check_prefect() -> None:
+    """Raise `ConfigError` unless the environment says where Prefect's API is."""
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ConfigError(
+            "PREFECT_API_URL: expected in the environment the address of Prefect's API, which the "
+            "hospitals' workers ask for work, and it is missing."
+        )

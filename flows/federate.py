@@ -11,6 +11,7 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import rounds
+from flows.announcements import announce
 from flows.home import Home
 from flows.hospitals import REACHABLE, HospitalFailed, HospitalLeftOut
 from flows.rounds import NO_ANSWERS, PHASES, Answers
@@ -86,6 +87,7 @@ def finish(
     record = rounds.record(run, number, model_sha256, releases, scores, started)
     run.keep(record)
     tracking.log(record)
+    announce(run, record)
     for tell in ON_RECORD:
         tell(run, record)
     return record

@@ -133,9 +133,8 @@ class HospitalProcess:
 
     def kill(self) -> None:
         """End the process, and whatever it started, at once."""
-        if self._process is not None and self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process is not None:
+            end_session(self._process)
 
     def _end_late(self, late: threading.Event) -> None:
         late.set()
@@ -197,6 +196,13 @@ def _parsed(line: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return answer if isinstance(answer, dict) else {}
+
+
+def end_session(process: "subprocess.Popen[Any]") -> None:
+    """End a process that leads its session, and whatever it started there, at once."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 REACHABLE: dict[str, Reachable] = {}

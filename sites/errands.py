@@ -17,7 +17,7 @@ from models.config import Config
 from privacy.signing import BadSignature, verified
 from sites.approvals import ApprovalNeeded
 from sites.documents import ConfigError
-from sites.exchange import Exchange, order_place
+from sites.exchange import Exchange, order_place, statement_place
 from sites.hospital import Hospital
 from sites.orders import Order, Phase, RunName
 from sites.policy import CoordinatorConfig
@@ -85,6 +85,35 @@ def resume(hospital: Hospital, terms: str, progress: Progress) -> bool:
         return False
     run_errand(hospital, Errand.model_validate_json(path.read_bytes()), progress)
     return True
+
+
+def open_errands(hospital: Hospital, study: str, flow: str) -> list[Errand]:
+    """Return the orders of a study that this hospital has not answered and still can, oldest first.
+
+    Args:
+        flow: one of `FLOWS`, which says what kind of order is asked for.
+    """
+    exchange = Exchange(coordinator_of(hospital).exchange)
+    found: list[tuple[int, Errand]] = []
+    for place in exchange.orders_of(hospital.name):
+        name = place.rpartition("/")[2].split(".")
+        try:
+            run, round, phase, attempt = name
+            errand = Errand.model_validate(
+                {"run": run, "round": int(round), "phase": phase, "attempt": int(attempt)}
+            )
+            order = fetch(hospital, errand)
+            _check_time(order)
+        except (ValueError, BadOrder):
+            continue
+        answer = statement_place(order.run, order.round, order.phase, hospital.name)
+        if (
+            order.study.name == study
+            and order.phase in FLOWS[flow]
+            and exchange.statement(answer) is None
+        ):
+            found.append((order.expires_ms or 0, errand))
+    return [errand for _, errand in sorted(found, key=lambda pair: pair[0])]
 
 
 def fetch(hospital: Hospital, errand: Errand) -> Order:

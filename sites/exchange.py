@@ -78,7 +78,13 @@ class Exchange:
 
     def statements_of(self, site: str) -> set[str]:
         """Return the places of everything that lies under a hospital's name."""
-        folder = _folder_of(site)
+        return self._places_in(_folder_of(site))
+
+    def orders_of(self, site: str) -> set[str]:
+        """Return the places of every order for a hospital."""
+        return self._places_in(f"orders/{site}")
+
+    def _places_in(self, folder: str) -> set[str]:
         names = self._storage.names(folder)
         return {f"{folder}/{name.removesuffix('.json')}" for name in names if name.endswith(".json")}
 

@@ -140,3 +140,23 @@ def test_a_hospital_waits_for_an_exchange_that_is_out_of_reach(
     run_errand(hospital, JOIN, unheard)
     assert failed() == 3
     assert is_answered(coordinator)
+
+
+def test_what_was_ordered_can_be_found_and_done_by_hand(
+    hospital: Hospital, coordinator: Coordinator
+) -> None:
+    lay_down(coordinator)
+    assert errands.open_errands(hospital, "small", "site-round") == [JOIN]
+    assert not errands.open_errands(hospital, "small", "site-score")
+    assert not errands.open_errands(hospital, "other", "site-round")
+    run_errand(hospital, JOIN, unheard)
+    assert not errands.open_errands(hospital, "small", "site-round")
+
+
+@pytest.mark.parametrize("changes", [{"expires_ms": 1}, {"attempt": 2}])
+def test_an_order_that_does_not_hold_is_not_found(
+    hospital: Hospital, coordinator: Coordinator, changes: dict[str, object]
+) -> None:
+    lay_down(coordinator, **changes)
+    coordinator.exchange.put_statement("orders/north/no-order-at-all", b"{}")
+    assert not errands.open_errands(hospital, "small", "site-round")

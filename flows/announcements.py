@@ -1,0 +1,65 @@
+"""What Prefect's UI shows of a run: a table and a bar for each round, a link to MLflow, and events.
+
+They are for people and for automations. Nothing here decides anything, so a server that is out of reach
+loses a picture and no round.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import httpx
+from prefect.artifacts import create_link_artifact, create_progress_artifact, create_table_artifact
+from prefect.events import emit_event
+from prefect.exceptions import PrefectException
+
+from flows.run import RoundRecord, Run
+
+LOW = 0.9
+"""From this share of a hospital's budget on, its budget is low."""
+
+
+def announce(run: Run, record: RoundRecord) -> None:
+    """Show a round that is on record, and tell who wants to know."""
+    for name, payload in events(run, record):
+        emit_event(name, {"prefect.resource.id": f"wardround.run.{run.name}"}, payload=payload)
+    key, rounds = run.name.replace("_", "-"), run.study.rounds
+    with suppress(httpx.HTTPError, PrefectException):
+        create_table_artifact(rows(run, record), f"{key}-hospitals", f"Round {record.round} of {rounds}")
+        create_progress_artifact(100 * record.round / rounds, f"{key}-progress", f"Rounds of {run.name}")
+        if (mlflow := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
+            create_link_artifact(mlflow, "MLflow", f"{key}-mlflow", "Every round, model and epsilon")
+
+
+def rows(run: Run, record: RoundRecord) -> list[dict[str, Any]]:
+    """Return a round as a table: a row for each hospital, of public values."""
+    releases = {release.site: release for release in record.releases}
+    shown = []
+    for site, participant in sorted(run.description.participants.items()):
+        release = releases.get(site)
+        metrics = record.scores.get(site, {})
+        row: dict[str, Any] = {
+            "hospital": site,
+            "epsilon": "" if release is None or release.epsilon is None else f"{release.epsilon:.3f}",
+            "of budget": f"{participant.budget.epsilon:g}",
+            "bytes": release.payload_bytes if release else 0,
+            "missing because": record.left_out.get(site, ""),
+        }
+        row |= {name: f"{value:.3f}" for name, value in metrics.items() if "/" not in name}
+        shown.append(row)
+    return shown
+
+
+def events(run: Run, record: RoundRecord) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the events of a round, with what they tell."""
+    told = {"run": run.name, "study": run.study.name, "round": record.round}
+    for site, reason in sorted(record.left_out.items()):
+        kind = "refused" if reason.startswith("it refused") else "missing"
+        yield f"wardround.site.{kind}", {**told, "site": site, "reason": reason}
+    for release in record.releases:
+        budget = run.description.participants[release.site].budget.epsilon
+        if release.epsilon is not None and release.epsilon >= LOW * budget:
+            spent = {"site": release.site, "epsilon": release.epsilon, "budget": budget}
+            yield "wardround.budget.low", {**told, **spent}
+    yield "wardround.round.done", {**told, "quality": dict(record.quality)}

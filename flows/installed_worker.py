@@ -1,0 +1,198 @@
+"""A worker that runs nothing but what is installed beside it, whatever Prefect's server says.
+
+In Prefect's own process worker whoever reaches the API can run any command (job variables, pull steps).
+Here the server can name one of a few known acts, with parameters that are checked; commands, images,
+environments and pull steps are reported and ignored, and no result is ever read.
+
+Built on Prefect's worker for polling, heartbeats and its page in the UI (3.8; some methods are private).
+"""
+
+import abc
+import os
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+import anyio
+import anyio.abc
+import httpx
+from anyio.to_thread import run_sync
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkPool
+from prefect.events import emit_event
+from prefect.exceptions import Abort, PrefectException
+from prefect.states import Cancelled, Crashed, Failed, Running
+from prefect.utilities.engine import propose_state
+from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
+
+WATCH_S, HEARTBEAT_S = 5, 30
+"""How often a worker looks whether its run was cancelled, and says that it lives."""
+
+LEFT = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+
+NOTHING_TO_SET = {
+    "job_configuration": {"runs": "what is installed beside the worker"},
+    "variables": {"type": "object", "properties": {}},
+}
+"""What the work pool lets anybody set: nothing."""
+
+
+class Nothing(BaseJobConfiguration):
+    """How a run is to be started, as far as a server may say: not at all."""
+
+    @classmethod
+    async def resolve_for_flow_run(
+        cls,
+        flow_run: FlowRun,
+        *,
+        client: PrefectClient,
+        work_pool: WorkPool,
+        worker_name: str,
+        worker_id: UUID | None = None,
+        deployment: Any = None,  # noqa: ANN401  # Prefect's own signature
+    ) -> "Nothing":
+        """Return an empty configuration, whatever deployment, work pool and run say."""
+        del flow_run, client, work_pool, worker_name, worker_id, deployment
+        return cls()
+
+
+class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
+    """A worker for the acts named in `flows`."""
+
+    type = "wardround"
+    job_configuration = Nothing
+    flows: Collection[str] = ()
+
+    def __init__(self, name: str, limit: int) -> None:
+        super().__init__(work_pool_name=name, name=name, limit=limit, base_job_template=NOTHING_TO_SET)
+        self._cancelled: set[UUID] = set()
+        self._is_registered = False
+
+    @abc.abstractmethod
+    async def work(self, flow: str, flow_run: FlowRun) -> State[Any]:
+        """Do what a run of a flow asks for; return the state in which it ends.
+
+        Raises:
+            ValueError: its parameters are none that are known; the message is for Prefect's UI.
+        """
+
+    @abc.abstractmethod
+    def stop(self, flow_run_id: UUID) -> None:
+        """End the work for a run at once."""
+
+    async def register(self) -> None:
+        """Put up deployments, once the work pool is there; by default none."""
+
+    async def run(
+        self,
+        flow_run: FlowRun,
+        configuration: Nothing,
+        task_status: anyio.abc.TaskStatus[int] | None = None,
+    ) -> BaseWorkerResult:
+        """Do what a flow run asks for, and tell Prefect how it ended."""
+        del configuration
+        if task_status:
+            task_status.started(os.getpid())
+        flow = await self.client.read_flow(flow_run.flow_id)
+        await self._report_ignored(flow_run)
+        await self._propose(flow_run, Running())
+        async with self._watched(flow_run):
+            ended = await self._worked(flow.name, flow_run)
+        if flow_run.id in self._cancelled:
+            ended = Cancelled(message="Cancelled.")
+        await self._propose(flow_run, ended)
+        return BaseWorkerResult(identifier=str(flow_run.id), status_code=0)
+
+    async def _worked(self, flow: str, flow_run: FlowRun) -> State[Any]:
+        if flow not in self.flows:
+            return Failed(message=f"Known here are {', '.join(self.flows)}, and no other flows.")
+        try:
+            return await self.work(flow, flow_run)
+        except ValueError as error:
+            return Failed(message=str(error))
+
+    async def _report_ignored(self, flow_run: FlowRun) -> None:
+        """Say, in the log and as an event, what the server sent that this worker never looks at."""
+        sent: dict[str, Any] = {"the run's job variables": flow_run.job_variables}
+        if flow_run.deployment_id:
+            deployment = await self.client.read_deployment(flow_run.deployment_id)
+            sent |= {
+                "the deployment's job variables": deployment.job_variables,
+                "the deployment's pull steps": deployment.pull_steps,
+            }
+        ignored = sorted(name for name, value in sent.items() if value)
+        if ignored:
+            said = f"Ignored, because only what is installed here runs here: {', '.join(ignored)}."
+            self.get_flow_run_logger(flow_run).warning(said)
+            self._emit("wardround.site.ignored", flow_run, {"ignored": ignored})
+
+    @asynccontextmanager
+    async def _watched(self, flow_run: FlowRun) -> AsyncIterator[None]:
+        """Let Prefect know that the run is alive, and end the work if somebody has cancelled it.
+
+        It asks, since Prefect's own watch looks at runs that have not begun yet alone, and proxies may
+        let no events through.
+        """
+
+        async def watch() -> None:
+            for seconds in count(step=WATCH_S):
+                if seconds % HEARTBEAT_S == 0:
+                    self._emit("prefect.flow-run.heartbeat", flow_run, {})
+                await anyio.sleep(WATCH_S)
+                if await self._is_cancelled(flow_run):
+                    self._cancelled.add(flow_run.id)
+                    await run_sync(self.stop, flow_run.id)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            try:
+                yield
+            finally:
+                group.cancel_scope.cancel()
+
+    async def _is_cancelled(self, flow_run: FlowRun) -> bool:
+        try:
+            state = (await self.client.read_flow_run(flow_run.id)).state
+        except (httpx.HTTPError, PrefectException):
+            return False
+        return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+    def _emit(self, event: str, flow_run: FlowRun, payload: Mapping[str, Any]) -> None:
+        resource = {
+            "prefect.resource.id": f"prefect.flow-run.{flow_run.id}",
+            "prefect.resource.name": flow_run.name,
+        }
+        emit_event(event=event, resource=resource, payload=dict(payload))
+
+    async def _propose(self, flow_run: FlowRun, state: State[Any]) -> None:
+        with suppress(Abort):  # somebody has ended the run in the meantime
+            await propose_state(self.client, state, flow_run_id=flow_run.id)
+
+    async def _initialize_after_sync(self) -> None:
+        await super()._initialize_after_sync()
+        if self._has_successfully_synced and not self._is_registered:
+            await self._end_what_was_left()
+            await self.register()
+            self._is_registered = True
+
+    async def _end_what_was_left(self) -> None:
+        """Say of the runs in which an earlier worker of this name was killed that they are over."""
+        left = await self.client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LEFT))
+            ),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self._work_pool_name])),
+        )
+        for flow_run in left:
+            is_unwanted = flow_run.state and flow_run.state.is_cancelling()
+            ended: State[Any] = Cancelled() if is_unwanted else Crashed(message="The worker has died.")
+            await self._propose(flow_run, ended)
