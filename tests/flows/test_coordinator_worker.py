@@ -60,7 +60,6 @@ def test_what_prefect_yaml_puts_up_is_scheduled_and_run_by_the_coordinators_work
     deployment["parameters"] = {"study": "small"}
     deployment["schedules"][0] |= {"cron": "0 * * * *", "active": True}
     (home / "prefect.yaml").write_text(yaml.safe_dump(deployed))
-    (home / "flows").symlink_to(ROOT / "flows")
     federation = {"exchange": str(home / "exchange"), "hospitals": {"nobody": "0" * 64}}
     (home / "federation.yaml").write_text(yaml.safe_dump(federation))
     with running(Home(home).prefect) as prefect, running(Home(home).mlflow) as mlflow:
