@@ -86,7 +86,7 @@ class Scene:
             kind="model", study=STUDY.name, study_sha256=STUDY.sha256, run=RUN, round=round - 1,
             model_sha256=checkpoints.sha256_of(data),
         )  # fmt: skip
-        self.exchange.put_object(data)
+        self.exchange.put_object(data, "coordinator")
         signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
         self.exchange.put_statement(model_place(RUN, round - 1), signed)
 

@@ -69,7 +69,7 @@ def seconds_to_first_step(
         kind="model", study=study.name, study_sha256=study.sha256, run=RUN, round=round - 1,
         model_sha256=checkpoints.sha256_of(data),
     )  # fmt: skip
-    exchange.put_object(data)
+    exchange.put_object(data, "coordinator")
     signed = sign(manifest.model_dump(mode="json"), "coordinator", key)
     exchange.put_statement(model_place(RUN, round - 1), signed)
     order = Order(

@@ -433,12 +433,10 @@ def _decide(folder: Path, named: str, verdict: Literal["approved", "refused"], b
     from sites.training import unheard
 
     hospital = Hospital.open(folder)
-    decided = decide(hospital, named, verdict, by or getpass.getuser())
-    typer.echo(
-        f"{verdict}: {decided.request.act} of {decided.request.run}, round {decided.request.round}"
-    )
+    terms, request = decide(hospital, named, verdict, by or getpass.getuser())
+    typer.echo(f"{verdict}: {request.act} of {request.run}, round {request.round}")
     try:
-        if resume(hospital, decided.terms, unheard):
+        if resume(hospital, terms, unheard):
             typer.echo("The answer lies in the exchange.")
     except BadOrder as late:
         typer.echo(f"It was too late for this time: {late}.")

@@ -11,7 +11,7 @@ from flows.hospitals import reachable
 from flows.live import Live
 from flows.run import Run
 from flows.servers import running
-from flows.training import run_for, train_rounds
+from flows.training import alone, run_for, train_rounds
 from privacy.signing import private_key, public_hex
 from sites.documents import ConfigError
 from sites.exchange import Exchange
@@ -28,10 +28,11 @@ def train(home: Home, study: Study, federation: Path, live: Live, *, new: bool =
 
     Raises:
         ConfigError: the file is wrong, or it is not said where Prefect's API is.
+        RunBusy: another coordinator trains this study.
         TooFewHospitals: too few accept (then nothing was recorded), or too few contribute.
     """
     fusion.check_ready(study, home)
-    with _servers(home):
+    with alone(home, study), _servers(home):
         from flows.federation import RemoteHospital, load_federation  # Prefect reads its environment
 
         members = load_federation(federation)

@@ -19,7 +19,10 @@ from pydantic import TypeAdapter, ValidationError
 from flows.home import Home
 from flows.hospitals import end_session
 from flows.installed_worker import InstalledWorker
+from flows.training import is_interrupted
 from models.objectives import Name
+from sites.documents import ConfigError
+from sites.study import load_study
 
 NAME: TypeAdapter[str] = TypeAdapter(Name)
 AT_A_TIME = 8
@@ -39,18 +42,28 @@ class CoordinatorWorker(InstalledWorker):
 
     def study_in(self, parameters: Mapping[str, Any]) -> Path:
         """Return the file of the study that a run names; raise ValueError for anything else."""
+        if set(parameters) - {"study", "only_resume"}:
+            raise ValueError("Expected the parameters study and only_resume, and no others.")
         try:
             study = Path("studies") / f"{NAME.validate_python(parameters['study'])}.yaml"
         except (KeyError, ValidationError) as error:
             raise ValueError("Expected the parameter study, a study's name.") from error
-        if len(parameters) > 1 or not (self.home.folder / study).is_file():
-            raise ValueError("Expected the name of a study whose file lies in studies/, and no more.")
+        if not (self.home.folder / study).is_file():
+            raise ValueError("Expected the name of a study whose file lies in studies/.")
         return study
+
+    def _is_interrupted(self, study: Path) -> bool:
+        try:
+            return is_interrupted(self.home, load_study(self.home.folder / study))
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
 
     async def work(self, flow: str, flow_run: FlowRun) -> State[Any]:
         """Train the study that a run names, from where it stands."""
         del flow
         asked = self.study_in(flow_run.parameters)
+        if flow_run.parameters.get("only_resume") and not self._is_interrupted(asked):
+            return Completed(message="There is nothing to go on with.")
         log = self.home.state / "logs" / f"{asked.stem}-{flow_run.id}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "flows.cli", "run", str(asked)]

@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Cancelling, Completed
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from flows.hospitals import HospitalLeftOut
 from models.config import Config
@@ -26,7 +26,7 @@ from models.objectives import Name
 from privacy.signing import public_hex, sign, verified
 from sites import documents
 from sites.errands import Errand, flow_for
-from sites.exchange import Exchange, order_place, statement_place
+from sites.exchange import COORDINATOR, Exchange, order_place, statement_place
 from sites.orders import Order, refusal_of
 
 POLL_S = 1.0
@@ -45,6 +45,13 @@ class Federation(Config):
     hospitals: Annotated[
         dict[Name, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]], Field(min_length=1)
     ]
+
+    @field_validator("hospitals")
+    @classmethod
+    def _no_hospital_is_the_coordinator(cls, hospitals: dict[str, str]) -> dict[str, str]:
+        if COORDINATOR in hospitals:
+            raise ValueError(f"expected no hospital named {COORDINATOR}, whose objects are the models.")
+        return hospitals
 
 
 def load_federation(path: Path) -> Federation:
@@ -126,6 +133,8 @@ def _ended(flow_run: FlowRun) -> StateType | None:
     try:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(flow_run.id).state
+    except ObjectNotFound:
+        return StateType.CRASHED  # somebody has deleted it
     except (httpx.HTTPError, PrefectException):
         return None
     return state.type if state and state.is_final() else None

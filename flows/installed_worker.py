@@ -10,7 +10,7 @@ Built on Prefect's worker for polling, heartbeats and its page in the UI (3.8; s
 import abc
 import os
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -29,13 +29,16 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkPool
 from prefect.events import emit_event
-from prefect.exceptions import Abort, PrefectException
+from prefect.exceptions import ObjectNotFound, PrefectException, PrefectSignal
 from prefect.states import Cancelled, Crashed, Failed, Running
 from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
 WATCH_S, HEARTBEAT_S = 5, 30
 """How often a worker looks whether its run was cancelled, and says that it lives."""
+
+PAUSES_S = (5, 15, 60, 120, 300)
+"""How long a worker waits before it tells Prefect again how a run has ended."""
 
 LEFT = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
@@ -102,21 +105,23 @@ class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
         del configuration
         if task_status:
             task_status.started(os.getpid())
-        flow = await self.client.read_flow(flow_run.flow_id)
-        await self._report_ignored(flow_run)
         await self._propose(flow_run, Running())
         async with self._watched(flow_run):
-            ended = await self._worked(flow.name, flow_run)
+            ended = await self._worked(flow_run)
         if flow_run.id in self._cancelled:
             ended = Cancelled(message="Cancelled.")
         await self._propose(flow_run, ended)
         return BaseWorkerResult(identifier=str(flow_run.id), status_code=0)
 
-    async def _worked(self, flow: str, flow_run: FlowRun) -> State[Any]:
-        if flow not in self.flows:
-            return Failed(message=f"Known here are {', '.join(self.flows)}, and no other flows.")
+    async def _worked(self, flow_run: FlowRun) -> State[Any]:
         try:
+            flow = (await self.client.read_flow(flow_run.flow_id)).name
+            await self._report_ignored(flow_run)
+            if flow not in self.flows:
+                raise ValueError(f"Known here are {', '.join(self.flows)}, and no other flows.")
             return await self.work(flow, flow_run)
+        except (httpx.HTTPError, PrefectException):
+            return Crashed(message="Prefect was out of reach.")
         except ValueError as error:
             return Failed(message=str(error))
 
@@ -174,8 +179,17 @@ class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
         emit_event(event=event, resource=resource, payload=dict(payload))
 
     async def _propose(self, flow_run: FlowRun, state: State[Any]) -> None:
-        with suppress(Abort):  # somebody has ended the run in the meantime
-            await propose_state(self.client, state, flow_run_id=flow_run.id)
+        """Tell Prefect of a state, again while it is out of reach; it may know better meanwhile."""
+        for pause_s in (*PAUSES_S, None):
+            try:
+                await propose_state(self.client, state, flow_run_id=flow_run.id)
+                return
+            except (PrefectSignal, ObjectNotFound):  # somebody has ended or paused or deleted the run
+                return
+            except (httpx.HTTPError, PrefectException):
+                if pause_s is None:
+                    raise
+                await anyio.sleep(pause_s)
 
     async def _initialize_after_sync(self) -> None:
         await super()._initialize_after_sync()

@@ -33,7 +33,7 @@ from privacy.release import (
     parse_statement,
 )
 from privacy.signing import BadSignature, canonical, sign, verified
-from sites.exchange import model_place, statement_place
+from sites.exchange import COORDINATOR, model_place, statement_place
 from sites.orders import Order, Phase, refusal_of
 from sites.study import Study
 
@@ -100,7 +100,7 @@ def publish_model(run: Run, round: int, params: Params) -> str:
         round=round,
         model_sha256=sha256,
     )
-    run.exchange.put_object(data)
+    run.exchange.put_object(data, COORDINATOR)
     statement = sign(manifest.model_dump(mode="json"), "coordinator", run.key)
     run.exchange.put_statement(model_place(run.name, round), statement)
     return sha256
@@ -250,7 +250,7 @@ def _check_release(
     most = sum(tensor.numel() * tensor.element_size() for tensor in template.values())
     if run.study.export == "predictions":
         most = fusion.most_bytes(run)
-    run.exchange.fetch_object(manifest.payload_sha256, path, max_bytes=2 * most + 2**20)
+    run.exchange.fetch_object(manifest.payload_sha256, manifest.site, path, max_bytes=2 * most + 2**20)
     if path.stat().st_size != manifest.payload_bytes:
         raise RejectedRelease(f"expected {manifest.payload_bytes:,} bytes as its manifest says")
     if run.study.export == "predictions":

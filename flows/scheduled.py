@@ -8,14 +8,19 @@ from rich.console import Console
 from flows import coordinator
 from flows.home import Home
 from flows.live import Live
+from flows.training import is_interrupted
 from sites.study import load_study
 
 
 @flow(name="train", flow_run_name="train {study}")
-def train(study: str) -> None:
+def train(study: str, *, only_resume: bool = False) -> None:
     """Train a study whose file lies in `studies/` among the hospitals of `federation.yaml`.
+
+    With `only_resume` a run that was interrupted goes on, and no new one is begun.
 
     Raises what `flows.coordinator.train` raises.
     """
     home, asked = Home(Path.cwd()), load_study(Path("studies") / f"{study}.yaml")
+    if only_resume and not is_interrupted(home, asked):
+        return
     coordinator.train(home, asked, Path("federation.yaml"), Live(Console()))

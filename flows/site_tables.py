@@ -53,14 +53,16 @@ def waiting_table(folder: Path) -> Table:
     """Return what waits for a person of the hospital."""
     caption = "The terms of each are in state/approvals/<name>*.request.json."
     table = Table(title="what waits for approval", caption=caption)
-    for heading in ("name", "act", "run", "round", "since", "code"):
-        table.add_column(heading, no_wrap=heading in ("name", "code"), overflow="fold")
+    for heading in ("name", "act", "run", "round", "since", "code for yes", "code for no"):
+        table.add_column(heading, no_wrap=heading.startswith(("name", "code")), overflow="fold")
     hospital = Hospital.open(folder)
     for each in waiting(hospital):
         request = each.request
         since = f"{datetime.fromtimestamp(request.asked_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
         where = (request.run, str(request.round))
-        table.add_row(each.terms[:12], request.act, *where, since, each.code)
+        table.add_row(
+            each.terms[:12], request.act, *where, since, each.codes["approved"], each.codes["refused"]
+        )
     return table
 
 

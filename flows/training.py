@@ -1,13 +1,34 @@
 """A study's training from where it stands, wherever its hospitals are."""
 
+import fcntl
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from flows.home import Home
 from flows.live import Live
 from flows.rounds import TooFewHospitals
-from flows.run import Run, runs_of
+from flows.run import Run, RunBusy, runs_of
 from sites.study import Study
+
+
+@contextmanager
+def alone(home: Home, study: Study) -> Iterator[None]:
+    """Let one coordinator at a time begin or train runs of a study; raise `RunBusy` in any other."""
+    path = home.state / "studies" / f"{study.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunBusy(f"Another coordinator trains study {study.name}.") from None
+        yield
+
+
+def is_interrupted(home: Home, study: Study) -> bool:
+    """Return whether the newest run of a study has rounds left."""
+    runs = runs_of(home, study)
+    return bool(runs) and not runs[-1].is_finished
 
 
 def run_for(

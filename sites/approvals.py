@@ -1,6 +1,6 @@
 """What waits for a person of the hospital, and what he has said: signed rows in the hospital's state.
 
-A policy with `approve: {join: manual}` lets a study in once its terms were approved: the study, the
+A policy with `approve: {join: manual}` lets a run in once its terms were approved: the study, the
 code, the networks, the list of scans, the budget. With `export: manual` each release leaves once its
 very bytes were approved. A row binds the hash of such terms, so whatever changes is asked again. Only a
 row counts: Prefect's UI can carry a word to the hospital, with the code that `wardround site waiting`
@@ -8,13 +8,14 @@ shows there.
 """
 
 import hmac
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -57,9 +58,8 @@ Verdict = Literal["approved", "refused"]
 
 
 class Word(Config):
-    """What a person says from afar about something that waits, which he names by its code."""
+    """What a person says from afar about something that waits: the code that stands for yes or no."""
 
-    verdict: Verdict
     code: Annotated[str, Field(max_length=100)]
     by: Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -75,11 +75,14 @@ class Decision(Config):
 
 @dataclass(frozen=True)
 class Waiting:
-    """A request that nobody has decided, its terms' hash, and the code that Prefect's UI asks for."""
+    """A request that nobody has decided, its terms' hash, and the codes that stand for yes and for no.
+
+    Prefect's UI asks for one of them: who sees there what was typed can say nothing else with it.
+    """
 
     request: Request
     terms: str
-    code: str
+    codes: Mapping[Verdict, str]
 
 
 def check_join(hospital: Hospital, study: Study, run: str) -> None:
@@ -95,6 +98,7 @@ def check_join(hospital: Hospital, study: Study, run: str) -> None:
         "join",
         (study.name, run, 0),
         {
+            "run": run,
             "study": study.model_dump(mode="json"),
             "study_sha256": study.sha256,
             "code_sha256": code_sha256(),
@@ -123,48 +127,56 @@ def waiting(hospital: Hospital) -> list[Waiting]:
         terms = path.name.removesuffix(".request.json")
         if _decision(hospital, terms) is None:
             request = Request.model_validate_json(path.read_bytes())
-            found.append(Waiting(request, terms, _code(hospital, terms)))
+            found.append(Waiting(request, terms, _codes(hospital, terms)))
     return sorted(found, key=lambda each: each.request.asked_ms)
 
 
-def decide(hospital: Hospital, named: str, verdict: Verdict, by: str) -> Waiting:
-    """Put down what a person says about the terms whose hash begins with `named`; return what it was.
+def decide(hospital: Hospital, named: str, verdict: Verdict, by: str) -> tuple[str, Request]:
+    """Put down what a person says about the terms whose hash begins with `named`; return both.
+
+    Saying the same again changes nothing.
 
     Raises:
-        ConfigError: nothing that waits is named so, or more than one is.
+        ConfigError: nothing that waits is named so, or more than one is, or it was decided otherwise.
     """
-    found = [each for each in waiting(hospital) if each.terms.startswith(named)]
-    if len(found) != 1 or not named:
+    folder = _folder(hospital)
+    found = sorted(folder.glob(f"{named}*.request.json")) if re.fullmatch("[0-9a-f]+", named) else []
+    if len(found) != 1:
         listed = ", ".join(each.terms[:12] for each in waiting(hospital)) or "nothing"
         raise ConfigError(f"Expected the beginning of one that waits ({listed}), got {named!r}.")
-    decision = Decision(terms=found[0].terms, verdict=verdict, by=by, at_ms=_now_ms())
-    signed = sign(decision.model_dump(mode="json"), hospital.name, hospital.key)
-    write_atomically(_row(hospital, decision.terms), signed)
-    return found[0]
+    terms = found[0].name.removesuffix(".request.json")
+    if known := _decision(hospital, terms):
+        if known.verdict != verdict:
+            raise ConfigError(f"{terms[:12]} was {known.verdict} by {known.by}; a word stands.")
+    else:
+        decision = Decision(terms=terms, verdict=verdict, by=by, at_ms=_now_ms())
+        signed = sign(decision.model_dump(mode="json"), hospital.name, hospital.key)
+        write_atomically(_row(hospital, terms), signed)
+    return terms, Request.model_validate_json(found[0].read_bytes())
 
 
-def decide_by_code(hospital: Hospital, code: str, verdict: Verdict, by: str) -> Waiting:
-    """Put down what somebody says who knows the code of something that waits.
+def decide_by_code(hospital: Hospital, code: str, by: str) -> None:
+    """Put down what a code says of something that waits: yes or no. `by` is anybody's word.
 
     Raises:
         ConfigError: nothing that waits has this code.
     """
     for each in waiting(hospital):
-        if hmac.compare_digest(each.code.encode(), code.strip().encode()):
-            return decide(hospital, each.terms, verdict, by)
+        for verdict, known in each.codes.items():
+            if hmac.compare_digest(known.encode(), code.strip().encode()):
+                decide(hospital, each.terms, verdict, f"{by} (from afar)")
+                return
     raise ConfigError("Expected a code that `wardround site waiting` shows, got another.")
 
 
 def _check(hospital: Hospital, act: Act, named: tuple[str, str, int], terms: Mapping[str, Any]) -> None:
-    if getattr(hospital.policy.approve, act) == "auto":
-        return
     digest = sha256(canonical({"act": act, **terms})).hexdigest()
     decision = _decision(hospital, digest)
-    if decision is None:
+    if decision and decision.verdict == "refused":  # also under a policy that asks nobody any more
+        raise Refused("the hospital does not take part")  # why is its own affair
+    if decision is None and getattr(hospital.policy.approve, act) == "manual":
         _ask(hospital, act, named, terms, digest)
         raise ApprovalNeeded(act, digest)
-    if decision.verdict == "refused":
-        raise Refused("the hospital does not take part")  # why is its own affair
 
 
 def _ask(
@@ -212,9 +224,12 @@ def code_sha256() -> str:
     return sha256(canonical(lines)).hexdigest()
 
 
-def _code(hospital: Hospital, digest: str) -> str:
-    secret = hospital.key.private_bytes_raw()
-    return hmac.new(secret, f"approval {digest}".encode(), sha256).hexdigest()[:CODE_LENGTH]
+def _codes(hospital: Hospital, digest: str) -> dict[Verdict, str]:
+    secret, verdicts = hospital.key.private_bytes_raw(), get_args(Verdict)
+    return {
+        verdict: hmac.new(secret, f"{verdict} {digest}".encode(), sha256).hexdigest()[:CODE_LENGTH]
+        for verdict in verdicts
+    }
 
 
 def _folder(hospital: Hospital) -> Path:

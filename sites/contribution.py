@@ -23,7 +23,7 @@ from sites.approvals import check_join
 from sites.cohort import Cohort
 from sites.hospital import Hospital
 from sites.learning import Lesson, forget, learn
-from sites.orders import Order, global_model, network_for, with_local_layers
+from sites.orders import Order, check_in_time, global_model, network_for, with_local_layers
 from sites.policy import Refused
 from sites.study import Study
 from sites.training import Progress, prepare
@@ -57,11 +57,13 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     _rehearse(hospital, study, mechanism)
     patients = _cohort(hospital, study).training
     charge = replace(act, event=mechanism.event if mechanism else None)
+    check_in_time(order)
     charged = hospital.ledger.reserve(charge, hospital.eligible.training)
     patients = tuple(patient for patient in patients if patient.pseudonym in charged)
     with _given_back_on_failure(hospital, charge):
         seed = study.seed_for(order.round, hospital.name, "draws")
         examples = prepare(patients, study.preprocessing, hospital.device, seed)
+        check_in_time(order)
     hospital.ledger.start(charge)
     lesson = Lesson(hospital, order, model.params, start, examples, mechanism, progress)
     tensors, noise = learn(lesson)

@@ -19,7 +19,7 @@ from sites.approvals import ApprovalNeeded
 from sites.documents import ConfigError
 from sites.exchange import Exchange, order_place, statement_place
 from sites.hospital import Hospital
-from sites.orders import Order, Phase, RunName
+from sites.orders import Expired, Order, Phase, RunName, check_in_time
 from sites.policy import CoordinatorConfig
 from sites.rounds import carry_out
 from sites.storage import StorageFailed
@@ -63,9 +63,10 @@ def run_errand(hospital: Hospital, errand: Errand, progress: Progress) -> None:
     while True:
         try:
             order = fetch(hospital, errand)
-            _check_time(order)
             carry_out(hospital, order, _until_over(order, progress))
             return
+        except Expired as error:
+            raise BadOrder(str(error)) from error
         except ApprovalNeeded as needed:
             write_atomically(_errand_path(hospital, needed.terms), errand.model_dump_json().encode())
             raise
@@ -103,8 +104,8 @@ def open_errands(hospital: Hospital, study: str, flow: str) -> list[Errand]:
                 {"run": run, "round": int(round), "phase": phase, "attempt": int(attempt)}
             )
             order = fetch(hospital, errand)
-            _check_time(order)
-        except (ValueError, BadOrder):
+            check_in_time(order)
+        except (ValueError, BadOrder, Expired):
             continue
         answer = statement_place(order.run, order.round, order.phase, hospital.name)
         if (
@@ -163,12 +164,7 @@ def _until_over(order: Order, progress: Progress) -> Progress:
     """Return `progress` that ends the work at its next step once the answer could not count."""
 
     def checked(what: str, step: int, of: int) -> None:
-        _check_time(order)
+        check_in_time(order)
         progress(what, step, of)
 
     return checked
-
-
-def _check_time(order: Order) -> None:
-    if order.expires_ms is not None and time.time() * 1000 >= order.expires_ms:
-        raise BadOrder("the order has expired")

@@ -10,10 +10,19 @@ from privacy.accounting import Budget, PrivacyEvent, noise_for
 from privacy.ledger import Charge
 from sites import export, inference, survey
 from sites.admission import teacher_for
+from sites.approvals import check_join
 from sites.cohort import Patient
 from sites.hospital import Hospital
 from sites.inference import predictor
-from sites.orders import Order, fits, global_model, left_by, network_for, with_local_layers
+from sites.orders import (
+    Order,
+    check_in_time,
+    fits,
+    global_model,
+    left_by,
+    network_for,
+    with_local_layers,
+)
 from sites.policy import NoisedMetrics, Refused
 from sites.preprocessing import Prepared
 from sites.scoring import noised_score, score
@@ -24,6 +33,7 @@ from sites.training import Progress
 def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Score a global model on patients who never train, as far as the policy lets it be known."""
     study, policy = order.study, hospital.policy
+    check_join(hospital, study, order.run)
     model = global_model(hospital, order)
     patients = hospital.cohort(study).evaluation
     if policy.metrics == "withheld" or len(patients) < policy.min_evaluation_patients:
@@ -44,6 +54,7 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     if charge not in paid and len(paid) >= policy.noised_metrics.evaluations:
         export.scores(hospital, study, act, model.sha256, "withheld", {})
         return
+    check_in_time(order)
     charged = hospital.ledger.reserve(charge, hospital.eligible.evaluation)
     hospital.ledger.start(charge)
     patients = tuple(patient for patient in patients if patient.pseudonym in charged)
@@ -136,6 +147,7 @@ def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     event = PrivacyEvent(noise_for(budget, sampling_rate=1, steps=1), 1.0, 1)
     charge = replace(act, event=event)
     eligible = hospital.eligible
+    check_in_time(order)
     charged = hospital.ledger.reserve(charge, eligible.training | eligible.evaluation)
     hospital.ledger.start(charge)
     noise, _source = hospital.noise(f"{study.sha256} {order.run} survey")

@@ -14,6 +14,10 @@ from sites.storage import Storage, storage_at
 STATEMENT_BYTES = 2**20
 
 
+COORDINATOR = "coordinator"
+"""Whose objects the global models are."""
+
+
 class AlreadyWritten(Exception):
     """Other bytes lie at this place of the exchange already, and nothing there is ever replaced."""
 
@@ -32,14 +36,17 @@ class Exchange:
     def _storage(self) -> Storage:
         return storage_at(self.url)
 
-    def put_object(self, data: bytes) -> str:
-        """Store `data` under its sha256 and return that; again does nothing."""
+    def put_object(self, data: bytes, owner: str) -> str:
+        """Store `data` of a writer under its sha256 and return that; again does nothing.
+
+        Each writer has a folder of its own, so that nobody can take a name from another.
+        """
         sha256 = sha256_of(data)
-        self._write_once(f"objects/{sha256}", data)
+        self._write_once(f"objects/{owner}/{sha256}", data)
         return sha256
 
-    def fetch_object(self, sha256: str, into: Path, max_bytes: int) -> None:
-        """Write the object of this sha256 to the file `into`, unless it lies there already.
+    def fetch_object(self, sha256: str, owner: str, into: Path, max_bytes: int) -> None:
+        """Write a writer's object of this sha256 to the file `into`, unless it lies there already.
 
         Raises:
             FileNotFoundError: no such object.
@@ -48,11 +55,11 @@ class Exchange:
         """
         if into.exists() and sha256_of(into.read_bytes()) == sha256:
             return
-        write_atomically(into, self.object(sha256, max_bytes))
+        write_atomically(into, self.object(sha256, owner, max_bytes))
 
-    def object(self, sha256: str, max_bytes: int) -> bytes:
-        """Return the object of this sha256; raises as `fetch_object` does."""
-        data = self._storage.read(f"objects/{sha256}", max_bytes)
+    def object(self, sha256: str, owner: str, max_bytes: int) -> bytes:
+        """Return a writer's object of this sha256; raises as `fetch_object` does."""
+        data = self._storage.read(f"objects/{owner}/{sha256}", max_bytes)
         if sha256_of(data) != sha256:
             raise CorruptCheckpoint(f"The object {sha256} of the exchange has other content.")
         return data

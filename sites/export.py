@@ -126,7 +126,7 @@ def publish(hospital: Hospital, exchange: Exchange, act: Charge) -> None:
     """
     statement, sha256 = statement_of(hospital, act)
     if isinstance(statement, ReleaseManifest):
-        exchange.put_object(hospital.outbox.tensors(statement.payload_sha256))
+        exchange.put_object(hospital.outbox.tensors(statement.payload_sha256), hospital.name)
     place = statement_place(act.run, act.round, act.purpose, hospital.name)
     exchange.put_statement(place, hospital.outbox.statement(sha256))
 

@@ -51,6 +51,7 @@ class Said:
 
 def check_memory(hospital: Hospital, exchange: Exchange) -> None:
     """Raise `Refused` if outbox or exchanges hold what the ledger has forgotten."""
+    exchange.statements_of(hospital.name)  # what can't be listed can't be compared: the order waits
     urls = hospital.exchanges - {exchange.url}
     if any(forgotten(hospital, [exchange, *map(Exchange, sorted(urls))])):
         raise Refused(
@@ -171,7 +172,7 @@ def _into_outbox(hospital: Hospital, said: Said, exchanges: list[Exchange]) -> N
         return
     for exchange in exchanges:
         with suppress(OSError, CorruptCheckpoint):
-            payload = exchange.object(statement.payload_sha256, statement.payload_bytes)
+            payload = exchange.object(statement.payload_sha256, statement.site, statement.payload_bytes)
             hospital.outbox.put_tensors(payload)
 
 

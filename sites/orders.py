@@ -3,6 +3,7 @@
 An order holds public values only; a global model is used if the coordinator signed it for this run.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -20,7 +21,7 @@ from models.params import Params
 from privacy.ledger import Charge
 from privacy.release import ModelManifest
 from privacy.signing import BadSignature, verified
-from sites.exchange import Exchange, model_place
+from sites.exchange import COORDINATOR, Exchange, model_place
 from sites.hospital import Hospital
 from sites.policy import Refused
 from sites.study import Study
@@ -65,6 +66,16 @@ class Order(Config):
     expires_ms: int | None = None
 
 
+class Expired(Exception):
+    """The order's answer would be too late to count, so nothing is begun and nothing spent for it."""
+
+
+def check_in_time(order: Order) -> None:
+    """Raise `Expired` once an order's answer would be too late."""
+    if order.expires_ms is not None and time.time() * 1000 >= order.expires_ms:
+        raise Expired("the order has expired")
+
+
 @dataclass(frozen=True)
 class GlobalModel:
     """A global model as the coordinator signed it."""
@@ -87,7 +98,7 @@ def global_model(hospital: Hospital, order: Order) -> GlobalModel:
         if named != (order.study.sha256, order.run, round):
             raise Refused("the global model's statement is of another study, run or round")
         path = hospital.stored("global", order.run, round)
-        exchange.fetch_object(manifest.model_sha256, path, MODEL_BYTES)
+        exchange.fetch_object(manifest.model_sha256, COORDINATOR, path, MODEL_BYTES)
         params = checkpoints.read(path, manifest.model_sha256)
         P.check_like(params, P.of(network_for(order.study.network, order.study, CPU, None)))
         if not P.all_finite(params):

@@ -19,7 +19,7 @@ from sites.evaluation import evaluate, tell
 from sites.exchange import Exchange
 from sites.forgotten import check_memory, unrecorded
 from sites.hospital import Hospital
-from sites.orders import Order, Phase, refusal_of
+from sites.orders import Order, Phase, check_in_time, refusal_of
 from sites.personal import keep_up
 from sites.policy import Refused
 from sites.training import Progress
@@ -34,6 +34,7 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
     done again.
 
     Raises:
+        Expired: the order's time is over; nothing is charged from then on.
         ApprovalNeeded: a person of the hospital has to say something first; the order stays good.
     """
     act = Charge(order.study.name, order.run, order.round, order.phase, event=None)
@@ -43,6 +44,7 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
 
 def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress) -> None:
     study, exchange = order.study, Exchange(order.exchange)
+    check_in_time(order)
     try:
         if order.site != hospital.name:
             raise Refused("the order is for another hospital")

@@ -61,7 +61,7 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
             request = json.loads(line)
             if "word" in request:
                 word = Word.model_validate(request["word"])
-                decide_by_code(hospital, word.code, word.verdict, word.by)
+                decide_by_code(hospital, word.code, word.by)
             elif "errand" in request:
                 run_errand(hospital, Errand.model_validate(request["errand"]), _report)
             else:

@@ -10,7 +10,7 @@ from models import checkpoints
 from models import params as P
 from privacy.release import ModelManifest, parse_statement
 from privacy.signing import public_hex, sign, verified
-from sites.exchange import Exchange, model_place, statement_place
+from sites.exchange import COORDINATOR, Exchange, model_place, statement_place
 from sites.hospital import Hospital
 from sites.orders import Order, Phase, refusal_of
 from sites.rounds import carry_out
@@ -34,7 +34,7 @@ class Coordinator:
         )  # fmt: skip
         signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
         self.exchange.put_statement(model_place(self.run, round), signed)
-        return self.exchange.put_object(data)
+        return self.exchange.put_object(data, COORDINATOR)
 
     def order(self, hospital: Hospital, phase: Phase, round: int, attempt: int = 1) -> Any:
         order = Order(

@@ -54,9 +54,9 @@ def webserver(folder: Path, hospitals: Sequence[str], prefect_port: int = 1) -> 
     """Serve `folder`/exchange, and Prefect where it is at `prefect_port`."""
     port, exchange = free_port(), folder / "exchange"
     for place in (
-        "objects",
+        "objects/coordinator",
         "models",
-        *(f"{kind}/{h}" for kind in ("orders", "statements") for h in hospitals),
+        *(f"{kind}/{h}" for kind in ("orders", "statements", "objects") for h in hospitals),
     ):
         (exchange / place).mkdir(parents=True, exist_ok=True)
     certificate = _certificate(folder)

@@ -35,6 +35,7 @@ def test_a_run_can_name_a_study_of_the_folder_and_nothing_else(home: Path) -> No
         {"command": "small"},
         {"study": ["small"]},
         {"study": "small; touch x"},
+        {"only_resume": True},
     ]
     code = (
         "import json, sys; from pathlib import Path; from flows.home import Home\n"

@@ -356,11 +356,11 @@ def test_a_person_of_the_hospital_approves_in_prefects_form_with_the_hospitals_c
 
     coordinator = hub.start(name)
     run = suspended("asked join 0 east")
-    said({"verdict": "approved", "code": "0123456789abcdef", "by": "an attacker"})
+    said({"code": "0123456789abcdef", "by": "an attacker"})
     time.sleep(6)
     run = suspended("asked join 0 east")
     (east,) = waiting(Hospital.open(hub.ward("east")))
-    said({"verdict": "approved", "code": east.code, "by": "IT of east"})
+    said({"code": east.codes["approved"], "by": "IT of east"})
     suspended("asked join 0 north")
     (north,) = waiting(Hospital.open(hub.ward("north")))
     environment = {**os.environ, "SSL_CERT_FILE": str(hub.folder / "hub.pem"),

@@ -71,7 +71,7 @@ class Federation:
 
     def release(self, site: str, change: P.Params | None = None, **fields: Any) -> None:
         data = checkpoints.to_bytes(self.change() if change is None else change)
-        payload = self.run.exchange.put_object(data)
+        payload = self.run.exchange.put_object(data, site)
         told = {
             "kind": "release", "content": "student", "base_sha256": self.base.model_sha256,
             "payload_sha256": payload, "payload_bytes": len(data),

@@ -49,6 +49,19 @@ def test_joining_waits_for_a_word_and_then_happens(coordinator: Coordinator, ope
     assert not waiting(hospital)
 
 
+def test_nothing_is_learned_or_told_of_patients_before_a_study_was_let_in(
+    coordinator: Coordinator, opened
+) -> None:
+    hospital = opened(join="manual")
+    coordinator.publish(0, first_model(coordinator.study))
+    for phase, round in (("contribute", 1), ("evaluate", 0)):
+        with pytest.raises(ApprovalNeeded, match="join waits"):
+            coordinator.order(hospital, phase, round)
+    assert not hospital.ledger.entries()
+    decide(hospital, waiting(hospital)[0].terms, "approved", "IT")
+    assert coordinator.order(hospital, "evaluate", 0).kind == "scores"
+
+
 def test_a_release_waits_as_the_bytes_that_leave_and_is_paid_for_once(
     coordinator: Coordinator, opened
 ) -> None:
@@ -61,7 +74,7 @@ def test_a_release_waits_as_the_bytes_that_leave_and_is_paid_for_once(
     payload = asked.request.terms["release"]["payload_sha256"]
     assert said(coordinator, "contribute", 1) is None
     with pytest.raises(FileNotFoundError):
-        coordinator.exchange.object(payload, 2**20)
+        coordinator.exchange.object(payload, "north", 2**20)
     decide(hospital, asked.terms, "approved", "IT")
     assert coordinator.order(hospital, "contribute", 1).payload_sha256 == payload
     assert len(hospital.ledger.charges("small-1")) == 1
@@ -94,17 +107,27 @@ def test_an_approval_is_for_these_terms_alone(
     other = Coordinator(study_with(rounds=3), coordinator.exchange, coordinator.key, run="small-2")
     with pytest.raises(ApprovalNeeded):
         other.order(hospital, "join", 0)
-    edit(hospital.folder / "site.yaml", budget={"epsilon": 60.0, "delta": 1e-3})
-    later = Coordinator(coordinator.study, coordinator.exchange, coordinator.key, run="small-3")
-    with pytest.raises(ApprovalNeeded):
-        later.order(Hospital.open(hospital.folder), "join", 0)
-    edit(hospital.folder / "site.yaml", budget={"epsilon": 50.0, "delta": 1e-3})
-    assert later.order(Hospital.open(hospital.folder), "join", 0).kind == "acceptance"
+    assert coordinator.order(hospital, "join", 0).kind == "acceptance"
+    coordinator.publish(0, first_model(coordinator.study))
+    assert coordinator.order(hospital, "evaluate", 0).kind == "scores"
     images = sorted((hospital.data / "imagesTr").iterdir())
     images[0].write_bytes(images[1].read_bytes() + b" ")
-    after = Coordinator(coordinator.study, coordinator.exchange, coordinator.key, run="small-4")
     with pytest.raises(ApprovalNeeded):
-        after.order(Hospital.open(hospital.folder), "join", 0)
+        coordinator.order(Hospital.open(hospital.folder), "contribute", 1)
+
+
+def test_a_refusal_stands_whatever_the_policy_says_later(coordinator: Coordinator, opened) -> None:
+    hospital = opened(export="manual")
+    coordinator.publish(0, first_model(coordinator.study))
+    with pytest.raises(ApprovalNeeded):
+        coordinator.order(hospital, "contribute", 1)
+    (asked,) = waiting(hospital)
+    decide_by_code(hospital, asked.codes["refused"], "IT")
+    with pytest.raises(ConfigError, match=r"was refused by IT \(from afar\); a word stands"):
+        decide(hospital, asked.terms, "approved", "somebody else")
+    later = opened(export="auto")
+    assert coordinator.order(later, "contribute", 1).kind == "refusal"
+    assert said(coordinator, "contribute", 1) is None
 
 
 def test_a_row_that_the_hospital_did_not_sign_counts_for_nothing(
@@ -130,11 +153,11 @@ def test_only_the_code_of_what_waits_names_it_from_afar(coordinator: Coordinator
     with pytest.raises(ApprovalNeeded):
         coordinator.order(hospital, "join", 0)
     (asked,) = waiting(hospital)
-    for wrong in ("", asked.terms, asked.code[:-1], "0" * 16):
+    for wrong in ("", asked.terms, asked.codes["approved"][:-1], "0" * 16):
         with pytest.raises(ConfigError, match="Expected a code"):
-            decide_by_code(hospital, wrong, "approved", "somebody")
+            decide_by_code(hospital, wrong, "somebody")
     assert waiting(hospital)
-    decide_by_code(hospital, f" {asked.code}\n", "approved", "IT")
+    decide_by_code(hospital, f" {asked.codes['approved']}\n", "IT")
     assert coordinator.order(hospital, "join", 0).kind == "acceptance"
 
 

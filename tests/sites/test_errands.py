@@ -5,16 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from coordinator import Coordinator
+from coordinator import Coordinator, first_model
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privacy.signing import public_hex, sign
-from sites import errands
+from sites import contribution, errands, orders
 from sites.documents import ConfigError
 from sites.errands import BadOrder, Errand, run_errand
 from sites.exchange import Exchange, order_place, statement_place
 from sites.hospital import Hospital
-from sites.orders import Order
+from sites.orders import Expired, Order
+from sites.rounds import carry_out
 from sites.storage import Filesystem, StorageFailed
 from sites.training import unheard
 
@@ -111,8 +112,8 @@ def test_an_order_that_expires_while_it_is_carried_out_comes_to_nothing(
     heard: list[int] = []
     over = errands._until_over(order, lambda what, step, of: heard.append(step))
     over("train", 1, 4)
-    monkeypatch.setattr(errands.time, "time", lambda: order.expires_ms / 1000 + 1)
-    with pytest.raises(BadOrder, match="expired"):
+    monkeypatch.setattr(orders.time, "time", lambda: order.expires_ms / 1000 + 1)
+    with pytest.raises(Expired):
         over("train", 2, 4)
     assert heard == [1]
 
@@ -160,3 +161,24 @@ def test_an_order_that_does_not_hold_is_not_found(
     lay_down(coordinator, **changes)
     coordinator.exchange.put_statement("orders/north/no-order-at-all", b"{}")
     assert not errands.open_errands(hospital, "small", "site-round")
+
+
+def test_an_order_that_expires_while_scans_are_read_is_not_paid_for(
+    hospital: Hospital, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator.publish(0, first_model(coordinator.study))
+    order = Order(
+        phase="contribute", study=coordinator.study, site="north", run="small-1", round=1, attempt=1,
+        exchange=coordinator.exchange.url, coordinator=public_hex(coordinator.key),
+        expires_ms=int(1000 * (time.time() + 60)),
+    )  # fmt: skip
+    read = contribution.prepare
+
+    def slowly(*arguments: object) -> object:
+        monkeypatch.setattr(orders.time, "time", lambda: order.expires_ms / 1000 + 1)
+        return read(*arguments)
+
+    monkeypatch.setattr(contribution, "prepare", slowly)
+    with pytest.raises(Expired):
+        carry_out(hospital, order, unheard)
+    assert [entry.action for entry in hospital.ledger.entries()] == ["reserve", "void"]

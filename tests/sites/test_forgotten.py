@@ -22,6 +22,7 @@ from sites.forgotten import forgotten, resolve
 from sites.hospital import Hospital
 from sites.orders import Order, Phase, left_by, refusal_of
 from sites.rounds import carry_out
+from sites.storage import Filesystem, StorageFailed
 from sites.study import Study
 
 RUN = "small-1"
@@ -36,7 +37,7 @@ class Federation:
         self.key = Ed25519PrivateKey.generate()
         torch.manual_seed(0)
         model = checkpoints.to_bytes(P.of(study.network.build(3, 3)))
-        self.exchange.put_object(model)
+        self.exchange.put_object(model, "coordinator")
         for round in range(4):
             manifest = ModelManifest(
                 kind="model", study=study.name, study_sha256=study.sha256, run=RUN, round=round,
@@ -323,3 +324,16 @@ def test_two_processes_of_a_hospital_do_not_work_at_once(federation: Federation)
         assert not federation.hospital.ledger.charges()
     waiting.join(60)
     assert len(federation.hospital.ledger.charges()) == 1
+
+
+def test_an_exchange_that_can_not_be_listed_is_not_taken_for_an_empty_one(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlistable(self: Filesystem, folder: str) -> set[str]:
+        raise StorageFailed("the exchange answered 405")
+
+    monkeypatch.setattr(Filesystem, "names", unlistable)
+    before = federation.hospital.ledger.head
+    with pytest.raises(StorageFailed):
+        federation.ask("contribute", 1)
+    assert federation.hospital.ledger.head == before

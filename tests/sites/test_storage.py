@@ -40,9 +40,9 @@ def as_north(server: Webserver) -> Iterator[httpx.Client]:
 @needs_nginx
 def test_over_https_files_are_written_once_and_found_again(north: Exchange, server: Webserver) -> None:
     data = os.urandom(3_000_000)
-    sha256 = north.put_object(data)
-    assert north.put_object(data) == sha256
-    assert north.object(sha256, len(data)) == data
+    sha256 = north.put_object(data, "north")
+    assert north.put_object(data, "north") == sha256
+    assert north.object(sha256, "north", len(data)) == data
     assert north.statement("statements/north/r.001.contribute") is None
     north.put_statement("statements/north/r.001.contribute", b"first")
     north.put_statement("statements/north/r.001.contribute", b"first")
@@ -52,11 +52,11 @@ def test_over_https_files_are_written_once_and_found_again(north: Exchange, serv
     assert north.statement("statements/north/r.001.contribute") == b"first"
     assert north.statements_of("north") == {"statements/north/r.001.contribute"}
     with pytest.raises(CorruptCheckpoint, match="at most"):
-        north.object(sha256, len(data) - 1)
+        north.object(sha256, "north", len(data) - 1)
     with pytest.raises(FileNotFoundError):
-        north.object("0" * 64, 100)
+        north.object("0" * 64, "north", 100)
     mine = Exchange(str(server.exchange))  # the same files, as the coordinator sees them
-    assert mine.object(sha256, len(data)) == data
+    assert mine.object(sha256, "north", len(data)) == data
     assert not list(server.exchange.rglob("*.partial"))
 
 
@@ -68,24 +68,31 @@ def test_over_https_files_are_written_once_and_found_again(north: Exchange, serv
         ("GET", "orders/south/r.001.contribute.1.json"),
         ("GET", "orders/north/../south/r.001.contribute.1.json"),
         ("GET", "orders/north/%2e%2e/south/r.001.contribute.1.json"),
-        ("PROPFIND", "objects/"),
+        ("PROPFIND", "objects/north/"),
+        ("GET", "objects/south/lying"),
+        ("PUT", "objects/coordinator/new.0123456789ab.partial"),
+        ("PUT", "objects/south/new.0123456789ab.partial"),
         ("PROPFIND", "statements/south/"),
         ("PUT", "models/r.001.json.0123456789ab.partial"),
         ("PUT", "orders/north/r.001.contribute.1.json.0123456789ab.partial"),
         ("PUT", "statements/south/r.001.contribute.json.0123456789ab.partial"),
         ("PUT", "statements/north/r.002.contribute.json"),
-        ("PUT", "objects/new"),
-        ("DELETE", "objects/lying"),
+        ("PUT", "objects/north/new"),
+        ("DELETE", "objects/north/lying"),
         ("DELETE", "statements/north/lying.json"),
         ("MKCOL", "statements/north/folder/"),
-        ("COPY", "objects/lying"),
+        ("COPY", "objects/north/lying"),
     ],
 )
 def test_a_hospital_can_do_nothing_else_there(
     as_north: httpx.Client, server: Webserver, method: str, path: str
 ) -> None:
-    names = ("objects/lying", "statements/north/lying.json")
-    others = ("statements/south/r.001.contribute.json", "orders/south/r.001.contribute.1.json")
+    names = ("objects/north/lying", "statements/north/lying.json")
+    others = (
+        "objects/south/lying",
+        "statements/south/r.001.contribute.json",
+        "orders/south/r.001.contribute.1.json",
+    )
     for place in (*names, *others):
         (server.exchange / place).write_bytes(b"as it was")
     before = _content(server.exchange)
@@ -99,9 +106,9 @@ def test_a_hospital_can_do_nothing_else_there(
 @pytest.mark.parametrize(
     ("to", "overwrite"),
     [
-        ("objects/lying", "F"),
-        ("objects/lying", "T"),
-        ("objects/other", "F"),
+        ("objects/north/lying", "F"),
+        ("objects/north/lying", "T"),
+        ("objects/north/other", "F"),
         ("statements/south/r.009.contribute.json", "F"),
         ("models/r.009.json", "F"),
         ("orders/north/r.009.contribute.1.json", "F"),
@@ -110,13 +117,13 @@ def test_a_hospital_can_do_nothing_else_there(
 def test_what_a_hospital_put_moves_to_its_own_new_place_alone(
     as_north: httpx.Client, server: Webserver, to: str, overwrite: str
 ) -> None:
-    (server.exchange / "objects" / "lying").write_bytes(b"as it was")
+    (server.exchange / "objects" / "north" / "lying").write_bytes(b"as it was")
     before = _content(server.exchange)
-    partial = "/exchange/objects/lying.0123456789ab.partial"
+    partial = "/exchange/objects/north/lying.0123456789ab.partial"
     assert as_north.put(partial, content=b"evil").is_success
     headers = {"Destination": f"{server.url}/exchange/{to}", "Overwrite": overwrite}
     assert as_north.request("MOVE", partial, headers=headers).status_code in (403, 412)
-    (server.exchange / "objects" / "lying.0123456789ab.partial").unlink()
+    (server.exchange / "objects" / "north" / "lying.0123456789ab.partial").unlink()
     assert _content(server.exchange) == before
 
 

@@ -1,0 +1,56 @@
+"""Which run a coordinator works on, and that it does so alone."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.home import Home
+from flows.run import Run, RunBusy
+from flows.training import alone, is_interrupted, run_for
+from privacy.accounting import Budget
+from sites.documents import ConfigError
+
+ROSTER = {"north": "0" * 64}
+
+
+def begun(run: Run) -> Run:
+    from flows.run import Participant
+
+    member = Participant(
+        public_key="0" * 64, declared_patients=20, declared_training=15, steps=2,
+        budget=Budget(epsilon=8, delta=1e-4),
+    )  # fmt: skip
+    return run.with_participants({"north": member}, {})
+
+
+def test_two_coordinators_never_train_one_study_at_a_time(tmp_path: Path, study_with) -> None:
+    home = Home(tmp_path)
+    with alone(home, study_with()):
+        with pytest.raises(RunBusy, match="trains study small"), alone(home, study_with()):
+            pass
+        with alone(home, study_with(name="other")):
+            pass
+    with alone(home, study_with()):
+        pass
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_one_does_not(tmp_path: Path, study_with) -> None:
+    home, study = Home(tmp_path), study_with()
+    assert not is_interrupted(home, study)
+    first = begun(run_for(home, study, ROSTER, home.exchange))
+    assert is_interrupted(home, study)
+    assert run_for(home, study, ROSTER, home.exchange).name == first.name
+    assert run_for(home, study, ROSTER, home.exchange, new=True).name != first.name
+    first.mark_finished()
+    assert not is_interrupted(home, study)
+    assert run_for(home, study, ROSTER, home.exchange).name != first.name
+
+
+def test_no_hospital_may_be_named_coordinator(tmp_path: Path) -> None:
+    from flows.federation import load_federation
+
+    path = tmp_path / "federation.yaml"
+    path.write_text(yaml.safe_dump({"exchange": "x", "hospitals": {"coordinator": "0" * 64}}))
+    with pytest.raises(ConfigError, match="no hospital named coordinator"):
+        load_federation(path)
