@@ -26,7 +26,7 @@ def ward(tmp_path: Path, small_wards) -> Path:
         ({"budget": {"epsilon": -1, "delta": 1e-5}}, "budget.epsilon: expected .*greater than 0"),
         ({"declared_patients": 0}, "declared_patients"),
         ({"data": "elsewhere"}, "data: expected a folder, got 'elsewhere'"),
-        ({"approve": {"join": "manual"}}, "approve.join: expected 'auto'"),
+        ({"approve": {"join": "perhaps"}}, "approve.join: expected 'auto' or 'manual'"),
     ],
 )
 def test_a_fault_names_file_key_and_what_was_expected(

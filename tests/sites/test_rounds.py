@@ -358,7 +358,7 @@ def test_a_global_model_that_cannot_be_trusted_is_refused_before_anything_is_spe
     if fault != "missing":
         sha256 = coordinator.publish(0, first_model(honest_study))
     if fault == "changed bytes":
-        path = Path(coordinator.exchange.url) / "objects" / sha256
+        path = Path(coordinator.exchange.url) / "objects" / "coordinator" / sha256
         path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     coordinator.key, coordinator.study = honest_key, honest_study
     answer = coordinator.order(hospital, "contribute", 1)
