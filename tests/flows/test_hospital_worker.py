@@ -333,6 +333,7 @@ def test_a_cancelled_run_ends_the_hospitals_work_and_is_not_asked_for_again(
     assert charges(hub.ward("north"), hub.newest().name) == [1]
 
 
+@pytest.mark.slow
 def test_a_person_of_the_hospital_approves_in_prefects_form_with_the_hospitals_code_alone(
     hub: Hub, staffed: None, small_study, edit
 ) -> None:
