@@ -106,14 +106,12 @@ def coordinate() -> None:
     """Train the studies in studies/ when Prefect's schedules say so, until Ctrl-C."""
     with _clear_errors():
         import asyncio
-        import os
 
-        from flows.coordinator import check_prefect
+        from flows.coordinator import use_prefect
         from flows.home import Home
 
         home = Home(Path.cwd())
-        check_prefect()
-        os.environ.update(home.prefect_environment | os.environ)
+        use_prefect(home)
         from flows.coordinator_worker import CoordinatorWorker
 
         asyncio.run(CoordinatorWorker(home).start(printer=typer.echo))

@@ -46,8 +46,7 @@ def train(home: Home, study: Study, federation: Path, live: Live, *, new: bool =
 @contextmanager
 def _servers(home: Home) -> Iterator[None]:
     """Let this process know Prefect's server, and MLflow's: this home's own where none is named."""
-    check_prefect()
-    os.environ.update({**home.prefect_environment, **os.environ})
+    use_prefect(home)
     if os.environ.get("MLFLOW_TRACKING_URI"):
         yield
         return
@@ -56,10 +55,15 @@ def _servers(home: Home) -> Iterator[None]:
         yield
 
 
-def check_prefect() -> None:
-    """Raise `ConfigError` unless the environment says where Prefect's API is."""
+def use_prefect(home: Home) -> None:
+    """Set what Prefect needs where the environment does not; import Prefect afterwards.
+
+    Raises:
+        ConfigError: the environment does not say where Prefect's API is.
+    """
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError(
             "PREFECT_API_URL: expected in the environment the address of Prefect's API, which the "
             "hospitals' workers ask for work, and it is missing."
         )
+    os.environ.update({**home.prefect_environment, **os.environ})

@@ -26,8 +26,8 @@ from models.objectives import Name
 from privacy.signing import public_hex, sign, verified
 from sites import documents
 from sites.errands import Errand, flow_for
-from sites.exchange import COORDINATOR, Exchange, order_place, statement_place
-from sites.orders import Order, refusal_of
+from sites.exchange import COORDINATOR, Exchange, order_place
+from sites.orders import Order, is_answered
 
 POLL_S = 1.0
 LONGEST_PAUSE_S = 30
@@ -77,7 +77,7 @@ class RemoteHospital:
             HospitalLeftOut: the order has expired, or somebody has cancelled the run.
         """
         order, times, told, trouble = self._laid_down(order, timeout_s), 0, None, ""
-        while not self._is_answered(order):
+        while not is_answered(self.exchange, order):
             if _now_ms() >= (order.expires_ms or 0):
                 _cancel(told)
                 raise HospitalLeftOut(f"{self.name}: later than {timeout_s:g} s.{trouble}")
@@ -121,11 +121,6 @@ class RemoteHospital:
         except (httpx.HTTPError, PrefectException):
             return None, " Prefect was out of reach."
         return told, ""
-
-    def _is_answered(self, order: Order) -> bool:
-        acts = (order.phase, refusal_of(order.phase, order.attempt))
-        places = (statement_place(order.run, order.round, act, self.name) for act in acts)
-        return any(self.exchange.statement(place) is not None for place in places)
 
 
 def _ended(flow_run: FlowRun) -> StateType | None:

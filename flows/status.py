@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from flows.home import Home
 from flows.run import Run, runs_of
 from privacy.signing import verified
-from sites.exchange import Exchange, statement_place
-from sites.orders import Order, refusal_of
+from sites.exchange import Exchange
+from sites.orders import Order, is_answered
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,8 @@ def _open_order(run: Run, site: str) -> Order | None:
 
 
 def _is_open(exchange: Exchange, order: Order) -> bool:
-    acts = (order.phase, refusal_of(order.phase, order.attempt))
-    places = [statement_place(order.run, order.round, act, order.site) for act in acts]
     is_over = order.expires_ms is not None and time.time() * 1000 >= order.expires_ms
-    return not is_over and all(exchange.statement(place) is None for place in places)
+    return not is_over and not is_answered(exchange, order)
 
 
 def _last_seen(sites: Sequence[str]) -> dict[str, str]:

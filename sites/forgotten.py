@@ -51,18 +51,24 @@ class Said:
 
 def check_memory(hospital: Hospital, exchange: Exchange) -> None:
     """Raise `Refused` if outbox or exchanges hold what the ledger has forgotten."""
-    exchange.statements_of(hospital.name)  # what can't be listed can't be compared: the order waits
     urls = hospital.exchanges - {exchange.url}
-    if any(forgotten(hospital, [exchange, *map(Exchange, sorted(urls))])):
+    if any(forgotten(hospital, map(Exchange, sorted(urls)), needed=exchange)):
         raise Refused(
             "the hospital's ledger is older than what the hospital has published, as after a restored "
             "backup; its owner runs `wardround site resolve`"
         )
 
 
-def forgotten(hospital: Hospital, exchanges: Iterable[Exchange]) -> Iterator[Said]:
-    """Yield the statements of this hospital in its outbox and in `exchanges` that are not on record."""
+def forgotten(
+    hospital: Hospital, exchanges: Iterable[Exchange], needed: Exchange | None = None
+) -> Iterator[Said]:
+    """Yield the statements of this hospital in its outbox and in exchanges that are not on record.
+
+    Of `exchanges` one that can't be listed any more is passed over; the `needed` one has to be.
+    """
     lying = [(exchange, place) for exchange in exchanges for place in _places(hospital, exchange)]
+    if needed:
+        lying += [(needed, place) for place in needed.statements_of(hospital.name)]
     entries = hospital.ledger.entries()  # after the listing: whatever was laid down is recorded
     recorded = {e.file for e in entries}
     heads = {hospital.ledger.genesis, *(e.hash for e in entries)}

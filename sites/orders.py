@@ -21,7 +21,7 @@ from models.params import Params
 from privacy.ledger import Charge
 from privacy.release import ModelManifest
 from privacy.signing import BadSignature, verified
-from sites.exchange import COORDINATOR, Exchange, model_place
+from sites.exchange import COORDINATOR, Exchange, model_place, statement_place
 from sites.hospital import Hospital
 from sites.policy import Refused
 from sites.study import Study
@@ -74,6 +74,13 @@ def check_in_time(order: Order) -> None:
     """Raise `Expired` once an order's answer would be too late."""
     if order.expires_ms is not None and time.time() * 1000 >= order.expires_ms:
         raise Expired("the order has expired")
+
+
+def is_answered(exchange: Exchange, order: Order) -> bool:
+    """Return whether the answer to an order lies in the exchange, or its hospital's refusal."""
+    acts = (order.phase, refusal_of(order.phase, order.attempt))
+    places = (statement_place(order.run, order.round, act, order.site) for act in acts)
+    return any(exchange.statement(place) is not None for place in places)
 
 
 @dataclass(frozen=True)
