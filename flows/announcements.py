@@ -10,11 +10,21 @@ from contextlib import suppress
 from typing import Any
 
 import httpx
+from prefect import runtime
 from prefect.artifacts import create_link_artifact, create_progress_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterName,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType
 from prefect.events import emit_event
 from prefect.exceptions import PrefectException
+from prefect.states import Crashed
 
-from flows.run import RoundRecord, Run
+from flows.run import RoundRecord, Run, runs_of
 
 LOW = 0.9
 """From this share of a hospital's budget on, its budget is low."""
@@ -30,6 +40,25 @@ def announce(run: Run, record: RoundRecord) -> None:
         create_progress_artifact(100 * record.round / rounds, f"{key}-progress", f"Rounds of {run.name}")
         if (mlflow := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
             create_link_artifact(mlflow, "MLflow", f"{key}-mlflow", "Every round, model and epsilon")
+
+
+def end_what_was_left(run: Run) -> None:
+    """Say of the flow runs in which earlier coordinators were killed that they are over.
+
+    They are those of this run, which the caller has locked, and of its study's finished ones.
+    """
+    names = [run.name, *(known.name for known in runs_of(run.home, run.study) if known.is_finished)]
+    left = FlowRunFilter(
+        name=FlowRunFilterName(any_=names),
+        state=FlowRunFilterState(
+            type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
+        ),
+    )
+    over: State[Any] = Crashed(message="Its coordinator has died; the run goes on in another flow run.")
+    with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+        for flow_run in client.read_flow_runs(flow_run_filter=left):
+            if str(flow_run.id) != runtime.flow_run.id:
+                client.set_flow_run_state(flow_run.id, over, force=True)
 
 
 def rows(run: Run, record: RoundRecord) -> list[dict[str, Any]]:

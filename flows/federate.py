@@ -11,7 +11,7 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import rounds
-from flows.announcements import announce
+from flows.announcements import announce, end_what_was_left
 from flows.home import Home
 from flows.hospitals import REACHABLE, HospitalFailed, HospitalLeftOut
 from flows.rounds import NO_ANSWERS, PHASES, Answers
@@ -39,6 +39,7 @@ def federate(run: str, home: str, sites: list[str]) -> None:
     """
     with Run.open(Home(Path(home)), run).locked() as opened:
         opened.begin_attempt()
+        end_what_was_left(opened)
         federation = join(opened, sites)
         with Tracking(federation) as tracking:
             record = begin(federation, tracking)

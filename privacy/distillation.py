@@ -10,7 +10,9 @@ That is post-processing (Dwork and Roth 2014, proposition 2.1), and it holds bec
 - the number of steps is the study's; no checkpoint is chosen by looking at a patient.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -20,6 +22,7 @@ from torch.nn import functional
 
 from models.config import Config
 from models.networks import NetworkConfig
+from models.unfinished import Unfinished, restore, state_of
 
 Exclusive = Callable[[Tensor], Tensor]
 """Makes of a network's answers logits `(N, C, ...)` of classes of which one holds."""
@@ -60,9 +63,11 @@ def distil(
     config: DistillationConfig,
     rng: torch.Generator,
     exclusive: Exclusive = lambda logits: logits,
+    unfinished: Unfinished | None = None,
 ) -> None:
     """Train `student`, in place, to answer on `images` `(N, 1, *spatial)` as `teacher` does."""
-    imitate(student, images, answers(teacher, images, config, exclusive), config, rng, exclusive)
+    targets = answers(teacher, images, config, exclusive)
+    imitate(student, images, targets, config, rng, exclusive, unfinished)
 
 
 @torch.no_grad()
@@ -83,6 +88,7 @@ def imitate(
     config: DistillationConfig,
     rng: torch.Generator,
     exclusive: Exclusive = lambda logits: logits,
+    unfinished: Unfinished | None = None,
 ) -> None:
     """Train `student`, in place, to answer `targets` on `images`.
 
@@ -91,17 +97,24 @@ def imitate(
         targets: logits `(N, C, ...)` of classes of which one holds.
         rng: decides which images make a batch; nothing secret.
         exclusive: makes such logits of the student's answers.
+        unfinished: where it is kept how far this has come, and where it goes on from.
     """
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    for _ in range(config.steps):
+    kept = unfinished.read() if unfinished else None
+    taken = restore(student, optimizer, kept) if kept else 0
+    for step in range(config.steps):
         batch = torch.randint(len(images), (config.batch,), generator=rng)
+        if step < taken:
+            continue
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
         said = exclusive(student(images[batch]))
         loss = imitation_loss(said, targets[batch], config.temperature)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        schedule.step()
+        if unfinished:
+            unfinished.keep(partial(state_of, student, optimizer, step + 1))
 
 
 def imitation_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:

@@ -20,6 +20,7 @@ class NoiseSource:
 
     def __init__(self, key: bytes) -> None:
         self._stream = Cipher(ChaCha20(key, nonce=bytes(16)), mode=None).encryptor()
+        self._drawn = 0
 
     @classmethod
     def from_system(cls) -> "NoiseSource":
@@ -31,9 +32,23 @@ class NoiseSource:
         """Return a repeatable source, for made-up patients only."""
         return cls(hashlib.sha256(f"wardround test noise {seed} {purpose}".encode()).digest())
 
+    @property
+    def drawn(self) -> int:
+        """How many uniform numbers were drawn so far."""
+        return self._drawn
+
+    def skip_to(self, drawn: int) -> None:
+        """Leave out what a killed training had drawn from a repeatable source.
+
+        One of the system's is new after a restart: whatever it leaves out, no number comes again.
+        """
+        while self._drawn < drawn:
+            self.uniform(min(drawn - self._drawn, 2**20))
+
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Return `count` numbers in (0, 1], each a multiple of 2^-53."""
         words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
+        self._drawn += count
         return ((words >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53
 
     def normal(self, shape: tuple[int, ...], std: float) -> Tensor:

@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -24,12 +23,12 @@ from models.config import Config
 from privacy.release import ReleaseManifest, Sha256
 from privacy.signing import BadSignature, canonical, sign, verified
 from sites.admission import teacher_for
+from sites.code import code_sha256
 from sites.documents import ConfigError
 from sites.hospital import Hospital
 from sites.policy import Refused
 from sites.study import Study
 
-ROOMS = ("flows", "sites", "privacy", "models")
 CODE_LENGTH = 16
 
 Act = Literal["join", "export"]
@@ -213,15 +212,6 @@ def _data_sha256(hospital: Hospital) -> str:
         marks = [(f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
         rows.append([case.case, case.patient, case.image, case.label, case.session, marks])
     return sha256(canonical(rows)).hexdigest()
-
-
-@cache
-def code_sha256() -> str:
-    """Return the hash of the code that runs here."""
-    root = Path(__file__).parent.parent
-    files = sorted(path for room in ROOMS for path in (root / room).glob("*.py"))
-    lines = [[str(path.relative_to(root)), sha256(path.read_bytes()).hexdigest()] for path in files]
-    return sha256(canonical(lines)).hexdigest()
 
 
 def _codes(hospital: Hospital, digest: str) -> dict[Verdict, str]:

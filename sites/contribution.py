@@ -22,7 +22,7 @@ from sites.admission import teacher_for, training_for
 from sites.approvals import check_join
 from sites.cohort import Cohort
 from sites.hospital import Hospital
-from sites.learning import Lesson, forget, learn
+from sites.learning import Lesson, end, forget, learn
 from sites.orders import Order, check_in_time, global_model, network_for, with_local_layers
 from sites.policy import Refused
 from sites.study import Study
@@ -65,13 +65,14 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
         examples = prepare(patients, study.preprocessing, hospital.device, seed)
         check_in_time(order)
     hospital.ledger.start(charge)
-    lesson = Lesson(hospital, order, model.params, start, examples, mechanism, progress)
+    lesson = Lesson(hospital, order, model.params, start, patients, examples, mechanism, progress)
     tensors, noise = learn(lesson)
     if not P.all_finite(tensors):
         forget(hospital, order)
         export.spoilt(hospital, study, charge, "the training diverged; its cost stays charged")
-        return
-    export.release(hospital, study, charge, tensors, model.sha256, noise)
+    else:
+        export.release(hospital, study, charge, tensors, model.sha256, noise)
+    end(hospital, order)
 
 
 @contextmanager

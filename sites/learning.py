@@ -5,8 +5,11 @@ round to round.
 """
 
 import copy
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,11 +19,15 @@ from models import params as P
 from models.objectives import build_task
 from models.params import Params
 from models.strategies import variate_after
+from models.unfinished import Unfinished
 from privacy import predictions
 from privacy.distillation import DistillationConfig, answers, distil
 from privacy.mechanisms import Mechanism
 from privacy.release import Noise
+from privacy.signing import canonical
 from sites.admission import teacher_for, training_for
+from sites.code import code_sha256
+from sites.cohort import Patient
 from sites.hospital import Hospital
 from sites.orders import Order, fits, left_by, network_for
 from sites.training import Examples, Progress, TrainingConfig, train_plainly, train_privately
@@ -37,6 +44,7 @@ class Lesson:
     Attributes:
         base: the global model's parameters.
         start: the same with the layers that this hospital keeps to itself.
+        patients: whose `examples` these are.
         mechanism: None in a study without privacy.
     """
 
@@ -44,6 +52,7 @@ class Lesson:
     order: Order
     base: Params
     start: Params
+    patients: Sequence[Patient]
     examples: Examples
     mechanism: Mechanism | None
     progress: Progress
@@ -53,6 +62,27 @@ class Lesson:
         """How this hospital trains in this round."""
         study = self.order.study
         return training_for(self.hospital.policy, study).in_round(self.order.round, study.rounds)
+
+    def unfinished(self, what: str) -> Unfinished:
+        """Return where this round's training, or `what` else follows it, is kept while it lasts.
+
+        It is bound to everything on which that depends: what changes meanwhile begins anew.
+        """
+        order, hospital = self.order, self.hospital
+        depends_on = [
+            what,
+            code_sha256(),
+            [order.study.sha256, order.run, order.round],
+            checkpoints.sha256_of(checkpoints.to_bytes(self.start)),
+            self.config.model_dump(mode="json"),
+            repr(self.mechanism),
+            str(teacher_for(hospital.policy, order.study)),
+            hospital.test_noise,
+            [(p.pseudonym, [scan.profile.content for scan in p.scans]) for p in self.patients],
+        ]
+        name = checkpoints.sha256_of(canonical(depends_on))[:16]
+        path = _unfinished_folder(hospital, order) / f"{order.round:03d}-{name}.safetensors"
+        return Unfinished(path, hospital.policy.device.checkpoint_s)
 
     def keep(self, kind: str, params: Params) -> None:
         """Keep parameters at the hospital for later rounds."""
@@ -67,6 +97,15 @@ def forget(hospital: Hospital, order: Order) -> None:
     """Delete what learning left in this round: it is to begin anew, or came to nothing."""
     for kind in KEPT:
         hospital.stored(kind, order.run, order.round).unlink(missing_ok=True)
+
+
+def end(hospital: Hospital, order: Order) -> None:
+    """Delete what was kept of a round's training while it lasted, and of earlier ones of its run."""
+    shutil.rmtree(_unfinished_folder(hospital, order), ignore_errors=True)
+
+
+def _unfinished_folder(hospital: Hospital, order: Order) -> Path:
+    return hospital.state / "unfinished" / order.run
 
 
 def learn(lesson: Lesson) -> tuple[dict[str, torch.Tensor], Noise]:
@@ -96,7 +135,11 @@ def learn(lesson: Lesson) -> tuple[dict[str, torch.Tensor], Noise]:
     if study.export == "predictions":
         return _answers(lesson, teacher, images, distillation), noise
     lesson.progress("distil", 0, distillation.steps)
-    distil(teacher, network, images, distillation, rng, exclusive)
+    # another try at the training may have ended in another teacher, whose student is another
+    taught = lesson.unfinished(
+        f"student of {checkpoints.sha256_of(checkpoints.to_bytes(P.of(teacher)))}"
+    )
+    distil(teacher, network, images, distillation, rng, exclusive, taught)
     lesson.progress("distil", distillation.steps, distillation.steps)
     lesson.keep("student", P.of(network))
     return _change(lesson, network, correction), noise
@@ -111,14 +154,16 @@ def _train(lesson: Lesson, network: nn.Module, correction: Params | None) -> Noi
     progress("train", 0, config.steps)
     if mechanism is None:
         rng = torch.Generator().manual_seed(study.seed_for(order.round, hospital.name, "lots"))
-        train_plainly(network, task, lesson.examples, config, rng, local_loss, progress)
+        unfinished = lesson.unfinished("training")
+        train_plainly(network, task, lesson.examples, config, rng, local_loss, progress, unfinished)
         return "none"
     source, noise = hospital.noise(f"{study.sha256} {order.round}")
     if before := lesson.left_before("clip"):
         mechanism = mechanism.starting_at(float(before["norm"]))
     left = train_privately(
-        network, task, lesson.examples, config, mechanism, source, local_loss, progress
-    )
+        network, task, lesson.examples, config, mechanism, source, local_loss, progress,
+        lesson.unfinished("training"),
+    )  # fmt: skip
     if left is not mechanism:
         lesson.keep("clip", {"norm": torch.tensor(left.clip.norm)})
     return noise

@@ -19,11 +19,18 @@ class Refused(Exception):
 
 
 class DeviceConfig(Config):
-    """Where training runs, on how many CPU threads, and how many steps a round may take, if limited."""
+    """Where training runs, and how.
+
+    Attributes:
+        threads: of the CPU.
+        most_steps: how many steps a round may take, if limited.
+        checkpoint_s: how often it is kept how far a training has come: so much work a kill may cost.
+    """
 
     kind: Literal["cpu", "cuda"] = "cpu"
     threads: PositiveInt = 1
     most_steps: PositiveInt | None = None
+    checkpoint_s: Annotated[float, Field(ge=0)] = 30
 
 
 class ApprovalConfig(Config):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from models.checkpoints import sha256_of
-from privacy.ledger import BudgetExceeded, Charge, ClockWentBack
+from privacy.ledger import BudgetExceeded, Charge
 from privacy.release import ReleaseManifest
 from sites import export
 from sites.admission import admit
@@ -36,6 +36,7 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
     Raises:
         Expired: the order's time is over; nothing is charged from then on.
         ApprovalNeeded: a person of the hospital has to say something first; the order stays good.
+        ClockWentBack: nothing was charged; the order stays good until somebody has set the clock.
     """
     act = Charge(order.study.name, order.run, order.round, order.phase, event=None)
     with hospital.alone():
@@ -59,7 +60,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
         _check_export(hospital, act)
         export.publish(hospital, exchange, act)
         keep_up(hospital, order)
-    except (Refused, BudgetExceeded, ClockWentBack) as reason:
+    except (Refused, BudgetExceeded) as reason:
         log.warning("%s, round %d of %s: refused: %s", act.purpose, act.round, act.run, reason)
         refused = replace(act, purpose=refusal_of(order.phase, order.attempt))
         export.refusal(hospital, study, refused, str(reason))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Annotated, Literal
 
@@ -22,6 +23,7 @@ from models.adversarial import (
 from models.config import Config
 from models.objectives import Task
 from models.strategies import LocalLoss
+from models.unfinished import Unfinished, restore, state_of
 from privacy.mechanisms import Mechanism
 from privacy.noise import NoiseSource
 from privacy.optimizer import PatientOptimizer
@@ -173,8 +175,14 @@ def train_privately(
     noise: NoiseSource,
     local_loss: LocalLoss | None,
     progress: Progress,
+    unfinished: Unfinished | None = None,
 ) -> Mechanism:
     """Train `network` in place with DP-SGD whose unit is the patient (Abadi et al. 2016).
+
+    Args:
+        unfinished: where it is kept how far this has come, and where it goes on from. Only what has its
+            noise already is kept, and steps that were lost are taken again: what is left in the end
+            has had each step once.
 
     Returns:
         The mechanism as the last step left it: an adaptive clip norm has moved.
@@ -195,8 +203,23 @@ def train_privately(
         count(opt)
         drift()
 
+    def state(step: int) -> dict[str, Tensor]:
+        return {
+            **state_of(network, sgd, step),
+            "clip": torch.tensor(optimizer.mechanism.clip.norm, dtype=torch.float64),
+            "noise": torch.tensor(noise.drawn),
+            "accountant": torch.tensor(accountant.history, dtype=torch.float64),
+        }
+
     optimizer.attach_step_hook(before_update)
-    for step in range(mechanism.steps):
+    taken, kept = 0, unfinished.read() if unfinished else None
+    if kept:
+        taken = restore(network, sgd, kept)
+        if (norm := float(kept["clip"])) != mechanism.clip.norm:
+            optimizer.mechanism = mechanism.starting_at(norm)
+        noise.skip_to(int(kept["noise"]))
+        accountant.history = [(sigma, rate, int(n)) for sigma, rate, n in kept["accountant"].tolist()]
+    for step in range(taken, mechanism.steps):
         lot = _poisson_lot(len(examples), mechanism.sampling_rate, noise)
         clipper = _Clipper(optimizer.mechanism)
         for start in range(0, len(lot), config.microbatch):
@@ -208,6 +231,8 @@ def train_privately(
         optimizer.step()
         optimizer.zero_grad()
         optimizer.mechanism = optimizer.mechanism.adapted(clipper.within, noise)
+        if unfinished:
+            unfinished.keep(partial(state, step + 1), is_last=step + 1 == mechanism.steps)
         progress("train", step + 1, mechanism.steps)
     event = mechanism.event
     charged = [(event.noise_multiplier, event.sampling_rate, event.steps)]
@@ -236,15 +261,25 @@ def train_plainly(
     rng: torch.Generator,
     local_loss: LocalLoss | None,
     progress: Progress,
+    unfinished: Unfinished | None = None,
 ) -> None:
-    """Train `network` in place on the mean loss over patients, without privacy."""
+    """Train `network` in place on the mean loss over patients, without privacy.
+
+    Args:
+        unfinished: where it is kept how far this has come, and where it goes on from; not with
+            `config.membership`, whose attacker begins anew.
+    """
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=config.momentum)
     drift = _drift(network, local_loss)
     opponent = _Opponent(network, task, examples, config, rng) if config.membership else None
     count = opponent.first_stranger if opponent else len(examples)
     lots = _shuffled_lots(count, min(config.lot_size or count, count), rng)
+    kept = unfinished.read() if unfinished and not opponent else None
+    taken = restore(network, optimizer, kept) if kept else 0
     for step in range(config.steps):
         lot = next(lots)
+        if step < taken:
+            continue
         optimizer.zero_grad()
         for start in range(0, len(lot), config.microbatch):
             some = lot[start : start + config.microbatch]
@@ -257,6 +292,9 @@ def train_plainly(
             torch.autograd.backward((losses * share.to(losses)).sum() / len(lot))
         drift()
         optimizer.step()
+        if unfinished and not opponent:
+            is_last = step + 1 == config.steps
+            unfinished.keep(partial(state_of, network, optimizer, step + 1), is_last=is_last)
         progress("train", step + 1, config.steps)
 
 

@@ -52,19 +52,32 @@ def free_port() -> int:
 @contextmanager
 def webserver(folder: Path, hospitals: Sequence[str], prefect_port: int = 1) -> Iterator[Webserver]:
     """Serve `folder`/exchange, and Prefect where it is at `prefect_port`."""
-    port, exchange = free_port(), folder / "exchange"
+    port = free_port()
+    process = subprocess.Popen(command(folder, hospitals, "127.0.0.1", port, prefect_port))
+    try:
+        _wait_for(port)
+        yield Webserver(port, folder / "hub.pem", folder / "exchange")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def command(
+    folder: Path, hospitals: Sequence[str], address: str, port: int, prefect_port: int
+) -> list[str]:
+    """Lay out `folder` for a server at this address; return the command that serves it."""
     for place in (
         "objects/coordinator",
         "models",
         *(f"{kind}/{h}" for kind in ("orders", "statements", "objects") for h in hospitals),
     ):
-        (exchange / place).mkdir(parents=True, exist_ok=True)
-    certificate = _certificate(folder)
+        (folder / "exchange" / place).mkdir(parents=True, exist_ok=True)
+    _certify(folder, address)
     users = "".join(f"{h}:{{PLAIN}}{password_of(h)}\n" for h in hospitals)
     (folder / "exchange.htpasswd").write_text(users)
     site = (DEPLOY / "nginx.conf").read_text()
     for was, now in (
-        ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
+        ("listen 443 ssl", f"listen {address}:{port} ssl"),
         ("hub.example.org", "localhost"),
         ("/etc/wardround", str(folder)),
         ("/srv/wardround", str(folder)),
@@ -78,22 +91,8 @@ def webserver(folder: Path, hospitals: Sequence[str], prefect_port: int = 1) -> 
         f"access_log {folder}/access.log;\nclient_body_temp_path {folder}/body;\n"
         f"proxy_temp_path {folder}/proxy;\n{site}}}\n"
     )
-    command = [
-        str(NGINX),
-        "-p",
-        str(folder),
-        "-c",
-        str(folder / "nginx.conf"),
-        "-e",
-        str(folder / "error.log"),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        _wait_for(port)
-        yield Webserver(port, certificate, exchange)
-    finally:
-        process.terminate()
-        process.wait()
+    error_log = str(folder / "error.log")
+    return [str(NGINX), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", error_log]
 
 
 def _wait_for(port: int) -> None:
@@ -105,11 +104,11 @@ def _wait_for(port: int) -> None:
     raise TimeoutError("nginx did not start")
 
 
-def _certificate(folder: Path) -> Path:
-    """Make a certificate for localhost that signs itself; return its file."""
+def _certify(folder: Path, address: str) -> None:
+    """Make a certificate for localhost and an address that signs itself: hub.pem and hub.key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+    names = [x509.DNSName("localhost"), x509.IPAddress(ip_address(address))]
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -127,4 +126,3 @@ def _certificate(folder: Path) -> Path:
     form, no_password = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (folder / "hub.key").write_bytes(key.private_bytes(pem, form, no_password))
     (folder / "hub.pem").write_bytes(certificate.public_bytes(pem))
-    return folder / "hub.pem"

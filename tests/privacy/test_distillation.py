@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from monai.networks.nets import UNet
 
+from models import params as P
 from models.synthesis import labelled_image
+from models.unfinished import Unfinished
 from privacy.distillation import DistillationConfig, distil, imitation_loss
 
 CONFIG = DistillationConfig(transfer="synthetic", steps=120, images=32)
@@ -44,3 +48,34 @@ def test_the_teacher_is_left_as_it_was() -> None:
 def test_equal_answers_cost_nothing() -> None:
     confident = 50 * torch.nn.functional.one_hot(torch.randint(0, 3, (2, 5, 5)), 3).movedim(-1, 1)
     assert imitation_loss(confident.float(), confident.float(), 2.0).item() == pytest.approx(0, abs=1e-4)
+
+
+class Killed(Exception):
+    pass
+
+
+class Fragile(torch.nn.Module):
+    """A network whose process dies at its `last` call."""
+
+    def __init__(self, inner: torch.nn.Module, last: int) -> None:
+        super().__init__()
+        self.inner, self.left = inner, last
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+        return self.inner(images)
+
+
+def test_a_distillation_that_was_killed_goes_on_bit_for_bit_where_it_stood(tmp_path: Path) -> None:
+    teacher, images = network(0), torch.randn(12, 1, 8, 8)
+    whole, unfinished = Fragile(network(1), 10**6), Unfinished(tmp_path / "student", 0)
+    distil(teacher, whole, images, CONFIG, torch.Generator().manual_seed(0))
+    with pytest.raises(Killed):
+        distil(teacher, Fragile(network(1), 7), images, CONFIG, torch.Generator().manual_seed(0),
+               unfinished=unfinished)  # fmt: skip
+    resumed = Fragile(network(1), CONFIG.steps - 7)
+    distil(teacher, resumed, images, CONFIG, torch.Generator().manual_seed(0), unfinished=unfinished)
+    for name, p in P.of(whole).items():
+        assert torch.equal(P.of(resumed)[name], p)

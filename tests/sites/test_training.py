@@ -1,13 +1,16 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from models import checkpoints
 from models import params as P
 from models.adversarial import AttackConfig, MembershipConfig, attacked
 from models.objectives import ClassificationConfig, SegmentationConfig, build_task
 from models.strategies import fed_prox
+from models.unfinished import Unfinished
 from privacy.mechanisms import AdaptiveClip, ClipConfig, Mechanism
 from privacy.noise import NoiseSource
 from privacy.per_patient import per_patient_gradients
@@ -285,3 +288,89 @@ def test_who_is_the_attackers_reference_does_not_train() -> None:
     plain, reference, members = trained(known), *(trained(with_other_labels(n)) for n in (6, 5))
     assert all(torch.allclose(plain[n], reference[n], atol=1e-7) for n in plain)
     assert not all(torch.allclose(plain[n], members[n], atol=1e-4) for n in plain)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(last: int):
+    """Return a progress that kills the training after a step."""
+
+    def progress(what: str, step: int, of: int) -> None:
+        if step == last:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("clip", ["normalised", "adaptive"])
+def test_a_private_training_that_was_killed_goes_on_bit_for_bit_where_it_stood(
+    tmp_path: Path, clip: str
+) -> None:
+    kinds = {
+        "normalised": ClipConfig(kind="normalised", norm=1.0),
+        "adaptive": AdaptiveClip(kind="adaptive", norm=1.0, quantile=0.5),
+    }
+    m = Mechanism(kinds[clip], 0.5, 0.7, 6, divisor=4.2)
+    config = TrainingConfig(steps=6, lr=0.3, lot=4, microbatch=2)
+
+    def trained(net, unfinished, progress):
+        noise = NoiseSource.for_test(0, "")
+        return train_privately(net, TASK, examples(6), config, m, noise, pull, progress, unfinished)
+
+    def pull(own, start):
+        return sum((own[name] - start[name]).square().sum() for name in own)
+
+    whole, resumed = network(), network()
+    left = trained(whole, None, lambda *_: None)
+    for last in (2, 3, 5):
+        torch.manual_seed(last)
+        resumed = network()
+        with pytest.raises(Killed):
+            trained(resumed, Unfinished(tmp_path / "training", 0), killed_at(last))
+    resumed, seen = network(), []
+    found = trained(
+        resumed, Unfinished(tmp_path / "training", 0), lambda what, step, of: seen.append(step)
+    )
+    assert seen == [6]
+    assert found.clip == left.clip
+    for name, p in P.of(whole).items():
+        assert torch.equal(P.of(resumed)[name], p)
+
+
+def test_a_training_that_goes_on_counts_the_steps_before_the_kill(tmp_path: Path) -> None:
+    """Opacus' accountant is held against the charge at the end, so forgetting them is an error."""
+    config = TrainingConfig(steps=5, lr=0.3, lot="all")
+    unfinished = Unfinished(tmp_path / "training", 0)
+
+    def trained(progress) -> None:
+        noise = NoiseSource.from_system()
+        train_privately(
+            network(), TASK, examples(6), config, mechanism(), noise, None, progress, unfinished
+        )
+
+    with pytest.raises(Killed):
+        trained(killed_at(3))
+    kept = dict(unfinished.read() or {})
+    kept["accountant"] = kept["accountant"][:, :2].new_tensor([[1e-6, 1.0, 2.0]])
+    checkpoints.write(unfinished.path, kept)
+    with pytest.raises(RuntimeError, match="Opacus counted"):
+        trained(lambda *_: None)
+
+
+def test_a_plain_training_that_was_killed_goes_on_bit_for_bit_where_it_stood(tmp_path: Path) -> None:
+    config = TrainingConfig(steps=7, lr=0.1, lot=4, microbatch=2)
+    unfinished = Unfinished(tmp_path / "training", 0)
+
+    def trained(net, unfinished, progress) -> None:
+        rng = torch.Generator().manual_seed(3)
+        train_plainly(net, TASK, examples(6), config, rng, None, progress, unfinished)
+
+    whole, resumed = network(), network()
+    trained(whole, None, lambda *_: None)
+    with pytest.raises(Killed):
+        trained(network(), unfinished, killed_at(4))
+    trained(resumed, unfinished, lambda *_: None)
+    for name, p in P.of(whole).items():
+        assert torch.equal(P.of(resumed)[name], p)

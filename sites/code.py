@@ -1,0 +1,18 @@
+"""Which code runs here: part of what a hospital approves, and what an unfinished training depends on."""
+
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from privacy.signing import canonical
+
+ROOMS = ("flows", "sites", "privacy", "models")
+
+
+@cache
+def code_sha256() -> str:
+    """Return the hash of the code that runs here."""
+    root = Path(__file__).parent.parent
+    files = sorted(path for room in ROOMS for path in (root / room).glob("*.py"))
+    lines = [[str(path.relative_to(root)), sha256(path.read_bytes()).hexdigest()] for path in files]
+    return sha256(canonical(lines)).hexdigest()
