@@ -443,6 +443,40 @@ def _decide(folder: Path, named: str, verdict: Literal["approved", "refused"], b
 
 
 @site_app.command()
+def leave(
+    study: StudyNameArgument,
+    folder: SiteArgument = Path(),
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Leave a study for good: unsent work is given up, what was charged stays charged."""
+    with _clear_errors():
+        from sites.hospital import Hospital
+        from sites.leaving import leave as leave_study
+
+        hospital = Hospital.open(folder)
+        if yes or typer.confirm(f"{hospital.name} leaves {study} for good. Go on?"):
+            for run in leave_study(hospital, study):
+                typer.echo(f"{run}: nothing of {hospital.name} counts from now on.")
+
+
+@site_app.command(name="change-key")
+def change_key(
+    folder: SiteArgument = Path(),
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Revoke the key with which this hospital signs, because others may have it, and make a new one."""
+    with _clear_errors():
+        from sites.hospital import Hospital
+        from sites.leaving import change_key as change
+
+        hospital = Hospital.open(folder)
+        if yes or typer.confirm("Nothing that is signed with the old key counts any more. Go on?"):
+            public = change(hospital)
+            typer.echo("The coordinator replaces this hospital's line in federation.yaml by:")
+            typer.echo(f"  {hospital.name}: {public}")
+
+
+@site_app.command()
 def ledger(
     folder: SiteArgument = Path(),
     verify: Annotated[bool, typer.Option(help="Check the chain and the outbox alone.")] = False,

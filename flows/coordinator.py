@@ -40,7 +40,11 @@ def train(home: Home, study: Study, federation: Path, live: Live, *, new: bool =
         asked = {name: RemoteHospital(name, exchange, key) for name in members.hospitals}
         with reachable(asked):
             run = run_for(home, study, members.hospitals, members.exchange, new=new)
-            return train_rounds(run, live)
+            try:
+                return train_rounds(run, live)
+            finally:
+                for hospital in asked.values():
+                    hospital.withdraw()
 
 
 @contextmanager

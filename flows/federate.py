@@ -1,6 +1,5 @@
 """The federation: one flow, which reads like the algorithm's box."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import rounds
+from flows import membership, rounds
 from flows.announcements import announce, end_what_was_left
 from flows.home import Home
 from flows.hospitals import REACHABLE, HospitalFailed, HospitalLeftOut
@@ -18,10 +17,10 @@ from flows.rounds import NO_ANSWERS, PHASES, Answers
 from flows.run import RoundRecord, Run
 from flows.tracking import Tracking
 from models.params import Params
-from sites.orders import Phase
+from sites.orders import Phase, is_answered
 
-SIDE_BY_SIDE: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1)
-"""As many hospitals at a time as this machine has cores; each trains on one."""
+SIDE_BY_SIDE: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(max_workers=1000)
+"""All hospitals at once: a task only waits for one. Those on this machine share its cores themselves."""
 
 ON_RECORD: list[Callable[[Run, RoundRecord], None]] = []
 """Who in this process wants to know of each round that is on record."""
@@ -43,8 +42,10 @@ def federate(run: str, home: str, sites: list[str]) -> None:
         federation = join(opened, sites)
         with Tracking(federation) as tracking:
             record = begin(federation, tracking)
-            for number in range(record.round + 1, federation.study.rounds + 1):
+            first = record.round + 1
+            for number in range(first, federation.study.rounds + 1):
                 started = time.time()
+                federation = admit(federation, tracking, number, first)
                 releases = contribute(federation, number, record)
                 model = rounds.aggregate(federation, number, record, releases)
                 record = finish(federation, tracking, number, model, releases, started)
@@ -56,7 +57,7 @@ def join(run: Run, sites: Sequence[str]) -> Run:
     if run.description.participants:
         return run
     answers = ask_all(run, 0, "join", sites)
-    return run.with_participants(rounds.participants(run, answers), answers.left_out)
+    return run.with_participants(membership.participants(run, answers), answers.left_out)
 
 
 def begin(run: Run, tracking: Tracking) -> RoundRecord:
@@ -65,6 +66,18 @@ def begin(run: Run, tracking: Tracking) -> RoundRecord:
         tracking.log(records[-1])
         return records[-1]
     return finish(run, tracking, 0, rounds.first_model(run.study), NO_ANSWERS, time.time())
+
+
+def admit(run: Run, tracking: Tracking, number: int, asked: int) -> Run:
+    """Let hospitals join or leave before a round. Whoever is absent was asked in round `asked`, or is
+    now, and is not waited for."""
+    for site in membership.absent(run):
+        order = rounds.order(run, asked, "join", site)
+        if not is_answered(run.exchange, order):
+            REACHABLE[site].invite(order)
+    members = membership.before_round(run, number, asked)
+    tracking.follow(members)
+    return members
 
 
 def contribute(run: Run, number: int, base: RoundRecord) -> Answers:

@@ -7,7 +7,7 @@ nothing but whether to ask again.
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +66,7 @@ class RemoteHospital:
     name: str
     exchange: Exchange
     key: Ed25519PrivateKey
+    invitations: list[FlowRun] = field(default_factory=list)
 
     def carry_out(self, order: Order, timeout_s: float) -> None:
         """Lay an order down, have the hospital's worker told, and wait for the answer in the exchange.
@@ -76,10 +77,12 @@ class RemoteHospital:
         Raises:
             HospitalLeftOut: the order has expired, or somebody has cancelled the run.
         """
-        order, times, told, trouble = self._laid_down(order, timeout_s), 0, None, ""
+        order, times, told, trouble = self._laid_down(order, timeout_s + _grace_s(order)), 0, None, ""
+        until_ms = (order.expires_ms or 0) - int(1000 * _grace_s(order))
         while not is_answered(self.exchange, order):
-            if _now_ms() >= (order.expires_ms or 0):
-                _cancel(told)
+            if _now_ms() >= until_ms:
+                if not _grace_s(order):
+                    _cancel(told)
                 raise HospitalLeftOut(f"{self.name}: later than {timeout_s:g} s.{trouble}")
             ended = told and _ended(told)
             if ended == StateType.CANCELLED:
@@ -90,6 +93,19 @@ class RemoteHospital:
                 told, trouble = self._told(order, times)
             time.sleep(POLL_S)
         _close(told)
+
+    def invite(self, order: Order) -> None:
+        """Lay an order down that is good until the run should have ended, and have the worker told."""
+        left = order.study.rounds - order.round + 1
+        invitation = self._laid_down(order, left * order.study.sites.deadline_s)
+        told, _ = self._told(invitation, 1)
+        if told:
+            self.invitations.append(told)
+
+    def withdraw(self) -> None:
+        """Take back every invitation that the hospital's worker has not taken up."""
+        for told in self.invitations:
+            _cancel(told)
 
     def _laid_down(self, order: Order, timeout_s: float) -> Order:
         """Return the order as it lies in the exchange, from now on or from an earlier try."""
@@ -155,6 +171,14 @@ def _cancel(flow_run: FlowRun | None) -> None:
         is_waiting = state is not None and (state.is_scheduled() or state.is_paused())
         ended: State = Cancelled() if is_waiting else Cancelling()
         client.set_flow_run_state(flow_run.id, ended)
+
+
+def _grace_s(order: Order) -> float:
+    """Return how much longer than the round waits for it a release may take, as the study says."""
+    staleness = order.study.sites.staleness
+    if staleness is None or order.phase != "contribute":
+        return 0.0
+    return min(staleness.rounds, order.study.rounds - order.round) * order.study.sites.deadline_s
 
 
 def _now_ms() -> int:

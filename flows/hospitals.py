@@ -29,6 +29,9 @@ CODE = Path(__file__).parent.parent
 PAUSE_S = 2.0
 """How often a hospital that waits for a person is asked again."""
 
+CORES = threading.BoundedSemaphore(os.cpu_count() or 1)
+"""How many hospitals of this machine work at a time; each trains on one core."""
+
 OnProgress = Callable[[str, str, int, int], None]
 """Told `(hospital, what, step, of)`."""
 
@@ -57,6 +60,10 @@ class Reachable(Protocol):
         """
         ...
 
+    def invite(self, order: Order) -> None:
+        """Have an order carried out without waiting, while the run lasts; again changes nothing."""
+        ...
+
 
 @dataclass
 class HospitalProcess:
@@ -73,15 +80,21 @@ class HospitalProcess:
 
     def carry_out(self, order: Order, timeout_s: float) -> None:
         """Have an order carried out; see `Reachable`."""
-        request, until = order.model_dump(mode="json"), time.monotonic() + timeout_s
-        while (left := until - time.monotonic()) > 0:
-            try:
-                self.request(request, left)
-            except HospitalWaits:
-                time.sleep(PAUSE_S)
-            else:
-                return
+        with CORES:
+            request, until = order.model_dump(mode="json"), time.monotonic() + timeout_s
+            while (left := until - time.monotonic()) > 0:
+                try:
+                    self.request(request, left)
+                except HospitalWaits:
+                    time.sleep(PAUSE_S)
+                else:
+                    return
         raise HospitalLeftOut(f"{self.name}: nobody there has approved it in time.")
+
+    def invite(self, order: Order) -> None:
+        """Have an order carried out if the hospital can do so now; see `Reachable`."""
+        with CORES, suppress(HospitalFailed, HospitalWaits):
+            self.request(order.model_dump(mode="json"), order.study.sites.deadline_s)
 
     def request(self, request: Mapping[str, Any], timeout_s: float) -> None:
         """Hand the process a request, an order or an errand, and wait until it is done.

@@ -80,7 +80,7 @@ def summary(run: Run) -> Table:
     for heading in ("hospital", "patients (declared)", f"{name} before", f"{name} now",
                     "epsilon of budget", "bytes sent"):  # fmt: skip
         table.add_column(heading, justify="left" if heading == "hospital" else "right")
-    for site, participant in sorted(run.description.participants.items()):
+    for site, participant in sorted(run.description.everybody.items()):
         mine = [r for record in records for r in record.releases if r.site == site]
         spent = [r.epsilon for r in mine if r.epsilon is not None]
         table.add_row(

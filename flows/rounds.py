@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from flows import fusion
-from flows.run import GENESIS, Accepted, BrokenRun, Participant, RoundRecord, Run
+from flows.run import GENESIS, Accepted, BrokenRun, RoundRecord, Run
 from models import checkpoints
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams, sha256_of
@@ -27,13 +27,14 @@ from privacy.release import (
     RejectedRelease,
     Release,
     ReleaseManifest,
+    Revocation,
     Scores,
     Statement,
     check_release,
     parse_statement,
 )
 from privacy.signing import BadSignature, canonical, sign, verified
-from sites.exchange import COORDINATOR, model_place, statement_place
+from sites.exchange import COORDINATOR, model_place, revocation_place, statement_place
 from sites.orders import Order, Phase, refusal_of
 from sites.study import Study
 
@@ -122,13 +123,14 @@ def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers
     left_out: dict[str, str] = {}
     for site in sorted(sites):
         try:
+            _check_key_is_good(run, site)
             found = _statement(run, round, phase, site)
             if found is None:
                 left_out[site] = run.failure(round, phase, site) or SILENT
                 continue
             purpose, data = found
             statement = parse_statement(verified(data, site, run.description.roster))
-            _check_addressed(run, round, purpose, site, statement)
+            check_addressed(run, round, purpose, site, statement)
         except (BadSignature, RejectedRelease, CorruptCheckpoint, OSError) as error:
             left_out[site] = f"its statement was rejected: {error}"
             continue
@@ -148,7 +150,22 @@ def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, byte
     return None
 
 
-def _check_addressed(run: Run, round: int, purpose: str, site: str, statement: Statement) -> None:
+def _check_key_is_good(run: Run, site: str) -> None:
+    """Raise `RejectedRelease` where a hospital has revoked the key that the roster has for it."""
+    key = run.description.roster[site]
+    data = run.exchange.statement(revocation_place(site, key))
+    if data is None:
+        return
+    try:
+        said = Revocation.model_validate(verified(data, site, {site: key}))
+    except ValueError:  # somebody else's word
+        return
+    if (said.site, said.public_key) == (site, key):
+        raise RejectedRelease("it has revoked its key; put its new one into federation.yaml")
+
+
+def check_addressed(run: Run, round: int, purpose: str, site: str, statement: Statement) -> None:
+    """Raise `RejectedRelease` unless a statement is of this run, round, act and hospital."""
     found = (statement.study_sha256, statement.run, statement.round, statement.purpose, statement.site)
     if found != (run.study.sha256, run.name, round, purpose, site):
         raise RejectedRelease("it is about another study, run, round, act or hospital")
@@ -161,24 +178,6 @@ def _check_addressed(run: Run, round: int, purpose: str, site: str, statement: S
         unknown = sorted(statement.metrics.keys() - run.study.metric_names)
         if unknown:
             raise RejectedRelease(f"the study has no metric {unknown[0]!r}")
-
-
-def participants(run: Run, answers: Answers) -> dict[str, Participant]:
-    """Return the hospitals that accepted; raise `TooFewHospitals` under the study's minimum."""
-    accepted = {
-        site: Participant(
-            public_key=run.description.roster[site],
-            declared_patients=statement.declared_patients,
-            declared_training=statement.declared_training,
-            steps=statement.steps,
-            budget=statement.budget,
-        )
-        for site, statement in answers.taken.items()
-        if isinstance(statement, Acceptance)
-    }
-    if len(accepted) < run.study.sites.min:
-        raise TooFewHospitals(len(accepted), run.study, answers.left_out, round=None)
-    return accepted
 
 
 def order(run: Run, round: int, phase: Phase, site: str) -> Order:
@@ -204,10 +203,15 @@ def decided(run: Run, round: int) -> Answers | None:
         note = json.loads(_decision_path(run, round).read_bytes())
     except FileNotFoundError:
         return None
-    found = answers(run, round, "contribute", list(note["taken"]))
-    if dict(found.statement_sha256) != note["taken"]:
+    found: dict[str, Statement] = {}
+    hashes: dict[str, str] = {}
+    for site in note["taken"]:
+        again = answers(run, note["rounds"][site], "contribute", [site])
+        found |= again.taken
+        hashes |= again.statement_sha256
+    if hashes != note["taken"]:
         raise BrokenRun(f"The releases of round {round} are not those that it took in.")
-    return Answers(found.taken, found.statement_sha256, note["left_out"])
+    return Answers(found, hashes, note["left_out"])
 
 
 def take_in(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answers:
@@ -216,11 +220,16 @@ def take_in(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answer
     Each release's tensors lie in the run's `releases/` afterwards, and the round is decided.
     """
     template = run.study.bound_strategy().shared(run.model(base))
-    left_out = dict(answers.left_out)
+    late = _late(run, round, sorted(answers.left_out))
+    left_out = {site: why for site, why in answers.left_out.items() if site not in late.taken}
+    bases = {record.round: record for record in run.records()}
+    answers = Answers(
+        {**answers.taken, **late.taken}, {**answers.statement_sha256, **late.statement_sha256}, left_out
+    )
     taken = {}
     for site, manifest in answers.taken.items():
         try:
-            _check_release(run, round, base, manifest, template)
+            _check_release(run, round, bases.get(manifest.round - 1, base), manifest, template)
             taken[site] = manifest
         except (ValueError, OSError) as error:
             # Rejected, corrupt, or with declared numbers for which the study has no mechanism.
@@ -228,9 +237,32 @@ def take_in(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answer
     if len(taken) < run.study.sites.min:
         raise TooFewHospitals(len(taken), run.study, left_out, round)
     hashes = {site: answers.statement_sha256[site] for site in taken}
-    note = canonical({"taken": hashes, "left_out": left_out})
+    rounds = {site: manifest.round for site, manifest in taken.items()}
+    note = canonical({"taken": hashes, "rounds": rounds, "left_out": left_out})
     checkpoints.write_atomically(_decision_path(run, round), note)
     return Answers(taken, hashes, left_out)
+
+
+def _late(run: Run, round: int, sites: Sequence[str]) -> Answers:
+    """Return the newest late release of each of `sites` that may still count, as the study says.
+
+    One counts if its hospital has sent none since, in a round for which it was asked.
+    """
+    staleness, records = run.study.sites.staleness, run.records()
+    taken: dict[str, Statement] = {}
+    hashes: dict[str, str] = {}
+    if staleness is None:
+        return NO_ANSWERS
+    for site in sites:
+        sent = [r.round - a.staleness for r in records for a in r.releases if a.site == site]
+        first = max([*sent, run.description.participants[site].since - 1, round - staleness.rounds - 1])
+        for number in range(round - 1, first, -1):
+            found = answers(run, number, "contribute", [site])
+            if site in found.taken:
+                taken |= found.taken
+                hashes |= found.statement_sha256
+                break
+    return Answers(taken, hashes, {})
 
 
 def _check_release(
@@ -297,13 +329,13 @@ def aggregate(run: Run, round: int, base: RoundRecord, taken: Answers) -> Params
     params = run.model(base)
     releases = [
         Contribution(
-            weight(run, site),
+            weight_of(run, round, manifest),
             StoredParams(release_path(run, round, site)),
             run.study.training.model_copy(
                 update={"steps": run.description.participants[site].steps}
             ).length(round, run.study.rounds),
         )
-        for site in sorted(taken.taken)
+        for site, manifest in sorted(taken.taken.items())
     ]
     if run.study.export == "predictions":
         return fusion.student_of(run, round, params, releases)
@@ -318,6 +350,13 @@ def aggregate(run: Run, round: int, base: RoundRecord, taken: Answers) -> Params
 def weight(run: Run, site: str) -> int:
     """Return n_k: the hospital's declared number of training patients."""
     return run.description.participants[site].declared_training
+
+
+def weight_of(run: Run, round: int, release: Statement) -> float:
+    """Return how much a release counts in a round: less where it was due in an earlier one."""
+    staleness, late = run.study.sites.staleness, round - release.round
+    share = staleness.share(late) if staleness and late else 1.0
+    return weight(run, release.site) * share
 
 
 def record(
@@ -340,7 +379,7 @@ def record(
         base_sha256=before[-1].model_sha256 if before else GENESIS,
         model_sha256=model_sha256,
         releases=tuple(
-            _accepted(run, site, manifest, taken.statement_sha256[site])
+            _accepted(run, round, manifest, taken.statement_sha256[site])
             for site, manifest in sorted(taken.taken.items())
             if isinstance(manifest, ReleaseManifest)
         ),
@@ -354,11 +393,13 @@ def record(
     )
 
 
-def _accepted(run: Run, site: str, manifest: ReleaseManifest, sha256: str) -> Accepted:
+def _accepted(run: Run, round: int, manifest: ReleaseManifest, sha256: str) -> Accepted:
+    site = manifest.site
     return Accepted(
         site=site,
         statement_sha256=sha256,
-        weight=weight(run, site),
+        weight=weight_of(run, round, manifest),
+        staleness=round - manifest.round,
         steps=run.description.participants[site].steps,
         **manifest.model_dump(
             include={

@@ -36,23 +36,28 @@ class BrokenRun(Exception):
 
 
 class Participant(Config):
-    """A hospital that has accepted: public numbers, and the key that signs for it."""
+    """A hospital that has accepted: public numbers, the key that signs for it, its first round."""
 
     public_key: str
     declared_patients: int
     declared_training: int
     steps: int
     budget: Budget
+    since: int = 1
 
 
 class Accepted(Config):
-    """One release that a round took in, with its weight and the local steps behind it."""
+    """One release that a round took in, with its weight and the local steps behind it.
+
+    `staleness` is how many rounds late it was; `weight` says already what that leaves of it.
+    """
 
     site: str
     statement_sha256: Sha256
     payload_sha256: Sha256
     payload_bytes: int
-    weight: int
+    weight: float
+    staleness: int = 0
     steps: int
     event: EventRecord | None
     epsilon: float | None
@@ -102,15 +107,22 @@ Kind = Literal["training", "survey"]
 
 
 class RunDescription(Config):
-    """What was fixed when the run started."""
+    """What was fixed when the run started, and who takes part: from the start, since later, no more."""
 
     run: str
+    kind: Kind = "training"
     study: Study
     exchange: str
     started_ms: int
     roster: dict[str, str] = Field(default_factory=dict)
     participants: dict[str, Participant] = Field(default_factory=dict)
     refused: dict[str, str] = Field(default_factory=dict)
+    departed: dict[str, Participant] = Field(default_factory=dict)
+
+    @property
+    def everybody(self) -> dict[str, Participant]:
+        """Whoever took part in any round."""
+        return {**self.departed, **self.participants}
 
 
 @dataclass(frozen=True)
@@ -136,6 +148,7 @@ class Run:
         name = f"{prefix}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         description = RunDescription(
             run=name,
+            kind=kind,
             study=study,
             exchange=exchange,
             started_ms=int(now.timestamp() * 1000),
@@ -195,12 +208,20 @@ class Run:
             yield self
 
     def with_participants(
-        self, participants: Mapping[str, Participant], refused: Mapping[str, str]
+        self,
+        participants: Mapping[str, Participant],
+        refused: Mapping[str, str],
+        departed: Mapping[str, Participant] | None = None,
+        roster: Mapping[str, str] | None = None,
     ) -> "Run":
-        """Return the run with who takes part, which its folder now records."""
-        description = self.description.model_copy(
-            update={"participants": dict(participants), "refused": dict(refused)}
-        )
+        """Return the run with who takes part, which its folder now records; None changes nothing."""
+        changes = {
+            "participants": dict(participants),
+            "refused": dict(refused),
+            "departed": self.description.departed if departed is None else dict(departed),
+            "roster": self.description.roster if roster is None else dict(roster),
+        }
+        description = self.description.model_copy(update=changes)
         self._describe(description)
         return Run(self.folder, self.home, description)
 
@@ -295,8 +316,14 @@ def surveys_of(home: Home, study: str) -> list[Run]:
 
 def runs_of(home: Home, study: Study | None = None) -> list[Run]:
     """Return the home's runs that have begun training, oldest first; of one study, if given."""
+    return [run for run in started_runs(home, study) if run.description.participants]
+
+
+def started_runs(home: Home, study: Study | None = None) -> list[Run]:
+    """Return these and the runs that were interrupted before anybody had accepted, oldest first."""
     names = sorted(p.parent.name for p in home.runs.glob("*/run.json"))
-    runs = [Run.open(home, name) for name in names]
-    begun = [run for run in runs if run.description.participants]
-    wanted = [r for r in begun if study is None or r.study.sha256 == study.sha256]
+    runs = [
+        run for run in (Run.open(home, name) for name in names) if run.description.kind == "training"
+    ]
+    wanted = [r for r in runs if study is None or r.study.sha256 == study.sha256]
     return sorted(wanted, key=lambda run: run.description.started_ms)

@@ -111,7 +111,7 @@ class Tracking(AbstractContextManager["Tracking"]):
         self._parent = self._mlflow_run(GLOBAL, parent=None)
         self._children = {
             site: self._mlflow_run(site, parent=self._parent)
-            for site in sorted(run.description.participants)
+            for site in sorted(run.description.everybody)
         }
 
     def __enter__(self) -> "Tracking":
@@ -127,6 +127,12 @@ class Tracking(AbstractContextManager["Tracking"]):
     ) -> None:
         for mlflow_run in self._all_runs():
             self._client.set_terminated(mlflow_run, "FINISHED" if error is None else "FAILED")
+
+    def follow(self, run: Run) -> None:
+        """Go on with a run as its members are now."""
+        self._run = run
+        for site in sorted(run.description.participants.keys() - self._children.keys()):
+            self._children[site] = self._mlflow_run(site, parent=self._parent)
 
     def log(self, record: RoundRecord) -> None:
         """Log a round; logging it again changes nothing.
@@ -286,7 +292,7 @@ class Tracking(AbstractContextManager["Tracking"]):
     def _params(self, site: str) -> list[Param]:
         run = self._run
         if site != GLOBAL:
-            hospital = run.description.participants[site]
+            hospital = run.description.everybody[site]
             values = {
                 "declared_patients": hospital.declared_patients,
                 "steps": hospital.steps,

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from flows.home import Home
 from flows.live import Live
+from flows.membership import with_roster
 from flows.rounds import TooFewHospitals
-from flows.run import Run, RunBusy, runs_of
+from flows.run import Run, RunBusy, started_runs
 from sites.study import Study
 
 
@@ -27,18 +28,21 @@ def alone(home: Home, study: Study) -> Iterator[None]:
 
 def is_interrupted(home: Home, study: Study) -> bool:
     """Return whether the newest run of a study has rounds left."""
-    runs = runs_of(home, study)
+    runs = started_runs(home, study)
     return bool(runs) and not runs[-1].is_finished
 
 
 def run_for(
     home: Home, study: Study, roster: Mapping[str, str], exchange: str, *, new: bool = False
 ) -> Run:
-    """Return the newest run of the study among these very hospitals that can go on, or a `new` one."""
-    runs = [] if new else runs_of(home, study)
-    runs = [run for run in runs if run.description.roster == roster]
+    """Return the newest run of the study that can go on with any of these hospitals, or a `new` one.
+
+    A hospital is one of these by its name and its key.
+    """
+    runs = [] if new else started_runs(home, study)
+    runs = [run for run in runs if run.description.roster.items() & roster.items()]
     if runs and not runs[-1].is_finished:
-        return runs[-1]
+        return with_roster(runs[-1], roster)
     return Run.create(home, study, roster, exchange)
 
 

@@ -75,6 +75,12 @@ class Refusal(_Statement):
     reason: Annotated[str, Field(max_length=1000)]
 
 
+class Departure(_Statement):
+    """A hospital leaves the study: from here on nothing that it has signed for this run counts."""
+
+    kind: Literal["departure"]
+
+
 class ReleaseManifest(_Statement):
     """What a release is, for a person to read and the coordinator to check.
 
@@ -138,6 +144,15 @@ class Survey(_Statement):
         return self
 
 
+class Revocation(Config):
+    """A hospital's statement, signed by a key of its own, that this key is no longer good."""
+
+    kind: Literal["revocation"]
+    site: str
+    public_key: Sha256
+    at_ms: int
+
+
 class ModelManifest(Config):
     """The coordinator's statement about a global model; round 0 is the one before training."""
 
@@ -149,7 +164,7 @@ class ModelManifest(Config):
     model_sha256: Sha256
 
 
-Statement = Acceptance | Refusal | ReleaseManifest | Scores | Survey
+Statement = Acceptance | Refusal | Departure | ReleaseManifest | Scores | Survey
 _STATEMENT: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="kind")])
 
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from models.checkpoints import write_atomically
 from models.config import Config
 from privacy.release import ReleaseManifest, Sha256
-from privacy.signing import BadSignature, canonical, sign, verified
+from privacy.signing import BadSignature, canonical, sign
 from sites.admission import teacher_for
 from sites.code import code_sha256
 from sites.documents import ConfigError
@@ -195,8 +195,7 @@ def _decision(hospital: Hospital, digest: str) -> Decision | None:
     if not path.exists():
         return None
     try:
-        fields = verified(path.read_bytes(), hospital.name, {hospital.name: hospital.public_key})
-        decision = Decision.model_validate(fields)
+        decision = Decision.model_validate(hospital.verified(path.read_bytes()))
     except (BadSignature, ValueError) as error:
         raise ConfigError(f"{path}: expected a row that this hospital signed: {error}") from error
     if decision.terms != digest:

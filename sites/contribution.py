@@ -15,7 +15,6 @@ from privacy.distillation import distil
 from privacy.ledger import Charge, LedgerError
 from privacy.mechanisms import Mechanism, mechanism_for
 from privacy.release import Acceptance, parse_statement
-from privacy.signing import verified
 from privacy.soundness import check_soundness
 from sites import export
 from sites.admission import teacher_for, training_for
@@ -41,7 +40,8 @@ def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     _cohort(hospital, order.study)
     if mechanism:
         patients = hospital.eligible.training
-        hospital.ledger.check_fits(patients, mechanism.event, times=order.study.rounds)
+        left = order.study.rounds - max(0, order.round - 1)
+        hospital.ledger.check_fits(patients, mechanism.event, times=left)
     check_join(hospital, order.study, order.run)
     export.acceptance(hospital, order.study, act)
 
@@ -88,11 +88,14 @@ def _given_back_on_failure(hospital: Hospital, charge: Charge) -> Iterator[None]
 
 def _check_terms(hospital: Hospital, order: Order) -> None:
     """Refuse a round on other terms than those of the hospital's own acceptance, before it is paid."""
-    joined = hospital.ledger.file_of(Charge(order.study.name, order.run, 0, "join", event=None))
-    if joined is None:
+    joined = [
+        entry.file
+        for entry in hospital.ledger.entries()
+        if entry.charge.run == order.run and entry.charge.purpose == "join" and entry.file
+    ]
+    if not joined:
         return
-    roster = {hospital.name: hospital.public_key}
-    said = parse_statement(verified(hospital.outbox.statement(joined), hospital.name, roster))
+    said = parse_statement(hospital.verified(hospital.outbox.statement(joined[-1])))
     now = (hospital.policy.declared_training, training_for(hospital.policy, order.study).steps)
     if isinstance(said, Acceptance) and (said.declared_training, said.steps) != now:
         raise Refused(

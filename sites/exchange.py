@@ -122,6 +122,11 @@ def statement_place(run: str, round: int, phase: str, site: str) -> str:
     return f"{_folder_of(site)}/{run}.{round:03d}.{phase}"
 
 
+def revocation_place(site: str, public_key: str) -> str:
+    """Return where a hospital says that one of its keys is no longer good."""
+    return f"{_folder_of(site)}/revoked.{public_key[:32]}"
+
+
 def order_place(run: str, round: int, phase: str, attempt: int, site: str) -> str:
     """Return where the coordinator's order for a phase of a round lies in the exchange."""
     return f"orders/{site}/{run}.{round:03d}.{phase}.{attempt}"

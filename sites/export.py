@@ -9,6 +9,7 @@ from privacy.accounting import epsilon, reported_epsilon
 from privacy.ledger import Charge, LedgerError
 from privacy.release import (
     Acceptance,
+    Departure,
     EventRecord,
     MetricsPolicy,
     Noise,
@@ -20,7 +21,7 @@ from privacy.release import (
     Survey,
     parse_statement,
 )
-from privacy.signing import sign, verified
+from privacy.signing import sign
 from sites.admission import training_for
 from sites.exchange import Exchange, statement_place
 from sites.hospital import Hospital
@@ -46,14 +47,14 @@ def release(
         plain_releases=hospital.ledger.plain_charges(),
         noise=noise,
         **_spent(hospital, study, charge.run),
-        **_common(hospital, study, charge),
+        **_common(hospital, study.sha256, charge),
     )
     hospital.ledger.settle(charge, _into_outbox(hospital, statement))
 
 
 def spoilt(hospital: Hospital, study: Study, charge: Charge, reason: str) -> None:
     """Settle a charge with a refusal: there is nothing to release, and no second try to choose from."""
-    statement = Refusal(kind="refusal", reason=reason, **_common(hospital, study, charge))
+    statement = Refusal(kind="refusal", reason=reason, **_common(hospital, study.sha256, charge))
     hospital.ledger.settle(charge, _into_outbox(hospital, statement))
 
 
@@ -66,14 +67,20 @@ def acceptance(hospital: Hospital, study: Study, act: Charge) -> None:
         declared_patients=policy.declared_patients,
         budget=policy.budget,
         steps=training_for(policy, study).steps,
-        **_common(hospital, study, act),
+        **_common(hospital, study.sha256, act),
     )
     hospital.ledger.publish(act, _into_outbox(hospital, statement))
 
 
 def refusal(hospital: Hospital, study: Study, act: Charge, reason: str) -> None:
     """Put a refusal into the outbox; its reason tells of no patient and no count."""
-    statement = Refusal(kind="refusal", reason=reason, **_common(hospital, study, act))
+    statement = Refusal(kind="refusal", reason=reason, **_common(hospital, study.sha256, act))
+    hospital.ledger.publish(act, _into_outbox(hospital, statement))
+
+
+def departure(hospital: Hospital, study_sha256: str, act: Charge) -> None:
+    """Put the hospital's leaving of a run into the outbox."""
+    statement = Departure(kind="departure", **_common(hospital, study_sha256, act))
     hospital.ledger.publish(act, _into_outbox(hospital, statement))
 
 
@@ -91,7 +98,7 @@ def scores(
         model_sha256=model_sha256,
         metrics_policy=policy,
         metrics=metrics,
-        **_common(hospital, study, act),
+        **_common(hospital, study.sha256, act),
     )
     record = hospital.ledger.settle if policy == "noised" else hospital.ledger.publish
     record(act, _into_outbox(hospital, statement))
@@ -110,7 +117,7 @@ def survey(
         declared_patients=hospital.policy.declared_patients,
         statistics_policy=policy,
         histograms=histograms,
-        **_common(hospital, study, act),
+        **_common(hospital, study.sha256, act),
     )
     record = hospital.ledger.settle if policy == "noised" else hospital.ledger.publish
     record(act, _into_outbox(hospital, statement))
@@ -140,9 +147,7 @@ def statement_of(hospital: Hospital, act: Charge) -> tuple[Statement, str]:
     sha256 = hospital.ledger.file_of(act)
     if sha256 is None:
         raise LedgerError(f"The {act.purpose} of round {act.round} has no file to publish.")
-    roster = {hospital.name: hospital.public_key}
-    fields = verified(hospital.outbox.statement(sha256), hospital.name, roster)
-    return parse_statement(fields), sha256
+    return parse_statement(hospital.verified(hospital.outbox.statement(sha256))), sha256
 
 
 def _into_outbox(hospital: Hospital, statement: Statement) -> str:
@@ -150,10 +155,10 @@ def _into_outbox(hospital: Hospital, statement: Statement) -> str:
     return hospital.outbox.put_statement(sign(fields, hospital.name, hospital.key))
 
 
-def _common(hospital: Hospital, study: Study, act: Charge) -> dict[str, Any]:
+def _common(hospital: Hospital, study_sha256: str, act: Charge) -> dict[str, Any]:
     return {
-        "study": study.name,
-        "study_sha256": study.sha256,
+        "study": act.study,
+        "study_sha256": study_sha256,
         "run": act.run,
         "round": act.round,
         "purpose": act.purpose,

@@ -19,7 +19,7 @@ from models.checkpoints import CorruptCheckpoint, sha256_of
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import Charge, LedgerError
 from privacy.release import RejectedRelease, ReleaseManifest, Statement, parse_statement
-from privacy.signing import BadSignature, verified
+from privacy.signing import BadSignature
 from sites.exchange import Exchange, statement_place
 from sites.hospital import Hospital
 from sites.policy import Refused
@@ -164,7 +164,7 @@ def _lying_at(hospital: Hospital, exchange: Exchange, place: str, trusts_anyone:
     if statement_place(s.run, s.round, s.purpose, hospital.name) != place:
         return None
     try:
-        verified(data, hospital.name, {hospital.name: hospital.public_key})
+        hospital.verified(data)
     except BadSignature:
         return said if trusts_anyone else None
     return said

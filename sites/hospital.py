@@ -5,11 +5,12 @@ import hmac
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,7 +20,7 @@ from models.objectives import TaskConfig
 from privacy.ledger import Ledger
 from privacy.noise import NoiseSource
 from privacy.release import Noise
-from privacy.signing import canonical, private_key, public_hex
+from privacy.signing import BadSignature, canonical, private_key, public_hex, verified
 from sites.cache import ScanCache
 from sites.checks import CheckedCase, read_cases
 from sites.cohort import Cohort, Eligible, eligible, load_cohort, pseudonym, pseudonym_key
@@ -91,6 +92,25 @@ class Hospital:
     def public_key(self) -> str:
         """The public key that the roster lists for this hospital."""
         return public_hex(self.key)
+
+    def renew_key(self) -> str:
+        """Replace the private key by a new one, keep the old one's public half; return the new one's."""
+        keys, former = self.state / "keys", self.public_key
+        write_atomically(keys / "former" / f"{former}.pub", b"")
+        (keys / "hospital").unlink()
+        return public_hex(private_key(keys / "hospital"))
+
+    def verified(self, data: bytes) -> dict[str, Any]:
+        """Return the statement in `data` if this hospital signed it, be it with an earlier key.
+
+        Raises:
+            BadSignature: it did not.
+        """
+        former = sorted(path.stem for path in (self.state / "keys" / "former").glob("*.pub"))
+        for key in former:
+            with suppress(BadSignature):
+                return verified(data, self.name, {self.name: key})
+        return verified(data, self.name, {self.name: self.public_key})
 
     @property
     def device(self) -> torch.device:

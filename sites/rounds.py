@@ -19,6 +19,7 @@ from sites.evaluation import evaluate, tell
 from sites.exchange import Exchange
 from sites.forgotten import check_memory, unrecorded
 from sites.hospital import Hospital
+from sites.leaving import check_has_not_left
 from sites.orders import Order, Phase, check_in_time, refusal_of
 from sites.personal import keep_up
 from sites.policy import Refused
@@ -50,6 +51,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
         if order.site != hospital.name:
             raise Refused("the order is for another hospital")
         hospital.trust(order.coordinator)
+        check_has_not_left(hospital, study.name)
         _check_address(exchange)
         hospital.bind(order.run, study.sha256, order.exchange)
         check_memory(hospital, exchange)

@@ -22,11 +22,36 @@ from sites.preprocessing import Patches, PreprocessingConfig
 from sites.training import TrainingConfig
 
 
+class StalenessConfig(Config):
+    """Releases that come after their round count in a later one, if their hospital has sent none since.
+
+    Attributes:
+        rounds: how many rounds late a release may be.
+        power: a release that is s rounds late counts (1 + s)^-power (Xie et al. 2019, section 5.2).
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=10)]
+    power: Annotated[float, Field(ge=0)] = 0.5
+
+    def share(self, late: int) -> float:
+        """Return what is left of the weight of a release that is so many rounds late.
+
+        >>> StalenessConfig(rounds=3).share(3)
+        0.5
+        """
+        return float((1 + late) ** -self.power)
+
+
 class QuorumConfig(Config):
-    """How many hospitals a round needs, and how long it waits for each."""
+    """How many hospitals a round needs, and how long it waits for each.
+
+    Attributes:
+        staleness: what becomes of releases that come later; None refuses them.
+    """
 
     min: PositiveInt
     deadline_s: Annotated[float, Field(gt=0)] = 600
+    staleness: StalenessConfig | None = None
 
 
 class EvaluationConfig(Config):
@@ -105,6 +130,11 @@ class Study(Config):
                 f"strategy: expected fed_avg where predictions leave, of which one ensemble is made, "
                 f"got {self.strategy.name}."
             )
+        if self.export == "predictions" and self.sites.staleness:
+            raise ValueError(
+                "sites.staleness: expected none where predictions leave, of which each round makes one "
+                "ensemble; remove it."
+            )
         if self.evaluation.teachers and not self.distillation:
             raise ValueError("evaluation.teachers: expected false; without distillation there are none.")
         return self
@@ -138,6 +168,11 @@ class Study(Config):
             raise ValueError(
                 "strategy: expected no distillation.teacher with scaffold, whose corrections have the "
                 "shapes of the study's own network; remove it."
+            )
+        if self.sites.staleness and (not strategy.weighs or strategy.corrects):
+            raise ValueError(
+                f"sites.staleness: expected none with {self.strategy.name}, in which late releases "
+                f"can't count less; remove it."
             )
         if strategy.corrects and self.training.fewest_steps is not None:
             raise ValueError(

@@ -7,85 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from puppets import HASH, SITES, Federation
 
 from flows import rounds
-from flows.home import Home
 from flows.rounds import NO_ANSWERS, SILENT, TooFewHospitals
-from flows.run import Participant, RoundRecord, Run
 from models import checkpoints
 from models import params as P
 from models.networks import SegResNetConfig, UNetConfig
 from privacy import predictions
-from privacy.accounting import Budget, PrivacyEvent, epsilon
 from privacy.distillation import imitation_loss
-from privacy.mechanisms import mechanism_for
-from privacy.signing import public_hex, sign
 from sites.exchange import statement_place
 from sites.transfer import transfer_images
-
-SITES = ("east", "north", "south")
-HASH = "0" * 64
-
-
-class Federation:
-    """A run among hospitals whose every word the test decides."""
-
-    def __init__(self, folder: Path, study: Any) -> None:
-        self.keys = {site: Ed25519PrivateKey.generate() for site in SITES}
-        roster = {site: public_hex(key) for site, key in self.keys.items()}
-        budget = Budget(epsilon=50, delta=1e-3)
-        run = Run.create(Home(folder), study, roster, Home(folder).exchange)
-        run.begin_attempt()
-        self.run = run.with_participants(
-            {
-                site: Participant(
-                    public_key=roster[site], declared_patients=20, declared_training=15,
-                    steps=study.training.steps, budget=budget,
-                )
-                for site in SITES
-            },
-            {},
-        )  # fmt: skip
-        model = rounds.publish_model(self.run, 0, rounds.first_model(study))
-        self.base: RoundRecord = rounds.record(self.run, 0, model, NO_ANSWERS, NO_ANSWERS, 0)
-        self.run.keep(self.base)
-        self.event: PrivacyEvent = mechanism_for(
-            study.privacy, rounds=study.rounds, steps=study.training.steps, lot=None, declared=15
-        ).event
-
-    def change(self, scale: float = 0.01) -> dict[str, torch.Tensor]:
-        return {n: torch.full_like(p, scale) for n, p in self.run.model(self.base).items()}
-
-    def say(
-        self, site: str, phase: str = "contribute", round: int = 1, signer: str = "", **fields: Any
-    ) -> None:
-        statement = {
-            "study": self.run.study.name, "study_sha256": self.run.study.sha256,
-            "run": self.run.name, "round": round, "site": site, "ledger_head": HASH,
-            "purpose": phase, "event": None, "charges": 1,
-        }  # fmt: skip
-        statement |= {name: value for name, value in fields.items() if name != "instead"}
-        data = sign(statement | fields.pop("instead", {}), site, self.keys[signer or site])
-        self.run.exchange.put_statement(statement_place(self.run.name, round, phase, site), data)
-
-    def release(self, site: str, change: P.Params | None = None, **fields: Any) -> None:
-        data = checkpoints.to_bytes(self.change() if change is None else change)
-        payload = self.run.exchange.put_object(data, site)
-        told = {
-            "kind": "release", "content": "student", "base_sha256": self.base.model_sha256,
-            "payload_sha256": payload, "payload_bytes": len(data),
-            "tensors": {n: list(t.shape) for n, t in (change or self.change()).items()},
-            "declared_training": 15, "event": vars(self.event),
-            "epsilon": epsilon([self.event], 1e-3), "delta": 1e-3,
-            "epsilon_reported": {"prv": 1.0, "pld": 1.0},
-            "plain_releases": 0, "noise": "system",
-        }  # fmt: skip
-        self.say(site, **{**told, **fields})
-
-    def take_in(self) -> rounds.Answers:
-        answers = rounds.answers(self.run, 1, "contribute", SITES)
-        return rounds.take_in(self.run, 1, self.base, answers)
 
 
 @pytest.fixture

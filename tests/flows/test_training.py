@@ -41,10 +41,19 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_does_not(tmp_path: Path, 
     first = begun(run_for(home, study, ROSTER, home.exchange))
     assert is_interrupted(home, study)
     assert run_for(home, study, ROSTER, home.exchange).name == first.name
-    assert run_for(home, study, ROSTER, home.exchange, new=True).name != first.name
-    first.mark_finished()
+    assert run_for(home, study, {"north": "1" * 64}, home.exchange).name != first.name
+    newer = run_for(home, study, ROSTER, home.exchange, new=True)
+    assert newer.name != first.name
+    assert run_for(home, study, ROSTER, home.exchange).name == newer.name  # nobody has accepted yet
+    newer.mark_finished()
     assert not is_interrupted(home, study)
-    assert run_for(home, study, ROSTER, home.exchange).name != first.name
+    assert run_for(home, study, ROSTER, home.exchange).name not in (first.name, newer.name)
+
+
+def test_a_survey_that_was_interrupted_is_no_training_to_go_on_with(tmp_path: Path, study_with) -> None:
+    home, study = Home(tmp_path), study_with()
+    Run.create(home, study, ROSTER, home.exchange, kind="survey")
+    assert not is_interrupted(home, study)
 
 
 def test_no_hospital_may_be_named_coordinator(tmp_path: Path) -> None:
