@@ -484,9 +484,12 @@ def ledger(
     """Show what the hospital's patients have spent, charge by charge."""
     with _clear_errors():
         from flows.site_tables import ledger_table, verified_entries
+        from sites.hospital import Hospital
 
         if verify:
             typer.echo(f"{verified_entries(folder)} entries, the chain and the outbox hold.")
+            for seq, version in Hospital.open(folder).ledger.writers():
+                typer.echo(f"from entry {seq} on written by Wardround {version}")
         else:
             Console().print(ledger_table(folder))
 

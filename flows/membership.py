@@ -81,6 +81,8 @@ def _participant(run: Run, statement: Acceptance, since: int) -> Participant:
         declared_training=statement.declared_training,
         steps=statement.steps,
         budget=statement.budget,
+        version=statement.version,
+        code_sha256=statement.code_sha256,
         since=since,
     )
 

@@ -36,13 +36,15 @@ class BrokenRun(Exception):
 
 
 class Participant(Config):
-    """A hospital that has accepted: public numbers, the key that signs for it, its first round."""
+    """A hospital that has accepted: public numbers, the key that signs for it, its code, its start."""
 
     public_key: str
     declared_patients: int
     declared_training: int
     steps: int
     budget: Budget
+    version: str = ""
+    code_sha256: str = ""
     since: int = 1
 
 

@@ -298,6 +298,8 @@ class Tracking(AbstractContextManager["Tracking"]):
                 "steps": hospital.steps,
                 "budget/epsilon": hospital.budget.epsilon,
                 "budget/delta": hospital.budget.delta,
+                "version/wardround": hospital.version,
+                "code_sha256": hospital.code_sha256,
             }
             return [Param(name, str(value)) for name, value in values.items()]
         fixed = {"study_sha256": run.study.sha256, **_flat(run.study.model_dump(mode="json"))}

@@ -10,6 +10,7 @@ once. What the hospital has spent is the maximum over its classes, those who hav
 """
 
 import json
+import shutil
 import sqlite3
 import time
 from collections import defaultdict
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -25,13 +27,26 @@ from privacy.accounting import Budget, Filter, PrivacyEvent, epsilon
 from privacy.signing import canonical
 
 APPLICATION_ID = 0x57415244
-VERSION = 1
+VERSION = 2
+"""The format. A ledger of an earlier one is taken up, after a copy of it was laid beside it."""
+
 CLOCK_SLACK_S = 60
 """How far the clock may fall behind the newest entry: time servers correct it by less."""
 
-_SCHEMA = (
+
+def _append_only(table: str) -> tuple[str, ...]:
+    return tuple(
+        f"""
+        CREATE TRIGGER {table}_never_{verb} BEFORE {verb} ON {table}
+        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END
+        """
+        for verb in ("UPDATE", "DELETE")
+    )
+
+
+_FIRST = (
     f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {VERSION}",
+    "PRAGMA user_version = 1",
     """
     CREATE TABLE entries (
         seq INTEGER PRIMARY KEY,
@@ -53,15 +68,16 @@ _SCHEMA = (
         PRIMARY KEY (cohort, patient)
     ) STRICT, WITHOUT ROWID
     """,
-    *(
-        f"""
-        CREATE TRIGGER {table}_never_{verb} BEFORE {verb} ON {table}
-        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END
-        """
-        for table in ("entries", "members")
-        for verb in ("UPDATE", "DELETE")
-    ),
+    *_append_only("entries"),
+    *_append_only("members"),
 )
+_LATER = {
+    2: (
+        "CREATE TABLE writers (seq INTEGER PRIMARY KEY, version TEXT NOT NULL) STRICT",
+        *_append_only("writers"),
+    )
+}
+"""What makes a format of the one before it."""
 
 Action = Literal["reserve", "start", "settle", "void", "publish", "resolve"]
 Patients = Collection[str]
@@ -144,8 +160,8 @@ class Ledger:
             allow_plain: whether releases without differential privacy may be charged.
 
         Raises:
-            LedgerError: the file is no ledger, another hospital's, or its chain is broken. It is
-                left as it was.
+            LedgerError: the file is no ledger, another hospital's, of a later format, or its chain is
+                broken. It is left as it was.
         """
         self._path = path
         self._budget = budget
@@ -155,10 +171,12 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._transaction() as db:
             if _is_empty(db):
-                for statement in _SCHEMA:
+                for statement in _FIRST:
                     db.execute(statement)
-            _check_origin(db)
+            found = _format_of(db)
             self._read(db)
+            if found < VERSION:
+                self._take_up(db, found)
 
     def reserve(self, charge: Charge, patients: Patients) -> frozenset[str]:
         """Charge the ledger for `patients`, and return those who may take part in the event.
@@ -328,6 +346,11 @@ class Ledger:
         with self._transaction() as db:
             return self._read(db).entries
 
+    def writers(self) -> list[tuple[int, str]]:
+        """Return which version of Wardround wrote from which entry on."""
+        with self._transaction() as db:
+            return list(db.execute("SELECT seq, version FROM writers ORDER BY seq"))
+
     def patients(self) -> frozenset[str]:
         """Return everybody who has an account."""
         with self._transaction() as db:
@@ -380,6 +403,15 @@ class Ledger:
                 raise LedgerError(
                     f"Round {charge.round} of run {charge.run} is settled with another file."
                 )
+
+    def _take_up(self, db: sqlite3.Connection, found: int) -> None:
+        """Make this format of an earlier one; its entries stay as they are."""
+        if self._read(db).entries:
+            shutil.copyfile(self._path, self._path.with_suffix(f".format-{found}.sqlite"))
+        for number in range(found + 1, VERSION + 1):
+            for statement in _LATER[number]:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {number}")
 
     def _read(self, db: sqlite3.Connection) -> "_Book":
         cohorts, entries = _cohorts(db), _entries(db, self._genesis)
@@ -476,6 +508,9 @@ class _Book:
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (seq, at, action, text, cohort, file, previous, digest),
         )
+        newest = db.execute("SELECT version FROM writers ORDER BY seq DESC LIMIT 1").fetchone()
+        if newest != (version("wardround"),):
+            db.execute("INSERT INTO writers VALUES (?, ?)", (seq, version("wardround")))
         self.entries.append(Entry(seq, at, action, charge, cohort, file, previous, digest))
 
 
@@ -494,14 +529,16 @@ def _is_empty(db: sqlite3.Connection) -> bool:
     return (tables, application) == (0, 0)
 
 
-def _check_origin(db: sqlite3.Connection) -> None:
+def _format_of(db: sqlite3.Connection) -> int:
+    """Return a ledger's format; raise `LedgerError` for a later one, or what is no ledger."""
     (application,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if (application, version) != (APPLICATION_ID, VERSION):
+    (found,) = db.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID or not 1 <= found <= VERSION:
         raise LedgerError(
-            f"Expected a ledger of format {VERSION}, got a database of another kind or format; "
-            f"it was left as it is."
+            f"Expected a ledger of format {VERSION} or earlier, got a database of another kind, or one "
+            f"that a later Wardround wrote; it was left as it is."
         )
+    return int(found)
 
 
 def _cohorts(db: sqlite3.Connection) -> dict[str, frozenset[str]]:

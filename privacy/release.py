@@ -59,13 +59,15 @@ class _Statement(Config):
 
 
 class Acceptance(_Statement):
-    """A hospital takes part, with these public numbers of patients and steps, and this budget."""
+    """A hospital takes part, with these public numbers of patients and steps, this budget, this code."""
 
     kind: Literal["acceptance"]
     steps: Annotated[int, Field(ge=1, le=10**5)]
     declared_training: Count
     declared_patients: Count
     budget: Budget
+    version: Annotated[str, Field(max_length=40)]
+    code_sha256: Sha256
 
 
 class Refusal(_Statement):

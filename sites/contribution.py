@@ -24,6 +24,7 @@ from sites.hospital import Hospital
 from sites.learning import Lesson, end, forget, learn
 from sites.orders import Order, check_in_time, global_model, network_for, with_local_layers
 from sites.policy import Refused
+from sites.room import alone_on, check_room
 from sites.study import Study
 from sites.training import Progress, prepare
 from sites.transfer import NoTransferImages, contents, transfer_images
@@ -57,16 +58,18 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     _rehearse(hospital, study, mechanism)
     patients = _cohort(hospital, study).training
     charge = replace(act, event=mechanism.event if mechanism else None)
+    check_room(hospital)
     check_in_time(order)
     charged = hospital.ledger.reserve(charge, hospital.eligible.training)
     patients = tuple(patient for patient in patients if patient.pseudonym in charged)
-    with _given_back_on_failure(hospital, charge):
-        seed = study.seed_for(order.round, hospital.name, "draws")
-        examples = prepare(patients, study.preprocessing, hospital.device, seed)
-        check_in_time(order)
-    hospital.ledger.start(charge)
-    lesson = Lesson(hospital, order, model.params, start, patients, examples, mechanism, progress)
-    tensors, noise = learn(lesson)
+    with alone_on(hospital.policy.device):
+        with _given_back_on_failure(hospital, charge):
+            seed = study.seed_for(order.round, hospital.name, "draws")
+            examples = prepare(patients, study.preprocessing, hospital.device, seed)
+            check_in_time(order)
+        hospital.ledger.start(charge)
+        lesson = Lesson(hospital, order, model.params, start, patients, examples, mechanism, progress)
+        tensors, noise = learn(lesson)
     if not P.all_finite(tensors):
         forget(hospital, order)
         export.spoilt(hospital, study, charge, "the training diverged; its cost stays charged")

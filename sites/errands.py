@@ -8,7 +8,7 @@ this hospital, and until it expires.
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -19,7 +19,8 @@ from sites.approvals import ApprovalNeeded
 from sites.documents import ConfigError
 from sites.exchange import Exchange, order_place, statement_place
 from sites.hospital import Hospital
-from sites.orders import Expired, Order, Phase, RunName, check_in_time
+from sites.hours import Closed, check_open
+from sites.orders import PROTOCOL, Expired, Order, Phase, RunName, check_in_time
 from sites.policy import CoordinatorConfig
 from sites.rounds import carry_out
 from sites.storage import StorageFailed
@@ -63,8 +64,11 @@ def run_errand(hospital: Hospital, errand: Errand, progress: Progress) -> None:
     while True:
         try:
             order = fetch(hospital, errand)
-            carry_out(hospital, order, _until_over(order, progress))
+            carry_out(hospital, order, _until_over(hospital, order, progress))
             return
+        except Closed as closed:
+            until = _wait_for(closed) + PATIENCE_S
+            hospital = Hospital.open(hospital.folder, hospital.test_noise)  # as the policy is now
         except Expired as error:
             raise BadOrder(str(error)) from error
         except ApprovalNeeded as needed:
@@ -126,6 +130,7 @@ def fetch(hospital: Hospital, errand: Errand) -> Order:
         raise BadOrder("the exchange holds no such order")
     try:
         fields = verified(data, "coordinator", {"coordinator": coordinator.key})
+        _check_protocol(fields)
         order = Order.model_validate({**fields, "exchange": coordinator.exchange})
     except (BadSignature, ValueError) as error:
         raise BadOrder(f"the order can't be trusted: {type(error).__name__}") from error
@@ -135,6 +140,15 @@ def fetch(hospital: Hospital, errand: Errand) -> Order:
     if order.coordinator != coordinator.key:
         raise BadOrder("the order names another coordinator than the policy")
     return order
+
+
+def _check_protocol(fields: Mapping[str, Any]) -> None:
+    """Raise `BadOrder` where the coordinator's code and this could misunderstand each other."""
+    if (spoken := fields.get("protocol")) != PROTOCOL:
+        raise BadOrder(
+            f"the coordinator speaks protocol {spoken}, this hospital {PROTOCOL}; once the older one "
+            f"is upgraded the order is carried out"
+        )
 
 
 def flow_for(phase: Phase) -> str:
@@ -160,11 +174,20 @@ def _errand_path(hospital: Hospital, terms: str) -> Path:
     return hospital.state / "approvals" / f"{terms}.errand.json"
 
 
-def _until_over(order: Order, progress: Progress) -> Progress:
-    """Return `progress` that ends the work at its next step once the answer could not count."""
+def _wait_for(closed: Closed) -> float:
+    """Wait until the hospital's hours begin; return the time then."""
+    while (left := closed.opens.timestamp() - time.time()) > 0:
+        time.sleep(min(left, PAUSE_S))
+    return time.time()
+
+
+def _until_over(hospital: Hospital, order: Order, progress: Progress) -> Progress:
+    """Return `progress` that ends the work at its next step once the answer could not count, or once the
+    hospital's hours are over."""
 
     def checked(what: str, step: int, of: int) -> None:
         check_in_time(order)
+        check_open(hospital.policy.hours)
         progress(what, step, of)
 
     return checked

@@ -1,6 +1,7 @@
 """The one door: whatever leaves a hospital is signed, lies in its outbox and is in its ledger."""
 
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 from models.checkpoints import to_bytes
@@ -23,6 +24,7 @@ from privacy.release import (
 )
 from privacy.signing import sign
 from sites.admission import training_for
+from sites.code import code_sha256
 from sites.exchange import Exchange, statement_place
 from sites.hospital import Hospital
 from sites.study import Study
@@ -67,6 +69,8 @@ def acceptance(hospital: Hospital, study: Study, act: Charge) -> None:
         declared_patients=policy.declared_patients,
         budget=policy.budget,
         steps=training_for(policy, study).steps,
+        version=version("wardround"),
+        code_sha256=code_sha256(),
         **_common(hospital, study.sha256, act),
     )
     hospital.ledger.publish(act, _into_outbox(hospital, statement))

@@ -115,7 +115,8 @@ class Hospital:
     @property
     def device(self) -> torch.device:
         """Where this hospital trains."""
-        return torch.device(self.policy.device.kind)
+        device = self.policy.device
+        return torch.device("cpu" if device.kind == "cpu" else f"{device.kind}:{device.index}")
 
     @property
     def data(self) -> Path:

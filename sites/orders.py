@@ -29,6 +29,9 @@ from sites.study import Study
 Phase = Literal["survey", "join", "contribute", "evaluate"]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
 MODEL_BYTES = 2**34
+PROTOCOL = 1
+"""What orders and statements look like. Raised whenever a hospital and a coordinator of different code
+could misunderstand each other; then neither does anything until the older one is upgraded."""
 CPU = torch.device("cpu")
 
 
@@ -51,6 +54,7 @@ class Order(Config):
         exchange: where to read the global model and to lay down the answer.
         coordinator: the coordinator's public key, which the hospital's policy names or which it pins on
             first contact.
+        protocol: in which the coordinator speaks.
         expires_ms: when the answer is too late to count, in milliseconds since 1970; None where whoever
             asks waits for it.
     """
@@ -63,6 +67,7 @@ class Order(Config):
     attempt: Annotated[int, Field(ge=1)]
     exchange: str
     coordinator: str
+    protocol: int = PROTOCOL
     expires_ms: int | None = None
 
 

@@ -12,6 +12,7 @@ from models.objectives import Name
 from privacy.accounting import Budget, Filter
 from sites import documents
 from sites.checks import Check, Severity, severities
+from sites.hours import Span
 
 
 class Refused(Exception):
@@ -22,12 +23,16 @@ class DeviceConfig(Config):
     """Where training runs, and how.
 
     Attributes:
+        index: which of the machine's accelerators; one hospital at a time trains on each.
         threads: of the CPU.
+        memory_mb: what the hospital's process may have, if limited.
         most_steps: how many steps a round may take, if limited.
         checkpoint_s: how often it is kept how far a training has come: so much work a kill may cost.
     """
 
     kind: Literal["cpu", "cuda"] = "cpu"
+    index: Annotated[int, Field(ge=0)] = 0
+    memory_mb: PositiveInt | None = None
     threads: PositiveInt = 1
     most_steps: PositiveInt | None = None
     checkpoint_s: Annotated[float, Field(ge=0)] = 30
@@ -99,6 +104,9 @@ class Policy(Config):
         checks: what becomes of a finding (`stop`, `skip`, `warn`), where `sites.checks` has another
             default.
         cache_mb: how large the cache of read scans may grow.
+        disk_mb: how large `state/` may grow with the cache; without room no round is joined.
+        hours: when the hospital works, such as `20:00-06:00` in its machine's time; always, if empty.
+            A training that has begun goes on in the next hours, if the round waits for it so long.
         coordinator: whom the hospital works for; not needed on one machine with the coordinator.
         phantom: made-up patients; only then may noise be repeatable for tests.
     """
@@ -121,6 +129,8 @@ class Policy(Config):
     on_broken_case: Literal["skip", "stop"]
     checks: Mapping[Check, Severity] = Field(default_factory=dict)
     cache_mb: Annotated[int, Field(ge=0)] = 4096
+    disk_mb: PositiveInt | None = None
+    hours: tuple[Span, ...] = ()
     device: DeviceConfig = DeviceConfig()
     coordinator: CoordinatorConfig | None = None
     phantom: bool = False
@@ -143,6 +153,15 @@ class Policy(Config):
         if (self.metrics == "noised") != (self.noised_metrics is not None):
             raise ValueError(
                 "noised_metrics: expected {epsilon, evaluations} exactly where metrics is noised."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _room_beside_the_cache(self) -> "Policy":
+        if self.disk_mb is not None and self.disk_mb <= self.cache_mb:
+            raise ValueError(
+                f"disk_mb: expected more than cache_mb, {self.cache_mb}, which is part of it, "
+                f"got {self.disk_mb}."
             )
         return self
 

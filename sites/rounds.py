@@ -19,6 +19,7 @@ from sites.evaluation import evaluate, tell
 from sites.exchange import Exchange
 from sites.forgotten import check_memory, unrecorded
 from sites.hospital import Hospital
+from sites.hours import Closed, check_open
 from sites.leaving import check_has_not_left
 from sites.orders import Order, Phase, check_in_time, refusal_of
 from sites.personal import keep_up
@@ -37,6 +38,7 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
     Raises:
         Expired: the order's time is over; nothing is charged from then on.
         ApprovalNeeded: a person of the hospital has to say something first; the order stays good.
+        Closed: the hospital works at other hours; the order stays good until then.
         ClockWentBack: nothing was charged; the order stays good until somebody has set the clock.
     """
     act = Charge(order.study.name, order.run, order.round, order.phase, event=None)
@@ -52,6 +54,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
             raise Refused("the order is for another hospital")
         hospital.trust(order.coordinator)
         check_has_not_left(hospital, study.name)
+        _check_hours(hospital, order)
         _check_address(exchange)
         hospital.bind(order.run, study.sha256, order.exchange)
         check_memory(hospital, exchange)
@@ -74,6 +77,16 @@ def _check_export(hospital: Hospital, act: Charge) -> None:
     statement, sha256 = export.statement_of(hospital, act)
     if isinstance(statement, ReleaseManifest):
         check_export(hospital, statement, sha256)
+
+
+def _check_hours(hospital: Hospital, order: Order) -> None:
+    """Raise `Closed` outside of the hospital's hours, `Refused` where they begin too late."""
+    try:
+        check_open(hospital.policy.hours)
+    except Closed as closed:
+        if order.expires_ms is None or 1000 * closed.opens.timestamp() >= order.expires_ms:
+            raise Refused("the hospital works at other hours") from closed
+        raise
 
 
 def _check_address(exchange: Exchange) -> None:

@@ -42,6 +42,7 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
     from sites.errands import Errand, run_errand
     from sites.hospital import Hospital
     from sites.orders import Order
+    from sites.room import limit_memory
     from sites.rounds import carry_out
 
     hospital = Hospital.open(folder, test_noise)
@@ -51,6 +52,7 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
         format="%(asctime)s %(levelname)s %(message)s",
         force=True,  # Opacus sets up a log on standard error when it is imported
     )
+    limit_memory(hospital.policy.device)
     torch.set_num_threads(hospital.policy.device.threads)
     torch.backends.cudnn.allow_tf32 = False  # too coarse for the clip's bound
     _say({"ready": True, "name": hospital.name, "public_key": hospital.public_key})

@@ -65,7 +65,8 @@ class Federation:
     def accept(self, site: str, round: int) -> None:
         budget = {"epsilon": 50, "delta": 1e-3}
         self.say(site, "join", round, kind="acceptance", steps=self.run.study.training.steps,
-                 declared_training=15, declared_patients=20, budget=budget)  # fmt: skip
+                 declared_training=15, declared_patients=20, budget=budget,
+                 version="0.1.0", code_sha256=HASH)  # fmt: skip
 
     def release(self, site: str, change: P.Params | None = None, **fields: Any) -> None:
         data = checkpoints.to_bytes(self.change() if change is None else change)

@@ -262,7 +262,7 @@ def test_a_hospital_takes_as_many_steps_as_the_study_has_place_for(
     budget = {"epsilon": 8, "delta": 1e-3}
     federation.say(
         "south", "join", 0, kind="acceptance", steps=steps, declared_training=15,
-        declared_patients=20, budget=budget, charges=0,
+        declared_patients=20, budget=budget, charges=0, version="0.1.0", code_sha256=HASH,
     )  # fmt: skip
     answers = rounds.answers(federation.run, 0, "join", ("south",))
     assert ("south" in answers.taken) == is_taken

@@ -4,6 +4,7 @@ import sqlite3
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -291,11 +292,11 @@ def test_a_file_that_is_no_ledger_is_refused_and_left_alone(
         path.unlink()
         tamper(path, "CREATE TABLE patients (name TEXT)")
     if kind == "a later format":
-        tamper(path, "PRAGMA user_version = 2")
+        tamper(path, "PRAGMA user_version = 3")
     if kind == "cut short":
         path.write_bytes(path.read_bytes()[:5000])
     before = path.read_bytes()
-    with pytest.raises(LedgerError, match="can't be used as a ledger|Expected a ledger of format 1"):
+    with pytest.raises(LedgerError, match="can't be used as a ledger|Expected a ledger of format 2"):
         Ledger(path, BUDGET, OWNER)
     assert path.read_bytes() == before
 
@@ -390,3 +391,43 @@ def test_the_classes_cost_what_the_patients_one_by_one_cost_and_never_more_than_
         assert ledger.spent(1e-4) == pytest.approx(one_by_one)
         assert ledger.spent_after(1e-4)[-1][1] == pytest.approx(one_by_one)
         assert BUDGET.covers(one_by_one)
+
+
+def as_in_format_1(path: Path) -> None:
+    """Make a ledger one that the first format's code had written."""
+    db = sqlite3.connect(path, isolation_level=None)
+    for statement in ("DROP TABLE writers", "PRAGMA user_version = 1"):
+        db.execute(statement)
+    db.close()
+
+
+def test_a_ledger_of_the_first_format_is_taken_up_with_all_it_knows_and_a_copy_stays(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    path = tmp_path / "state" / "ledger.sqlite"
+    ledger.reserve(CHARGE, ALL)
+    entries, spent = ledger.entries(), ledger.spent(1e-3)
+    as_in_format_1(path)
+    before = path.read_bytes()
+    opened = Ledger(path, BUDGET, OWNER)
+    assert opened.entries() == entries
+    assert opened.spent(1e-3) == spent
+    assert (tmp_path / "state" / "ledger.format-1.sqlite").read_bytes() == before
+    assert opened.writers() == []
+    opened.start(CHARGE)
+    assert opened.writers() == [(len(entries) + 1, version("wardround"))]
+    assert Ledger(path, BUDGET, OWNER).head == opened.head
+    with pytest.raises(sqlite3.DatabaseError, match="append-only"):
+        sqlite3.connect(path).execute("DELETE FROM writers")
+
+
+def test_a_broken_ledger_of_the_first_format_is_left_as_it_is(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "state" / "ledger.sqlite"
+    ledger.reserve(CHARGE, ALL)
+    as_in_format_1(path)
+    tamper(path, "UPDATE entries SET at = at + 1")
+    before = path.read_bytes()
+    with pytest.raises(LedgerError):
+        Ledger(path, BUDGET, OWNER)
+    assert path.read_bytes() == before
+    assert not list((tmp_path / "state").glob("*.format-1.sqlite"))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from privacy.signing import public_hex, sign
 from sites import contribution, errands, orders
 from sites.documents import ConfigError
-from sites.errands import BadOrder, Errand, run_errand
+from sites.errands import BadOrder, Errand, fetch, run_errand
 from sites.exchange import Exchange, order_place, statement_place
 from sites.hospital import Hospital
+from sites.hours import Closed
 from sites.orders import Expired, Order
 from sites.rounds import carry_out
 from sites.storage import Filesystem, StorageFailed
@@ -54,6 +56,17 @@ def lay_down(hub: Coordinator, key: Ed25519PrivateKey | None = None, **changes: 
     hub.exchange.put_statement(order_place("small-1", 0, "join", 1, "north"), data)
 
 
+def lay_down_at(hub: Coordinator, phase: str, round: int) -> None:
+    """Lay an order for north down at its own place."""
+    order = Order(
+        phase=phase, study=hub.study, site="north", run="small-1", round=round, attempt=1,
+        exchange="", coordinator=public_hex(hub.key),
+        expires_ms=int(1000 * (time.time() + 3600)),
+    )  # fmt: skip
+    data = sign(order.model_dump(mode="json"), "coordinator", hub.key)
+    hub.exchange.put_statement(order_place("small-1", round, phase, 1, "north"), data)
+
+
 def is_answered(coordinator: Coordinator) -> bool:
     return coordinator.exchange.statement(statement_place("small-1", 0, "join", "north")) is not None
 
@@ -62,6 +75,57 @@ def test_a_signed_order_is_carried_out(hospital: Hospital, coordinator: Coordina
     lay_down(coordinator)
     run_errand(hospital, JOIN, unheard)
     assert is_answered(coordinator)
+
+
+def test_an_order_in_another_protocol_waits_until_both_are_upgraded(
+    hospital: Hospital, coordinator: Coordinator
+) -> None:
+    lay_down(coordinator, protocol=99, unheard_of="a field of later code")
+    with pytest.raises(BadOrder, match="speaks protocol 99, this hospital 1"):
+        run_errand(hospital, JOIN, unheard)
+    assert not coordinator.exchange.statements_of("north")
+
+
+def hours_from_now(first: int, last: int) -> list[str]:
+    now = datetime.now()
+    return [f"{now + timedelta(hours=first):%H:%M}-{now + timedelta(hours=last):%H:%M}"]
+
+
+def test_outside_its_hours_a_hospital_refuses_what_cannot_wait_and_waits_with_the_rest(
+    hospital: Hospital, coordinator: Coordinator, edit
+) -> None:
+    edit(hospital.folder / "site.yaml", hours=hours_from_now(2, 4))
+    closed = Hospital.open(hospital.folder)
+    assert coordinator.order(closed, "join", 0).reason == "the hospital works at other hours"
+    lay_down(coordinator, expires_ms=int(1000 * (time.time() + 3 * 3600)))
+    with pytest.raises(Closed):
+        carry_out(closed, fetch(closed, JOIN), unheard)
+    assert coordinator.exchange.statement(statement_place("small-1", 0, "join", "north")) is None
+    edit(hospital.folder / "site.yaml", hours=hours_from_now(-1, 1))
+    run_errand(Hospital.open(hospital.folder), JOIN, unheard)
+    assert is_answered(coordinator)
+
+
+def test_a_training_stops_at_the_end_of_the_hours_and_goes_on_in_the_next_ones(
+    hospital: Hospital, coordinator: Coordinator, edit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hours are over at the training's second step, and begin again at once."""
+    edit(hospital.folder / "site.yaml", device={"checkpoint_s": 0})
+    coordinator.publish(0, first_model(coordinator.study))
+    lay_down_at(coordinator, "contribute", 1)
+    steps: list[int] = []
+
+    def closes_once(hours: object) -> None:
+        if steps == [0, 1]:
+            steps.append(-1)
+            raise Closed(datetime.now())
+
+    monkeypatch.setattr(errands, "check_open", closes_once)
+    errand = JOIN.model_copy(update={"round": 1, "phase": "contribute"})
+    run_errand(Hospital.open(hospital.folder), errand,
+               lambda what, step, of: steps.append(step) if what == "train" else None)  # fmt: skip
+    assert steps == [0, 1, -1, 0]  # nothing was left to train
+    assert len(Hospital.open(hospital.folder).ledger.charges()) == 1
 
 
 @pytest.mark.parametrize(
@@ -110,7 +174,7 @@ def test_an_order_that_expires_while_it_is_carried_out_comes_to_nothing(
     lay_down(coordinator)
     order = errands.fetch(hospital, JOIN)
     heard: list[int] = []
-    over = errands._until_over(order, lambda what, step, of: heard.append(step))
+    over = errands._until_over(hospital, order, lambda what, step, of: heard.append(step))
     over("train", 1, 4)
     monkeypatch.setattr(orders.time, "time", lambda: order.expires_ms / 1000 + 1)
     with pytest.raises(Expired):
