@@ -1,4 +1,4 @@
-.PHONY: install demo ui test test-slow test-docs check fuzz install-dev clean
+.PHONY: install demo ui test test-slow test-docs check fuzz wheelhouse install-dev clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -38,6 +38,11 @@ check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Everything that a hospital without a way to PyPI installs: pip install --no-index --find-links wheelhouse wardround
+wheelhouse: $(VENV)/.installed
+	rm -rf wheelhouse
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir wheelhouse .
 
 FUZZ_SECONDS ?= 300
 fuzz: install-dev

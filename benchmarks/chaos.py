@@ -303,6 +303,7 @@ class Federation:
         stack.enter_context(_namespace(namespace, link, self.bridge, f"{self.address}.{10 + number}/24"))
         environment = {
             "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(Path(__file__).parent.parent),
             "HOME": str(clock_home),  # libfaketime reads its .faketimerc, also in the engine
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "PREFECT_API_AUTH_STRING": PASSWORD,

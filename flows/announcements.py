@@ -25,15 +25,20 @@ from prefect.exceptions import PrefectException
 from prefect.states import Crashed
 
 from flows.run import RoundRecord, Run, runs_of
+from sites.export import LOW
+from sites.webhook import call
 
-LOW = 0.9
-"""From this share of a hospital's budget on, its budget is low."""
+CALLS = frozenset({"wardround.site.missing", "wardround.site.refused", "wardround.budget.low"})
+"""The events of a round for which a person is called, too (`sites.webhook`)."""
 
 
 def announce(run: Run, record: RoundRecord) -> None:
     """Show a round that is on record, and tell who wants to know."""
     for name, payload in events(run, record):
         emit_event(name, {"prefect.resource.id": f"wardround.run.{run.name}"}, payload=payload)
+        if name in CALLS:
+            text = f"{name} in round {record.round} of {run.name}: {payload['site']}"
+            call(name, f"{text}: {payload['reason']}" if "reason" in payload else text, **payload)
     key, rounds = run.name.replace("_", "-"), run.study.rounds
     with suppress(httpx.HTTPError, PrefectException):
         create_table_artifact(rows(run, record), f"{key}-hospitals", f"Round {record.round} of {rounds}")

@@ -443,6 +443,23 @@ def _decide(folder: Path, named: str, verdict: Literal["approved", "refused"], b
 
 
 @site_app.command()
+def rehearse(
+    study: Annotated[Path, typer.Argument(help="The study's YAML file.")], folder: SiteArgument = Path()
+) -> None:
+    """Try a whole round on made-up patients; nothing is charged, and nothing of it leaves."""
+    with _clear_errors():
+        from flows.rehearsal import rehearse as try_round
+        from sites.hospital import Hospital
+        from sites.study import load_study
+
+        is_fine = True
+        for tried in try_round(Hospital.open(folder), load_study(study)):
+            typer.echo(f"rehearsal, {tried.what}: {tried.result} ({tried.seconds:.1f} s)")
+            is_fine &= tried.is_fine
+        raise typer.Exit(0 if is_fine else 1)
+
+
+@site_app.command()
 def leave(
     study: StudyNameArgument,
     folder: SiteArgument = Path(),

@@ -27,9 +27,10 @@ from sites.approvals import Word
 from sites.errands import FLOWS, Errand
 from sites.hospital import Hospital
 from sites.storage import AUTH
+from sites.webhook import WEBHOOK
 
 NETWORK = ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
-SITE_PASSED_ON = (*PASSED_ON, *NETWORK, AUTH)
+SITE_PASSED_ON = (*PASSED_ON, *NETWORK, AUTH, WEBHOOK)
 """What a hospital's process sees of the worker's environment: what it needs to reach the exchange."""
 
 LONGEST_S = 7 * 24 * 3600.0

@@ -105,7 +105,7 @@ class RoundRecord(Config):
         return sha256_of(self.data)
 
 
-Kind = Literal["training", "survey"]
+Kind = Literal["training", "survey", "rehearsal"]
 
 
 class RunDescription(Config):
@@ -146,7 +146,7 @@ class Run:
     ) -> "Run":
         """Begin a run of `study` among the hospitals on the roster."""
         now = datetime.now(UTC)
-        prefix = f"{study.name}-survey" if kind == "survey" else study.name
+        prefix = study.name if kind == "training" else f"{study.name}-{kind}"
         name = f"{prefix}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         description = RunDescription(
             run=name,

@@ -28,6 +28,7 @@ from sites.documents import ConfigError
 from sites.hospital import Hospital
 from sites.policy import Refused
 from sites.study import Study
+from sites.webhook import call
 
 CODE_LENGTH = 16
 
@@ -187,6 +188,14 @@ def _ask(
     study, run, round = named
     request = Request(act=act, study=study, run=run, round=round, asked_ms=_now_ms(), terms=dict(terms))
     write_atomically(path, request.model_dump_json(indent=1).encode())
+    call(
+        "wardround.approval.waits",
+        f"{hospital.name}: {act} of {run}, round {round}, waits for approval; `wardround site waiting` "
+        f"shows it.",
+        site=hospital.name,
+        run=run,
+        round=round,
+    )
 
 
 def _decision(hospital: Hospital, digest: str) -> Decision | None:

@@ -28,6 +28,10 @@ from sites.code import code_sha256
 from sites.exchange import Exchange, statement_place
 from sites.hospital import Hospital
 from sites.study import Study
+from sites.webhook import call
+
+LOW = 0.9
+"""From this share of a hospital's budget on, its budget is low."""
 
 
 def release(
@@ -52,6 +56,7 @@ def release(
         **_common(hospital, study.sha256, charge),
     )
     hospital.ledger.settle(charge, _into_outbox(hospital, statement))
+    _call_where_the_budget_ends(hospital, charge)
 
 
 def spoilt(hospital: Hospital, study: Study, charge: Charge, reason: str) -> None:
@@ -152,6 +157,21 @@ def statement_of(hospital: Hospital, act: Charge) -> tuple[Statement, str]:
     if sha256 is None:
         raise LedgerError(f"The {act.purpose} of round {act.round} has no file to publish.")
     return parse_statement(hospital.verified(hospital.outbox.statement(sha256))), sha256
+
+
+def _call_where_the_budget_ends(hospital: Hospital, charge: Charge) -> None:
+    """Call a person of the hospital with each charge from `LOW` of its budget on."""
+    budget = hospital.policy.budget
+    spent = hospital.ledger.spent(budget.delta)
+    if charge.event is None or spent < LOW * budget.epsilon:
+        return
+    call(
+        "wardround.budget.low",
+        f"{hospital.name}: epsilon {spent:.2f} of {budget.epsilon:g} is spent, over all studies.",
+        site=hospital.name,
+        epsilon=round(spent, 4),
+        budget=budget.epsilon,
+    )
 
 
 def _into_outbox(hospital: Hospital, statement: Statement) -> str:

@@ -7,7 +7,7 @@ on disk, number of patients; some patients have two scans.
 import csv
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,9 +144,9 @@ def describe_cases(
             writer.writerow([case, patient, pair["image"], pair["label"]])
 
 
-def write_policy(ward: Path, policy: dict[str, object], comment: str = "") -> None:
+def write_policy(ward: Path, policy: Mapping[str, object], comment: str = "") -> None:
     """Write a hospital's `site.yaml`."""
-    text = yaml.safe_dump(policy, sort_keys=False, default_flow_style=None)
+    text = yaml.safe_dump(dict(policy), sort_keys=False, default_flow_style=None)
     (ward / "site.yaml").write_text(comment + text)
 
 

@@ -1,0 +1,34 @@
+"""Calls a person: something waits for him, or needs a look. It tells public names and numbers alone."""
+
+import logging
+import os
+from urllib.parse import urlsplit
+
+import httpx
+
+from sites.storage import LOOPBACK
+
+WEBHOOK = "WARDROUND_WEBHOOK"
+"""The environment's variable with the address to which a call is posted, such as a chat's."""
+
+TIMEOUT_S = 10
+
+log = logging.getLogger("wardround.site")
+
+
+def call(what: str, text: str, **told: str | int | float) -> None:
+    """Post `{"text": ..., "what": ..., **told}` to whoever is to be called, if anybody.
+
+    A call that does not arrive costs nothing but itself: whatever it was about is on record elsewhere.
+    """
+    address = os.environ.get(WEBHOOK)
+    if not address:
+        return
+    parts = urlsplit(address)
+    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
+        log.warning("%s: expected an https address; nobody was called", WEBHOOK)
+        return
+    try:
+        httpx.post(address, json={"text": text, "what": what, **told}, timeout=TIMEOUT_S)
+    except httpx.HTTPError as error:
+        log.warning("nobody could be called: %s", type(error).__name__)

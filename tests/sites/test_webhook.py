@@ -1,0 +1,82 @@
+"""Who is called, and what he is told: a real server on loopback listens."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coordinator import Coordinator, first_model
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from sites.approvals import ApprovalNeeded
+from sites.exchange import Exchange
+from sites.hospital import Hospital
+from sites.webhook import WEBHOOK, call
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    heard: list[dict[str, Any]] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv(WEBHOOK, f"http://127.0.0.1:{server.server_port}/hook")
+    yield heard
+    server.shutdown()
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path, study_with) -> Coordinator:
+    made = Coordinator(study_with(), Exchange(str(tmp_path / "exchange")), Ed25519PrivateKey.generate())
+    made.publish(0, first_model(made.study))
+    return made
+
+
+def test_a_person_is_called_once_when_an_approval_waits(
+    calls: list[dict[str, Any]], coordinator: Coordinator, tmp_path: Path, small_wards, edit
+) -> None:
+    ward = small_wards(tmp_path / "wards") / "east"
+    edit(ward / "site.yaml", approve={"join": "manual", "export": "auto"})
+    for _ in range(2):
+        with pytest.raises(ApprovalNeeded):
+            coordinator.order(Hospital.open(ward), "join", 0)
+    (told,) = calls
+    assert told["what"] == "wardround.approval.waits"
+    assert (told["site"], told["run"], told["round"]) == ("east", "small-1", 0)
+
+
+def test_a_person_is_called_when_the_budget_ends_and_told_nothing_of_patients(
+    calls: list[dict[str, Any]], coordinator: Coordinator, tmp_path: Path, small_wards, edit
+) -> None:
+    ward = small_wards(tmp_path / "wards") / "east"
+    edit(ward / "site.yaml", budget={"epsilon": 20.0, "delta": 1e-3})
+    hospital = Hospital.open(ward, test_noise=1)
+    coordinator.publish(1, first_model(coordinator.study))
+    coordinator.order(hospital, "contribute", 1)
+    assert not calls
+    coordinator.order(hospital, "contribute", 2)
+    (told,) = calls
+    assert told.keys() == {"what", "text", "site", "epsilon", "budget"}
+    assert told["epsilon"] == pytest.approx(20, rel=1e-2)
+
+
+def test_a_call_never_crosses_a_network_in_the_clear_and_one_that_fails_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for address in ("http://chat.example.org/hook", "http://127.0.0.1:9/hook"):
+        monkeypatch.setenv(WEBHOOK, address)
+        call("wardround.budget.low", "never heard")
+    assert "expected an https address" in caplog.text
+    assert "nobody could be called" in caplog.text
+    assert "chat.example.org" not in caplog.text
