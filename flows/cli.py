@@ -101,6 +101,27 @@ def status(
             Console().print(status_table(found))
 
 
+@app.command(name="check")
+def check_hospitals(
+    study: Annotated[Path, typer.Argument(help="The study's YAML file.")],
+    federation: Annotated[Path, typer.Option(help="A federation.yaml.")] = Path("federation.yaml"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Ask hospitals whether they could train a study as they are now; exit code 1 if one could not."""
+    with _clear_errors():
+        from flows.home import Home
+        from flows.readiness import READY, readiness
+        from sites.study import load_study
+
+        found = readiness(Home(Path.cwd()), load_study(study), federation)
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            for site, said in sorted(found.items()):
+                typer.echo(f"{site}: {said}")
+        raise typer.Exit(0 if set(found.values()) == {READY} else 1)
+
+
 @app.command()
 def coordinate() -> None:
     """Train the studies in studies/ when Prefect's schedules say so, until Ctrl-C."""
@@ -440,6 +461,20 @@ def _decide(folder: Path, named: str, verdict: Literal["approved", "refused"], b
         typer.echo(f"It was too late for this time: {late}.")
     except ApprovalNeeded as more:
         typer.echo(f"Now {more.act} waits; see `wardround site waiting`.")
+
+
+@site_app.command()
+def drain(
+    folder: SiteArgument = Path(),
+    off: Annotated[bool, typer.Option("--off", help="Take orders again.")] = False,
+) -> None:
+    """Take no more orders, as before an upgrade, and wait for the one at work."""
+    with _clear_errors():
+        from sites.errands import drain as drain_hospital
+        from sites.hospital import Hospital
+
+        drain_hospital(Hospital.open(folder), on=not off)
+        typer.echo("Orders are taken again." if off else "Nothing is at work, and no order is taken.")
 
 
 @site_app.command()

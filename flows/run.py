@@ -105,7 +105,7 @@ class RoundRecord(Config):
         return sha256_of(self.data)
 
 
-Kind = Literal["training", "survey", "rehearsal"]
+Kind = Literal["training", "survey", "rehearsal", "check"]
 
 
 class RunDescription(Config):

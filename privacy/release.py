@@ -77,6 +77,12 @@ class Refusal(_Statement):
     reason: Annotated[str, Field(max_length=1000)]
 
 
+class Readiness(_Statement):
+    """A hospital could take part as it is now."""
+
+    kind: Literal["readiness"]
+
+
 class Departure(_Statement):
     """A hospital leaves the study: from here on nothing that it has signed for this run counts."""
 
@@ -166,7 +172,7 @@ class ModelManifest(Config):
     model_sha256: Sha256
 
 
-Statement = Acceptance | Refusal | Departure | ReleaseManifest | Scores | Survey
+Statement = Readiness | Acceptance | Refusal | Departure | ReleaseManifest | Scores | Survey
 _STATEMENT: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="kind")])
 
 

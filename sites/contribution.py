@@ -32,8 +32,21 @@ from sites.transfer import NoTransferImages, contents, transfer_images
 log = logging.getLogger("wardround.site")
 
 
+def check(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
+    """Say that this hospital could join the run as it is now; nobody is asked and nothing recorded."""
+    _check_fit(hospital, order)
+    export.readiness(hospital, order.study, act)
+
+
 def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Check that data and budget allow the run from end to end, and accept."""
+    _check_fit(hospital, order)
+    check_join(hospital, order.study, order.run)
+    export.acceptance(hospital, order.study, act)
+
+
+def _check_fit(hospital: Hospital, order: Order) -> None:
+    """Refuse a run that data, code or budget do not allow from end to end."""
     mechanism = _mechanism(hospital, order.study)
     if mechanism:
         _check_accountants(order.study, mechanism)
@@ -43,8 +56,6 @@ def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
         patients = hospital.eligible.training
         left = order.study.rounds - max(0, order.round - 1)
         hospital.ledger.check_fits(patients, mechanism.event, times=left)
-    check_join(hospital, order.study, order.run)
-    export.acceptance(hospital, order.study, act)
 
 
 def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress) -> None:

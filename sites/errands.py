@@ -29,6 +29,7 @@ from sites.training import Progress
 FLOWS: Mapping[str, Sequence[Phase]] = {
     "site-round": ("survey", "join", "contribute"),
     "site-score": ("evaluate",),
+    "site-check": ("check",),
 }
 """What a hospital can be asked for, by the name under which it is scheduled."""
 
@@ -62,6 +63,10 @@ def run_errand(hospital: Hospital, errand: Errand, progress: Progress) -> None:
     """
     until = time.time() + PATIENCE_S
     while True:
+        if _drained(hospital).exists():
+            raise BadOrder(
+                "the hospital takes no orders until it is upgraded (`wardround site drain --off`)"
+            )
         try:
             order = fetch(hospital, errand)
             carry_out(hospital, order, _until_over(hospital, order, progress))
@@ -78,6 +83,24 @@ def run_errand(hospital: Hospital, errand: Errand, progress: Progress) -> None:
             if time.time() + PAUSE_S > until:
                 raise
             time.sleep(PAUSE_S)
+
+
+def drain(hospital: Hospital, *, on: bool) -> None:
+    """Let a hospital take no more orders, and wait for the one at work; or let it take them again.
+
+    Orders that come meanwhile stay good until their round's deadline.
+    """
+    if not on:
+        _drained(hospital).unlink(missing_ok=True)
+        return
+    hospital.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _drained(hospital).touch()
+    with hospital.alone():
+        pass
+
+
+def _drained(hospital: Hospital) -> Path:
+    return hospital.state / "drained"
 
 
 def resume(hospital: Hospital, terms: str, progress: Progress) -> bool:

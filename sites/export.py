@@ -14,6 +14,7 @@ from privacy.release import (
     EventRecord,
     MetricsPolicy,
     Noise,
+    Readiness,
     Refusal,
     ReleaseManifest,
     Scores,
@@ -78,6 +79,12 @@ def acceptance(hospital: Hospital, study: Study, act: Charge) -> None:
         code_sha256=code_sha256(),
         **_common(hospital, study.sha256, act),
     )
+    hospital.ledger.publish(act, _into_outbox(hospital, statement))
+
+
+def readiness(hospital: Hospital, study: Study, act: Charge) -> None:
+    """Put into the outbox that the hospital could take part."""
+    statement = Readiness(kind="readiness", **_common(hospital, study.sha256, act))
     hospital.ledger.publish(act, _into_outbox(hospital, statement))
 
 

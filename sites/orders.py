@@ -26,7 +26,7 @@ from sites.hospital import Hospital
 from sites.policy import Refused
 from sites.study import Study
 
-Phase = Literal["survey", "join", "contribute", "evaluate"]
+Phase = Literal["check", "survey", "join", "contribute", "evaluate"]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
 MODEL_BYTES = 2**34
 PROTOCOL = 1

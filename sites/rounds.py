@@ -14,7 +14,7 @@ from privacy.release import ReleaseManifest
 from sites import export
 from sites.admission import admit
 from sites.approvals import check_export
-from sites.contribution import contribute, join
+from sites.contribution import check, contribute, join
 from sites.evaluation import evaluate, tell
 from sites.exchange import Exchange
 from sites.forgotten import check_memory, unrecorded
@@ -106,6 +106,7 @@ def _take_up(hospital: Hospital, act: Charge) -> None:
 
 
 _PHASES: Mapping[Phase, Callable[[Hospital, Order, Charge, Progress], None]] = {
+    "check": check,
     "survey": tell,
     "join": join,
     "contribute": contribute,

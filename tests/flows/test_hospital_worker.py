@@ -25,7 +25,7 @@ from webserver import needs_nginx, password_of, webserver
 
 from flows.coordinator import public_key
 from flows.home import Home
-from flows.run import Run, runs_of
+from flows.run import Run, runs_of, started_runs
 from flows.servers import running
 from sites.approvals import waiting
 from sites.hospital import Hospital
@@ -265,6 +265,30 @@ def test_whoever_has_the_password_can_run_nothing_at_a_hospital(hub: Hub, staffe
     } <= ignored
     said = (hub.folder / "north.log").read_text()
     assert "Ignored, because only what is installed here runs here" in said
+
+
+def test_hospitals_say_whether_they_could_train_a_study_and_nothing_is_recorded(
+    hub: Hub, staffed: None, small_study
+) -> None:
+    name = hub.study("wanted", small_study, sites={"min": 2, "deadline_s": 60})
+    dear = hub.study("dear", small_study, privacy={**small_study["privacy"], "epsilon": 900.0})
+    said = {}
+    for study in (name, dear):
+        command = [sys.executable, "-m", "flows.cli", "check", f"{study}.yaml", "--json"]
+        asked = {"PREFECT_API_URL": f"{hub.prefect}/api", "PREFECT_API_AUTH_STRING": PASSWORD}
+        done = subprocess.run(
+            command,
+            cwd=hub.folder,
+            env={**os.environ, **asked},
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        said[study] = json.loads(done.stdout)
+        assert done.returncode == (0 if study == name else 1), done.stderr
+    assert said[name] == {"east": "ready", "north": "ready"}
+    assert "asks for epsilon 900" in said[dear]["north"]
+    assert {run.study.name for run in started_runs(hub.home)} & {name, dear} == set()
 
 
 class Evil:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 from coordinator import Coordinator, first_model
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from privacy.signing import public_hex, sign
+from privacy.signing import public_hex, sign, verified
 from sites import contribution, errands, orders
+from sites.approvals import waiting
 from sites.documents import ConfigError
-from sites.errands import BadOrder, Errand, fetch, run_errand
+from sites.errands import BadOrder, Errand, drain, fetch, run_errand
 from sites.exchange import Exchange, order_place, statement_place
 from sites.hospital import Hospital
 from sites.hours import Closed
@@ -84,6 +86,45 @@ def test_an_order_in_another_protocol_waits_until_both_are_upgraded(
     with pytest.raises(BadOrder, match="speaks protocol 99, this hospital 1"):
         run_errand(hospital, JOIN, unheard)
     assert not coordinator.exchange.statements_of("north")
+
+
+def test_a_hospital_says_whether_it_could_take_part_and_nobody_has_to_approve_that(
+    hospital: Hospital, coordinator: Coordinator, edit
+) -> None:
+    edit(hospital.folder / "site.yaml", approve={"join": "manual", "export": "manual"})
+    lay_down_at(coordinator, "check", 0)
+    errand = JOIN.model_copy(update={"phase": "check"})
+    run_errand(Hospital.open(hospital.folder), errand, unheard)
+    data = coordinator.exchange.statement(statement_place("small-1", 0, "check", "north")) or b""
+    said = verified(data, "north", {"north": hospital.public_key})
+    assert said["kind"] == "readiness"
+    assert said["event"] is None
+    assert not waiting(hospital)
+    assert not hospital.ledger.charges()
+    edit(hospital.folder / "site.yaml", budget={"epsilon": 1.0, "delta": 1e-3})
+    assert "allows 1" in coordinator.order(Hospital.open(hospital.folder), "check", 1).reason
+
+
+def test_a_drained_hospital_takes_no_order_until_it_is_told_to_and_the_order_stays_good(
+    hospital: Hospital, coordinator: Coordinator
+) -> None:
+    lay_down(coordinator)
+    drain(hospital, on=True)
+    with pytest.raises(BadOrder, match="takes no orders until it is upgraded"):
+        run_errand(hospital, JOIN, unheard)
+    assert not is_answered(coordinator)
+    drain(hospital, on=False)
+    run_errand(hospital, JOIN, unheard)
+    assert is_answered(coordinator)
+
+
+def test_draining_waits_for_the_order_at_work(hospital: Hospital) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        with hospital.alone():
+            drained = thread.submit(drain, hospital, on=True)
+            time.sleep(0.5)
+            assert not drained.done()
+        drained.result(timeout=30)
 
 
 def hours_from_now(first: int, last: int) -> list[str]:
