@@ -24,9 +24,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ from sites.phantoms import Scanner, make_wards
 from sites.storage import AUTH
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
+import machines
 import webserver
+from machines import Service
 
 WARDS = ("north", "east")
 PASSWORD = "consortium:chaos"
@@ -82,61 +84,6 @@ class Counts:
     orphans: int = 0
     wedged: int = 0
     identical: bool = True
-
-
-@dataclass
-class Service:
-    """A command that is started again a second after it has died, until it is stopped or `is_done`."""
-
-    name: str
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    folder: Path
-    log: Path
-    user: str | None = None
-    is_done: Callable[[], bool] = lambda: False
-    _process: "subprocess.Popen[bytes] | None" = None
-    _stopped: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def start(self) -> "Service":
-        """Start it, and keep it alive."""
-        self._thread = threading.Thread(target=self._keep, daemon=True)
-        self._thread.start()
-        return self
-
-    def _keep(self) -> None:
-        while not self._stopped.is_set() and not self.is_done():
-            with self.log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    self.command, env=dict(self.environment), cwd=self.folder, stdout=log, stderr=log,
-                    stdin=subprocess.DEVNULL, start_new_session=True, user=self.user,
-                )  # fmt: skip
-            self._process.wait()
-            self._stopped.wait(1)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended for good."""
-        return self._thread is not None and not self._thread.is_alive()
-
-    @property
-    def pid(self) -> int | None:
-        """Its process, while there is one."""
-        return self._process.pid if self._process and self._process.poll() is None else None
-
-    def kill(self, *, alone: bool = False) -> None:
-        """Kill its process, and those of its session unless `alone`."""
-        if (pid := self.pid) is not None:
-            with suppress(ProcessLookupError):
-                (os.kill if alone else os.killpg)(pid, signal.SIGKILL)
-
-    def stop(self, *, alone: bool = False) -> None:
-        """Kill it for good."""
-        self._stopped.set()
-        self.kill(alone=alone)
-        if self._thread:
-            self._thread.join()
 
 
 @dataclass(frozen=True)
@@ -181,7 +128,7 @@ class Federation:
         self.ports = {name: webserver.free_port() for name in ("postgres", "prefect", "mlflow", "nginx")}
         self.url = f"https://{self.address}.1:{self.ports['nginx']}"
         stack.callback(self._stop)
-        stack.enter_context(_bridge(self.bridge, f"{self.address}.1/24"))
+        stack.enter_context(machines.bridge(self.bridge, f"{self.address}.1/24"))
         self.services = {name: self._service(name) for name in self.ports}
         for service in self.services.values():
             service.start()
@@ -300,7 +247,8 @@ class Federation:
         clock = clock_home / ".faketimerc"
         clock.write_text("+0")
         namespace, link = f"{self.bridge}-{name}", f"{self.bridge}{number}"
-        stack.enter_context(_namespace(namespace, link, self.bridge, f"{self.address}.{10 + number}/24"))
+        address = f"{self.address}.{10 + number}/24"
+        stack.enter_context(machines.namespace(namespace, link, self.bridge, address))
         environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(Path(__file__).parent.parent),
@@ -327,37 +275,6 @@ class Federation:
 
 def _wardround(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "flows.cli", *arguments]
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
-
-
-@contextmanager
-def _bridge(name: str, address: str) -> Iterator[None]:
-    _ip("link", "add", name, "type", "bridge")
-    try:
-        _ip("address", "add", address, "dev", name)
-        _ip("link", "set", name, "up")
-        yield
-    finally:
-        _ip("link", "delete", name)
-
-
-@contextmanager
-def _namespace(name: str, link: str, bridge: str, address: str) -> Iterator[None]:
-    """Make a network namespace with one link to the bridge, isolated from the other hospitals' links."""
-    _ip("netns", "add", name)
-    try:
-        _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
-        _ip("link", "set", link, "master", bridge)
-        subprocess.run(["bridge", "link", "set", "dev", link, "isolated", "on"], check=True)
-        _ip("link", "set", link, "up")
-        for inside in (["address", "add", address, "dev", "eth0"], ["link", "set", "eth0", "up"]):
-            _ip("-n", name, *inside)
-        yield
-    finally:
-        _ip("netns", "delete", name)
 
 
 @contextmanager
