@@ -507,8 +507,11 @@ def leave(
 
         hospital = Hospital.open(folder)
         if yes or typer.confirm(f"{hospital.name} leaves {study} for good. Go on?"):
-            for run in leave_study(hospital, study):
+            runs, untold = leave_study(hospital, study)
+            for run in runs:
                 typer.echo(f"{run}: nothing of {hospital.name} counts from now on.")
+            for url in untold:
+                typer.echo(f"{url} could not be told; here the study is left. Leave again to tell it.")
 
 
 @site_app.command(name="change-key")
@@ -523,8 +526,12 @@ def change_key(
 
         hospital = Hospital.open(folder)
         if yes or typer.confirm("Nothing that is signed with the old key counts any more. Go on?"):
-            public = change(hospital)
-            typer.echo("The coordinator replaces this hospital's line in federation.yaml by:")
+            public, unrevoked = change(hospital)
+            for url in unrevoked:
+                typer.echo(
+                    f"{url}: the old key could not be revoked; it counts there until this is done:"
+                )
+            typer.echo("The coordinator puts this into federation.yaml instead of this hospital's line:")
             typer.echo(f"  {hospital.name}: {public}")
 
 

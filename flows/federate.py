@@ -54,7 +54,7 @@ def federate(run: str, home: str, sites: list[str]) -> None:
 
 def join(run: Run, sites: Sequence[str]) -> Run:
     """Ask hospitals whether they take part; a run that has begun keeps its hospitals."""
-    if run.description.participants:
+    if run.description.everybody:
         return run
     answers = ask_all(run, 0, "join", sites)
     return run.with_participants(membership.participants(run, answers), answers.left_out)

@@ -95,10 +95,16 @@ class RemoteHospital:
         _close(told)
 
     def invite(self, order: Order) -> None:
-        """Lay an order down that is good until the run should have ended, and have the worker told."""
+        """Lay an order down that is good until the run should have ended, and have the worker told.
+
+        It is told again, by a later call, if it has ended without an answer.
+        """
+        if self.invitations and not _ended(self.invitations[-1]):
+            return
         left = order.study.rounds - order.round + 1
-        invitation = self._laid_down(order, left * order.study.sites.deadline_s)
-        told, _ = self._told(invitation, 1)
+        # a round waits for contributions and for evaluations
+        invitation = self._laid_down(order, 2 * left * order.study.sites.deadline_s)
+        told, _ = self._told(invitation, len(self.invitations) + 1)
         if told:
             self.invitations.append(told)
 

@@ -76,6 +76,7 @@ class HospitalProcess:
     passed_on: Sequence[str] = PASSED_ON
     _process: subprocess.Popen[str] | None = None
     _public_key: str | None = None
+    _invited: threading.Thread | None = None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def carry_out(self, order: Order, timeout_s: float) -> None:
@@ -92,9 +93,15 @@ class HospitalProcess:
         raise HospitalLeftOut(f"{self.name}: nobody there has approved it in time.")
 
     def invite(self, order: Order) -> None:
-        """Have an order carried out if the hospital can do so now; see `Reachable`."""
-        with CORES, suppress(HospitalFailed, HospitalWaits):
-            self.request(order.model_dump(mode="json"), order.study.sites.deadline_s)
+        """Have an order carried out meanwhile; see `Reachable`."""
+
+        def carry_out() -> None:
+            with CORES, suppress(HospitalFailed, HospitalWaits):
+                self.request(order.model_dump(mode="json"), order.study.sites.deadline_s)
+
+        if self._invited is None or not self._invited.is_alive():
+            self._invited = threading.Thread(target=carry_out, daemon=True)
+            self._invited.start()
 
     def request(self, request: Mapping[str, Any], timeout_s: float) -> None:
         """Hand the process a request, an order or an errand, and wait until it is done.

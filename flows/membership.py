@@ -2,30 +2,27 @@
 
 from collections.abc import Iterable, Mapping
 
-from flows.rounds import Answers, TooFewHospitals, check_addressed
+from flows.rounds import Answers, TooFewHospitals, answers, has_left
 from flows.run import Participant, Run
-from models.checkpoints import CorruptCheckpoint
-from privacy.release import Acceptance, Departure, RejectedRelease, parse_statement
-from privacy.signing import BadSignature, verified
-from sites.exchange import statement_place
+from privacy.release import Acceptance
 
 
-def participants(run: Run, answers: Answers) -> dict[str, Participant]:
+def participants(run: Run, asked: Answers) -> dict[str, Participant]:
     """Return the hospitals that accepted; raise `TooFewHospitals` under the study's minimum."""
     accepted = {
         site: _participant(run, statement, since=1)
-        for site, statement in answers.taken.items()
+        for site, statement in asked.taken.items()
         if isinstance(statement, Acceptance)
     }
     if len(accepted) < run.study.sites.min:
-        raise TooFewHospitals(len(accepted), run.study, answers.left_out, round=None)
+        raise TooFewHospitals(len(accepted), run.study, asked.left_out, round=None)
     return accepted
 
 
 def absent(run: Run) -> list[str]:
     """Return the hospitals of the roster that take no part and may still."""
-    gone = run.description.participants.keys() | run.description.departed.keys()
-    return sorted(run.description.roster.keys() - gone)
+    others = run.description.roster.keys() - run.description.participants.keys()
+    return sorted(site for site in others if not has_left(run, site))
 
 
 def before_round(run: Run, number: int, asked: int) -> Run:
@@ -39,26 +36,22 @@ def before_round(run: Run, number: int, asked: int) -> Run:
     joined = {
         site: _participant(run, statement, since=number)
         for site in absent(run)
-        for statement in [_newest(run, site, "join", rounds)]
-        if isinstance(statement, Acceptance)
+        for statement in [_acceptance(run, site, rounds)]
+        if statement
     }
-    left = {
-        site: known.participants[site]
-        for site in known.participants
-        if isinstance(_newest(run, site, "leave", [0]), Departure)
-    }
+    left = {site: member for site, member in known.participants.items() if has_left(run, site)}
     if not joined and not left:
         return run
     staying = {site: member for site, member in known.participants.items() if site not in left}
     return run.with_participants(
         {**staying, **joined},
         {site: reason for site, reason in known.refused.items() if site not in joined},
-        {**known.departed, **left},
+        {**{site: m for site, m in known.departed.items() if site not in joined}, **left},
     )
 
 
 def with_roster(run: Run, roster: Mapping[str, str]) -> Run:
-    """Return a run that goes on under another roster: who is no longer on it has left.
+    """Return a run that goes on under another roster: who is not on it takes no part while that is so.
 
     Keys that have changed hold from now on.
     """
@@ -87,16 +80,10 @@ def _participant(run: Run, statement: Acceptance, since: int) -> Participant:
     )
 
 
-def _newest(run: Run, site: str, act: str, rounds: Iterable[int]) -> object:
-    """Return a hospital's newest statement on an act that counts, None where there is none."""
+def _acceptance(run: Run, site: str, rounds: Iterable[int]) -> Acceptance | None:
+    """Return a hospital's acceptance in the first of these rounds that has one, None where none has."""
     for round in rounds:
-        try:
-            data = run.exchange.statement(statement_place(run.name, round, act, site))
-            if data is None:
-                continue
-            statement = parse_statement(verified(data, site, run.description.roster))
-            check_addressed(run, round, act, site, statement)
-        except (BadSignature, RejectedRelease, CorruptCheckpoint, OSError):
-            continue
-        return statement
+        said = answers(run, round, "join", [site]).taken.get(site)
+        if isinstance(said, Acceptance):
+            return said
     return None

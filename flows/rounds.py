@@ -22,6 +22,7 @@ from privacy.accounting import TOLERANCE, PrivacyEvent, epsilon
 from privacy.mechanisms import mechanism_for
 from privacy.release import (
     Acceptance,
+    Departure,
     ModelManifest,
     Refusal,
     RejectedRelease,
@@ -123,7 +124,10 @@ def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers
     left_out: dict[str, str] = {}
     for site in sorted(sites):
         try:
-            _check_key_is_good(run, site)
+            check_key_is_good(run, site)
+            if has_left(run, site):
+                left_out[site] = "it has left the study"
+                continue
             found = _statement(run, round, phase, site)
             if found is None:
                 left_out[site] = run.failure(round, phase, site) or SILENT
@@ -150,7 +154,21 @@ def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, byte
     return None
 
 
-def _check_key_is_good(run: Run, site: str) -> None:
+def has_left(run: Run, site: str) -> bool:
+    """Return whether a hospital said, with the key of the roster, that it has left the study."""
+    data = run.exchange.statement(statement_place(run.name, 0, "leave", site))
+    if data is None:
+        return False
+    try:
+        check_key_is_good(run, site)
+        said = parse_statement(verified(data, site, run.description.roster))
+        check_addressed(run, 0, "leave", site, said)
+    except (BadSignature, RejectedRelease):
+        return False
+    return isinstance(said, Departure)
+
+
+def check_key_is_good(run: Run, site: str) -> None:
     """Raise `RejectedRelease` where a hospital has revoked the key that the roster has for it."""
     key = run.description.roster[site]
     data = run.exchange.statement(revocation_place(site, key))
@@ -197,21 +215,20 @@ def order(run: Run, round: int, phase: Phase, site: str) -> Order:
 def decided(run: Run, round: int) -> Answers | None:
     """Return the releases that a round took in before it was interrupted, None if it did not.
 
-    A model made of them may be out already, so the round keeps to them.
+    A model made of them may be out already, so the round keeps to them, whatever became of a hospital.
     """
     try:
         note = json.loads(_decision_path(run, round).read_bytes())
     except FileNotFoundError:
         return None
     found: dict[str, Statement] = {}
-    hashes: dict[str, str] = {}
-    for site in note["taken"]:
-        again = answers(run, note["rounds"][site], "contribute", [site])
-        found |= again.taken
-        hashes |= again.statement_sha256
-    if hashes != note["taken"]:
-        raise BrokenRun(f"The releases of round {round} are not those that it took in.")
-    return Answers(found, hashes, note["left_out"])
+    for site, sha256 in note["taken"].items():
+        place = statement_place(run.name, note["rounds"][site], "contribute", site)
+        data = run.exchange.statement(place)
+        if data is None or sha256_of(data) != sha256:
+            raise BrokenRun(f"The releases of round {round} are not those that it took in.")
+        found[site] = parse_statement(json.loads(data)["statement"])  # whose signature was right then
+    return Answers(found, note["taken"], note["left_out"])
 
 
 def take_in(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answers:
@@ -332,8 +349,8 @@ def aggregate(run: Run, round: int, base: RoundRecord, taken: Answers) -> Params
             weight_of(run, round, manifest),
             StoredParams(release_path(run, round, site)),
             run.study.training.model_copy(
-                update={"steps": run.description.participants[site].steps}
-            ).length(round, run.study.rounds),
+                update={"steps": run.description.everybody[site].steps}
+            ).length(manifest.round, run.study.rounds),
         )
         for site, manifest in sorted(taken.taken.items())
     ]
@@ -349,7 +366,7 @@ def aggregate(run: Run, round: int, base: RoundRecord, taken: Answers) -> Params
 
 def weight(run: Run, site: str) -> int:
     """Return n_k: the hospital's declared number of training patients."""
-    return run.description.participants[site].declared_training
+    return run.description.everybody[site].declared_training
 
 
 def weight_of(run: Run, round: int, release: Statement) -> float:
@@ -400,7 +417,7 @@ def _accepted(run: Run, round: int, manifest: ReleaseManifest, sha256: str) -> A
         statement_sha256=sha256,
         weight=weight_of(run, round, manifest),
         staleness=round - manifest.round,
-        steps=run.description.participants[site].steps,
+        steps=run.description.everybody[site].steps,
         **manifest.model_dump(
             include={
                 "payload_sha256", "payload_bytes", "event", "epsilon", "epsilon_reported",

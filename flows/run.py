@@ -318,7 +318,7 @@ def surveys_of(home: Home, study: str) -> list[Run]:
 
 def runs_of(home: Home, study: Study | None = None) -> list[Run]:
     """Return the home's runs that have begun training, oldest first; of one study, if given."""
-    return [run for run in started_runs(home, study) if run.description.participants]
+    return [run for run in started_runs(home, study) if run.description.everybody]
 
 
 def started_runs(home: Home, study: Study | None = None) -> list[Run]:

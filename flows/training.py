@@ -38,11 +38,15 @@ def run_for(
     """Return the newest run of the study that can go on with any of these hospitals, or a `new` one.
 
     A hospital is one of these by its name and its key.
+
+    Raises:
+        RunBusy: another coordinator works on that run.
     """
     runs = [] if new else started_runs(home, study)
     runs = [run for run in runs if run.description.roster.items() & roster.items()]
     if runs and not runs[-1].is_finished:
-        return with_roster(runs[-1], roster)
+        with runs[-1].locked() as run:
+            return with_roster(run, roster)
     return Run.create(home, study, roster, exchange)
 
 
@@ -65,7 +69,7 @@ def train_rounds(run: Run, live: Live) -> Run:
         with live.showing(), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             federate.federate(run.name, str(run.home.folder), sorted(run.description.roster))
     except TooFewHospitals:
-        if not Run.open(run.home, run.name).description.participants:
+        if not Run.open(run.home, run.name).description.everybody:
             shutil.rmtree(run.folder)
         raise
     finally:

@@ -10,12 +10,11 @@ once. What the hospital has spent is the maximum over its classes, those who hav
 """
 
 import json
-import shutil
 import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -407,7 +406,7 @@ class Ledger:
     def _take_up(self, db: sqlite3.Connection, found: int) -> None:
         """Make this format of an earlier one; its entries stay as they are."""
         if self._read(db).entries:
-            shutil.copyfile(self._path, self._path.with_suffix(f".format-{found}.sqlite"))
+            _copy(self._path, self._path.with_suffix(f".format-{found}.sqlite"))
         for number in range(found + 1, VERSION + 1):
             for statement in _LATER[number]:
                 db.execute(statement)
@@ -527,6 +526,15 @@ def _is_empty(db: sqlite3.Connection) -> bool:
     (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (application,) = db.execute("PRAGMA application_id").fetchone()
     return (tables, application) == (0, 0)
+
+
+def _copy(path: Path, into: Path) -> None:
+    """Copy a database through SQLite: whoever opens its file himself loses SQLite's lock on it."""
+    partial = into.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as copy:
+        source.backup(copy)
+    partial.replace(into)
 
 
 def _format_of(db: sqlite3.Connection) -> int:

@@ -103,7 +103,7 @@ def check_join(hospital: Hospital, study: Study, run: str) -> None:
             "study_sha256": study.sha256,
             "code_sha256": code_sha256(),
             "teacher": teacher.model_dump(mode="json") if teacher else None,
-            "data_sha256": _data_sha256(hospital),
+            "data_sha256": hospital.data_sha256,
             "budget": hospital.policy.budget.model_dump(mode="json"),
         },
     )
@@ -210,16 +210,6 @@ def _decision(hospital: Hospital, digest: str) -> Decision | None:
     if decision.terms != digest:
         raise ConfigError(f"{path}: expected a row about these terms, got one about others.")
     return decision
-
-
-def _data_sha256(hospital: Hospital) -> str:
-    """Return the hash of the list of scans and of what each file looks like from outside."""
-    rows = []
-    for case in sorted(hospital.cases, key=lambda case: (case.case, case.session)):
-        files = [hospital.data / name.partition("#")[0] for name in (case.image, case.label)]
-        marks = [(f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
-        rows.append([case.case, case.patient, case.image, case.label, case.session, marks])
-    return sha256(canonical(rows)).hexdigest()
 
 
 def _codes(hospital: Hospital, digest: str) -> dict[Verdict, str]:

@@ -69,11 +69,12 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     _rehearse(hospital, study, mechanism)
     patients = _cohort(hospital, study).training
     charge = replace(act, event=mechanism.event if mechanism else None)
-    check_room(hospital)
-    check_in_time(order)
-    charged = hospital.ledger.reserve(charge, hospital.eligible.training)
-    patients = tuple(patient for patient in patients if patient.pseudonym in charged)
+    if not hospital.ledger.has_started(charge):
+        check_room(hospital)
     with alone_on(hospital.policy.device):
+        check_in_time(order)
+        charged = hospital.ledger.reserve(charge, hospital.eligible.training)
+        patients = tuple(patient for patient in patients if patient.pseudonym in charged)
         with _given_back_on_failure(hospital, charge):
             seed = study.seed_for(order.round, hospital.name, "draws")
             examples = prepare(patients, study.preprocessing, hospital.device, seed)

@@ -22,7 +22,7 @@ from sites.hospital import Hospital
 from sites.hours import Closed, check_open
 from sites.orders import PROTOCOL, Expired, Order, Phase, RunName, check_in_time
 from sites.policy import CoordinatorConfig
-from sites.rounds import carry_out
+from sites.rounds import Drained, carry_out
 from sites.storage import StorageFailed
 from sites.training import Progress
 
@@ -63,10 +63,6 @@ def run_errand(hospital: Hospital, errand: Errand, progress: Progress) -> None:
     """
     until = time.time() + PATIENCE_S
     while True:
-        if _drained(hospital).exists():
-            raise BadOrder(
-                "the hospital takes no orders until it is upgraded (`wardround site drain --off`)"
-            )
         try:
             order = fetch(hospital, errand)
             carry_out(hospital, order, _until_over(hospital, order, progress))
@@ -74,7 +70,7 @@ def run_errand(hospital: Hospital, errand: Errand, progress: Progress) -> None:
         except Closed as closed:
             until = _wait_for(closed) + PATIENCE_S
             hospital = Hospital.open(hospital.folder, hospital.test_noise)  # as the policy is now
-        except Expired as error:
+        except (Expired, Drained) as error:
             raise BadOrder(str(error)) from error
         except ApprovalNeeded as needed:
             write_atomically(_errand_path(hospital, needed.terms), errand.model_dump_json().encode())
@@ -91,16 +87,12 @@ def drain(hospital: Hospital, *, on: bool) -> None:
     Orders that come meanwhile stay good until their round's deadline.
     """
     if not on:
-        _drained(hospital).unlink(missing_ok=True)
+        hospital.drained.unlink(missing_ok=True)
         return
     hospital.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _drained(hospital).touch()
+    hospital.drained.touch()
     with hospital.alone():
         pass
-
-
-def _drained(hospital: Hospital) -> Path:
-    return hospital.state / "drained"
 
 
 def resume(hospital: Hospital, terms: str, progress: Progress) -> bool:

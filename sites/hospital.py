@@ -150,6 +150,16 @@ class Hospital:
         ]
 
     @property
+    def data_sha256(self) -> str:
+        """The hash of the list of scans and of what each file looks like from outside."""
+        rows = []
+        for case in sorted(self.cases, key=lambda case: (case.case, case.session)):
+            files = [self.data / name.partition("#")[0] for name in (case.image, case.label)]
+            marks = [(f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
+            rows.append([case.case, case.patient, case.image, case.label, case.session, marks])
+        return sha256(canonical(rows)).hexdigest()
+
+    @property
     def everybody(self) -> frozenset[str]:
         """Every patient that is listed or has an account, whether he has withdrawn or not."""
         listed = {pseudonym(self.pseudonym_key, case.patient) for case in self.listing.cases}
@@ -195,6 +205,11 @@ class Hospital:
     def stored(self, kind: str, run: str, round: int) -> Path:
         """Return where parameters of a kind, which never leave, lie after a round."""
         return self.state / kind / run / f"{round:03d}.safetensors"
+
+    @property
+    def drained(self) -> Path:
+        """The file that is there while the hospital takes no orders."""
+        return self.state / "drained"
 
     def scored(self, run: str, round: int) -> Path:
         """Return where the hospital notes, for itself, how models did after a round."""

@@ -71,14 +71,14 @@ class Lesson:
         order, hospital = self.order, self.hospital
         depends_on = [
             what,
-            code_sha256(),
+            [code_sha256(), torch.__version__],
             [order.study.sha256, order.run, order.round],
             checkpoints.sha256_of(checkpoints.to_bytes(self.start)),
             self.config.model_dump(mode="json"),
             repr(self.mechanism),
             str(teacher_for(hospital.policy, order.study)),
             hospital.test_noise,
-            [(p.pseudonym, [scan.profile.content for scan in p.scans]) for p in self.patients],
+            [hospital.data_sha256, *(patient.pseudonym for patient in self.patients)],
         ]
         name = checkpoints.sha256_of(canonical(depends_on))[:16]
         path = _unfinished_folder(hospital, order) / f"{order.round:03d}-{name}.safetensors"

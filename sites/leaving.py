@@ -6,8 +6,6 @@ What it has signed so far stays good: its ledger, its outbox, and what rounds to
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from models.checkpoints import write_atomically
@@ -21,27 +19,32 @@ from sites.hospital import Hospital
 from sites.policy import Refused
 
 
-def leave(hospital: Hospital, study: str) -> list[str]:
-    """Leave a study for good; return the runs in which nothing of this hospital counts any more.
+def leave(hospital: Hospital, study: str) -> tuple[list[str], list[str]]:
+    """Leave a study for good, and give up what is unsent.
 
-    Unsent work is given up. Asking again tells those who could not be reached before.
+    Returns:
+        The runs in which nothing of this hospital counts any more, and the exchanges that could not be
+        told; leaving again tells them.
 
     Raises:
         ConfigError: this hospital has taken no part in such a study.
-        StorageFailed: an exchange can't be reached; here the study is left all the same.
     """
     with hospital.alone():
         runs = _runs_of(hospital, study)
         if not runs:
             raise ConfigError(f"Expected a study in which {hospital.name} takes part, got {study!r}.")
         write_atomically(_mark(hospital, study), b"")
+        untold: list[str] = []
         for run, exchange, study_sha256 in runs:
             shutil.rmtree(hospital.state / "unfinished" / run, ignore_errors=True)
             act = Charge(study, run, 0, "leave", event=None)
             if hospital.ledger.file_of(act) is None:
                 export.departure(hospital, study_sha256, act)
-            export.publish(hospital, exchange, act)
-    return [run for run, _, _ in runs]
+            try:
+                export.publish(hospital, exchange, act)
+            except (OSError, ValueError, AlreadyWritten):
+                untold.append(exchange.url)
+    return [run for run, _, _ in runs], sorted(set(untold))
 
 
 def check_has_not_left(hospital: Hospital, study: str) -> None:
@@ -50,14 +53,14 @@ def check_has_not_left(hospital: Hospital, study: str) -> None:
         raise Refused("the hospital has left the study")
 
 
-def change_key(hospital: Hospital) -> str:
-    """Give the hospital a new key; return its public half, for the coordinator's federation.yaml.
+def change_key(hospital: Hospital) -> tuple[str, list[str]]:
+    """Give the hospital a new key, and revoke the old one: nothing that anybody signs with it counts.
 
-    The old key is revoked in every exchange that this hospital knows: nothing that
-    anybody signs with it counts from then on. Its public half is kept, for what it has signed before.
+    What it has signed before stays this hospital's own, by its public half.
 
-    Raises:
-        StorageFailed: an exchange can't be reached; the key is still the old one.
+    Returns:
+        The new public key, for the coordinator's federation.yaml, and the exchanges in which the old one
+        could not be revoked. There it counts until that file names the new one.
     """
     with hospital.alone():
         old = hospital.key
@@ -68,17 +71,15 @@ def change_key(hospital: Hospital) -> str:
             at_ms=int(time.time() * 1000),
         )
         signed = sign(said.model_dump(mode="json"), hospital.name, old)
-        for exchange in _exchanges(hospital):
-            with suppress(AlreadyWritten):
-                exchange.put_statement(revocation_place(hospital.name, public_hex(old)), signed)
-        return hospital.renew_key()
-
-
-def _exchanges(hospital: Hospital) -> Iterator[Exchange]:
-    """Yield every exchange that this hospital knows."""
-    named = {hospital.policy.coordinator.exchange} if hospital.policy.coordinator else set()
-    for url in sorted(hospital.exchanges | named):
-        yield Exchange(url)
+        place = revocation_place(hospital.name, public_hex(old))
+        named = {hospital.policy.coordinator.exchange} if hospital.policy.coordinator else set()
+        unrevoked = []
+        for url in sorted(hospital.exchanges | named):
+            try:
+                Exchange(url).put_statement(place, signed)
+            except (OSError, ValueError, AlreadyWritten):
+                unrevoked.append(url)
+        return hospital.renew_key(), unrevoked
 
 
 def _runs_of(hospital: Hospital, study: str) -> list[tuple[str, Exchange, str]]:

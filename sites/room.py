@@ -1,16 +1,18 @@
 """What a hospital lets Wardround have of its machine: room on the disk, memory, and a device alone."""
 
 import fcntl
+import os
 import resource
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sites.hospital import Hospital
 from sites.policy import DeviceConfig, Refused
 
 MB = 2**20
+LOCKS = Path("/run/lock")
 KEPT_MODELS = 2
 """Global models of a run that stay: what a round starts from, and the one before for its corrections."""
 
@@ -40,10 +42,20 @@ def alone_on(device: DeviceConfig) -> Iterator[None]:
     if device.kind == "cpu":
         yield
         return
-    path = Path(tempfile.gettempdir()) / f"wardround-{device.kind}-{device.index}.lock"
-    with path.open("a") as lock:
+    path = _locks() / f"wardround-{device.kind}-{device.index}.lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with suppress(PermissionError):  # it is another hospital's, which has let everybody in
+            path.chmod(0o666)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
+
+
+def _locks() -> Path:
+    """Return where all of a machine's users lock: services have a temporary folder of their own."""
+    return LOCKS if os.access(LOCKS, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def _delete_old_models(folder: Path) -> None:

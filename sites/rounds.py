@@ -29,6 +29,10 @@ from sites.training import Progress
 log = logging.getLogger("wardround.site")
 
 
+class Drained(Exception):
+    """The hospital takes no orders for now, as before an upgrade."""
+
+
 def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
     """Do what the order asks and publish the one statement in which it ends.
 
@@ -38,11 +42,14 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
     Raises:
         Expired: the order's time is over; nothing is charged from then on.
         ApprovalNeeded: a person of the hospital has to say something first; the order stays good.
+        Drained: the order stays good until the hospital takes orders again.
         Closed: the hospital works at other hours; the order stays good until then.
         ClockWentBack: nothing was charged; the order stays good until somebody has set the clock.
     """
     act = Charge(order.study.name, order.run, order.round, order.phase, event=None)
     with hospital.alone():
+        if hospital.drained.exists():
+            raise Drained("the hospital takes no orders before `wardround site drain --off`")
         _carry_out(hospital, order, act, progress)
 
 
@@ -54,12 +61,12 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
             raise Refused("the order is for another hospital")
         hospital.trust(order.coordinator)
         check_has_not_left(hospital, study.name)
-        _check_hours(hospital, order)
         _check_address(exchange)
         hospital.bind(order.run, study.sha256, order.exchange)
         check_memory(hospital, exchange)
         _take_up(hospital, act)
         if hospital.ledger.file_of(act) is None:
+            _check_hours(hospital, order)
             admit(hospital.policy, study)
             _PHASES[order.phase](hospital, order, act, progress)
         _check_export(hospital, act)
@@ -80,7 +87,12 @@ def _check_export(hospital: Hospital, act: Charge) -> None:
 
 
 def _check_hours(hospital: Hospital, order: Order) -> None:
-    """Raise `Closed` outside of the hospital's hours, `Refused` where they begin too late."""
+    """Raise `Closed` outside of the hospital's hours, `Refused` where they begin too late.
+
+    Hours are for what takes long, not for saying whether the hospital takes part.
+    """
+    if order.phase in ("check", "join"):
+        return
     try:
         check_open(hospital.policy.hours)
     except Closed as closed:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import threading
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import httpx
@@ -24,11 +26,15 @@ def call(what: str, text: str, **told: str | int | float) -> None:
     address = os.environ.get(WEBHOOK)
     if not address:
         return
-    parts = urlsplit(address)
-    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
-        log.warning("%s: expected an https address; nobody was called", WEBHOOK)
-        return
+    threading.Thread(target=_post, args=(address, {"text": text, "what": what, **told})).start()
+
+
+def _post(address: str, told: Mapping[str, str | int | float]) -> None:
     try:
-        httpx.post(address, json={"text": text, "what": what, **told}, timeout=TIMEOUT_S)
-    except httpx.HTTPError as error:
+        parts = urlsplit(address)
+        if parts.scheme != "https" and parts.hostname not in LOOPBACK:
+            log.warning("%s: expected an https address; nobody was called", WEBHOOK)
+            return
+        httpx.post(address, json=told, timeout=TIMEOUT_S)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         log.warning("nobody could be called: %s", type(error).__name__)

@@ -39,12 +39,14 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
     import torch
 
     from sites.approvals import ApprovalNeeded, Word, decide_by_code
+    from sites.code import code_sha256
     from sites.errands import Errand, run_errand
     from sites.hospital import Hospital
     from sites.orders import Order
     from sites.room import limit_memory
     from sites.rounds import carry_out
 
+    code_sha256()  # of what was imported, before an upgrade changes the files
     hospital = Hospital.open(folder, test_noise)
     hospital.state.mkdir(mode=0o700, exist_ok=True)
     logging.basicConfig(

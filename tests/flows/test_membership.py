@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from puppets import Federation
 
 from flows import membership, rounds
-from flows.run import Run
+from flows.run import Run, runs_of
 from privacy.release import Revocation
 from privacy.signing import public_hex, sign
 from sites.exchange import revocation_place
@@ -90,6 +91,13 @@ def test_under_another_roster_a_run_goes_on_with_whom_is_on_it(federation: Feder
     assert sorted(changed.description.departed) == ["south"]
     assert membership.absent(changed) == ["west"]
     assert membership.with_roster(changed, roster) is changed
+    back = membership.with_roster(changed, {**roster, "south": known["south"]})
+    assert membership.absent(back) == ["south", "west"]
+    federation.run = back
+    federation.accept("south", 2)
+    back = membership.before_round(back, 2, 2)
+    assert sorted(back.description.participants) == ["east", "north", "south"]
+    assert not back.description.departed
 
 
 def test_nothing_that_is_signed_with_a_revoked_key_counts(federation: Federation) -> None:
@@ -102,6 +110,63 @@ def test_nothing_that_is_signed_with_a_revoked_key_counts(federation: Federation
         federation.release(site)
     revoke(federation, "south", signer="south")
     assert "has revoked its key" in federation.take_in().left_out["south"]
+
+
+def test_a_revoked_key_can_neither_leave_nor_join(federation: Federation) -> None:
+    federation.say("south", "leave", 0, kind="departure")
+    revoke(federation, "south", signer="south")
+    assert membership.before_round(federation.run, 1, 1) is federation.run
+    known = federation.run.description
+    without = {site: member for site, member in known.participants.items() if site != "south"}
+    federation.run = federation.run.with_participants(without, {})
+    federation.accept("south", 1)
+    assert membership.before_round(federation.run, 1, 1) is federation.run
+
+
+def test_a_run_that_everybody_has_left_stays_on_record(federation: Federation) -> None:
+    for site in ("east", "north", "south"):
+        federation.say(site, "leave", 0, kind="departure")
+    left = membership.before_round(federation.run, 1, 1)
+    assert not left.description.participants
+    assert [run.name for run in runs_of(left.home)] == [left.name]
+
+
+def test_a_release_of_a_hospital_that_has_left_before_the_round_was_decided_does_not_count(
+    federation: Federation,
+) -> None:
+    for site in ("east", "north", "south"):
+        federation.release(site)
+    federation.say("south", "leave", 0, kind="departure")
+    assert federation.take_in().left_out == {"south": "it has left the study"}
+
+
+@pytest.mark.parametrize("change", ["leaves", "is removed", "changes its key", "revokes its key"])
+def test_a_decided_round_ends_as_it_was_decided_whatever_becomes_of_a_hospital(
+    federation: Federation, change: str
+) -> None:
+    """The coordinator was killed between the decision and the round's record."""
+    for site in ("east", "north", "south"):
+        federation.release(site)
+    taken = federation.take_in()
+    model = rounds.aggregate(federation.run, 1, federation.base, taken)
+    roster = dict(federation.run.description.roster)
+    if change == "leaves":
+        federation.say("south", "leave", 0, kind="departure")
+        federation.run = membership.before_round(federation.run, 1, 1)
+    elif change == "is removed":
+        del roster["south"]
+    elif change == "changes its key":
+        roster["south"] = public_hex(Ed25519PrivateKey.generate())
+    else:
+        revoke(federation, "south", signer="south")
+    federation.run = membership.with_roster(federation.run, roster)
+    again = rounds.decided(federation.run, 1)
+    assert again == taken
+    after = rounds.aggregate(federation.run, 1, federation.base, again)
+    assert all(torch.equal(after[name], tensor) for name, tensor in model.items())
+    sha256 = rounds.publish_model(federation.run, 1, after)
+    record = rounds.record(federation.run, 1, sha256, again, rounds.NO_ANSWERS, 0)
+    assert [release.site for release in record.releases] == ["east", "north", "south"]
 
 
 def late_release(federation: Federation, round: int, base_sha256: str, scale: float) -> None:

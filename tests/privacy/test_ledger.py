@@ -1,8 +1,11 @@
 import json
 import math
 import sqlite3
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -12,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from privacy import ledger as ledger_module
 from privacy.accounting import Budget, PrivacyEvent, epsilon
 from privacy.ledger import BudgetExceeded, Charge, ClockWentBack, Ledger, LedgerError
 
@@ -401,6 +405,32 @@ def as_in_format_1(path: Path) -> None:
     db.close()
 
 
+def dump(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as db:
+        return list(db.iterdump())
+
+
+def test_nobody_writes_into_a_ledger_while_it_is_taken_up(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens the file in this process drops SQLite's lock with it, as POSIX says."""
+    path, seen = tmp_path / "state" / "ledger.sqlite", []
+    ledger.reserve(CHARGE, ALL)
+    as_in_format_1(path)
+    copy = ledger_module._copy
+
+    def copy_and_look(*paths: Path) -> None:
+        copy(*paths)
+        code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
+        done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+        seen.append(done.stderr)
+
+    monkeypatch.setattr(ledger_module, "_copy", copy_and_look)
+    Ledger(path, BUDGET, OWNER)
+    (said,) = seen
+    assert "database is locked" in said
+
+
 def test_a_ledger_of_the_first_format_is_taken_up_with_all_it_knows_and_a_copy_stays(
     ledger: Ledger, tmp_path: Path
 ) -> None:
@@ -408,11 +438,11 @@ def test_a_ledger_of_the_first_format_is_taken_up_with_all_it_knows_and_a_copy_s
     ledger.reserve(CHARGE, ALL)
     entries, spent = ledger.entries(), ledger.spent(1e-3)
     as_in_format_1(path)
-    before = path.read_bytes()
+    before = dump(path)
     opened = Ledger(path, BUDGET, OWNER)
     assert opened.entries() == entries
     assert opened.spent(1e-3) == spent
-    assert (tmp_path / "state" / "ledger.format-1.sqlite").read_bytes() == before
+    assert dump(tmp_path / "state" / "ledger.format-1.sqlite") == before
     assert opened.writers() == []
     opened.start(CHARGE)
     assert opened.writers() == [(len(entries) + 1, version("wardround"))]

@@ -63,7 +63,7 @@ def lay_down_at(hub: Coordinator, phase: str, round: int) -> None:
     order = Order(
         phase=phase, study=hub.study, site="north", run="small-1", round=round, attempt=1,
         exchange="", coordinator=public_hex(hub.key),
-        expires_ms=int(1000 * (time.time() + 3600)),
+        expires_ms=int(1000 * (time.time() + 3 * 3600)),
     )  # fmt: skip
     data = sign(order.model_dump(mode="json"), "coordinator", hub.key)
     hub.exchange.put_statement(order_place("small-1", round, phase, 1, "north"), data)
@@ -110,7 +110,7 @@ def test_a_drained_hospital_takes_no_order_until_it_is_told_to_and_the_order_sta
 ) -> None:
     lay_down(coordinator)
     drain(hospital, on=True)
-    with pytest.raises(BadOrder, match="takes no orders until it is upgraded"):
+    with pytest.raises(BadOrder, match="takes no orders before"):
         run_errand(hospital, JOIN, unheard)
     assert not is_answered(coordinator)
     drain(hospital, on=False)
@@ -137,14 +137,21 @@ def test_outside_its_hours_a_hospital_refuses_what_cannot_wait_and_waits_with_th
 ) -> None:
     edit(hospital.folder / "site.yaml", hours=hours_from_now(2, 4))
     closed = Hospital.open(hospital.folder)
-    assert coordinator.order(closed, "join", 0).reason == "the hospital works at other hours"
-    lay_down(coordinator, expires_ms=int(1000 * (time.time() + 3 * 3600)))
+    coordinator.publish(0, first_model(coordinator.study))
+    assert coordinator.order(closed, "join", 0).kind == "acceptance"
+    assert coordinator.order(closed, "evaluate", 0).reason == "the hospital works at other hours"
+    lay_down_at(coordinator, "contribute", 1)
+    errand = JOIN.model_copy(update={"round": 1, "phase": "contribute"})
     with pytest.raises(Closed):
-        carry_out(closed, fetch(closed, JOIN), unheard)
-    assert coordinator.exchange.statement(statement_place("small-1", 0, "join", "north")) is None
+        carry_out(closed, fetch(closed, errand), unheard)
+    place = statement_place("small-1", 1, "contribute", "north")
+    assert coordinator.exchange.statement(place) is None
     edit(hospital.folder / "site.yaml", hours=hours_from_now(-1, 1))
-    run_errand(Hospital.open(hospital.folder), JOIN, unheard)
-    assert is_answered(coordinator)
+    run_errand(Hospital.open(hospital.folder), errand, unheard)
+    sent = coordinator.exchange.statement(place)
+    edit(hospital.folder / "site.yaml", hours=hours_from_now(2, 4))
+    run_errand(Hospital.open(hospital.folder), errand, unheard)  # what is done needs no hours
+    assert coordinator.exchange.statement(place) == sent
 
 
 def test_a_training_stops_at_the_end_of_the_hours_and_goes_on_in_the_next_ones(

@@ -6,6 +6,7 @@ import pytest
 from coordinator import Coordinator, first_model
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from privacy.ledger import Charge
 from privacy.release import Revocation, parse_statement
 from privacy.signing import verified
 from sites import export
@@ -36,7 +37,7 @@ def test_a_hospital_that_left_says_so_refuses_all_that_follows_and_keeps_ledger_
     unfinished.parent.mkdir(parents=True)
     unfinished.touch()
     charged, kept = hospital.ledger.charges(), hospital.outbox.statements()
-    assert leave(hospital, "small") == ["small-1"]
+    assert leave(hospital, "small") == (["small-1"], [])
     place = statement_place(coordinator.run, 0, "leave", "east")
     said = coordinator.exchange.statement(place) or b""
     departure = parse_statement(verified(said, "east", {"east": hospital.public_key}))
@@ -78,7 +79,8 @@ def test_a_new_key_signs_from_now_on_the_old_one_is_revoked_and_what_it_signed_s
 ) -> None:
     coordinator.order(hospital, "contribute", 1)
     old = hospital.public_key
-    new = change_key(hospital)
+    new, unrevoked = change_key(hospital)
+    assert not unrevoked
     again = Hospital.open(hospital.folder, test_noise=1)
     assert again.public_key == new != old
     data = coordinator.exchange.statement(revocation_place("east", old)) or b""
@@ -88,3 +90,20 @@ def test_a_new_key_signs_from_now_on_the_old_one_is_revoked_and_what_it_signed_s
         assert again.verified(again.outbox.statement(sha256))["site"] == "east"
     assert coordinator.order(again, "contribute", 2).kind == "release"
     assert len(again.ledger.charges()) == 2
+
+
+def test_an_exchange_that_cannot_be_told_or_is_taken_is_named_and_stops_neither_leaving_nor_the_new_key(
+    hospital: Hospital, coordinator: Coordinator
+) -> None:
+    coordinator.order(hospital, "join", 0)
+    dead = "https://127.0.0.1:9/exchange/"
+    hospital.bind("small-0", "0" * 64, dead)
+    hospital.ledger.publish(Charge("small", "small-0", 0, "join", event=None), "0" * 64)
+    old = hospital.public_key
+    coordinator.exchange.put_statement(revocation_place("east", old), b"somebody was here before")
+    runs, untold = leave(hospital, "small")
+    assert (runs, untold) == (["small-0", "small-1"], [dead])
+    assert coordinator.exchange.statement(statement_place("small-1", 0, "leave", "east"))
+    new, unrevoked = change_key(hospital)
+    assert unrevoked == sorted([coordinator.exchange.url, dead])
+    assert Hospital.open(hospital.folder).public_key == new != old

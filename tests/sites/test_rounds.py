@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import safetensors.torch
@@ -704,3 +705,34 @@ def test_a_killed_round_begins_anew_where_a_patient_has_withdrawn_meanwhile(
     assert coordinator.order(kept_at_once, "contribute", 1).kind == "release"
     assert len(steps) == 5
     assert len(kept_at_once.ledger.charges()) == 1
+
+
+def test_a_killed_round_begins_anew_where_the_data_have_changed_meanwhile(
+    kept_at_once: Hospital, coordinator_of, study_with, monkeypatch
+) -> None:
+    coordinator = coordinator_of(study_with(training={"steps": 5, "lr": 0.1, "lot": "all"}))
+    coordinator.publish(0, first_model(coordinator.study))
+    killed_after(3, coordinator, kept_at_once)
+    for label in (kept_at_once.data / "labelsTr").iterdir():
+        image = nib.load(label)
+        swapped = np.asarray([0, 2, 1], np.uint8)[np.asarray(image.dataobj).astype(int)]
+        nib.save(nib.Nifti1Image(swapped, image.affine), label)
+    steps = []
+    step = PatientOptimizer.step
+    monkeypatch.setattr(PatientOptimizer, "step", lambda self: steps.append(step(self)))
+    assert coordinator.order(kept_at_once, "contribute", 1).kind == "release"
+    assert len(steps) == 5
+
+
+def test_a_round_that_is_paid_for_goes_on_without_room_for_another(
+    kept_at_once: Hospital, coordinator_of, study_with, edit
+) -> None:
+    coordinator = coordinator_of(study_with(training={"steps": 5, "lr": 0.1, "lot": "all"}))
+    coordinator.publish(0, first_model(coordinator.study))
+    killed_after(3, coordinator, kept_at_once)
+    edit(kept_at_once.folder / "site.yaml", cache_mb=0, disk_mb=1)
+    (kept_at_once.state / "filler").write_bytes(bytes(2**21))
+    full = Hospital.open(kept_at_once.folder, test_noise=1)
+    assert coordinator.order(full, "contribute", 1).kind == "release"
+    coordinator.publish(1, first_model(coordinator.study))
+    assert "disk" in coordinator.order(full, "contribute", 2).reason
