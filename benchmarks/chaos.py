@@ -59,7 +59,6 @@ STUDY = {
     "name": "chaos",
     "task": {"kind": "segmentation", "dims": 3, "labels": {1: "head", 2: "tail"}},
     "network": {"name": "UNet", "channels": [4, 8]},
-    "rounds": 3,
     "sites": {"min": len(WARDS), "deadline_s": 1800},
     "preprocessing": {"shape": [16, 16, 16]},
     "training": {"steps": 60, "lr": 0.05, "lot": "all"},
@@ -122,7 +121,7 @@ def engines(ward: Path) -> list[int]:
 class Federation:
     """Everything that a federation runs on, in one folder."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, rounds: int) -> None:
         self.folder, self.home = folder, Home(folder)
         self.address = f"10.213.{os.getpid() % 250}"
         self.ports = {name: webserver.free_port() for name in ("postgres", "prefect", "mlflow", "nginx")}
@@ -137,7 +136,7 @@ class Federation:
         roster = {machine.name: Hospital.open(machine.ward).public_key for machine in self.machines}
         members = {"exchange": str(folder / "exchange"), "hospitals": roster}
         (folder / "federation.yaml").write_text(yaml.safe_dump(members))
-        (folder / "chaos.yaml").write_text(yaml.safe_dump(STUDY))
+        (folder / "chaos.yaml").write_text(yaml.safe_dump(STUDY | {"rounds": rounds}))
 
     @property
     def bridge(self) -> str:
@@ -385,23 +384,22 @@ def _released(run: Run, site: str) -> list[str]:
     return [release.statement_sha256 for release in taken if release.site == site]
 
 
-def chaos(
-    kills: int, seed: int, pause_s: float, longest_cut_s: float, keep: Path | None
-) -> tuple[Counts, list[str]]:
-    """Strike so often, and return what went wrong, and a table of what was struck."""
-    counts, rng, seconds = Counts(), random.Random(seed), []
+def chaos(options: argparse.Namespace) -> tuple[Counts, list[str]]:
+    """Strike as often as asked, and return what went wrong, and a table of what was struck."""
+    kills = options.kills
+    counts, rng, seconds = Counts(), random.Random(options.seed), []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos")))
         stack.enter_context(_preload())
-        federation = Federation(folder, stack)
-        faults = Faults(federation, rng, longest_cut_s)
+        federation = Federation(folder, stack, options.rounds)
+        faults = Faults(federation, rng, options.longest_cut)
 
         def nothing(coordinator: Service) -> None:
             del coordinator
             time.sleep(1)
 
         def struck(coordinator: Service) -> None:
-            time.sleep(rng.expovariate(1 / pause_s))
+            time.sleep(rng.expovariate(1 / options.pause))
             if counts.faults < kills and not coordinator.is_over:
                 faults.strike(coordinator)
                 counts.faults += 1
@@ -428,8 +426,8 @@ def chaos(
             machine.worker.stop(alone=True)
         time.sleep(3)
         counts.orphans += sum(len(engines(machine.ward)) for machine in federation.machines)
-        if keep:
-            shutil.copytree(folder, keep, ignore=shutil.ignore_patterns("postgres"))
+        if options.keep:
+            shutil.copytree(folder, options.keep, ignore=shutil.ignore_patterns("postgres"))
     table = [f"{kind:12} {times}" for kind, times in sorted(faults.by_kind.items())]
     table.append(f"{runs} trainings in {seconds[1]:.0f} s; undisturbed one takes {seconds[0]:.0f} s")
     return counts, table
@@ -457,6 +455,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="faults of all kinds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=3, help="of each training")
     parser.add_argument("--pause", type=float, default=8, help="mean seconds between two faults")
     parser.add_argument("--longest-cut", type=float, default=120, help="seconds")
     parser.add_argument("--keep", type=Path, help="a new folder for everything that was left")
@@ -464,9 +463,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (POSTGRES and FAKETIME and webserver.DAV.exists() and os.geteuid() == 0):
         raise SystemExit("Expected root on Debian with the packages that this file's first lines name.")
-    counts, table = chaos(
-        arguments.kills, arguments.seed, arguments.pause, arguments.longest_cut, arguments.keep
-    )
+    counts, table = chaos(arguments)
     print("\n".join(table), file=sys.stderr)
     print(json.dumps(vars(counts)) if arguments.json else counts)
 

@@ -18,7 +18,19 @@ FAKETIME = list(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 @needs_nginx
 @pytest.mark.skipif(not (POSTGRES and FAKETIME), reason="Debian's postgresql and libfaketime are absent")
 def test_after_faults_of_all_kinds_nothing_is_lost_charged_twice_orphaned_or_different() -> None:
-    command = [sys.executable, BENCHMARK, "--kills", "5", "--longest-cut", "5", "--pause", "4", "--json"]
+    command = [
+        sys.executable,
+        BENCHMARK,
+        "--kills",
+        "5",
+        "--rounds",
+        "1",
+        "--longest-cut",
+        "5",
+        "--pause",
+        "3",
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {

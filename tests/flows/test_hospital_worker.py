@@ -179,6 +179,7 @@ def charges(ward: Path, run: str) -> list[int]:
     return sorted(charge.round for charge in found)
 
 
+@pytest.mark.slow
 def test_hospitals_behind_a_web_server_train_through_kills_as_if_nothing_had_happened(
     hub: Hub, small_study
 ) -> None:
