@@ -68,9 +68,14 @@ def run(
     ] = None,
     new: Annotated[bool, typer.Option(help="Leave an unfinished run and begin another.")] = False,
     test_noise: TestNoiseOption = None,
+    attached: Annotated[
+        bool, typer.Option("--attached", hidden=True, help="End when standard input does.")
+    ] = False,
 ) -> None:
     """Train a study among hospitals, on this machine or of a federation; an unfinished run goes on."""
     with _clear_errors():
+        if attached:
+            _end_with_parent()
         from sites.study import load_study
 
         if federation is None:
@@ -636,6 +641,17 @@ def check(
         else:
             Console().print(check_table(lines) if lines else "Every case can be used.")
         raise typer.Exit(1 if any(line.severity != "warn" for line in lines) else 0)
+
+
+def _end_with_parent() -> None:
+    """End this process when its standard input closes, which the system does when its parent dies."""
+    import os
+
+    def wait() -> None:
+        sys.stdin.read()
+        os._exit(1)  # the run goes on from its last finished round
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _train(study: "Study", sites: Path, test_noise: int | None, *, new: bool = False) -> None:

@@ -66,11 +66,11 @@ class CoordinatorWorker(InstalledWorker):
             return Completed(message="There is nothing to go on with.")
         log = self.home.state / "logs" / f"{asked.stem}-{flow_run.id}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "flows.cli", "run", str(asked)]
+        command = [sys.executable, "-m", "flows.cli", "run", str(asked), "--attached"]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, "--federation", "federation.yaml"],
-                cwd=self.home.folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                cwd=self.home.folder, stdin=subprocess.PIPE, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
         self._running[flow_run.id] = process

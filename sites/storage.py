@@ -1,7 +1,8 @@
 """Storage that an exchange lies on: files that are written once, read within bounds, and listed.
 
-`https://` is WebDAV behind the coordinator's web server; anything else is what fsspec knows, such as a
-folder or `sftp://`. Every failure to reach it is an OSError.
+`https://` is WebDAV behind the coordinator's web server, `sftp://` a folder behind an SSH server whose
+key is in `~/.ssh/known_hosts`; anything else is what fsspec knows, such as a folder. Every failure to
+reach it is an OSError.
 """
 
 import os
@@ -11,12 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
 import httpx
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from paramiko import HostKeys, MissingHostKeyPolicy, PKey, SSHClient
+from paramiko.ssh_exception import SSHException
 from webdav4.client import Client, ClientError, HTTPError, ResourceAlreadyExists, ResourceNotFound
 
 from models.checkpoints import CorruptCheckpoint
@@ -67,7 +71,13 @@ def storage_at(url: str) -> Storage:
     if parts.scheme == "http":
         raise ValueError(f"expected https, got {url!r}: passwords and releases need TLS")
     try:
+        if parts.scheme == "sftp":
+            with _as_os_errors():
+                known = _KnownHosts()
+                return Filesystem(*url_to_fs(url, host_key_policy=known, skip_instance_cache=True))
         return Filesystem(*url_to_fs(url))
+    except StorageFailed:
+        raise
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"no storage by this address: {error}") from error
 
@@ -82,10 +92,11 @@ class Filesystem:
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return a file's bytes; see `Storage`."""
         path = posixpath.join(self.root, name)
-        about = self.filesystem.info(path)
-        if about["type"] != "file" or about["size"] > max_bytes:
-            raise _too_large(name, max_bytes)
-        data: bytes = self.filesystem.cat_file(path, start=0, end=max_bytes + 1)
+        with _as_os_errors():
+            about = self.filesystem.info(path)
+            if about["type"] != "file" or about["size"] > max_bytes:
+                raise _too_large(name, max_bytes)
+            data: bytes = self.filesystem.cat_file(path, start=0, end=max_bytes + 1)
         if len(data) > max_bytes:
             raise _too_large(name, max_bytes)
         return data
@@ -93,20 +104,19 @@ class Filesystem:
     def write_new(self, name: str, data: bytes) -> None:
         """Write a file beside its place and move it there; see `Storage`."""
         path = posixpath.join(self.root, name)
-        try:
-            self.filesystem.info(path)
-        except FileNotFoundError:
+        with _as_os_errors():
+            if self.filesystem.exists(path):
+                raise FileExistsError(name)
             self.filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
             partial = partial_of(path, data)
             self.filesystem.pipe_file(partial, data)
             self.filesystem.mv(partial, path)
-        else:
-            raise FileExistsError(name)
 
     def names(self, folder: str) -> set[str]:
         """Return the names of the files in a folder; see `Storage`."""
         try:
-            found = self.filesystem.ls(posixpath.join(self.root, folder), detail=True)
+            with _as_os_errors():
+                found = self.filesystem.ls(posixpath.join(self.root, folder), detail=True)
         except FileNotFoundError:
             return set()
         return {posixpath.basename(each["name"]) for each in found if each["type"] == "file"}
@@ -154,6 +164,18 @@ class Webdav:
         }
 
 
+class _KnownHosts(MissingHostKeyPolicy):  # type: ignore[misc]  # paramiko is not typed
+    """Talks to servers whose key is in `~/.ssh/known_hosts` alone, as ssh does."""
+
+    def missing_host_key(self, client: SSHClient, hostname: str, key: PKey) -> None:
+        """Raise SSHException unless the key is known; paramiko asks for keys it has not loaded."""
+        del client
+        path = Path.home() / ".ssh" / "known_hosts"
+        known = HostKeys(str(path)) if path.exists() else HostKeys()
+        if not known.check(hostname, key):
+            raise SSHException(f"expected the key of {hostname} in {path}, and it is not there")
+
+
 def partial_of(name: str, data: bytes) -> str:
     """Return where a file lies while it is written: beside its place, named by its content.
 
@@ -190,7 +212,7 @@ def _as_os_errors() -> Iterator[None]:
         raise StorageFailed(f"the exchange answered {error.status_code}") from error
     except httpx.HTTPStatusError as error:
         raise StorageFailed(f"the exchange answered {error.response.status_code}") from error
-    except (ClientError, httpx.HTTPError) as error:
+    except (ClientError, httpx.HTTPError, SSHException, EOFError) as error:
         raise StorageFailed(f"the exchange can't be reached: {type(error).__name__}") from error
 
 

@@ -55,7 +55,7 @@ def webserver(folder: Path, hospitals: Sequence[str], prefect_port: int = 1) -> 
     port = free_port()
     process = subprocess.Popen(command(folder, hospitals, "127.0.0.1", port, prefect_port))
     try:
-        _wait_for(port)
+        wait_for(port)
         yield Webserver(port, folder / "hub.pem", folder / "exchange")
     finally:
         process.terminate()
@@ -95,13 +95,14 @@ def command(
     return [str(NGINX), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", error_log]
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
+    """Wait until something listens on a port of loopback."""
     for _ in range(100):
         with closing(socket.socket()) as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    raise TimeoutError("nginx did not start")
+    raise TimeoutError(f"nothing listens on {port}")
 
 
 def _certify(folder: Path, address: str) -> None:

@@ -105,3 +105,20 @@ def test_what_prefect_yaml_puts_up_is_scheduled_and_run_by_the_coordinators_work
     (log,) = (home / ".wardround" / "logs").glob("small-*.log")
     assert (state["type"], "ended with 2" in state["message"]) == ("FAILED", True), state
     assert "Expected at least 2 hospitals to start a run" in log.read_text()
+
+
+def test_a_training_ends_with_the_worker_that_started_it(home: Path) -> None:
+    """However the worker has ended: standard input closes. Nobody answers the training here."""
+    federation = {"exchange": str(home / "exchange"), "hospitals": {"nobody": "0" * 64}}
+    (home / "federation.yaml").write_text(yaml.safe_dump(federation))
+    nowhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    command = [sys.executable, "-m", "flows.cli", "run", "studies/small.yaml", "--attached"]
+    training = subprocess.Popen(
+        [*command, "--federation", "federation.yaml"], cwd=home, env={**os.environ, **nowhere},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    line = training.stdout.readline()
+    assert line.startswith("run small-")
+    assert training.poll() is None
+    training.stdin.close()
+    assert training.wait(timeout=20) == 1

@@ -1,13 +1,16 @@
 """Storage over HTTPS: a real nginx with `deploy/nginx.conf`, and what a hospital may do there."""
 
+import getpass
 import os
+import shutil
 import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from webserver import Webserver, needs_nginx, password_of, webserver
+from webserver import Webserver, free_port, needs_nginx, password_of, wait_for, webserver
 
 from models.checkpoints import CorruptCheckpoint
 from sites.exchange import AlreadyWritten, Exchange
@@ -176,3 +179,63 @@ def test_a_password_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def _content(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin")
+
+
+@pytest.fixture
+def over_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real SSH server; gives the URL of a folder on it, which this user may open by his key."""
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True, mode=0o700)
+    for name in ("host", "user"):
+        key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
+        subprocess.run(key, check=True)
+    (tmp_path / "user").rename(home / ".ssh" / "id_ed25519")
+    port = free_port()
+    public = (tmp_path / "host.pub").read_text().split()[:2]
+    (home / ".ssh" / "known_hosts").write_text(f"[127.0.0.1]:{port} {' '.join(public)}\n")
+    Path("/run/sshd").mkdir(exist_ok=True)
+    options = {
+        "HostKey": tmp_path / "host", "AuthorizedKeysFile": tmp_path / "user.pub", "StrictModes": "no",
+        "ListenAddress": "127.0.0.1", "Subsystem": "sftp internal-sftp", "ForceCommand": "internal-sftp",
+        "PidFile": "none", "UsePAM": "no",
+    }  # fmt: skip
+    settings = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    server = subprocess.Popen(
+        [str(SSHD), "-D", "-e", "-f", "/dev/null", "-p", str(port), *settings],
+        stderr=subprocess.DEVNULL,
+    )
+    monkeypatch.setenv("HOME", str(home))
+    try:
+        wait_for(port)
+        yield f"sftp://{getpass.getuser()}@127.0.0.1:{port}{tmp_path}/exchange"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.skipif(
+    SSHD is None or os.geteuid() != 0, reason="Debian's openssh-server or root is absent"
+)
+def test_over_sftp_files_are_written_once_and_a_server_that_is_not_known_gets_none(
+    over_ssh: str, tmp_path: Path
+) -> None:
+    exchange, data = Exchange(over_ssh), os.urandom(300_000)
+    sha256 = exchange.put_object(data, "north")
+    assert exchange.object(sha256, "north", len(data)) == data
+    assert (tmp_path / "exchange" / "objects" / "north" / sha256).read_bytes() == data
+    assert exchange.statement("statements/north/r.001.contribute") is None
+    for _ in range(2):
+        exchange.put_statement("statements/north/r.001.contribute", b"first")
+    with pytest.raises(AlreadyWritten):
+        exchange.put_statement("statements/north/r.001.contribute", b"other")
+    assert exchange.statements_of("north") == {"statements/north/r.001.contribute"}
+    assert exchange.orders_of("north") == set()
+    with pytest.raises(CorruptCheckpoint, match="at most"):
+        exchange.object(sha256, "north", len(data) - 1)
+    (tmp_path / "home" / ".ssh" / "known_hosts").unlink()
+    with pytest.raises(StorageFailed, match="can't be reached"):
+        Exchange(over_ssh).put_statement("statements/north/r.002.contribute", b"never")
+    assert not (tmp_path / "exchange" / "statements" / "north" / "r.002.contribute.json").exists()
