@@ -393,24 +393,24 @@ StudyNameArgument = Annotated[str, typer.Argument(help="The study's name.")]
 def train(study: StudyNameArgument, folder: SiteArgument = Path()) -> None:
     """Join, contribute or tell, as the study's coordinator has ordered, without waiting for its call."""
     with _clear_errors():
-        _carry_out_open(folder, study, "site-round")
+        _carry_out_open(folder, study, ("site-round", "site-check"))
 
 
 @site_app.command()
 def score(study: StudyNameArgument, folder: SiteArgument = Path()) -> None:
     """Evaluate global models, as the study's coordinator has ordered, without waiting for its call."""
     with _clear_errors():
-        _carry_out_open(folder, study, "site-score")
+        _carry_out_open(folder, study, ("site-score",))
 
 
-def _carry_out_open(folder: Path, study: str, flow: str) -> None:
+def _carry_out_open(folder: Path, study: str, flows: tuple[str, ...]) -> None:
     from sites.approvals import ApprovalNeeded
     from sites.errands import open_errands, run_errand
     from sites.hospital import Hospital
     from sites.training import unheard
 
     hospital = Hospital.open(folder)
-    errands = open_errands(hospital, study, flow)
+    errands = [errand for flow in flows for errand in open_errands(hospital, study, flow)]
     if not errands:
         typer.echo(f"Nothing is ordered of study {study} that waits for an answer.")
     for errand in errands:
@@ -565,6 +565,15 @@ def scores(folder: SiteArgument = Path()) -> None:
         from flows.site_tables import scores_table
 
         Console().print(scores_table(folder))
+
+
+@site_app.command()
+def withdrawn(folder: SiteArgument = Path()) -> None:
+    """List the rounds in which patients who have withdrawn took part before."""
+    with _clear_errors():
+        from flows.site_tables import withdrawn_table
+
+        Console().print(withdrawn_table(folder))
 
 
 @site_app.command()

@@ -13,11 +13,11 @@ from privacy.accounting import PrivacyEvent
 from privacy.ledger import LedgerError
 from sites.approvals import waiting
 from sites.checks import check_together
-from sites.cohort import case_id, evaluator
+from sites.cohort import case_id, evaluator, pseudonym
 from sites.exchange import Exchange
 from sites.forgotten import forgotten
 from sites.hospital import Hospital
-from sites.listing import CLASSES, CaseFiles, Listing
+from sites.listing import CLASSES, EXCLUDED, CaseFiles, Listing, excluded_patients
 from sites.preprocessing import PreprocessingConfig
 from sites.study import load_study
 
@@ -46,6 +46,25 @@ def ledger_table(folder: Path) -> Table:
             f"{spent:.3f}",
             f"{max(budget.epsilon - spent, 0):.3f}",
         )
+    return table
+
+
+def withdrawn_table(folder: Path) -> Table:
+    """Return what those who have withdrawn took part in before: for the hospital's eyes alone."""
+    hospital = Hospital.open(folder)
+    caption = "These rounds' models, and all that came of them, have learned from the patient."
+    table = Table(title="patients who have withdrawn", caption=caption)
+    for heading in ("patient", "study", "run", "rounds"):
+        table.add_column(heading)
+    for name in sorted(excluded_patients(hospital.folder / EXCLUDED)):
+        rounds: dict[tuple[str, str], list[str]] = {}
+        for charge in hospital.ledger.charges_of(pseudonym(hospital.pseudonym_key, name)):
+            if charge.purpose.startswith("contribute"):
+                rounds.setdefault((charge.study, charge.run), []).append(str(charge.round))
+        for (study, run), numbers in rounds.items():
+            table.add_row(name, study, run, ", ".join(numbers))
+        if not rounds:
+            table.add_row(name, "none", "", "")
     return table
 
 

@@ -350,6 +350,12 @@ class Ledger:
         with self._transaction() as db:
             return list(db.execute("SELECT seq, version FROM writers ORDER BY seq"))
 
+    def charges_of(self, patient: str) -> list[Charge]:
+        """Return the charges that stand in whose event a patient could take part, oldest first."""
+        with self._transaction() as db:
+            book = self._read(db)
+        return [e.charge for e in _standing(book.entries) if patient in book.cohorts[e.cohort]]
+
     def patients(self) -> frozenset[str]:
         """Return everybody who has an account."""
         with self._transaction() as db:

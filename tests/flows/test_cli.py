@@ -8,6 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app, data_app
+from privacy.accounting import PrivacyEvent
+from privacy.ledger import Charge
+from sites.cohort import pseudonym
 from sites.hospital import Hospital
 from sites.public_sets import DECATHLON, PICTURES
 
@@ -263,3 +266,48 @@ def test_a_hospital_without_a_coordinator_does_not_work_for_one(home: Path) -> N
     done = call("site", "work", home / "wards" / "north")
     assert done.exit_code == 2
     assert "coordinator: expected {key, exchange, api}" in done.stderr
+
+
+def test_what_a_withdrawn_patient_took_part_in_is_listed_at_the_hospital(home: Path) -> None:
+    ward = home / "wards" / "north"
+    hospital = Hospital.open(ward)
+    names = {pseudonym(hospital.pseudonym_key, case.patient): case.patient for case in hospital.cases}
+    some = sorted(names)[:2]
+    event = PrivacyEvent(5.0, 1.0, 2)
+    for round, patients in ((1, some), (2, some[:1])):
+        hospital.ledger.reserve(Charge("small", "small-1", round, "contribute", event), patients)
+    (ward / "excluded.csv").write_text("subject\n" + "\n".join(names[p] for p in some) + "\n")
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in call("site", "withdrawn", ward).stdout.splitlines()
+        if "│" in line
+    ]
+    assert sorted(rows) == sorted(
+        [names[p], "small", "small-1", rounds] for p, rounds in zip(some, ("1, 2", "1"), strict=True)
+    )
+
+
+def test_leaving_a_study_that_is_unknown_is_an_error_and_drains_and_keys_say_what_they_did(
+    home: Path,
+) -> None:
+    ward = home / "wards" / "north"
+    old = Hospital.open(ward).public_key
+    left = call("site", "leave", "other", ward, "--yes")
+    assert (left.exit_code, "takes part, got 'other'" in left.stderr) == (2, True)
+    assert "no order is taken" in call("site", "drain", ward).stdout
+    assert "taken again" in call("site", "drain", ward, "--off").stdout
+    assert call("site", "change-key", ward, answer="n\n").exit_code == 0
+    assert Hospital.open(ward).public_key == old
+    said = call("site", "change-key", ward, "--yes").stdout
+    assert f"north: {Hospital.open(ward).public_key}" in said
+    assert Hospital.open(ward).public_key != old
+
+
+def test_a_rehearsal_says_what_it_tried_and_ends_with_1_where_something_failed(
+    home: Path, study_file, edit
+) -> None:
+    ward = home / "wards" / "north"
+    edit(ward / "site.yaml", networks=["SegResNet"])
+    tried = call("site", "rehearse", study_file(), ward)
+    assert tried.exit_code == 1
+    assert "rehearsal, join: it refused: network UNet is not among those" in tried.stdout

@@ -120,7 +120,8 @@ def test_a_patient_who_withdraws_is_in_no_later_event_and_what_he_spent_stays(
     coordinator = coordinator_of(study_with())
     coordinator.publish(0, first_model(coordinator.study))
     coordinator.order(hospital, "contribute", 1)
-    gone = {first_patient(hospital, group) for group in ("training", "evaluation")}
+    left = first_patient(hospital, "training")
+    gone = {left, first_patient(hospital, "evaluation")}
     (hospital.folder / "excluded.csv").write_text("subject\n" + "\n".join(sorted(gone)) + "\n")
     names = {pseudonym(pseudonym_key(hospital.state), patient) for patient in gone}
     cohort = hospital.cohort(coordinator.study)
@@ -129,6 +130,9 @@ def test_a_patient_who_withdraws_is_in_no_later_event_and_what_he_spent_stays(
     coordinator.order(hospital, "contribute", 2)
     histories = sorted(map(len, hospital.ledger.histories()))
     assert histories == [1, 2]
+    for name, rounds in ((left, [1]), (first_patient(hospital, "training"), [1, 2])):
+        known = pseudonym(hospital.pseudonym_key, name)
+        assert [charge.round for charge in hospital.ledger.charges_of(known)] == rounds
     assert names & hospital.ledger.patients()
 
 
