@@ -2,6 +2,7 @@
 
 import math
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,9 @@ def test_a_changed_byte_in_the_outbox_is_found(home: Path) -> None:
     sha256 = hospital.outbox.put_statement(b'{"statement":{"kind":"refusal"}}')
     hospital.ledger.publish(Charge("s", "s-1", 1, "join", None), sha256)
     good = call("site", "ledger", ward, "--verify")
-    assert (good.exit_code, good.stdout) == (0, "1 entries, the chain and the outbox hold.\n")
+    told = f"from entry 1 on written by Wardround {version('wardround')}\n"
+    holds = "1 entries, the chain and the outbox hold.\n"
+    assert (good.exit_code, good.stdout) == (0, holds + told)
     (file,) = hospital.outbox.folder.iterdir()
     file.chmod(0o600)
     file.write_bytes(file.read_bytes() + b" ")

@@ -268,6 +268,7 @@ def test_whoever_has_the_password_can_run_nothing_at_a_hospital(hub: Hub, staffe
     assert "Ignored, because only what is installed here runs here" in said
 
 
+@pytest.mark.slow
 def test_hospitals_say_whether_they_could_train_a_study_and_nothing_is_recorded(
     hub: Hub, staffed: None, small_study
 ) -> None:

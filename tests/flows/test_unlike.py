@@ -50,6 +50,7 @@ def test_hospitals_of_any_architecture_and_speed_teach_one_student_by_their_answ
         assert len(outbox.tensors(release.payload_sha256)) == release.payload_bytes
 
 
+@pytest.mark.slow
 def test_a_registered_model_says_that_layers_of_it_stayed_at_the_hospitals(train) -> None:
     run = train(
         {}, strategy={"name": "fed_per"}, privacy={"mode": "none"}, export="weights", distillation=None
