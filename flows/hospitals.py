@@ -77,6 +77,7 @@ class HospitalProcess:
     _process: subprocess.Popen[str] | None = None
     _public_key: str | None = None
     _invited: threading.Thread | None = None
+    _is_closed: bool = False
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def carry_out(self, order: Order, timeout_s: float) -> None:
@@ -112,6 +113,8 @@ class HospitalProcess:
             HospitalWaits: a person of the hospital has to approve first.
         """
         with self._one_at_a_time:
+            if self._is_closed:
+                raise HospitalFailed(f"{self.name}: nobody is asked any more.")
             process = self._running()
             late = threading.Event()
             alarm = threading.Timer(timeout_s, self._end_late, [late])
@@ -161,13 +164,15 @@ class HospitalProcess:
         self.kill()
 
     def close(self) -> None:
-        """End the process and wait for it."""
+        """End the process for good and wait for it."""
+        self._is_closed = True
         self.kill()
-        if self._process is not None:
-            self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream is not None:
-                    stream.close()
+        with self._one_at_a_time:  # whoever waits for an answer has got none now
+            if self._process is not None:
+                self._process.wait()
+                for stream in (self._process.stdin, self._process.stdout):
+                    if stream is not None:
+                        stream.close()
 
     def _running(self) -> "subprocess.Popen[str]":
         if self._process is None or self._process.poll() is not None:

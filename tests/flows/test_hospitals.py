@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.hospitals import HospitalFailed, HospitalLeftOut, HospitalProcess
+from sites.orders import Order
 
 PARENT = """
 import sys, time
@@ -109,3 +110,24 @@ def test_lines_that_are_no_answers_are_passed_over() -> None:
     assert [_parsed(line) for line in ("a warning\n", "[1]", "3", json.dumps({"done": True}))] == [
         {}, {}, {}, {"done": True},
     ]  # fmt: skip
+
+
+def test_a_hospital_that_is_closed_while_it_works_ends_and_starts_nothing_any_more(
+    process: HospitalProcess, study_with
+) -> None:
+    process.public_key()
+    os.kill(process.pid, signal.SIGSTOP)  # it works for ever
+    order = Order(
+        phase="join", study=study_with(), site="north", run="small-1", round=1, attempt=1, exchange="x",
+        coordinator="0" * 64,
+    )  # fmt: skip
+    process.invite(order)
+    invited = process._invited
+    process.invite(order)
+    assert process._invited is invited
+    process.close()
+    invited.join(timeout=30)
+    assert not invited.is_alive()
+    with pytest.raises(HospitalFailed, match="nobody is asked any more"):
+        process.carry_out(order, 10)
+    assert process.pid is None
