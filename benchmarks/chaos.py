@@ -293,11 +293,11 @@ class Faults:
         self._lasting: list[threading.Thread] = []
         self.by_kind: Counter[str] = Counter()
 
-    def strike(self, coordinator: Service) -> None:
-        """Break one thing at random."""
+    def strike(self, coordinator: Service) -> bool:
+        """Break one thing at random; return whether there was anything to break."""
         machine = self._rng.choice(self._federation.machines)
         engine = machine.engine()
-        kills: dict[str, Callable[[], None]] = {
+        kills: dict[str, Callable[[], bool]] = {
             name: service.kill for name, service in self._federation.services.items()
         }
         kills["coordinator"] = lambda: coordinator.kill(alone=True)
@@ -307,13 +307,15 @@ class Faults:
         lasting = {"cut": self._cut, "full disk": self._fill, "clock back": self._set_back}
         kind = self._rng.choice([*kills, *lasting])
         if kind in kills:
-            kills[kind]()
+            if not kills[kind]():
+                return False
         else:
             seconds = self._rng.uniform(5, self._longest_cut_s if kind == "cut" else 30)
             thread = threading.Thread(target=lasting[kind], args=(machine, seconds), daemon=True)
             thread.start()
             self._lasting.append(thread)
         self.by_kind[kind] += 1
+        return True
 
     def wait(self) -> None:
         """Wait until all is put right."""
@@ -340,9 +342,12 @@ class Faults:
         machine.clock.write_text("+0")
 
 
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
+def _kill(pid: int) -> bool:
+    try:
         os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def trained(federation: Federation, strike: Callable[[Service], None], counts: Counts) -> str | None:
@@ -401,8 +406,7 @@ def chaos(options: argparse.Namespace) -> tuple[Counts, list[str]]:
         def struck(coordinator: Service) -> None:
             time.sleep(rng.expovariate(1 / options.pause))
             if counts.faults < kills and not coordinator.is_over:
-                faults.strike(coordinator)
-                counts.faults += 1
+                counts.faults += faults.strike(coordinator)
                 _tell(counts, faults)
 
         started = time.monotonic()

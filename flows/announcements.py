@@ -5,7 +5,7 @@ loses a picture and no round.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -45,6 +45,15 @@ def announce(run: Run, record: RoundRecord) -> None:
         create_progress_artifact(100 * record.round / rounds, f"{key}-progress", f"Rounds of {run.name}")
         if (mlflow := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
             create_link_artifact(mlflow, "MLflow", f"{key}-mlflow", "Every round, model and epsilon")
+
+
+def announce_standstill(run: Run, reasons: Mapping[str, str]) -> None:
+    """Tell who wants to know, and call a person, because a run stands for lack of these hospitals."""
+    about = {"prefect.resource.id": f"wardround.run.{run.name}"}
+    for site, reason in sorted(reasons.items()):
+        payload = {"run": run.name, "study": run.study.name, "site": site, "reason": reason}
+        emit_event("wardround.site.missing", about, payload=payload)
+        call("wardround.site.missing", f"{run.name} stands without {site}: {reason}", **payload)
 
 
 def end_what_was_left(run: Run) -> None:

@@ -523,6 +523,9 @@ def leave(
 def change_key(
     folder: SiteArgument = Path(),
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where the old key can't be revoked everywhere.")
+    ] = False,
 ) -> None:
     """Revoke the key with which this hospital signs, because others may have it, and make a new one."""
     with _clear_errors():
@@ -531,7 +534,7 @@ def change_key(
 
         hospital = Hospital.open(folder)
         if yes or typer.confirm("Nothing that is signed with the old key counts any more. Go on?"):
-            public, unrevoked = change(hospital)
+            public, unrevoked = change(hospital, force=force)
             for url in unrevoked:
                 typer.echo(
                     f"{url}: the old key could not be revoked; it counts there until this is done:"

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from anyio.to_thread import run_sync
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Completed, Failed
+from prefect.states import Completed, Crashed, Failed
 from pydantic import TypeAdapter, ValidationError
 
 from flows.home import Home
@@ -79,6 +79,8 @@ class CoordinatorWorker(InstalledWorker):
         finally:
             self.stop(flow_run.id)
             del self._running[flow_run.id]
+        if status < 0:
+            return Crashed(message=f"{asked} was killed; the run goes on when it is started again.")
         if status:
             return Failed(
                 message=f"{asked} ended with {status}; {log.name} on the coordinator tells why."

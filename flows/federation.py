@@ -79,7 +79,7 @@ class RemoteHospital:
         """
         order, times, told, trouble = self._laid_down(order, timeout_s + _grace_s(order)), 0, None, ""
         until_ms = (order.expires_ms or 0) - int(1000 * _grace_s(order))
-        while not is_answered(self.exchange, order):
+        while not self._has_answer(order):
             if _now_ms() >= until_ms:
                 if not _grace_s(order):
                     _cancel(told)
@@ -112,6 +112,12 @@ class RemoteHospital:
         """Take back every invitation that the hospital's worker has not taken up."""
         for told in self.invitations:
             _cancel(told)
+
+    def _has_answer(self, order: Order) -> bool:
+        """Return whether the answer is there, as far as the exchange can be reached."""
+        with suppress(OSError):
+            return is_answered(self.exchange, order)
+        return False
 
     def _laid_down(self, order: Order, timeout_s: float) -> Order:
         """Return the order as it lies in the exchange, from now on or from an earlier try."""

@@ -20,7 +20,7 @@ READY = "ready"
 def readiness(home: Home, study: Study, federation: Path) -> dict[str, str]:
     """Return for each hospital of a `federation.yaml` that it is `READY`, or why it is not.
 
-    Nothing is approved, charged or recorded by it, here or there.
+    Nothing is approved or charged by it.
 
     Raises:
         ConfigError: the file is wrong, or it is not said where Prefect's API is.

@@ -3,6 +3,7 @@
 Nothing of it touches the hospital's ledger, outbox or exchange: it happens in a folder that is deleted.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ def rehearse(hospital: Hospital, study: Study) -> Iterator[Tried]:
     if hospital.policy.coordinator:
         known = hospital.policy.coordinator
         yield _reached("the exchange", lambda: Exchange(known.exchange).orders_of(hospital.name))
-        yield _reached("Prefect", lambda: httpx.get(f"{known.api}/health", timeout=30))
+        yield _reached("Prefect", lambda: _healthy(known.api))
 
 
 @contextmanager
@@ -83,6 +84,12 @@ def _act(run: Run, process: HospitalProcess, phase: Phase, number: int) -> Tried
         spent = "no privacy" if statement.epsilon is None else f"epsilon {statement.epsilon:.3f}"
         return Tried(phase, seconds, f"{statement.payload_bytes:,} bytes, {spent}", is_fine=True)
     return Tried(phase, seconds, statement.kind, is_fine=True)
+
+
+def _healthy(api: str) -> None:
+    """Raise httpx.HTTPError unless Prefect answers, and takes the worker's password."""
+    user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    httpx.get(f"{api}/version", auth=(user, password), timeout=30).raise_for_status()
 
 
 def _reached(what: str, reach: Callable[[], object]) -> Tried:

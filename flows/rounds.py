@@ -52,7 +52,7 @@ class TooFewHospitals(Exception):
     """
 
     def __init__(self, found: int, study: Study, reasons: Mapping[str, str], round: int | None) -> None:
-        self.begun = round is not None
+        self.begun, self.reasons = round is not None, dict(reasons)
         when = f"in round {round}" if self.begun else "to start a run"
         lines = "".join(f"\n  {site}: {reason}" for site, reason in sorted(reasons.items()))
         super().__init__(

@@ -59,6 +59,7 @@ def train_rounds(run: Run, live: Live) -> Run:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from flows import federate  # Prefect reads its environment when it is imported
+    from flows.announcements import announce_standstill
 
     live.say(f"run {run.name}")
     if run.study.prior and not run.records():
@@ -68,7 +69,8 @@ def train_rounds(run: Run, live: Live) -> Run:
         # Without heartbeats a flow ends at once, not a second later; nobody listens to them here.
         with live.showing(), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             federate.federate(run.name, str(run.home.folder), sorted(run.description.roster))
-    except TooFewHospitals:
+    except TooFewHospitals as error:
+        announce_standstill(run, error.reasons)
         if not Run.open(run.home, run.name).description.everybody:
             shutil.rmtree(run.folder)
         raise

@@ -33,7 +33,7 @@ log = logging.getLogger("wardround.site")
 
 
 def check(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
-    """Say that this hospital could join the run as it is now; nobody is asked and nothing recorded."""
+    """Say that this hospital could join the run as it is now; nobody is asked and nothing charged."""
     _check_fit(hospital, order)
     export.readiness(hospital, order.study, act)
 

@@ -20,6 +20,7 @@ from sites.documents import ConfigError
 from sites.exchange import Exchange, order_place, statement_place
 from sites.hospital import Hospital
 from sites.hours import Closed, check_open
+from sites.leaving import check_has_not_left
 from sites.orders import PROTOCOL, Expired, Order, Phase, RunName, check_in_time
 from sites.policy import CoordinatorConfig
 from sites.rounds import Drained, carry_out
@@ -198,10 +199,11 @@ def _wait_for(closed: Closed) -> float:
 
 def _until_over(hospital: Hospital, order: Order, progress: Progress) -> Progress:
     """Return `progress` that ends the work at its next step once the answer could not count, or once the
-    hospital's hours are over."""
+    hospital's hours are over or it has left the study."""
 
     def checked(what: str, step: int, of: int) -> None:
         check_in_time(order)
+        check_has_not_left(hospital, order.study.name)
         check_open(hospital.policy.hours)
         progress(what, step, of)
 

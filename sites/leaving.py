@@ -29,11 +29,11 @@ def leave(hospital: Hospital, study: str) -> tuple[list[str], list[str]]:
     Raises:
         ConfigError: this hospital has taken no part in such a study.
     """
-    with hospital.alone():
-        runs = _runs_of(hospital, study)
-        if not runs:
-            raise ConfigError(f"Expected a study in which {hospital.name} takes part, got {study!r}.")
-        write_atomically(_mark(hospital, study), b"")
+    runs = _runs_of(hospital, study)
+    if not runs:
+        raise ConfigError(f"Expected a study in which {hospital.name} takes part, got {study!r}.")
+    write_atomically(_mark(hospital, study), b"")
+    with hospital.alone():  # whatever is at work for the study ends at its next step
         untold: list[str] = []
         for run, exchange, study_sha256 in runs:
             shutil.rmtree(hospital.state / "unfinished" / run, ignore_errors=True)
@@ -53,7 +53,7 @@ def check_has_not_left(hospital: Hospital, study: str) -> None:
         raise Refused("the hospital has left the study")
 
 
-def change_key(hospital: Hospital) -> tuple[str, list[str]]:
+def change_key(hospital: Hospital, *, force: bool = False) -> tuple[str, list[str]]:
     """Give the hospital a new key, and revoke the old one: nothing that anybody signs with it counts.
 
     What it has signed before stays this hospital's own, by its public half.
@@ -61,24 +61,33 @@ def change_key(hospital: Hospital) -> tuple[str, list[str]]:
     Returns:
         The new public key, for the coordinator's federation.yaml, and the exchanges in which the old one
         could not be revoked. There it counts until that file names the new one.
+
+    Raises:
+        ConfigError: the old key could not be revoked everywhere, and stays, unless `force`.
     """
-    with hospital.alone():
-        old = hospital.key
-        said = Revocation(
-            kind="revocation",
-            site=hospital.name,
-            public_key=public_hex(old),
-            at_ms=int(time.time() * 1000),
+    old = hospital.key
+    said = Revocation(
+        kind="revocation",
+        site=hospital.name,
+        public_key=public_hex(old),
+        at_ms=int(time.time() * 1000),
+    )
+    signed = sign(said.model_dump(mode="json"), hospital.name, old)
+    place = revocation_place(hospital.name, public_hex(old))
+    named = {hospital.policy.coordinator.exchange} if hospital.policy.coordinator else set()
+    unrevoked = []
+    for url in sorted(hospital.exchanges | named):
+        try:
+            Exchange(url).put_statement(place, signed)
+        except (OSError, ValueError, AlreadyWritten):
+            unrevoked.append(url)
+    if unrevoked and not force:
+        raise ConfigError(
+            f"The key could not be revoked at {', '.join(unrevoked)}, and stays. Ask again in the "
+            f"worker's environment, or with --force: it then counts there until federation.yaml names "
+            f"the new one."
         )
-        signed = sign(said.model_dump(mode="json"), hospital.name, old)
-        place = revocation_place(hospital.name, public_hex(old))
-        named = {hospital.policy.coordinator.exchange} if hospital.policy.coordinator else set()
-        unrevoked = []
-        for url in sorted(hospital.exchanges | named):
-            try:
-                Exchange(url).put_statement(place, signed)
-            except (OSError, ValueError, AlreadyWritten):
-                unrevoked.append(url)
+    with hospital.alone():
         return hospital.renew_key(), unrevoked
 
 

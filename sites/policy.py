@@ -54,12 +54,12 @@ class CoordinatorConfig(Config):
     Attributes:
         key: its public key; nobody else's orders and models count.
         exchange: where this hospital finds its orders and lays down its answers.
-        api: where Prefect's API answers, to say that there is work.
+        api: where Prefect's API answers, to say that there is work; over https, as its password needs.
     """
 
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     exchange: str
-    api: str
+    api: Annotated[str, Field(pattern=r"^(https://|http://(127\.0\.0\.1|localhost)[:/])")]
 
 
 class NoisedMetrics(Config):

@@ -70,6 +70,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
             admit(hospital.policy, study)
             _PHASES[order.phase](hospital, order, act, progress)
         _check_export(hospital, act)
+        check_has_not_left(hospital, study.name)
         export.publish(hospital, exchange, act)
         keep_up(hospital, order)
     except (Refused, BudgetExceeded) as reason:

@@ -70,14 +70,10 @@ def storage_at(url: str) -> Storage:
         return Webdav(_client(url))
     if parts.scheme == "http":
         raise ValueError(f"expected https, got {url!r}: passwords and releases need TLS")
+    if parts.scheme == "sftp":
+        return Sftp(url)
     try:
-        if parts.scheme == "sftp":
-            with _as_os_errors():
-                known = _KnownHosts()
-                return Filesystem(*url_to_fs(url, host_key_policy=known, skip_instance_cache=True))
         return Filesystem(*url_to_fs(url))
-    except StorageFailed:
-        raise
     except (ImportError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"no storage by this address: {error}") from error
 
@@ -92,11 +88,10 @@ class Filesystem:
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return a file's bytes; see `Storage`."""
         path = posixpath.join(self.root, name)
-        with _as_os_errors():
-            about = self.filesystem.info(path)
-            if about["type"] != "file" or about["size"] > max_bytes:
-                raise _too_large(name, max_bytes)
-            data: bytes = self.filesystem.cat_file(path, start=0, end=max_bytes + 1)
+        about = self.filesystem.info(path)
+        if about["type"] != "file" or about["size"] > max_bytes:
+            raise _too_large(name, max_bytes)
+        data: bytes = self.filesystem.cat_file(path, start=0, end=max_bytes + 1)
         if len(data) > max_bytes:
             raise _too_large(name, max_bytes)
         return data
@@ -104,22 +99,57 @@ class Filesystem:
     def write_new(self, name: str, data: bytes) -> None:
         """Write a file beside its place and move it there; see `Storage`."""
         path = posixpath.join(self.root, name)
-        with _as_os_errors():
-            if self.filesystem.exists(path):
-                raise FileExistsError(name)
-            self.filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
-            partial = partial_of(path, data)
-            self.filesystem.pipe_file(partial, data)
-            self.filesystem.mv(partial, path)
+        if self.filesystem.exists(path):
+            raise FileExistsError(name)
+        self.filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+        partial = partial_of(path, data)
+        self.filesystem.pipe_file(partial, data)
+        self.filesystem.mv(partial, path)
 
     def names(self, folder: str) -> set[str]:
         """Return the names of the files in a folder; see `Storage`."""
         try:
-            with _as_os_errors():
-                found = self.filesystem.ls(posixpath.join(self.root, folder), detail=True)
+            found = self.filesystem.ls(posixpath.join(self.root, folder), detail=True)
         except FileNotFoundError:
             return set()
         return {posixpath.basename(each["name"]) for each in found if each["type"] == "file"}
+
+
+@dataclass
+class Sftp:
+    """A folder on an SSH server; a connection that was lost is opened again by the next call."""
+
+    url: str
+    _open: Filesystem | None = None
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return a file's bytes; see `Storage`."""
+        with self._connected() as folder:
+            return folder.read(name, max_bytes)
+
+    def write_new(self, name: str, data: bytes) -> None:
+        """Write a file beside its place and move it there; see `Storage`."""
+        with self._connected() as folder:
+            folder.write_new(name, data)
+
+    def names(self, folder: str) -> set[str]:
+        """Return the names of the files in a folder; see `Storage`."""
+        with self._connected() as opened:
+            return opened.names(folder)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Filesystem]:
+        try:
+            if self._open is None:
+                known = _KnownHosts()
+                opened = url_to_fs(self.url, host_key_policy=known, skip_instance_cache=True)
+                self._open = Filesystem(*opened)
+            yield self._open
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except (SSHException, EOFError, OSError) as error:
+            self._open = None
+            raise StorageFailed(f"the exchange can't be reached: {type(error).__name__}") from error
 
 
 @dataclass(frozen=True)
@@ -212,7 +242,7 @@ def _as_os_errors() -> Iterator[None]:
         raise StorageFailed(f"the exchange answered {error.status_code}") from error
     except httpx.HTTPStatusError as error:
         raise StorageFailed(f"the exchange answered {error.response.status_code}") from error
-    except (ClientError, httpx.HTTPError, SSHException, EOFError) as error:
+    except (ClientError, httpx.HTTPError) as error:
         raise StorageFailed(f"the exchange can't be reached: {type(error).__name__}") from error
 
 

@@ -16,22 +16,6 @@ def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
-def has_namespaces() -> bool:
-    """Return whether this process may make network namespaces."""
-    name = f"wr{os.getpid()}probe"
-    try:
-        ip("netns", "add", name)
-    except (OSError, subprocess.CalledProcessError):
-        return False
-    ip("netns", "delete", name)
-    return True
-
-
-needs_namespaces = pytest.mark.skipif(
-    not has_namespaces(), reason="network namespaces need root and iproute2"
-)
-
-
 @contextmanager
 def bridge(name: str, address: str) -> Iterator[None]:
     """Make a network between the coordinator, at `address`, and hospitals."""
@@ -59,6 +43,21 @@ def namespace(name: str, link: str, network: str, address: str) -> Iterator[None
         yield
     finally:
         ip("netns", "delete", name)
+
+
+def has_namespaces() -> bool:
+    """Return whether this process may make network namespaces."""
+    name = f"wr{os.getpid()}p"
+    try:
+        with bridge(name, "10.209.0.1/24"), namespace(f"{name}-0", f"{name}0", name, "10.209.0.2/24"):
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
+needs_namespaces = pytest.mark.skipif(
+    not has_namespaces(), reason="network namespaces need root and iproute2"
+)
 
 
 @dataclass
@@ -102,11 +101,13 @@ class Service:
         """Its process, while there is one."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
-    def kill(self, *, alone: bool = False) -> None:
-        """Kill its process, and those of its session unless `alone`."""
-        if (pid := self.pid) is not None:
-            with suppress(ProcessLookupError):
-                (os.kill if alone else os.killpg)(pid, signal.SIGKILL)
+    def kill(self, *, alone: bool = False) -> bool:
+        """Kill its process, and those of its session unless `alone`; return whether there was one."""
+        if (pid := self.pid) is None:
+            return False
+        with suppress(ProcessLookupError):
+            (os.kill if alone else os.killpg)(pid, signal.SIGKILL)
+        return True
 
     def stop(self, *, alone: bool = False) -> None:
         """Kill it for good."""

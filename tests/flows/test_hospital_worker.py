@@ -407,9 +407,11 @@ def test_a_person_of_the_hospital_approves_in_prefects_form_with_the_hospitals_c
 
 @pytest.mark.slow
 def test_a_hospital_whose_worker_comes_late_joins_between_rounds_and_one_may_leave(
-    hub: Hub, small_study
+    hub: Hub, small_study, edit
 ) -> None:
-    name = hub.study("growing", small_study, rounds=8, sites={"min": 1, "deadline_s": 15})
+    for ward in WARDS:
+        edit(hub.ward(ward) / "site.yaml", approve={"join": "auto", "export": "auto"})
+    name = hub.study("growing", small_study, rounds=20, sites={"min": 1, "deadline_s": 20})
     with hub.worker("east"):
         coordinator = hub.start(name)
         wait_for(lambda: runs_of(hub.home) and hub.newest().study.name == name

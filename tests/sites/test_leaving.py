@@ -104,6 +104,9 @@ def test_an_exchange_that_cannot_be_told_or_is_taken_is_named_and_stops_neither_
     runs, untold = leave(hospital, "small")
     assert (runs, untold) == (["small-0", "small-1"], [dead])
     assert coordinator.exchange.statement(statement_place("small-1", 0, "leave", "east"))
-    new, unrevoked = change_key(hospital)
+    with pytest.raises(ConfigError, match="could not be revoked at"):
+        change_key(hospital)
+    assert Hospital.open(hospital.folder).public_key == old
+    new, unrevoked = change_key(hospital, force=True)
     assert unrevoked == sorted([coordinator.exchange.url, dead])
     assert Hospital.open(hospital.folder).public_key == new != old

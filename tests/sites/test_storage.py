@@ -235,6 +235,12 @@ def test_over_sftp_files_are_written_once_and_a_server_that_is_not_known_gets_no
     assert exchange.orders_of("north") == set()
     with pytest.raises(CorruptCheckpoint, match="at most"):
         exchange.object(sha256, "north", len(data) - 1)
+    exchange._storage._open.filesystem.client.close()  # as when the server was started again
+    with pytest.raises(StorageFailed):
+        exchange.statement("statements/north/r.001.contribute")
+    assert exchange.statement("statements/north/r.001.contribute") == b"first"
+    with pytest.raises(StorageFailed):
+        Exchange("sftp://127.0.0.1:9/x").statement("statements/north/r.001.contribute")
     (tmp_path / "home" / ".ssh" / "known_hosts").unlink()
     with pytest.raises(StorageFailed, match="can't be reached"):
         Exchange(over_ssh).put_statement("statements/north/r.002.contribute", b"never")
