@@ -4,7 +4,6 @@ They are for people and for automations. Nothing here decides anything, so a ser
 loses a picture and no round.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -32,8 +31,8 @@ CALLS = frozenset({"wardround.site.missing", "wardround.site.refused", "wardroun
 """The events of a round for which a person is called, too (`sites.webhook`)."""
 
 
-def announce(run: Run, record: RoundRecord) -> None:
-    """Show a round that is on record, and tell who wants to know."""
+def announce(run: Run, record: RoundRecord, mlflow: str) -> None:
+    """Show a round that is on record, and tell who wants to know; `mlflow` is the run's page there."""
     for name, payload in events(run, record):
         emit_event(name, {"prefect.resource.id": f"wardround.run.{run.name}"}, payload=payload)
         if name in CALLS:
@@ -43,7 +42,7 @@ def announce(run: Run, record: RoundRecord) -> None:
     with suppress(httpx.HTTPError, PrefectException):
         create_table_artifact(rows(run, record), f"{key}-hospitals", f"Round {record.round} of {rounds}")
         create_progress_artifact(100 * record.round / rounds, f"{key}-progress", f"Rounds of {run.name}")
-        if (mlflow := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
+        if mlflow.startswith("http"):
             create_link_artifact(mlflow, "MLflow", f"{key}-mlflow", "Every round, model and epsilon")
 
 

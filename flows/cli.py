@@ -393,24 +393,24 @@ StudyNameArgument = Annotated[str, typer.Argument(help="The study's name.")]
 def train(study: StudyNameArgument, folder: SiteArgument = Path()) -> None:
     """Join, contribute or tell, as the study's coordinator has ordered, without waiting for its call."""
     with _clear_errors():
-        _carry_out_open(folder, study, ("site-round", "site-check"))
+        _carry_out_open(folder, study, "site-round")
 
 
 @site_app.command()
 def score(study: StudyNameArgument, folder: SiteArgument = Path()) -> None:
     """Evaluate global models, as the study's coordinator has ordered, without waiting for its call."""
     with _clear_errors():
-        _carry_out_open(folder, study, ("site-score",))
+        _carry_out_open(folder, study, "site-score")
 
 
-def _carry_out_open(folder: Path, study: str, flows: tuple[str, ...]) -> None:
+def _carry_out_open(folder: Path, study: str, flow: str) -> None:
     from sites.approvals import ApprovalNeeded
     from sites.errands import open_errands, run_errand
     from sites.hospital import Hospital
     from sites.training import unheard
 
     hospital = Hospital.open(folder)
-    errands = [errand for flow in flows for errand in open_errands(hospital, study, flow)]
+    errands = open_errands(hospital, study, flow)
     if not errands:
         typer.echo(f"Nothing is ordered of study {study} that waits for an answer.")
     for errand in errands:
@@ -639,15 +639,27 @@ def take_in(
 
 @site_app.command()
 def check(
-    folder: SiteArgument = Path(),
+    what: Annotated[
+        Path,
+        typer.Argument(help="The hospital's folder, or a study's name."),
+    ] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(help="The hospital's folder, after a study's name.")
+    ] = Path(),
     study: Annotated[Path | None, typer.Option(help="Check against this study's task.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
 ) -> None:
-    """Check every scan as a round would; exit code 1 if one is left out or the hospital is stopped."""
+    """Check every scan as a round would; exit code 1 if one is left out or the hospital is stopped.
+
+    With a study's name, answer its coordinator's question whether this hospital could train it.
+    """
     with _clear_errors():
+        if not what.is_dir():
+            _carry_out_open(folder, str(what), "site-check")
+            return
         from flows.site_tables import check_lines, check_table
 
-        lines = check_lines(folder, study)
+        lines = check_lines(what, study)
         if as_json:
             typer.echo(json.dumps([vars(line) for line in lines]))
         else:

@@ -101,7 +101,7 @@ def finish(
     record = rounds.record(run, number, model_sha256, releases, scores, started)
     run.keep(record)
     tracking.log(record)
-    announce(run, record)
+    announce(run, record, tracking.page)
     for tell in ON_RECORD:
         tell(run, record)
     return record

@@ -128,6 +128,11 @@ class Tracking(AbstractContextManager["Tracking"]):
         for mlflow_run in self._all_runs():
             self._client.set_terminated(mlflow_run, "FINISHED" if error is None else "FAILED")
 
+    @property
+    def page(self) -> str:
+        """The address of the run's page in MLflow's UI, as far as this process knows the server's."""
+        return f"{mlflow.get_tracking_uri()}/#/experiments/{self._experiment}/runs/{self._parent}"
+
     def follow(self, run: Run) -> None:
         """Go on with a run as its members are now."""
         self._run = run

@@ -2,17 +2,23 @@
 
 import math
 import re
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from coordinator import Coordinator
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from flows.cli import app, data_app
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import Charge
+from privacy.signing import public_hex, sign
 from sites.cohort import pseudonym
+from sites.exchange import Exchange, order_place, statement_place
 from sites.hospital import Hospital
+from sites.orders import Order
 from sites.public_sets import DECATHLON, PICTURES
 
 
@@ -314,3 +320,19 @@ def test_a_rehearsal_says_what_it_tried_and_ends_with_1_where_something_failed(
     tried = call("site", "rehearse", study_file(), ward)
     assert tried.exit_code == 1
     assert "rehearsal, join: it refused: network UNet is not among those" in tried.stdout
+
+
+def test_a_coordinators_question_is_answered_by_hand(home: Path, study_with, edit) -> None:
+    hub = Coordinator(study_with(), Exchange(str(home / "exchange")), Ed25519PrivateKey.generate())
+    ward, key = home / "wards" / "north", public_hex(hub.key)
+    api = "https://hub.example.org/api"
+    edit(ward / "site.yaml", coordinator={"key": key, "exchange": hub.exchange.url, "api": api})
+    assert "Nothing is ordered of study small" in call("site", "check", "small", ward).stdout
+    order = Order(
+        phase="check", study=hub.study, site="north", run="small-1", round=0, attempt=1, exchange="",
+        coordinator=key, expires_ms=int(1000 * (time.time() + 60)),
+    )  # fmt: skip
+    signed = sign(order.model_dump(mode="json"), "coordinator", hub.key)
+    hub.exchange.put_statement(order_place("small-1", 0, "check", 1, "north"), signed)
+    assert "check of small-1, round 0: answered." in call("site", "check", "small", ward).stdout
+    assert hub.exchange.statement(statement_place("small-1", 0, "check", "north"))
