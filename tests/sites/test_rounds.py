@@ -657,6 +657,21 @@ def kept_at_once(hospital: Hospital, edit) -> Hospital:
     return Hospital.open(hospital.folder, test_noise=1)
 
 
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """A function that returns how many private steps were taken since it was last asked."""
+    steps: list[None] = []
+    step = PatientOptimizer.step
+    monkeypatch.setattr(PatientOptimizer, "step", lambda self: steps.append(step(self)))
+
+    def count() -> int:
+        found = len(steps)
+        steps.clear()
+        return found
+
+    return count
+
+
 def killed_after(step: int, coordinator: Coordinator, hospital: Hospital) -> None:
     """Carry a contribution out up to a step of the training."""
 
@@ -673,18 +688,16 @@ def killed_after(step: int, coordinator: Coordinator, hospital: Hospital) -> Non
 
 
 def test_a_killed_round_goes_on_where_its_training_stood_under_the_same_charge(
-    kept_at_once: Hospital, coordinator_of, study_with, tmp_path: Path, monkeypatch
+    kept_at_once: Hospital, coordinator_of, study_with, tmp_path: Path, taken
 ) -> None:
     training = {"steps": 5, "lr": 0.1, "lot": "all"}
     coordinator = coordinator_of(study_with(training=training))
     coordinator.publish(0, first_model(coordinator.study))
     undisturbed = Path(shutil.copytree(kept_at_once.folder, tmp_path / "undisturbed"))
     killed_after(3, coordinator, kept_at_once)
-    steps = []
-    step = PatientOptimizer.step
-    monkeypatch.setattr(PatientOptimizer, "step", lambda self: steps.append(step(self)))
+    assert taken() == 3
     manifest = coordinator.order(kept_at_once, "contribute", 1)
-    assert len(steps) == 2
+    assert taken() == 2
     assert not list((kept_at_once.state / "unfinished").rglob("*.safetensors"))
     assert len(kept_at_once.ledger.charges()) == 1
     other = replace(coordinator, exchange=Exchange(str(tmp_path / "other")))
@@ -694,38 +707,34 @@ def test_a_killed_round_goes_on_where_its_training_stood_under_the_same_charge(
 
 
 def test_a_killed_round_begins_anew_where_a_patient_has_withdrawn_meanwhile(
-    kept_at_once: Hospital, coordinator_of, study_with, monkeypatch
+    kept_at_once: Hospital, coordinator_of, study_with, taken
 ) -> None:
     coordinator = coordinator_of(study_with(training={"steps": 5, "lr": 0.1, "lot": "all"}))
     coordinator.publish(0, first_model(coordinator.study))
     killed_after(3, coordinator, kept_at_once)
+    assert taken() == 3
     gone = kept_at_once.cohort(coordinator.study).training[0].pseudonym
     key = kept_at_once.pseudonym_key
     (name,) = {c.patient for c in kept_at_once.cases if pseudonym(key, c.patient) == gone}
     (kept_at_once.folder / "excluded.csv").write_text(f"subject\n{name}\n")
-    steps = []
-    step = PatientOptimizer.step
-    monkeypatch.setattr(PatientOptimizer, "step", lambda self: steps.append(step(self)))
     assert coordinator.order(kept_at_once, "contribute", 1).kind == "release"
-    assert len(steps) == 5
+    assert taken() == 5
     assert len(kept_at_once.ledger.charges()) == 1
 
 
 def test_a_killed_round_begins_anew_where_the_data_have_changed_meanwhile(
-    kept_at_once: Hospital, coordinator_of, study_with, monkeypatch
+    kept_at_once: Hospital, coordinator_of, study_with, taken
 ) -> None:
     coordinator = coordinator_of(study_with(training={"steps": 5, "lr": 0.1, "lot": "all"}))
     coordinator.publish(0, first_model(coordinator.study))
     killed_after(3, coordinator, kept_at_once)
+    assert taken() == 3
     for label in (kept_at_once.data / "labelsTr").iterdir():
         image = nib.load(label)
         swapped = np.asarray([0, 2, 1], np.uint8)[np.asarray(image.dataobj).astype(int)]
         nib.save(nib.Nifti1Image(swapped, image.affine), label)
-    steps = []
-    step = PatientOptimizer.step
-    monkeypatch.setattr(PatientOptimizer, "step", lambda self: steps.append(step(self)))
     assert coordinator.order(kept_at_once, "contribute", 1).kind == "release"
-    assert len(steps) == 5
+    assert taken() == 5
 
 
 def test_a_round_that_is_paid_for_goes_on_without_room_for_another(
