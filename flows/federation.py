@@ -20,6 +20,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Cancelling, Completed
 from pydantic import Field, field_validator
 
+from flows.heartbeats import Watch
 from flows.hospitals import HospitalLeftOut
 from models.config import Config
 from models.objectives import Name
@@ -72,14 +73,16 @@ class RemoteHospital:
         """Lay an order down, have the hospital's worker told, and wait for the answer in the exchange.
 
         The order expires `timeout_s` after it was first given; until then the worker is told again
-        whenever its run has ended without an answer.
+        whenever its run has ended without an answer. A person is called if the worker falls silent.
 
         Raises:
             HospitalLeftOut: the order has expired, or somebody has cancelled the run.
         """
         order, times, told, trouble = self._laid_down(order, timeout_s + _grace_s(order)), 0, None, ""
         until_ms = (order.expires_ms or 0) - int(1000 * _grace_s(order))
+        watch = Watch(order)
         while not self._has_answer(order):
+            watch.look()
             if _now_ms() >= until_ms:
                 if not _grace_s(order):
                     _cancel(told)

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from flows.home import Home
 from flows.run import Run, runs_of
@@ -98,19 +97,7 @@ def _last_seen(sites: Sequence[str]) -> dict[str, str]:
     """Return when each hospital's worker was last heard of, where Prefect's API is known."""
     if not os.environ.get("PREFECT_API_URL"):
         return {}
-    import httpx
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import PrefectException
+    from flows.heartbeats import quiet_seconds
 
-    seen: dict[str, str] = {}
-    with get_client(sync_client=True) as client:
-        for site in sites:
-            try:
-                workers = client.read_workers_for_work_pool(site)
-            except (httpx.HTTPError, PrefectException):
-                continue
-            beats = [w.last_heartbeat_time for w in workers if w.last_heartbeat_time]
-            if beats:
-                seconds = (datetime.now(UTC) - max(beats)).total_seconds()
-                seen[site] = f"{seconds:.0f} s ago"
-    return seen
+    quiet = {site: quiet_seconds(site) for site in sites}
+    return {site: f"{seconds:.0f} s ago" for site, seconds in quiet.items() if seconds is not None}

@@ -1,8 +1,12 @@
-"""What tests share: where the real scans are, and small made-up hospitals."""
+"""What tests share: where the real scans are, small made-up hospitals, somebody who is called."""
 
+import json
 import os
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -11,6 +15,7 @@ import yaml
 
 from sites.phantoms import Scanner, make_wards
 from sites.study import Study
+from sites.webhook import WEBHOOK
 
 os.environ.setdefault("WARDROUND_DATA", str(Path(__file__).parent.parent.parent / "shared" / "data"))
 torch.set_num_threads(1)
@@ -123,3 +128,23 @@ def study_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """Whatever is posted to the webhook while a test runs."""
+    heard: list[dict[str, Any]] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv(WEBHOOK, f"http://127.0.0.1:{server.server_port}/hook")
+    yield heard
+    server.shutdown()

@@ -1,49 +1,18 @@
 """Who is called, and what he is told: a real server on loopback listens."""
 
-import json
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from coordinator import Coordinator, first_model
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from listener import came
 
 from sites.approvals import ApprovalNeeded
 from sites.exchange import Exchange
 from sites.hospital import Hospital
 from sites.webhook import WEBHOOK, call
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    heard: list[dict[str, Any]] = []
-
-    class Listener(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = HTTPServer(("127.0.0.1", 0), Listener)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv(WEBHOOK, f"http://127.0.0.1:{server.server_port}/hook")
-    yield heard
-    server.shutdown()
-
-
-def came(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the calls once there is one."""
-    for _ in range(100):
-        if calls:
-            break
-        time.sleep(0.05)
-    return calls
 
 
 @pytest.fixture
