@@ -1,4 +1,4 @@
-"""When hospitals' workers were last heard of, as Prefect knows it, and calling a person about silent ones."""
+"""When hospitals' workers were last heard of, and calling a person about silent ones."""
 
 import time
 from dataclasses import dataclass, field
