@@ -84,7 +84,7 @@ class Scene:
         data = checkpoints.to_bytes(P.of(STUDY.network.build(3, 3)))
         manifest = ModelManifest(
             kind="model", study=STUDY.name, study_sha256=STUDY.sha256, run=RUN, round=round - 1,
-            model_sha256=checkpoints.sha256_of(data),
+            model_sha256=checkpoints.sha256_of(data), chain_head="0" * 64,
         )  # fmt: skip
         self.exchange.put_object(data, "coordinator")
         signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)

@@ -67,7 +67,7 @@ def seconds_to_first_step(
     data = checkpoints.to_bytes(first_model(study))
     manifest = ModelManifest(
         kind="model", study=study.name, study_sha256=study.sha256, run=RUN, round=round - 1,
-        model_sha256=checkpoints.sha256_of(data),
+        model_sha256=checkpoints.sha256_of(data), chain_head="0" * 64,
     )  # fmt: skip
     exchange.put_object(data, "coordinator")
     signed = sign(manifest.model_dump(mode="json"), "coordinator", key)

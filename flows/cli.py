@@ -3,14 +3,16 @@
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
+
+from flows.clear_errors import clear_errors
+from flows.review_cli import RoundOption, RunArgument, review_app
 
 if TYPE_CHECKING:
     from flows.live import Live
@@ -30,9 +32,7 @@ data_app = typer.Typer(help="Make hospitals out of made-up or public data.", no_
 site_app = typer.Typer(help="At one hospital: its ledger, its outbox.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(site_app, name="site")
-
-BAD_INPUT = 2
-"""The exit code where a study, a policy or an argument is at fault and nothing was done."""
+app.add_typer(review_app, name="review")
 
 SitesOption = Annotated[Path, typer.Option(help="The folder with the hospitals.")]
 SiteArgument = Annotated[Path, typer.Argument(help="The hospital's folder.")]
@@ -49,7 +49,7 @@ def demo(
     test_noise: TestNoiseOption = None,
 ) -> None:
     """Make four made-up hospitals and train on them, from scans to MLflow."""
-    with _clear_errors():
+    with clear_errors():
         from flows import demo as made_up
 
         if fresh:
@@ -73,7 +73,7 @@ def run(
     ] = False,
 ) -> None:
     """Train a study among hospitals, on this machine or of a federation; an unfinished run goes on."""
-    with _clear_errors():
+    with clear_errors():
         if attached:
             _end_with_parent()
         from sites.study import load_study
@@ -89,7 +89,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show where the newest run stands: hospitals, when they were seen, whom the round waits for."""
-    with _clear_errors():
+    with clear_errors():
         from dataclasses import asdict
 
         from flows.home import Home
@@ -113,7 +113,7 @@ def check_hospitals(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Ask hospitals whether they could train a study as they are now; exit code 1 if one could not."""
-    with _clear_errors():
+    with clear_errors():
         from flows.home import Home
         from flows.readiness import READY, readiness
         from sites.study import load_study
@@ -128,9 +128,55 @@ def check_hospitals(
 
 
 @app.command()
+def verify(
+    run: RunArgument = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Check every signature and number of a run and re-compute its models; exit code 1 at a fault."""
+    with clear_errors():
+        from flows.coordinator import mlflow
+        from flows.home import Home
+        from flows.run import named_run
+
+        opened = named_run(Home(Path.cwd()), run)
+        with mlflow(opened.home):
+            from flows.verify import faults
+
+            fault = next(faults(opened), None)
+        if as_json:
+            typer.echo(json.dumps({"run": opened.name, "fault": fault}))
+        else:
+            rounds = len(opened.records()) if fault is None else 0
+            typer.echo(fault or f"{opened.name}: {rounds} records, and everything fits.")
+        raise typer.Exit(0 if fault is None else 1)
+
+
+@app.command()
+def promote(
+    run: RunArgument = None,
+    round: RoundOption = None,
+    wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for people.")] = 86400,
+) -> None:
+    """Release a model: check its evidence, wait for a clinician's and an officer's word, publish it."""
+    with clear_errors():
+        from flows.coordinator import prefect_and_mlflow
+        from flows.home import Home
+        from flows.run import named_run
+
+        opened = named_run(Home(Path.cwd()), run)
+        with prefect_and_mlflow(opened.home):
+            from flows import gate, promotion
+
+            record = gate.record_of(opened, round)
+            typer.echo(f"{opened.name}, round {record.round}: checking its evidence ...")
+            promotion.promote(opened.name, record.round, str(opened.home.folder), wait_s)
+            typer.echo(f"Released: version {gate.released(opened, record)} is the champion.")
+
+
+@app.command()
 def coordinate() -> None:
     """Train the studies in studies/ when Prefect's schedules say so, until Ctrl-C."""
-    with _clear_errors():
+    with clear_errors():
         import asyncio
 
         from flows.coordinator import use_prefect
@@ -146,7 +192,7 @@ def coordinate() -> None:
 @app.command()
 def key() -> None:
     """Print the coordinator's public key, which goes into each hospital's site.yaml."""
-    with _clear_errors():
+    with clear_errors():
         from flows.coordinator import public_key
         from flows.home import Home
 
@@ -170,7 +216,7 @@ def phantoms(
     seed: SeedOption = 0,
 ) -> None:
     """Make four made-up hospitals."""
-    with _clear_errors():
+    with clear_errors():
         from sites.phantoms import make_wards
 
         for ward in make_wards(out, seed):
@@ -197,7 +243,7 @@ def _decathlon(name: str) -> Callable[..., None]:
         ] = "patients",
         seed: SeedOption = 0,
     ) -> None:
-        with _clear_errors():
+        with clear_errors():
             from sites.decathlon import make_hospitals
             from sites.downloads import unpacked
             from sites.public_sets import DECATHLON
@@ -223,7 +269,7 @@ def _pictures(name: str) -> Callable[..., None]:
         ] = 0.5,
         seed: SeedOption = 0,
     ) -> None:
-        with _clear_errors():
+        with clear_errors():
             from sites.medmnist import make_hospitals
             from sites.public_sets import PICTURES
 
@@ -270,7 +316,7 @@ def survey(
     cron: Annotated[str | None, typer.Option(help="The same, at these times, in UTC.")] = None,
 ) -> None:
     """Ask the hospitals what their scans are like, and what has moved since the last time."""
-    with _clear_errors():
+    with clear_errors():
         from flows.embedded import servers, wards_in
         from flows.home import Home
         from sites.documents import ConfigError
@@ -300,10 +346,10 @@ def ui(
     port: Annotated[int, typer.Option(help="The port on this machine.")] = 5000,
 ) -> None:
     """Open MLflow's UI on what was made, until Ctrl-C."""
-    with _clear_errors():
+    with clear_errors():
         from flows.home import Home
         from flows.servers import running
-        from flows.tracking import links
+        from flows.tracking.views import links
         from sites.documents import ConfigError
 
         home = Home(Path.cwd())
@@ -339,7 +385,7 @@ def init(
     api: Annotated[str, typer.Option(prompt="Prefect's API's address")] = "",
 ) -> None:
     """Set up a hospital's folder: its policy and its key; print what the coordinator has to know."""
-    with _clear_errors():
+    with clear_errors():
         from sites.founding import found
 
         policy = {
@@ -362,7 +408,7 @@ def init(
 @site_app.command()
 def work(folder: SiteArgument = Path(), test_noise: TestNoiseOption = None) -> None:
     """Ask the coordinator's Prefect for work and carry out its signed orders, until Ctrl-C."""
-    with _clear_errors():
+    with clear_errors():
         import asyncio
         import os
 
@@ -392,14 +438,14 @@ StudyNameArgument = Annotated[str, typer.Argument(help="The study's name.")]
 @site_app.command()
 def train(study: StudyNameArgument, folder: SiteArgument = Path()) -> None:
     """Join, contribute or tell, as the study's coordinator has ordered, without waiting for its call."""
-    with _clear_errors():
+    with clear_errors():
         _carry_out_open(folder, study, "site-round")
 
 
 @site_app.command()
 def score(study: StudyNameArgument, folder: SiteArgument = Path()) -> None:
     """Evaluate global models, as the study's coordinator has ordered, without waiting for its call."""
-    with _clear_errors():
+    with clear_errors():
         _carry_out_open(folder, study, "site-score")
 
 
@@ -424,7 +470,7 @@ def _carry_out_open(folder: Path, study: str, flow: str) -> None:
 @site_app.command()
 def waiting(folder: SiteArgument = Path()) -> None:
     """List what waits for this hospital's approval, with the code that Prefect's form asks for."""
-    with _clear_errors():
+    with clear_errors():
         from flows.site_tables import waiting_table
 
         Console().print(waiting_table(folder))
@@ -437,14 +483,14 @@ ByOption = Annotated[str | None, typer.Option(help="Who says so; by default whoe
 @site_app.command()
 def approve(named: NamedArgument, folder: SiteArgument = Path(), by: ByOption = None) -> None:
     """Approve what waits, and carry it out."""
-    with _clear_errors():
+    with clear_errors():
         _decide(folder, named, "approved", by)
 
 
 @site_app.command()
 def refuse(named: NamedArgument, folder: SiteArgument = Path(), by: ByOption = None) -> None:
     """Refuse what waits; the others go on without this hospital, and nobody learns why."""
-    with _clear_errors():
+    with clear_errors():
         _decide(folder, named, "refused", by)
 
 
@@ -474,7 +520,7 @@ def drain(
     off: Annotated[bool, typer.Option("--off", help="Take orders again.")] = False,
 ) -> None:
     """Take no more orders, as before an upgrade, and wait for the one at work."""
-    with _clear_errors():
+    with clear_errors():
         from sites.errands import drain as drain_hospital
         from sites.hospital import Hospital
 
@@ -487,7 +533,7 @@ def rehearse(
     study: Annotated[Path, typer.Argument(help="The study's YAML file.")], folder: SiteArgument = Path()
 ) -> None:
     """Try a whole round on made-up patients; nothing is charged, and nothing of it leaves."""
-    with _clear_errors():
+    with clear_errors():
         from flows.rehearsal import rehearse as try_round
         from sites.hospital import Hospital
         from sites.study import load_study
@@ -506,7 +552,7 @@ def leave(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Leave a study for good: unsent work is given up, what was charged stays charged."""
-    with _clear_errors():
+    with clear_errors():
         from sites.hospital import Hospital
         from sites.leaving import leave as leave_study
 
@@ -528,7 +574,7 @@ def change_key(
     ] = False,
 ) -> None:
     """Revoke the key with which this hospital signs, because others may have it, and make a new one."""
-    with _clear_errors():
+    with clear_errors():
         from sites.hospital import Hospital
         from sites.leaving import change_key as change
 
@@ -549,7 +595,7 @@ def ledger(
     verify: Annotated[bool, typer.Option(help="Check the chain and the outbox alone.")] = False,
 ) -> None:
     """Show what the hospital's patients have spent, charge by charge."""
-    with _clear_errors():
+    with clear_errors():
         from flows.site_tables import ledger_table, verified_entries
         from sites.hospital import Hospital
 
@@ -564,7 +610,7 @@ def ledger(
 @site_app.command()
 def scores(folder: SiteArgument = Path()) -> None:
     """Show how the hospital's personal models do; they and these figures never leave under privacy."""
-    with _clear_errors():
+    with clear_errors():
         from flows.site_tables import scores_table
 
         Console().print(scores_table(folder))
@@ -573,7 +619,7 @@ def scores(folder: SiteArgument = Path()) -> None:
 @site_app.command()
 def withdrawn(folder: SiteArgument = Path()) -> None:
     """List the rounds in which patients who have withdrawn took part before."""
-    with _clear_errors():
+    with clear_errors():
         from flows.site_tables import withdrawn_table
 
         Console().print(withdrawn_table(folder))
@@ -589,7 +635,7 @@ def resolve(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Charge what a ledger restored from a backup has forgotten, and accept the clock as it is."""
-    with _clear_errors():
+    with clear_errors():
         from flows.site_tables import forgotten_table
         from sites.exchange import Exchange
         from sites.forgotten import resolve as charge_forgotten
@@ -612,7 +658,7 @@ def resolve(
 @site_app.command()
 def outbox(folder: SiteArgument = Path()) -> None:
     """List everything that left the hospital."""
-    with _clear_errors():
+    with clear_errors():
         from flows.site_tables import outbox_table
 
         Console().print(outbox_table(folder))
@@ -624,7 +670,7 @@ def take_in(
     folder: SiteArgument = Path(),
 ) -> None:
     """Take scans into the hospital's data without what names the patients."""
-    with _clear_errors():
+    with clear_errors():
         from sites.archive import take_in as import_export
         from sites.hospital import Hospital
 
@@ -653,7 +699,7 @@ def check(
 
     With a study's name, answer its coordinator's question whether this hospital could train it.
     """
-    with _clear_errors():
+    with clear_errors():
         if not what.is_dir():
             _carry_out_open(folder, str(what), "site-check")
             return
@@ -704,36 +750,6 @@ def _tell(live: "Live", finished: "Run") -> None:
 
     live.console.print(summary(finished))
     live.say(f"records, models and releases: {finished.folder.relative_to(Path.cwd())}")
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Turn our own errors into one message and an exit code; anything else is a fault of ours."""
-    from flows.rounds import TooFewHospitals
-    from flows.run import BrokenRun, RunBusy
-    from flows.servers import ServerError
-    from models.checkpoints import CorruptCheckpoint
-    from privacy.ledger import LedgerError
-    from sites.documents import ConfigError
-    from sites.errands import BadOrder
-    from sites.storage import StorageFailed
-
-    try:
-        yield
-    except ConfigError as error:
-        _stop(str(error), BAD_INPUT)
-    except TooFewHospitals as error:
-        hint = "\nThe same command goes on from the last finished round, `--new` begins another run."
-        _stop(f"{error}{hint}" if error.begun else str(error), 1 if error.begun else BAD_INPUT)
-    except StorageFailed as error:
-        _stop(f"{error}. Nothing is lost: the same command goes on from here.", 1)
-    except (BrokenRun, RunBusy, ServerError, LedgerError, CorruptCheckpoint, BadOrder) as error:
-        _stop(str(error), 1)
-
-
-def _stop(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

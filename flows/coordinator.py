@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows import fusion
-from flows.home import Home
+from flows.home import QUIET, Home
 from flows.hospitals import reachable
 from flows.live import Live
 from flows.run import Run
@@ -49,14 +49,41 @@ def train(home: Home, study: Study, federation: Path, live: Live, *, new: bool =
 
 @contextmanager
 def _servers(home: Home) -> Iterator[None]:
-    """Let this process know Prefect's server, and MLflow's: this home's own where none is named."""
+    """Let this process know Prefect's server, and MLflow's."""
     use_prefect(home)
+    with mlflow(home):
+        yield
+
+
+@contextmanager
+def mlflow(home: Home) -> Iterator[None]:
+    """Let this process know MLflow's server: this home's own where the environment names none."""
     if os.environ.get("MLFLOW_TRACKING_URI"):
         yield
         return
+    os.environ.update({**QUIET, **os.environ})
     with running(home.mlflow) as url:
         os.environ["MLFLOW_TRACKING_URI"] = url
-        yield
+        try:
+            yield
+        finally:
+            del os.environ["MLFLOW_TRACKING_URI"]
+
+
+@contextmanager
+def prefect_and_mlflow(home: Home) -> Iterator[None]:
+    """Let this process know both servers: this home's own where the environment names none."""
+    os.environ.update({**home.prefect_environment, **os.environ})
+    if os.environ.get("PREFECT_API_URL"):
+        with mlflow(home):
+            yield
+        return
+    with running(home.prefect) as url, mlflow(home):
+        os.environ["PREFECT_API_URL"] = f"{url}/api"
+        try:
+            yield
+        finally:
+            del os.environ["PREFECT_API_URL"]
 
 
 def use_prefect(home: Home) -> None:

@@ -1,6 +1,7 @@
 """When hospitals' workers were last heard of, and calling a person about silent ones."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -47,9 +48,16 @@ class Watch:
         if quiet_s is None or quiet_s < SILENT_S:
             return
         self._has_called = True
-        told = {"run": order.run, "study": order.study.name, "site": order.site, "quiet_s": int(quiet_s)}
+        told: Mapping[str, str | int] = {
+            "run": order.run,
+            "study": order.study.name,
+            "site": order.site,
+            "quiet_s": int(quiet_s),
+        }
         emit_event(
-            "wardround.site.silent", {"prefect.resource.id": f"wardround.run.{order.run}"}, payload=told
+            "wardround.site.silent",
+            {"prefect.resource.id": f"wardround.run.{order.run}"},
+            payload=dict(told),
         )
         text = f"{order.run} waits for {order.site}, whose worker was not heard of for {quiet_s:.0f} s"
         call("wardround.site.silent", text, **told)

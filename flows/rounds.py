@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from flows import fusion
-from flows.run import GENESIS, Accepted, BrokenRun, RoundRecord, Run
+from flows.run import GENESIS, Accepted, BrokenRun, RoundRecord, Run, Signed
 from models import checkpoints
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams, sha256_of
-from models.objectives import build_task
+from models.objectives import SPREAD, build_task
 from models.params import Params
 from models.prior import learn_prior
 from models.repeatable import one_thread
@@ -66,7 +66,7 @@ class Answers:
     """What came of asking hospitals: `taken` by hospital, and why the others' is missing."""
 
     taken: Mapping[str, Statement]
-    statement_sha256: Mapping[str, str]
+    signed: Mapping[str, Signed]
     left_out: Mapping[str, str]
 
 
@@ -101,6 +101,7 @@ def publish_model(run: Run, round: int, params: Params) -> str:
         run=run.name,
         round=round,
         model_sha256=sha256,
+        chain_head=run.head,
     )
     run.exchange.put_object(data, COORDINATOR)
     statement = sign(manifest.model_dump(mode="json"), "coordinator", run.key)
@@ -120,7 +121,7 @@ def _published(run: Run, round: int) -> str | None:
 def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers:
     """Return the hospitals' statements on a phase of a round, read from the exchange and verified."""
     taken: dict[str, Statement] = {}
-    hashes: dict[str, str] = {}
+    signed: dict[str, Signed] = {}
     left_out: dict[str, str] = {}
     for site in sorted(sites):
         try:
@@ -141,8 +142,10 @@ def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers
         if isinstance(statement, Refusal):
             left_out[site] = f"it refused: {statement.reason}"
         else:
-            taken[site], hashes[site] = statement, sha256_of(data)
-    return Answers(taken, hashes, left_out)
+            taken[site] = statement
+            key = run.description.roster[site]
+            signed[site] = Signed(statement_sha256=sha256_of(data), public_key=key)
+    return Answers(taken, signed, left_out)
 
 
 def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, bytes] | None:
@@ -222,13 +225,14 @@ def decided(run: Run, round: int) -> Answers | None:
     except FileNotFoundError:
         return None
     found: dict[str, Statement] = {}
-    for site, sha256 in note["taken"].items():
+    signed = {site: Signed.model_validate(each) for site, each in note["taken"].items()}
+    for site, each in signed.items():
         place = statement_place(run.name, note["rounds"][site], "contribute", site)
         data = run.exchange.statement(place)
-        if data is None or sha256_of(data) != sha256:
+        if data is None or sha256_of(data) != each.statement_sha256:
             raise BrokenRun(f"The releases of round {round} are not those that it took in.")
-        found[site] = parse_statement(json.loads(data)["statement"])  # whose signature was right then
-    return Answers(found, note["taken"], note["left_out"])
+        found[site] = parse_statement(verified(data, site, {site: each.public_key}))
+    return Answers(found, signed, note["left_out"])
 
 
 def take_in(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answers:
@@ -240,9 +244,7 @@ def take_in(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answer
     late = _late(run, round, sorted(answers.left_out))
     left_out = {site: why for site, why in answers.left_out.items() if site not in late.taken}
     bases = {record.round: record for record in run.records()}
-    answers = Answers(
-        {**answers.taken, **late.taken}, {**answers.statement_sha256, **late.statement_sha256}, left_out
-    )
+    answers = Answers({**answers.taken, **late.taken}, {**answers.signed, **late.signed}, left_out)
     taken = {}
     for site, manifest in answers.taken.items():
         try:
@@ -253,11 +255,12 @@ def take_in(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answer
             left_out[site] = f"its release was rejected: {error}"
     if len(taken) < run.study.sites.min:
         raise TooFewHospitals(len(taken), run.study, left_out, round)
-    hashes = {site: answers.statement_sha256[site] for site in taken}
+    signed = {site: answers.signed[site] for site in taken}
     rounds = {site: manifest.round for site, manifest in taken.items()}
-    note = canonical({"taken": hashes, "rounds": rounds, "left_out": left_out})
+    kept = {site: each.model_dump() for site, each in signed.items()}
+    note = canonical({"taken": kept, "rounds": rounds, "left_out": left_out})
     checkpoints.write_atomically(_decision_path(run, round), note)
-    return Answers(taken, hashes, left_out)
+    return Answers(taken, signed, left_out)
 
 
 def _late(run: Run, round: int, sites: Sequence[str]) -> Answers:
@@ -267,7 +270,7 @@ def _late(run: Run, round: int, sites: Sequence[str]) -> Answers:
     """
     staleness, records = run.study.sites.staleness, run.records()
     taken: dict[str, Statement] = {}
-    hashes: dict[str, str] = {}
+    signed: dict[str, Signed] = {}
     if staleness is None:
         return NO_ANSWERS
     for site in sites:
@@ -277,9 +280,9 @@ def _late(run: Run, round: int, sites: Sequence[str]) -> Answers:
             found = answers(run, number, "contribute", [site])
             if site in found.taken:
                 taken |= found.taken
-                hashes |= found.statement_sha256
+                signed |= found.signed
                 break
-    return Answers(taken, hashes, {})
+    return Answers(taken, signed, {})
 
 
 def _check_release(
@@ -294,7 +297,8 @@ def _check_release(
     declared = run.description.participants[manifest.site].declared_training
     if manifest.declared_training != declared:
         raise RejectedRelease(f"expected the declared {declared} patients of its acceptance")
-    _check_cost(run, manifest, declared)
+    taken = sum(r.site == manifest.site for record in run.records() for r in record.releases)
+    check_cost(run, manifest, declared, taken)
     path = release_path(run, round, manifest.site)
     most = sum(tensor.numel() * tensor.element_size() for tensor in template.values())
     if run.study.export == "predictions":
@@ -309,8 +313,12 @@ def _check_release(
     check_release(Release(manifest, tensors), template)
 
 
-def _check_cost(run: Run, manifest: ReleaseManifest, declared: int) -> None:
-    """Reject a release whose stated cost is not what the study's own mechanism costs."""
+def check_cost(run: Run, manifest: ReleaseManifest, declared: int, taken: int) -> None:
+    """Reject a release whose stated cost is not what the study's own mechanism costs.
+
+    Args:
+        taken: how many releases of the hospital earlier rounds took in.
+    """
     privacy = run.study.privacy
     if privacy.mode == "none":
         if manifest.event is not None:
@@ -332,18 +340,31 @@ def _check_cost(run: Run, manifest: ReleaseManifest, declared: int) -> None:
     ).event
     if PrivacyEvent(**manifest.event.model_dump()) != event:
         raise RejectedRelease("its privacy event is not the study's")
-    taken = sum(r.site == manifest.site for record in run.records() for r in record.releases)
     least = epsilon([event] * (taken + 1), privacy.delta)
     if not least * (1 - TOLERANCE) <= manifest.epsilon:
         raise RejectedRelease(f"it states epsilon {manifest.epsilon}, its releases cost {least:.4f}")
 
 
 def aggregate(run: Run, round: int, base: RoundRecord, taken: Answers) -> Params:
-    """Return the next global model: the study's strategy over the round's releases.
+    """Return the next global model, and keep the strategy's state beside it."""
+    path = run.state_path(round - 1)
+    before = StoredParams(path) if path.exists() else None
+    moved, state = next_model(run, round, run.model(base), before, taken)
+    if state:
+        checkpoints.write(run.state_path(round), state)
+    return moved
+
+
+def next_model(
+    run: Run, round: int, params: Params, state: Params | None, taken: Answers
+) -> tuple[Params, Params]:
+    """Return the next global model and the strategy's state: the strategy over the round's releases.
 
     Weights are the declared numbers of training patients; tensors are read one at a time.
+
+    Args:
+        state: of the round before, None before the first.
     """
-    params = run.model(base)
     releases = [
         Contribution(
             weight_of(run, round, manifest),
@@ -355,13 +376,11 @@ def aggregate(run: Run, round: int, base: RoundRecord, taken: Answers) -> Params
         for site, manifest in sorted(taken.taken.items())
     ]
     if run.study.export == "predictions":
-        return fusion.student_of(run, round, params, releases)
-    strategy, state_path = run.study.bound_strategy(), run.state_path(round - 1)
-    state = StoredParams(state_path) if state_path.exists() else strategy.init(strategy.shared(params))
-    moved, state = strategy.next_params(params, state, releases)
-    if state:
-        checkpoints.write(run.state_path(round), state)
-    return moved
+        return fusion.student_of(run, round, params, releases), {}
+    strategy = run.study.bound_strategy()
+    if state is None:
+        state = strategy.init(strategy.shared(params))
+    return strategy.next_params(params, state, releases)
 
 
 def weight(run: Run, site: str) -> int:
@@ -396,25 +415,27 @@ def record(
         base_sha256=before[-1].model_sha256 if before else GENESIS,
         model_sha256=model_sha256,
         releases=tuple(
-            _accepted(run, round, manifest, taken.statement_sha256[site])
+            _accepted(run, round, manifest, taken.signed[site])
             for site, manifest in sorted(taken.taken.items())
             if isinstance(manifest, ReleaseManifest)
         ),
         left_out=dict(taken.left_out),
         scores=scores,
         metrics={site: statement.metrics_policy for site, statement in spoken.items()},
-        quality=_quality(run, scores),
+        scored={site: scored.signed[site] for site in spoken},
+        quality=quality_of(run, scores),
         train_seconds=run.waits(round, "contribute"),
         seconds=time.time() - started,
         finished_ms=int(time.time() * 1000),
     )
 
 
-def _accepted(run: Run, round: int, manifest: ReleaseManifest, sha256: str) -> Accepted:
+def _accepted(run: Run, round: int, manifest: ReleaseManifest, signed: Signed) -> Accepted:
     site = manifest.site
     return Accepted(
         site=site,
-        statement_sha256=sha256,
+        statement_sha256=signed.statement_sha256,
+        public_key=signed.public_key,
         weight=weight_of(run, round, manifest),
         staleness=round - manifest.round,
         steps=run.description.everybody[site].steps,
@@ -427,9 +448,13 @@ def _accepted(run: Run, round: int, manifest: ReleaseManifest, sha256: str) -> A
     )  # fmt: skip
 
 
-def _quality(run: Run, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return each metric's mean over the hospitals that published it, by declared patients."""
-    names = sorted({name for metrics in scores.values() for name in metrics})
+def quality_of(run: Run, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return each metric's mean over the hospitals that published it, by declared patients.
+
+    Of intervals and worst cases there is no mean.
+    """
+    every = {name for metrics in scores.values() for name in metrics}
+    names = sorted(name for name in every if name.partition("/")[0] not in SPREAD)
     quality = {}
     for name in names:
         pairs = [(weight(run, site), m[name]) for site, m in scores.items() if name in m]

@@ -19,9 +19,9 @@ from models import checkpoints
 from models.checkpoints import StoredParams, sha256_of, write_atomically
 from models.config import Config
 from privacy.accounting import Accountant, Budget
-from privacy.release import EventRecord, Sha256
-from privacy.signing import canonical, private_key, public_hex
-from sites.exchange import Exchange
+from privacy.release import EventRecord, HeadManifest, Sha256
+from privacy.signing import canonical, private_key, public_hex, sign
+from sites.exchange import Exchange, head_place
 from sites.study import Study
 
 GENESIS = "0" * 64
@@ -48,14 +48,20 @@ class Participant(Config):
     since: int = 1
 
 
-class Accepted(Config):
+class Signed(Config):
+    """A hospital's statement by its sha256, and the key that has signed it."""
+
+    statement_sha256: Sha256
+    public_key: Sha256
+
+
+class Accepted(Signed):
     """One release that a round took in, with its weight and the local steps behind it.
 
     `staleness` is how many rounds late it was; `weight` says already what that leaves of it.
     """
 
     site: str
-    statement_sha256: Sha256
     payload_sha256: Sha256
     payload_bytes: int
     weight: float
@@ -73,9 +79,9 @@ class RoundRecord(Config):
     """A finished round, chained to the one before by `previous`, its sha256.
 
     `left_out` says why a hospital's release is missing; `scores` holds what hospitals published of
-    the model's quality, `metrics` how they published it (exact, noised, withheld), and `quality` its
-    declared-n mean. `train_seconds` is what the coordinator
-    waited for each contribution. Round 0 is the model before training.
+    the model's quality, `metrics` how they published it (exact, noised, withheld), `scored` in which
+    statements, and `quality` its declared-n mean. `train_seconds` is what the coordinator waited for
+    each contribution. Round 0 is the model before training.
     """
 
     study: str
@@ -89,6 +95,7 @@ class RoundRecord(Config):
     left_out: dict[str, str]
     scores: dict[str, dict[str, float]]
     metrics: dict[str, str]
+    scored: dict[str, Signed]
     quality: dict[str, float]
     train_seconds: dict[str, float]
     seconds: float
@@ -288,9 +295,21 @@ class Run:
             previous = record.sha256
         return records
 
+    @property
+    def head(self) -> str:
+        """The head of the chain: the sha256 of the newest record."""
+        records = self.records()
+        return records[-1].sha256 if records else GENESIS
+
     def keep(self, record: RoundRecord) -> None:
         """Put a finished round on record: with this one file the round is done."""
         write_atomically(self._record_path(record.round), record.data)
+
+    def publish_head(self, record: RoundRecord) -> None:
+        """Lay down, signed, that a round is on record; again it does nothing."""
+        said = HeadManifest(kind="head", run=self.name, round=record.round, record_sha256=record.sha256)
+        statement = sign(said.model_dump(mode="json"), "coordinator", self.key)
+        self.exchange.put_statement(head_place(self.name, record.round), statement)
 
     def mark_finished(self) -> None:
         """Note that every round is on record and in MLflow."""
@@ -319,6 +338,16 @@ def surveys_of(home: Home, study: str) -> list[Run]:
 def runs_of(home: Home, study: Study | None = None) -> list[Run]:
     """Return the home's runs that have begun training, oldest first; of one study, if given."""
     return [run for run in started_runs(home, study) if run.description.everybody]
+
+
+def named_run(home: Home, name: str | None) -> Run:
+    """Return a run by its name, or the newest that has a record; raise `BrokenRun` without one."""
+    if name is not None:
+        return Run.open(home, name)
+    with_records = [run for run in runs_of(home) if run.records()]
+    if not with_records:
+        raise BrokenRun(f"{home.folder}: expected a run with a record here, found none; train first.")
+    return with_records[-1]
 
 
 def started_runs(home: Home, study: Study | None = None) -> list[Run]:

@@ -64,6 +64,11 @@ def running(server: Server, port: int | None = None) -> Iterator[str]:
         yield url
 
 
+def url_of(server: Server) -> str | None:
+    """Return where a server runs now, None where it does not; nothing is started."""
+    return _running_url(server)
+
+
 def _running_url(server: Server) -> str | None:
     try:
         url: str = json.loads((server.folder / "address.json").read_text())["url"]

@@ -23,7 +23,7 @@ from flows.embedded import wards_in
 from flows.federate import SIDE_BY_SIDE, ask_all
 from flows.home import Home
 from flows.run import Run, surveys_of
-from flows.tracking import log_survey
+from flows.tracking.surveys import log_survey
 from models.checkpoints import write_atomically
 from models.config import Config
 from privacy.release import Survey

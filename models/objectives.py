@@ -6,7 +6,7 @@ The loss returns one number per scan and never mixes scans, which per-patient cl
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from monai.losses.dice import DiceLoss
@@ -79,6 +79,10 @@ class ClassificationConfig(_TaskConfig):
 TaskConfig = Annotated[SegmentationConfig | ClassificationConfig, Field(discriminator="kind")]
 
 Outcome = Mapping[str, float]
+LOWER_IS_BETTER = frozenset({"hd95_mm", "calibration_error"})
+"""The metrics of which less is better; of all others more is."""
+SPREAD = ("low", "high", "worst_case")
+"""What is told of a metric beside its mean: no means can be taken of these over hospitals."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +100,23 @@ class Task:
     """The functions of a task.
 
     `loss(logits (N, C, ...), target (N, ...)) -> (N,)`; `activation(logits) -> probabilities`;
-    `metrics(patients) -> {name: value}` where `patients` lists each patient's predictions: a
-    patient counts once, however many scans he has. `bounded(scans) -> {name: value}` gives those of
-    one patient's metrics that always lie in [0, 1] and whose mean over patients is the metric.
-    `exclusive(logits) -> (N, C, ...)` gives logits of which a softmax makes the probabilities.
+    `of_patient(scans) -> kept` gives what the metrics need of one patient's predictions, which is
+    small; `over_patients([kept, ...]) -> {name: value}` gives the metrics: a patient counts once,
+    however many scans he has. `bounded(scans) -> {name: value}` gives those of one patient's metrics
+    that always lie in [0, 1] and whose mean over patients is the metric. `exclusive(logits) ->
+    (N, C, ...)` gives logits of which a softmax makes the probabilities.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
     activation: Callable[[Tensor], Tensor]
-    metrics: Callable[[Iterable[Iterable[Prediction]]], dict[str, float]]
+    of_patient: Callable[[Iterable[Prediction]], Any]
+    over_patients: Callable[[Sequence[Any]], dict[str, float]]
     bounded: Callable[[Iterable[Prediction]], dict[str, float]]
     exclusive: Callable[[Tensor], Tensor] = lambda logits: logits
+
+    def metrics(self, patients: Iterable[Iterable[Prediction]]) -> dict[str, float]:
+        """Return the metrics over patients, of whom each lists his scans' predictions."""
+        return self.over_patients([self.of_patient(scans) for scans in patients])
 
 
 def build_task(config: SegmentationConfig | ClassificationConfig) -> Task:
@@ -115,14 +125,20 @@ def build_task(config: SegmentationConfig | ClassificationConfig) -> Task:
         return Task(
             dice_and_cross_entropy,
             _softmax,
-            _segmentation_metrics(config),
+            _segmentation_of_patient(config),
+            _mean_outcome,
             _dice_of_labels(config),
         )
     if config.multi_label:
         return Task(
-            _binary_cross_entropy, torch.sigmoid, _multi_label_metrics, _share_right, _yes_and_no
+            _binary_cross_entropy,
+            torch.sigmoid,
+            _of_patient,
+            _multi_label_metrics,
+            _share_right,
+            _yes_and_no,
         )
-    return Task(_cross_entropy, _softmax, _classification_metrics, _is_right)
+    return Task(_cross_entropy, _softmax, _of_patient, _classification_metrics, _is_right)
 
 
 def metric_names(config: SegmentationConfig | ClassificationConfig) -> frozenset[str]:
@@ -135,6 +151,20 @@ def metric_names(config: SegmentationConfig | ClassificationConfig) -> frozenset
         by_label = (f"dice/{name}" for name in config.labels.values())
         return frozenset({"dice", "hd95_mm", "surface_dice", *by_label})
     return frozenset({"accuracy", "auroc", "balanced_accuracy", "calibration_error"})
+
+
+def spread_names(names: Iterable[str]) -> frozenset[str]:
+    """Return the metrics that `intervals` and `worst_case` can add to these.
+
+    >>> sorted(spread_names(["dice/head"]))
+    ['high/dice-head', 'low/dice-head', 'worst_case/dice-head']
+    """
+    return frozenset(f"{kind}/{flat(name)}" for name in names for kind in SPREAD)
+
+
+def flat(name: str) -> str:
+    """Return a metric's name as it stands behind another slash."""
+    return name.replace("/", "-")
 
 
 def answer_shape(
@@ -189,16 +219,13 @@ def _mean_outcome(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return {name: _mean([outcome[name] for outcome in outcomes]) for name in outcomes[0]}
 
 
-def _segmentation_metrics(
+def _segmentation_of_patient(
     config: SegmentationConfig,
-) -> Callable[[Iterable[Iterable[Prediction]]], dict[str, float]]:
-    def metrics(patients: Iterable[Iterable[Prediction]]) -> dict[str, float]:
-        per_patient = [
-            _mean_outcome([segmentation_outcome(scan, config) for scan in scans]) for scans in patients
-        ]
-        return _mean_outcome(per_patient)
+) -> Callable[[Iterable[Prediction]], dict[str, float]]:
+    def of_patient(scans: Iterable[Prediction]) -> dict[str, float]:
+        return _mean_outcome([segmentation_outcome(scan, config) for scan in scans])
 
-    return metrics
+    return of_patient
 
 
 def _dice_of_labels(
@@ -264,8 +291,8 @@ def _of_patient(scans: Iterable[Prediction]) -> tuple[Tensor, Tensor]:
     return torch.stack([scan.probabilities for scan in listed]).mean(0), listed[0].target
 
 
-def _of_patients(patients: Iterable[Iterable[Prediction]]) -> tuple[Tensor, Tensor]:
-    probabilities, targets = zip(*map(_of_patient, patients), strict=True)
+def _stacked(patients: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    probabilities, targets = zip(*patients, strict=True)
     return torch.stack(probabilities), torch.stack(targets)
 
 
@@ -279,12 +306,12 @@ def _share_right(scans: Iterable[Prediction]) -> dict[str, float]:
     return {"accuracy": float(((probabilities >= 0.5) == (target > 0)).float().mean())}
 
 
-def _multi_label_metrics(patients: Iterable[Iterable[Prediction]]) -> dict[str, float]:
+def _multi_label_metrics(patients: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Return the metrics of `_classification_metrics` as means over the labels, each said yes or no to.
 
     A label that holds for nobody, or for everybody, has no part in `auroc`.
     """
-    probabilities, target = _of_patients(patients)
+    probabilities, target = _stacked(patients)
     says, holds = probabilities >= 0.5, target > 0
     is_right = (says == holds).float()
     found = [
@@ -305,7 +332,7 @@ def _multi_label_metrics(patients: Iterable[Iterable[Prediction]]) -> dict[str, 
     return outcome
 
 
-def _classification_metrics(patients: Iterable[Iterable[Prediction]]) -> dict[str, float]:
+def _classification_metrics(patients: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Return `accuracy`, `balanced_accuracy`, `calibration_error` and, where it is defined, `auroc`.
 
     Over patients: a patient's probabilities are the mean over his scans; his class is his first scan's.
@@ -313,7 +340,7 @@ def _classification_metrics(patients: Iterable[Iterable[Prediction]]) -> dict[st
     the expected one in ten bins of confidence (Guo et al. 2017, equation 3), `auroc` the mean one
     against the rest, where every class occurs.
     """
-    probabilities, target = _of_patients(patients)
+    probabilities, target = _stacked(patients)
     is_right = (probabilities.argmax(1) == target).float()
     found = [float(is_right[target == value].mean()) for value in sorted(set(target.tolist()))]
     outcome = {

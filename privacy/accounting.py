@@ -30,7 +30,7 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from opacus.accountants.analysis import rdp
 from pydantic import Field
 from scipy.optimize import brentq
-from scipy.special import log_ndtr, ndtr
+from scipy.special import log_ndtr, ndtr, ndtri
 
 from models.config import Config
 
@@ -118,6 +118,25 @@ def epsilon(events: Iterable[PrivacyEvent], delta: float, rule: Filter | None = 
         return reported_epsilon(events, delta, "rdp")
     mu_squared = sum(event.steps / event.noise_multiplier**2 for event in events)
     return gaussian_epsilon(math.sqrt(mu_squared), delta)
+
+
+def most_found(events: Iterable[PrivacyEvent], delta: float, false_alarms: float = 0.05) -> float:
+    """Return the largest share of patients of whom any test can tell that they took part.
+
+    The test may know everything else, and wrongly accuse `false_alarms` of those who did not. For steps
+    over all patients this is exact (Dong, Roth and Su 2022, equation 6), else it is what epsilon at
+    `delta` allows (Kairouz et al. 2015, theorem 2.1).
+
+    >>> round(most_found([PrivacyEvent(noise_multiplier=2.0, sampling_rate=1, steps=4)], 1e-5), 2)
+    0.26
+    """
+    events = list(events)
+    if all(event.sampling_rate == 1 for event in events):
+        mu = math.sqrt(sum(event.steps / event.noise_multiplier**2 for event in events))
+        return float(ndtr(ndtri(false_alarms) + mu))
+    spent = epsilon(events, delta)
+    grown = math.exp(min(spent, 700.0)) * false_alarms + delta
+    return min(grown, 1 - math.exp(-spent) * (1 - false_alarms - delta), 1.0)
 
 
 def reported_epsilon(events: Iterable[PrivacyEvent], delta: float, accountant: Accountant) -> float:

@@ -95,11 +95,14 @@ class ReleaseManifest(_Statement):
     `epsilon` is what this run has spent at this hospital so far, at the study's `delta`, None without
     privacy; `epsilon_reported` is the same by each of the study's accountants.
     `plain_releases` were made of the same patients without privacy; no epsilon covers them.
+    `chain_head` is that of the round records as the base model's statement named it: so hospitals sign
+    what went before, and nobody can write it anew.
     """
 
     kind: Literal["release"]
     content: Content
     base_sha256: Sha256
+    chain_head: Sha256
     payload_sha256: Sha256
     payload_bytes: Annotated[int, Field(ge=1, le=2**36)]
     tensors: dict[str, tuple[int, ...]]
@@ -120,10 +123,14 @@ class ReleaseManifest(_Statement):
 
 
 class Scores(_Statement):
-    """How a global model does on a hospital's evaluation patients, who never train."""
+    """How a global model does on a hospital's evaluation patients, who never train.
+
+    `chain_head` as in a release's manifest.
+    """
 
     kind: Literal["scores"]
     model_sha256: Sha256
+    chain_head: Sha256
     metrics_policy: MetricsPolicy
     metrics: dict[MetricName, MetricValue]
 
@@ -162,7 +169,11 @@ class Revocation(Config):
 
 
 class ModelManifest(Config):
-    """The coordinator's statement about a global model; round 0 is the one before training."""
+    """The coordinator's statement about a global model; round 0 is the one before training.
+
+    `chain_head` is that of the round records when the model was made, the newest of which is the round's
+    before.
+    """
 
     kind: Literal["model"]
     study: str
@@ -170,6 +181,16 @@ class ModelManifest(Config):
     run: str
     round: Annotated[int, Field(ge=0)]
     model_sha256: Sha256
+    chain_head: Sha256
+
+
+class HeadManifest(Config):
+    """The coordinator's statement about a finished round: the head of the chain of its records."""
+
+    kind: Literal["head"]
+    run: str
+    round: Annotated[int, Field(ge=0)]
+    record_sha256: Sha256
 
 
 Statement = Readiness | Acceptance | Refusal | Departure | ReleaseManifest | Scores | Survey

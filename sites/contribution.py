@@ -86,7 +86,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
         forget(hospital, order)
         export.spoilt(hospital, study, charge, "the training diverged; its cost stays charged")
     else:
-        export.release(hospital, study, charge, tensors, model.sha256, noise)
+        export.release(hospital, study, charge, tensors, model, noise)
     end(hospital, order)
 
 

@@ -25,7 +25,7 @@ from sites.orders import (
 )
 from sites.policy import NoisedMetrics, Refused
 from sites.preprocessing import Prepared
-from sites.scoring import noised_score, score
+from sites.scoring import intervals, kept, noised_score, score, worst_case
 from sites.study import Study
 from sites.training import Progress
 
@@ -37,22 +37,27 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     model = global_model(hospital, order)
     patients = hospital.cohort(study).evaluation
     if policy.metrics == "withheld" or len(patients) < policy.min_evaluation_patients:
-        export.scores(hospital, study, act, model.sha256, "withheld", {})
+        export.scores(hospital, study, act, model, "withheld", {})
         return
     params = with_local_layers(hospital, order, model.params, order.round)
     network = network_for(study.network, study, hospital.device, params)
     task = build_task(study.task)
     if policy.noised_metrics is None:
-        metrics = score(predictor(network, study, study.network, hospital.device), task, patients)
+        predict = predictor(network, study, study.network, hospital.device)
+        outcomes = kept(predict, task, patients)
+        seed = study.seed_for(order.round, hospital.name, "intervals")
+        metrics = task.over_patients(outcomes) | intervals(task, outcomes, seed)
+        if policy.worst_case == "tell":
+            metrics |= worst_case(outcomes)
         metrics |= _attacked_metrics(hospital, study, network, patients)
         metrics |= _local_metrics(hospital, order, patients)
-        export.scores(hospital, study, act, model.sha256, "exact", metrics)
+        export.scores(hospital, study, act, model, "exact", metrics)
         return
     event = _metrics_event(policy.noised_metrics, policy.budget)
     charge = replace(act, event=event)
     paid = [c for c in hospital.ledger.charges(order.run) if c.purpose == act.purpose]
     if charge not in paid and len(paid) >= policy.noised_metrics.evaluations:
-        export.scores(hospital, study, act, model.sha256, "withheld", {})
+        export.scores(hospital, study, act, model, "withheld", {})
         return
     check_in_time(order)
     charged = hospital.ledger.reserve(charge, hospital.eligible.evaluation)
@@ -69,7 +74,7 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
         event=event,
         noise=noise,
     )
-    export.scores(hospital, study, charge, model.sha256, "noised", metrics)
+    export.scores(hospital, study, charge, model, "noised", metrics)
 
 
 def _attacked_metrics(

@@ -132,6 +132,16 @@ def order_place(run: str, round: int, phase: str, attempt: int, site: str) -> st
     return f"orders/{site}/{run}.{round:03d}.{phase}.{attempt}"
 
 
+def head_place(run: str, round: int) -> str:
+    """Return where the coordinator's statement on the record of a finished round lies."""
+    return f"models/{run}.{round:03d}.head"
+
+
+def decision_place(run: str, number: int) -> str:
+    """Return where a decision about a run's models lies, which the coordinator has put on record."""
+    return f"models/{run}.decision-{number:04d}"
+
+
 def _folder_of(site: str) -> str:
     return f"statements/{site}"
 

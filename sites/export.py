@@ -28,6 +28,7 @@ from sites.admission import training_for
 from sites.code import code_sha256
 from sites.exchange import Exchange, statement_place
 from sites.hospital import Hospital
+from sites.orders import GlobalModel
 from sites.study import Study
 from sites.webhook import call
 
@@ -36,7 +37,7 @@ LOW = 0.9
 
 
 def release(
-    hospital: Hospital, study: Study, charge: Charge, learned: Params, base_sha256: str, noise: Noise
+    hospital: Hospital, study: Study, charge: Charge, learned: Params, base: GlobalModel, noise: Noise
 ) -> None:
     """Put what was learned from a global model, paid for by `charge`, into the outbox and settle it.
 
@@ -46,7 +47,8 @@ def release(
     statement = ReleaseManifest(
         kind="release",
         content=study.export,
-        base_sha256=base_sha256,
+        base_sha256=base.sha256,
+        chain_head=base.chain_head,
         payload_sha256=hospital.outbox.put_tensors(data),
         payload_bytes=len(data),
         tensors={name: tuple(learned[name].shape) for name in sorted(learned)},
@@ -104,14 +106,15 @@ def scores(
     hospital: Hospital,
     study: Study,
     act: Charge,
-    model_sha256: str,
+    model: GlobalModel,
     policy: MetricsPolicy,
     metrics: dict[str, float],
 ) -> None:
     """Put a global model's metrics into the outbox, and settle what they cost if they are noised."""
     statement = Scores(
         kind="scores",
-        model_sha256=model_sha256,
+        model_sha256=model.sha256,
+        chain_head=model.chain_head,
         metrics_policy=policy,
         metrics=metrics,
         **_common(hospital, study.sha256, act),

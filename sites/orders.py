@@ -94,6 +94,7 @@ class GlobalModel:
 
     sha256: str
     params: Params
+    chain_head: str
 
 
 def global_model(hospital: Hospital, order: Order) -> GlobalModel:
@@ -115,7 +116,7 @@ def global_model(hospital: Hospital, order: Order) -> GlobalModel:
         P.check_like(params, P.of(network_for(order.study.network, order.study, CPU, None)))
         if not P.all_finite(params):
             raise CorruptCheckpoint("a value is NaN or infinite")
-        return GlobalModel(manifest.model_sha256, params)
+        return GlobalModel(manifest.model_sha256, params, manifest.chain_head)
     except (BadSignature, ValueError, FileNotFoundError) as error:
         raise Refused(f"the global model of round {round} can't be trusted: {error}") from error
 

@@ -97,6 +97,7 @@ class Policy(Config):
             study's.
         metrics: `exact` figures of evaluation patients leave (no privacy is promised to them);
             `noised` ones do, charged to the ledger as `noised_metrics` says; or they are `withheld`.
+        worst_case: whether the worst evaluation patient's figures leave beside the exact means.
         statistics: what a survey may tell of the scans.
         plain_studies: whether studies without differential privacy may train here.
         sampled_steps: whether studies may sample patients for a step. With `allow` every charge is
@@ -122,6 +123,7 @@ class Policy(Config):
     teacher: NetworkConfig | None = None
     metrics: Literal["exact", "noised", "withheld"]
     noised_metrics: NoisedMetrics | None = None
+    worst_case: Literal["withhold", "tell"] = "withhold"
     statistics: Literal["withheld"] | SuppressedStatistics | NoisedStatistics = "withheld"
     plain_studies: Literal["refuse", "allow"] = "refuse"
     sampled_steps: Literal["refuse", "allow"] = "refuse"
@@ -153,6 +155,11 @@ class Policy(Config):
         if (self.metrics == "noised") != (self.noised_metrics is not None):
             raise ValueError(
                 "noised_metrics: expected {epsilon, evaluations} exactly where metrics is noised."
+            )
+        if self.worst_case == "tell" and self.metrics != "exact":
+            raise ValueError(
+                f"worst_case: expected withhold, as metrics is {self.metrics}; one patient's figures "
+                f"leave as they are or not at all."
             )
         return self
 

@@ -1,14 +1,19 @@
 """How a model does on a hospital's evaluation patients, who never train."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
-from models.objectives import Prediction, Task
+from models.objectives import LOWER_IS_BETTER, Prediction, Task, flat
 from privacy.accounting import PrivacyEvent
 from privacy.noise import NoiseSource
 from sites.cohort import Patient
 from sites.inference import Predict
+
+DRAWS = 200
+"""How often patients are drawn for an interval."""
 
 
 def score(predict: Predict, task: Task, patients: Sequence[Patient]) -> dict[str, float]:
@@ -16,7 +21,43 @@ def score(predict: Predict, task: Task, patients: Sequence[Patient]) -> dict[str
 
     One scan is in memory at a time.
     """
-    return task.metrics(_predictions(predict, patient) for patient in patients)
+    return task.over_patients(kept(predict, task, patients))
+
+
+def kept(predict: Predict, task: Task, patients: Sequence[Patient]) -> list[Any]:
+    """Return what the metrics need of each patient, one scan in memory at a time."""
+    return [task.of_patient(_predictions(predict, patient)) for patient in patients]
+
+
+def intervals(task: Task, outcomes: Sequence[Any], seed: int) -> dict[str, float]:
+    """Return `low/<metric>` and `high/<metric>`: the 95 % interval of each metric over patients.
+
+    Percentiles of the metrics of patients drawn with replacement (Efron 1979); of fewer than two
+    patients nothing can be said. A metric that some draws lack has none either.
+    """
+    if len(outcomes) < 2:
+        return {}
+    rng = np.random.default_rng(seed)
+    draws = [
+        task.over_patients([outcomes[i] for i in rng.integers(len(outcomes), size=len(outcomes))])
+        for _ in range(DRAWS)
+    ]
+    common = set.intersection(*(set(draw) for draw in draws))
+    found: dict[str, float] = {}
+    for name in sorted(common):
+        low, high = np.percentile([draw[name] for draw in draws], [2.5, 97.5])
+        found |= {f"low/{flat(name)}": float(low), f"high/{flat(name)}": float(high)}
+    return found
+
+
+def worst_case(outcomes: Sequence[Any]) -> dict[str, float]:
+    """Return `worst_case/<metric>`: the worst patient's value of metrics that each patient has alone."""
+    if not all(isinstance(outcome, Mapping) for outcome in outcomes):
+        return {}
+    return {
+        f"worst_case/{flat(name)}": (max if name in LOWER_IS_BETTER else min)(o[name] for o in outcomes)
+        for name in outcomes[0]
+    }
 
 
 def noised_score(

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 from models.adversarial import AttackConfig
 from models.config import Config
 from models.networks import NetworkConfig
-from models.objectives import Name, TaskConfig, metric_names
+from models.objectives import LOWER_IS_BETTER, Name, TaskConfig, metric_names, spread_names
 from models.prior import PriorConfig
 from models.strategies import Strategy, StrategyConfig
 from models.synthesis import SynthesisConfig
@@ -67,6 +67,47 @@ class EvaluationConfig(Config):
     teachers: bool = False
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class PromotionConfig(Config):
+    """What a model needs before people may release it. Evidence that is missing counts as failed.
+
+    Attributes:
+        metric: in which quality is measured, one of which more is better.
+        mean: the least declared-n mean over the hospitals.
+        worst_site: the least at every hospital that took part in the round.
+        calibration_error: the largest declared-n mean; for classification.
+        epsilon: the largest that any hospital has spent in the run.
+        attack_auc: the largest AUC of a privacy audit's attack.
+        approval_days: for how long a person's approval counts.
+    """
+
+    metric: str
+    mean: Share | None = None
+    worst_site: Share | None = None
+    calibration_error: Share | None = None
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    attack_auc: Share | None = None
+    approval_days: Annotated[int, Field(ge=1, le=365)] = 30
+
+
+class CardConfig(Config):
+    """What only people can say of a model, for its card (Mitchell et al. 2019); '' is not stated."""
+
+    authors: str = ""
+    licence: str = ""
+    contact: str = ""
+    intended_use: str = ""
+    intended_users: str = ""
+    out_of_scope: str = ""
+    factors: str = ""
+    training_data: str = ""
+    evaluation_data: str = ""
+    ethical_considerations: str = ""
+    caveats: str = ""
+
+
 class Study(Config):
     """A study file's content. Every field is public: it may be printed, logged and tracked."""
 
@@ -85,6 +126,8 @@ class Study(Config):
     export: Literal["student", "weights", "predictions"]
     strategy: StrategyConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig | None = None
+    card: CardConfig = CardConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")
@@ -186,6 +229,24 @@ class Study(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _promotion_is_measured(self) -> "Study":
+        promotion, names = self.promotion, metric_names(self.task)
+        if promotion is None:
+            return self
+        good = sorted(name for name in names if name not in LOWER_IS_BETTER)
+        if promotion.metric not in good:
+            raise ValueError(f"promotion.metric: expected one of {good}, got {promotion.metric!r}.")
+        if promotion.calibration_error is not None and "calibration_error" not in names:
+            raise ValueError(
+                "promotion.calibration_error: expected none; segmentation has no such metric."
+            )
+        if promotion.epsilon is not None and self.privacy.mode == "none":
+            raise ValueError(
+                "promotion.epsilon: expected none in a study without privacy, which has no epsilon."
+            )
+        return self
+
     @property
     def sha256(self) -> str:
         """The hash by which every statement of a run names the study."""
@@ -201,7 +262,8 @@ class Study(Config):
             *(["personal"] if self.strategy.build().personal_loss else []),
         ]
         overall = [name for name in names if "/" not in name]
-        return names | {f"{other}/{name}" for other in others for name in overall}
+        named = {f"{other}/{name}" for other in others for name in overall}
+        return names | named | spread_names(names)
 
     def bound_strategy(self) -> Strategy:
         """Return the strategy, which knows the parameters of the study's network."""

@@ -30,7 +30,7 @@ class Coordinator:
         data = checkpoints.to_bytes(params)
         manifest = ModelManifest(
             kind="model", study=self.study.name, study_sha256=self.study.sha256, run=self.run,
-            round=round, model_sha256=checkpoints.sha256_of(data),
+            round=round, model_sha256=checkpoints.sha256_of(data), chain_head="0" * 64,
         )  # fmt: skip
         signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
         self.exchange.put_statement(model_place(self.run, round), signed)

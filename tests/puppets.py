@@ -73,6 +73,7 @@ class Federation:
         payload = self.run.exchange.put_object(data, site)
         told = {
             "kind": "release", "content": "student", "base_sha256": self.base.model_sha256,
+            "chain_head": HASH,
             "payload_sha256": payload, "payload_bytes": len(data),
             "tensors": {n: list(t.shape) for n, t in (change or self.change()).items()},
             "declared_training": 15, "event": vars(self.event),

@@ -24,8 +24,9 @@ def run(tmp_path: Path, study_with) -> Run:
 
 def record_of(run: Run, epsilon: float, **left_out: str) -> RoundRecord:
     release = Accepted(
-        site="north", statement_sha256=GENESIS, payload_sha256=GENESIS, payload_bytes=1000, weight=15,
-        steps=2, event=None, epsilon=epsilon, epsilon_reported={}, plain_releases=0, noise="system",
+        site="north", statement_sha256=GENESIS, public_key=GENESIS, payload_sha256=GENESIS,
+        payload_bytes=1000, weight=15, steps=2, event=None, epsilon=epsilon, epsilon_reported={},
+        plain_releases=0, noise="system",
         ledger_head=GENESIS,
     )  # fmt: skip
     fields: dict[str, Any] = dict.fromkeys(
@@ -34,6 +35,7 @@ def record_of(run: Run, epsilon: float, **left_out: str) -> RoundRecord:
     return RoundRecord(
         study="small", run=run.name, round=1, releases=(release,), left_out=left_out,
         scores={"north": {"dice": 0.5, "dice/head": 0.4}}, metrics={"north": "exact"},
+        scored={},
         quality={"dice": 0.5}, train_seconds={}, seconds=1.0, finished_ms=1, **fields,
     )  # fmt: skip
 

@@ -125,7 +125,7 @@ def test_another_rounds_release_is_no_release_of_this_one(federation: Federation
 
 
 def test_a_metric_that_the_study_has_not_is_rejected(federation: Federation) -> None:
-    scores = {"kind": "scores", "model_sha256": HASH, "metrics_policy": "exact"}
+    scores = {"kind": "scores", "model_sha256": HASH, "chain_head": HASH, "metrics_policy": "exact"}
     federation.say("south", "evaluate", 0, **scores, metrics={"dice": 0.5})
     federation.say("north", "evaluate", 0, **scores, metrics={"greatness": 0.5})
     answers = rounds.answers(federation.run, 0, "evaluate", SITES)
@@ -157,7 +157,7 @@ def test_a_decided_round_keeps_to_its_releases_when_a_late_one_comes(federation:
     federation.release("south", federation.change(9.0))
     decided = rounds.decided(federation.run, 1)
     assert decided is not None
-    assert dict(decided.statement_sha256) == dict(before.statement_sha256)
+    assert dict(decided.signed) == dict(before.signed)
     assert dict(decided.left_out) == {"south": SILENT}
 
 
@@ -171,7 +171,7 @@ def test_a_refusal_holds_for_its_attempt_alone(federation: Federation) -> None:
 def test_quality_is_the_mean_by_declared_patients_over_what_was_published(
     tmp_path: Path, federation: Federation
 ) -> None:
-    scores = {"kind": "scores", "model_sha256": federation.base.model_sha256}
+    scores = {"kind": "scores", "model_sha256": federation.base.model_sha256, "chain_head": HASH}
     federation.say("south", "evaluate", 0, **scores, metrics_policy="exact", metrics={"dice": 0.2})
     federation.say("north", "evaluate", 0, **scores, metrics_policy="exact", metrics={"dice": 0.6})
     federation.say("east", "evaluate", 0, **scores, metrics_policy="withheld", metrics={})

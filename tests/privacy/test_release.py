@@ -14,7 +14,8 @@ def release_of(stored: dict[str, torch.Tensor], path: Path, **changes: object) -
     checkpoints.write(path, stored)
     fields = {
         "kind": "release", "study": "s", "study_sha256": HASH, "run": "r", "round": 1, "site": "north",
-        "ledger_head": HASH, "content": "student", "base_sha256": HASH, "payload_sha256": HASH,
+        "ledger_head": HASH, "content": "student", "base_sha256": HASH,
+        "chain_head": HASH, "payload_sha256": HASH,
         "payload_bytes": 100, "tensors": {n: tuple(t.shape) for n, t in stored.items()},
         "declared_training": 20, "event": None, "epsilon": None, "epsilon_reported": {}, "delta": None,
         "purpose": "contribute", "charges": 0,
@@ -88,7 +89,8 @@ def test_a_manifest_with_impossible_figures_is_no_statement(
 def test_scores_that_no_metric_has_are_no_statement(metrics: dict[str, float]) -> None:
     fields = {
         "kind": "scores", "study": "s", "study_sha256": HASH, "run": "r", "round": 1, "site": "north",
-        "ledger_head": HASH, "model_sha256": HASH, "metrics_policy": "exact", "event": None,
+        "ledger_head": HASH, "model_sha256": HASH, "chain_head": HASH, "metrics_policy": "exact",
+        "event": None,
         "purpose": "evaluate", "charges": 0,
     }  # fmt: skip
     assert parse_statement({**fields, "metrics": {"dice/head": 0.5}})

@@ -41,7 +41,7 @@ class Federation:
         for round in range(4):
             manifest = ModelManifest(
                 kind="model", study=study.name, study_sha256=study.sha256, run=RUN, round=round,
-                model_sha256=checkpoints.sha256_of(model),
+                model_sha256=checkpoints.sha256_of(model), chain_head="0" * 64,
             )  # fmt: skip
             signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
             self.exchange.put_statement(model_place(RUN, round), signed)

@@ -1,0 +1,44 @@
+"""Errors at the command line: our own become one message and an exit code, others are our faults."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+
+BAD_INPUT = 2
+"""The exit code where a study, a policy or an argument is at fault and nothing was done."""
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn our own errors into one message and an exit code; anything else is a fault of ours."""
+    from flows.decisions import BadVerdict, NotReleased
+    from flows.rounds import TooFewHospitals
+    from flows.run import BrokenRun, RunBusy
+    from flows.servers import ServerError
+    from models.checkpoints import CorruptCheckpoint
+    from privacy.ledger import LedgerError
+    from sites.documents import ConfigError
+    from sites.errands import BadOrder
+    from sites.storage import StorageFailed
+
+    try:
+        yield
+    except (ConfigError, BadVerdict) as error:
+        stop(str(error), BAD_INPUT)
+    except TooFewHospitals as error:
+        hint = "\nThe same command goes on from the last finished round, `--new` begins another run."
+        stop(f"{error}{hint}" if error.begun else str(error), 1 if error.begun else BAD_INPUT)
+    except StorageFailed as error:
+        stop(f"{error}. Nothing is lost: the same command goes on from here.", 1)
+    except NotReleased as error:
+        stop(f"Not released. {error}", 1)
+    except (BrokenRun, RunBusy, ServerError, LedgerError, CorruptCheckpoint, BadOrder) as error:
+        stop(str(error), 1)
+
+
+def stop(message: str, code: int) -> NoReturn:
+    """Print a message and end the command with an exit code."""
+    typer.echo(message, err=True)
+    raise typer.Exit(code)

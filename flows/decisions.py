@@ -1,0 +1,325 @@
+"""What people decide about a run's models: each signed with the person's own key, all in one chain.
+
+A verdict names the model by its sha256 and the chain of records that led to it, so it can't be used
+for another; the coordinator puts it on record, signed, in the run's folder and in the exchange, where
+nothing is ever replaced.
+"""
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import Field, ValidationError, field_validator
+
+from flows.home import Home
+from flows.run import GENESIS, BrokenRun, RoundRecord, Run
+from models.checkpoints import sha256_of, write_atomically
+from models.config import Config
+from models.objectives import Name
+from privacy.release import Sha256
+from privacy.signing import BadSignature, sign, verified
+from sites import documents
+from sites.exchange import decision_place
+
+Role = Literal["clinician", "officer"]
+ROLES: Sequence[Role] = get_args(Role)
+"""Who has to approve: a clinician, and a data-protection officer."""
+
+DAY_MS = 24 * 3600 * 1000
+AHEAD_MS = 10 * 60 * 1000
+"""How far a person's clock may be ahead."""
+
+
+class BadVerdict(ValueError):
+    """What a person said does not count; the message says why and what would."""
+
+
+class NotReleased(Exception):
+    """The model stays a candidate; the message names what is missing or failed."""
+
+
+class Person(Config):
+    """Somebody who may decide: in which role, and the public key that signs for him."""
+
+    role: Role
+    key: Sha256
+
+
+class People(Config):
+    """A `people.yaml`: who may decide about models."""
+
+    people: Annotated[dict[Name, Person], Field(min_length=1)]
+
+    @field_validator("people")
+    @classmethod
+    def _one_key_each(cls, people: dict[str, Person]) -> dict[str, Person]:
+        if len({person.key for person in people.values()}) < len(people):
+            raise ValueError("expected a key of his own for each person; nobody decides in two roles.")
+        return people
+
+
+class Terms(Config):
+    """What a verdict is about: one model, and the record that led to it."""
+
+    study: str
+    run: str
+    round: Annotated[int, Field(ge=1)]
+    model_sha256: Sha256
+    record_sha256: Sha256
+
+
+Word = Literal["approved", "refused", "revoked"]
+
+
+class Verdict(Config):
+    """What a person signs.
+
+    Attributes:
+        expires_ms: until when an approval counts; a refusal and a revocation count for good.
+        reason: for the record, and for whoever reads the report.
+    """
+
+    kind: Literal["verdict"] = "verdict"
+    word: Word
+    person: Name
+    role: Role
+    terms: Terms
+    at_ms: Annotated[int, Field(ge=0)]
+    expires_ms: Annotated[int, Field(ge=0)]
+    reason: Annotated[str, Field(max_length=1000)] = ""
+
+
+class Evidence(Config):
+    """One criterion of a release: what is due, what was found, and whether that will do."""
+
+    criterion: str
+    due: str
+    found: str
+    is_met: bool
+
+
+class Outcome(Config):
+    """What became of a model: it was released as an approved version, or taken back."""
+
+    kind: Literal["outcome"] = "outcome"
+    what: Literal["released", "withdrawn"]
+    terms: Terms
+    version: str
+    evidence: tuple[Evidence, ...] = ()
+
+
+class Decision(Config):
+    """One link of the chain: a person's signed verdict with his key, or an outcome."""
+
+    kind: Literal["decision"] = "decision"
+    run: str
+    number: Annotated[int, Field(ge=1)]
+    previous: Sha256
+    at_ms: int
+    signed: str = ""
+    public_key: str = ""
+    outcome: Outcome | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict, whose signature is checked; None for an outcome.
+
+        Raises:
+            BadSignature: nobody with that key signed it.
+        """
+        if not self.signed:
+            return None
+        person = _named_in(self.signed)
+        return Verdict.model_validate(verified(self.signed.encode(), person, {person: self.public_key}))
+
+
+def load_people(home: Home) -> People:
+    """Return who may decide, or raise `ConfigError`."""
+    return documents.load(home.folder / "people.yaml", People)
+
+
+def terms_of(run: Run, record: RoundRecord) -> Terms:
+    """Return what a verdict on the model of a round is about."""
+    return Terms(
+        study=run.study.name,
+        run=run.name,
+        round=record.round,
+        model_sha256=record.model_sha256,
+        record_sha256=record.sha256,
+    )
+
+
+def signed_verdict(
+    terms: Terms,
+    word: Word,
+    person: str,
+    role: Role,
+    key: Ed25519PrivateKey,
+    days: int,
+    reason: str = "",
+) -> str:
+    """Return a verdict as the text that `take_in` and Prefect's form take."""
+    now = int(time.time() * 1000)
+    said = Verdict(
+        word=word, person=person, role=role, terms=terms, at_ms=now,
+        expires_ms=now + days * DAY_MS, reason=reason,
+    )  # fmt: skip
+    return sign(said.model_dump(mode="json"), person, key).decode()
+
+
+def take_in(run: Run, text: str, people: People) -> Verdict:
+    """Put a person's verdict on record; the same text again changes nothing.
+
+    Raises:
+        BadVerdict: it is not signed by somebody in `people`, in his role, about a model of this run, or
+            it is older than what he said last, or over.
+    """
+    with _alone(run):
+        known = decisions(run)
+        if text in {each.signed for each in known}:
+            return _parsed(text, people)
+        said = _parsed(text, people)
+        records = {record.round: record for record in run.records()}
+        record = records.get(said.terms.round)
+        if record is None or terms_of(run, record) != said.terms:
+            raise BadVerdict("It is about another model than any of this run's; read the terms again.")
+        now = int(time.time() * 1000)
+        if said.at_ms > now + AHEAD_MS:
+            raise BadVerdict("It is dated in the future; set the clock on which it was signed.")
+        if said.word == "approved" and now >= said.expires_ms:
+            raise BadVerdict("It has expired; the person signs again.")
+        if said.at_ms <= max((v.at_ms for v in _verdicts(known) if v.person == said.person), default=-1):
+            raise BadVerdict(f"{said.person} has said something later; the person signs again.")
+        _append(run, known, signed=text, public_key=people.people[said.person].key)
+        return said
+
+
+def note(run: Run, outcome: Outcome) -> None:
+    """Put what became of a model on record, unless that is what the record says last of it."""
+    with _alone(run):
+        known = decisions(run)
+        if outcome_of(known, outcome.terms) != outcome:
+            _append(run, known, outcome=outcome)
+
+
+def decisions(run: Run) -> list[Decision]:
+    """Return everything that was decided about a run's models, in order.
+
+    Raises:
+        BrokenRun: a link of the chain is missing, was changed, or is not signed as it says.
+    """
+    found: list[Decision] = []
+    previous = GENESIS
+    for number, path in enumerate(sorted(_folder(run).glob("*.json")), start=1):
+        data = path.read_bytes()
+        try:
+            fields = verified(data, "coordinator", {"coordinator": run.public_key})
+            decision = Decision.model_validate(fields)
+            _ = decision.verdict
+        except (BadSignature, ValidationError) as error:
+            raise BrokenRun(f"{path}: {error}") from error
+        if (decision.run, decision.number, decision.previous) != (run.name, number, previous):
+            raise BrokenRun(f"{path} does not follow from the decision before it.")
+        found.append(decision)
+        previous = sha256_of(data)
+    return found
+
+
+def approvals(known: Sequence[Decision], terms: Terms, at_ms: int) -> dict[Role, Verdict]:
+    """Return by role the approval of a model that counts at a time.
+
+    A person's later word replaces his earlier one; whoever refuses or revokes takes every approval of
+    the model away, until each role has approved anew.
+    """
+    counting: dict[Role, Verdict] = {}
+    for verdict in _verdicts(known):
+        if verdict.terms != terms:
+            continue
+        if verdict.word == "approved":
+            counting[verdict.role] = verdict
+        else:
+            counting.clear()
+    return {role: verdict for role, verdict in counting.items() if at_ms < verdict.expires_ms}
+
+
+def objections(known: Sequence[Decision], terms: Terms) -> list[Verdict]:
+    """Return the refusals and revocations of a model after which nobody has approved it again."""
+    standing: list[Verdict] = []
+    for verdict in _verdicts(known):
+        if verdict.terms == terms:
+            standing = [] if verdict.word == "approved" else [*standing, verdict]
+    return standing
+
+
+def outcome_of(known: Sequence[Decision], terms: Terms) -> Outcome | None:
+    """Return what became of a model last, None while nothing did."""
+    about = [each.outcome for each in known if each.outcome and each.outcome.terms == terms]
+    return about[-1] if about else None
+
+
+def lay_down(run: Run) -> None:
+    """Have the exchange hold every decision, also those that an interruption kept from it."""
+    for path in sorted(_folder(run).glob("*.json")):
+        run.exchange.put_statement(decision_place(run.name, int(path.stem)), path.read_bytes())
+
+
+def folder_bytes(run: Run) -> dict[int, bytes]:
+    """Return the signed decisions of a run by number, as they lie in its folder."""
+    return {int(path.stem): path.read_bytes() for path in _folder(run).glob("*.json")}
+
+
+def _verdicts(known: Sequence[Decision]) -> Iterator[Verdict]:
+    for decision in known:
+        if verdict := decision.verdict:
+            yield verdict
+
+
+def _append(run: Run, known: Sequence[Decision], **content: Any) -> None:
+    folder, number = _folder(run), len(known) + 1
+    previous = sha256_of((folder / f"{number - 1:04d}.json").read_bytes()) if known else GENESIS
+    link = Decision(
+        run=run.name, number=number, previous=previous, at_ms=int(time.time() * 1000), **content
+    )
+    data = sign(link.model_dump(mode="json"), "coordinator", run.key)
+    write_atomically(folder / f"{number:04d}.json", data)
+    lay_down(run)
+
+
+def _parsed(text: str, people: People) -> Verdict:
+    person = _named_in(text)
+    if person not in people.people:
+        raise BadVerdict(f"{person!r} is not in people.yaml, which says who may decide.")
+    known = people.people[person]
+    try:
+        said = Verdict.model_validate(verified(text.encode(), person, {person: known.key}))
+    except ValueError as error:
+        raise BadVerdict(
+            f"It is no verdict that {person} signed with the key in people.yaml."
+        ) from error
+    if (said.person, said.role) != (person, known.role):
+        raise BadVerdict(f"Expected a verdict of {person} as {known.role}, got one as {said.role}.")
+    return said
+
+
+def _named_in(text: str) -> str:
+    """Return the signer that a signed text names, unchecked."""
+    try:
+        return str(json.loads(text)["signer"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadVerdict("Expected a signed verdict, as `wardround review sign` prints it.") from error
+
+
+def _folder(run: Run) -> Path:
+    return run.folder / "decisions"
+
+
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    with (run.folder / "decisions.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

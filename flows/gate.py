@@ -1,0 +1,176 @@
+"""What a model needs to be released, and what happens when it is, or when it is taken back.
+
+Evidence that is missing counts as failed. Nothing here can approve: that takes the signatures of a
+clinician and of a data-protection officer (`flows.decisions`).
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+from flows import decisions
+from flows.decisions import ROLES, Evidence, NotReleased, Outcome
+from flows.report import report
+from flows.run import RoundRecord, Run
+from flows.tracking import attach_report, registry
+from flows.verify import faults
+from sites.study import PromotionConfig
+
+FLOW = "promote"
+"""The name of the flow that waits for people; its runs are named by run and round, too."""
+
+
+def record_of(run: Run, round: int | None) -> RoundRecord:
+    """Return the record of a round, of the newest one by default; raise `NotReleased` without one."""
+    records = run.records()
+    if not records or records[-1].round == 0:
+        raise NotReleased(f"{run.name} has no model that was trained.")
+    number = records[-1].round if round is None else round
+    if not 1 <= number <= records[-1].round:
+        raise NotReleased(f"Expected a round from 1 to {records[-1].round} of {run.name}, got {number}.")
+    return records[number]
+
+
+def gather(run: Run, record: RoundRecord) -> tuple[Evidence, ...]:
+    """Return the evidence for each criterion of the study, and for the run's lineage."""
+    criteria = run.study.promotion
+    if criteria is None:
+        raise NotReleased(
+            f"Study {run.study.name} has no `promotion`, which says what a model needs to be released."
+        )
+    fault = next(faults(run), None)
+    lineage = Evidence(
+        criterion="lineage",
+        due="verified",
+        found=fault or "verified",
+        is_met=fault is None,
+    )
+    return (*_measured(run, record, criteria), lineage)
+
+
+def _measured(run: Run, record: RoundRecord, criteria: PromotionConfig) -> Iterator[Evidence]:
+    name = criteria.metric
+    if criteria.mean is not None:
+        yield _at_least(f"mean {name}", criteria.mean, record.quality.get(name), "nobody published it")
+    if criteria.worst_site is not None:
+        yield _at_least(f"worst hospital's {name}", criteria.worst_site, *_worst(run, record, name))
+    if criteria.calibration_error is not None:
+        found = record.quality.get("calibration_error")
+        yield _at_most("calibration error", criteria.calibration_error, found, "nobody published it")
+    if criteria.epsilon is not None:
+        yield _at_most("epsilon", criteria.epsilon, *_epsilon(run, record))
+    if criteria.attack_auc is not None:
+        yield _at_most("attack AUC", criteria.attack_auc, None, "no privacy audit is on record")
+
+
+def _worst(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:
+    """Return the worst hospital's value, or None and who did not publish it."""
+    members = {r.site for each in run.records()[: record.round + 1] for r in each.releases}
+    silent = sorted(site for site in members if name not in record.scores.get(site, {}))
+    if silent:
+        return None, f"{', '.join(silent)} did not publish it"
+    return min(record.scores[site][name] for site in members), ""
+
+
+def _epsilon(run: Run, record: RoundRecord) -> tuple[float | None, str]:
+    """Return the largest epsilon of any hospital in the run, or None and why none bounds it."""
+    releases = [r for each in run.records()[: record.round + 1] for r in each.releases]
+    spent = [release.epsilon for release in releases if release.epsilon is not None]
+    if len(spent) < len(releases) or not spent:
+        return None, "a release states none"
+    if any(release.noise == "test" for release in releases):
+        return None, "repeatable test noise protects nobody"
+    if plain := sorted({release.site for release in releases if release.plain_releases}):
+        return None, f"{', '.join(plain)} made releases without privacy of the same patients"
+    return max(spent), ""
+
+
+def _at_least(criterion: str, least: float, found: float | None, why: str) -> Evidence:
+    shown = f"missing: {why}" if found is None else f"{found:.4f}"
+    is_met = found is not None and found >= least
+    return Evidence(criterion=criterion, due=f"at least {least:g}", found=shown, is_met=is_met)
+
+
+def _at_most(criterion: str, most: float, found: float | None, why: str) -> Evidence:
+    shown = f"missing: {why}" if found is None else f"{found:.4f}"
+    is_met = found is not None and found <= most * (1 + 1e-6)
+    return Evidence(criterion=criterion, due=f"at most {most:g}", found=shown, is_met=is_met)
+
+
+def check_evidence(evidence: Sequence[Evidence]) -> None:
+    """Raise `NotReleased`, which names each criterion that is missing or failed."""
+    failed = [e for e in evidence if not e.is_met]
+    if failed:
+        lines = "".join(f"\n  {e.criterion}: {e.due}; {e.found}" for e in failed)
+        raise NotReleased(f"The evidence does not suffice:{lines}")
+
+
+def missing_roles(run: Run, record: RoundRecord) -> list[str]:
+    """Return whose approval is missing now.
+
+    Raises:
+        NotReleased: somebody has refused or revoked, and nobody has approved since.
+    """
+    known, terms = decisions.decisions(run), decisions.terms_of(run, record)
+    if against := decisions.objections(known, terms):
+        said = ", ".join(f"{v.person} ({v.role}) has {v.word} it: {v.reason}" for v in against)
+        raise NotReleased(f"{said or 'Somebody objects'}.")
+    given = decisions.approvals(known, terms, int(time.time() * 1000))
+    return [role for role in ROLES if role not in given]
+
+
+def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
+    """Make an approved model the champion, and put that on record; return its version.
+
+    Raises:
+        NotReleased: this process's account may not write the approved models.
+    """
+    terms = decisions.terms_of(run, record)
+    given = decisions.approvals(decisions.decisions(run), terms, int(time.time() * 1000))
+    if set(given) != set(ROLES):
+        raise NotReleased(f"Expected the approvals of {', '.join(ROLES)}, got {sorted(given)}.")
+    tags = {f"wardround.approved_by.{role}": _who(verdict) for role, verdict in given.items()}
+    try:
+        version = registry.approve(run, record, tags, report(run, record.round))
+    except registry.NotAllowed as error:
+        raise NotReleased(
+            f"Evidence and approvals are complete. {error} With that account's MLFLOW_TRACKING_USERNAME "
+            f"and MLFLOW_TRACKING_PASSWORD the same command releases it."
+        ) from error
+    except LookupError as error:
+        raise NotReleased(str(error)) from error
+    decisions.note(run, Outcome(what="released", terms=terms, version=version, evidence=tuple(evidence)))
+    attach_report(run, report(run))
+    return version
+
+
+def withdraw(run: Run, record: RoundRecord) -> str:
+    """Take a model back that somebody has revoked; return the version that is the champion now.
+
+    Raises:
+        NotReleased: nobody has revoked it, or this account may not write the approved models.
+    """
+    known, terms = decisions.decisions(run), decisions.terms_of(run, record)
+    against = [v for v in decisions.objections(known, terms) if v.word == "revoked"]
+    if not against:
+        raise NotReleased("Nobody has revoked this model.")
+    try:
+        champion = registry.withdraw(run, record, f"{against[-1].person}: {against[-1].reason}")
+    except registry.NotAllowed as error:
+        raise NotReleased(f"The revocation is on record. {error}") from error
+    before = decisions.outcome_of(known, terms)
+    if before and before.what == "released":
+        decisions.note(run, Outcome(what="withdrawn", terms=terms, version=before.version))
+        attach_report(run, report(run))
+    return champion
+
+
+def _who(verdict: decisions.Verdict) -> str:
+    until = datetime.fromtimestamp(verdict.expires_ms / 1000, UTC)
+    return f"{verdict.person}, until {until:%Y-%m-%d}"
+
+
+def released(run: Run, record: RoundRecord) -> str:
+    """Return the version as which a model was released, empty if it is not, or no longer."""
+    outcome = decisions.outcome_of(decisions.decisions(run), decisions.terms_of(run, record))
+    return outcome.version if outcome and outcome.what == "released" else ""

@@ -1,0 +1,202 @@
+"""The report of a run, and the model card in it: one HTML file for people, of public values alone.
+
+It holds no script and asks for nothing from outside, so it can be attached, archived and printed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from io import StringIO
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from flows import decisions
+from flows.live import headline_metric
+from flows.run import Accepted, Participant, RoundRecord, Run
+from models.objectives import flat, metric_names
+from privacy.accounting import PrivacyEvent, most_found
+
+LIBRARIES = ("wardround", "torch", "monai", "opacus", "prefect", "mlflow")
+FALSE_ALARMS = 0.05
+NOT_STATED = "not stated"
+HOW = {
+    "exact": "exact, of evaluation patients, to whom no privacy is promised",
+    "noised": "with noise that the hospital's ledger has charged",
+    "withheld": "withheld by the hospital",
+}
+HASH_SALT = "wardround"
+"""Makes the names inside of a drawing the same each time."""
+
+
+@dataclass(frozen=True)
+class HospitalPage:
+    """What a report says of one hospital."""
+
+    name: str
+    public: Participant
+    releases: Sequence[tuple[int, Accepted]]
+    how: str
+    missing: Mapping[int, str]
+
+    @property
+    def epsilon(self) -> float | None:
+        """What the run has spent here, None without privacy."""
+        return self.releases[-1][1].epsilon if self.releases else None
+
+    @property
+    def bytes_sent(self) -> int:
+        """The bytes of all its releases."""
+        return sum(release.payload_bytes for _, release in self.releases)
+
+    @property
+    def caveats(self) -> list[str]:
+        """What its epsilon does not say by itself."""
+        if not self.releases:
+            return []
+        last = self.releases[-1][1]
+        plain = [f"{last.plain_releases} releases without privacy beside it"] * bool(last.plain_releases)
+        return plain + ["repeatable test noise: no privacy at all"] * (last.noise == "test")
+
+    def most_found(self, delta: float) -> float | None:
+        """Return the largest share of its patients of whom anybody could tell that they took part."""
+        events = [PrivacyEvent(**r.event.model_dump()) for _, r in self.releases if r.event]
+        return most_found(events, delta, FALSE_ALARMS) if events else None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A row of the table of quality: a metric at a hospital, with what was told beside it."""
+
+    hospital: str
+    metric: str
+    before: float | None
+    now: float
+    low: float | None
+    high: float | None
+    worst_case: float | None
+
+
+def report(run: Run, until: int | None = None) -> bytes:
+    """Return the report of a run up to a round, its newest by default, as the bytes of an HTML file."""
+    records = run.records()[: None if until is None else until + 1]
+    known = decisions.decisions(run)
+    hospitals = [_page(run, records, site) for site in sorted(run.description.everybody)]
+    environment = Environment(
+        loader=PackageLoader("flows"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"figure": _shown, "day": _day, "stated": lambda text: text or NOT_STATED}
+    text = environment.get_template("report.html.j2").render(
+        run=run,
+        study=run.study,
+        records=records,
+        last=records[-1],
+        hospitals=hospitals,
+        quality=list(_quality(run, records)),
+        headline=headline_metric(records[-1]) or "",
+        quality_plot=_quality_plot(records),
+        epsilon_plot=_epsilon_plot(run, hospitals),
+        left_out=[(r.round, site, why) for r in records for site, why in sorted(r.left_out.items())],
+        refused=sorted(run.description.refused.items()),
+        departed=sorted(run.description.departed),
+        decisions=[(each.verdict, each.outcome) for each in known],
+        versions={name: version(name) for name in LIBRARIES},
+        metrics=sorted(metric_names(run.study.task)),
+        false_alarms=FALSE_ALARMS,
+    )
+    return text.encode()
+
+
+def _page(run: Run, records: Sequence[RoundRecord], site: str) -> HospitalPage:
+    told = [record.metrics[site] for record in records if site in record.metrics]
+    return HospitalPage(
+        name=site,
+        public=run.description.everybody[site],
+        releases=[(r.round, each) for r in records for each in r.releases if each.site == site],
+        how=HOW[told[-1]] if told else "nothing was told",
+        missing={r.round: r.left_out[site] for r in records if site in r.left_out},
+    )
+
+
+def _quality(run: Run, records: Sequence[RoundRecord]) -> list[Quality]:
+    """Return each metric at each hospital after the newest round that was evaluated, the worst first."""
+    scored = [record for record in records if record.scores]
+    if not scored:
+        return []
+    first, last = records[0], scored[-1]
+    rows = []
+    for metric in sorted(metric_names(run.study.task)):
+        for site, metrics in sorted(last.scores.items()):
+            if metric in metrics:
+                rows.append(
+                    Quality(
+                        hospital=site,
+                        metric=metric,
+                        before=first.scores.get(site, {}).get(metric),
+                        now=metrics[metric],
+                        low=metrics.get(f"low/{flat(metric)}"),
+                        high=metrics.get(f"high/{flat(metric)}"),
+                        worst_case=metrics.get(f"worst_case/{flat(metric)}"),
+                    )
+                )
+    return rows
+
+
+def _quality_plot(records: Sequence[RoundRecord]) -> Markup:
+    name = headline_metric(records[-1])
+    if name is None:
+        return Markup()
+    figure, axes = _figure(name, records[-1].round)
+    for site in sorted({site for record in records for site in record.scores}):
+        points = [(r.round, r.scores[site][name]) for r in records if name in r.scores.get(site, {})]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
+    axes.set_ylim(0, 1)
+    axes.legend(fontsize=8)
+    return _svg(figure, f"{name} of the global model at each hospital over the rounds")
+
+
+def _epsilon_plot(run: Run, hospitals: Sequence[HospitalPage]) -> Markup:
+    private = [page for page in hospitals if page.epsilon is not None]
+    if not private:
+        return Markup()
+    figure, axes = _figure("epsilon spent in this run", run.study.rounds)
+    for page in private:
+        points = [(0, 0.0), *((r, release.epsilon or 0.0) for r, release in page.releases)]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=page.name)
+    if run.study.privacy.mode != "none":
+        axes.axhline(run.study.privacy.epsilon, color="black", linestyle="--", label="the study's limit")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return _svg(figure, "Epsilon that each hospital has spent over the rounds")
+
+
+def _figure(label: str, rounds: int) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel("round")
+    axes.set_ylabel(label)
+    axes.set_xlim(-0.1, max(rounds, 1) + 0.1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, axes
+
+
+def _svg(figure: Figure, title: str) -> Markup:
+    out = StringIO()
+    with rc_context({"svg.hashsalt": HASH_SALT, "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
+    drawing = out.getvalue()
+    return Markup(drawing[drawing.index("<svg") :])  # noqa: S704  # what matplotlib drew, escaped by it
+
+
+def _shown(value: float | None) -> str:
+    return NOT_STATED if value is None else f"{value:.3f}"
+
+
+def _day(at_ms: int) -> str:
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"

@@ -1,0 +1,133 @@
+"""The `wardround review` commands: people look at a model and say what they think of it."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from flows.clear_errors import clear_errors
+
+review_app = typer.Typer(help="Decide about models: approve, refuse, revoke.", no_args_is_help=True)
+
+RunArgument = Annotated[
+    str | None, typer.Argument(help="The run's name; by default the latest.", show_default=False)
+]
+RoundOption = Annotated[int | None, typer.Option(help="The round; by default the latest.")]
+AsOption = Annotated[str, typer.Option("--as", help="Who says it, as people.yaml names him.")]
+KeyOption = Annotated[Path, typer.Option("--key", help="The file with his private key.")]
+RoleOption = Annotated[Literal["clinician", "officer"], typer.Option(help="In which role.")]
+ReasonOption = Annotated[str, typer.Option(help="For the record.")]
+Word = Literal["approved", "refused", "revoked"]
+
+
+@review_app.command()
+def key(name: AsOption, role: RoleOption, file: KeyOption) -> None:
+    """Make a person's key, on his own machine; print the line for the coordinator's people.yaml."""
+    with clear_errors():
+        from privacy.signing import private_key, public_hex
+
+        typer.echo(f"  {name}: {{role: {role}, key: {public_hex(private_key(file))}}}")
+
+
+@review_app.command()
+def show(run: RunArgument = None, round: RoundOption = None) -> None:
+    """Show a model's evidence, who has decided, and whose word is missing."""
+    with clear_errors():
+        from flows.coordinator import mlflow
+        from flows.home import Home
+        from flows.run import named_run
+
+        opened = named_run(Home(Path.cwd()), run)
+        with mlflow(opened.home):
+            from flows import gate, reviews
+
+            record = gate.record_of(opened, round)
+            Console().print(reviews.evidence_table(opened, record))
+            Console().print(reviews.decisions_table(opened, record))
+            typer.echo("To decide elsewhere, sign these terms with `wardround review sign`:")
+            typer.echo(reviews.terms_text(opened, record))
+
+
+@review_app.command()
+def sign(
+    terms: Annotated[str, typer.Argument(help="The terms, as `review show` or the form shows them.")],
+    word: Annotated[Word, typer.Option(help="What is said.")],
+    name: AsOption,
+    role: RoleOption,
+    key: KeyOption,
+    reason: ReasonOption = "",
+    days: Annotated[int, typer.Option(min=1, max=365, help="How long an approval counts.")] = 30,
+) -> None:
+    """Print a signed verdict for Prefect's form, on a machine that has the person's key alone."""
+    with clear_errors():
+        from pydantic import ValidationError
+
+        from flows.decisions import BadVerdict, Terms, signed_verdict
+        from privacy.signing import private_key
+
+        try:
+            about = Terms.model_validate(json.loads(terms))
+        except (ValueError, ValidationError) as error:
+            raise BadVerdict("Expected the terms as `wardround review show` prints them.") from error
+        _check_key(key)
+        typer.echo(signed_verdict(about, word, name, role, private_key(key), days, reason))
+
+
+@review_app.command()
+def approve(
+    name: AsOption, key: KeyOption, run: RunArgument = None, round: RoundOption = None,
+    reason: ReasonOption = "",
+) -> None:  # fmt: skip
+    """Approve a model, after reading its report; `promote` releases it once both roles have."""
+    _decide(run, round, "approved", name, key, reason)
+
+
+@review_app.command()
+def refuse(
+    name: AsOption, key: KeyOption, reason: ReasonOption, run: RunArgument = None,
+    round: RoundOption = None,
+) -> None:  # fmt: skip
+    """Refuse a model; earlier approvals of it count no more."""
+    _decide(run, round, "refused", name, key, reason)
+
+
+@review_app.command()
+def revoke(
+    name: AsOption, key: KeyOption, reason: ReasonOption, run: RunArgument = None,
+    round: RoundOption = None,
+) -> None:  # fmt: skip
+    """Take back a model that was released: the champion is the one before it again, or none."""
+    _decide(run, round, "revoked", name, key, reason)
+
+
+def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path, reason: str) -> None:
+    with clear_errors():
+        from flows.coordinator import mlflow
+        from flows.home import Home
+        from flows.run import named_run
+        from privacy.signing import private_key
+
+        opened = named_run(Home(Path.cwd()), run)
+        _check_key(key)
+        with mlflow(opened.home):
+            from flows import gate, reviews
+
+            record = gate.record_of(opened, round)
+            said = reviews.decide(opened, record, word, name, private_key(key), reason)
+            typer.echo(f"{word} by {name} ({said.role}): {opened.name}, round {record.round}.")
+            if word == "revoked":
+                champion = gate.withdraw(opened, record)
+                typer.echo(
+                    f"The champion is version {champion}." if champion else "There is no champion."
+                )
+            elif missing := reviews.missing(opened, record):
+                typer.echo(f"Still missing: {', '.join(missing)}.")
+
+
+def _check_key(file: Path) -> None:
+    from sites.documents import ConfigError
+
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file; `wardround review key` makes a person's key.")

@@ -1,0 +1,196 @@
+"""Everything that is written to MLflow, and the only module that knows it.
+
+One experiment a study, one parent run a training (the GLOBAL line), one child run a hospital; the
+step is the round, with a baseline at 0. Whatever is logged comes from a round's record, with the
+record's own time, so that logging it again after a crash changes nothing.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from types import TracebackType
+
+import mlflow
+from mlflow.entities import Metric, Param
+from mlflow.tracking import MlflowClient
+
+from flows.run import Accepted, RoundRecord, Run
+from flows.tracking import lines, registry, views
+from flows.tracking.lines import GLOBAL
+from flows.tracking.registry import LIBRARIES
+
+METRICS = {
+    "exact": "exact (evaluation patients: no DP)",
+    "noised": "noised (charged to the ledger)",
+    "withheld": "withheld",
+}
+"""How a hospital's figures came about, in words for the reader of MLflow."""
+
+
+def attach_report(run: Run, report: bytes) -> None:
+    """Attach a run's report to its parent run, in the place of an earlier one."""
+    client = MlflowClient()
+    experiment = views.experiment_of(client, run.study)
+    if parent := _found(client, experiment, run, GLOBAL):
+        client.log_text(parent, report.decode(), registry.REPORT)
+
+
+class Tracking(AbstractContextManager["Tracking"]):
+    """A run's place in MLflow, made on first use: its experiment, parent run and child runs."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._client = MlflowClient()
+        self._experiment = views.experiment_of(self._client, run.study)
+        self._parent = self._mlflow_run(GLOBAL, parent=None)
+        self._children = {
+            site: self._mlflow_run(site, parent=self._parent)
+            for site in sorted(run.description.everybody)
+        }
+        views.show(self._client, self._experiment, run, self._parent)
+
+    def __enter__(self) -> "Tracking":
+        for mlflow_run in self._all_runs():
+            self._client.update_run(mlflow_run, status="RUNNING")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for mlflow_run in self._all_runs():
+            self._client.set_terminated(mlflow_run, "FINISHED" if error is None else "FAILED")
+
+    @property
+    def page(self) -> str:
+        """The address of the run's page in MLflow's UI, as far as this process knows the server's."""
+        return f"{mlflow.get_tracking_uri()}/#/experiments/{self._experiment}/runs/{self._parent}"
+
+    def follow(self, run: Run) -> None:
+        """Go on with a run as its members are now."""
+        self._run = run
+        for site in sorted(run.description.participants.keys() - self._children.keys()):
+            self._children[site] = self._mlflow_run(site, parent=self._parent)
+
+    def log(self, record: RoundRecord) -> None:
+        """Log a round; logging it again changes nothing.
+
+        The chain's head is written last: where it stands, the whole round is there.
+        """
+        for site in self._children:
+            self._log_site(site, record)
+        self._log(self._parent, record, lines.of_everybody(record))
+        self._client.log_text(
+            self._parent, record.data.decode(), f"rounds/round-{record.round:03d}.json"
+        )
+        if record.round > 0:
+            registry.register(self._client, self._run, record, self._parent)
+        self._say_where_it_stands(record)
+        for mlflow_run in self._all_runs():
+            self._client.set_tag(mlflow_run, "wardround.chain_head", record.sha256)
+
+    def _say_where_it_stands(self, record: RoundRecord) -> None:
+        """Say in tags and the run's note what a person wants to know first."""
+        study = self._run.study
+        tags = {
+            "wardround.rounds_done": f"{record.round} of {study.rounds}",
+            "wardround.missing": ", ".join(sorted(record.left_out)) or "nobody",
+            "wardround.released": "no: a candidate",
+            views.NOTE: (
+                f"{study.purpose or study.name}\n\nRound {record.round} of {study.rounds} is on record; "
+                f"{len(record.releases)} hospitals contributed to it, missing: "
+                f"{', '.join(sorted(record.left_out)) or 'nobody'}. "
+                f"`report.html` among the artifacts says the rest."
+            ),
+        }
+        for key, value in tags.items():
+            self._client.set_tag(self._parent, key, value)
+
+    def _log_site(self, site: str, record: RoundRecord) -> None:
+        if site in record.metrics:
+            note = METRICS[record.metrics[site]]
+            self._client.set_tag(self._children[site], "wardround.metrics", note)
+        for release in record.releases:
+            if release.site == site:
+                self._tag_caveats(site, release)
+        hospital = self._run.description.everybody[site]
+        self._log(self._children[site], record, lines.of_site(record, site, hospital))
+
+    def _tag_caveats(self, site: str, release: Accepted) -> None:
+        """Tag what the shown epsilon does not say by itself."""
+        self._client.set_tag(self._children[site], "wardround.noise", release.noise)
+        if release.plain_releases:
+            count = str(release.plain_releases)
+            self._client.set_tag(self._children[site], "wardround.plain_releases", count)
+
+    def _log(self, mlflow_run: str, record: RoundRecord, values: Mapping[str, float]) -> None:
+        metrics = [
+            Metric(name, value, record.finished_ms, record.round) for name, value in values.items()
+        ]
+        self._client.log_batch(mlflow_run, metrics=metrics)
+
+    def _mlflow_run(self, site: str, parent: str | None) -> str:
+        if known := _found(self._client, self._experiment, self._run, site):
+            return known
+        run = self._run
+        tags = {
+            "wardround.study": run.study.name,
+            "wardround.run": run.name,
+            "wardround.site": site,
+            "dp": "false" if run.study.privacy.mode == "none" else "true",
+        }
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        made = self._client.create_run(
+            self._experiment,
+            start_time=run.description.started_ms,
+            tags=tags,
+            run_name=run.name if site == GLOBAL else f"{run.name} {site}",
+        )
+        self._client.log_batch(made.info.run_id, params=self._params(site))
+        return str(made.info.run_id)
+
+    def _params(self, site: str) -> list[Param]:
+        run = self._run
+        if site != GLOBAL:
+            hospital = run.description.everybody[site]
+            values = {
+                "declared_patients": hospital.declared_patients,
+                "steps": hospital.steps,
+                "budget/epsilon": hospital.budget.epsilon,
+                "budget/delta": hospital.budget.delta,
+                "version/wardround": hospital.version,
+                "code_sha256": hospital.code_sha256,
+            }
+            return [Param(name, str(value)) for name, value in values.items()]
+        fixed = {"study_sha256": run.study.sha256, **_flat(run.study.model_dump(mode="json"))}
+        versions = {f"version/{name}": version(name) for name in LIBRARIES}
+        return [Param(name, str(value)) for name, value in {**fixed, **versions}.items()]
+
+    def _all_runs(self) -> list[str]:
+        return [self._parent, *self._children.values()]
+
+
+def _found(client: MlflowClient, experiment: str, run: Run, site: str) -> str | None:
+    """Return the MLflow run of a run's hospital, None where there is none."""
+    found = client.search_runs(
+        [experiment], f"tags.`wardround.run` = '{run.name}' and tags.`wardround.site` = '{site}'"
+    )
+    return str(found[0].info.run_id) if found else None
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested keys joined by a slash.
+
+    >>> _flat({"a": {"b": 1}, "c": None})
+    {'a/b': 1, 'c': None}
+    """
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}/")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

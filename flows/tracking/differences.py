@@ -1,0 +1,112 @@
+"""Where MLflow says something else than the records of a run: the numbers, the texts, the models."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from flows import served_model
+from flows.run import RoundRecord, Run
+from flows.tracking import lines, registry
+from flows.tracking.lines import GLOBAL
+from models.checkpoints import sha256_of
+
+TOLERANCE = 1e-9
+
+
+def differences(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
+    """Yield what in MLflow does not fit a run's records, one sentence each."""
+    client = MlflowClient()
+    try:
+        yield from _differences(client, run, records)
+    except MlflowException as error:
+        yield f"MLflow can't be read: {error}"
+
+
+def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
+    experiment = client.get_experiment_by_name(run.study.name)
+    if experiment is None:
+        yield f"MLflow has no experiment {run.study.name}"
+        return
+    found = client.search_runs([experiment.experiment_id], f"tags.`wardround.run` = '{run.name}'")
+    by_site = {each.data.tags.get("wardround.site", ""): each for each in found}
+    for name in (GLOBAL, *sorted(run.description.everybody)):
+        if name not in by_site:
+            yield f"MLflow has no run of {run.name} for {name}"
+            return
+        yield from _of_line(client, by_site[name], _expected(run, records, name), name)
+        head = by_site[name].data.tags.get("wardround.chain_head")
+        if head != records[-1].sha256:
+            yield f"MLflow's run of {name} names another head of the chain than the newest record"
+    parent = by_site[GLOBAL].info.run_id
+    with tempfile.TemporaryDirectory() as folder:
+        for record in records:
+            yield from _of_text(client, parent, record, Path(folder))
+        for record in records[1:]:
+            yield from _of_model(client, run, record, Path(folder))
+
+
+def _expected(run: Run, records: Sequence[RoundRecord], name: str) -> dict[str, dict[int, float]]:
+    """Return by metric and round what the records say."""
+    expected: dict[str, dict[int, float]] = {}
+    for record in records:
+        values = (
+            lines.of_everybody(record)
+            if name == GLOBAL
+            else lines.of_site(record, name, run.description.everybody[name])
+        )
+        for metric, value in values.items():
+            expected.setdefault(metric, {})[record.round] = value
+    return expected
+
+
+def _of_line(
+    client: MlflowClient, line: MlflowRun, expected: Mapping[str, Mapping[int, float]], name: str
+) -> Iterator[str]:
+    for metric in sorted(line.data.metrics.keys() - expected.keys()):
+        yield f"MLflow has the metric {metric} of {name}, which no record has"
+    for metric, values in sorted(expected.items()):
+        history: dict[int, set[float]] = {}
+        for point in client.get_metric_history(line.info.run_id, metric):
+            history.setdefault(point.step, set()).add(point.value)
+        for round in sorted(values.keys() | history.keys()):
+            told = history.get(round, set())
+            due = values.get(round)
+            if due is None or not told or any(abs(each - due) > TOLERANCE for each in told):
+                shown = ", ".join(f"{each:.6g}" for each in sorted(told)) or "nothing"
+                record = "nothing" if due is None else f"{due:.6g}"
+                yield f"{metric} of {name} in round {round}: MLflow says {shown}, the record {record}"
+
+
+def _of_text(client: MlflowClient, parent: str, record: RoundRecord, folder: Path) -> Iterator[str]:
+    name = f"rounds/round-{record.round:03d}.json"
+    try:
+        data = Path(client.download_artifacts(parent, name, str(folder))).read_bytes()
+    except (MlflowException, OSError):
+        yield f"MLflow lacks {name}"
+        return
+    if data != record.data:
+        yield f"MLflow's {name} is not the record"
+
+
+def _of_model(client: MlflowClient, run: Run, record: RoundRecord, folder: Path) -> Iterator[str]:
+    version = registry.candidate(client, run, record.round)
+    if version is None:
+        yield f"MLflow has no candidate of round {record.round}"
+        return
+    for key, due in registry.tags_of(run, record).items():
+        if version.tags.get(key) != due:
+            yield f"the candidate of round {record.round} has another {key} than the record"
+    into = folder / f"{record.round:03d}"
+    into.mkdir()
+    try:
+        files = registry.fetch(registry.candidates(run.study.name), str(version.version), into)
+        weights = (files / served_model.WEIGHTS).read_bytes()
+    except (LookupError, OSError, StopIteration):
+        yield f"the candidate of round {record.round} has no model file in MLflow"
+        return
+    if sha256_of(weights) != record.model_sha256:
+        yield f"the model file of round {record.round} in MLflow is not the record's"

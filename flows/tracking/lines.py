@@ -1,0 +1,58 @@
+"""The numbers of a round as MLflow holds them: a line for each hospital, and one for all together.
+
+Whatever is logged is computed here from the round's record, so it can be compared with it at any time.
+"""
+
+from collections.abc import Mapping
+
+from flows.run import Accepted, Participant, RoundRecord
+from models.objectives import LOWER_IS_BETTER
+
+GLOBAL = "GLOBAL"
+
+
+def of_site(record: RoundRecord, site: str, hospital: Participant) -> dict[str, float]:
+    """Return what a round says of one hospital."""
+    values = {f"val/{name}": value for name, value in record.scores.get(site, {}).items()}
+    for release in record.releases:
+        if release.site == site:
+            values |= _privacy(release) | {"exchange/bytes_up": float(release.payload_bytes)}
+            if release.epsilon is not None:
+                values["privacy/budget"] = hospital.budget.epsilon
+    if site in record.train_seconds:
+        values["perf/train_seconds"] = record.train_seconds[site]
+    return values
+
+
+def of_everybody(record: RoundRecord) -> dict[str, float]:
+    """Return what a round says of all hospitals together; an epsilon is the largest of any."""
+    values = {f"val/{name}": value for name, value in record.quality.items()}
+    values |= {f"val/{name}": value for name, value in fairness(record.scores).items()}
+    spent = [_privacy(release) for release in record.releases]
+    for name in sorted({name for epsilons in spent for name in epsilons}):
+        values[name] = max(epsilons[name] for epsilons in spent if name in epsilons)
+    values["exchange/bytes_up"] = float(sum(r.payload_bytes for r in record.releases))
+    values["perf/round_seconds"] = record.seconds
+    values["sites/contributed"] = float(len(record.releases))
+    return values
+
+
+def fairness(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return `worst_site/<metric>` and `gap/<metric>` over the hospitals that published a metric.
+
+    >>> fairness({"a": {"dice": 0.75}, "b": {"dice": 0.5}})
+    {'worst_site/dice': 0.5, 'gap/dice': 0.25}
+    """
+    found: dict[str, float] = {}
+    for name in sorted({name for metrics in scores.values() for name in metrics if "/" not in name}):
+        values = [metrics[name] for metrics in scores.values() if name in metrics]
+        found[f"worst_site/{name}"] = max(values) if name in LOWER_IS_BETTER else min(values)
+        found[f"gap/{name}"] = max(values) - min(values)
+    return found
+
+
+def _privacy(release: Accepted) -> dict[str, float]:
+    if release.epsilon is None:
+        return {}
+    reported = {f"privacy/epsilon_{name}": eps for name, eps in release.epsilon_reported.items()}
+    return {"privacy/epsilon": release.epsilon, **reported}

@@ -1,0 +1,253 @@
+"""Models in MLflow's registry: every round's as a candidate, those that were released as approved.
+
+`<study>-candidates` is the coordinator's; in a protected server only the data-protection officer's
+account can write `<study>-approved`. No model is pickled: installed code and safetensors
+(`flows.served_model`).
+"""
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.models.model import ModelInfo
+from mlflow.tracking import MlflowClient
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from requests import HTTPError
+
+from flows import served_model
+from flows.run import RoundRecord, Run
+from models.checkpoints import sha256_of
+
+LIBRARIES = ("wardround", "torch", "monai", "opacus", "prefect", "mlflow")
+CHAMPION, CANDIDATE = "champion", "candidate"
+REVOKED = "wardround.revoked"
+REPORT = "report.html"
+
+
+class NotAllowed(Exception):
+    """The account under which this process speaks to MLflow may not do that."""
+
+
+def candidates(study: str) -> str:
+    """Return the name of the registered model that holds a version of every round."""
+    return f"{study}-candidates"
+
+
+def approved(study: str) -> str:
+    """Return the name of the registered model that holds what people have released."""
+    return f"{study}-approved"
+
+
+def candidate(client: MlflowClient, run: Run, round: int) -> ModelVersion | None:
+    """Return the version that holds a round's model, None where there is none."""
+    found = client.search_model_versions(
+        f"name = '{candidates(run.study.name)}' and tags.`wardround.run` = '{run.name}' "
+        f"and tags.`wardround.round` = '{round}'"
+    )
+    return found[0] if found else None
+
+
+def register(client: MlflowClient, run: Run, record: RoundRecord, parent: str) -> None:
+    """Register a round's model as a version of `<study>-candidates`, the newest `candidate`."""
+    name = candidates(run.study.name)
+    ensure_registered(client, name)
+    known = candidate(client, run, record.round)
+    if known is None:
+        model = _log_model(run, record, parent)
+        known = client.create_model_version(
+            name,
+            source=model.model_uri,
+            run_id=parent,
+            model_id=model.model_id,
+            tags=tags_of(run, record),
+            await_creation_for=0,
+        )
+    client.set_registered_model_alias(name, CANDIDATE, known.version)
+
+
+def tags_of(run: Run, record: RoundRecord) -> dict[str, str]:
+    """Return what a version says of its model."""
+    spent = [release.epsilon for release in record.releases if release.epsilon is not None]
+    return {
+        "wardround.study": run.study.name,
+        "wardround.run": run.name,
+        "wardround.round": str(record.round),
+        "wardround.sha256": record.model_sha256,
+        "wardround.chain_head": record.sha256,
+        **{f"val/{name}": f"{value:.4f}" for name, value in record.quality.items()},
+        **({"privacy/epsilon": f"{max(spent):.4f}"} if spent else {"dp": "false"}),
+        **_local_layers_tag(run, record),
+    }
+
+
+def approve(run: Run, record: RoundRecord, tags: Mapping[str, str], report: bytes) -> str:
+    """Copy a round's candidate, file by file, to `<study>-approved`, make it the champion.
+
+    The files are checked against the record and go where the coordinator's account can't write, with
+    the report beside them. Again it changes nothing but the champion. Returns the version.
+
+    Raises:
+        NotAllowed: this account may not write the approved models.
+        LookupError: the round has no candidate in MLflow, or its file is not the record's.
+    """
+    client, name = MlflowClient(), approved(run.study.name)
+    try:
+        ensure_registered(client, name)
+        known = _approved_version(client, run, record.model_sha256)
+        if known is None:
+            known = _copied(client, run, record, report)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, known.version, key, value)
+        if REVOKED in known.tags:
+            client.delete_model_version_tag(name, known.version, REVOKED)
+        client.set_registered_model_alias(name, CHAMPION, known.version)
+    except (MlflowException, HTTPError) as error:
+        raise _told(error, name) from error
+    return str(known.version)
+
+
+def _copied(client: MlflowClient, run: Run, record: RoundRecord, report: bytes) -> ModelVersion:
+    source, name = candidate(client, run, record.round), approved(run.study.name)
+    if source is None:
+        raise LookupError(f"MLflow has no candidate of round {record.round} of {run.name}.")
+    experiment = client.get_experiment_by_name(name)
+    store = experiment.experiment_id if experiment else client.create_experiment(name)
+    with tempfile.TemporaryDirectory() as folder:
+        files = fetch(source.name, str(source.version), Path(folder))
+        if sha256_of((files / served_model.WEIGHTS).read_bytes()) != record.model_sha256:
+            raise LookupError("The candidate's file in MLflow is not the model of the record.")
+        (files.parent / REPORT).write_bytes(report)
+        model = client.create_logged_model(store, name=f"round-{record.round:03d}", model_type="pyfunc")
+        client.log_model_artifacts(model.model_id, str(files.parent))
+        client.finalize_logged_model(model.model_id, "READY")
+    return client.create_model_version(
+        name,
+        source=f"models:/{model.model_id}",
+        model_id=model.model_id,
+        tags=tags_of(run, record),
+        await_creation_for=0,
+    )
+
+
+def withdraw(run: Run, record: RoundRecord, reason: str) -> str:
+    """Take a model back: the champion is the newest other one that still stands, or none.
+
+    Returns the version that is the champion now, empty if none is.
+
+    Raises:
+        NotAllowed: this account may not write the approved models.
+    """
+    client, name = MlflowClient(), approved(run.study.name)
+    try:
+        gone = _approved_version(client, run, record.model_sha256)
+        if gone is None:
+            return champion(run.study.name)
+        client.set_model_version_tag(name, gone.version, REVOKED, reason[:500] or "yes")
+        standing = [v for v in _versions(client, name) if REVOKED not in v.tags]
+        if standing:
+            client.set_registered_model_alias(name, CHAMPION, standing[-1].version)
+        else:
+            client.delete_registered_model_alias(name, CHAMPION)
+    except (MlflowException, HTTPError) as error:
+        raise _told(error, name) from error
+    return champion(run.study.name)
+
+
+def champion(study: str) -> str:
+    """Return the version of `<study>-approved` that is released now, empty if none is."""
+    try:
+        return str(MlflowClient().get_model_version_by_alias(approved(study), CHAMPION).version)
+    except MlflowException:
+        return ""
+
+
+def fetch(name: str, wanted: str, into: Path) -> Path:
+    """Download a version's files, by number or alias; return the folder that `served_model.load` reads.
+
+    Raises:
+        LookupError: there is no such version.
+    """
+    client = MlflowClient()
+    try:
+        by_number = wanted.isdecimal()
+        found = (
+            client.get_model_version(name, wanted)
+            if by_number
+            else client.get_model_version_by_alias(name, wanted)
+        )
+        uri = client.get_model_version_download_uri(name, found.version)
+        folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(into)))
+    except MlflowException as error:
+        raise LookupError(f"MLflow has no version {wanted} of {name}.") from error
+    return next(path.parent for path in folder.rglob(served_model.DESCRIPTION))
+
+
+def ensure_registered(client: MlflowClient, name: str) -> None:
+    """Make a registered model where there is none."""
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.create_registered_model(name)
+
+
+def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    found = client.search_model_versions(f"name = '{name}'")
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def _approved_version(client: MlflowClient, run: Run, sha256: str) -> ModelVersion | None:
+    named = [
+        v
+        for v in _versions(client, approved(run.study.name))
+        if (v.tags.get("wardround.sha256"), v.tags.get("wardround.run")) == (sha256, run.name)
+    ]
+    return named[-1] if named else None
+
+
+def _told(error: Exception, name: str) -> Exception:
+    if getattr(error, "error_code", "") == "PERMISSION_DENIED" or "403" in str(error):
+        return NotAllowed(
+            f"This account may not write {name} in MLflow; the data-protection officer's can."
+        )
+    return error
+
+
+def _local_layers_tag(run: Run, record: RoundRecord) -> dict[str, str]:
+    """Return a warning where a model lacks what hospitals keep to themselves."""
+    params = run.model(record)
+    missing = sorted(params.keys() - run.study.bound_strategy().shared(params).keys())
+    if not missing:
+        return {}
+    return {"wardround.local_layers": f"untrained here, kept at hospitals: {', '.join(missing)}"[:500]}
+
+
+def _log_model(run: Run, record: RoundRecord, parent: str) -> ModelInfo:
+    study = run.study
+    tensor = Schema([TensorSpec(np.dtype(np.float32), (-1,) * (study.task.dims + 1))])
+    spacing = ParamSpec("spacing_mm", DataType.double, [1.0] * study.task.dims, shape=(-1,))
+    output = ParamSpec("output", DataType.string, "probabilities")
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # MLflow advises an example; it would be a patient's image or none worth keeping.
+        warnings.filterwarnings("ignore", message=".*input example was not provided")
+        served_model.write(Path(folder), study, run.model(record))
+        mlflow.start_run(run_id=parent)
+        try:
+            return mlflow.pyfunc.log_model(
+                name=f"round-{record.round:03d}",
+                loader_module="flows.served_model",
+                data_path=folder,
+                signature=ModelSignature(inputs=tensor, params=ParamSchema([spacing, output])),
+                pip_requirements=[f"{name}=={version(name)}" for name in LIBRARIES],
+                step=record.round,
+            )
+        finally:
+            mlflow.end_run("RUNNING")

@@ -1,0 +1,135 @@
+"""What a person sees first in MLflow: an experiment for each study, saved charts, a bar of links.
+
+A saved view is an internal format of MLflow's UI, so MLflow's version is pinned, and a test opens the
+view in a browser.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlflow.tracking import MlflowClient
+
+from flows.run import Run
+from flows.tracking import registry
+from flows.tracking.lines import GLOBAL
+from models.objectives import metric_names
+from sites.study import Study
+
+BY_HOSPITAL = "by-hospital"
+NOTE = "mlflow.note.content"
+Sections = Mapping[str, Sequence[Sequence[str]]]
+
+
+def sections(study: Study) -> Sections:
+    """Return what the saved view charts, by section: each chart a list of metrics, a line a hospital."""
+    names = metric_names(study.task)
+    quality = [f"val/{name}" for name in ("dice", "hd95_mm", "auroc", "accuracy") if name in names]
+    shown = {"Quality": [[name] for name in quality]}
+    if study.privacy.mode != "none":
+        shown["Privacy"] = [["privacy/epsilon", "privacy/budget"]]
+    operations = ["exchange/bytes_up", "perf/train_seconds", "perf/round_seconds"]
+    return {**shown, "Operations": [[name] for name in operations]}
+
+
+def view(run: Run) -> dict[str, Any]:
+    """Return the saved view of a run: its sections, one line for each hospital, nothing else."""
+    shown = sections(run.study)
+    charts = [_chart(section, keys) for section, cards in shown.items() for keys in cards]
+    first = {chart["metricKey"] for chart in charts}
+    hidden = [
+        {"type": "LINE", "uuid": f"hidden {key}", "metricSectionId": "Quality", "metricKey": key,
+         "deleted": True}
+        for key in sorted(_every_metric(run.study) - first)
+    ]  # fmt: skip
+    return {
+        "groupBy": {
+            "aggregateFunction": "average",
+            "groupByKeys": [{"mode": "tag", "groupByData": "wardround.site"}],
+        },
+        "searchFilter": f"tags.`wardround.run` = '{run.name}'",
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "columns": 2, "cardHeight": 360}
+            for name in shown
+        ],
+        "compareRunCharts": [*charts, *hidden],
+        "isAccordionReordered": True,
+        "runsHiddenMode": "SHOW_ALL",
+    }
+
+
+def _chart(section: str, keys: Sequence[str]) -> dict[str, Any]:
+    chart = {
+        "type": "LINE",
+        "uuid": keys[0],
+        "metricSectionId": section,
+        "metricKey": keys[0],
+        "xAxisKey": "step",
+        "lineSmoothness": 0,
+    }
+    return chart | {"selectedMetricKeys": list(keys)} if len(keys) > 1 else chart
+
+
+def _every_metric(study: Study) -> set[str]:
+    """Return every metric that a run of a study may log: MLflow charts what nothing hides."""
+    overall = [name for name in metric_names(study.task) if "/" not in name]
+    fairness = (f"{kind}/{name}" for kind in ("worst_site", "gap") for name in overall)
+    private = ("epsilon", "budget", *(f"epsilon_{name}" for name in ("prv", "pld", "rdp")))
+    return {
+        *(f"val/{name}" for name in (*study.metric_names, *fairness)),
+        *(f"privacy/{name}" for name in private),
+        "exchange/bytes_up", "perf/train_seconds", "perf/round_seconds", "sites/contributed",
+    }  # fmt: skip
+
+
+def experiment_of(client: MlflowClient, study: Study) -> str:
+    """Return the id of a study's experiment, made where there is none."""
+    experiment = client.get_experiment_by_name(study.name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    return str(client.create_experiment(study.name))
+
+
+def show(client: MlflowClient, experiment: str, run: Run, parent: str) -> None:
+    """Let the study's view and note show a run: its charts, report, models, who it was."""
+    state = json.dumps(view(run))
+    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{BY_HOSPITAL}", state)
+    pages = " · ".join(f"[{title}]({link})" for title, link in _pages(experiment, parent, run.study))
+    text = f"**{run.study.name}**: {pages}\n\n{run.study.purpose}\n\nNewest run: {run.name}."
+    client.set_experiment_tag(experiment, NOTE, text)
+
+
+def _pages(experiment: str, parent: str, study: Study) -> list[tuple[str, str]]:
+    ours = "workflowType=machine_learning"
+    base = f"#/experiments/{experiment}/runs"
+    return [
+        ("all hospitals", f"{base}?{ours}&compareRunsMode=CHART&viewStateShareKey={BY_HOSPITAL}"),
+        ("report", f"{base}/{parent}/artifacts/{registry.REPORT}?{ours}"),
+        ("newest run", f"{base}/{parent}?{ours}"),
+        ("models", f"#/models/{registry.candidates(study.name)}"),
+        ("released models", f"#/models/{registry.approved(study.name)}"),
+    ]
+
+
+def links(url: str) -> list[tuple[str, str]]:
+    """Return the pages worth opening on the server at `url`, as (title, link)."""
+    client = MlflowClient(url)
+    pages = []
+    for experiment in client.search_experiments():
+        base = f"{url}/#/experiments/{experiment.experiment_id}"
+        found = client.search_runs(
+            [experiment.experiment_id],
+            f"tags.`wardround.site` = '{GLOBAL}'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        if found:
+            chart = f"{base}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+            chart = f"{chart}&viewStateShareKey={BY_HOSPITAL}"
+            newest = f"{base}/runs/{found[0].info.run_id}"
+            report = f"{newest}/artifacts/{registry.REPORT}?workflowType=machine_learning"
+            pages.append((f"{experiment.name}: all hospitals", chart))
+            pages.append((f"{experiment.name}: report", report))
+            pages.append((f"{experiment.name}: newest run", f"{newest}?workflowType=machine_learning"))
+    registered = [model.name for model in client.search_registered_models()]
+    return pages + [(f"{name}: versions", f"{url}/#/models/{name}") for name in registered]

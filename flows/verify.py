@@ -1,0 +1,335 @@
+"""Whether a run is what it says: every signature, every link, every number, and the models re-computed.
+
+Nothing is taken from the coordinator's own word that a hospital's signature can show. Each check yields
+what does not fit, in the order in which a round comes about; the first is where to look.
+
+| what is checked     | against what                                                             |
+|---------------------|--------------------------------------------------------------------------|
+| records             | their chain, its heads as the coordinator and the hospitals signed them  |
+| models              | their sha256, the coordinator's statements, the strategy over releases   |
+| orders, acceptances | signatures, the study's hash, the numbers in `run.json`                  |
+| releases            | signatures, sha256, base, declared numbers, cost, no one twice           |
+| scores              | signatures, the record's numbers and their declared-n mean               |
+| decisions           | their chain, each person's signature, the exchange                       |
+| MLflow              | every number, text and model file                                        |
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from flows import decisions, rounds
+from flows.rounds import Answers
+from flows.run import GENESIS, BrokenRun, RoundRecord, Run
+from flows.tracking.differences import differences
+from models import checkpoints
+from models import params as P
+from models.checkpoints import CorruptCheckpoint, StoredParams, sha256_of
+from models.params import Params
+from privacy.accounting import TOLERANCE
+from privacy.release import (
+    Acceptance,
+    HeadManifest,
+    ModelManifest,
+    RejectedRelease,
+    ReleaseManifest,
+    Scores,
+    Statement,
+    parse_statement,
+)
+from privacy.signing import BadSignature, verified
+from sites.exchange import decision_place, head_place, model_place, statement_place
+from sites.orders import Order
+
+
+def faults(run: Run) -> Iterator[str]:
+    """Yield what in a run does not fit, one sentence each; nothing if all of it does.
+
+    Re-computing takes as long as the run's aggregations did, and as the first model's prior.
+    """
+    try:
+        records = run.records()
+        known = decisions.decisions(run)
+    except BrokenRun as error:
+        yield str(error)
+        return
+    if not records:
+        yield f"{run.name} has no record."
+        return
+    yield from _of_chain(run, records)
+    yield from _of_orders(run)
+    yield from _of_acceptances(run)
+    for before, record in pairwise(records):
+        yield from _of_releases(run, records, before, record)
+    yield from _twice(records)
+    for record in records:
+        yield from _of_scores(run, records, record)
+    yield from _of_models(run, records)
+    yield from _of_decisions(run, records, known)
+    yield from differences(run, records)
+
+
+def _of_chain(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
+    for record in records:
+        named = (record.study, record.study_sha256, record.run)
+        if named != (run.study.name, run.study.sha256, run.name):
+            yield f"The record of round {record.round} is of another study or run."
+    if run.is_finished and records[-1].round != run.study.rounds:
+        yield f"{run.name} is finished, and its newest record is of round {records[-1].round}."
+    numbers = sorted(int(p.stem.removeprefix("round-")) for p in (run.folder / "rounds").glob("*.json"))
+    if numbers != [record.round for record in records]:
+        yield f"The records are of rounds {numbers}, one of which is missing."
+    for record in records:
+        try:
+            said = HeadManifest.model_validate(_coordinators(run, head_place(run.name, record.round)))
+            if (said.run, said.round, said.record_sha256) != (run.name, record.round, record.sha256):
+                yield f"The signed head of round {record.round} is another than the record's."
+        except (BadSignature, ValidationError, LookupError) as error:
+            yield f"The signed head of round {record.round}: {error}"
+    last = records[-1].round
+    if run.exchange.statement(head_place(run.name, last + 1)) is not None:
+        yield f"The exchange has a head of round {last + 1}, whose record is missing here."
+
+
+def _coordinators(run: Run, place: str) -> dict[str, object]:
+    """Return the coordinator's statement at a place; raise LookupError where there is none."""
+    data = run.exchange.statement(place)
+    if data is None:
+        raise LookupError("it is not in the exchange.")
+    return verified(data, "coordinator", {"coordinator": run.public_key})
+
+
+def _of_orders(run: Run) -> Iterator[str]:
+    for site in sorted(run.description.roster):
+        for place in sorted(run.exchange.orders_of(site)):
+            name = place.rpartition("/")[2]
+            if not name.startswith(f"{run.name}."):
+                continue
+            try:
+                order = Order.model_validate(_coordinators(run, place))
+                found = f"{order.run}.{order.round:03d}.{order.phase}.{order.attempt}"
+                if (found, order.site, order.study.sha256) != (name, site, run.study.sha256):
+                    yield f"The order {name} of {site} is another than its place says."
+            except (BadSignature, ValidationError, LookupError) as error:
+                yield f"The order {name} of {site} can't be trusted: {error}"
+
+
+def _of_acceptances(run: Run) -> Iterator[str]:
+    for site, member in sorted(run.description.everybody.items()):
+        places = (statement_place(run.name, r, "join", site) for r in range(run.study.rounds + 1))
+        found = [data for data in map(run.exchange.statement, places) if data is not None]
+        said = [each for each in (_acceptance(data, site, member.public_key) for data in found) if each]
+        if not said:
+            # a key that was changed since has signed it: then the releases' own keys have to do
+            if found:
+                continue
+            yield f"The exchange has no acceptance of {site}."
+            continue
+        told = (said[-1].declared_training, said[-1].declared_patients, said[-1].steps, said[-1].budget)
+        if told != (member.declared_training, member.declared_patients, member.steps, member.budget):
+            yield f"run.json has other declared numbers of {site} than its signed acceptance."
+
+
+def _acceptance(data: bytes, site: str, key: str) -> Acceptance | None:
+    try:
+        said = parse_statement(verified(data, site, {site: key}))
+    except (BadSignature, RejectedRelease):
+        return None
+    return said if isinstance(said, Acceptance) else None
+
+
+def _of_releases(
+    run: Run, records: Sequence[RoundRecord], before: RoundRecord, record: RoundRecord
+) -> Iterator[str]:
+    if record.base_sha256 != before.model_sha256:
+        yield f"Round {record.round} starts from another model than round {before.round} ended with."
+    if len(record.releases) < run.study.sites.min:
+        yield f"Round {record.round} took fewer releases than the study's minimum."
+    for release in record.releases:
+        where = f"The release of {release.site} in round {record.round}"
+        due = record.round - release.staleness
+        try:
+            said = _hospitals(run, due, "contribute", release.site, release.public_key, release)
+        except (BadSignature, RejectedRelease, LookupError) as error:
+            yield f"{where}: {error}"
+            continue
+        if not isinstance(said, ReleaseManifest):
+            yield f"{where} is a {said.kind}."
+            continue
+        same = ("payload_sha256", "payload_bytes", "event", "epsilon", "epsilon_reported",
+                "plain_releases", "noise", "ledger_head")  # fmt: skip
+        if other := [name for name in same if getattr(said, name) != getattr(release, name)]:
+            yield f"{where}: the record has another {other[0]} than the hospital signed."
+        if said.base_sha256 != records[due - 1].model_sha256:
+            yield f"{where} starts from another model than the round before it ended with."
+        if said.chain_head != _head_before(records, due - 1):
+            yield f"{where} was signed upon another chain of records than this."
+        if not math.isclose(release.weight, rounds.weight_of(run, record.round, said)):
+            yield f"{where} has another weight than its declared patients."
+        yield from _of_cost(run, records, record, said, where)
+        path = rounds.release_path(run, record.round, release.site)
+        if not path.exists() or sha256_of(path.read_bytes()) != release.payload_sha256:
+            yield f"{where}: its stored tensors are not those that it names."
+
+
+def _hospitals(
+    run: Run, round: int, phase: str, site: str, key: str, named: RoundRecord | object
+) -> Statement:
+    """Return a hospital's statement as the exchange has it, by the hash that a record names."""
+    data = run.exchange.statement(statement_place(run.name, round, phase, site))
+    if data is None:
+        raise LookupError("its statement is not in the exchange.")
+    if sha256_of(data) != getattr(named, "statement_sha256", ""):
+        raise LookupError("the exchange has another statement than the record names.")
+    statement = parse_statement(verified(data, site, {site: key}))
+    rounds.check_addressed(run, round, phase, site, statement)
+    return statement
+
+
+def _head_before(records: Sequence[RoundRecord], round: int) -> str:
+    """Return the head of the chain when a round's model was published."""
+    return records[round - 1].sha256 if round else GENESIS
+
+
+def _of_cost(
+    run: Run, records: Sequence[RoundRecord], record: RoundRecord, said: ReleaseManifest, where: str
+) -> Iterator[str]:
+    """Yield where a release cost less than the study's mechanism does, or less than one before it."""
+    taken = sum(r.site == said.site for each in records[: record.round] for r in each.releases)
+    try:
+        declared = run.description.everybody[said.site].declared_training
+        rounds.check_cost(run, said, declared, taken)
+    except ValueError as error:
+        yield f"{where}: {error}."
+    spent = [
+        r.epsilon
+        for each in records[: record.round]
+        for r in each.releases
+        if r.site == said.site and r.epsilon is not None
+    ]
+    if said.epsilon is not None and spent and said.epsilon < spent[-1] * (1 - TOLERANCE):
+        yield f"{where} states a smaller epsilon than an earlier one."
+
+
+def _twice(records: Sequence[RoundRecord]) -> Iterator[str]:
+    seen: dict[str, int] = {}
+    for record in records:
+        for release in record.releases:
+            for what in (release.statement_sha256, f"{release.site} {release.ledger_head}"):
+                if what in seen:
+                    yield (
+                        f"The release of {release.site} in round {record.round} is that of round "
+                        f"{seen[what]} once more."
+                    )
+                    break
+                seen[what] = record.round
+
+
+def _of_scores(run: Run, records: Sequence[RoundRecord], record: RoundRecord) -> Iterator[str]:
+    if record.scores.keys() != record.scored.keys() or record.metrics.keys() != record.scored.keys():
+        yield f"The record of round {record.round} has scores that it names no statement for."
+        return
+    for site, signed in sorted(record.scored.items()):
+        where = f"The scores of {site} in round {record.round}"
+        try:
+            said = _hospitals(run, record.round, "evaluate", site, signed.public_key, signed)
+        except (BadSignature, RejectedRelease, LookupError) as error:
+            yield f"{where}: {error}"
+            continue
+        if not isinstance(said, Scores) or said.model_sha256 != record.model_sha256:
+            yield f"{where} are of another model."
+        elif (said.metrics, said.metrics_policy) != (record.scores[site], record.metrics[site]):
+            yield f"{where}: the record has other numbers than the hospital signed."
+        elif said.chain_head != _head_before(records, record.round):
+            yield f"{where} were signed upon another chain of records than this."
+    quality = rounds.quality_of(run, record.scores)
+    if not _alike(quality, record.quality):
+        yield f"The quality of round {record.round} is not the mean of its scores."
+
+
+def _alike(a: dict[str, float], b: dict[str, float]) -> bool:
+    return a.keys() == b.keys() and all(math.isclose(a[name], b[name], abs_tol=1e-12) for name in a)
+
+
+def _of_models(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
+    """Yield where a model is not what its round's releases make of the one before."""
+    for record in records:
+        try:
+            said = ModelManifest.model_validate(_coordinators(run, model_place(run.name, record.round)))
+            _ = run.model(record)
+        except (BadSignature, ValidationError, LookupError) as error:
+            yield f"The model of round {record.round}: its statement: {error}"
+            return
+        except (CorruptCheckpoint, OSError) as error:
+            yield f"The model of round {record.round}: {error}"
+            return
+        named = (said.run, said.round, said.study_sha256, said.model_sha256, said.chain_head)
+        due = (run.name, record.round, run.study.sha256, record.model_sha256)
+        if named != (*due, _head_before(records, record.round)):
+            yield f"The statement of round {record.round}'s model is about another one."
+    first = checkpoints.to_bytes(rounds.first_model(run.study))
+    if sha256_of(first) != records[0].model_sha256:
+        yield "The first model is not the one that the study's seed makes."
+    state: Params | None = None
+    for before, record in pairwise(records):
+        try:
+            moved, left = rounds.next_model(
+                run, record.round, run.model(before), state, _taken(run, record)
+            )
+        except (CorruptCheckpoint, ValueError, OSError, LookupError) as error:
+            yield f"Round {record.round} can't be re-computed: {error}"
+            return
+        if sha256_of(checkpoints.to_bytes(moved)) != record.model_sha256:
+            yield f"The releases of round {record.round} make another model than the record's."
+            return
+        yield from _of_state(run.state_path(record.round), left, record)
+        state = {name: left[name] for name in left} or state
+
+
+def _of_state(path: Path, due: Params, record: RoundRecord) -> Iterator[str]:
+    if due and (not path.exists() or not _same(StoredParams(path), due)):
+        yield f"The strategy's state after round {record.round} is not what its releases make."
+
+
+def _same(a: Params, b: Params) -> bool:
+    try:
+        return a.keys() == b.keys() and P.norm(P.subtract(a, b)) == 0
+    except ValueError:
+        return False
+
+
+def _taken(run: Run, record: RoundRecord) -> Answers:
+    """Return the releases of a round as the exchange has them; their signatures are checked before."""
+    taken: dict[str, Statement] = {}
+    for release in record.releases:
+        due = record.round - release.staleness
+        taken[release.site] = _hospitals(
+            run, due, "contribute", release.site, release.public_key, release
+        )
+    return Answers(taken, {release.site: release for release in record.releases}, {})
+
+
+def _of_decisions(
+    run: Run, records: Sequence[RoundRecord], known: Sequence[decisions.Decision]
+) -> Iterator[str]:
+    by_round = {record.round: record for record in records}
+    for decision in known:
+        verdict = decision.verdict
+        terms = verdict.terms if verdict else decision.outcome.terms if decision.outcome else None
+        record = by_round.get(terms.round) if terms else None
+        if terms is None or record is None or decisions.terms_of(run, record) != terms:
+            yield f"Decision {decision.number} is about no model of this run."
+        elif decision.outcome and decision.outcome.what == "released":
+            missing = [e.criterion for e in decision.outcome.evidence if not e.is_met]
+            before = known[: decision.number - 1]
+            given = decisions.approvals(before, terms, decision.at_ms)
+            if missing or set(given) != set(decisions.ROLES):
+                yield f"Decision {decision.number} released a model without what is due for it."
+    here = decisions.folder_bytes(run)
+    for number in range(1, len(here) + 2):
+        there = run.exchange.statement(decision_place(run.name, number))
+        if there != here.get(number):
+            yield f"Decision {number} is not the same here and in the exchange."
