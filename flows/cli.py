@@ -173,6 +173,56 @@ def promote(
             typer.echo(f"Released: version {gate.released(opened, record)} is the champion.")
 
 
+ModelArgument = Annotated[
+    str, typer.Argument(help="<study>-approved, <study>-candidates, either with /VERSION, or a run.")
+]
+
+
+@app.command()
+def predict(
+    model: ModelArgument,
+    image: Annotated[Path, typer.Argument(help="NIfTI, a DICOM series' folder, PNG or JPEG.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The mask, .nii.gz, on the image's own grid.")
+    ] = None,
+) -> None:
+    """Write what a model sees in an image: a mask, or as JSON the probability of each class."""
+    with clear_errors():
+        from flows.coordinator import mlflow
+        from flows.home import Home
+
+        home = Home(Path.cwd())
+        with mlflow(home):
+            from flows import prediction, served_model
+
+            with prediction.model_files(home, model) as folder:
+                loaded = served_model.load(folder)
+        if out is None:
+            typer.echo(json.dumps(prediction.classes_of(loaded, image)))
+        else:
+            prediction.write_mask(prediction.mask_of(loaded, image), out)
+
+
+@app.command(name="export-bundle")
+def export_bundle(
+    model: ModelArgument, folder: Annotated[Path, typer.Argument(help="An empty folder.")]
+) -> None:
+    """Write a model as a MONAI bundle, which `python -m monai.bundle run` executes."""
+    with clear_errors():
+        from flows.coordinator import mlflow
+        from flows.home import Home
+
+        home = Home(Path.cwd())
+        with mlflow(home):
+            from flows import bundle, prediction, served_model
+            from models.checkpoints import sha256_of
+
+            with prediction.model_files(home, model) as files:
+                weights = (files / served_model.WEIGHTS).read_bytes()
+                bundle.write(served_model.load(files), weights, sha256_of(weights), folder)
+        typer.echo(f"{folder} is a MONAI bundle; docs/README.md in it says how to run it.")
+
+
 @app.command()
 def coordinate() -> None:
     """Train the studies in studies/ when Prefect's schedules say so, until Ctrl-C."""

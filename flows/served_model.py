@@ -39,21 +39,35 @@ class ServedModel:
     def predict(
         self, images: NDArray[np.float32], params: Mapping[str, Any] | None = None
     ) -> NDArray[np.float32]:
-        """Return probabilities `(B, C, *spatial)`, or `(B, C)` for classification.
+        """Return probabilities `(B, C, *spatial)`, or `(B, C)` for classification; or labels.
 
         Args:
             images: raw intensities `(B, *spatial)`, in RAS orientation.
-            params: `spacing_mm`, the voxels' sides, 1 mm each unless it is given.
+            params: `spacing_mm`, the voxels' sides, 1 mm each unless it is given; `output`,
+                `probabilities` or `labels` `(B, *spatial)`, `(B,)`, or `(B, C)` where several can hold.
         """
-        study, network = self.study, self.network
-        spacing = tuple(map(float, (params or {}).get("spacing_mm", [1.0] * study.task.dims)))
+        asked = {"spacing_mm": [1.0] * self.study.task.dims, "output": "probabilities", **(params or {})}
+        spacing = tuple(map(float, asked["spacing_mm"]))
+        every = torch.stack([self.probabilities(image, spacing) for image in images])
+        if asked["output"] == "probabilities":
+            return every.numpy()
+        if asked["output"] != "labels":
+            raise ValueError(f"Expected output probabilities or labels, got {asked['output']!r}.")
+        return self.labels(every).numpy().astype(np.float32)
+
+    def probabilities(self, image: NDArray[np.float32], spacing_mm: tuple[float, ...]) -> torch.Tensor:
+        """Return probabilities `(C, *spatial)` of one image `(*spatial)` in RAS, or `(C,)`."""
+        study = self.study
         activation = build_task(study.task).activation
-        prepared = (prepare(_as_scan(image, spacing, study), study.preprocessing) for image in images)
-        every = [
-            predict(network, activation, study.preprocessing, study.network.divisor, scan, CPU)
-            for scan in prepared
-        ]
-        return torch.stack(every).numpy()
+        scan = prepare(_as_scan(image, spacing_mm, study), study.preprocessing)
+        return predict(self.network, activation, study.preprocessing, study.network.divisor, scan, CPU)
+
+    def labels(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return the labels of probabilities `(B, C, ...)`: the likeliest, or each that holds."""
+        task = self.study.task
+        if task.kind == "classification" and task.multi_label:
+            return (probabilities >= 0.5).long()
+        return probabilities.argmax(1)
 
 
 def write(folder: Path, study: Study, params: Params) -> None:
@@ -64,8 +78,11 @@ def write(folder: Path, study: Study, params: Params) -> None:
 
 
 def _load_pyfunc(path: str) -> ServedModel:
-    """Return the model in the folder `path`, its weights checked against their sha256."""
-    folder = Path(path)
+    return load(Path(path))
+
+
+def load(folder: Path) -> ServedModel:
+    """Return the model in a folder, its weights checked against their sha256."""
     described = json.loads((folder / DESCRIPTION).read_bytes())
     study = Study.model_validate(described["study"])
     network = study.network.build(study.task.dims, study.task.out_channels).eval()

@@ -5,19 +5,12 @@ depends on another patient, which per-patient clipping needs. Where MONAI has ba
 choice, Opacus' fixer puts group norm in its place.
 """
 
-from typing import Annotated, ClassVar, Literal
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from monai.networks.nets import (
-    AttentionUnet,
-    BasicUNet,
-    DenseNet121,
-    DynUNet,
-    SegResNet,
-    UNet,
-    resnet10,
-    resnet18,
-)
+from monai.networks import nets
 from opacus.validators import ModuleValidator
 from pydantic import Field, PositiveInt
 from torch import nn
@@ -30,7 +23,33 @@ LEAST_SIDE = 64
 Channels = Annotated[int, Field(ge=1, le=1024)]
 
 
-class UNetConfig(Config):
+class _NetworkConfig(Config):
+    """A network by its name in MONAI.
+
+    Attributes:
+        kind: what it is for.
+        fixed: how Opacus' fixer is called that puts group norm for batch norm; None where nothing is.
+    """
+
+    kind: ClassVar[Kind]
+    fixed: ClassVar[Mapping[str, Any] | None] = None
+
+    name: str
+
+    @abstractmethod
+    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+        """Return what MONAI's class is called with."""
+
+    def build(self, dims: int, out_channels: int) -> nn.Module:
+        """Return the network for images `(B, 1, *spatial)`."""
+        network: nn.Module = getattr(nets, self.name)(**self.arguments(dims, out_channels))
+        if self.fixed is None:
+            return network
+        fixed: nn.Module = ModuleValidator.fix(network, **self.fixed)
+        return fixed
+
+
+class UNetConfig(_NetworkConfig):
     """MONAI's residual UNet (Kerfoot et al. 2018), instance norm; each level halves the image."""
 
     kind: ClassVar[Kind] = "segmentation"
@@ -44,20 +63,19 @@ class UNetConfig(Config):
         """The number that each side of an image must be a multiple of."""
         return 1 << (len(self.channels) - 1)
 
-    def build(self, dims: int, out_channels: int) -> nn.Module:
-        """Return the network for images `(B, 1, *spatial)`."""
-        network: nn.Module = UNet(
-            spatial_dims=dims,
-            in_channels=1,
-            out_channels=out_channels,
-            channels=self.channels,
-            strides=(2,) * (len(self.channels) - 1),
-            num_res_units=self.num_res_units,
-        )
-        return network
+    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+        """Return what MONAI's class is called with."""
+        return {
+            "spatial_dims": dims,
+            "in_channels": 1,
+            "out_channels": out_channels,
+            "channels": self.channels,
+            "strides": (2,) * (len(self.channels) - 1),
+            "num_res_units": self.num_res_units,
+        }
 
 
-class SegResNetConfig(Config):
+class SegResNetConfig(_NetworkConfig):
     """MONAI's SegResNet (Myronenko 2018), group norm; each level but the first halves the image."""
 
     kind: ClassVar[Kind] = "segmentation"
@@ -71,20 +89,19 @@ class SegResNetConfig(Config):
         """The number that each side of an image must be a multiple of."""
         return 1 << (len(self.blocks_down) - 1)
 
-    def build(self, dims: int, out_channels: int) -> nn.Module:
-        """Return the network for images `(B, 1, *spatial)`."""
-        network: nn.Module = SegResNet(
-            spatial_dims=dims,
-            in_channels=1,
-            out_channels=out_channels,
-            init_filters=self.init_filters,
-            blocks_down=self.blocks_down,
-            blocks_up=(1,) * (len(self.blocks_down) - 1),
-        )
-        return network
+    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+        """Return what MONAI's class is called with."""
+        return {
+            "spatial_dims": dims,
+            "in_channels": 1,
+            "out_channels": out_channels,
+            "init_filters": self.init_filters,
+            "blocks_down": self.blocks_down,
+            "blocks_up": (1,) * (len(self.blocks_down) - 1),
+        }
 
 
-class BasicUNetConfig(Config):
+class BasicUNetConfig(_NetworkConfig):
     """MONAI's BasicUNet (Falk et al. 2019), instance norm; four levels, each halves the image.
 
     `features` are the channels of the five levels, and of the last layer before the output.
@@ -96,15 +113,17 @@ class BasicUNetConfig(Config):
     name: Literal["BasicUNet"]
     features: Annotated[tuple[Channels, ...], Field(min_length=6, max_length=6)]
 
-    def build(self, dims: int, out_channels: int) -> nn.Module:
-        """Return the network for images `(B, 1, *spatial)`."""
-        network: nn.Module = BasicUNet(
-            spatial_dims=dims, in_channels=1, out_channels=out_channels, features=self.features
-        )
-        return network
+    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+        """Return what MONAI's class is called with."""
+        return {
+            "spatial_dims": dims,
+            "in_channels": 1,
+            "out_channels": out_channels,
+            "features": self.features,
+        }
 
 
-class DynUNetConfig(Config):
+class DynUNetConfig(_NetworkConfig):
     """MONAI's DynUNet, the network of nnU-Net (Isensee et al. 2021), instance norm, no deep supervision.
 
     Each level but the first halves the image.
@@ -121,26 +140,26 @@ class DynUNetConfig(Config):
         """The number that each side of an image must be a multiple of."""
         return 1 << (len(self.filters) - 1)
 
-    def build(self, dims: int, out_channels: int) -> nn.Module:
-        """Return the network for images `(B, 1, *spatial)`."""
+    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+        """Return what MONAI's class is called with."""
         levels = len(self.filters)
-        network: nn.Module = DynUNet(
-            spatial_dims=dims,
-            in_channels=1,
-            out_channels=out_channels,
-            kernel_size=[3] * levels,
-            strides=[1] + [2] * (levels - 1),
-            upsample_kernel_size=[2] * (levels - 1),
-            filters=self.filters,
-            res_block=self.res_block,
-        )
-        return network
+        return {
+            "spatial_dims": dims,
+            "in_channels": 1,
+            "out_channels": out_channels,
+            "kernel_size": [3] * levels,
+            "strides": [1] + [2] * (levels - 1),
+            "upsample_kernel_size": [2] * (levels - 1),
+            "filters": self.filters,
+            "res_block": self.res_block,
+        }
 
 
-class AttentionUnetConfig(Config):
+class AttentionUnetConfig(_NetworkConfig):
     """MONAI's AttentionUnet (Oktay et al. 2018) with group norm for batch norm."""
 
     kind: ClassVar[Kind] = "segmentation"
+    fixed: ClassVar[Mapping[str, Any] | None] = {}
 
     name: Literal["AttentionUnet"]
     channels: Annotated[tuple[Channels, ...], Field(min_length=2, max_length=6)]
@@ -150,20 +169,18 @@ class AttentionUnetConfig(Config):
         """The number that each side of an image must be a multiple of."""
         return 1 << (len(self.channels) - 1)
 
-    def build(self, dims: int, out_channels: int) -> nn.Module:
-        """Return the network for images `(B, 1, *spatial)`."""
-        network = AttentionUnet(
-            spatial_dims=dims,
-            in_channels=1,
-            out_channels=out_channels,
-            channels=self.channels,
-            strides=(2,) * (len(self.channels) - 1),
-        )
-        fixed: nn.Module = ModuleValidator.fix(network)
-        return fixed
+    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+        """Return what MONAI's class is called with."""
+        return {
+            "spatial_dims": dims,
+            "in_channels": 1,
+            "out_channels": out_channels,
+            "channels": self.channels,
+            "strides": (2,) * (len(self.channels) - 1),
+        }
 
 
-class ResNetConfig(Config):
+class ResNetConfig(_NetworkConfig):
     """MONAI's resnet10 or resnet18 (He et al. 2016; Chen et al. 2019) with group norm for batch norm.
 
     `width` is that of the first of its four levels; each later one is twice as wide.
@@ -171,24 +188,22 @@ class ResNetConfig(Config):
 
     kind: ClassVar[Kind] = "classification"
     divisor: ClassVar[int] = 16
+    fixed: ClassVar[Mapping[str, Any] | None] = {"num_groups": 8}
 
     name: Literal["resnet10", "resnet18"]
     width: Literal[8, 16, 32, 64] = 64
 
-    def build(self, dims: int, out_channels: int) -> nn.Module:
-        """Return the network for images `(B, 1, *spatial)`."""
-        make = {"resnet10": resnet10, "resnet18": resnet18}[self.name]
-        network = make(
-            spatial_dims=dims,
-            n_input_channels=1,
-            num_classes=out_channels,
-            widen_factor=self.width / 64,
-        )
-        fixed: nn.Module = ModuleValidator.fix(network, num_groups=8)
-        return fixed
+    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+        """Return what MONAI's class is called with."""
+        return {
+            "spatial_dims": dims,
+            "n_input_channels": 1,
+            "num_classes": out_channels,
+            "widen_factor": self.width / 64,
+        }
 
 
-class DenseNet121Config(Config):
+class DenseNet121Config(_NetworkConfig):
     """MONAI's DenseNet121 (Huang et al. 2017) with group norm for batch norm."""
 
     kind: ClassVar[Kind] = "classification"
@@ -198,17 +213,16 @@ class DenseNet121Config(Config):
     init_features: Annotated[int, Field(ge=16, le=64, multiple_of=16)] = 64
     growth_rate: Annotated[int, Field(ge=8, le=32, multiple_of=8)] = 32
 
-    def build(self, dims: int, out_channels: int) -> nn.Module:
-        """Return the network for images `(B, 1, *spatial)`."""
-        network: nn.Module = DenseNet121(
-            spatial_dims=dims,
-            in_channels=1,
-            out_channels=out_channels,
-            init_features=self.init_features,
-            growth_rate=self.growth_rate,
-            norm=("group", {"num_groups": 8}),
-        )
-        return network
+    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+        """Return what MONAI's class is called with."""
+        return {
+            "spatial_dims": dims,
+            "in_channels": 1,
+            "out_channels": out_channels,
+            "init_features": self.init_features,
+            "growth_rate": self.growth_rate,
+            "norm": ("group", {"num_groups": 8}),
+        }
 
 
 def last_layers(network: nn.Module, count: int) -> frozenset[str]:

@@ -13,6 +13,6 @@ ROOMS = ("flows", "sites", "privacy", "models")
 def code_sha256() -> str:
     """Return the hash of the code that runs here."""
     root = Path(__file__).parent.parent
-    files = sorted(path for room in ROOMS for path in (root / room).glob("*.py"))
+    files = sorted(path for room in ROOMS for path in (root / room).rglob("*.py"))
     lines = [[str(path.relative_to(root)), sha256(path.read_bytes()).hexdigest()] for path in files]
     return sha256(canonical(lines)).hexdigest()

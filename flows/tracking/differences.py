@@ -104,9 +104,9 @@ def _of_model(client: MlflowClient, run: Run, record: RoundRecord, folder: Path)
     into.mkdir()
     try:
         files = registry.fetch(registry.candidates(run.study.name), str(version.version), into)
-        weights = (files / served_model.WEIGHTS).read_bytes()
-    except (LookupError, OSError, StopIteration):
-        yield f"the candidate of round {record.round} has no model file in MLflow"
+        weights = (registry.model_in(files) / served_model.WEIGHTS).read_bytes()
+    except (LookupError, OSError) as error:
+        yield f"the candidate of round {record.round}: {error}"
         return
     if sha256_of(weights) != record.model_sha256:
         yield f"the model file of round {record.round} in MLflow is not the record's"

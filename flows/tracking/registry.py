@@ -121,11 +121,12 @@ def _copied(client: MlflowClient, run: Run, record: RoundRecord, report: bytes) 
     store = experiment.experiment_id if experiment else client.create_experiment(name)
     with tempfile.TemporaryDirectory() as folder:
         files = fetch(source.name, str(source.version), Path(folder))
-        if sha256_of((files / served_model.WEIGHTS).read_bytes()) != record.model_sha256:
+        weights = model_in(files) / served_model.WEIGHTS
+        if sha256_of(weights.read_bytes()) != record.model_sha256:
             raise LookupError("The candidate's file in MLflow is not the model of the record.")
-        (files.parent / REPORT).write_bytes(report)
+        (files / REPORT).write_bytes(report)
         model = client.create_logged_model(store, name=f"round-{record.round:03d}", model_type="pyfunc")
-        client.log_model_artifacts(model.model_id, str(files.parent))
+        client.log_model_artifacts(model.model_id, str(files))
         client.finalize_logged_model(model.model_id, "READY")
     return client.create_model_version(
         name,
@@ -169,10 +170,10 @@ def champion(study: str) -> str:
 
 
 def fetch(name: str, wanted: str, into: Path) -> Path:
-    """Download a version's files, by number or alias; return the folder that `served_model.load` reads.
+    """Download a version's files, by number or alias; return the folder with all of them.
 
     Raises:
-        LookupError: there is no such version.
+        LookupError: there is no such version, or its weights are not those that its tag names.
     """
     client = MlflowClient()
     try:
@@ -184,9 +185,17 @@ def fetch(name: str, wanted: str, into: Path) -> Path:
         )
         uri = client.get_model_version_download_uri(name, found.version)
         folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(into)))
-    except MlflowException as error:
-        raise LookupError(f"MLflow has no version {wanted} of {name}.") from error
-    return next(path.parent for path in folder.rglob(served_model.DESCRIPTION))
+        weights = model_in(folder) / served_model.WEIGHTS
+    except (MlflowException, HTTPError, OSError) as error:
+        raise LookupError(f"MLflow has no version {wanted} of {name}, or not its files.") from error
+    if sha256_of(weights.read_bytes()) != found.tags.get("wardround.sha256"):
+        raise LookupError(f"The weights of version {wanted} of {name} are not those that it names.")
+    return folder
+
+
+def model_in(folder: Path) -> Path:
+    """Return the folder that `served_model.load` reads, within all the files of a version."""
+    return next((path.parent for path in folder.rglob(served_model.DESCRIPTION)), folder)
 
 
 def ensure_registered(client: MlflowClient, name: str) -> None:
