@@ -1,5 +1,6 @@
 """The `wardround` command."""
 
+import contextlib
 import json
 import sys
 import threading
@@ -637,6 +638,29 @@ def change_key(
                 )
             typer.echo("The coordinator puts this into federation.yaml instead of this hospital's line:")
             typer.echo(f"  {hospital.name}: {public}")
+
+
+@site_app.command(name="ui")
+def own_ui(
+    folder: SiteArgument = Path(),
+    port: Annotated[int, typer.Option(help="The port on this machine.")] = 5001,
+) -> None:
+    """Show, here alone, how models do on the hospital's own hardest cases, until Ctrl-C."""
+    with clear_errors():
+        import os
+
+        from flows.home import QUIET
+
+        os.environ.update({**QUIET, **os.environ})
+        from flows.own_store import fill, own_store
+
+        with own_store(folder, port) as url:
+            pages = fill(folder, url)
+            typer.echo("\n".join(pages) or "No model that segments has been seen here yet.")
+            typer.echo("Ctrl-C ends it.")
+            sys.stdout.flush()
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
 
 
 @site_app.command()

@@ -87,19 +87,23 @@ class Home:
     @property
     def mlflow(self) -> Server:
         """A lean MLflow server on `mlruns/`; the one process that writes there."""
-        store = self.folder / "mlruns"
-        store.mkdir(exist_ok=True)
-        database = f"sqlite:///{(store / 'mlflow.db').resolve()}"
-        upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", database]
-        return Server(
-            folder=self.state / "servers" / "mlflow",
-            command=[
-                sys.executable, "-m", "mlflow", "server", "--workers", "1",
-                "--host", "127.0.0.1", "--port", "{port}",
-                "--backend-store-uri", database,
-                "--artifacts-destination", str((store / "artifacts").resolve()),
-            ],
-            health="/health",
-            environment=QUIET,
-            prepare=[] if (store / "mlflow.db").exists() else [upgrade],
-        )  # fmt: skip
+        return mlflow_server(self.folder / "mlruns", self.state / "servers" / "mlflow")
+
+
+def mlflow_server(store: Path, folder: Path) -> Server:
+    """Return a lean MLflow server, on loopback, that keeps everything in the folder `store`."""
+    store.mkdir(parents=True, exist_ok=True)
+    database = f"sqlite:///{(store / 'mlflow.db').resolve()}"
+    upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", database]
+    return Server(
+        folder=folder,
+        command=[
+            sys.executable, "-m", "mlflow", "server", "--workers", "1",
+            "--host", "127.0.0.1", "--port", "{port}",
+            "--backend-store-uri", database,
+            "--artifacts-destination", str((store / "artifacts").resolve()),
+        ],
+        health="/health",
+        environment=QUIET,
+        prepare=[] if (store / "mlflow.db").exists() else [upgrade],
+    )  # fmt: skip

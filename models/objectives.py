@@ -238,6 +238,21 @@ def _dice_of_labels(
     return bounded
 
 
+def dice_outcome(scan: Prediction, config: SegmentationConfig) -> dict[str, float]:
+    """Return one scan's `dice/<label>` and their mean `dice`; where both are empty it is 1."""
+    predicted, truth = _masks(scan, config)
+    dice = compute_dice(predicted, truth, include_background=False, ignore_empty=False)[0]
+    outcome = {f"dice/{name}": float(dice[i]) for i, name in enumerate(config.labels.values())}
+    return {**outcome, "dice": _mean(list(outcome.values()))}
+
+
+def _masks(scan: Prediction, config: SegmentationConfig) -> tuple[Tensor, Tensor]:
+    """Return prediction and truth as `(1, C, *spatial)`."""
+    num_classes = len(config.labels) + 1
+    predicted = one_hot(scan.probabilities.argmax(0)[None], num_classes)
+    return predicted, one_hot(scan.target[None], num_classes)
+
+
 def segmentation_outcome(scan: Prediction, config: SegmentationConfig) -> dict[str, float]:
     """Return one scan's `dice/<label>` and, as means over the labels, the others of `metric_names`.
 
@@ -249,13 +264,9 @@ def segmentation_outcome(scan: Prediction, config: SegmentationConfig) -> dict[s
     | both empty        | 1                  | 0                           |
     | one of them empty | 0                  | the image's diagonal in mm  |
     """
-    labels = config.labels
-    num_classes = len(labels) + 1
-    predicted = one_hot(scan.probabilities.argmax(0)[None], num_classes)
-    truth = one_hot(scan.target[None], num_classes)
-    dice = compute_dice(predicted, truth, include_background=False, ignore_empty=False)[0]
-    outcome = {f"dice/{name}": float(dice[i]) for i, name in enumerate(labels.values())}
-    outcome["dice"] = _mean(list(outcome.values()))
+    predicted, truth = _masks(scan, config)
+    num_classes = predicted.shape[1]
+    outcome = dice_outcome(scan, config)
     surfaces = [
         _of_surfaces(predicted[:, c, None], truth[:, c, None], scan.spacing_mm, config.tolerance_mm)
         for c in range(1, num_classes)

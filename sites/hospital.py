@@ -237,6 +237,17 @@ class Hospital:
         paths = (self.state / "runs").glob("*.json")
         return frozenset(json.loads(path.read_bytes())["exchange"] for path in paths)
 
+    def remember(self, run: str, study: Study) -> None:
+        """Keep a run's study, for whoever looks at its models here."""
+        path = self.state / "studies" / f"{run}.json"
+        if not path.exists():
+            write_atomically(path, canonical(study.model_dump(mode="json")))
+
+    def known_runs(self) -> dict[str, Study]:
+        """Return the runs that this hospital remembers with their studies."""
+        paths = (self.state / "studies").glob("*.json")
+        return {path.stem: Study.model_validate_json(path.read_bytes()) for path in paths}
+
     def bind(self, run: str, study_sha256: str, exchange: str) -> None:
         """Pin a run's study and exchange on first contact; raise `Refused` if they ever change."""
         path = self.state / "runs" / f"{run}.json"

@@ -63,6 +63,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
         check_has_not_left(hospital, study.name)
         _check_address(exchange)
         hospital.bind(order.run, study.sha256, order.exchange)
+        hospital.remember(order.run, study)
         check_memory(hospital, exchange)
         _take_up(hospital, act)
         if hospital.ledger.file_of(act) is None:

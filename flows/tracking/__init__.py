@@ -8,12 +8,14 @@ record's own time, so that logging it again after a crash changes nothing.
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
+from pathlib import Path
 from types import TracebackType
 
 import mlflow
 from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
+from flows import references
 from flows.run import Accepted, RoundRecord, Run
 from flows.tracking import lines, registry, views
 from flows.tracking.lines import GLOBAL
@@ -25,6 +27,7 @@ METRICS = {
     "withheld": "withheld",
 }
 """How a hospital's figures came about, in words for the reader of MLflow."""
+REFERENCES = "reference cases"
 
 
 def attach_report(run: Run, report: bytes) -> None:
@@ -85,11 +88,22 @@ class Tracking(AbstractContextManager["Tracking"]):
         self._client.log_text(
             self._parent, record.data.decode(), f"rounds/round-{record.round:03d}.json"
         )
+        self._picture(record)
         if record.round > 0:
             registry.register(self._client, self._run, record, self._parent)
         self._say_where_it_stands(record)
         for mlflow_run in self._all_runs():
             self._client.set_tag(mlflow_run, "wardround.chain_head", record.sha256)
+
+    def _picture(self, record: RoundRecord) -> None:
+        """Log how the model does on synthetic cases, once; a slider over the rounds shows them."""
+        mark = f"{REFERENCES}+step+{record.round}+"
+        known = self._client.list_artifacts(self._parent, "images")
+        if any(Path(file.path).name.startswith(mark) for file in known):
+            return
+        drawn = references.picture(self._run.study, self._run.model(record), record.round)
+        if drawn is not None:
+            self._client.log_image(self._parent, drawn, key=REFERENCES, step=record.round)
 
     def _say_where_it_stands(self, record: RoundRecord) -> None:
         """Say in tags and the run's note what a person wants to know first."""

@@ -1,0 +1,49 @@
+"""The reference cases that people look at in MLflow: synthetic, drawn from the study's seed alone.
+
+No hospital's image is within reach of this module: what it draws can be drawn anywhere from a study and
+a model.
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flows.served_model import ServedModel
+from models import params as P
+from models.objectives import Prediction, dice_outcome
+from models.params import Params
+from models.pictures import PicturedCase, overlay_grid
+from models.repeatable import one_thread
+from models.synthesis import labelled_image
+from sites.study import Study
+
+CASES = 6
+
+
+def picture(study: Study, params: Params, round: int) -> Image.Image | None:
+    """Return how a model does on the reference cases; None where a task has no shapes to draw."""
+    if study.task.kind != "segmentation":
+        return None
+    network = study.network.build(study.task.dims, study.task.out_channels).eval()
+    P.load_into(network, params)
+    model = ServedModel(study, network)
+    rng = np.random.default_rng(study.seed_for(0, "", "reference"))
+    drawn = (
+        labelled_image(study.preprocessing.shape, len(study.task.labels), rng, study.synthesis)
+        for _ in range(CASES)
+    )
+    with one_thread():
+        cases = [_case(model, number, *each) for number, each in enumerate(drawn, start=1)]
+    title = f"{study.name}, round {round}: synthetic reference cases, the worst first"
+    return overlay_grid(cases, study.task.labels, title)
+
+
+def _case(model: ServedModel, number: int, image: np.ndarray, truth: np.ndarray) -> PicturedCase:
+    task = model.study.task
+    spacing_mm = model.study.preprocessing.spacing_mm or (1.0,) * task.dims
+    probabilities = model.probabilities(image, spacing_mm)
+    if task.kind != "segmentation":
+        raise TypeError("Expected a task that segments.")
+    outcome = dice_outcome(Prediction(probabilities, torch.from_numpy(truth), spacing_mm), task)
+    prediction = probabilities.argmax(0).numpy()
+    return PicturedCase(f"case {number}", image, truth, prediction, outcome["dice"])
