@@ -225,6 +225,32 @@ def export_bundle(
 
 
 @app.command()
+def access(
+    study: Annotated[Path, typer.Argument(help="The study's YAML file.")],
+    accounts: Annotated[Path, typer.Argument(help="Who has which account; see docs/access.md.")],
+) -> None:
+    """Make a study's accounts and roles in a protected MLflow server, as its administrator."""
+    with clear_errors():
+        import os
+
+        from flows.home import Home
+        from sites import documents
+        from sites.study import load_study
+
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            raise documents.ConfigError(
+                "MLFLOW_TRACKING_URI: expected in the environment the protected server's address."
+            )
+        from flows.tracking.access import Accounts, set_up
+
+        passwords = Home(Path.cwd()).state / "access"
+        made = set_up(load_study(study).name, documents.load(accounts, Accounts), passwords)
+        for name in made:
+            typer.echo(f"{name}: the password is in {(passwords / name).relative_to(Path.cwd())}")
+        typer.echo("Everybody else had an account; roles are as docs/access.md says.")
+
+
+@app.command()
 def coordinate() -> None:
     """Train the studies in studies/ when Prefect's schedules say so, until Ctrl-C."""
     with clear_errors():

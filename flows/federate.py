@@ -101,7 +101,8 @@ def finish(
     scores = NO_ANSWERS
     if run.study.is_evaluated(number):
         scores = ask_all(run, number, "evaluate", sorted(run.description.participants))
-    record = rounds.record(run, number, model_sha256, releases, scores, started)
+    compared = compare(run, number) if run.study.is_compared(number) else NO_ANSWERS
+    record = rounds.record(run, number, model_sha256, releases, scores, started, compared)
     run.keep(record)
     run.publish_head(record)
     tracking.log(record)
@@ -109,6 +110,12 @@ def finish(
     for tell in ON_RECORD:
         tell(run, record)
     return record
+
+
+def compare(run: Run, number: int) -> Answers:
+    """Have each hospital's released model scored at every hospital that allows it."""
+    rounds.publish_released(run, number, run.records()[-1])
+    return ask_all(run, number, "compare", rounds.comparing(run, number))
 
 
 def ask_all(run: Run, number: int, phase: Phase, sites: Sequence[str]) -> Answers:

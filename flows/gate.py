@@ -45,10 +45,11 @@ def gather(run: Run, record: RoundRecord) -> tuple[Evidence, ...]:
         found=fault or "verified",
         is_met=fault is None,
     )
-    return (*_measured(run, record, criteria), lineage)
+    return (*measured(run, record, criteria), lineage)
 
 
-def _measured(run: Run, record: RoundRecord, criteria: PromotionConfig) -> Iterator[Evidence]:
+def measured(run: Run, record: RoundRecord, criteria: PromotionConfig) -> Iterator[Evidence]:
+    """Yield the evidence for each criterion that a study names."""
     name = criteria.metric
     if criteria.mean is not None:
         yield _at_least(f"mean {name}", criteria.mean, record.quality.get(name), "nobody published it")

@@ -70,12 +70,15 @@ def with_roster(run: Run, roster: Mapping[str, str]) -> Run:
 def _participant(run: Run, statement: Acceptance, since: int) -> Participant:
     return Participant(
         public_key=run.description.roster[statement.site],
+        accepted_with=run.description.roster[statement.site],
         declared_patients=statement.declared_patients,
         declared_training=statement.declared_training,
         steps=statement.steps,
         budget=statement.budget,
         version=statement.version,
         code_sha256=statement.code_sha256,
+        cross_site=statement.cross_site,
+        group=statement.group,
         since=since,
     )
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from io import StringIO
+from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -19,12 +20,14 @@ from matplotlib.ticker import MaxNLocator
 from flows import decisions
 from flows.live import headline_metric
 from flows.run import Accepted, Participant, RoundRecord, Run
+from flows.tracking.lines import by_group, fairness
 from models.objectives import flat, metric_names
 from privacy.accounting import PrivacyEvent, most_found
 
 LIBRARIES = ("wardround", "torch", "monai", "opacus", "prefect", "mlflow")
 FALSE_ALARMS = 0.05
 NOT_STATED = "not stated"
+TEMPLATES = Path(__file__).parent / "templates"
 HOW = {
     "exact": "exact, of evaluation patients, to whom no privacy is promised",
     "noised": "with noise that the hospital's ledger has charged",
@@ -88,7 +91,7 @@ def report(run: Run, until: int | None = None) -> bytes:
     known = decisions.decisions(run)
     hospitals = [_page(run, records, site) for site in sorted(run.description.everybody)]
     environment = Environment(
-        loader=PackageLoader("flows"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"figure": _shown, "day": _day, "stated": lambda text: text or NOT_STATED}
@@ -100,6 +103,8 @@ def report(run: Run, until: int | None = None) -> bytes:
         hospitals=hospitals,
         quality=list(_quality(run, records)),
         headline=headline_metric(records[-1]) or "",
+        fairness=fairness(records[-1].scores),
+        groups=by_group(records[-1].scores, run.description.everybody),
         quality_plot=_quality_plot(records),
         epsilon_plot=_epsilon_plot(run, hospitals),
         left_out=[(r.round, site, why) for r in records for site, why in sorted(r.left_out.items())],

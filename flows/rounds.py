@@ -22,6 +22,7 @@ from privacy.accounting import TOLERANCE, PrivacyEvent, epsilon
 from privacy.mechanisms import mechanism_for
 from privacy.release import (
     Acceptance,
+    Comparison,
     Departure,
     ModelManifest,
     Refusal,
@@ -35,7 +36,13 @@ from privacy.release import (
     parse_statement,
 )
 from privacy.signing import BadSignature, canonical, sign, verified
-from sites.exchange import COORDINATOR, model_place, revocation_place, statement_place
+from sites.exchange import (
+    COORDINATOR,
+    model_place,
+    released_place,
+    revocation_place,
+    statement_place,
+)
 from sites.orders import Order, Phase, refusal_of
 from sites.study import Study
 
@@ -107,6 +114,35 @@ def publish_model(run: Run, round: int, params: Params) -> str:
     statement = sign(manifest.model_dump(mode="json"), "coordinator", run.key)
     run.exchange.put_statement(model_place(run.name, round), statement)
     return sha256
+
+
+def comparing(run: Run, round: int) -> list[str]:
+    """Return the hospitals whose released models of a round are compared, at each of them."""
+    members, taken = run.description.participants, decided(run, round)
+    released = members.keys() & (taken.taken.keys() if taken else set())
+    return sorted(site for site in released if members[site].cross_site)
+
+
+def publish_released(run: Run, round: int, base: RoundRecord) -> None:
+    """Lay down, signed, the model that each hospital which allows it has released in a round."""
+    params = run.model(base)
+    strategy = run.study.bound_strategy()
+    for site in comparing(run, round):
+        change = StoredParams(release_path(run, round, site))
+        shared = P.add(strategy.shared(params), change)
+        data = checkpoints.to_bytes({**params, **shared})
+        manifest = ModelManifest(
+            kind="model",
+            study=run.study.name,
+            study_sha256=run.study.sha256,
+            run=run.name,
+            round=round,
+            model_sha256=run.exchange.put_object(data, COORDINATOR),
+            chain_head=run.head,
+            of=site,
+        )
+        statement = sign(manifest.model_dump(mode="json"), "coordinator", run.key)
+        run.exchange.put_statement(released_place(run.name, round, site), statement)
 
 
 def _published(run: Run, round: int) -> str | None:
@@ -199,6 +235,10 @@ def check_addressed(run: Run, round: int, purpose: str, site: str, statement: St
         unknown = sorted(statement.metrics.keys() - run.study.metric_names)
         if unknown:
             raise RejectedRelease(f"the study has no metric {unknown[0]!r}")
+    if isinstance(statement, Comparison):
+        names = {name for metrics in statement.metrics.values() for name in metrics}
+        if names - run.study.metric_names or statement.models.keys() != statement.metrics.keys():
+            raise RejectedRelease("it compares in a metric that the study has not, or no model")
 
 
 def order(run: Run, round: int, phase: Phase, site: str) -> Order:
@@ -212,6 +252,7 @@ def order(run: Run, round: int, phase: Phase, site: str) -> Order:
         attempt=run.attempt,
         exchange=run.description.exchange,
         coordinator=run.public_key,
+        models=tuple(comparing(run, round)) if phase == "compare" else (),
     )
 
 
@@ -396,7 +437,13 @@ def weight_of(run: Run, round: int, release: Statement) -> float:
 
 
 def record(
-    run: Run, round: int, model_sha256: str, taken: Answers, scored: Answers, started: float
+    run: Run,
+    round: int,
+    model_sha256: str,
+    taken: Answers,
+    scored: Answers,
+    started: float,
+    compared: Answers | None = None,
 ) -> RoundRecord:
     """Return the record of a round, chained to the one before."""
     before = run.records()
@@ -406,6 +453,12 @@ def record(
         if isinstance(statement, Scores) and statement.model_sha256 == model_sha256
     }
     scores = {site: dict(statement.metrics) for site, statement in spoken.items()}
+    compared = compared or NO_ANSWERS
+    cross_site = {
+        site: statement.metrics
+        for site, statement in compared.taken.items()
+        if isinstance(statement, Comparison) and statement.metrics
+    }
     return RoundRecord(
         study=run.study.name,
         study_sha256=run.study.sha256,
@@ -423,6 +476,8 @@ def record(
         scores=scores,
         metrics={site: statement.metrics_policy for site, statement in spoken.items()},
         scored={site: scored.signed[site] for site in spoken},
+        cross_site=cross_site,
+        compared={site: compared.signed[site] for site in cross_site},
         quality=quality_of(run, scores),
         train_seconds=run.waits(round, "contribute"),
         seconds=time.time() - started,

@@ -36,9 +36,13 @@ class BrokenRun(Exception):
 
 
 class Participant(Config):
-    """A hospital that has accepted: public numbers, the key that signs for it, its code, its start."""
+    """A hospital that has accepted: public numbers, the key that signs for it, its code, its start.
+
+    `accepted_with` is the key that signed the acceptance, which may have been changed since.
+    """
 
     public_key: str
+    accepted_with: str = ""
     declared_patients: int
     declared_training: int
     steps: int
@@ -46,6 +50,8 @@ class Participant(Config):
     version: str = ""
     code_sha256: str = ""
     since: int = 1
+    cross_site: bool = False
+    group: str | None = None
 
 
 class Signed(Config):
@@ -80,8 +86,9 @@ class RoundRecord(Config):
 
     `left_out` says why a hospital's release is missing; `scores` holds what hospitals published of
     the model's quality, `metrics` how they published it (exact, noised, withheld), `scored` in which
-    statements, and `quality` its declared-n mean. `train_seconds` is what the coordinator waited for
-    each contribution. Round 0 is the model before training.
+    statements, and `quality` its declared-n mean. `cross_site` holds by hospital how each hospital's
+    released model did there, `compared` in which statements. `train_seconds` is what the coordinator
+    waited for each contribution. Round 0 is the model before training.
     """
 
     study: str
@@ -96,6 +103,8 @@ class RoundRecord(Config):
     scores: dict[str, dict[str, float]]
     metrics: dict[str, str]
     scored: dict[str, Signed]
+    cross_site: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
+    compared: dict[str, Signed] = Field(default_factory=dict)
     quality: dict[str, float]
     train_seconds: dict[str, float]
     seconds: float

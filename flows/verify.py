@@ -32,6 +32,7 @@ from models.params import Params
 from privacy.accounting import TOLERANCE
 from privacy.release import (
     Acceptance,
+    Comparison,
     HeadManifest,
     ModelManifest,
     RejectedRelease,
@@ -77,11 +78,11 @@ def _of_chain(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
         named = (record.study, record.study_sha256, record.run)
         if named != (run.study.name, run.study.sha256, run.name):
             yield f"The record of round {record.round} is of another study or run."
-    if run.is_finished and records[-1].round != run.study.rounds:
-        yield f"{run.name} is finished, and its newest record is of round {records[-1].round}."
     numbers = sorted(int(p.stem.removeprefix("round-")) for p in (run.folder / "rounds").glob("*.json"))
     if numbers != [record.round for record in records]:
         yield f"The records are of rounds {numbers}, one of which is missing."
+    if run.is_finished and records[-1].round != run.study.rounds:
+        yield f"{run.name} is finished, and its newest record is of round {records[-1].round}."
     for record in records:
         try:
             said = HeadManifest.model_validate(_coordinators(run, head_place(run.name, record.round)))
@@ -121,12 +122,11 @@ def _of_acceptances(run: Run) -> Iterator[str]:
     for site, member in sorted(run.description.everybody.items()):
         places = (statement_place(run.name, r, "join", site) for r in range(run.study.rounds + 1))
         found = [data for data in map(run.exchange.statement, places) if data is not None]
-        said = [each for each in (_acceptance(data, site, member.public_key) for data in found) if each]
-        if not said:
-            # a key that was changed since has signed it: then the releases' own keys have to do
-            if found:
-                continue
-            yield f"The exchange has no acceptance of {site}."
+        said = [
+            each for each in (_acceptance(data, site, member.accepted_with) for data in found) if each
+        ]
+        if not said or len(said) < len(found):
+            yield f"The exchange has no acceptance of {site}, or one that {site} did not sign."
             continue
         told = (said[-1].declared_training, said[-1].declared_patients, said[-1].steps, said[-1].budget)
         if told != (member.declared_training, member.declared_patients, member.steps, member.budget):
@@ -245,6 +245,15 @@ def _of_scores(run: Run, records: Sequence[RoundRecord], record: RoundRecord) ->
             yield f"{where}: the record has other numbers than the hospital signed."
         elif said.chain_head != _head_before(records, record.round):
             yield f"{where} were signed upon another chain of records than this."
+    for site, signed in sorted(record.compared.items()):
+        where = f"The comparison of {site} in round {record.round}"
+        try:
+            told = _hospitals(run, record.round, "compare", site, signed.public_key, signed)
+        except (BadSignature, RejectedRelease, LookupError) as error:
+            yield f"{where}: {error}"
+            continue
+        if not isinstance(told, Comparison) or told.metrics != record.cross_site.get(site):
+            yield f"{where}: the record has other numbers than the hospital signed."
     quality = rounds.quality_of(run, record.scores)
     if not _alike(quality, record.quality):
         yield f"The quality of round {record.round} is not the mean of its scores."

@@ -59,7 +59,11 @@ class _Statement(Config):
 
 
 class Acceptance(_Statement):
-    """A hospital takes part, with these public numbers of patients and steps, this budget, this code."""
+    """A hospital takes part, with these public numbers of patients and steps, this budget, this code.
+
+    `cross_site` tells whether its released model may be scored at others, `group` what its scans are
+    like.
+    """
 
     kind: Literal["acceptance"]
     steps: Annotated[int, Field(ge=1, le=10**5)]
@@ -68,6 +72,8 @@ class Acceptance(_Statement):
     budget: Budget
     version: Annotated[str, Field(max_length=40)]
     code_sha256: Sha256
+    cross_site: bool = False
+    group: Annotated[str, Field(max_length=40)] | None = None
 
 
 class Refusal(_Statement):
@@ -141,6 +147,17 @@ class Scores(_Statement):
         return self
 
 
+class Comparison(_Statement):
+    """How hospitals' released models do on this hospital's evaluation patients; nothing if withheld.
+
+    By hospital: the sha256 of its model, and the model's metrics here.
+    """
+
+    kind: Literal["comparison"]
+    models: dict[str, Sha256]
+    metrics: Annotated[dict[str, dict[MetricName, MetricValue]], Field(max_length=1000)]
+
+
 class Survey(_Statement):
     """What a hospital's scans are like: by histogram, the shares of the patients in its bins.
 
@@ -172,7 +189,7 @@ class ModelManifest(Config):
     """The coordinator's statement about a global model; round 0 is the one before training.
 
     `chain_head` is that of the round records when the model was made, the newest of which is the round's
-    before.
+    before. `of` is the hospital whose released model it is, empty for the global one.
     """
 
     kind: Literal["model"]
@@ -182,6 +199,7 @@ class ModelManifest(Config):
     round: Annotated[int, Field(ge=0)]
     model_sha256: Sha256
     chain_head: Sha256
+    of: str = ""
 
 
 class HeadManifest(Config):
@@ -193,7 +211,7 @@ class HeadManifest(Config):
     record_sha256: Sha256
 
 
-Statement = Readiness | Acceptance | Refusal | Departure | ReleaseManifest | Scores | Survey
+Statement = Readiness | Acceptance | Refusal | Departure | ReleaseManifest | Scores | Comparison | Survey
 _STATEMENT: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="kind")])
 
 

@@ -29,7 +29,7 @@ from sites.training import Progress
 
 FLOWS: Mapping[str, Sequence[Phase]] = {
     "site-round": ("survey", "join", "contribute"),
-    "site-score": ("evaluate",),
+    "site-score": ("evaluate", "compare"),
     "site-check": ("check",),
 }
 """What a hospital can be asked for, by the name under which it is scheduled."""

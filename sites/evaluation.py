@@ -21,6 +21,7 @@ from sites.orders import (
     global_model,
     left_by,
     network_for,
+    released_model,
     with_local_layers,
 )
 from sites.policy import NoisedMetrics, Refused
@@ -75,6 +76,25 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
         noise=noise,
     )
     export.scores(hospital, study, charge, model, "noised", metrics)
+
+
+def compare(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
+    """Score other hospitals' released models, and the own, on patients who never train."""
+    study, policy = order.study, hospital.policy
+    check_join(hospital, study, order.run)
+    patients = hospital.cohort(study).evaluation
+    is_few = len(patients) < policy.min_evaluation_patients
+    if policy.cross_site == "refuse" or policy.metrics != "exact" or is_few:
+        export.comparison(hospital, study, act, {}, {})
+        return
+    task, models, metrics = build_task(study.task), {}, {}
+    for site in order.models:
+        model = released_model(hospital, order, site)
+        network = network_for(study.network, study, hospital.device, model.params)
+        found = score(predictor(network, study, study.network, hospital.device), task, patients)
+        models[site] = model.sha256
+        metrics[site] = {name: value for name, value in found.items() if "/" not in name}
+    export.comparison(hospital, study, act, models, metrics)
 
 
 def _attacked_metrics(

@@ -132,6 +132,11 @@ def order_place(run: str, round: int, phase: str, attempt: int, site: str) -> st
     return f"orders/{site}/{run}.{round:03d}.{phase}.{attempt}"
 
 
+def released_place(run: str, round: int, site: str) -> str:
+    """Return where the coordinator's statement on a hospital's released model lies."""
+    return f"models/{run}.{round:03d}.of-{site}"
+
+
 def head_place(run: str, round: int) -> str:
     """Return where the coordinator's statement on the record of a finished round lies."""
     return f"models/{run}.{round:03d}.head"

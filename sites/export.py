@@ -10,6 +10,7 @@ from privacy.accounting import epsilon, reported_epsilon
 from privacy.ledger import Charge, LedgerError
 from privacy.release import (
     Acceptance,
+    Comparison,
     Departure,
     EventRecord,
     MetricsPolicy,
@@ -79,6 +80,8 @@ def acceptance(hospital: Hospital, study: Study, act: Charge) -> None:
         steps=training_for(policy, study).steps,
         version=version("wardround"),
         code_sha256=code_sha256(),
+        cross_site=policy.cross_site == "allow",
+        group=policy.group,
         **_common(hospital, study.sha256, act),
     )
     hospital.ledger.publish(act, _into_outbox(hospital, statement))
@@ -121,6 +124,20 @@ def scores(
     )
     record = hospital.ledger.settle if policy == "noised" else hospital.ledger.publish
     record(act, _into_outbox(hospital, statement))
+
+
+def comparison(
+    hospital: Hospital,
+    study: Study,
+    act: Charge,
+    models: dict[str, str],
+    metrics: dict[str, dict[str, float]],
+) -> None:
+    """Put into the outbox how hospitals' released models do here."""
+    statement = Comparison(
+        kind="comparison", models=models, metrics=metrics, **_common(hospital, study.sha256, act)
+    )
+    hospital.ledger.publish(act, _into_outbox(hospital, statement))
 
 
 def survey(

@@ -5,6 +5,7 @@ An order holds public values only; a global model is used if the coordinator sig
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -21,12 +22,12 @@ from models.params import Params
 from privacy.ledger import Charge
 from privacy.release import ModelManifest
 from privacy.signing import BadSignature, verified
-from sites.exchange import COORDINATOR, Exchange, model_place, statement_place
+from sites.exchange import COORDINATOR, Exchange, model_place, released_place, statement_place
 from sites.hospital import Hospital
 from sites.policy import Refused
 from sites.study import Study
 
-Phase = Literal["check", "survey", "join", "contribute", "evaluate"]
+Phase = Literal["check", "survey", "join", "contribute", "evaluate", "compare"]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
 MODEL_BYTES = 2**34
 PROTOCOL = 1
@@ -55,6 +56,7 @@ class Order(Config):
         coordinator: the coordinator's public key, which the hospital's policy names or which it pins on
             first contact.
         protocol: in which the coordinator speaks.
+        models: of which hospitals the released models are to be compared.
         expires_ms: when the answer is too late to count, in milliseconds since 1970; None where whoever
             asks waits for it.
     """
@@ -68,6 +70,7 @@ class Order(Config):
     exchange: str
     coordinator: str
     protocol: int = PROTOCOL
+    models: tuple[Name, ...] = ()
     expires_ms: int | None = None
 
 
@@ -100,17 +103,27 @@ class GlobalModel:
 def global_model(hospital: Hospital, order: Order) -> GlobalModel:
     """Return the model to start from: the one after the round before, or the one to evaluate."""
     round = order.round - 1 if order.phase == "contribute" else order.round
+    place, path = model_place(order.run, round), hospital.stored("global", order.run, round)
+    return _model_at(place, path, order, round, "")
+
+
+def released_model(hospital: Hospital, order: Order, site: str) -> GlobalModel:
+    """Return the model that a hospital has released in a round, as the coordinator signed it."""
+    place, path = released_place(order.run, order.round, site), hospital.state / "compared" / site
+    return _model_at(place, path, order, order.round, site)
+
+
+def _model_at(place: str, path: Path, order: Order, round: int, of: str) -> GlobalModel:
     exchange = Exchange(order.exchange)
-    data = exchange.statement(model_place(order.run, round))
+    data = exchange.statement(place)
     if data is None:
         raise Refused(f"the exchange holds no global model of round {round}")
     try:
         fields = verified(data, "coordinator", {"coordinator": order.coordinator})
         manifest = ModelManifest.model_validate(fields)
-        named = (manifest.study_sha256, manifest.run, manifest.round)
-        if named != (order.study.sha256, order.run, round):
+        named = (manifest.study_sha256, manifest.run, manifest.round, manifest.of)
+        if named != (order.study.sha256, order.run, round, of):
             raise Refused("the global model's statement is of another study, run or round")
-        path = hospital.stored("global", order.run, round)
         exchange.fetch_object(manifest.model_sha256, COORDINATOR, path, MODEL_BYTES)
         params = checkpoints.read(path, manifest.model_sha256)
         P.check_like(params, P.of(network_for(order.study.network, order.study, CPU, None)))

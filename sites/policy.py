@@ -98,6 +98,9 @@ class Policy(Config):
         metrics: `exact` figures of evaluation patients leave (no privacy is promised to them);
             `noised` ones do, charged to the ledger as `noised_metrics` says; or they are `withheld`.
         worst_case: whether the worst evaluation patient's figures leave beside the exact means.
+        cross_site: whether, in studies that compare, the hospital's released model is scored at other
+            hospitals, and theirs on its evaluation patients, where metrics are exact.
+        group: a public word for what the hospital's scans are like, by which reports compare.
         statistics: what a survey may tell of the scans.
         plain_studies: whether studies without differential privacy may train here.
         sampled_steps: whether studies may sample patients for a step. With `allow` every charge is
@@ -124,6 +127,8 @@ class Policy(Config):
     metrics: Literal["exact", "noised", "withheld"]
     noised_metrics: NoisedMetrics | None = None
     worst_case: Literal["withhold", "tell"] = "withhold"
+    cross_site: Literal["refuse", "allow"] = "refuse"
+    group: Name | None = None
     statistics: Literal["withheld"] | SuppressedStatistics | NoisedStatistics = "withheld"
     plain_studies: Literal["refuse", "allow"] = "refuse"
     sampled_steps: Literal["refuse", "allow"] = "refuse"

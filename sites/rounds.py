@@ -15,7 +15,7 @@ from sites import export
 from sites.admission import admit
 from sites.approvals import check_export
 from sites.contribution import check, contribute, join
-from sites.evaluation import evaluate, tell
+from sites.evaluation import compare, evaluate, tell
 from sites.exchange import Exchange
 from sites.forgotten import check_memory, unrecorded
 from sites.hospital import Hospital
@@ -125,4 +125,5 @@ _PHASES: Mapping[Phase, Callable[[Hospital, Order, Charge, Progress], None]] = {
     "join": join,
     "contribute": contribute,
     "evaluate": evaluate,
+    "compare": compare,
 }

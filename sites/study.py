@@ -59,12 +59,14 @@ class EvaluationConfig(Config):
 
     With an `attack`, hospitals with exact metrics also tell those of attacked images, `attacked/<name>`;
     with `teachers`, those of their own teacher, `teacher/<name>`, and of its student before anything was
-    averaged, `student/<name>`.
+    averaged, `student/<name>`. With `cross_site` each hospital's released model of the last round is
+    scored at every hospital that allows it.
     """
 
     every: PositiveInt = 1
     attack: AttackConfig | None = None
     teachers: bool = False
+    cross_site: bool = False
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -180,6 +182,8 @@ class Study(Config):
             )
         if self.evaluation.teachers and not self.distillation:
             raise ValueError("evaluation.teachers: expected false; without distillation there are none.")
+        if self.evaluation.cross_site and self.export == "predictions":
+            raise ValueError("evaluation.cross_site: expected false; no model leaves with predictions.")
         return self
 
     @model_validator(mode="after")
@@ -276,6 +280,10 @@ class Study(Config):
         """Return the seed of one public use of randomness; noise for patients never has one."""
         text = f"{self.seed} {round} {site} {purpose}"
         return int.from_bytes(sha256(text.encode()).digest()[:6])
+
+    def is_compared(self, round: int) -> bool:
+        """Return whether the hospitals' own models after `round` are compared."""
+        return self.evaluation.cross_site and round == self.rounds
 
     def is_evaluated(self, round: int) -> bool:
         """Return whether the model after `round` is evaluated; 0 is the model before training."""

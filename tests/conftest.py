@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -97,6 +100,7 @@ STUDY = {
     "distillation": {"transfer": "synthetic", "steps": 4, "images": 16},
     "export": "student",
     "strategy": {"name": "fed_avg"},
+    "promotion": {"metric": "dice", "mean": 0.001, "worst_site": 0.001},
 }
 
 
@@ -104,6 +108,32 @@ STUDY = {
 def small_study() -> dict[str, object]:
     """The keys of a study that trains in seconds."""
     return STUDY
+
+
+@pytest.fixture(scope="session")
+def untouched(tmp_path_factory: pytest.TempPathFactory, small_wards) -> Path:
+    """A home in which nothing has run yet, to be copied."""
+    home = tmp_path_factory.mktemp("untouched")
+    small_wards(home / "wards")
+    for name, group in (("north", "bright"), ("south", "bright"), ("east", "dark")):
+        change_yaml(home / "wards" / name / "site.yaml", group=group, worst_case="tell")
+    for name in ("north", "south"):
+        change_yaml(home / "wards" / name / "site.yaml", cross_site="allow")
+    study = {**STUDY, "evaluation": {"cross_site": True}}
+    (home / "small.yaml").write_text(yaml.safe_dump(study))
+    return home
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, untouched: Path) -> Path:
+    """A home in which the small study was trained, undisturbed; whoever changes anything copies it."""
+    home = tmp_path_factory.mktemp("finished") / "home"
+    shutil.copytree(untouched, home)
+    command = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (home / "printed").write_text(done.stdout + done.stderr)
+    return home
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def command(
         *(f"{kind}/{h}" for kind in ("orders", "statements", "objects") for h in hospitals),
     ):
         (folder / "exchange" / place).mkdir(parents=True, exist_ok=True)
-    _certify(folder, address)
+    certify(folder, address)
     users = "".join(f"{h}:{{PLAIN}}{password_of(h)}\n" for h in hospitals)
     (folder / "exchange.htpasswd").write_text(users)
     site = (DEPLOY / "nginx.conf").read_text()
@@ -105,7 +105,7 @@ def wait_for(port: int) -> None:
     raise TimeoutError(f"nothing listens on {port}")
 
 
-def _certify(folder: Path, address: str) -> None:
+def certify(folder: Path, address: str) -> None:
     """Make a certificate for localhost and an address that signs itself: hub.pem and hub.key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])

@@ -84,7 +84,7 @@ class Tracking(AbstractContextManager["Tracking"]):
         """
         for site in self._children:
             self._log_site(site, record)
-        self._log(self._parent, record, lines.of_everybody(record))
+        self._log(self._parent, record, lines.of_everybody(record, self._run.description.everybody))
         self._client.log_text(
             self._parent, record.data.decode(), f"rounds/round-{record.round:03d}.json"
         )

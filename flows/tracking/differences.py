@@ -54,7 +54,7 @@ def _expected(run: Run, records: Sequence[RoundRecord], name: str) -> dict[str, 
     expected: dict[str, dict[int, float]] = {}
     for record in records:
         values = (
-            lines.of_everybody(record)
+            lines.of_everybody(record, run.description.everybody)
             if name == GLOBAL
             else lines.of_site(record, name, run.description.everybody[name])
         )

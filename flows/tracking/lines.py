@@ -24,10 +24,11 @@ def of_site(record: RoundRecord, site: str, hospital: Participant) -> dict[str, 
     return values
 
 
-def of_everybody(record: RoundRecord) -> dict[str, float]:
+def of_everybody(record: RoundRecord, hospitals: Mapping[str, Participant]) -> dict[str, float]:
     """Return what a round says of all hospitals together; an epsilon is the largest of any."""
     values = {f"val/{name}": value for name, value in record.quality.items()}
     values |= {f"val/{name}": value for name, value in fairness(record.scores).items()}
+    values |= {f"val/{name}": value for name, value in by_group(record.scores, hospitals).items()}
     spent = [_privacy(release) for release in record.releases]
     for name in sorted({name for epsilons in spent for name in epsilons}):
         values[name] = max(epsilons[name] for epsilons in spent if name in epsilons)
@@ -48,6 +49,20 @@ def fairness(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         values = [metrics[name] for metrics in scores.values() if name in metrics]
         found[f"worst_site/{name}"] = max(values) if name in LOWER_IS_BETTER else min(values)
         found[f"gap/{name}"] = max(values) - min(values)
+    return found
+
+
+def by_group(
+    scores: Mapping[str, Mapping[str, float]], hospitals: Mapping[str, Participant]
+) -> dict[str, float]:
+    """Return `group/<metric>-<group>`: declared-n means over the hospitals of a declared group."""
+    found: dict[str, float] = {}
+    for group in sorted({h.group for h in hospitals.values() if h.group}):
+        inside = {site: m for site, m in scores.items() if hospitals[site].group == group}
+        for name in sorted({name for m in inside.values() for name in m if "/" not in name}):
+            pairs = [(hospitals[s].declared_training, m[name]) for s, m in inside.items() if name in m]
+            mean = sum(n * value for n, value in pairs) / sum(n for n, _ in pairs)
+            found[f"group/{name}-{group}"] = mean
     return found
 
 

@@ -40,7 +40,7 @@ def view(run: Run) -> dict[str, Any]:
     hidden = [
         {"type": "LINE", "uuid": f"hidden {key}", "metricSectionId": "Quality", "metricKey": key,
          "deleted": True}
-        for key in sorted(_every_metric(run.study) - first)
+        for key in sorted(_every_metric(run) - first)
     ]  # fmt: skip
     return {
         "groupBy": {
@@ -70,13 +70,16 @@ def _chart(section: str, keys: Sequence[str]) -> dict[str, Any]:
     return chart | {"selectedMetricKeys": list(keys)} if len(keys) > 1 else chart
 
 
-def _every_metric(study: Study) -> set[str]:
-    """Return every metric that a run of a study may log: MLflow charts what nothing hides."""
+def _every_metric(run: Run) -> set[str]:
+    """Return every metric that a run may log: MLflow charts what nothing hides."""
+    study = run.study
     overall = [name for name in metric_names(study.task) if "/" not in name]
     fairness = (f"{kind}/{name}" for kind in ("worst_site", "gap") for name in overall)
+    groups = {member.group for member in run.description.everybody.values() if member.group}
+    grouped = (f"group/{name}-{group}" for name in overall for group in groups)
     private = ("epsilon", "budget", *(f"epsilon_{name}" for name in ("prv", "pld", "rdp")))
     return {
-        *(f"val/{name}" for name in (*study.metric_names, *fairness)),
+        *(f"val/{name}" for name in (*study.metric_names, *fairness, *grouped)),
         *(f"privacy/{name}" for name in private),
         "exchange/bytes_up", "perf/train_seconds", "perf/round_seconds", "sites/contributed",
     }  # fmt: skip

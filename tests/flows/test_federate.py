@@ -22,34 +22,18 @@ from flows.run import GENESIS, Run, runs_of
 from flows.servers import running
 from models import checkpoints
 from models import params as P
+from models.objectives import build_task
 from sites.hospital import Hospital
+from sites.inference import predictor
 from sites.listing import read_listing
+from sites.orders import network_for
+from sites.scoring import score
 
 COMMAND = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]
 
 
 def newest(home: Path) -> Run:
     return runs_of(Home(home))[-1]
-
-
-@pytest.fixture(scope="module")
-def untouched(tmp_path_factory: pytest.TempPathFactory, small_wards, small_study) -> Path:
-    """A home in which nothing has run yet, to be copied."""
-    home = tmp_path_factory.mktemp("untouched")
-    small_wards(home / "wards")
-    (home / "small.yaml").write_text(yaml.safe_dump(small_study))
-    return home
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, untouched: Path) -> Path:
-    """A home in which the small study was trained, undisturbed."""
-    home = tmp_path_factory.mktemp("finished") / "home"
-    shutil.copytree(untouched, home)
-    done = subprocess.run(COMMAND, cwd=home, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (home / "printed").write_text(done.stdout + done.stderr)
-    return home
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +78,23 @@ def test_each_global_model_is_the_declared_mean_of_its_releases(finished: Path) 
             expected = tensor + mean.float()
             assert torch.allclose(run.model(record)[name], expected, atol=1e-6)
         base = record
+
+
+def test_each_released_model_is_scored_at_every_hospital_that_allows_it(finished: Path) -> None:
+    first, middle, last = newest(finished).records()
+    assert first.cross_site == middle.cross_site == {}
+    assert {site: sorted(row) for site, row in last.cross_site.items()} == {
+        "north": ["north", "south"],
+        "south": ["north", "south"],
+    }
+    ward = Hospital.open(finished / "wards" / "south")
+    run = newest(finished)
+    change = checkpoints.StoredParams(run.folder / "releases" / "round-002" / "north.safetensors")
+    model = P.add(run.model(middle), change)
+    network = network_for(run.study.network, run.study, torch.device("cpu"), model)
+    predict = predictor(network, run.study, run.study.network, torch.device("cpu"))
+    expected = score(predict, build_task(run.study.task), ward.cohort(run.study).evaluation)
+    assert last.cross_site["south"]["north"]["dice"] == pytest.approx(expected["dice"])
 
 
 def test_epsilon_is_the_ledgers_and_stays_within_the_study(finished: Path) -> None:

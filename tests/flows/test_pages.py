@@ -1,0 +1,140 @@
+"""What people see in MLflow, in a real browser without anything remembered."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from homes import moved
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+
+from flows import own_store, references
+from flows.run import Run
+from flows.servers import running
+from flows.tracking import REFERENCES, views
+from sites.gallery import hardest, seen_models
+from sites.hospital import Hospital
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+PATIENCE_MS = 60_000
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is absent")
+
+
+@pytest.fixture(scope="module")
+def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return moved(finished, tmp_path_factory.mktemp("seen") / "home")
+
+
+@pytest.fixture(scope="module")
+def links(run: Run) -> Iterator[dict[str, str]]:
+    with running(run.home.mlflow) as url:
+        yield dict(views.links(url))
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        opened = browser.new_page(viewport={"width": 1600, "height": 2600})
+        opened.set_default_timeout(PATIENCE_MS)
+        yield opened
+        browser.close()
+
+
+@needs_chromium
+def test_the_saved_view_shows_a_line_for_each_hospital_without_a_click(
+    page: Page, links: dict[str, str]
+) -> None:
+    expect.set_options(timeout=PATIENCE_MS)
+    page.goto(links["small: all hospitals"])
+    sections = page.get_by_test_id("experiment-view-compare-runs-section-header")
+    charts = page.get_by_test_id("experiment-view-compare-runs-card")
+    expect(sections).to_contain_text(["Quality", "Privacy", "Operations"])
+    expect(charts.get_by_role("heading", level=4)).to_have_text(
+        ["val/dice", "val/hd95_mm", "privacy/epsilon vs privacy/budget", "exchange/bytes_up",
+         "perf/train_seconds", "perf/round_seconds"]
+    )  # fmt: skip
+    for name in ("GLOBAL", "north", "east", "south"):
+        expect(page.get_by_text(f"Group: {name}", exact=True)).to_be_visible()
+        expect(charts.nth(0).get_by_text(f"{name} (val/dice)", exact=True)).to_have_count(1)
+    for name in ("north", "east", "south"):
+        for metric in ("privacy/epsilon", "privacy/budget"):
+            expect(charts.nth(2).get_by_text(f"{name} ({metric})", exact=True)).to_have_count(1)
+
+
+@needs_chromium
+def test_the_first_line_of_the_studys_note_leads_to_report_and_models(
+    page: Page, links: dict[str, str], run: Run
+) -> None:
+    expect.set_options(timeout=PATIENCE_MS)
+    page.goto(links["small: all hospitals"])
+    for name in ("all hospitals", "report", "newest run", "models", "released models"):
+        expect(page.get_by_role("link", name=name, exact=True).first).to_be_visible()
+    href = page.get_by_role("link", name="report", exact=True).first.get_attribute("href")
+    page.goto(links["small: all hospitals"].partition("#")[0] + href)
+    report = page.frame_locator("iframe.mlflow-html-iframe")
+    expect(report.get_by_role("heading", name="small: a model of 3 hospitals")).to_be_visible()
+    for heading in ("Quality", "Privacy", "What left the hospitals", "Lineage", "Model card"):
+        expect(report.get_by_role("heading", name=heading, exact=True)).to_be_visible()
+    expect(report.get_by_text(run.records()[-1].model_sha256)).to_be_visible()
+
+
+@needs_chromium
+def test_a_registered_version_says_what_it_is(page: Page, links: dict[str, str], run: Run) -> None:
+    expect.set_options(timeout=PATIENCE_MS)
+    page.goto(f"{links['small-candidates: versions']}/versions/2")
+    expect(page.get_by_role("heading", name="Version 2")).to_be_visible()
+    expect(page.locator('tr[data-row-key="wardround.round"]')).to_contain_text("2")
+    expect(page.locator('tr[data-row-key="wardround.sha256"]')).to_contain_text(
+        run.records()[-1].model_sha256[:20]
+    )
+    expect(page.get_by_text("candidate", exact=False).first).to_be_visible()
+
+
+@needs_chromium
+def test_reference_cases_are_seen_over_the_rounds(page: Page, links: dict[str, str]) -> None:
+    expect.set_options(timeout=PATIENCE_MS)
+    page.goto(links["small: newest run"].replace("?", "/model-metrics?"))
+    expect(page.get_by_text(REFERENCES).first).to_be_visible()
+    expect(page.get_by_role("slider").first).to_be_visible()
+
+
+def test_every_picture_in_the_central_store_is_drawn_from_the_study_and_a_model_alone(run: Run) -> None:
+    """So no patient's pixel is in it: without any hospital the same is drawn, pixel by pixel."""
+    pictures = sorted((run.home.folder / "mlruns").rglob("*.png"))
+    assert len(pictures) == 3
+    for record, path in zip(run.records(), pictures_by_step(pictures), strict=True):
+        drawn = references.picture(run.study, run.model(record), record.round)
+        assert np.array_equal(np.asarray(drawn), np.asarray(Image.open(path).convert("RGB")))
+    others = {p.suffix for p in (run.home.folder / "mlruns").rglob("*") if p.is_file()}
+    assert not others & {".nii", ".gz", ".dcm", ".npz", ".npy", ".jpg", ".gif", ".pdf"}
+
+
+def pictures_by_step(paths: list[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: int(path.name.split("+step+")[1].split("+")[0]))
+
+
+def test_a_hospitals_hardest_cases_lie_in_its_own_store_alone(run: Run) -> None:
+    ward = run.home.folder / "wards" / "north"
+    hospital = Hospital.open(ward)
+    newest = list(seen_models(hospital))[-1]
+    assert (newest.run, newest.round) == (run.name, 2)
+    cases = hardest(hospital, newest, 2)
+    assert [case.dice for case in cases] == sorted(case.dice for case in cases)
+    with own_store.own_store(ward, None) as url:
+        (link,) = own_store.fill(ward, url)
+        assert own_store.fill(ward, url) == [link]
+    store = hospital.state / "mlflow"
+    assert len(list(store.rglob("*.png"))) == 3
+    (table,) = store.rglob("hardest.json")
+    assert cases[0].name in table.read_text()
+    names = [case.case.encode() for case in hospital.listing.cases]
+    central = [p for p in (run.home.folder / "mlruns").rglob("*") if p.is_file()]
+    assert not [p for p in central for name in names if name in p.read_bytes()]

@@ -1,0 +1,213 @@
+"""The release gate: evidence, people, the champion, and a flow that waits."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from homes import moved
+from mlflow.tracking import MlflowClient
+
+from flows import decisions, gate, reviews
+from flows.decisions import BadVerdict, NotReleased, People, Person, signed_verdict, take_in, terms_of
+from flows.run import RoundRecord, Run
+from flows.servers import running
+from flows.tracking import registry
+from privacy.signing import public_hex
+from sites.study import PromotionConfig
+
+KEYS = {name: Ed25519PrivateKey.generate() for name in ("ada", "bo")}
+ROLES = {"ada": "clinician", "bo": "officer"}
+PEOPLE = People(people={n: Person(role=ROLES[n], key=public_hex(k)) for n, k in KEYS.items()})
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Run:
+    """A finished run about which nobody has said anything."""
+    return moved(finished, tmp_path / "home")
+
+
+@pytest.fixture
+def mlflow(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        yield MlflowClient(url)
+
+
+def say(run: Run, record: RoundRecord, name: str, word: str = "approved", days: int = 30) -> None:
+    text = signed_verdict(terms_of(run, record), word, name, ROLES[name], KEYS[name], days)
+    take_in(run, text, PEOPLE)
+
+
+def with_criteria(run: Run, **criteria: object) -> Run:
+    """Return the run as if its study had asked for something else."""
+    promotion = PromotionConfig.model_validate({"metric": "dice", **criteria})
+    study = run.study.model_copy(update={"promotion": promotion})
+    return Run(run.folder, run.home, run.description.model_copy(update={"study": study}))
+
+
+def test_a_criterion_that_is_missed_or_has_no_evidence_blocks_and_is_named(run: Run) -> None:
+    record = run.records()[-1]
+    for criteria, named in (
+        ({"mean": 0.9}, r"mean dice: at least 0.9; 0\.0"),
+        ({"worst_site": 0.9}, r"worst hospital's dice: at least 0.9; 0\.0"),
+        ({"epsilon": 30}, "epsilon: at most 30; missing: repeatable test noise protects nobody"),
+        ({"attack_auc": 0.6}, "attack AUC: at most 0.6; missing: no privacy audit is on record"),
+    ):
+        asked = with_criteria(run, **criteria)
+        with pytest.raises(NotReleased, match=named):
+            gate.check_evidence(list(gate.measured(asked, record, asked.study.promotion)))
+
+
+def test_a_hospital_that_withholds_its_figures_is_missing_evidence(run: Run) -> None:
+    record = run.records()[-1]
+    silent = record.model_copy(
+        update={"scores": {s: m for s, m in record.scores.items() if s != "east"}}
+    )
+    (worst,) = gate.measured(run, silent, PromotionConfig(metric="dice", worst_site=0.0))
+    assert not worst.is_met and worst.found == "missing: east did not publish it"
+
+
+def test_a_study_without_criteria_releases_nothing(run: Run) -> None:
+    study = run.study.model_copy(update={"promotion": None})
+    bare = Run(run.folder, run.home, run.description.model_copy(update={"study": study}))
+    with pytest.raises(NotReleased, match="has no `promotion`"):
+        gate.gather(bare, run.records()[-1])
+
+
+def test_only_people_on_the_list_decide_each_in_his_role_about_this_very_model(run: Run) -> None:
+    record, other = run.records()[-1], run.records()[-2]
+    stranger, terms = Ed25519PrivateKey.generate(), terms_of(run, record)
+    wrong = terms.model_copy(update={"model_sha256": other.model_sha256})
+    for text, why in (
+        (signed_verdict(terms, "approved", "eve", "officer", stranger, 30), "not in people.yaml"),
+        (signed_verdict(terms, "approved", "bo", "officer", stranger, 30), "has not signed it"),
+        (signed_verdict(terms, "approved", "ada", "officer", KEYS["ada"], 30), "as clinician"),
+        (signed_verdict(wrong, "approved", "bo", "officer", KEYS["bo"], 30), "another model"),
+        (signed_verdict(terms, "approved", "bo", "officer", KEYS["bo"], 0), "expired"),
+        ("yes", "Expected a signed verdict"),
+    ):
+        with pytest.raises(BadVerdict, match=why):
+            take_in(run, text, PEOPLE)
+    assert decisions.decisions(run) == []
+
+
+def test_one_person_cannot_hold_two_roles() -> None:
+    key = public_hex(KEYS["ada"])
+    with pytest.raises(ValueError, match="a key of his own"):
+        People(people={"a": Person(role="clinician", key=key), "b": Person(role="officer", key=key)})
+
+
+def test_a_verdict_counts_once_and_none_that_is_older_than_the_last(run: Run) -> None:
+    record = run.records()[-1]
+    early = signed_verdict(terms_of(run, record), "approved", "ada", "clinician", KEYS["ada"], 30)
+    time.sleep(0.002)
+    say(run, record, "ada", "refused")
+    with pytest.raises(BadVerdict, match="has said something later"):
+        take_in(run, early, PEOPLE)
+    late = signed_verdict(terms_of(run, record), "approved", "ada", "clinician", KEYS["ada"], 30)
+    for _ in range(2):
+        take_in(run, late, PEOPLE)
+    assert len(decisions.decisions(run)) == 2
+
+
+def test_an_approval_expires_and_a_refusal_takes_every_approval_away(run: Run) -> None:
+    record, terms = run.records()[-1], terms_of(run, run.records()[-1])
+    say(run, record, "ada", days=1)
+    known, now = decisions.decisions(run), int(time.time() * 1000)
+    assert set(decisions.approvals(known, terms, now)) == {"clinician"}
+    assert not decisions.approvals(known, terms, now + 2 * decisions.DAY_MS)
+    say(run, record, "bo", "refused")
+    with pytest.raises(NotReleased, match=r"bo \(officer\) has refused it"):
+        gate.missing_roles(run, record)
+    say(run, record, "bo")
+    assert gate.missing_roles(run, record) == ["clinician"]
+
+
+def test_a_release_needs_both_roles_and_a_revocation_moves_the_champion_back(
+    run: Run, mlflow: MlflowClient
+) -> None:
+    first, second = run.records()[1:]
+    say(run, first, "ada")
+    with pytest.raises(NotReleased, match="Expected the approvals of clinician, officer"):
+        gate.release(run, first, ())
+    say(run, first, "bo")
+    assert gate.release(run, first, ()) == "1" == registry.champion("small")
+    for name in KEYS:
+        say(run, second, name)
+    assert gate.release(run, second, gate.gather(run, second)) == "2" == registry.champion("small")
+    assert gate.release(run, second, ()) == "2"  # again changes nothing
+    with pytest.raises(NotReleased, match="Nobody has revoked"):
+        gate.withdraw(run, second)
+    say(run, second, "bo", "revoked")
+    assert gate.withdraw(run, second) == "1" == registry.champion("small")
+    assert gate.released(run, second) == "" and gate.released(run, first) == "1"
+    say(run, first, "ada", "revoked")
+    assert gate.withdraw(run, first) == "" == registry.champion("small")
+    words = [d.verdict.word if d.verdict else d.outcome.what for d in decisions.decisions(run)]
+    assert words.count("revoked") == 2 and words.count("withdrawn") == 2 and words.count("released") == 3
+    version = mlflow.get_model_version("small-approved", "2")
+    assert version.tags["wardround.approved_by.officer"].startswith("bo, until")
+    assert registry.REVOKED in version.tags
+
+
+def test_a_candidate_whose_file_was_changed_is_not_released(run: Run, mlflow: MlflowClient) -> None:
+    record = run.records()[-1]
+    for name in KEYS:
+        say(run, record, name)
+    for path in (run.home.folder / "mlruns").rglob("model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(NotReleased, match="not those that it names"):
+        gate.release(run, record, ())
+    assert registry.champion("small") == ""
+
+
+def test_the_flow_waits_for_people_who_decide_in_the_form_or_at_the_terminal(run: Run) -> None:
+    home, record = run.home.folder, run.records()[-1]
+    people = {"people": {n: p.model_dump() for n, p in PEOPLE.people.items()}}
+    (home / "people.yaml").write_text(yaml.safe_dump(people))
+    command = [sys.executable, "-m", "flows.cli", "promote", "--wait-s", "200"]
+    with running(run.home.prefect) as prefect:
+        waiting = subprocess.Popen(
+            command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        flow_run = paused(f"{prefect}/api", f"promote {run.name} {record.round}", waiting)
+        text = signed_verdict(terms_of(run, record), "approved", "ada", "clinician", KEYS["ada"], 30)
+        fill_in(f"{prefect}/api", flow_run, "what is no verdict")
+        again = paused(f"{prefect}/api", f"promote {run.name} {record.round}", waiting, after=1)
+        fill_in(f"{prefect}/api", again, text)
+        paused(f"{prefect}/api", f"promote {run.name} {record.round}", waiting, after=2)
+        reviews.decide(run, record, "approved", "bo", KEYS["bo"], "")
+        said, _ = waiting.communicate(timeout=200)
+    assert waiting.returncode == 0, said
+    assert "Released: version 1 is the champion." in said
+    assert [d.verdict.person for d in decisions.decisions(run) if d.verdict] == ["ada", "bo"]
+
+
+def paused(api: str, name: str, process: subprocess.Popen, after: int = 0) -> str:
+    """Return the id of the flow run of a name once it waits for its form for another time."""
+    import httpx
+
+    for _ in range(600):
+        assert process.poll() is None, process.stdout.read()
+        found = httpx.post(
+            f"{api}/flow_runs/filter", json={"flow_runs": {"name": {"any_": [name]}}}
+        ).json()
+        for each in found:
+            details = (each["state"] or {}).get("state_details") or {}
+            if each["state_type"] == "PAUSED" and details.get("pause_key") == f"people-{after}":
+                return str(each["id"])
+        time.sleep(0.2)
+    raise TimeoutError(name)
+
+
+def fill_in(api: str, flow_run: str, signed: str) -> None:
+    import httpx
+
+    reply = httpx.post(f"{api}/flow_runs/{flow_run}/resume", json={"run_input": {"signed": signed}})
+    reply.raise_for_status()
+    assert reply.json()["status"] == "ACCEPT", reply.text

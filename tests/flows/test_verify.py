@@ -1,0 +1,286 @@
+"""What `wardround verify` finds: each thing is altered by itself, and put back."""
+
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from homes import moved, replaced
+
+from flows import decisions, gate, rounds
+from flows.decisions import People, Person, signed_verdict, take_in, terms_of
+from flows.run import Run
+from flows.servers import running
+from flows.verify import faults
+from models.checkpoints import sha256_of
+from privacy.signing import canonical, public_hex, sign
+from sites.exchange import order_place
+
+Alteration = Callable[[Run], AbstractContextManager[None]]
+PEOPLE = {
+    "ada": ("clinician", Ed25519PrivateKey.generate()),
+    "bo": ("officer", Ed25519PrivateKey.generate()),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Iterator[Run]:
+    """A run that two people have approved, with its MLflow server."""
+    copied = moved(finished, tmp_path_factory.mktemp("verified") / "home")
+    for site in ("north", "south"):  # as among hospitals behind firewalls, who fetch their orders
+        order = rounds.order(copied, 1, "contribute", site)
+        place = order_place(copied.name, 1, "contribute", order.attempt, site)
+        data = sign(order.model_dump(mode="json"), "coordinator", copied.key)
+        copied.exchange.put_statement(place, data)
+    patched = pytest.MonkeyPatch()
+    with running(copied.home.mlflow) as url:
+        patched.setenv("MLFLOW_TRACKING_URI", url)
+        record = copied.records()[-1]
+        people = People(people={n: Person(role=r, key=public_hex(k)) for n, (r, k) in PEOPLE.items()})
+        for name, (role, key) in PEOPLE.items():
+            text = signed_verdict(terms_of(copied, record), "approved", name, role, key, 30)
+            take_in(copied, text, people)
+        gate.release(copied, record, gate.gather(copied, record))
+        yield copied
+    patched.undo()
+
+
+def test_an_untouched_run_fits_in_everything(run: Run) -> None:
+    assert list(faults(run)) == []
+
+
+def flipped(data: bytes, at: int = -20) -> bytes:
+    """Return bytes of which one is another."""
+    return data[:at] + bytes([data[at] ^ 1]) + data[at:][1:]
+
+
+def file_of(where: str) -> Callable[[Run], Path]:
+    return lambda run: run.folder / where
+
+
+def in_exchange(where: str) -> Callable[[Run], Path]:
+    def path(run: Run) -> Path:
+        (found,) = Path(run.description.exchange).glob(where.replace("RUN", run.name))
+        return found
+
+    return path
+
+
+def flip(path: Callable[[Run], Path], at: int = -20) -> Alteration:
+    return lambda run: replaced(path(run), flipped(path(run).read_bytes(), at))
+
+
+def remove(path: Callable[[Run], Path]) -> Alteration:
+    return lambda run: replaced(path(run), None)
+
+
+def become(path: Callable[[Run], Path], other: Callable[[Run], Path]) -> Alteration:
+    return lambda run: replaced(path(run), other(run).read_bytes())
+
+
+def edit(path: Callable[[Run], Path], change: Callable[[dict[str, Any]], object]) -> Alteration:
+    def altered(run: Run) -> AbstractContextManager[None]:
+        content = json.loads(path(run).read_bytes())
+        change(content)
+        return replaced(path(run), canonical(content))
+
+    return altered
+
+
+def both(*alterations: Alteration) -> Alteration:
+    @contextmanager
+    def altered(run: Run) -> Iterator[None]:
+        with ExitStack() as stack:
+            for each in alterations:
+                stack.enter_context(each(run))
+            yield
+
+    return altered
+
+
+def sql(statement: str, undo: str) -> Alteration:
+    """Change MLflow's database behind its back."""
+
+    @contextmanager
+    def altered(run: Run) -> Iterator[None]:
+        def do(text: str) -> None:
+            with closing(sqlite3.connect(run.home.folder / "mlruns" / "mlflow.db", timeout=30)) as store:
+                done = store.executescript(text.replace("RUN", run.name))
+                assert done is not None
+                store.commit()
+
+        do(statement)
+        try:
+            yield
+        finally:
+            do(undo)
+
+    return altered
+
+
+def resigned(path: Callable[[Run], Path], change: Callable[[dict[str, Any]], object]) -> Alteration:
+    """A statement of the coordinator's, changed and signed with its own key once more."""
+
+    def altered(run: Run) -> AbstractContextManager[None]:
+        content = json.loads(path(run).read_bytes())["statement"]
+        change(content)
+        return replaced(path(run), sign(content, "coordinator", run.key))
+
+    return altered
+
+
+@contextmanager
+def history_written_anew(run: Run) -> Iterator[None]:
+    """The coordinator itself changes a number, mends the chain behind it and signs all heads again."""
+    with ExitStack() as stack:
+        previous = ""
+        for number in (1, 2):
+            path = run.folder / "rounds" / f"round-{number:03d}.json"
+            content = json.loads(path.read_bytes())
+            if number == 1:
+                content["seconds"] += 1
+            content["previous"] = previous or content["previous"]
+            data = canonical(content)
+            previous = sha256_of(data)
+            stack.enter_context(replaced(path, data))
+            head = in_exchange(f"models/RUN.{number:03d}.head.json")
+            told = {"record_sha256": previous}
+            stack.enter_context(resigned(head, lambda c, told=told: c.update(told))(run))
+        yield
+
+
+@contextmanager
+def a_head_whose_record_is_missing(run: Run) -> Iterator[None]:
+    said = {"kind": "head", "run": run.name, "round": 3, "record_sha256": "0" * 64}
+    path = Path(run.description.exchange) / "models" / f"{run.name}.003.head.json"
+    with replaced(path, sign(said, "coordinator", run.key)):
+        yield
+
+
+def a_decision_by_nobody(run: Run) -> AbstractContextManager[None]:
+    """The coordinator puts a verdict on record that somebody else has signed."""
+    stranger = Ed25519PrivateKey.generate()
+    text = signed_verdict(terms_of(run, run.records()[-1]), "approved", "bo", "officer", stranger, 30)
+    return resigned(DECISION_2, lambda content: content.update(signed=text))(run)
+
+
+NORTH_1, MODEL_1 = file_of("releases/round-001/north.safetensors"), file_of("models/001.safetensors")
+RECORD_1, RECORD_2 = file_of("rounds/round-001.json"), file_of("rounds/round-002.json")
+DESCRIPTION, FINISHED = file_of("run.json"), file_of("finished")
+HEAD_1 = in_exchange("models/RUN.001.head.json")
+SAID_1 = in_exchange("statements/north/RUN.001.contribute.json")
+SAID_2 = in_exchange("statements/north/RUN.002.contribute.json")
+SCORES_1 = in_exchange("statements/south/RUN.001.evaluate.json")
+SCORES_2 = in_exchange("statements/south/RUN.002.evaluate.json")
+ACCEPTED = in_exchange("statements/east/RUN.000.join.json")
+STATED = in_exchange("models/RUN.001.json")
+DECISION_1, DECISION_2 = file_of("decisions/0001.json"), file_of("decisions/0002.json")
+DECISION_3, LAID_3 = file_of("decisions/0003.json"), in_exchange("models/RUN.decision-0003.json")
+MLFLOW_ROW = "run_uuid IN (SELECT run_uuid FROM tags WHERE key='wardround.site' AND value='north')"
+PARENT = "run_uuid IN (SELECT run_uuid FROM tags WHERE key='wardround.site' AND value='GLOBAL')"
+
+ALTERATIONS: dict[str, tuple[Alteration, str]] = {
+    "a byte of a release": (flip(NORTH_1), "stored tensors are not those"),
+    "a release that is gone": (remove(NORTH_1), "stored tensors are not those"),
+    "a release of another hospital": (
+        become(NORTH_1, file_of("releases/round-001/south.safetensors")), "stored tensors"),
+    "a byte of a model": (flip(MODEL_1), "The model of round 1"),
+    "a model that is gone": (remove(MODEL_1), "The model of round 1"),
+    "an earlier model in a later one's place": (
+        become(MODEL_1, file_of("models/000.safetensors")), "The model of round 1"),
+    "a number of a record": (edit(RECORD_2, lambda r: r["quality"].update(dice=0.9)), "head of round 2"),
+    "a number within the chain": (edit(RECORD_1, lambda r: r.update(seconds=0.1)), "does not follow"),
+    "an epsilon of a record": (edit(RECORD_1, lambda r: r["releases"][0].update(epsilon=0.1)), "not follow"),
+    "a dropped round": (remove(RECORD_1), "one of which is missing"),
+    "an older chain": (remove(RECORD_2), "newest record is of round 1"),
+    "an older chain of an unfinished run": (both(remove(RECORD_2), remove(FINISHED)), "head of round 2"),
+    "records in each other's place": (become(RECORD_1, RECORD_2), "does not follow"),
+    "history written anew by the coordinator": (history_written_anew, "upon another chain"),
+    "a byte of a head": (flip(HEAD_1), "signed head of round 1"),
+    "a head that is gone": (remove(HEAD_1), "signed head of round 1: it is not in the exchange"),
+    "a head of another round": (become(HEAD_1, in_exchange("models/RUN.002.head.json")), "head of round 1"),
+    "a head whose record is missing": (a_head_whose_record_is_missing, "a head of round 3"),
+    "a byte of an order": (flip(in_exchange("orders/north/RUN.001.contribute.1.json")), "can't be trusted"),
+    "the order of another hospital": (
+        become(in_exchange("orders/north/RUN.001.contribute.1.json"),
+               in_exchange("orders/south/RUN.001.contribute.1.json")), "another than its place says"),
+    "a byte of an acceptance": (flip(ACCEPTED), "no acceptance of east"),
+    "an acceptance that is gone": (remove(ACCEPTED), "no acceptance of east"),
+    "a declared number": (
+        edit(DESCRIPTION, lambda d: d["participants"]["east"].update(declared_patients=99)),
+        "other declared numbers of east"),
+    "a weight": (
+        edit(DESCRIPTION, lambda d: d["participants"]["east"].update(declared_training=99)),
+        "other declared numbers of east"),
+    "the study": (edit(DESCRIPTION, lambda d: d["study"].update(seed=5)), "of another study or run"),
+    "a hospital's budget": (
+        edit(DESCRIPTION, lambda d: d["participants"]["east"]["budget"].update(epsilon=1.0)),
+        "other declared numbers of east"),
+    "a byte of a hospital's statement": (flip(SAID_1), "another statement than the record names"),
+    "a statement that is gone": (remove(SAID_1), "not in the exchange"),
+    "a replayed release": (become(SAID_2, SAID_1), "another statement than the record names"),
+    "a ledger's head": (
+        edit(SAID_1, lambda s: s["statement"].update(ledger_head="0" * 64)), "another statement"),
+    "a byte of scores": (flip(SCORES_1), "The scores of south in round 1"),
+    "replayed scores": (become(SCORES_2, SCORES_1), "The scores of south in round 2"),
+    "a comparison": (
+        flip(in_exchange("statements/north/RUN.002.compare.json")), "The comparison of north in round 2"),
+    "a model's statement": (flip(STATED), "The model of round 1: its statement"),
+    "a model's statement, signed again": (
+        resigned(STATED, lambda s: s.update(model_sha256="0" * 64)), "about another one"),
+    "a byte of an approval": (flip(DECISION_1), "0001.json"),
+    "an approval that is gone": (remove(DECISION_1), "does not follow"),
+    "an approval of somebody else": (a_decision_by_nobody, "signature of 'bo' does not fit"),
+    "the last decision dropped": (remove(DECISION_3), "Decision 3 is not the same"),
+    "the last decision dropped in the exchange": (remove(LAID_3), "Decision 3 is not the same"),
+    "an outcome's evidence": (
+        resigned(DECISION_3, lambda d: d["outcome"]["evidence"][0].update(is_met=False)),
+        "released a model without what is due"),
+    "a metric in MLflow": (
+        sql(f"UPDATE metrics SET value=value+0.1 WHERE key='val/dice' AND step=1 AND {MLFLOW_ROW}",
+            f"UPDATE metrics SET value=value-0.1 WHERE key='val/dice' AND step=1 AND {MLFLOW_ROW}"),
+        "val/dice of north in round 1: MLflow says"),
+    "a metric beside the record's in MLflow": (
+        sql("INSERT INTO metrics SELECT 'privacy/epsilon', 0.5, 1, run_uuid, 1, 0 FROM tags"
+            " WHERE key='wardround.site' AND value='GLOBAL'",
+            "DELETE FROM metrics WHERE timestamp=1"), "privacy/epsilon of GLOBAL in round 1"),
+    "a point that is gone from MLflow": (
+        sql(f"UPDATE metrics SET step=7 WHERE key='privacy/epsilon' AND step=2 AND {PARENT}",
+            f"UPDATE metrics SET step=2 WHERE key='privacy/epsilon' AND step=7 AND {PARENT}"),
+        "privacy/epsilon of GLOBAL in round 2: MLflow says nothing"),
+    "the chain's head in MLflow": (
+        sql("UPDATE tags SET value='x' || value WHERE key='wardround.chain_head'",
+            "UPDATE tags SET value=substr(value, 2) WHERE key='wardround.chain_head'"),
+        "names another head"),
+    "a candidate's tag in MLflow": (
+        sql("UPDATE model_version_tags SET value='x' || value WHERE key='val/dice'",
+            "UPDATE model_version_tags SET value=substr(value, 2) WHERE key='val/dice'"),
+        "another val/dice than the record"),
+    "a record in MLflow": (
+        flip(lambda run: next((run.home.folder / "mlruns").rglob("round-002.json"))), "is not the record"),
+    "a record that is gone from MLflow": (
+        remove(lambda run: next((run.home.folder / "mlruns").rglob("round-001.json"))), "MLflow lacks"),
+    "a model's file in MLflow": (
+        flip(lambda run: min((run.home.folder / "mlruns").rglob("model.safetensors"))),
+        "candidate of round|model file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALTERATIONS)
+def test_what_was_altered_is_the_first_thing_that_does_not_fit(run: Run, name: str) -> None:
+    alter, expected = ALTERATIONS[name]
+    with alter(run):
+        found = next(faults(Run.open(run.home, run.name)), None)
+    assert found, f"{name} was not found"
+    assert re.search(expected, found)
+
+
+def test_nothing_of_that_is_left(run: Run) -> None:
+    assert list(faults(run)) == []
+    assert len(ALTERATIONS) >= 30
+    assert len(decisions.decisions(run)) == 3
