@@ -15,7 +15,7 @@ def clear_errors() -> Iterator[None]:
     """Turn our own errors into one message and an exit code; anything else is a fault of ours."""
     from flows.decisions import BadVerdict, NotReleased
     from flows.rounds import TooFewHospitals
-    from flows.run import BrokenRun, RunBusy
+    from flows.run import BrokenRun, RunBusy, StoreFailed
     from flows.servers import ServerError
     from models.checkpoints import CorruptCheckpoint
     from privacy.ledger import LedgerError
@@ -30,7 +30,7 @@ def clear_errors() -> Iterator[None]:
     except TooFewHospitals as error:
         hint = "\nThe same command goes on from the last finished round, `--new` begins another run."
         stop(f"{error}{hint}" if error.begun else str(error), 1 if error.begun else BAD_INPUT)
-    except StorageFailed as error:
+    except (StorageFailed, StoreFailed) as error:
         stop(f"{error}. Nothing is lost: the same command goes on from here.", 1)
     except NotReleased as error:
         stop(f"Not released. {error}", 1)

@@ -218,8 +218,7 @@ def decisions(run: Run) -> list[Decision]:
     for number, path in enumerate(sorted(_folder(run).glob("*.json")), start=1):
         data = path.read_bytes()
         try:
-            fields = verified(data, "coordinator", {"coordinator": run.public_key})
-            decision = Decision.model_validate(fields)
+            decision = Decision.model_validate(run.coordinators(data))
             _ = decision.verdict
         except (BadSignature, ValidationError) as error:
             raise BrokenRun(f"{path}: {error}") from error
@@ -298,9 +297,7 @@ def _parsed(text: str, people: People) -> Verdict:
     try:
         said = Verdict.model_validate(verified(text.encode(), person, {person: known.key}))
     except ValueError as error:
-        raise BadVerdict(
-            f"It is no verdict that {person} signed with the key in people.yaml."
-        ) from error
+        raise BadVerdict(f"{person} has not signed it with the key in people.yaml.") from error
     if (said.person, said.role) != (person, known.role):
         raise BadVerdict(f"Expected a verdict of {person} as {known.role}, got one as {said.role}.")
     return said

@@ -141,7 +141,8 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
     except LookupError as error:
         raise NotReleased(str(error)) from error
     decisions.note(run, Outcome(what="released", terms=terms, version=version, evidence=tuple(evidence)))
-    attach_report(run, report(run))
+    by = " and ".join(f"{verdict.person} ({role})" for role, verdict in sorted(given.items()))
+    attach_report(run, report(run), f"round {record.round} as version {version}, approved by {by}")
     return version
 
 
@@ -162,7 +163,7 @@ def withdraw(run: Run, record: RoundRecord) -> str:
     before = decisions.outcome_of(known, terms)
     if before and before.what == "released":
         decisions.note(run, Outcome(what="withdrawn", terms=terms, version=before.version))
-        attach_report(run, report(run))
+        attach_report(run, report(run), f"round {record.round} was revoked by {against[-1].person}")
     return champion
 
 

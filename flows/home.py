@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.mlflow_store import check_store
 from flows.servers import Server
 
 QUIET = {
@@ -91,8 +92,13 @@ class Home:
 
 
 def mlflow_server(store: Path, folder: Path) -> Server:
-    """Return a lean MLflow server, on loopback, that keeps everything in the folder `store`."""
+    """Return a lean MLflow server, on loopback, that keeps everything in the folder `store`.
+
+    Raises:
+        ConfigError: another program's database lies there, or another version's.
+    """
     store.mkdir(parents=True, exist_ok=True)
+    check_store(store / "mlflow.db")
     database = f"sqlite:///{(store / 'mlflow.db').resolve()}"
     upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", database]
     return Server(

@@ -375,7 +375,7 @@ def check_cost(run: Run, manifest: ReleaseManifest, declared: int, taken: int) -
     event = mechanism_for(
         privacy,
         rounds=run.study.rounds,
-        steps=run.description.participants[manifest.site].steps,
+        steps=run.description.everybody[manifest.site].steps,
         lot=training.lot_size,
         declared=declared,
     ).event
@@ -433,7 +433,8 @@ def weight_of(run: Run, round: int, release: Statement) -> float:
     """Return how much a release counts in a round: less where it was due in an earlier one."""
     staleness, late = run.study.sites.staleness, round - release.round
     share = staleness.share(late) if staleness and late else 1.0
-    return weight(run, release.site) * share
+    declared = isinstance(release, ReleaseManifest) and release.declared_training
+    return (declared or weight(run, release.site)) * share
 
 
 def record(

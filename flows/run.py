@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
@@ -20,7 +20,7 @@ from models.checkpoints import StoredParams, sha256_of, write_atomically
 from models.config import Config
 from privacy.accounting import Accountant, Budget
 from privacy.release import EventRecord, HeadManifest, Sha256
-from privacy.signing import canonical, private_key, public_hex, sign
+from privacy.signing import BadSignature, canonical, private_key, public_hex, sign, verified
 from sites.exchange import Exchange, head_place
 from sites.study import Study
 
@@ -29,6 +29,10 @@ GENESIS = "0" * 64
 
 class RunBusy(Exception):
     """Another coordinator works on this run."""
+
+
+class StoreFailed(Exception):
+    """MLflow's store took not all of what is on record; what lacks is logged at the next start."""
 
 
 class BrokenRun(Exception):
@@ -125,12 +129,16 @@ Kind = Literal["training", "survey", "rehearsal", "check"]
 
 
 class RunDescription(Config):
-    """What was fixed when the run started, and who takes part: from the start, since later, no more."""
+    """What was fixed when the run started, and who takes part: from the start, since later, no more.
+
+    `coordinator` is the key with which it signed then; it may have been changed since.
+    """
 
     run: str
     kind: Kind = "training"
     study: Study
     exchange: str
+    coordinator: str = ""
     started_ms: int
     roster: dict[str, str] = Field(default_factory=dict)
     participants: dict[str, Participant] = Field(default_factory=dict)
@@ -169,6 +177,7 @@ class Run:
             kind=kind,
             study=study,
             exchange=exchange,
+            coordinator=public_hex(private_key(home.coordinator_key)),
             started_ms=int(now.timestamp() * 1000),
             roster=dict(roster),
         )
@@ -214,6 +223,17 @@ class Run:
     def public_key(self) -> str:
         """The coordinator's public key."""
         return public_hex(self.key)
+
+    def coordinators(self, data: bytes) -> dict[str, Any]:
+        """Return the statement in `data` if the coordinator signed it, with its key now or at the start.
+
+        Raises:
+            BadSignature: it did not.
+        """
+        try:
+            return verified(data, "coordinator", {"coordinator": self.description.coordinator})
+        except (BadSignature, ValueError):
+            return verified(data, "coordinator", {"coordinator": self.public_key})
 
     @contextmanager
     def locked(self) -> Iterator["Run"]:

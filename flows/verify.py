@@ -16,6 +16,7 @@ what does not fit, in the order in which a round comes about; the first is where
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def _coordinators(run: Run, place: str) -> dict[str, object]:
     data = run.exchange.statement(place)
     if data is None:
         raise LookupError("it is not in the exchange.")
-    return verified(data, "coordinator", {"coordinator": run.public_key})
+    return run.coordinators(data)
 
 
 def _of_orders(run: Run) -> Iterator[str]:
@@ -122,9 +123,8 @@ def _of_acceptances(run: Run) -> Iterator[str]:
     for site, member in sorted(run.description.everybody.items()):
         places = (statement_place(run.name, r, "join", site) for r in range(run.study.rounds + 1))
         found = [data for data in map(run.exchange.statement, places) if data is not None]
-        said = [
-            each for each in (_acceptance(data, site, member.accepted_with) for data in found) if each
-        ]
+        keys = {member.accepted_with, *_keys_of(run, site)}
+        said = [each for data in found if (each := _acceptance(data, site, keys))]
         if not said or len(said) < len(found):
             yield f"The exchange has no acceptance of {site}, or one that {site} did not sign."
             continue
@@ -133,12 +133,17 @@ def _of_acceptances(run: Run) -> Iterator[str]:
             yield f"run.json has other declared numbers of {site} than its signed acceptance."
 
 
-def _acceptance(data: bytes, site: str, key: str) -> Acceptance | None:
-    try:
-        said = parse_statement(verified(data, site, {site: key}))
-    except (BadSignature, RejectedRelease):
-        return None
-    return said if isinstance(said, Acceptance) else None
+def _keys_of(run: Run, site: str) -> set[str]:
+    """Return the keys with which a hospital has signed what the records hold."""
+    return {r.public_key for record in run.records() for r in record.releases if r.site == site}
+
+
+def _acceptance(data: bytes, site: str, keys: set[str]) -> Acceptance | None:
+    for key in sorted(keys):
+        with suppress(BadSignature, RejectedRelease, ValueError):
+            said = parse_statement(verified(data, site, {site: key}))
+            return said if isinstance(said, Acceptance) else None
+    return None
 
 
 def _of_releases(
@@ -200,8 +205,7 @@ def _of_cost(
     """Yield where a release cost less than the study's mechanism does, or less than one before it."""
     taken = sum(r.site == said.site for each in records[: record.round] for r in each.releases)
     try:
-        declared = run.description.everybody[said.site].declared_training
-        rounds.check_cost(run, said, declared, taken)
+        rounds.check_cost(run, said, said.declared_training, taken)
     except ValueError as error:
         yield f"{where}: {error}."
     spent = [

@@ -13,10 +13,12 @@ from types import TracebackType
 
 import mlflow
 from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from requests import RequestException
 
 from flows import references
-from flows.run import Accepted, RoundRecord, Run
+from flows.run import Accepted, RoundRecord, Run, StoreFailed
 from flows.tracking import lines, registry, views
 from flows.tracking.lines import GLOBAL
 from flows.tracking.registry import LIBRARIES
@@ -30,12 +32,13 @@ METRICS = {
 REFERENCES = "reference cases"
 
 
-def attach_report(run: Run, report: bytes) -> None:
-    """Attach a run's report to its parent run, in the place of an earlier one."""
+def attach_report(run: Run, report: bytes, released: str = "no: a candidate") -> None:
+    """Attach a run's report to its parent run, in an earlier one's place, and say who released it."""
     client = MlflowClient()
     experiment = views.experiment_of(client, run.study)
     if parent := _found(client, experiment, run, GLOBAL):
         client.log_text(parent, report.decode(), registry.REPORT)
+        client.set_tag(parent, "wardround.released", released)
 
 
 class Tracking(AbstractContextManager["Tracking"]):
@@ -81,7 +84,18 @@ class Tracking(AbstractContextManager["Tracking"]):
         """Log a round; logging it again changes nothing.
 
         The chain's head is written last: where it stands, the whole round is there.
+
+        Raises:
+            StoreFailed: MLflow has not taken all of it, as with a full disk.
         """
+        try:
+            self._log_round(record)
+        except (MlflowException, RequestException) as error:
+            raise StoreFailed(
+                f"MLflow has not taken round {record.round}, which is on record: {error}"
+            ) from error
+
+    def _log_round(self, record: RoundRecord) -> None:
         for site in self._children:
             self._log_site(site, record)
         self._log(self._parent, record, lines.of_everybody(record, self._run.description.everybody))
@@ -111,7 +125,6 @@ class Tracking(AbstractContextManager["Tracking"]):
         tags = {
             "wardround.rounds_done": f"{record.round} of {study.rounds}",
             "wardround.missing": ", ".join(sorted(record.left_out)) or "nobody",
-            "wardround.released": "no: a candidate",
             views.NOTE: (
                 f"{study.purpose or study.name}\n\nRound {record.round} of {study.rounds} is on record; "
                 f"{len(record.releases)} hospitals contributed to it, missing: "
