@@ -25,7 +25,7 @@ ui: install
 	$(BIN)/wardround ui
 
 test: install-dev
-	$(ONE_THREAD) $(BIN)/pytest -n 2 --dist loadfile -q
+	$(ONE_THREAD) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 test-slow: install-dev
 	$(ONE_THREAD) $(BIN)/pytest -q -m slow

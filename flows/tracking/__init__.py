@@ -33,12 +33,19 @@ REFERENCES = "reference cases"
 
 
 def attach_report(run: Run, report: bytes, released: str = "no: a candidate") -> None:
-    """Attach a run's report to its parent run, in an earlier one's place, and say who released it."""
+    """Attach a run's report to its parent run, in an earlier one's place, and say who released it.
+
+    Raises:
+        NotAllowed: this account may not write the study's runs.
+    """
     client = MlflowClient()
     experiment = views.experiment_of(client, run.study)
     if parent := _found(client, experiment, run, GLOBAL):
-        client.log_text(parent, report.decode(), registry.REPORT)
-        client.set_tag(parent, "wardround.released", released)
+        try:
+            client.log_text(parent, report.decode(), registry.REPORT)
+            client.set_tag(parent, "wardround.released", released)
+        except (MlflowException, RequestException) as error:
+            raise registry.told(error, run.study.name) from error
 
 
 class Tracking(AbstractContextManager["Tracking"]):

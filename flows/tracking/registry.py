@@ -109,7 +109,7 @@ def approve(run: Run, record: RoundRecord, tags: Mapping[str, str], report: byte
             client.delete_model_version_tag(name, known.version, REVOKED)
         client.set_registered_model_alias(name, CHAMPION, known.version)
     except (MlflowException, HTTPError) as error:
-        raise _told(error, name) from error
+        raise told(error, name) from error
     return str(known.version)
 
 
@@ -157,7 +157,7 @@ def withdraw(run: Run, record: RoundRecord, reason: str) -> str:
         else:
             client.delete_registered_model_alias(name, CHAMPION)
     except (MlflowException, HTTPError) as error:
-        raise _told(error, name) from error
+        raise told(error, name) from error
     return champion(run.study.name)
 
 
@@ -222,7 +222,8 @@ def _approved_version(client: MlflowClient, run: Run, sha256: str) -> ModelVersi
     return named[-1] if named else None
 
 
-def _told(error: Exception, name: str) -> Exception:
+def told(error: Exception, name: str) -> Exception:
+    """Return `NotAllowed` where MLflow has refused for lack of rights, else the error itself."""
     if getattr(error, "error_code", "") == "PERMISSION_DENIED" or "403" in str(error):
         return NotAllowed(
             f"This account may not write {name} in MLflow; the data-protection officer's can."

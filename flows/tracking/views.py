@@ -109,6 +109,7 @@ def _pages(experiment: str, parent: str, study: Study) -> list[tuple[str, str]]:
         ("all hospitals", f"{base}?{ours}&compareRunsMode=CHART&viewStateShareKey={BY_HOSPITAL}"),
         ("report", f"{base}/{parent}/artifacts/{registry.REPORT}?{ours}"),
         ("newest run", f"{base}/{parent}?{ours}"),
+        ("pictures", f"{base}/{parent}/model-metrics?{ours}"),
         ("models", f"#/models/{registry.candidates(study.name)}"),
         ("released models", f"#/models/{registry.approved(study.name)}"),
     ]

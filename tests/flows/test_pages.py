@@ -101,6 +101,7 @@ def test_a_registered_version_says_what_it_is(page: Page, links: dict[str, str],
 @needs_chromium
 def test_reference_cases_are_seen_over_the_rounds(page: Page, links: dict[str, str]) -> None:
     expect.set_options(timeout=PATIENCE_MS)
+    page.set_viewport_size({"width": 1600, "height": 6000})  # charts are there only while in view
     page.goto(links["small: newest run"].replace("?", "/model-metrics?"))
     expect(page.get_by_text(REFERENCES).first).to_be_visible()
     expect(page.get_by_role("slider").first).to_be_visible()
