@@ -18,6 +18,12 @@ from sites.preprocessing import Patches, Percentiles, PreprocessingConfig, Windo
 from sites.study import Study
 
 KEY = "image"
+PICTURES = {
+    "reader": "PILReader",
+    "reverse_indexing": False,
+    "converter": "$lambda picture: picture if picture.mode[0] in 'IF' else picture.convert('L')",
+}
+"""How pictures are read: rows first, in shades of grey."""
 IMPORTS = (
     "$import json",
     "$import torch",
@@ -127,7 +133,7 @@ def _network(study: Study) -> dict[str, Any]:
 def _before(study: Study) -> list[dict[str, Any]]:
     config, dims = study.preprocessing, study.task.dims
     steps: list[dict[str, Any]] = [
-        {"_target_": "LoadImaged", "keys": KEY, "image_only": True},
+        {"_target_": "LoadImaged", "keys": KEY, "image_only": True, **(PICTURES if dims == 2 else {})},
         {"_target_": "EnsureChannelFirstd", "keys": KEY},
         {"_target_": "EnsureTyped", "keys": KEY, "dtype": "$torch.float32"},
         {"_target_": "CopyItemsd", "keys": KEY, "names": "own"},
