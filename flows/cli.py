@@ -131,19 +131,29 @@ def check_hospitals(
 @app.command()
 def verify(
     run: RunArgument = None,
+    federation: Annotated[
+        Path | None,
+        typer.Option(help="A federation.yaml of the reader's own: no other hospitals' keys count."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Check every signature and number of a run and re-compute its models; exit code 1 at a fault."""
     with clear_errors():
-        from flows.coordinator import mlflow
+        from flows.coordinator import mlflow, prefect_environment
         from flows.home import Home
         from flows.run import named_run
 
         opened = named_run(Home(Path.cwd()), run)
+        roster = None
+        if federation:
+            prefect_environment(opened.home)
+            from flows.federation import load_federation
+
+            roster = load_federation(federation).hospitals
         with mlflow(opened.home):
             from flows.verify import faults
 
-            fault = next(faults(opened), None)
+            fault = next(faults(opened, roster), None)
         if as_json:
             typer.echo(json.dumps({"run": opened.name, "fault": fault}))
         else:
@@ -189,15 +199,11 @@ def predict(
 ) -> None:
     """Write what a model sees in an image: a mask, or as JSON the probability of each class."""
     with clear_errors():
-        from flows.coordinator import mlflow
+        from flows import prediction, served_model
         from flows.home import Home
 
-        home = Home(Path.cwd())
-        with mlflow(home):
-            from flows import prediction, served_model
-
-            with prediction.model_files(home, model) as folder:
-                loaded = served_model.load(folder)
+        with prediction.model_files(Home(Path.cwd()), model) as folder:
+            loaded = served_model.load(folder)
         if out is None:
             typer.echo(json.dumps(prediction.classes_of(loaded, image)))
         else:
@@ -210,17 +216,13 @@ def export_bundle(
 ) -> None:
     """Write a model as a MONAI bundle, which `python -m monai.bundle run` executes."""
     with clear_errors():
-        from flows.coordinator import mlflow
+        from flows import bundle, prediction, served_model
         from flows.home import Home
+        from models.checkpoints import sha256_of
 
-        home = Home(Path.cwd())
-        with mlflow(home):
-            from flows import bundle, prediction, served_model
-            from models.checkpoints import sha256_of
-
-            with prediction.model_files(home, model) as files:
-                weights = (files / served_model.WEIGHTS).read_bytes()
-                bundle.write(served_model.load(files), weights, sha256_of(weights), folder)
+        with prediction.model_files(Home(Path.cwd()), model) as files:
+            weights = (files / served_model.WEIGHTS).read_bytes()
+            bundle.write(served_model.load(files), weights, sha256_of(weights), folder)
         typer.echo(f"{folder} is a MONAI bundle; docs/README.md in it says how to run it.")
 
 

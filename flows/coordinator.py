@@ -70,10 +70,15 @@ def mlflow(home: Home) -> Iterator[None]:
             del os.environ["MLFLOW_TRACKING_URI"]
 
 
+def prefect_environment(home: Home) -> None:
+    """Set what Prefect reads when it is imported, where the environment does not."""
+    os.environ.update({**home.prefect_environment, **os.environ})
+
+
 @contextmanager
 def prefect_and_mlflow(home: Home) -> Iterator[None]:
     """Let this process know both servers: this home's own where the environment names none."""
-    os.environ.update({**home.prefect_environment, **os.environ})
+    prefect_environment(home)
     if os.environ.get("PREFECT_API_URL"):
         with mlflow(home):
             yield

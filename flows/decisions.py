@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from flows.home import Home
 from flows.run import GENESIS, BrokenRun, RoundRecord, Run
@@ -22,7 +22,7 @@ from models.checkpoints import sha256_of, write_atomically
 from models.config import Config
 from models.objectives import Name
 from privacy.release import Sha256
-from privacy.signing import BadSignature, sign, verified
+from privacy.signing import sign, verified
 from sites import documents
 from sites.exchange import decision_place
 
@@ -51,9 +51,15 @@ class Person(Config):
 
 
 class People(Config):
-    """A `people.yaml`: who may decide about models."""
+    """A `people.yaml`: who may decide about models, and who might before, with the keys of then."""
 
     people: Annotated[dict[Name, Person], Field(min_length=1)]
+    former: dict[Name, Person] = Field(default_factory=dict)
+
+    def knows(self, name: str, role: Role, key: str) -> bool:
+        """Return whether somebody may or might decide in a role with a key."""
+        known = Person(role=role, key=key)
+        return known in (self.people.get(name), self.former.get(name))
 
     @field_validator("people")
     @classmethod
@@ -172,6 +178,15 @@ def signed_verdict(
     return sign(said.model_dump(mode="json"), person, key).decode()
 
 
+def round_in(text: str) -> int:
+    """Return the round that a signed verdict names, unchecked."""
+    _ = _named_in(text)
+    try:
+        return int(json.loads(text)["statement"]["terms"]["round"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadVerdict("Expected a signed verdict, as `wardround review sign` prints it.") from error
+
+
 def take_in(run: Run, text: str, people: People) -> Verdict:
     """Put a person's verdict on record; the same text again changes nothing.
 
@@ -191,6 +206,12 @@ def take_in(run: Run, text: str, people: People) -> Verdict:
         now = int(time.time() * 1000)
         if said.at_ms > now + AHEAD_MS:
             raise BadVerdict("It is dated in the future; set the clock on which it was signed.")
+        days = run.study.promotion.approval_days if run.study.promotion else 1
+        if said.word == "approved" and said.expires_ms - said.at_ms > days * DAY_MS:
+            raise BadVerdict(f"Expected an approval for {days} days at most; the person signs anew.")
+        against = objections(known, said.terms)
+        if said.word == "approved" and against and said.at_ms <= against[-1].at_ms:
+            raise BadVerdict(f"{against[-1].person} has objected since; the person signs anew.")
         if said.word == "approved" and now >= said.expires_ms:
             raise BadVerdict("It has expired; the person signs again.")
         if said.at_ms <= max((v.at_ms for v in _verdicts(known) if v.person == said.person), default=-1):
@@ -220,7 +241,7 @@ def decisions(run: Run) -> list[Decision]:
         try:
             decision = Decision.model_validate(run.coordinators(data))
             _ = decision.verdict
-        except (BadSignature, ValidationError) as error:
+        except ValueError as error:
             raise BrokenRun(f"{path}: {error}") from error
         if (decision.run, decision.number, decision.previous) != (run.name, number, previous):
             raise BrokenRun(f"{path} does not follow from the decision before it.")
@@ -243,7 +264,9 @@ def approvals(known: Sequence[Decision], terms: Terms, at_ms: int) -> dict[Role,
             counting[verdict.role] = verdict
         else:
             counting.clear()
-    return {role: verdict for role, verdict in counting.items() if at_ms < verdict.expires_ms}
+    standing = {role: verdict for role, verdict in counting.items() if at_ms < verdict.expires_ms}
+    people = {verdict.person for verdict in standing.values()}
+    return standing if len(people) == len(standing) else {}
 
 
 def objections(known: Sequence[Decision], terms: Terms) -> list[Verdict]:
@@ -269,7 +292,13 @@ def lay_down(run: Run) -> None:
 
 def folder_bytes(run: Run) -> dict[int, bytes]:
     """Return the signed decisions of a run by number, as they lie in its folder."""
-    return {int(path.stem): path.read_bytes() for path in _folder(run).glob("*.json")}
+    paths = sorted(_folder(run).glob("*.json"))
+    return {number: path.read_bytes() for number, path in enumerate(paths, start=1)}
+
+
+def heads(run: Run) -> list[str]:
+    """Return the sha256 of each decision, in order; the last is the chain's head."""
+    return [sha256_of(data) for _, data in sorted(folder_bytes(run).items())]
 
 
 def _verdicts(known: Sequence[Decision]) -> Iterator[Verdict]:

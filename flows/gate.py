@@ -4,15 +4,17 @@ Evidence that is missing counts as failed. Nothing here can approve: that takes 
 clinician and of a data-protection officer (`flows.decisions`).
 """
 
+import fcntl
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from flows import decisions
+from flows.criteria import LINEAGE, criteria_of
 from flows.decisions import ROLES, Evidence, NotReleased, Outcome
 from flows.report import report
-from flows.run import RoundRecord, Run
+from flows.run import RoundRecord, Run, RunBusy
 from flows.tracking import attach_report, registry
 from flows.verify import faults
 from sites.study import PromotionConfig
@@ -41,7 +43,7 @@ def gather(run: Run, record: RoundRecord) -> tuple[Evidence, ...]:
         )
     fault = next(faults(run), None)
     lineage = Evidence(
-        criterion="lineage",
+        criterion=LINEAGE,
         due="verified",
         found=fault or "verified",
         is_met=fault is None,
@@ -115,8 +117,10 @@ def missing_roles(run: Run, record: RoundRecord) -> list[str]:
     """
     known, terms = decisions.decisions(run), decisions.terms_of(run, record)
     if against := decisions.objections(known, terms):
-        said = ", ".join(f"{v.person} ({v.role}) has {v.word} it: {v.reason}" for v in against)
-        raise NotReleased(f"{said or 'Somebody objects'}.")
+        said = ", ".join(
+            f"{v.person} ({v.role}) has {v.word} it{': ' if v.reason else ''}{v.reason}" for v in against
+        )
+        raise NotReleased(f"{said}. Both roles can approve it anew.")
     given = decisions.approvals(known, terms, int(time.time() * 1000))
     return [role for role in ROLES if role not in given]
 
@@ -125,15 +129,25 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
     """Make an approved model the champion, and put that on record; return its version.
 
     Raises:
-        NotReleased: this process's account may not write the approved models.
+        NotReleased: evidence or an approval is missing, or this process's account may not write the
+            approved models.
     """
     terms = decisions.terms_of(run, record)
     given = decisions.approvals(decisions.decisions(run), terms, int(time.time() * 1000))
+    check_evidence(evidence)
+    if lacking := criteria_of(run.study) - {each.criterion for each in evidence}:
+        raise NotReleased(f"Expected evidence of {', '.join(sorted(lacking))}, and it is missing.")
     if set(given) != set(ROLES):
         raise NotReleased(f"Expected the approvals of {', '.join(ROLES)}, got {sorted(given)}.")
+    by = " and ".join(f"{verdict.person} ({role})" for role, verdict in sorted(given.items()))
+    before = decisions.outcome_of(decisions.decisions(run), terms)
+    if before and before.what == "released" and registry.champion(run.study.name) == before.version:
+        _tell(run, f"round {record.round} as version {before.version}, approved by {by}")
+        return before.version
     tags = {f"wardround.approved_by.{role}": _who(verdict) for role, verdict in given.items()}
     try:
-        version = registry.approve(run, record, tags, report(run, record.round))
+        pending = Outcome(what="released", terms=terms, version="", evidence=tuple(evidence))
+        version = registry.approve(run, record, tags, report(run, record.round, pending))
     except registry.NotAllowed as error:
         raise NotReleased(
             f"Evidence and approvals are complete. {error} With that account's MLFLOW_TRACKING_USERNAME "
@@ -142,7 +156,9 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
     except LookupError as error:
         raise NotReleased(str(error)) from error
     decisions.note(run, Outcome(what="released", terms=terms, version=version, evidence=tuple(evidence)))
-    by = " and ".join(f"{verdict.person} ({role})" for role, verdict in sorted(given.items()))
+    if decisions.objections(decisions.decisions(run), terms):  # while the model was copied
+        withdraw(run, record)
+        raise NotReleased("Somebody has objected while it was released; it was taken back.")
     _tell(run, f"round {record.round} as version {version}, approved by {by}")
     return version
 
@@ -154,13 +170,16 @@ def withdraw(run: Run, record: RoundRecord) -> str:
         NotReleased: nobody has revoked it, or this account may not write the approved models.
     """
     known, terms = decisions.decisions(run), decisions.terms_of(run, record)
-    against = [v for v in decisions.objections(known, terms) if v.word == "revoked"]
+    against = decisions.objections(known, terms)
     if not against:
         raise NotReleased("Nobody has revoked this model.")
     try:
         champion = registry.withdraw(run, record, f"{against[-1].person}: {against[-1].reason}")
     except registry.NotAllowed as error:
-        raise NotReleased(f"The revocation is on record. {error}") from error
+        raise NotReleased(
+            f"The revocation is on record. {error} With that account's MLFLOW_TRACKING_USERNAME and "
+            f"MLFLOW_TRACKING_PASSWORD `wardround review withdraw` takes the model back."
+        ) from error
     before = decisions.outcome_of(known, terms)
     if before and before.what == "released":
         decisions.note(run, Outcome(what="withdrawn", terms=terms, version=before.version))
@@ -168,10 +187,30 @@ def withdraw(run: Run, record: RoundRecord) -> str:
     return champion
 
 
+def tell_state(run: Run, record: RoundRecord) -> None:
+    """Say in MLflow who has said what of a model that is not released yet."""
+    known, terms = decisions.decisions(run), decisions.terms_of(run, record)
+    given = decisions.approvals(known, terms, int(time.time() * 1000))
+    said = [f"approved by {v.person} ({role})" for role, v in sorted(given.items())]
+    said += [f"{v.word} by {v.person} ({v.role})" for v in decisions.objections(known, terms)]
+    _tell(run, f"no: round {record.round} is {', '.join(said)}")
+
+
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Let one promotion of a run be at work; raise `RunBusy` in any other."""
+    with (run.folder / "promotion.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunBusy(f"Another promotion of run {run.name} is at work.") from None
+        yield
+
+
 def _tell(run: Run, released: str) -> None:
     """Attach the report that knows of it; the officer's account may release and not write runs."""
     with suppress(registry.NotAllowed):
-        attach_report(run, report(run), released)
+        attach_report(run, report(run), released, decisions.heads(run)[-1])
 
 
 def _who(verdict: decisions.Verdict) -> str:

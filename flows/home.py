@@ -57,6 +57,11 @@ class Home:
         return self.state / "keys" / "coordinator"
 
     @property
+    def former_keys(self) -> list[str]:
+        """The public keys with which the coordinator signed before: `.wardround/keys/former/KEY.pub`."""
+        return sorted(path.stem for path in (self.state / "keys" / "former").glob("*.pub"))
+
+    @property
     def prefect(self) -> Server:
         """A Prefect server with its own database.
 

@@ -32,6 +32,8 @@ def check_store(path: Path) -> None:
                 raise ConfigError(f"{path}: expected MLflow's store, got another database. {AWAY}")
             found = {name for (name,) in store.execute("SELECT version_num FROM alembic_version")}
             (sound,) = store.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError as error:
+        raise ConfigError(f"{path}: MLflow's store is in use or not readable ({error}).") from error
     except sqlite3.DatabaseError as error:
         raise ConfigError(
             f"{path}: expected MLflow's store; it can't be read ({error}). {AWAY}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flows.home import mlflow_server
 from flows.servers import running
-from flows.tracking.gallery import log_gallery
+from flows.tracking.gallery import log_gallery, page_of
 from models.pictures import overlay_grid
 from sites.gallery import hardest, seen_models
 from sites.hospital import Hospital
@@ -29,6 +29,9 @@ def fill(folder: Path, url: str) -> list[str]:
     """Put what is not there yet into the hospital's own store; return the runs' pages."""
     hospital, pages = Hospital.open(folder), []
     for seen in seen_models(hospital):
+        if known := page_of(url, seen):
+            pages.append(known)
+            continue
         cases = hardest(hospital, seen, HARDEST)
         if not cases:
             continue

@@ -11,6 +11,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from numpy.typing import NDArray
 
 from flows import served_model
+from flows.coordinator import mlflow
 from flows.home import Home
 from flows.run import BrokenRun, named_run
 from flows.served_model import ServedModel
@@ -39,7 +40,7 @@ def model_files(home: Home, named: str) -> Iterator[Path]:
         yield Path(named)
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield _of_run(home, named, Path(folder)) or _registered(named, Path(folder))
+        yield _of_run(home, named, Path(folder)) or _registered(home, named, Path(folder))
 
 
 def _of_run(home: Home, named: str, into: Path) -> Path | None:
@@ -56,11 +57,12 @@ def _of_run(home: Home, named: str, into: Path) -> Path | None:
     return into
 
 
-def _registered(named: str, into: Path) -> Path:
+def _registered(home: Home, named: str, into: Path) -> Path:
     name, _, wanted = named.partition("/")
     alias = registry.CHAMPION if name.endswith("-approved") else registry.CANDIDATE
     try:
-        return registry.model_in(registry.fetch(name, wanted or alias, into))
+        with mlflow(home):
+            return registry.model_in(registry.fetch(name, wanted or alias, into))
     except LookupError as error:
         raise ConfigError(
             f"{named}: expected a model's folder, a run, <study>-approved or <study>-candidates: {error}"

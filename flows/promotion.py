@@ -35,14 +35,17 @@ def promote(run: str, round: int, home: str, wait_s: float) -> None:
 
     Raises:
         NotReleased: a criterion is not met, somebody has refused, or nobody has decided in time.
+        RunBusy: another promotion of this run is at work.
     """
     opened = Run.open(Home(Path(home)), run)
     record = gate.record_of(opened, round)
-    decisions.lay_down(opened)
-    evidence = gate.gather(opened, record)
-    gate.check_evidence(evidence)
-    wait_for_people(opened, record, wait_s)
-    gate.release(opened, record, evidence)
+    decisions.load_people(opened.home)  # before anybody waits for somebody
+    with gate.alone(opened):
+        decisions.lay_down(opened)
+        evidence = gate.gather(opened, record)
+        gate.check_evidence(evidence)
+        wait_for_people(opened, record, wait_s)
+        gate.release(opened, record, evidence)
 
 
 def wait_for_people(run: Run, record: RoundRecord, wait_s: float) -> None:
@@ -67,6 +70,7 @@ def wait_for_people(run: Run, record: RoundRecord, wait_s: float) -> None:
         times += 1
         try:
             decisions.take_in(run, said.signed, decisions.load_people(run.home))
+            gate.tell_state(run, record)
             wrong = ""
         except BadVerdict as error:
             wrong = str(error)

@@ -3,7 +3,7 @@
 It holds no script and asks for nothing from outside, so it can be attached, archived and printed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,10 +21,10 @@ from flows import decisions
 from flows.live import headline_metric
 from flows.run import Accepted, Participant, RoundRecord, Run
 from flows.tracking.lines import by_group, fairness
+from flows.tracking.registry import LIBRARIES
 from models.objectives import flat, metric_names
 from privacy.accounting import PrivacyEvent, most_found
 
-LIBRARIES = ("wardround", "torch", "monai", "opacus", "prefect", "mlflow")
 FALSE_ALARMS = 0.05
 NOT_STATED = "not stated"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -45,7 +45,6 @@ class HospitalPage:
     public: Participant
     releases: Sequence[tuple[int, Accepted]]
     how: str
-    missing: Mapping[int, str]
 
     @property
     def epsilon(self) -> float | None:
@@ -85,8 +84,12 @@ class Quality:
     worst_case: float | None
 
 
-def report(run: Run, until: int | None = None) -> bytes:
-    """Return the report of a run up to a round, its newest by default, as the bytes of an HTML file."""
+def report(run: Run, until: int | None = None, pending: decisions.Outcome | None = None) -> bytes:
+    """Return the report of a run up to a round, its newest by default, as the bytes of an HTML file.
+
+    Args:
+        pending: what is about to become of the model, and is not on record yet.
+    """
     records = run.records()[: None if until is None else until + 1]
     known = decisions.decisions(run)
     hospitals = [_page(run, records, site) for site in sorted(run.description.everybody)]
@@ -110,7 +113,8 @@ def report(run: Run, until: int | None = None) -> bytes:
         left_out=[(r.round, site, why) for r in records for site, why in sorted(r.left_out.items())],
         refused=sorted(run.description.refused.items()),
         departed=sorted(run.description.departed),
-        decisions=[(each.verdict, each.outcome) for each in known],
+        decisions=[(e.verdict, e.outcome) for e in known] + ([(None, pending)] if pending else []),
+        attacked={name: v for name, v in records[-1].quality.items() if name.startswith("attacked/")},
         versions={name: version(name) for name in LIBRARIES},
         metrics=sorted(metric_names(run.study.task)),
         false_alarms=FALSE_ALARMS,
@@ -125,7 +129,6 @@ def _page(run: Run, records: Sequence[RoundRecord], site: str) -> HospitalPage:
         public=run.description.everybody[site],
         releases=[(r.round, each) for r in records for each in r.releases if each.site == site],
         how=HOW[told[-1]] if told else "nothing was told",
-        missing={r.round: r.left_out[site] for r in records if site in r.left_out},
     )
 
 

@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from flows.clear_errors import clear_errors
+
+if TYPE_CHECKING:
+    from flows.decisions import Verdict
+    from flows.run import RoundRecord, Run
 
 review_app = typer.Typer(help="Decide about models: approve, refuse, revoke.", no_args_is_help=True)
 
@@ -102,6 +106,42 @@ def revoke(
     _decide(run, round, "revoked", name, key, reason)
 
 
+@review_app.command()
+def enter(
+    signed: Annotated[str, typer.Argument(help="What `review sign` has printed elsewhere.")],
+    run: RunArgument = None,
+) -> None:
+    """Put on record what a person has signed on another machine."""
+    with clear_errors():
+        from flows.coordinator import mlflow
+        from flows.home import Home
+        from flows.run import named_run
+
+        opened = named_run(Home(Path.cwd()), run)
+        with mlflow(opened.home):
+            from flows import decisions, gate, reviews
+
+            about = decisions.round_in(signed)
+            record = gate.record_of(opened, about)
+            _told(opened, record, reviews.enter(opened, record, signed))
+
+
+@review_app.command()
+def withdraw(run: RunArgument = None, round: RoundOption = None) -> None:
+    """Take a revoked model back in MLflow, as the officer's account, where `revoke` could not."""
+    with clear_errors():
+        from flows.coordinator import mlflow
+        from flows.home import Home
+        from flows.run import named_run
+
+        opened = named_run(Home(Path.cwd()), run)
+        with mlflow(opened.home):
+            from flows import gate
+
+            champion = gate.withdraw(opened, gate.record_of(opened, round))
+            typer.echo(f"The champion is version {champion or 'none'}.")
+
+
 def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path, reason: str) -> None:
     with clear_errors():
         from flows.coordinator import mlflow
@@ -116,14 +156,19 @@ def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path
 
             record = gate.record_of(opened, round)
             said = reviews.decide(opened, record, word, name, private_key(key), reason)
-            typer.echo(f"{word} by {name} ({said.role}): {opened.name}, round {record.round}.")
-            if word == "revoked":
-                champion = gate.withdraw(opened, record)
-                typer.echo(
-                    f"The champion is version {champion}." if champion else "There is no champion."
-                )
-            elif missing := reviews.missing(opened, record):
-                typer.echo(f"Still missing: {', '.join(missing)}.")
+            _told(opened, record, said)
+
+
+def _told(run: "Run", record: "RoundRecord", said: "Verdict") -> None:
+    """Say what was put on record, and what follows."""
+    from flows import gate, reviews
+
+    typer.echo(f"{said.word} by {said.person} ({said.role}): {run.name}, round {record.round}.")
+    if said.word == "revoked":
+        champion = gate.withdraw(run, record)
+        typer.echo(f"The champion is version {champion or 'none'}.")
+    elif missing := reviews.missing(run, record):
+        typer.echo(f"Still missing: {', '.join(missing)}.")
 
 
 def _check_key(file: Path) -> None:

@@ -62,7 +62,17 @@ def decide(
     text = decisions.signed_verdict(
         decisions.terms_of(run, record), word, name, people.people[name].role, key, days, reason
     )
-    said = decisions.take_in(run, text, people)
+    return enter(run, record, text)
+
+
+def enter(run: Run, record: RoundRecord, text: str) -> Verdict:
+    """Put a signed verdict on record, tell it in MLflow, and wake a gate that waits for it.
+
+    Raises:
+        BadVerdict: it does not count.
+    """
+    said = decisions.take_in(run, text, decisions.load_people(run.home))
+    gate.tell_state(run, record)
     _wake(run, record, text)
     return said
 

@@ -99,28 +99,33 @@ def publish_model(run: Run, round: int, params: Params) -> str:
     if published := _published(run, round):
         return published
     data = checkpoints.to_bytes(params)
-    sha256 = sha256_of(data)
     checkpoints.write_atomically(run.model_path(round), data)
+    return _lay_down(run, round, data, model_place(run.name, round))
+
+
+def _lay_down(run: Run, round: int, data: bytes, place: str, of: str = "") -> str:
+    """Lay a model down in the exchange, then the signed statement that names it; return its sha256."""
     manifest = ModelManifest(
         kind="model",
         study=run.study.name,
         study_sha256=run.study.sha256,
         run=run.name,
         round=round,
-        model_sha256=sha256,
+        model_sha256=run.exchange.put_object(data, COORDINATOR),
         chain_head=run.head,
+        of=of,
     )
-    run.exchange.put_object(data, COORDINATOR)
     statement = sign(manifest.model_dump(mode="json"), "coordinator", run.key)
-    run.exchange.put_statement(model_place(run.name, round), statement)
-    return sha256
+    run.exchange.put_statement(place, statement)
+    return manifest.model_sha256
 
 
 def comparing(run: Run, round: int) -> list[str]:
     """Return the hospitals whose released models of a round are compared, at each of them."""
-    members, taken = run.description.participants, decided(run, round)
-    released = members.keys() & (taken.taken.keys() if taken else set())
-    return sorted(site for site in released if members[site].cross_site)
+    members, answers = run.description.participants, decided(run, round)
+    taken = answers.taken if answers else {}
+    in_time = {site for site, release in taken.items() if release.round == round}
+    return sorted(site for site in members.keys() & in_time if members[site].cross_site)
 
 
 def publish_released(run: Run, round: int, base: RoundRecord) -> None:
@@ -131,18 +136,7 @@ def publish_released(run: Run, round: int, base: RoundRecord) -> None:
         change = StoredParams(release_path(run, round, site))
         shared = P.add(strategy.shared(params), change)
         data = checkpoints.to_bytes({**params, **shared})
-        manifest = ModelManifest(
-            kind="model",
-            study=run.study.name,
-            study_sha256=run.study.sha256,
-            run=run.name,
-            round=round,
-            model_sha256=run.exchange.put_object(data, COORDINATOR),
-            chain_head=run.head,
-            of=site,
-        )
-        statement = sign(manifest.model_dump(mode="json"), "coordinator", run.key)
-        run.exchange.put_statement(released_place(run.name, round, site), statement)
+        _lay_down(run, round, data, released_place(run.name, round, site), of=site)
 
 
 def _published(run: Run, round: int) -> str | None:

@@ -4,7 +4,7 @@ import fcntl
 import json
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -129,16 +129,12 @@ Kind = Literal["training", "survey", "rehearsal", "check"]
 
 
 class RunDescription(Config):
-    """What was fixed when the run started, and who takes part: from the start, since later, no more.
-
-    `coordinator` is the key with which it signed then; it may have been changed since.
-    """
+    """What was fixed when the run started, and who takes part: from the start, since later, no more."""
 
     run: str
     kind: Kind = "training"
     study: Study
     exchange: str
-    coordinator: str = ""
     started_ms: int
     roster: dict[str, str] = Field(default_factory=dict)
     participants: dict[str, Participant] = Field(default_factory=dict)
@@ -177,7 +173,6 @@ class Run:
             kind=kind,
             study=study,
             exchange=exchange,
-            coordinator=public_hex(private_key(home.coordinator_key)),
             started_ms=int(now.timestamp() * 1000),
             roster=dict(roster),
         )
@@ -225,15 +220,15 @@ class Run:
         return public_hex(self.key)
 
     def coordinators(self, data: bytes) -> dict[str, Any]:
-        """Return the statement in `data` if the coordinator signed it, with its key now or at the start.
+        """Return the statement in `data` if the coordinator signed it, with its key or a former one.
 
         Raises:
             BadSignature: it did not.
         """
-        try:
-            return verified(data, "coordinator", {"coordinator": self.description.coordinator})
-        except (BadSignature, ValueError):
-            return verified(data, "coordinator", {"coordinator": self.public_key})
+        for key in self.home.former_keys:
+            with suppress(BadSignature):
+                return verified(data, "coordinator", {"coordinator": key})
+        return verified(data, "coordinator", {"coordinator": self.public_key})
 
     @contextmanager
     def locked(self) -> Iterator["Run"]:

@@ -73,8 +73,12 @@ class ServedModel:
 def write(folder: Path, study: Study, params: Params) -> None:
     """Write what `_load_pyfunc` reads into the empty folder `folder`."""
     sha256 = checkpoints.write(folder / WEIGHTS, params)
-    described = {"study": study.model_dump(mode="json"), "sha256": sha256}
-    (folder / DESCRIPTION).write_bytes(canonical(described))
+    (folder / DESCRIPTION).write_bytes(description(study, sha256))
+
+
+def description(study: Study, sha256: str) -> bytes:
+    """Return what stands beside the weights of this sha256."""
+    return canonical({"study": study.model_dump(mode="json"), "sha256": sha256})
 
 
 def _load_pyfunc(path: str) -> ServedModel:

@@ -23,6 +23,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from flows import decisions, rounds
+from flows.criteria import criteria_of
 from flows.rounds import Answers
 from flows.run import GENESIS, BrokenRun, RoundRecord, Run
 from flows.tracking.differences import differences
@@ -42,16 +43,27 @@ from privacy.release import (
     Statement,
     parse_statement,
 )
-from privacy.signing import BadSignature, verified
+from privacy.signing import BadSignature, Roster, verified
+from sites.documents import ConfigError
 from sites.exchange import decision_place, head_place, model_place, statement_place
 from sites.orders import Order
 
 
-def faults(run: Run) -> Iterator[str]:
+def faults(run: Run, roster: Roster | None = None) -> Iterator[str]:
     """Yield what in a run does not fit, one sentence each; nothing if all of it does.
 
     Re-computing takes as long as the run's aggregations did, and as the first model's prior.
+
+    Args:
+        roster: the hospitals' keys as the reader knows them; nothing that others signed fits then.
     """
+    try:
+        yield from _faults(run, roster)
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ConfigError) as error:
+        yield f"{run.name} can't be checked any further: {type(error).__name__}: {error}"
+
+
+def _faults(run: Run, roster: Roster | None) -> Iterator[str]:
     try:
         records = run.records()
         known = decisions.decisions(run)
@@ -62,6 +74,8 @@ def faults(run: Run) -> Iterator[str]:
         yield f"{run.name} has no record."
         return
     yield from _of_chain(run, records)
+    if roster is not None:
+        yield from _of_keys(records, roster)
     yield from _of_orders(run)
     yield from _of_acceptances(run)
     for before, record in pairwise(records):
@@ -92,8 +106,18 @@ def _of_chain(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
         except (BadSignature, ValidationError, LookupError) as error:
             yield f"The signed head of round {record.round}: {error}"
     last = records[-1].round
-    if run.exchange.statement(head_place(run.name, last + 1)) is not None:
-        yield f"The exchange has a head of round {last + 1}, whose record is missing here."
+    newest = last if run.is_finished else last + 1  # a round that is under way
+    for number, what in sorted(run.exchange.rounds_of(run.name)):
+        if number > newest or (number > last and what == "head"):
+            yield f"The exchange has a {what} of round {number}, whose record is missing here."
+
+
+def _of_keys(records: Sequence[RoundRecord], roster: Roster) -> Iterator[str]:
+    for record in records:
+        signed = {r.site: r for r in record.releases} | record.scored | record.compared
+        for site, each in sorted(signed.items()):
+            if roster.get(site) != each.public_key:
+                yield f"{site} signed in round {record.round} with another key than the one you gave."
 
 
 def _coordinators(run: Run, place: str) -> dict[str, object]:
@@ -156,6 +180,10 @@ def _of_releases(
     for release in record.releases:
         where = f"The release of {release.site} in round {record.round}"
         due = record.round - release.staleness
+        late = run.study.sites.staleness
+        if not 0 <= release.staleness <= (late.rounds if late else 0):
+            yield f"{where} is later than the study takes one."
+            continue
         try:
             said = _hospitals(run, due, "contribute", release.site, release.public_key, release)
         except (BadSignature, RejectedRelease, LookupError) as error:
@@ -249,6 +277,8 @@ def _of_scores(run: Run, records: Sequence[RoundRecord], record: RoundRecord) ->
             yield f"{where}: the record has other numbers than the hospital signed."
         elif said.chain_head != _head_before(records, record.round):
             yield f"{where} were signed upon another chain of records than this."
+    if record.compared.keys() != record.cross_site.keys():
+        yield f"The record of round {record.round} compares what it names no statement for."
     for site, signed in sorted(record.compared.items()):
         where = f"The comparison of {site} in round {record.round}"
         try:
@@ -329,14 +359,18 @@ def _of_decisions(
     run: Run, records: Sequence[RoundRecord], known: Sequence[decisions.Decision]
 ) -> Iterator[str]:
     by_round = {record.round: record for record in records}
+    people = decisions.load_people(run.home) if any(each.signed for each in known) else None
     for decision in known:
         verdict = decision.verdict
+        if verdict and people and not people.knows(verdict.person, verdict.role, decision.public_key):
+            yield f"Decision {decision.number} has a key of {verdict.person} that people.yaml has not."
         terms = verdict.terms if verdict else decision.outcome.terms if decision.outcome else None
         record = by_round.get(terms.round) if terms else None
         if terms is None or record is None or decisions.terms_of(run, record) != terms:
             yield f"Decision {decision.number} is about no model of this run."
         elif decision.outcome and decision.outcome.what == "released":
-            missing = [e.criterion for e in decision.outcome.evidence if not e.is_met]
+            met = {e.criterion for e in decision.outcome.evidence if e.is_met}
+            missing = criteria_of(run.study) - met
             before = known[: decision.number - 1]
             given = decisions.approvals(before, terms, decision.at_ms)
             if missing or set(given) != set(decisions.ROLES):

@@ -1,5 +1,6 @@
 """What a hospital tells of a model, and of its scans, as far as its policy lets it be known."""
 
+import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -46,7 +47,7 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     if policy.noised_metrics is None:
         predict = predictor(network, study, study.network, hospital.device)
         outcomes = kept(predict, task, patients)
-        seed = study.seed_for(order.round, hospital.name, "intervals")
+        seed = _secret_seed(hospital, f"{order.run} {order.round} intervals")
         metrics = task.over_patients(outcomes) | intervals(task, outcomes, seed)
         if policy.worst_case == "tell":
             metrics |= worst_case(outcomes)
@@ -83,6 +84,8 @@ def compare(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     study, policy = order.study, hospital.policy
     check_join(hospital, study, order.run)
     patients = hospital.cohort(study).evaluation
+    if not study.is_compared(order.round):
+        raise Refused("the study compares no models in this round")
     is_few = len(patients) < policy.min_evaluation_patients
     if policy.cross_site == "refuse" or policy.metrics != "exact" or is_few:
         export.comparison(hospital, study, act, {}, {})
@@ -95,6 +98,11 @@ def compare(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
         models[site] = model.sha256
         metrics[site] = {name: value for name, value in found.items() if "/" not in name}
     export.comparison(hospital, study, act, models, metrics)
+
+
+def _secret_seed(hospital: Hospital, purpose: str) -> int:
+    """Return a seed that only this hospital can know."""
+    return int.from_bytes(hmac.digest(hospital.pseudonym_key, purpose.encode(), "sha256")[:8])
 
 
 def _attacked_metrics(

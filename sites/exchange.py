@@ -91,6 +91,16 @@ class Exchange:
         """Return the places of every order for a hospital."""
         return self._places_in(f"orders/{site}")
 
+    def rounds_of(self, run: str) -> set[tuple[int, str]]:
+        """Return the rounds of which the coordinator has laid down a `model` or a `head` of a run."""
+        found = set()
+        for place in self._places_in("models"):
+            name, _, rest = place.rpartition("/")[2].partition(".")
+            number, _, kind = rest.partition(".")
+            if name == run and number.isdecimal():
+                found.add((int(number), kind or "model"))
+        return found
+
     def _places_in(self, folder: str) -> set[str]:
         names = self._storage.names(folder)
         return {f"{folder}/{name.removesuffix('.json')}" for name in names if name.endswith(".json")}

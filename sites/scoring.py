@@ -12,6 +12,8 @@ from privacy.noise import NoiseSource
 from sites.cohort import Patient
 from sites.inference import Predict
 
+FEWEST = 10
+"""Patients from which on an interval is told."""
 DRAWS = 200
 """How often patients are drawn for an interval."""
 
@@ -32,10 +34,11 @@ def kept(predict: Predict, task: Task, patients: Sequence[Patient]) -> list[Any]
 def intervals(task: Task, outcomes: Sequence[Any], seed: int) -> dict[str, float]:
     """Return `low/<metric>` and `high/<metric>`: the 95 % interval of each metric over patients.
 
-    Percentiles of the metrics of patients drawn with replacement (Efron 1979); of fewer than two
-    patients nothing can be said. A metric that some draws lack has none either.
+    Percentiles of the metrics of patients drawn with replacement (Efron 1979). Of fewer than `FEWEST`
+    patients the ends would be single patients' own figures, so there are none. A metric that some
+    draws lack has none either.
     """
-    if len(outcomes) < 2:
+    if len(outcomes) < FEWEST:
         return {}
     rng = np.random.default_rng(seed)
     draws = [

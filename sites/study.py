@@ -78,7 +78,7 @@ class PromotionConfig(Config):
     Attributes:
         metric: in which quality is measured, one of which more is better.
         mean: the least declared-n mean over the hospitals.
-        worst_site: the least at every hospital that took part in the round.
+        worst_site: the least at every hospital that has released anything in the run.
         calibration_error: the largest declared-n mean; for classification.
         epsilon: the largest that any hospital has spent in the run.
         attack_auc: the largest AUC of a privacy audit's attack.

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlflow.tracking._tracking_service import utils
+
 from flows.home import Home
 from flows.run import Run, runs_of
 
 
 def moved(finished: Path, into: Path) -> Run:
     """Return the newest run of a copy of a home, whose exchange is the copy's own."""
+    utils._artifact_repos_cache.clear()  # MLflow remembers a run's server; a copy has the same runs
     shutil.copytree(finished, into, ignore=shutil.ignore_patterns("servers", "prefect", "cache"))
     (path,) = (into / ".wardround" / "runs").glob("*/run.json")
     described = json.loads(path.read_text()) | {"exchange": str(into / ".wardround" / "exchange")}

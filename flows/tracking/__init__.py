@@ -32,8 +32,11 @@ METRICS = {
 REFERENCES = "reference cases"
 
 
-def attach_report(run: Run, report: bytes, released: str = "no: a candidate") -> None:
+def attach_report(run: Run, report: bytes, released: str = "no: a candidate", decided: str = "") -> None:
     """Attach a run's report to its parent run, in an earlier one's place, and say who released it.
+
+    Args:
+        decided: the head of the chain of decisions that the report knows of.
 
     Raises:
         NotAllowed: this account may not write the study's runs.
@@ -44,8 +47,13 @@ def attach_report(run: Run, report: bytes, released: str = "no: a candidate") ->
         try:
             client.log_text(parent, report.decode(), registry.REPORT)
             client.set_tag(parent, "wardround.released", released)
+            if decided:
+                client.set_tag(parent, "wardround.decisions", decided)
         except (MlflowException, RequestException) as error:
-            raise registry.told(error, run.study.name) from error
+            refused = registry.told(error, f"the runs of {run.study.name}, which the coordinator's can,")
+            if isinstance(refused, registry.NotAllowed):
+                raise refused from error
+            raise StoreFailed(f"MLflow has not taken the report of {run.name}: {error}") from error
 
 
 class Tracking(AbstractContextManager["Tracking"]):
@@ -110,6 +118,8 @@ class Tracking(AbstractContextManager["Tracking"]):
             self._parent, record.data.decode(), f"rounds/round-{record.round:03d}.json"
         )
         self._picture(record)
+        if record.cross_site:
+            self._client.log_text(self._parent, lines.cross_site_csv(record), "cross_site.csv")
         if record.round > 0:
             registry.register(self._client, self._run, record, self._parent)
         self._say_where_it_stands(record)

@@ -85,10 +85,13 @@ def own_experiment(study: str, hospital: str) -> str:
 
 
 def _made(auth: AuthServiceClient, name: str, passwords: Path) -> bool:
+    is_new = not (passwords / name).exists()
     password = secret_file(passwords / name, lambda: secrets.token_urlsafe(24).encode()).decode()
     with _once():
         auth.create_user(name, password)
         return True
+    if is_new:  # of an account whose password was handed over long ago
+        (passwords / name).unlink()
     return False
 
 

@@ -4,11 +4,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import yaml
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from flows import served_model
+from flows import decisions, served_model
 from flows.run import RoundRecord, Run
 from flows.tracking import lines, registry
 from flows.tracking.lines import GLOBAL
@@ -33,6 +34,8 @@ def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord])
         return
     found = client.search_runs([experiment.experiment_id], f"tags.`wardround.run` = '{run.name}'")
     by_site = {each.data.tags.get("wardround.site", ""): each for each in found}
+    if len(by_site) < len(found) or by_site.keys() - {GLOBAL, *run.description.everybody}:
+        yield f"MLflow has another run of {run.name} than one for each hospital and one for all"
     for name in (GLOBAL, *sorted(run.description.everybody)):
         if name not in by_site:
             yield f"MLflow has no run of {run.name} for {name}"
@@ -47,6 +50,10 @@ def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord])
             yield from _of_text(client, parent, record, Path(folder))
         for record in records[1:]:
             yield from _of_model(client, run, record, Path(folder))
+        yield from _of_approved(client, run, {r.model_sha256 for r in records}, Path(folder))
+    told = by_site[GLOBAL].data.tags.get("wardround.decisions", "")
+    if told and told not in decisions.heads(run):
+        yield "MLflow names a decision that is not among the run's"
 
 
 def _expected(run: Run, records: Sequence[RoundRecord], name: str) -> dict[str, dict[int, float]]:
@@ -92,6 +99,25 @@ def _of_text(client: MlflowClient, parent: str, record: RoundRecord, folder: Pat
         yield f"MLflow's {name} is not the record"
 
 
+def _of_approved(client: MlflowClient, run: Run, models: set[str], folder: Path) -> Iterator[str]:
+    """Yield where what is released in MLflow is not what was decided."""
+    outcomes = {d.outcome.version: d.outcome for d in decisions.decisions(run) if d.outcome}
+    champion = registry.champion(run.study.name)
+    for version in registry.approved_versions(client, run):
+        number = str(version.version)
+        outcome = outcomes.get(number)
+        sha256 = version.tags.get("wardround.sha256", "")
+        if outcome is None or outcome.terms.model_sha256 != sha256 or sha256 not in models:
+            yield f"version {number} of the approved models is none that was decided"
+        elif number == champion and outcome.what != "released":
+            yield f"version {number} is the champion, and was taken back"
+        else:
+            into = folder / f"approved-{number}"
+            into.mkdir()
+            record = run.records()[outcome.terms.round]
+            yield from _of_files(run, record, registry.approved(run.study.name), number, into)
+
+
 def _of_model(client: MlflowClient, run: Run, record: RoundRecord, folder: Path) -> Iterator[str]:
     version = registry.candidate(client, run, record.round)
     if version is None:
@@ -102,11 +128,26 @@ def _of_model(client: MlflowClient, run: Run, record: RoundRecord, folder: Path)
             yield f"the candidate of round {record.round} has another {key} than the record"
     into = folder / f"{record.round:03d}"
     into.mkdir()
+    yield from _of_files(run, record, registry.candidates(run.study.name), str(version.version), into)
+
+
+def _of_files(run: Run, record: RoundRecord, name: str, version: str, into: Path) -> Iterator[str]:
+    """Yield where a version's files are not what the record's model is made of."""
+    where = f"version {version} of {name}, round {record.round},"
     try:
-        files = registry.fetch(registry.candidates(run.study.name), str(version.version), into)
-        weights = (registry.model_in(files) / served_model.WEIGHTS).read_bytes()
-    except (LookupError, OSError) as error:
-        yield f"the candidate of round {record.round}: {error}"
+        files = registry.fetch(name, version, into)
+        model = registry.model_in(files)
+        weights = (model / served_model.WEIGHTS).read_bytes()
+        described = (model / served_model.DESCRIPTION).read_bytes()
+        flavour = yaml.safe_load((files / "MLmodel").read_text())["flavors"]
+    except (LookupError, OSError, TypeError, yaml.YAMLError) as error:
+        yield f"{where} can't be read: {error}"
         return
     if sha256_of(weights) != record.model_sha256:
-        yield f"the model file of round {record.round} in MLflow is not the record's"
+        yield f"{where} has other weights than the record's"
+    if described != served_model.description(run.study, record.model_sha256):
+        yield f"{where} describes another study"
+    python = flavour.get("python_function", {})
+    is_ours = python.get("loader_module") == "flows.served_model" and not python.get("code")
+    if set(flavour) != {"python_function"} or not is_ours:
+        yield f"{where} loads other code than what is installed"

@@ -11,29 +11,48 @@ from sites.gallery import SeenModel
 
 KEY = "hardest cases"
 TABLE = "hardest.json"
+WORST = "worst_case/dice"
+
+
+def page_of(url: str, seen: SeenModel) -> str | None:
+    """Return the page of the run that shows how a model does here, None while none does."""
+    client = MlflowClient(url)
+    found = client.get_experiment_by_name(_experiment(seen))
+    runs = _runs(client, found.experiment_id, seen) if found else []
+    if not runs:
+        return None
+    history = client.get_metric_history(runs[0], WORST)
+    is_there = seen.round in {point.step for point in history}
+    return _page(url, found.experiment_id, runs[0]) if is_there else None
 
 
 def log_gallery(url: str, seen: SeenModel, cases: Sequence[PicturedCase], picture: Image.Image) -> str:
-    """Log how a model does on the hospital's own cases, unless that is there; return the run's page."""
-    client, name = MlflowClient(url), f"{seen.study.name}: own cases"
+    """Log how a model does on the hospital's own cases; return the run's page."""
+    client, name = MlflowClient(url), _experiment(seen)
     found = client.get_experiment_by_name(name)
     experiment = found.experiment_id if found else client.create_experiment(name)
-    runs = client.search_runs([experiment], f"tags.`wardround.run` = '{seen.run}'")
-    run_id = (
-        runs[0].info.run_id
-        if runs
-        else client.create_run(
-            experiment, run_name=seen.run, tags={"wardround.run": seen.run}
-        ).info.run_id
-    )
-    done = {point.step for point in client.get_metric_history(run_id, "worst_case/dice")}
-    if seen.round not in done:
-        client.log_image(run_id, picture, key=KEY, step=seen.round)
-        rows = {
-            "round": [seen.round] * len(cases),
-            "case": [case.name for case in cases],
-            "dice": [round(case.dice, 4) for case in cases],
-        }
-        client.log_table(run_id, rows, TABLE)
-        client.log_batch(run_id, [Metric("worst_case/dice", cases[0].dice, 0, seen.round)])
-    return f"{url}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
+    tags = {"wardround.run": seen.run}
+    runs = _runs(client, experiment, seen)
+    run = runs[0] if runs else client.create_run(experiment, run_name=seen.run, tags=tags).info.run_id
+    client.log_image(run, picture, key=KEY, step=seen.round)
+    rows = {
+        "round": [seen.round] * len(cases),
+        "case": [case.name for case in cases],
+        "dice": [round(case.dice, 4) for case in cases],
+    }
+    client.log_table(run, rows, TABLE)
+    client.log_batch(run, [Metric(WORST, cases[0].dice, 0, seen.round)])
+    return _page(url, experiment, run)
+
+
+def _experiment(seen: SeenModel) -> str:
+    return f"{seen.study.name}: own cases"
+
+
+def _runs(client: MlflowClient, experiment: str, seen: SeenModel) -> list[str]:
+    found = client.search_runs([experiment], f"tags.`wardround.run` = '{seen.run}'")
+    return [str(each.info.run_id) for each in found]
+
+
+def _page(url: str, experiment: str, run: str) -> str:
+    return f"{url}/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"

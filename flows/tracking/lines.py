@@ -52,6 +52,17 @@ def fairness(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
+def cross_site_csv(record: RoundRecord) -> str:
+    """Return how each hospital's released model did at each: a line for each pair and metric."""
+    rows = [
+        f"{at},{of},{name},{value:.6g}"
+        for at, row in sorted(record.cross_site.items())
+        for of, metrics in sorted(row.items())
+        for name, value in sorted(metrics.items())
+    ]
+    return "\n".join(["scored at,model of,metric,value", *rows]) + "\n"
+
+
 def by_group(
     scores: Mapping[str, Mapping[str, float]], hospitals: Mapping[str, Participant]
 ) -> dict[str, float]:

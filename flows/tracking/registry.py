@@ -28,7 +28,11 @@ from models.checkpoints import sha256_of
 LIBRARIES = ("wardround", "torch", "monai", "opacus", "prefect", "mlflow")
 CHAMPION, CANDIDATE = "champion", "candidate"
 REVOKED = "wardround.revoked"
+APPROVED = "wardround.approved_by.officer"
 REPORT = "report.html"
+FORBIDDEN = 403
+NOT_THERE = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
+"""What MLflow says where a model, a version or an alias is not there."""
 
 
 class NotAllowed(Exception):
@@ -88,49 +92,43 @@ def tags_of(run: Run, record: RoundRecord) -> dict[str, str]:
 
 
 def approve(run: Run, record: RoundRecord, tags: Mapping[str, str], report: bytes) -> str:
-    """Copy a round's candidate, file by file, to `<study>-approved`, make it the champion.
+    """Write a round's model, from the run's own folder, to `<study>-approved`; make it the champion.
 
-    The files are checked against the record and go where the coordinator's account can't write, with
-    the report beside them. Again it changes nothing but the champion. Returns the version.
+    Its files go where the coordinator's account can't write, with the report beside them. Again it
+    changes nothing but the champion. Returns the version.
 
     Raises:
         NotAllowed: this account may not write the approved models.
-        LookupError: the round has no candidate in MLflow, or its file is not the record's.
     """
     client, name = MlflowClient(), approved(run.study.name)
     try:
         ensure_registered(client, name)
         known = _approved_version(client, run, record.model_sha256)
         if known is None:
-            known = _copied(client, run, record, report)
+            known = _written(client, run, record, report)
         for key, value in tags.items():
             client.set_model_version_tag(name, known.version, key, value)
         if REVOKED in known.tags:
             client.delete_model_version_tag(name, known.version, REVOKED)
         client.set_registered_model_alias(name, CHAMPION, known.version)
     except (MlflowException, HTTPError) as error:
-        raise told(error, name) from error
+        raise told(error, f"{name}, which the data-protection officer's can,") from error
     return str(known.version)
 
 
-def _copied(client: MlflowClient, run: Run, record: RoundRecord, report: bytes) -> ModelVersion:
-    source, name = candidate(client, run, record.round), approved(run.study.name)
-    if source is None:
-        raise LookupError(f"MLflow has no candidate of round {record.round} of {run.name}.")
+def _written(client: MlflowClient, run: Run, record: RoundRecord, report: bytes) -> ModelVersion:
+    name = approved(run.study.name)
     experiment = client.get_experiment_by_name(name)
     store = experiment.experiment_id if experiment else client.create_experiment(name)
+    parent = client.create_run(store, run_name=f"{run.name} round {record.round}").info.run_id
+    model = _log_model(run, record, parent)
     with tempfile.TemporaryDirectory() as folder:
-        files = fetch(source.name, str(source.version), Path(folder))
-        weights = model_in(files) / served_model.WEIGHTS
-        if sha256_of(weights.read_bytes()) != record.model_sha256:
-            raise LookupError("The candidate's file in MLflow is not the model of the record.")
-        (files / REPORT).write_bytes(report)
-        model = client.create_logged_model(store, name=f"round-{record.round:03d}", model_type="pyfunc")
-        client.log_model_artifacts(model.model_id, str(files))
-        client.finalize_logged_model(model.model_id, "READY")
+        (Path(folder) / REPORT).write_bytes(report)
+        client.log_model_artifact(model.model_id, str(Path(folder) / REPORT))
+    client.set_terminated(parent)
     return client.create_model_version(
         name,
-        source=f"models:/{model.model_id}",
+        source=model.model_uri,
         model_id=model.model_id,
         tags=tags_of(run, record),
         await_creation_for=0,
@@ -151,13 +149,15 @@ def withdraw(run: Run, record: RoundRecord, reason: str) -> str:
         if gone is None:
             return champion(run.study.name)
         client.set_model_version_tag(name, gone.version, REVOKED, reason[:500] or "yes")
-        standing = [v for v in _versions(client, name) if REVOKED not in v.tags]
+        if champion(run.study.name) != str(gone.version):
+            return champion(run.study.name)
+        standing = [v for v in _versions(client, name) if REVOKED not in v.tags and APPROVED in v.tags]
         if standing:
             client.set_registered_model_alias(name, CHAMPION, standing[-1].version)
         else:
             client.delete_registered_model_alias(name, CHAMPION)
     except (MlflowException, HTTPError) as error:
-        raise told(error, name) from error
+        raise told(error, f"{name}, which the data-protection officer's can,") from error
     return champion(run.study.name)
 
 
@@ -165,7 +165,9 @@ def champion(study: str) -> str:
     """Return the version of `<study>-approved` that is released now, empty if none is."""
     try:
         return str(MlflowClient().get_model_version_by_alias(approved(study), CHAMPION).version)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
         return ""
 
 
@@ -191,6 +193,12 @@ def fetch(name: str, wanted: str, into: Path) -> Path:
     if sha256_of(weights.read_bytes()) != found.tags.get("wardround.sha256"):
         raise LookupError(f"The weights of version {wanted} of {name} are not those that it names.")
     return folder
+
+
+def approved_versions(client: MlflowClient, run: Run) -> list[ModelVersion]:
+    """Return the versions of `<study>-approved` that name a run."""
+    name = approved(run.study.name)
+    return [v for v in _versions(client, name) if v.tags.get("wardround.run") == run.name]
 
 
 def model_in(folder: Path) -> Path:
@@ -222,13 +230,17 @@ def _approved_version(client: MlflowClient, run: Run, sha256: str) -> ModelVersi
     return named[-1] if named else None
 
 
-def told(error: Exception, name: str) -> Exception:
-    """Return `NotAllowed` where MLflow has refused for lack of rights, else the error itself."""
-    if getattr(error, "error_code", "") == "PERMISSION_DENIED" or "403" in str(error):
-        return NotAllowed(
-            f"This account may not write {name} in MLflow; the data-protection officer's can."
-        )
-    return error
+def told(error: Exception, whose: str) -> Exception:
+    """Return `NotAllowed` where MLflow has refused for lack of rights, else the error itself.
+
+    Args:
+        whose: what may be written by whom, as the message says it.
+    """
+    response = getattr(error, "response", None)
+    is_forbidden = getattr(error, "error_code", "") == "PERMISSION_DENIED" or (
+        response is not None and response.status_code == FORBIDDEN
+    )
+    return NotAllowed(f"This account may not write {whose} in MLflow.") if is_forbidden else error
 
 
 def _local_layers_tag(run: Run, record: RoundRecord) -> dict[str, str]:

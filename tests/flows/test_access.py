@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from homes import moved
 from mlflow.exceptions import MlflowException
@@ -174,6 +175,7 @@ def test_a_hospitals_account_reaches_no_other_hospitals(server: Protected, run: 
 def test_nobody_but_the_officer_can_release_a_model(server: Protected, run: Run, tmp_path: Path) -> None:
     record = run.records()[-1]
     people = People(people={n: Person(role=ROLES[n], key=public_hex(k)) for n, k in KEYS.items()})
+    (run.home.folder / "people.yaml").write_text(yaml.safe_dump(people.model_dump()))
     terms = decisions.terms_of(run, record)
     for name, key in KEYS.items():
         text = decisions.signed_verdict(terms, "approved", name, ROLES[name], key, 30)
@@ -182,10 +184,10 @@ def test_nobody_but_the_officer_can_release_a_model(server: Protected, run: Run,
         with server.as_(account) as client:
             if account != "north":
                 with pytest.raises(NotReleased, match="data-protection officer's can"):
-                    gate.release(run, record, ())
+                    gate.release(run, record, gate.gather(run, record))
             assert forbidden(lambda: crown(client, "1"))
     with server.as_("bo") as client:
-        version = gate.release(run, record, ())
+        version = gate.release(run, record, gate.gather(run, record))
         champion = client.get_model_version_by_alias("small-approved", "champion")
         assert champion.version == version
         files = registry.fetch("small-approved", "champion", tmp_path)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -162,11 +161,21 @@ def test_the_round_records_lie_in_mlflow_byte_for_byte(
         assert Path(path).read_bytes() == record.data
 
 
-def test_every_round_has_a_registered_model_that_predicts_without_pickle(
-    finished: Path, mlflow_client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import mlflow
+SERVING = """
+import mlflow, numpy as np
+served = mlflow.pyfunc.load_model("models:/small-candidates@candidate")
+images = np.random.default_rng(0).normal(300, 50, (2, 15, 17, 16)).astype(np.float32)
+answer = served.predict(images)
+assert answer.shape == (2, 3, 15, 17, 16)
+assert np.allclose(answer.sum(1), 1, atol=1e-5)
+labels = served.predict(images, params={"output": "labels"})
+assert np.array_equal(labels, answer.argmax(1))
+"""
 
+
+def test_every_round_has_a_registered_model_that_predicts_in_a_fresh_process_without_pickle(
+    finished: Path, mlflow_client
+) -> None:
     run = newest(finished)
     versions = mlflow_client.search_model_versions("name = 'small-candidates'")
     by_round = {int(v.tags["wardround.round"]): v for v in versions}
@@ -178,14 +187,15 @@ def test_every_round_has_a_registered_model_that_predicts_without_pickle(
         assert tags["wardround.sha256"] == record.model_sha256
         assert float(tags["val/dice"]) == pytest.approx(record.quality["dice"], abs=1e-4)
         assert float(tags["privacy/epsilon"]) == pytest.approx(record.releases[0].epsilon, abs=1e-3)
-    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_client.tracking_uri)
-    mlflow.set_tracking_uri(mlflow_client.tracking_uri)
-    served = mlflow.pyfunc.load_model("models:/small-candidates@candidate")
-    images = np.random.default_rng(0).normal(300, 50, (2, 15, 17, 16)).astype(np.float32)
-    answer = served.predict(images)
-    assert answer.shape == (2, 3, 15, 17, 16)
-    assert np.allclose(answer.sum(1), 1, atol=1e-5)
+    environment = {
+        **os.environ,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_TRACKING_URI": mlflow_client.tracking_uri,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SERVING], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
     assert not [p for p in (finished / "mlruns").rglob("*") if p.suffix in (".pkl", ".pt", ".pth")]
 
 

@@ -28,7 +28,9 @@ PEOPLE = People(people={n: Person(role=ROLES[n], key=public_hex(k)) for n, k in 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Run:
     """A finished run about which nobody has said anything."""
-    return moved(finished, tmp_path / "home")
+    copied = moved(finished, tmp_path / "home")
+    (copied.home.folder / "people.yaml").write_text(yaml.safe_dump(PEOPLE.model_dump()))
+    return copied
 
 
 @pytest.fixture
@@ -89,6 +91,7 @@ def test_only_people_on_the_list_decide_each_in_his_role_about_this_very_model(r
         (signed_verdict(terms, "approved", "ada", "officer", KEYS["ada"], 30), "as clinician"),
         (signed_verdict(wrong, "approved", "bo", "officer", KEYS["bo"], 30), "another model"),
         (signed_verdict(terms, "approved", "bo", "officer", KEYS["bo"], 0), "expired"),
+        (signed_verdict(terms, "approved", "bo", "officer", KEYS["bo"], 31), "for 30 days at most"),
         ("yes", "Expected a signed verdict"),
     ):
         with pytest.raises(BadVerdict, match=why):
@@ -107,12 +110,17 @@ def test_a_verdict_counts_once_and_none_that_is_older_than_the_last(run: Run) ->
     early = signed_verdict(terms_of(run, record), "approved", "ada", "clinician", KEYS["ada"], 30)
     time.sleep(0.002)
     say(run, record, "ada", "refused")
-    with pytest.raises(BadVerdict, match="has said something later"):
+    with pytest.raises(BadVerdict, match="ada has objected since"):
         take_in(run, early, PEOPLE)
     late = signed_verdict(terms_of(run, record), "approved", "ada", "clinician", KEYS["ada"], 30)
     for _ in range(2):
         take_in(run, late, PEOPLE)
     assert len(decisions.decisions(run)) == 2
+    again = signed_verdict(terms_of(run, record), "refused", "ada", "clinician", KEYS["ada"], 30)
+    time.sleep(0.002)
+    say(run, record, "ada")
+    with pytest.raises(BadVerdict, match="ada has said something later"):
+        take_in(run, again, PEOPLE)
 
 
 def test_an_approval_expires_and_a_refusal_takes_every_approval_away(run: Run) -> None:
@@ -133,14 +141,18 @@ def test_a_release_needs_both_roles_and_a_revocation_moves_the_champion_back(
 ) -> None:
     first, second = run.records()[1:]
     say(run, first, "ada")
+    evidence = gate.gather(run, first)
     with pytest.raises(NotReleased, match="Expected the approvals of clinician, officer"):
-        gate.release(run, first, ())
+        gate.release(run, first, evidence)
     say(run, first, "bo")
-    assert gate.release(run, first, ()) == "1" == registry.champion("small")
+    with pytest.raises(NotReleased, match="Expected evidence of lineage"):
+        gate.release(run, first, evidence[:-1])
+    assert gate.release(run, first, evidence) == "1" == registry.champion("small")
     for name in KEYS:
         say(run, second, name)
     assert gate.release(run, second, gate.gather(run, second)) == "2" == registry.champion("small")
-    assert gate.release(run, second, ()) == "2"  # again changes nothing
+    again = gate.release(run, second, gate.gather(run, second))
+    assert again == "2"  # and nothing has changed
     with pytest.raises(NotReleased, match="Nobody has revoked"):
         gate.withdraw(run, second)
     say(run, second, "bo", "revoked")
@@ -149,27 +161,31 @@ def test_a_release_needs_both_roles_and_a_revocation_moves_the_champion_back(
     say(run, first, "ada", "revoked")
     assert gate.withdraw(run, first) == "" == registry.champion("small")
     words = [d.verdict.word if d.verdict else d.outcome.what for d in decisions.decisions(run)]
-    assert words.count("revoked") == 2 and words.count("withdrawn") == 2 and words.count("released") == 3
+    assert words.count("revoked") == 2 and words.count("withdrawn") == 2 and words.count("released") == 2
     version = mlflow.get_model_version("small-approved", "2")
     assert version.tags["wardround.approved_by.officer"].startswith("bo, until")
     assert registry.REVOKED in version.tags
 
 
-def test_a_candidate_whose_file_was_changed_is_not_released(run: Run, mlflow: MlflowClient) -> None:
+def test_what_is_released_is_written_from_the_run_and_not_from_the_candidate(
+    run: Run, mlflow: MlflowClient, tmp_path: Path
+) -> None:
     record = run.records()[-1]
     for name in KEYS:
         say(run, record, name)
-    for path in (run.home.folder / "mlruns").rglob("model.safetensors"):
-        path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    with pytest.raises(NotReleased, match="not those that it names"):
-        gate.release(run, record, ())
-    assert registry.champion("small") == ""
+    evidence = gate.gather(run, record)
+    for path in (run.home.folder / "mlruns").rglob("MLmodel"):
+        path.write_text(path.read_text().replace("flows.served_model", "os"))
+    assert gate.release(run, record, evidence) == "1"
+    (tmp_path / "released").mkdir()
+    files = registry.fetch("small-approved", "champion", tmp_path / "released")
+    assert "flows.served_model" in (files / "MLmodel").read_text()
+    with pytest.raises(NotReleased, match="loads other code than what is installed"):
+        gate.check_evidence(gate.gather(run, record))
 
 
 def test_the_flow_waits_for_people_who_decide_in_the_form_or_at_the_terminal(run: Run) -> None:
     home, record = run.home.folder, run.records()[-1]
-    people = {"people": {n: p.model_dump() for n, p in PEOPLE.people.items()}}
-    (home / "people.yaml").write_text(yaml.safe_dump(people))
     command = [sys.executable, "-m", "flows.cli", "promote", "--wait-s", "200"]
     with running(run.home.prefect) as prefect:
         waiting = subprocess.Popen(

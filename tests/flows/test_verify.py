@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from homes import moved, replaced
 
@@ -42,6 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Iterator[Ru
         patched.setenv("MLFLOW_TRACKING_URI", url)
         record = copied.records()[-1]
         people = People(people={n: Person(role=r, key=public_hex(k)) for n, (r, k) in PEOPLE.items()})
+        (copied.home.folder / "people.yaml").write_text(yaml.safe_dump(people.model_dump()))
         for name, (role, key) in PEOPLE.items():
             text = signed_verdict(terms_of(copied, record), "approved", name, role, key, 30)
             take_in(copied, text, people)
@@ -169,6 +171,15 @@ def a_decision_by_nobody(run: Run) -> AbstractContextManager[None]:
     return resigned(DECISION_2, lambda content: content.update(signed=text))(run)
 
 
+@contextmanager
+def become_key_of_somebody_else(run: Run) -> Iterator[None]:
+    path = run.home.folder / "people.yaml"
+    people = yaml.safe_load(path.read_text())
+    people["people"]["ada"]["key"] = "0" * 64
+    with replaced(path, yaml.safe_dump(people).encode()):
+        yield
+
+
 NORTH_1, MODEL_1 = file_of("releases/round-001/north.safetensors"), file_of("models/001.safetensors")
 RECORD_1, RECORD_2 = file_of("rounds/round-001.json"), file_of("rounds/round-002.json")
 DESCRIPTION, FINISHED = file_of("run.json"), file_of("finished")
@@ -236,6 +247,21 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "a byte of an approval": (flip(DECISION_1), "0001.json"),
     "an approval that is gone": (remove(DECISION_1), "does not follow"),
     "an approval of somebody else": (a_decision_by_nobody, "signature of 'bo' does not fit"),
+    "the last decision dropped at both ends": (
+        both(remove(DECISION_3), remove(LAID_3)), "MLflow names a decision|none that was decided"),
+    "a person's key": (
+        become_key_of_somebody_else, "has a key of ada that people.yaml has not"),
+    "what a candidate describes": (
+        edit(lambda run: min((run.home.folder / "mlruns").rglob("model.json")),
+             lambda d: d["study"].update(seed=9)), "describes another study"),
+    "code in a candidate": (
+        lambda run: replaced(
+            path := min((run.home.folder / "mlruns").rglob("MLmodel")),
+            path.read_bytes().replace(b"flows.served_model", b"os")), "loads other code"),
+    "an approved version's tag": (
+        sql("UPDATE model_version_tags SET value='x' || value WHERE key='wardround.sha256' AND name='small-approved'",
+            "UPDATE model_version_tags SET value=substr(value, 2) WHERE key='wardround.sha256' AND name='small-approved'"),
+        "none that was decided"),
     "the last decision dropped": (remove(DECISION_3), "Decision 3 is not the same"),
     "the last decision dropped in the exchange": (remove(LAID_3), "Decision 3 is not the same"),
     "an outcome's evidence": (
@@ -267,7 +293,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         remove(lambda run: next((run.home.folder / "mlruns").rglob("round-001.json"))), "MLflow lacks"),
     "a model's file in MLflow": (
         flip(lambda run: min((run.home.folder / "mlruns").rglob("model.safetensors"))),
-        "candidate of round|model file"),
+        "version .* of small|weights of version"),
 }  # fmt: skip
 
 
@@ -278,6 +304,12 @@ def test_what_was_altered_is_the_first_thing_that_does_not_fit(run: Run, name: s
         found = next(faults(Run.open(run.home, run.name)), None)
     assert found, f"{name} was not found"
     assert re.search(expected, found)
+
+
+def test_hospitals_keys_that_the_reader_does_not_know_are_named(run: Run) -> None:
+    assert list(faults(run, run.description.roster)) == []
+    other = {**run.description.roster, "east": "0" * 64}
+    assert next(faults(run, other)).startswith("east signed in round 0 with another key")
 
 
 def test_nothing_of_that_is_left(run: Run) -> None:
