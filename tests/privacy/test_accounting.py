@@ -1,6 +1,7 @@
 import math
 from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from privacy.accounting import (
     PrivacyEvent,
     epsilon,
     gaussian_epsilon,
+    most_found,
     noise_for,
     reported_epsilon,
 )
@@ -28,6 +30,29 @@ def test_the_gaussian_epsilon_solves_its_closed_form() -> None:
         tail = math.erfc((eps / mu - mu / 2) / math.sqrt(2)) / 2
         rest = math.exp(eps) * math.erfc((eps / mu + mu / 2) / math.sqrt(2)) / 2
         assert tail - rest == pytest.approx(1e-5, rel=1e-5)
+
+
+def test_what_the_best_test_finds_is_the_likelihood_ratio_tests_power_on_two_gaussians() -> None:
+    events = [PrivacyEvent(2.0, 1.0, 3), PrivacyEvent(4.0, 1.0, 5)]
+    mu = (3 / 4 + 5 / 16) ** 0.5
+    rng = np.random.default_rng(0)
+    threshold = np.quantile(rng.normal(0, 1, 400_000), 0.95)
+    found = (rng.normal(mu, 1, 400_000) > threshold).mean()
+    assert most_found(events, 1e-5) == pytest.approx(found, abs=4e-3)
+
+
+@given(full_batch)
+def test_no_test_finds_more_than_epsilon_and_delta_allow(event: PrivacyEvent) -> None:
+    spent = epsilon([event], 1e-5)
+    allowed = min(1.0, math.exp(min(spent, 700)) * 0.05 + 1e-5)
+    assert 0.05 <= most_found([event], 1e-5) <= allowed + 1e-9
+
+
+def test_sampled_steps_are_bounded_by_epsilon_and_delta() -> None:
+    event = PrivacyEvent(1.5, 0.04, 200)
+    spent = epsilon([event], 1e-5)
+    bound = min(math.exp(spent) * 0.05 + 1e-5, 1 - math.exp(-spent) * (0.95 - 1e-5))
+    assert most_found([event], 1e-5) == pytest.approx(bound)
 
 
 def test_forty_full_batch_steps_at_the_published_noise_cost_eight() -> None:

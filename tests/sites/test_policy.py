@@ -25,6 +25,7 @@ def ward(tmp_path: Path, small_wards) -> Path:
         ({"networks": ["VNet"]}, "'VNet' is none of them"),
         ({"budget": {"epsilon": -1, "delta": 1e-5}}, "budget.epsilon: expected .*greater than 0"),
         ({"declared_patients": 0}, "declared_patients"),
+        ({"metrics": "withheld", "worst_case": "tell"}, "worst_case: expected withhold"),
         ({"data": "elsewhere"}, "data: expected a folder, got 'elsewhere'"),
         ({"approve": {"join": "perhaps"}}, "approve.join: expected 'auto' or 'manual'"),
     ],

@@ -749,3 +749,24 @@ def test_a_round_that_is_paid_for_goes_on_without_room_for_another(
     assert coordinator.order(full, "contribute", 1).kind == "release"
     coordinator.publish(1, first_model(coordinator.study))
     assert "disk" in coordinator.order(full, "contribute", 2).reason
+
+
+def test_models_of_others_are_scored_where_study_and_policy_say_so_alone(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    edit(hospital.folder / "site.yaml", cross_site="allow")
+    allowing = Hospital.open(hospital.folder, test_noise=1)
+    plain = coordinator_of(study_with())
+    refused = plain.order(allowing, "compare", 2)
+    assert refused.kind == "refusal" and "compares no models" in refused.reason
+    comparing = coordinator_of(study_with(evaluation={"cross_site": True}))
+    comparing.run = "small-2"
+    comparing.key = plain.key
+    early = comparing.order(allowing, "compare", 1)
+    assert early.kind == "refusal" and "in this round" in early.reason
+    told = comparing.order(allowing, "compare", 2)
+    assert told.kind == "comparison" and told.metrics == {}  # nobody's model was named
+    edit(hospital.folder / "site.yaml", cross_site="refuse")
+    comparing.run = "small-3"
+    silent = comparing.order(Hospital.open(hospital.folder, test_noise=1), "compare", 2)
+    assert silent.kind == "comparison" and silent.models == {}

@@ -13,7 +13,7 @@ from sites.intake import Scan
 from sites.preprocessing import PreprocessingConfig, prepare
 from sites.profile import profile_of
 from sites.reading import Reading
-from sites.scoring import noised_score, score
+from sites.scoring import FEWEST, intervals, kept, noised_score, score, worst_case
 
 TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "a", 2: "b"}))
 
@@ -68,3 +68,40 @@ def test_noised_metrics_divide_by_the_declared_number() -> None:
         declared=8, event=PrivacyEvent(1e-6, 1.0, 1), noise=NoiseSource.for_test(0, ""),
     )  # fmt: skip
     assert metrics["dice/a"] == pytest.approx(0.5, abs=1e-4)
+
+
+def outcomes_of(count: int) -> list[dict[str, float]]:
+    rng = np.random.default_rng(count)
+    return [
+        {"dice": float(d), "dice/a": float(d), "hd95_mm": 9 * float(d)} for d in rng.uniform(size=count)
+    ]
+
+
+def test_an_interval_is_that_of_means_of_patients_drawn_with_replacement() -> None:
+    outcomes = outcomes_of(40)
+    found = intervals(TASK, outcomes, 7)
+    dice = np.array([outcome["dice"] for outcome in outcomes])
+    half = 1.96 * dice.std() / len(dice) ** 0.5  # of the normal distribution that the mean comes near
+    assert found["low/dice"] == pytest.approx(dice.mean() - half, abs=0.03)
+    assert found["high/dice"] == pytest.approx(dice.mean() + half, abs=0.03)
+    assert found["low/dice-a"] == found["low/dice"] and found["high/hd95_mm"] > 9 * dice.mean()
+    assert intervals(TASK, outcomes, 7) == found != intervals(TASK, outcomes, 8)
+
+
+def test_of_few_patients_no_interval_is_told_as_its_ends_would_be_single_ones() -> None:
+    assert intervals(TASK, outcomes_of(FEWEST - 1), 0) == {}
+    few = outcomes_of(FEWEST)
+    singles = {round(outcome["dice"], 9) for outcome in few}
+    told = intervals(TASK, few, 0)
+    assert not singles & {round(told["low/dice"], 9), round(told["high/dice"], 9)}
+
+
+def test_the_worst_case_is_the_worst_patients_value_whatever_worse_means() -> None:
+    found = worst_case(outcomes_of(12))
+    assert found["worst_case/dice"] == min(o["dice"] for o in outcomes_of(12))
+    assert found["worst_case/hd95_mm"] == max(o["hd95_mm"] for o in outcomes_of(12))
+    assert worst_case([(torch.zeros(2), torch.tensor(1))]) == {}  # of classes there is none
+
+
+def test_what_is_kept_of_patients_makes_the_metrics() -> None:
+    assert TASK.over_patients(kept(READS, TASK, patients(3))) == score(READS, TASK, patients(3))

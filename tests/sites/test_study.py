@@ -132,3 +132,17 @@ def test_scaffold_with_a_teacher_of_another_network_is_refused(study_with) -> No
 def test_fed_bn_with_a_network_whose_norm_layers_learn_nothing_is_refused(study_with) -> None:
     with pytest.raises(ValidationError, match="fed_bn: expected a network of which some layers stay"):
         study_with(strategy={"name": "fed_bn"})
+
+
+def test_a_promotion_asks_for_what_is_measured(study_with) -> None:
+    for changes, message in (
+        ({"metric": "hd95_mm"}, "promotion.metric: expected one of"),
+        ({"metric": "dice", "calibration_error": 0.1}, "segmentation has no such metric"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            study_with(promotion=changes)
+    with pytest.raises(ValueError, match="which has no epsilon"):
+        study_with(
+            promotion={"metric": "dice", "epsilon": 8}, privacy={"mode": "none"}, distillation=None,
+            export="weights",
+        )  # fmt: skip
