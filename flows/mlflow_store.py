@@ -35,9 +35,7 @@ def check_store(path: Path) -> None:
     except sqlite3.OperationalError as error:
         raise ConfigError(f"{path}: MLflow's store is in use or not readable ({error}).") from error
     except sqlite3.DatabaseError as error:
-        raise ConfigError(
-            f"{path}: expected MLflow's store; it can't be read ({error}). {AWAY}"
-        ) from error
+        raise ConfigError(f"{path}: expected MLflow's store, got: {error}. {AWAY}") from error
     if sound != "ok":
         raise ConfigError(f"{path}: expected a sound store; SQLite finds it damaged ({sound}). {AWAY}")
     revisions, head = _revisions()

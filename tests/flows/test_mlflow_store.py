@@ -45,8 +45,8 @@ def foreign(store: Path) -> None:
 @pytest.mark.parametrize(
     ("alter", "message"),
     [
-        (lambda store: store.write_bytes(b"a text" * 999), "expected MLflow's store, got"),
-        (lambda store: store.write_bytes(store.read_bytes()[:5000]), "store, got|damaged"),
+        (lambda store: store.write_bytes(b"a text" * 999), "expected MLflow's store, got: "),
+        (lambda store: store.write_bytes(store.read_bytes()[:5000]), "store, got: |damaged"),
         (foreign, "got another database"),
         (lambda store: revise(store, "451aebb31d03"), "an earlier MLflow.*mlflow db upgrade"),
         (lambda store: revise(store, "ffffffffffff"), "a later MLflow"),

@@ -86,6 +86,7 @@ def test_the_first_line_of_the_studys_note_leads_to_report_and_models(
     expect(report.get_by_text(run.records()[-1].model_sha256)).to_be_visible()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_registered_version_says_what_it_is(page: Page, links: dict[str, str], run: Run) -> None:
     expect.set_options(timeout=PATIENCE_MS)
@@ -98,6 +99,7 @@ def test_a_registered_version_says_what_it_is(page: Page, links: dict[str, str],
     expect(page.get_by_text("candidate", exact=False).first).to_be_visible()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_reference_cases_are_seen_over_the_rounds(page: Page, links: dict[str, str]) -> None:
     expect.set_options(timeout=PATIENCE_MS)
@@ -122,6 +124,7 @@ def pictures_by_step(paths: list[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.name.split("+step+")[1].split("+")[0]))
 
 
+@pytest.mark.slow
 def test_a_hospitals_hardest_cases_lie_in_its_own_store_alone(run: Run) -> None:
     ward = run.home.folder / "wards" / "north"
     hospital = Hospital.open(ward)

@@ -68,8 +68,14 @@ def test_a_mask_lies_on_the_images_own_grid_and_the_bundle_says_the_same(run: Ru
     "preprocessing",
     [
         {"spacing_mm": [1.5, 1.5, 2.5], "crop": "foreground"},
-        {"fit": {"kind": "patches", "overlap": 0.5}, "intensity": {"kind": "percentiles"}},
-        {"fit": "resize", "intensity": {"kind": "window", "centre": 300, "width": 400}},
+        pytest.param(
+            {"fit": {"kind": "patches", "overlap": 0.5}, "intensity": {"kind": "percentiles"}},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"fit": "resize", "intensity": {"kind": "window", "centre": 300, "width": 400}},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["spacing and crop", "patches", "resize"],
 )

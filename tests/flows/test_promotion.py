@@ -184,7 +184,10 @@ def test_what_is_released_is_written_from_the_run_and_not_from_the_candidate(
         gate.check_evidence(gate.gather(run, record))
 
 
-def test_the_flow_waits_for_people_who_decide_in_the_form_or_at_the_terminal(run: Run) -> None:
+@pytest.mark.slow
+def test_the_flow_waits_for_people_who_decide_in_the_form_or_at_the_terminal(
+    run: Run, mlflow: MlflowClient
+) -> None:
     home, record = run.home.folder, run.records()[-1]
     command = [sys.executable, "-m", "flows.cli", "promote", "--wait-s", "200"]
     with running(run.home.prefect) as prefect:
