@@ -6,7 +6,7 @@ record's own time, so that logging it again after a crash changes nothing.
 """
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -81,8 +81,11 @@ class Tracking(AbstractContextManager["Tracking"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for mlflow_run in self._all_runs():
-            self._client.set_terminated(mlflow_run, "FINISHED" if error is None else "FAILED")
+        status = "FINISHED" if error is None else "FAILED"
+        # what has gone wrong is told, also where MLflow itself is what is wrong
+        with suppress(*(() if error is None else (MlflowException, RequestException))):
+            for mlflow_run in self._all_runs():
+                self._client.set_terminated(mlflow_run, status)
 
     @property
     def page(self) -> str:
