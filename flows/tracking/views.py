@@ -103,6 +103,14 @@ def show(client: MlflowClient, experiment: str, run: Run, parent: str) -> None:
 
 
 def _pages(experiment: str, parent: str, study: Study) -> list[tuple[str, str]]:
+    return [
+        *_run_pages(experiment, parent),
+        ("models", f"#/models/{registry.candidates(study.name)}"),
+        ("released models", f"#/models/{registry.approved(study.name)}"),
+    ]
+
+
+def _run_pages(experiment: str, parent: str) -> list[tuple[str, str]]:
     ours = "workflowType=machine_learning"
     base = f"#/experiments/{experiment}/runs"
     return [
@@ -110,8 +118,6 @@ def _pages(experiment: str, parent: str, study: Study) -> list[tuple[str, str]]:
         ("report", f"{base}/{parent}/artifacts/{registry.REPORT}?{ours}"),
         ("newest run", f"{base}/{parent}?{ours}"),
         ("pictures", f"{base}/{parent}/model-metrics?{ours}"),
-        ("models", f"#/models/{registry.candidates(study.name)}"),
-        ("released models", f"#/models/{registry.approved(study.name)}"),
     ]
 
 
@@ -120,7 +126,6 @@ def links(url: str) -> list[tuple[str, str]]:
     client = MlflowClient(url)
     pages = []
     for experiment in client.search_experiments():
-        base = f"{url}/#/experiments/{experiment.experiment_id}"
         found = client.search_runs(
             [experiment.experiment_id],
             f"tags.`wardround.site` = '{GLOBAL}'",
@@ -128,12 +133,7 @@ def links(url: str) -> list[tuple[str, str]]:
             max_results=1,
         )
         if found:
-            chart = f"{base}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-            chart = f"{chart}&viewStateShareKey={BY_HOSPITAL}"
-            newest = f"{base}/runs/{found[0].info.run_id}"
-            report = f"{newest}/artifacts/{registry.REPORT}?workflowType=machine_learning"
-            pages.append((f"{experiment.name}: all hospitals", chart))
-            pages.append((f"{experiment.name}: report", report))
-            pages.append((f"{experiment.name}: newest run", f"{newest}?workflowType=machine_learning"))
+            known = _run_pages(experiment.experiment_id, found[0].info.run_id)
+            pages += [(f"{experiment.name}: {title}", f"{url}/{link}") for title, link in known]
     registered = [model.name for model in client.search_registered_models()]
     return pages + [(f"{name}: versions", f"{url}/#/models/{name}") for name in registered]

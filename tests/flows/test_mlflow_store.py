@@ -27,6 +27,7 @@ def store(finished: Path, tmp_path: Path) -> Path:
 def test_the_store_of_the_installed_mlflow_is_fine_and_so_is_none(store: Path, tmp_path: Path) -> None:
     check_store(store)
     check_store(tmp_path / "nothing.db")
+    assert not (tmp_path / "nothing.db").exists()
 
 
 def revise(store: Path, revision: str) -> None:
