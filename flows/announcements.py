@@ -78,7 +78,7 @@ def rows(run: Run, record: RoundRecord) -> list[dict[str, Any]]:
     """Return a round as a table: a row for each hospital, of public values."""
     releases = {release.site: release for release in record.releases}
     shown = []
-    for site, participant in sorted(run.description.everybody.items()):
+    for site, participant in sorted(run.description.members(record.round).items()):
         release = releases.get(site)
         metrics = record.scores.get(site, {})
         row: dict[str, Any] = {
@@ -100,7 +100,7 @@ def events(run: Run, record: RoundRecord) -> Iterator[tuple[str, dict[str, Any]]
         kind = "refused" if reason.startswith("it refused") else "missing"
         yield f"wardround.site.{kind}", {**told, "site": site, "reason": reason}
     for release in record.releases:
-        budget = run.description.everybody[release.site].budget.epsilon
+        budget = run.description.member(release.site, record.round).budget.epsilon
         if release.epsilon is not None and release.epsilon >= LOW * budget:
             spent = {"site": release.site, "epsilon": release.epsilon, "budget": budget}
             yield "wardround.budget.low", {**told, **spent}

@@ -144,7 +144,10 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
     if before and before.what == "released" and registry.champion(run.study.name) == before.version:
         _tell(run, f"round {record.round} as version {before.version}, approved by {by}")
         return before.version
-    tags = {f"wardround.approved_by.{role}": _who(verdict) for role, verdict in given.items()}
+    tags = {
+        **{f"wardround.approved_by.{role}": _who(verdict) for role, verdict in given.items()},
+        registry.APPROVED_UNTIL: min(_until(verdict) for verdict in given.values()),
+    }
     try:
         pending = Outcome(what="released", terms=terms, version="", evidence=tuple(evidence))
         version = registry.approve(run, record, tags, report(run, record.round, pending))
@@ -214,8 +217,11 @@ def _tell(run: Run, released: str) -> None:
 
 
 def _who(verdict: decisions.Verdict) -> str:
-    until = datetime.fromtimestamp(verdict.expires_ms / 1000, UTC)
-    return f"{verdict.person}, until {until:%Y-%m-%d}"
+    return f"{verdict.person}, until {_until(verdict)}"
+
+
+def _until(verdict: decisions.Verdict) -> str:
+    return f"{datetime.fromtimestamp(verdict.expires_ms / 1000, UTC):%Y-%m-%d}"
 
 
 def released(run: Run, record: RoundRecord) -> str:

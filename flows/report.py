@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from flows import decisions
 from flows.live import headline_metric
 from flows.run import Accepted, Participant, RoundRecord, Run
+from flows.sent import Sent, sent
 from flows.tracking.lines import by_group, fairness
 from flows.tracking.registry import LIBRARIES
 from models.objectives import flat, metric_names
@@ -33,6 +34,12 @@ HOW = {
     "noised": "with noise that the hospital's ledger has charged",
     "withheld": "withheld by the hospital",
 }
+CONTENTS = {
+    "student": "a student network, taught by the hospital's own on public or synthetic images",
+    "weights": "the change of the network's weights",
+    "predictions": "predictions for public or synthetic images",
+}
+"""What a release holds, by what the study exports."""
 HASH_SALT = "wardround"
 """Makes the names inside of a drawing the same each time."""
 
@@ -45,16 +52,12 @@ class HospitalPage:
     public: Participant
     releases: Sequence[tuple[int, Accepted]]
     how: str
+    sent: Sequence[Sent]
 
     @property
     def epsilon(self) -> float | None:
         """What the run has spent here, None without privacy."""
         return self.releases[-1][1].epsilon if self.releases else None
-
-    @property
-    def bytes_sent(self) -> int:
-        """The bytes of all its releases."""
-        return sum(release.payload_bytes for _, release in self.releases)
 
     @property
     def caveats(self) -> list[str]:
@@ -107,7 +110,7 @@ def report(run: Run, until: int | None = None, pending: decisions.Outcome | None
         quality=list(_quality(run, records)),
         headline=headline_metric(records[-1]) or "",
         fairness=fairness(records[-1].scores),
-        groups=by_group(records[-1].scores, run.description.everybody),
+        groups=by_group(records[-1].scores, run.description.members(records[-1].round)),
         quality_plot=_quality_plot(records),
         epsilon_plot=_epsilon_plot(run, hospitals),
         left_out=[(r.round, site, why) for r in records for site, why in sorted(r.left_out.items())],
@@ -118,6 +121,7 @@ def report(run: Run, until: int | None = None, pending: decisions.Outcome | None
         versions={name: version(name) for name in LIBRARIES},
         metrics=sorted(metric_names(run.study.task)),
         false_alarms=FALSE_ALARMS,
+        contents=CONTENTS,
     )
     return text.encode()
 
@@ -126,9 +130,10 @@ def _page(run: Run, records: Sequence[RoundRecord], site: str) -> HospitalPage:
     told = [record.metrics[site] for record in records if site in record.metrics]
     return HospitalPage(
         name=site,
-        public=run.description.everybody[site],
+        public=run.description.member(site, records[-1].round),
         releases=[(r.round, each) for r in records for each in r.releases if each.site == site],
         how=HOW[told[-1]] if told else "nothing was told",
+        sent=sent(run, site, records[-1].round),
     )
 
 

@@ -329,11 +329,10 @@ def _check_release(
         raise RejectedRelease(f"expected {run.study.export}, got {manifest.content}")
     if manifest.base_sha256 != base.model_sha256:
         raise RejectedRelease("it starts from another model than the round's")
-    declared = run.description.participants[manifest.site].declared_training
+    declared = run.description.member(manifest.site, manifest.round).declared_training
     if manifest.declared_training != declared:
         raise RejectedRelease(f"expected the declared {declared} patients of its acceptance")
-    taken = sum(r.site == manifest.site for record in run.records() for r in record.releases)
-    check_cost(run, manifest, declared, taken)
+    check_cost(run, manifest, run.records())
     path = release_path(run, round, manifest.site)
     most = sum(tensor.numel() * tensor.element_size() for tensor in template.values())
     if run.study.export == "predictions":
@@ -348,11 +347,11 @@ def _check_release(
     check_release(Release(manifest, tensors), template)
 
 
-def check_cost(run: Run, manifest: ReleaseManifest, declared: int, taken: int) -> None:
+def check_cost(run: Run, manifest: ReleaseManifest, earlier: Sequence[RoundRecord]) -> None:
     """Reject a release whose stated cost is not what the study's own mechanism costs.
 
     Args:
-        taken: how many releases of the hospital earlier rounds took in.
+        earlier: the rounds before the one that takes it in.
     """
     privacy = run.study.privacy
     if privacy.mode == "none":
@@ -365,17 +364,18 @@ def check_cost(run: Run, manifest: ReleaseManifest, declared: int, taken: int) -
         raise RejectedRelease(f"it states its epsilon at another delta than {privacy.delta:g}")
     if set(manifest.epsilon_reported) != set(privacy.accountants):
         raise RejectedRelease("it reports the epsilons of other accountants than the study's")
-    training = run.study.training
     event = mechanism_for(
         privacy,
         rounds=run.study.rounds,
-        steps=run.description.everybody[manifest.site].steps,
-        lot=training.lot_size,
-        declared=declared,
+        steps=run.description.member(manifest.site, manifest.round).steps,
+        lot=run.study.training.lot_size,
+        declared=manifest.declared_training,
     ).event
     if PrivacyEvent(**manifest.event.model_dump()) != event:
         raise RejectedRelease("its privacy event is not the study's")
-    least = epsilon([event] * (taken + 1), privacy.delta)
+    spent = [r.event for record in earlier for r in record.releases if r.site == manifest.site]
+    before = [PrivacyEvent(**each.model_dump()) for each in spent if each]
+    least = epsilon([*before, event], privacy.delta)
     if not least * (1 - TOLERANCE) <= manifest.epsilon:
         raise RejectedRelease(f"it states epsilon {manifest.epsilon}, its releases cost {least:.4f}")
 
@@ -405,7 +405,7 @@ def next_model(
             weight_of(run, round, manifest),
             StoredParams(release_path(run, round, site)),
             run.study.training.model_copy(
-                update={"steps": run.description.everybody[site].steps}
+                update={"steps": run.description.member(site, manifest.round).steps}
             ).length(manifest.round, run.study.rounds),
         )
         for site, manifest in sorted(taken.taken.items())
@@ -418,9 +418,9 @@ def next_model(
     return strategy.next_params(params, state, releases)
 
 
-def weight(run: Run, site: str) -> int:
-    """Return n_k: the hospital's declared number of training patients."""
-    return run.description.everybody[site].declared_training
+def weight(run: Run, round: int, site: str) -> int:
+    """Return n_k: the hospital's declared number of training patients, as it holds in a round."""
+    return run.description.member(site, round).declared_training
 
 
 def weight_of(run: Run, round: int, release: Statement) -> float:
@@ -428,7 +428,7 @@ def weight_of(run: Run, round: int, release: Statement) -> float:
     staleness, late = run.study.sites.staleness, round - release.round
     share = staleness.share(late) if staleness and late else 1.0
     declared = isinstance(release, ReleaseManifest) and release.declared_training
-    return (declared or weight(run, release.site)) * share
+    return (declared or weight(run, release.round, release.site)) * share
 
 
 def record(
@@ -473,7 +473,7 @@ def record(
         scored={site: scored.signed[site] for site in spoken},
         cross_site=cross_site,
         compared={site: compared.signed[site] for site in cross_site},
-        quality=quality_of(run, scores),
+        quality=quality_of(run, round, scores),
         train_seconds=run.waits(round, "contribute"),
         seconds=time.time() - started,
         finished_ms=int(time.time() * 1000),
@@ -488,7 +488,7 @@ def _accepted(run: Run, round: int, manifest: ReleaseManifest, signed: Signed) -
         public_key=signed.public_key,
         weight=weight_of(run, round, manifest),
         staleness=round - manifest.round,
-        steps=run.description.everybody[site].steps,
+        steps=run.description.member(site, manifest.round).steps,
         **manifest.model_dump(
             include={
                 "payload_sha256", "payload_bytes", "event", "epsilon", "epsilon_reported",
@@ -498,7 +498,7 @@ def _accepted(run: Run, round: int, manifest: ReleaseManifest, signed: Signed) -
     )  # fmt: skip
 
 
-def quality_of(run: Run, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def quality_of(run: Run, round: int, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Return each metric's mean over the hospitals that published it, by declared patients.
 
     Of intervals and worst cases there is no mean.
@@ -507,7 +507,7 @@ def quality_of(run: Run, scores: Mapping[str, Mapping[str, float]]) -> dict[str,
     names = sorted(name for name in every if name.partition("/")[0] not in SPREAD)
     quality = {}
     for name in names:
-        pairs = [(weight(run, site), m[name]) for site, m in scores.items() if name in m]
+        pairs = [(weight(run, round, site), m[name]) for site, m in scores.items() if name in m]
         quality[name] = sum(n * value for n, value in pairs) / sum(n for n, _ in pairs)
     return quality
 

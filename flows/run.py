@@ -129,7 +129,10 @@ Kind = Literal["training", "survey", "rehearsal", "check"]
 
 
 class RunDescription(Config):
-    """What was fixed when the run started, and who takes part: from the start, since later, no more."""
+    """What was fixed when the run started, and who takes part: from the start, since later, no more.
+
+    `former` holds what hospitals that left and came back declared before: earlier rounds stand on it.
+    """
 
     run: str
     kind: Kind = "training"
@@ -140,11 +143,25 @@ class RunDescription(Config):
     participants: dict[str, Participant] = Field(default_factory=dict)
     refused: dict[str, str] = Field(default_factory=dict)
     departed: dict[str, Participant] = Field(default_factory=dict)
+    former: dict[str, tuple[Participant, ...]] = Field(default_factory=dict)
 
     @property
     def everybody(self) -> dict[str, Participant]:
-        """Whoever took part in any round."""
+        """Whoever took part in any round, as each is now or was at the last."""
         return {**self.departed, **self.participants}
+
+    def selves(self, site: str) -> tuple[Participant, ...]:
+        """Return what a hospital declared each time that it joined, the first time first."""
+        return (*self.former.get(site, ()), self.everybody[site])
+
+    def member(self, site: str, round: int) -> Participant:
+        """Return a hospital as it takes part in a round; before its first, as it joined first."""
+        selves = self.selves(site)
+        return next((each for each in reversed(selves) if each.since <= round), selves[0])
+
+    def members(self, round: int) -> dict[str, Participant]:
+        """Return everybody as they take part in a round."""
+        return {site: self.member(site, round) for site in self.everybody}
 
 
 @dataclass(frozen=True)
@@ -246,6 +263,7 @@ class Run:
         refused: Mapping[str, str],
         departed: Mapping[str, Participant] | None = None,
         roster: Mapping[str, str] | None = None,
+        former: Mapping[str, tuple[Participant, ...]] | None = None,
     ) -> "Run":
         """Return the run with who takes part, which its folder now records; None changes nothing."""
         changes = {
@@ -253,6 +271,7 @@ class Run:
             "refused": dict(refused),
             "departed": self.description.departed if departed is None else dict(departed),
             "roster": self.description.roster if roster is None else dict(roster),
+            "former": self.description.former if former is None else dict(former),
         }
         description = self.description.model_copy(update=changes)
         self._describe(description)

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from flows import decisions, rounds
 from flows.criteria import criteria_of
 from flows.rounds import Answers
-from flows.run import GENESIS, BrokenRun, RoundRecord, Run
+from flows.run import GENESIS, BrokenRun, Participant, RoundRecord, Run
 from flows.tracking.differences import differences
 from models import checkpoints
 from models import params as P
@@ -144,17 +144,22 @@ def _of_orders(run: Run) -> Iterator[str]:
 
 
 def _of_acceptances(run: Run) -> Iterator[str]:
-    for site, member in sorted(run.description.everybody.items()):
+    for site in sorted(run.description.everybody):
+        selves = run.description.selves(site)
         places = (statement_place(run.name, r, "join", site) for r in range(run.study.rounds + 1))
         found = [data for data in map(run.exchange.statement, places) if data is not None]
-        keys = {member.accepted_with, *_keys_of(run, site)}
+        keys = {*(each.accepted_with for each in selves), *_keys_of(run, site)}
         said = [each for data in found if (each := _acceptance(data, site, keys))]
         if not said or len(said) < len(found):
             yield f"The exchange has no acceptance of {site}, or one that {site} did not sign."
             continue
-        told = (said[-1].declared_training, said[-1].declared_patients, said[-1].steps, said[-1].budget)
-        if told != (member.declared_training, member.declared_patients, member.steps, member.budget):
+        told = [_declared(each) for each in said]
+        if _declared(selves[-1]) != told[-1] or any(_declared(each) not in told for each in selves):
             yield f"run.json has other declared numbers of {site} than its signed acceptance."
+
+
+def _declared(of: Acceptance | Participant) -> tuple[object, ...]:
+    return of.declared_training, of.declared_patients, of.steps, of.budget, of.group, of.cross_site
 
 
 def _keys_of(run: Run, site: str) -> set[str]:
@@ -231,9 +236,8 @@ def _of_cost(
     run: Run, records: Sequence[RoundRecord], record: RoundRecord, said: ReleaseManifest, where: str
 ) -> Iterator[str]:
     """Yield where a release cost less than the study's mechanism does, or less than one before it."""
-    taken = sum(r.site == said.site for each in records[: record.round] for r in each.releases)
     try:
-        rounds.check_cost(run, said, said.declared_training, taken)
+        rounds.check_cost(run, said, records[: record.round])
     except ValueError as error:
         yield f"{where}: {error}."
     spent = [
@@ -288,7 +292,7 @@ def _of_scores(run: Run, records: Sequence[RoundRecord], record: RoundRecord) ->
             continue
         if not isinstance(told, Comparison) or told.metrics != record.cross_site.get(site):
             yield f"{where}: the record has other numbers than the hospital signed."
-    quality = rounds.quality_of(run, record.scores)
+    quality = rounds.quality_of(run, record.round, record.scores)
     if not _alike(quality, record.quality):
         yield f"The quality of round {record.round} is not the mean of its scores."
 

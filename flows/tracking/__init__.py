@@ -15,20 +15,15 @@ import mlflow
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
 from requests import RequestException
 
 from flows import references
-from flows.run import Accepted, RoundRecord, Run, StoreFailed
+from flows.run import RoundRecord, Run, StoreFailed
 from flows.tracking import lines, registry, views
 from flows.tracking.lines import GLOBAL
 from flows.tracking.registry import LIBRARIES
 
-METRICS = {
-    "exact": "exact (evaluation patients: no DP)",
-    "noised": "noised (charged to the ledger)",
-    "withheld": "withheld",
-}
-"""How a hospital's figures came about, in words for the reader of MLflow."""
 REFERENCES = "reference cases"
 
 
@@ -116,7 +111,9 @@ class Tracking(AbstractContextManager["Tracking"]):
     def _log_round(self, record: RoundRecord) -> None:
         for site in self._children:
             self._log_site(site, record)
-        self._log(self._parent, record, lines.of_everybody(record, self._run.description.everybody))
+        self._log(
+            self._parent, record, lines.of_everybody(record, self._run.description.members(record.round))
+        )
         self._client.log_text(
             self._parent, record.data.decode(), f"rounds/round-{record.round:03d}.json"
         )
@@ -156,21 +153,10 @@ class Tracking(AbstractContextManager["Tracking"]):
             self._client.set_tag(self._parent, key, value)
 
     def _log_site(self, site: str, record: RoundRecord) -> None:
-        if site in record.metrics:
-            note = METRICS[record.metrics[site]]
-            self._client.set_tag(self._children[site], "wardround.metrics", note)
-        for release in record.releases:
-            if release.site == site:
-                self._tag_caveats(site, release)
-        hospital = self._run.description.everybody[site]
+        for key, value in lines.caveats(record, site).items():
+            self._client.set_tag(self._children[site], key, value)
+        hospital = self._run.description.member(site, record.round)
         self._log(self._children[site], record, lines.of_site(record, site, hospital))
-
-    def _tag_caveats(self, site: str, release: Accepted) -> None:
-        """Tag what the shown epsilon does not say by itself."""
-        self._client.set_tag(self._children[site], "wardround.noise", release.noise)
-        if release.plain_releases:
-            count = str(release.plain_releases)
-            self._client.set_tag(self._children[site], "wardround.plain_releases", count)
 
     def _log(self, mlflow_run: str, record: RoundRecord, values: Mapping[str, float]) -> None:
         metrics = [
@@ -182,12 +168,7 @@ class Tracking(AbstractContextManager["Tracking"]):
         if known := _found(self._client, self._experiment, self._run, site):
             return known
         run = self._run
-        tags = {
-            "wardround.study": run.study.name,
-            "wardround.run": run.name,
-            "wardround.site": site,
-            "dp": "false" if run.study.privacy.mode == "none" else "true",
-        }
+        tags = lines.fixed_tags(run, site)
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
         made = self._client.create_run(
@@ -196,25 +177,13 @@ class Tracking(AbstractContextManager["Tracking"]):
             tags=tags,
             run_name=run.name if site == GLOBAL else f"{run.name} {site}",
         )
-        self._client.log_batch(made.info.run_id, params=self._params(site))
+        versions = {f"version/{name}": version(name) for name in LIBRARIES} if site == GLOBAL else {}
+        values = {**lines.params(run, site), **versions}
+        params = [Param(name, value) for name, value in values.items()]
+        for first in range(0, len(params), MAX_PARAMS_TAGS_PER_BATCH):
+            batch = params[first : first + MAX_PARAMS_TAGS_PER_BATCH]
+            self._client.log_batch(made.info.run_id, params=batch)
         return str(made.info.run_id)
-
-    def _params(self, site: str) -> list[Param]:
-        run = self._run
-        if site != GLOBAL:
-            hospital = run.description.everybody[site]
-            values = {
-                "declared_patients": hospital.declared_patients,
-                "steps": hospital.steps,
-                "budget/epsilon": hospital.budget.epsilon,
-                "budget/delta": hospital.budget.delta,
-                "version/wardround": hospital.version,
-                "code_sha256": hospital.code_sha256,
-            }
-            return [Param(name, str(value)) for name, value in values.items()]
-        fixed = {"study_sha256": run.study.sha256, **_flat(run.study.model_dump(mode="json"))}
-        versions = {f"version/{name}": version(name) for name in LIBRARIES}
-        return [Param(name, str(value)) for name, value in {**fixed, **versions}.items()]
 
     def _all_runs(self) -> list[str]:
         return [self._parent, *self._children.values()]
@@ -226,18 +195,3 @@ def _found(client: MlflowClient, experiment: str, run: Run, site: str) -> str | 
         [experiment], f"tags.`wardround.run` = '{run.name}' and tags.`wardround.site` = '{site}'"
     )
     return str(found[0].info.run_id) if found else None
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested keys joined by a slash.
-
-    >>> _flat({"a": {"b": 1}, "c": None})
-    {'a/b': 1, 'c': None}
-    """
-    flat: dict[str, object] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}/")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -8,6 +8,7 @@ import yaml
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from flows import decisions, served_model
 from flows.run import RoundRecord, Run
@@ -41,6 +42,7 @@ def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord])
             yield f"MLflow has no run of {run.name} for {name}"
             return
         yield from _of_line(client, by_site[name], _expected(run, records, name), name)
+        yield from _of_words(by_site[name], run, records, name)
         head = by_site[name].data.tags.get("wardround.chain_head")
         if head != records[-1].sha256:
             yield f"MLflow's run of {name} names another head of the chain than the newest record"
@@ -50,6 +52,7 @@ def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord])
             yield from _of_text(client, parent, record, Path(folder))
         for record in records[1:]:
             yield from _of_model(client, run, record, Path(folder))
+        yield from _of_alias(client, run, records[-1])
         yield from _of_approved(client, run, {r.model_sha256 for r in records}, Path(folder))
     told = by_site[GLOBAL].data.tags.get("wardround.decisions", "")
     if told and told not in decisions.heads(run):
@@ -61,9 +64,9 @@ def _expected(run: Run, records: Sequence[RoundRecord], name: str) -> dict[str, 
     expected: dict[str, dict[int, float]] = {}
     for record in records:
         values = (
-            lines.of_everybody(record, run.description.everybody)
+            lines.of_everybody(record, run.description.members(record.round))
             if name == GLOBAL
-            else lines.of_site(record, name, run.description.everybody[name])
+            else lines.of_site(record, name, run.description.member(name, record.round))
         )
         for metric, value in values.items():
             expected.setdefault(metric, {})[record.round] = value
@@ -86,6 +89,27 @@ def _of_line(
                 shown = ", ".join(f"{each:.6g}" for each in sorted(told)) or "nothing"
                 record = "nothing" if due is None else f"{due:.6g}"
                 yield f"{metric} of {name} in round {round}: MLflow says {shown}, the record {record}"
+
+
+def _of_words(line: MlflowRun, run: Run, records: Sequence[RoundRecord], name: str) -> Iterator[str]:
+    """Yield where a line's parameters and tags are not the run's."""
+    tags = lines.fixed_tags(run, name)
+    for record in records:
+        tags |= lines.caveats(record, name)
+    for key in sorted({"wardround.metrics", "wardround.noise", "wardround.plain_releases", *tags}):
+        if line.data.tags.get(key) != tags.get(key):
+            yield f"MLflow says of {name} {key}={line.data.tags.get(key)}, the records {tags.get(key)}"
+    for key, due in lines.params(run, name).items():
+        told = line.data.params.get(key)
+        if told != due[:MAX_PARAM_VAL_LENGTH]:
+            yield f"MLflow says of {name} {key}={told}, run.json {due}"
+
+
+def _of_alias(client: MlflowClient, run: Run, record: RoundRecord) -> Iterator[str]:
+    """Yield where `candidate` names an older version than a run's newest."""
+    told, name = registry.newest_candidate(client, run.study.name), registry.candidates(run.study.name)
+    if record.round > 0 and told < (run.name, record.round):
+        yield f"the candidate of {name} is of round {told[1]} of {told[0]}; there is a newer one"
 
 
 def _of_text(client: MlflowClient, parent: str, record: RoundRecord, folder: Path) -> Iterator[str]:

@@ -5,10 +5,56 @@ Whatever is logged is computed here from the round's record, so it can be compar
 
 from collections.abc import Mapping
 
-from flows.run import Accepted, Participant, RoundRecord
+from flows.run import Accepted, Participant, RoundRecord, Run
 from models.objectives import LOWER_IS_BETTER
 
 GLOBAL = "GLOBAL"
+METRICS = {
+    "exact": "exact (evaluation patients: no DP)",
+    "noised": "noised (charged to the ledger)",
+    "withheld": "withheld",
+}
+"""How a hospital's figures came about, in words for the reader of MLflow."""
+
+
+def fixed_tags(run: Run, name: str) -> dict[str, str]:
+    """Return what a line is, whatever the rounds bring."""
+    return {
+        "wardround.study": run.study.name,
+        "wardround.run": run.name,
+        "wardround.site": name,
+        "dp": "false" if run.study.privacy.mode == "none" else "true",
+    }
+
+
+def params(run: Run, name: str) -> dict[str, str]:
+    """Return a line's parameters: the study, or what a hospital declared when it joined first."""
+    if name == GLOBAL:
+        study = _flat(run.study.model_dump(mode="json"))
+        return {key: str(value) for key, value in {"study_sha256": run.study.sha256, **study}.items()}
+    hospital = run.description.member(name, 0)
+    values = {
+        "declared_patients": hospital.declared_patients,
+        "steps": hospital.steps,
+        "budget/epsilon": hospital.budget.epsilon,
+        "budget/delta": hospital.budget.delta,
+        "version/wardround": hospital.version,
+        "code_sha256": hospital.code_sha256,
+    }
+    return {key: str(value) for key, value in values.items()}
+
+
+def caveats(record: RoundRecord, site: str) -> dict[str, str]:
+    """Return as tags what a hospital's figures and epsilon do not say by themselves."""
+    tags = {}
+    if site in record.metrics:
+        tags["wardround.metrics"] = METRICS[record.metrics[site]]
+    for release in record.releases:
+        if release.site == site:
+            tags["wardround.noise"] = release.noise
+            if release.plain_releases:
+                tags["wardround.plain_releases"] = str(release.plain_releases)
+    return tags
 
 
 def of_site(record: RoundRecord, site: str, hospital: Participant) -> dict[str, float]:
@@ -82,3 +128,18 @@ def _privacy(release: Accepted) -> dict[str, float]:
         return {}
     reported = {f"privacy/epsilon_{name}": eps for name, eps in release.epsilon_reported.items()}
     return {"privacy/epsilon": release.epsilon, **reported}
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested keys joined by a slash.
+
+    >>> _flat({"a": {"b": 1}, "c": None})
+    {'a/b': 1, 'c': None}
+    """
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}/")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

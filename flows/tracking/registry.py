@@ -8,6 +8,7 @@ account can write `<study>-approved`. No model is pickled: installed code and sa
 import tempfile
 import warnings
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from models.checkpoints import sha256_of
 LIBRARIES = ("wardround", "torch", "monai", "opacus", "prefect", "mlflow")
 CHAMPION, CANDIDATE = "champion", "candidate"
 REVOKED = "wardround.revoked"
-APPROVED = "wardround.approved_by.officer"
+APPROVED_UNTIL = "wardround.approved_until"
 REPORT = "report.html"
 FORBIDDEN = 403
 NOT_THERE = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
@@ -59,7 +60,10 @@ def candidate(client: MlflowClient, run: Run, round: int) -> ModelVersion | None
 
 
 def register(client: MlflowClient, run: Run, record: RoundRecord, parent: str) -> None:
-    """Register a round's model as a version of `<study>-candidates`, the newest `candidate`."""
+    """Register a round's model as a version of `<study>-candidates`, the newest `candidate`.
+
+    A run that goes on after a later one has started takes the name from none of the later's.
+    """
     name = candidates(run.study.name)
     ensure_registered(client, name)
     known = candidate(client, run, record.round)
@@ -73,7 +77,19 @@ def register(client: MlflowClient, run: Run, record: RoundRecord, parent: str) -
             tags=tags_of(run, record),
             await_creation_for=0,
         )
-    client.set_registered_model_alias(name, CANDIDATE, known.version)
+    if newest_candidate(client, run.study.name) <= (run.name, record.round):
+        client.set_registered_model_alias(name, CANDIDATE, known.version)
+
+
+def newest_candidate(client: MlflowClient, study: str) -> tuple[str, int]:
+    """Return the run and round that `candidate` names; a run's name begins with its study and start."""
+    try:
+        found = client.get_model_version_by_alias(candidates(study), CANDIDATE)
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        return "", 0
+    return found.tags.get("wardround.run", ""), int(found.tags.get("wardround.round", 0))
 
 
 def tags_of(run: Run, record: RoundRecord) -> dict[str, str]:
@@ -138,6 +154,8 @@ def _written(client: MlflowClient, run: Run, record: RoundRecord, report: bytes)
 def withdraw(run: Run, record: RoundRecord, reason: str) -> str:
     """Take a model back: the champion is the newest other one that still stands, or none.
 
+    One stands while it is not taken back and its approvals have not expired.
+
     Returns the version that is the champion now, empty if none is.
 
     Raises:
@@ -151,7 +169,12 @@ def withdraw(run: Run, record: RoundRecord, reason: str) -> str:
         client.set_model_version_tag(name, gone.version, REVOKED, reason[:500] or "yes")
         if champion(run.study.name) != str(gone.version):
             return champion(run.study.name)
-        standing = [v for v in _versions(client, name) if REVOKED not in v.tags and APPROVED in v.tags]
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        standing = [
+            v
+            for v in _versions(client, name)
+            if REVOKED not in v.tags and today < v.tags.get(APPROVED_UNTIL, "")
+        ]
         if standing:
             client.set_registered_model_alias(name, CHAMPION, standing[-1].version)
         else:

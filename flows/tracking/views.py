@@ -75,7 +75,8 @@ def _every_metric(run: Run) -> set[str]:
     study = run.study
     overall = [name for name in metric_names(study.task) if "/" not in name]
     fairness = (f"{kind}/{name}" for kind in ("worst_site", "gap") for name in overall)
-    groups = {member.group for member in run.description.everybody.values() if member.group}
+    known = run.description
+    groups = {each.group for site in known.everybody for each in known.selves(site) if each.group}
     grouped = (f"group/{name}-{group}" for name in overall for group in groups)
     private = ("epsilon", "budget", *(f"epsilon_{name}" for name in ("prv", "pld", "rdp")))
     return {

@@ -100,6 +100,31 @@ def test_under_another_roster_a_run_goes_on_with_whom_is_on_it(federation: Feder
     assert not back.description.departed
 
 
+def test_what_a_hospital_declares_when_it_comes_back_changes_no_earlier_round(
+    federation: Federation,
+) -> None:
+    for site in ("east", "north", "south"):
+        federation.release(site)
+    federation.finish(1)
+    scores = {"east": {"dice": 0.5}, "north": {"dice": 0.5}, "south": {"dice": 0.9}}
+    before = rounds.quality_of(federation.run, 1, scores)
+    known = federation.run.description.roster
+    without = {site: key for site, key in known.items() if site != "south"}
+    federation.run = membership.with_roster(federation.run, without)
+    federation.run = membership.with_roster(federation.run, known)
+    federation.say("south", "join", 2, kind="acceptance", declared_training=150, declared_patients=200,
+                   steps=federation.run.study.training.steps, version="0.1.0", code_sha256="0" * 64,
+                   budget={"epsilon": 9, "delta": 1e-3}, group="3 T")  # fmt: skip
+    run = membership.before_round(federation.run, 3, 2)
+    assert rounds.quality_of(run, 1, scores) == before
+    assert rounds.quality_of(run, 3, scores)["dice"] > before["dice"]
+    then, now = (Run.open(run.home, run.name).description.member("south", r) for r in (2, 3))
+    assert (then.declared_training, then.budget.epsilon, then.group) == (15, 50, None)
+    assert (now.declared_training, now.budget.epsilon, now.group) == (150, 9, "3 T")
+    assert [each.since for each in run.description.selves("south")] == [1, 3]
+    assert run.description.members(2)["south"] == then
+
+
 def test_nothing_that_is_signed_with_a_revoked_key_counts(federation: Federation) -> None:
     for site in ("east", "north", "south"):
         federation.release(site)

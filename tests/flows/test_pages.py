@@ -1,19 +1,25 @@
 """What people see in MLflow, in a real browser without anything remembered."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from socket import socket
 
+import httpx
 import numpy as np
 import pytest
 from homes import moved
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
+from puppets import SITES, Federation
 
-from flows import own_store, references
+from flows import own_store, references, rounds
 from flows.run import Run
 from flows.servers import running
-from flows.tracking import REFERENCES, views
+from flows.tracking import REFERENCES, Tracking, views
 from sites.gallery import hardest, seen_models
 from sites.hospital import Hospital
 
@@ -88,6 +94,34 @@ def test_the_first_line_of_the_studys_note_leads_to_report_and_models(
 
 @pytest.mark.slow
 @needs_chromium
+def test_a_study_that_classifies_is_shown_by_its_area_under_the_curve(
+    page: Page, study_with, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect.set_options(timeout=PATIENCE_MS)
+    task = {"kind": "classification", "dims": 2, "labels": {0: "well", 1: "ill"}}
+    study = study_with(
+        task=task, network={"name": "resnet10", "width": 4}, preprocessing={"shape": [16, 16]},
+        export="weights", distillation=None,
+    )  # fmt: skip
+    federation = Federation(tmp_path, study)
+    scores = {site: {"auroc": 0.5 + i / 10, "accuracy": 0.6} for i, site in enumerate(SITES)}
+    record = federation.base.model_copy(
+        update={"scores": scores, "quality": rounds.quality_of(federation.run, 0, scores)}
+    )
+    with running(federation.run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        with Tracking(federation.run) as tracking:
+            tracking.log(record)
+        page.goto(dict(views.links(url))["small: all hospitals"])
+        charts = page.get_by_test_id("experiment-view-compare-runs-card")
+        titles = charts.get_by_role("heading", level=4)
+        expect(titles.filter(has_text="val/")).to_have_text(["val/auroc", "val/accuracy"])
+        for name in (*SITES, "GLOBAL"):
+            expect(charts.nth(0).get_by_text(f"{name} (val/auroc)", exact=True)).to_have_count(1)
+
+
+@pytest.mark.slow
+@needs_chromium
 def test_a_registered_version_says_what_it_is(page: Page, links: dict[str, str], run: Run) -> None:
     expect.set_options(timeout=PATIENCE_MS)
     page.goto(f"{links['small-candidates: versions']}/versions/2")
@@ -142,3 +176,21 @@ def test_a_hospitals_hardest_cases_lie_in_its_own_store_alone(run: Run) -> None:
     names = [case.case.encode() for case in hospital.listing.cases]
     central = [p for p in (run.home.folder / "mlruns").rglob("*") if p.is_file()]
     assert not [p for p in central for name in names if name in p.read_bytes()]
+
+
+@pytest.mark.slow
+def test_the_hospitals_own_page_is_there_until_it_is_interrupted(run: Run) -> None:
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "flows.cli", "site", "ui", str(run.home.folder / "wards" / "south")]
+    shown = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, text=True)
+    try:
+        address, *_ = iter(shown.stdout.readline, "Ctrl-C ends it.\n")
+        assert address.startswith(f"http://127.0.0.1:{port}/#/")
+        assert httpx.get(address.partition("#")[0]).status_code == 200
+    finally:
+        shown.send_signal(signal.SIGINT)
+    assert shown.wait(60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}")

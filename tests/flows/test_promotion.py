@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,19 @@ def test_a_release_needs_both_roles_and_a_revocation_moves_the_champion_back(
     version = mlflow.get_model_version("small-approved", "2")
     assert version.tags["wardround.approved_by.officer"].startswith("bo, until")
     assert registry.REVOKED in version.tags
+
+
+def test_no_model_is_fallen_back_on_whose_approvals_have_expired(run: Run, mlflow: MlflowClient) -> None:
+    first, second = run.records()[1:]
+    for record in (first, second):
+        for name in KEYS:
+            say(run, record, name)
+        gate.release(run, record, gate.gather(run, record))
+    until = mlflow.get_model_version("small-approved", "1").tags[registry.APPROVED_UNTIL]
+    assert until > f"{datetime.now(UTC):%Y-%m-%d}"
+    mlflow.set_model_version_tag("small-approved", "1", registry.APPROVED_UNTIL, "2020-01-01")
+    say(run, second, "bo", "revoked")
+    assert gate.withdraw(run, second) == "" == registry.champion("small")
 
 
 def test_what_is_released_is_written_from_the_run_and_not_from_the_candidate(

@@ -43,13 +43,17 @@ def test_it_asks_for_nothing_from_outside(run: Run) -> None:
 def test_it_says_what_each_hospital_declared_reached_spent_and_sent(run: Run) -> None:
     words, last = " ".join(Text(report(run)).words.split()), run.records()[-1]
     for release in last.releases:
+        told = Path(run.description.exchange, "statements", release.site)
         sent = sum(
             r.payload_bytes for rec in run.records() for r in rec.releases if r.site == release.site
-        )
+        ) + sum(file.stat().st_size for file in told.glob(f"{run.name}.*.contribute.json"))
         for said in (release.site, f"{release.epsilon:.3f}", f"{sent:,}"):
             assert said in words
     for scores in last.scores.values():
         assert f"{scores['dice/head']:.3f}" in words
+    for kind in ("acceptance, with", "quality of the global model", "quality of hospitals' models"):
+        assert kind in words
+    assert "a student network, taught by" in words
     assert "exact, of evaluation patients, to whom no privacy is promised" in words
     assert "repeatable test noise: no privacy at all" in words
     assert "No privacy audit is on record" in words

@@ -19,8 +19,10 @@ from flows.run import Run
 from flows.servers import running
 from flows.verify import faults
 from models.checkpoints import sha256_of
+from privacy.accounting import Budget
 from privacy.signing import canonical, public_hex, sign
-from sites.exchange import order_place
+from sites.exchange import order_place, statement_place
+from sites.hospital import Hospital
 
 Alteration = Callable[[Run], AbstractContextManager[None]]
 PEOPLE = {
@@ -232,6 +234,10 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "a hospital's budget": (
         edit(DESCRIPTION, lambda d: d["participants"]["east"]["budget"].update(epsilon=1.0)),
         "other declared numbers of east"),
+    "what a hospital declared before it came back": (
+        edit(DESCRIPTION, lambda d: d.update(
+            former={"east": [d["participants"]["east"] | {"declared_training": 99}]})),
+        "other declared numbers of east"),
     "a byte of a hospital's statement": (flip(SAID_1), "another statement than the record names"),
     "a statement that is gone": (remove(SAID_1), "not in the exchange"),
     "a replayed release": (become(SAID_2, SAID_1), "another statement than the record names"),
@@ -279,6 +285,19 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         sql(f"UPDATE metrics SET step=7 WHERE key='privacy/epsilon' AND step=2 AND {PARENT}",
             f"UPDATE metrics SET step=2 WHERE key='privacy/epsilon' AND step=7 AND {PARENT}"),
         "privacy/epsilon of GLOBAL in round 2: MLflow says nothing"),
+    "a parameter in MLflow": (
+        sql(f"UPDATE params SET value=value || '0' WHERE key='declared_patients' AND {MLFLOW_ROW}",
+            "UPDATE params SET value=substr(value, 1, length(value) - 1)"
+            f" WHERE key='declared_patients' AND {MLFLOW_ROW}"),
+        "MLflow says of north declared_patients="),
+    "what a figure's tag admits": (
+        sql(f"UPDATE tags SET value='system' WHERE key='wardround.noise' AND {MLFLOW_ROW}",
+            f"UPDATE tags SET value='test' WHERE key='wardround.noise' AND {MLFLOW_ROW}"),
+        "MLflow says of north wardround.noise=system, the records test"),
+    "the newest candidate in MLflow": (
+        sql("UPDATE registered_model_aliases SET version=1 WHERE name='small-candidates'",
+            "UPDATE registered_model_aliases SET version=2 WHERE name='small-candidates'"),
+        "is of round 1 of .*; there is a newer one"),
     "the chain's head in MLflow": (
         sql("UPDATE tags SET value='x' || value WHERE key='wardround.chain_head'",
             "UPDATE tags SET value=substr(value, 2) WHERE key='wardround.chain_head'"),
@@ -304,6 +323,35 @@ def test_what_was_altered_is_the_first_thing_that_does_not_fit(run: Run, name: s
         found = next(faults(Run.open(run.home, run.name)), None)
     assert found, f"{name} was not found"
     assert re.search(expected, found)
+
+
+def test_what_a_hospital_declares_when_it_comes_back_leaves_earlier_rounds_as_they_were(
+    run: Run,
+) -> None:
+    last = run.records()[-1].round
+    known = run.description.participants["east"]
+    came_back = known.model_copy(
+        update={
+            "declared_training": 10 * known.declared_training,
+            "budget": Budget(epsilon=9, delta=1e-3),
+            "group": "3 T",
+            "since": last + 1,
+        }
+    )
+    said = run.exchange.statement(statement_place(run.name, 0, "join", "east"))
+    declared = {"declared_training": came_back.declared_training, "round": last, "group": "3 T",
+                "budget": came_back.budget.model_dump()}  # fmt: skip
+    again = json.loads(said)["statement"] | declared
+    path = Path(run.description.exchange) / f"{statement_place(run.name, last, 'join', 'east')}.json"
+    key = Hospital.open(run.home.folder / "wards" / "east").key
+    described = json.loads((run.folder / "run.json").read_bytes())
+    described["participants"]["east"] = came_back.model_dump(mode="json")
+    described["former"] = {"east": [known.model_dump(mode="json")]}
+    with (
+        replaced(path, sign(again, "east", key)),
+        replaced(run.folder / "run.json", canonical(described)),
+    ):
+        assert list(faults(Run.open(run.home, run.name))) == []
 
 
 def test_hospitals_keys_that_the_reader_does_not_know_are_named(run: Run) -> None:
