@@ -1,5 +1,6 @@
 """What tests share: where the real scans are, small made-up hospitals, somebody who is called."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -109,10 +110,29 @@ def small_study() -> dict[str, object]:
     return STUDY
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that one of the processes that test makes, and all of them use."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    home = shared / name / "home"
+    home.parent.mkdir(exist_ok=True)
+    with (shared / name / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / name / "made").exists():
+            shutil.rmtree(home, ignore_errors=True)
+            make(home)
+            (shared / name / "made").touch()
+    return home
+
+
 @pytest.fixture(scope="session")
 def untouched(tmp_path_factory: pytest.TempPathFactory, small_wards) -> Path:
     """A home in which nothing has run yet, to be copied."""
-    home = tmp_path_factory.mktemp("untouched")
+    return made_once(tmp_path_factory, "untouched", lambda home: fill(home, small_wards))
+
+
+def fill(home: Path, small_wards: Callable[[Path], Path]) -> None:
+    """Make the small hospitals of a home, and its study."""
     small_wards(home / "wards")
     for name, group in (("north", "bright"), ("south", "bright"), ("east", "dark")):
         change_yaml(home / "wards" / name / "site.yaml", group=group, worst_case="tell")
@@ -121,19 +141,20 @@ def untouched(tmp_path_factory: pytest.TempPathFactory, small_wards) -> Path:
     promotion = {"metric": "dice", "mean": 0.001, "worst_site": 0.001}
     study = {**STUDY, "evaluation": {"cross_site": True}, "promotion": promotion}
     (home / "small.yaml").write_text(yaml.safe_dump(study))
-    return home
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, untouched: Path) -> Path:
     """A home in which the small study was trained, undisturbed; whoever changes anything copies it."""
-    home = tmp_path_factory.mktemp("finished") / "home"
-    shutil.copytree(untouched, home)
-    command = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (home / "printed").write_text(done.stdout + done.stderr)
-    return home
+
+    def make(home: Path) -> None:
+        shutil.copytree(untouched, home)
+        command = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]
+        done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (home / "printed").write_text(done.stdout + done.stderr)
+
+    return made_once(tmp_path_factory, "finished", make)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ POSTGRES = list(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 FAKETIME = list(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 
 
+@pytest.mark.slow
 @needs_namespaces
 @needs_nginx
 @pytest.mark.skipif(not (POSTGRES and FAKETIME), reason="Debian's postgresql and libfaketime are absent")

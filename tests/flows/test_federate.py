@@ -220,6 +220,19 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(
 ) -> None:
     home = tmp_path / "home"
     shutil.copytree(untouched, home)
+    with running(Home(home).prefect), running(Home(home).mlflow):  # they outlive the coordinator
+        kill_and_go_on(home)
+    disturbed, undisturbed = newest(home).records(), newest(finished).records()
+    assert len(runs_of(Home(home))) == 1
+    assert [r.model_sha256 for r in disturbed] == [r.model_sha256 for r in undisturbed]
+    for release in disturbed[-1].releases:
+        entries = Hospital.open(home / "wards" / release.site).ledger.entries()
+        assert [e.action for e in entries].count("reserve") == 2
+        assert release.epsilon <= 20.000001
+
+
+def kill_and_go_on(home: Path) -> None:
+    """Kill a hospital before the first round and the coordinator after it; run it to its end."""
     coordinator = subprocess.Popen(
         COMMAND, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -238,13 +251,6 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(
     assert not [pid for pid in workers if is_running(pid)]
     done = subprocess.run(COMMAND, cwd=home, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
-    disturbed, undisturbed = newest(home).records(), newest(finished).records()
-    assert len(runs_of(Home(home))) == 1
-    assert [r.model_sha256 for r in disturbed] == [r.model_sha256 for r in undisturbed]
-    for release in disturbed[-1].releases:
-        entries = Hospital.open(home / "wards" / release.site).ledger.entries()
-        assert [e.action for e in entries].count("reserve") == 2
-        assert release.epsilon <= 20.000001
 
 
 def pids_in(ward: Path) -> list[int]:
@@ -270,6 +276,7 @@ def kill_a_hospital(ward: Path) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_hospitals_that_refuse_stop_a_run_before_anything_is_recorded_or_spent(
     untouched: Path, tmp_path: Path
 ) -> None:

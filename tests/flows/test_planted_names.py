@@ -73,6 +73,7 @@ def pixels(home: Path) -> list[bytes]:
     return pieces
 
 
+@pytest.mark.slow
 def test_nothing_that_identifies_a_patient_leaves_a_hospital_or_reaches_a_log(
     tmp_path: Path, small_wards, study_file
 ) -> None:

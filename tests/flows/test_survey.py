@@ -36,6 +36,7 @@ def records(home: Path) -> list[dict]:
     return [json.loads((run.folder / "survey.json").read_bytes()) for run in runs]
 
 
+@pytest.mark.slow
 def test_a_second_survey_tells_what_has_moved_at_which_hospital(home: Path, study_file) -> None:
     study = study_file()
     first = wardround(home, "survey", study)

@@ -29,6 +29,7 @@ def train(tmp_path: Path, small_wards, study_file, edit):
     return trained
 
 
+@pytest.mark.slow
 def test_hospitals_of_any_architecture_and_speed_teach_one_student_by_their_answers(train) -> None:
     run = train(
         {"teacher": {"name": "SegResNet"}, "device": {"kind": "cpu", "most_steps": 1}},

@@ -117,7 +117,7 @@ def test_pld_and_prv_agree_and_neither_is_above_what_is_enforced(
     assert max(pld, prv) <= epsilon(events, delta) + allowed
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.floats(0.7, 6), st.sampled_from([0.02, 0.1, 0.3, 1.0]), st.integers(1, 200),
     st.sampled_from([1e-3, 1e-5]),
