@@ -181,8 +181,9 @@ class Run:
         exchange: str,
         kind: Kind = "training",
     ) -> "Run":
-        """Begin a run of `study` among the hospitals on the roster."""
+        """Begin a run of `study` among the hospitals on the roster, the newest by any clock."""
         now = datetime.now(UTC)
+        earlier = [run.description.started_ms for run in _runs(home, "run.json")]
         prefix = study.name if kind == "training" else f"{study.name}-{kind}"
         name = f"{prefix}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         description = RunDescription(
@@ -190,7 +191,7 @@ class Run:
             kind=kind,
             study=study,
             exchange=exchange,
-            started_ms=int(now.timestamp() * 1000),
+            started_ms=max([int(now.timestamp() * 1000), *(started + 1 for started in earlier)]),
             roster=dict(roster),
         )
         run = cls(home.runs / name, home, description)
@@ -373,9 +374,7 @@ class Run:
 
 def surveys_of(home: Home, study: str) -> list[Run]:
     """Return the home's finished surveys of a study, oldest first."""
-    names = sorted(path.parent.name for path in home.runs.glob("*/survey.json"))
-    found = [run for run in (Run.open(home, name) for name in names) if run.study.name == study]
-    return sorted(found, key=lambda run: run.description.started_ms)
+    return [run for run in _runs(home, "survey.json") if run.study.name == study]
 
 
 def runs_of(home: Home, study: Study | None = None) -> list[Run]:
@@ -395,9 +394,10 @@ def named_run(home: Home, name: str | None) -> Run:
 
 def started_runs(home: Home, study: Study | None = None) -> list[Run]:
     """Return these and the runs that were interrupted before anybody had accepted, oldest first."""
-    names = sorted(p.parent.name for p in home.runs.glob("*/run.json"))
-    runs = [
-        run for run in (Run.open(home, name) for name in names) if run.description.kind == "training"
-    ]
-    wanted = [r for r in runs if study is None or r.study.sha256 == study.sha256]
-    return sorted(wanted, key=lambda run: run.description.started_ms)
+    runs = [run for run in _runs(home, "run.json") if run.description.kind == "training"]
+    return [run for run in runs if study is None or run.study.sha256 == study.sha256]
+
+
+def _runs(home: Home, file: str) -> list[Run]:
+    names = sorted(path.parent.name for path in home.runs.glob(f"*/{file}"))
+    return sorted((Run.open(home, name) for name in names), key=lambda run: run.description.started_ms)

@@ -17,11 +17,14 @@ import pytest
 import torch
 import yaml
 
+from flows.home import QUIET
 from sites.phantoms import Scanner, make_wards
 from sites.study import Study
 from sites.webhook import WEBHOOK
 
 os.environ.setdefault("WARDROUND_DATA", str(Path(__file__).parent.parent.parent / "shared" / "data"))
+for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):  # as in every process of a run
+    os.environ.setdefault(name, QUIET[name])
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("untimed")

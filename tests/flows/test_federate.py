@@ -215,6 +215,7 @@ def test_no_name_of_a_patient_or_a_scan_leaves_a_hospital(finished: Path) -> Non
         assert not [s for s in secrets if s in content], path
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(
     finished: Path, untouched: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from listener import came
 
 from flows.home import Home
@@ -41,6 +42,7 @@ for _ in range(3):
 """
 
 
+@pytest.mark.slow
 def test_a_person_is_called_once_when_the_worker_that_is_waited_for_falls_silent(
     tmp_path: Path, study_file, calls: list[dict[str, Any]]
 ) -> None:

@@ -100,6 +100,7 @@ def test_the_bundle_prepares_an_image_as_the_hospitals_do(
     assert np.mean(own != other) < 2e-3  # a voxel on a border may be rounded otherwise
 
 
+@pytest.mark.slow
 def test_a_classifiers_bundle_tells_the_same_probabilities(tmp_path: Path, study_with) -> None:
     study = study_with(
         task={"kind": "classification", "dims": 2, "labels": {0: "well", 1: "ill"}},

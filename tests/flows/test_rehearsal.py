@@ -16,7 +16,7 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, PICTURES])
+@pytest.mark.parametrize("changes", [{}, pytest.param(PICTURES, marks=pytest.mark.slow)])
 def test_a_round_on_made_up_patients_ends_in_a_release_and_leaves_the_hospital_as_it_was(
     tmp_path: Path, small_wards, study_file, edit, changes: dict
 ) -> None:

@@ -1,12 +1,13 @@
 """Which run a coordinator works on, and that it does so alone."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from flows.home import Home
-from flows.run import Run, RunBusy
+from flows.run import Run, RunBusy, started_runs
 from flows.training import alone, is_interrupted, run_for
 from privacy.accounting import Budget
 from sites.documents import ConfigError
@@ -48,6 +49,18 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_does_not(tmp_path: Path, 
     newer.mark_finished()
     assert not is_interrupted(home, study)
     assert run_for(home, study, ROSTER, home.exchange).name not in (first.name, newer.name)
+
+
+def test_the_run_begun_last_is_the_newest_though_the_clock_was_set_back(
+    tmp_path: Path, study_with
+) -> None:
+    home, study = Home(tmp_path), study_with()
+    first = Run.create(home, study, ROSTER, home.exchange)
+    description = json.loads((first.folder / "run.json").read_text())
+    tomorrow = description["started_ms"] + 86_400_000
+    (first.folder / "run.json").write_text(json.dumps(description | {"started_ms": tomorrow}))
+    later = [Run.create(home, study, ROSTER, home.exchange).name for _ in range(2)]
+    assert [run.name for run in started_runs(home, study)] == [first.name, *later]
 
 
 def test_a_survey_that_was_interrupted_is_no_training_to_go_on_with(tmp_path: Path, study_with) -> None:
