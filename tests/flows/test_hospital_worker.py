@@ -233,6 +233,34 @@ def wait_for(what: Any, process: subprocess.Popen) -> None:
     raise TimeoutError
 
 
+@pytest.mark.slow
+def test_a_hospital_whose_worker_comes_late_joins_between_rounds_and_one_may_leave(
+    hub: Hub, small_study, edit
+) -> None:
+    # Before the tests whose workers, `staffed`, stay to the end.
+    for ward in WARDS:
+        edit(hub.ward(ward) / "site.yaml", approve={"join": "auto", "export": "auto"})
+    name = hub.study("growing", small_study, rounds=20, sites={"min": 1, "deadline_s": 20})
+    with hub.worker("east"):
+        coordinator = hub.start(name)
+        wait_for(lambda: runs_of(hub.home) and hub.newest().study.name == name
+                 and len(hub.newest().records()) >= 2, coordinator)  # fmt: skip
+        assert sorted(hub.newest().description.participants) == ["east"]
+        with hub.worker("north"):
+            wait_for(lambda: len(hub.newest().records()[-1].releases) == 2, coordinator)
+            command = [sys.executable, "-m", "flows.cli", "site", "leave", name, ".", "--yes"]
+            environment = {**os.environ, "SSL_CERT_FILE": str(hub.folder / "hub.pem"),
+                           AUTH: f"north:{password_of('north')}"}  # fmt: skip
+            done = subprocess.run(
+                command, cwd=hub.ward("north"), env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            said, _ = coordinator.communicate(timeout=250)
+    assert coordinator.returncode == 0, said
+    assert sorted(hub.newest().description.departed) == ["north"]
+    assert [release.site for release in hub.newest().records()[-1].releases] == ["east"]
+
+
 def test_whoever_has_the_password_can_run_nothing_at_a_hospital(hub: Hub, staffed: None) -> None:
     marker = hub.folder / "attacked"
     shell = f"touch {marker}"
@@ -403,30 +431,3 @@ def test_a_person_of_the_hospital_approves_in_prefects_form_with_the_hospitals_c
     assert "an attacker" not in "".join(
         path.read_text() for path in (hub.ward("east") / "state" / "approvals").iterdir()
     )
-
-
-@pytest.mark.slow
-def test_a_hospital_whose_worker_comes_late_joins_between_rounds_and_one_may_leave(
-    hub: Hub, small_study, edit
-) -> None:
-    for ward in WARDS:
-        edit(hub.ward(ward) / "site.yaml", approve={"join": "auto", "export": "auto"})
-    name = hub.study("growing", small_study, rounds=20, sites={"min": 1, "deadline_s": 20})
-    with hub.worker("east"):
-        coordinator = hub.start(name)
-        wait_for(lambda: runs_of(hub.home) and hub.newest().study.name == name
-                 and len(hub.newest().records()) >= 2, coordinator)  # fmt: skip
-        assert sorted(hub.newest().description.participants) == ["east"]
-        with hub.worker("north"):
-            wait_for(lambda: len(hub.newest().records()[-1].releases) == 2, coordinator)
-            command = [sys.executable, "-m", "flows.cli", "site", "leave", name, ".", "--yes"]
-            environment = {**os.environ, "SSL_CERT_FILE": str(hub.folder / "hub.pem"),
-                           AUTH: f"north:{password_of('north')}"}  # fmt: skip
-            done = subprocess.run(
-                command, cwd=hub.ward("north"), env=environment, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr
-            said, _ = coordinator.communicate(timeout=250)
-    assert coordinator.returncode == 0, said
-    assert sorted(hub.newest().description.departed) == ["north"]
-    assert [release.site for release in hub.newest().records()[-1].releases] == ["east"]
