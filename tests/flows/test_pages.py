@@ -100,7 +100,7 @@ def test_a_study_that_classifies_is_shown_by_its_area_under_the_curve(
     expect.set_options(timeout=PATIENCE_MS)
     task = {"kind": "classification", "dims": 2, "labels": {0: "well", 1: "ill"}}
     study = study_with(
-        task=task, network={"name": "resnet10", "width": 4}, preprocessing={"shape": [16, 16]},
+        task=task, network={"name": "resnet10", "width": 8}, preprocessing={"shape": [16, 16]},
         export="weights", distillation=None,
     )  # fmt: skip
     federation = Federation(tmp_path, study)
