@@ -33,7 +33,7 @@ from models.prior import PriorConfig, learn_prior
 from models.synthesis import SynthesisConfig
 from privacy import predictions
 from privacy.distillation import DistillationConfig, answers, distil
-from privacy.mechanisms import mechanism_for
+from privacy.mechanisms import LocalPrivacy, mechanism_for
 from privacy.noise import NoiseSource
 from sites import decathlon
 from sites.cohort import Patient, pseudonym_key
@@ -110,6 +110,7 @@ def config_of(name: str) -> NetworkConfig:
 def taught(study: Study, start: nn.Module, patients: Sequence[Patient]) -> nn.Module:
     """Return a network trained at the study's epsilon from `start`."""
     network, training = deepcopy(start), study.training
+    assert isinstance(study.privacy, LocalPrivacy)
     mechanism = mechanism_for(
         study.privacy, rounds=1, steps=training.steps, lot=None, declared=len(patients)
     )

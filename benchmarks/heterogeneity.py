@@ -45,9 +45,11 @@ from simulation import (
 
 from flows.rounds import order
 from flows.run import Run
+from models.params import Params
 from models.strategies import STRATEGIES
 from sites import decathlon, medmnist
 from sites.cohort import Cohort, Patient
+from sites.hospital import Hospital
 from sites.images import read_image
 from sites.intake import Scan
 from sites.orders import CPU, left_by, network_for
@@ -199,11 +201,11 @@ def measure(name: str, what: str, folder: Path, rounds: int) -> dict[str, float]
         }
 
 
-def _model_at(run: Run, hospital: Remembering) -> torch.nn.Module:
+def _model_at(run: Run, hospital: Hospital) -> torch.nn.Module:
     """Return the model that a hospital ends with: its personal one, or with its own layers, or all's."""
     last = order(run, run.study.rounds, "evaluate", hospital.name)
     personal = left_by(hospital, "personal", last, run.study.rounds)
-    local = left_by(hospital, "local", last, run.study.rounds) or {}
+    local: Params = left_by(hospital, "local", last, run.study.rounds) or {}
     common = run.model(run.records()[-1])
     return network_for(run.study.network, run.study, CPU, personal or {**common, **local})
 

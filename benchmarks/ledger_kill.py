@@ -127,10 +127,10 @@ def fail_at(point: int) -> None:
 
         return wrapper
 
-    for name in ("fsync", "replace", "link", "unlink", "open"):
-        setattr(os, name, counted(getattr(os, name)))
-    ledger_module._Book.append = counted(ledger_module._Book.append)
-    ledger_module.sqlite3 = _CountingSqlite(counted)
+    of_os: list[tuple[object, str]] = [(os, n) for n in ("fsync", "replace", "link", "unlink", "open")]
+    for owner, name in [*of_os, (ledger_module._Book, "append")]:
+        setattr(owner, name, counted(getattr(owner, name)))
+    vars(ledger_module)["sqlite3"] = _CountingSqlite(counted)
 
 
 class _CountingSqlite:

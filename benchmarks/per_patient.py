@@ -142,7 +142,8 @@ def steps_of(case: Case) -> dict[str, Callable[[], None]]:
         mapped.zero_grad()
 
         def loss(params: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-            return task.loss(functional_call(mapped, params, (image[None],)), label[None])[0]
+            loss: Tensor = task.loss(functional_call(mapped, params, (image[None],)), label[None])[0]
+            return loss
 
         found = vmap(grad(loss), in_dims=(None, 0, 0))(P.of(mapped), images, target)
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in found.values()]).norm(dim=0)

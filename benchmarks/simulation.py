@@ -18,6 +18,7 @@ from torch import nn
 
 from flows import rounds
 from flows.home import Home
+from flows.membership import participants
 from flows.rounds import NO_ANSWERS, Answers
 from flows.run import RoundRecord, Run
 from models.objectives import build_task
@@ -107,7 +108,7 @@ def federate(study: Study, wards: Sequence[Path], folder: Path, alter: Alter | N
     run = Run.create(Home(folder), study, roster, Home(folder).exchange)
     run.begin_attempt()
     answers = _ask(run, hospitals, 0, "join")
-    run = run.with_participants(rounds.participants(run, answers), answers.left_out)
+    run = run.with_participants(participants(run, answers), answers.left_out)
     record = _finish(run, hospitals, 0, rounds.first_model(study), NO_ANSWERS)
     for number in range(1, study.rounds + 1):
         answers = _ask(run, hospitals, number, "contribute")
