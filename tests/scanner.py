@@ -28,7 +28,7 @@ def write_slice(
     fields = {
         "SOPClassUID": MRImageStorage, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
         "Modality": "MR", "Manufacturer": "Nobody", "PatientName": "MUELLER^ANNA",
-        "PatientID": "4711", "PatientBirthDate": "19560403", "SeriesInstanceUID": series,
+        "PatientID": "MRN-4711", "PatientBirthDate": "19560403", "SeriesInstanceUID": series,
         "StudyInstanceUID": "1.2", "FrameOfReferenceUID": "1.2.9", "InstanceNumber": number + 1,
         "ImageType": ["ORIGINAL", "PRIMARY", "M"], "ImagePositionPatient": position,
         "ImageOrientationPatient": orientation, "PixelSpacing": [1.5, 0.75], "SliceThickness": 3,

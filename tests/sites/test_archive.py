@@ -25,7 +25,7 @@ from sites.documents import ConfigError
 from sites.hospital import Hospital
 from sites.listing import read_listing
 
-SECRETS = re.compile(rb"MUELLER|ANNA|4711|19560403|KLINIKUM|DR\^WEISS", re.IGNORECASE)
+SECRETS = re.compile(rb"MUELLER|ANNA|MRN-4711|19560403|KLINIKUM|DR\^WEISS", re.IGNORECASE)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def export(tmp_path: Path) -> Path:
     request = Dataset()
     request.RequestedProcedureDescription = "Klinikum, for Anna Mueller"
     named = {"InstitutionName": "Klinikum", "ReferringPhysicianName": "DR^WEISS",
-             "AccessionNumber": "4711-77", "RequestAttributesSequence": [request]}  # fmt: skip
+             "AccessionNumber": "MRN-4711-77", "RequestAttributesSequence": [request]}  # fmt: skip
     write_series(folder / "MUELLER_ANNA" / "t1", series="1.2.4", **named)
     write_series(folder / "MUELLER_ANNA" / "t2", series="1.2.5", StudyInstanceUID="1.9", **named)
     write_series(folder / "b", series="1.2.6", PatientID="0815", PatientName="ANNA^OTHER")
@@ -146,13 +146,13 @@ def test_a_series_with_text_burned_into_its_pixels_is_left_out(hospital, tmp_pat
     write_series(folder / "a", series="1.2.7", BurnedInAnnotation="YES")
     assert take_in(hospital, folder) == Imported(0, 0, {"text is burned into its pixels": 1})
     assert not list((hospital.data / "images").glob("*"))
-    listed(folder, "4711,a,1")
+    listed(folder, "MRN-4711,a,1")
     assert take_in(hospital, folder) == Imported(0, 0, {"text is burned into its pixels": 1})
 
 
 def test_no_value_planted_in_any_attribute_of_the_dictionary_is_left(hospital, tmp_path: Path) -> None:
     folder, secret = tmp_path / "export" / "scan", "MUELLER"
-    write_series(folder, PatientID="4711")
+    write_series(folder, PatientID="MRN-4711")
     texts = {"PN", "LO", "SH", "ST", "LT", "UT", "UC", "UR", "CS", "AE", "UN", "OB", "OW"}
     nested = Dataset()
     for place in (nested, *(pydicom.dcmread(path) for path in sorted(folder.iterdir()))):
@@ -253,7 +253,7 @@ def test_a_label_file_that_is_missing_is_no_class_and_its_name_stays_outside(
     folder = tmp_path / "export"
     folder.mkdir()
     nib.save(nib.Nifti1Image(np.ones((5, 5, 5), np.uint8), np.eye(4)), folder / "a.nii")
-    listed(folder, "4711,a.nii,MUELLER_ANNA_seg.nii.gz")
+    listed(folder, "MRN-4711,a.nii,MUELLER_ANNA_seg.nii.gz")
     assert take_in(hospital, folder) == Imported(0, 0, {"a file is missing": 1})
     assert not (hospital.data / "cases.csv").exists()
 
@@ -268,13 +268,13 @@ def test_nothing_hides_in_a_nifti_file_behind_its_voxels_or_in_an_old_field(
     image = kind(VOLUME, np.diag([1, 2, 3, 1]))
     image.header["descrip"] = b"MUELLER^ANNA"
     if kind is nib.Nifti1Image:
-        image.header["data_type"], image.header["db_name"] = b"ANNA", b"4711"
+        image.header["data_type"], image.header["db_name"] = b"ANNA", b"MRN-4711"
     image.header.extensions.append(Nifti1Extension(2, pydicom_bytes()))
     nib.save(image, folder / f"a{suffix}")
     raw = (folder / f"a{suffix}").read_bytes()
     raw = gzip.compress(gzip.decompress(raw) + b"MUELLER") if suffix == ".nii.gz" else raw + b"MUELLER"
     (folder / f"a{suffix}").write_bytes(raw)
-    listed(folder, f"4711,a{suffix},1")
+    listed(folder, f"MRN-4711,a{suffix},1")
     assert take_in(hospital, folder).cases == 1
     (case,) = read_listing(hospital.data).cases
     content = gzip.decompress((hospital.data / case.image).read_bytes())
@@ -295,20 +295,20 @@ def test_names_of_labels_may_hold_commas(hospital, tmp_path: Path) -> None:
     folder.mkdir()
     (hospital.data / "labels.csv").unlink()
     nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), folder / "a.nii")
-    listed(folder, "4711,a.nii,0", labels='0,"ventricle, left"\n')
+    listed(folder, "MRN-4711,a.nii,0", labels='0,"ventricle, left"\n')
     take_in(hospital, folder)
     assert read_listing(hospital.data).labels == {0: "ventricle, left"}
 
 
 def test_a_patient_listed_by_name_and_imported_is_one_patient(hospital, export) -> None:
     nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), hospital.data / "old.nii.gz")
-    listed(hospital.data, "4711,old.nii.gz,1")
+    listed(hospital.data, "MRN-4711,old.nii.gz,1")
     take_in(hospital, export)
     cases = hospital.cases
     assert len(cases) == 4
     assert len({case.patient for case in cases}) == 2
     assert len(hospital.eligible.training | hospital.eligible.evaluation) == 2
-    (hospital.folder / "excluded.csv").write_text("subject\n4711\n")
+    (hospital.folder / "excluded.csv").write_text("subject\nMRN-4711\n")
     assert len(hospital.cases) == 1
 
 
@@ -321,13 +321,13 @@ def test_a_listed_export_is_copied_without_text_and_its_voxels_are_the_same(
     values, label = rng.integers(0, 500, (9, 8, 7)).astype(np.int16), np.ones((9, 8, 7), np.uint8)
     for name, array in (("MUELLER_ANNA.nii", values), ("label.nii.gz", label)):
         image = nib.Nifti1Image(array, np.diag([1, 2, 3, 1]))
-        image.header["descrip"], image.header["aux_file"] = b"MUELLER^ANNA", b"4711"
+        image.header["descrip"], image.header["aux_file"] = b"MUELLER^ANNA", b"MRN-4711"
         image.header.extensions.append(Nifti1Extension("comment", b"born 19560403"))
         image.header.set_slope_inter(2.0, 5.0)
         nib.save(image, folder / name)
     (folder / "labels.csv").write_text("value,name\n1,head\n")
-    lines = ["patient,image,label,session", "4711,MUELLER_ANNA.nii,label.nii.gz,19560403"]
-    (folder / "cases.csv").write_text("\n".join([*lines, "4711,gone.nii,label.nii.gz,2"]))
+    lines = ["patient,image,label,session", "MRN-4711,MUELLER_ANNA.nii,label.nii.gz,19560403"]
+    (folder / "cases.csv").write_text("\n".join([*lines, "MRN-4711,gone.nii,label.nii.gz,2"]))
     done = take_in(hospital, folder)
     assert (done.cases, done.left_out) == (1, {"a file is missing": 1})
     (case,) = read_listing(hospital.data).cases
@@ -347,7 +347,7 @@ def test_pictures_lose_their_text_and_classes_stay(hospital, tmp_path: Path) -> 
     pixels = np.random.default_rng(0).integers(0, 255, (30, 40), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "a.png", pnginfo=about)
     (folder / "labels.csv").write_text("value,name\n0,well\n1,ill\n")
-    (folder / "cases.csv").write_text("patient,image,label\n4711,a.png,1\n")
+    (folder / "cases.csv").write_text("patient,image,label\nMRN-4711,a.png,1\n")
     take_in(hospital, folder)
     (case,) = read_listing(hospital.data).cases
     assert case.label == "1"
@@ -358,7 +358,8 @@ def test_pictures_lose_their_text_and_classes_stay(hospital, tmp_path: Path) -> 
 def test_a_patient_who_withdraws_is_excluded_by_his_own_name_or_his_keyed_hash(hospital, export) -> None:
     take_in(hospital, export)
     everybody = {case.patient for case in hospital.cases}
-    for name in ("4711", next(p for p in everybody if sum(c.patient == p for c in hospital.cases) == 2)):
+    twice = next(p for p in everybody if sum(c.patient == p for c in hospital.cases) == 2)
+    for name in ("MRN-4711", twice):
         (hospital.folder / "excluded.csv").write_text(f"subject\n{name}\n")
         assert len(hospital.cases) == 1
 
@@ -387,7 +388,7 @@ def test_the_patient_of_a_dicom_case_may_come_from_its_files(tmp_path: Path) -> 
     rows = csv.writer(text := io.StringIO())
     rows.writerows([("image", "label"), ("scan", "scan-label.nii.gz")])
     (tmp_path / "cases.csv").write_text(text.getvalue())
-    assert [case.patient for case in read_listing(tmp_path).cases] == ["4711"]
+    assert [case.patient for case in read_listing(tmp_path).cases] == ["MRN-4711"]
     (tmp_path / "cases.csv").write_text("image,label\nother.nii.gz,l.nii.gz\n")
     with pytest.raises(ConfigError, match="a row has neither"):
         read_listing(tmp_path)

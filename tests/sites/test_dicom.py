@@ -44,7 +44,7 @@ def test_what_the_files_say_of_the_patient_is_flagged_and_what_was_cleaned_is_no
     raw, clean = (series_in(tmp_path / name) for name in ("raw", "clean"))
     assert suspicious(raw.words) and raw.shows_text
     assert not suspicious(clean.words) and not clean.shows_text
-    assert patient_in(tmp_path / "raw") == "4711"
+    assert patient_in(tmp_path / "raw") == "MRN-4711"
     assert not patient_in(tmp_path / "clean" / "nothing")
 
 
@@ -117,15 +117,15 @@ def test_a_damaged_slice_is_unreadable_and_nothing_of_the_patient_is_told(
     with pytest.raises(Unreadable) as caught:
         read_image(tmp_path, "scan")
     told = str(caught.value) + caplog.text + "".join(capfd.readouterr())
-    assert not any(secret in told for secret in ("MUELLER", "4711", "1956"))
+    assert not any(secret in told for secret in ("MUELLER", "MRN-4711", "19560403"))
 
 
 def test_no_attribute_of_the_patient_is_in_what_is_kept(tmp_path: Path) -> None:
     write_series(tmp_path / "scan")
     image = series_in(tmp_path / "scan").volume
     kept = bytes(image.header.binaryblock) + b"".join(e.get_content() for e in image.header.extensions)
-    assert not any(secret in kept for secret in (b"MUELLER", b"4711", b"1956"))
-    assert pydicom.dcmread(min((tmp_path / "scan").iterdir())).PatientID == "4711"
+    assert not any(secret in kept for secret in (b"MUELLER", b"MRN-4711", b"19560403"))
+    assert pydicom.dcmread(min((tmp_path / "scan").iterdir())).PatientID == "MRN-4711"
 
 
 def test_a_file_that_unpacks_to_more_than_it_says_is_refused_before_it_is_read(tmp_path: Path) -> None:
