@@ -146,7 +146,13 @@ class Decision(Config):
 
 def load_people(home: Home) -> People:
     """Return who may decide, or raise `ConfigError`."""
-    return documents.load(home.folder / "people.yaml", People)
+    path = home.folder / "people.yaml"
+    if not path.exists():
+        raise documents.ConfigError(
+            f"{path}: no such file. It names who may decide: under `people:` the line that "
+            f"`wardround review key` prints for each of them."
+        )
+    return documents.load(path, People)
 
 
 def terms_of(run: Run, record: RoundRecord) -> Terms:

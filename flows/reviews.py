@@ -30,7 +30,7 @@ def evidence_table(run: Run, record: RoundRecord) -> Table:
 
 def decisions_table(run: Run, record: RoundRecord) -> Table:
     """Return what was decided about a model, and whose approval is missing."""
-    table = Table(title="decisions", caption=_caption(run, record))
+    table = Table(title="decisions", caption=_caption(run, record), min_width=60)
     for heading in ("who", "said", "reason"):
         table.add_column(heading)
     terms = decisions.terms_of(run, record)

@@ -25,6 +25,7 @@ from requests import HTTPError
 from flows import served_model
 from flows.run import RoundRecord, Run
 from models.checkpoints import sha256_of
+from models.objectives import TaskConfig
 
 LIBRARIES = ("wardround", "torch", "monai", "opacus", "prefect", "mlflow")
 CHAMPION, CANDIDATE = "champion", "candidate"
@@ -275,11 +276,19 @@ def _local_layers_tag(run: Run, record: RoundRecord) -> dict[str, str]:
     return {"wardround.local_layers": f"untrained here, kept at hospitals: {', '.join(missing)}"[:500]}
 
 
+def _signature(task: TaskConfig) -> ModelSignature:
+    """Return what a model takes and gives: probabilities, unless it is asked for labels."""
+    images = (-1,) * (task.dims + 1)
+    answers = (-1, -1) if task.kind == "classification" else (-1, *images)
+    inputs, outputs = (Schema([TensorSpec(np.dtype(np.float32), each)]) for each in (images, answers))
+    spacing = ParamSpec("spacing_mm", DataType.double, [1.0] * task.dims, shape=(-1,))
+    return ModelSignature(
+        inputs, outputs, ParamSchema([spacing, ParamSpec("output", DataType.string, "probabilities")])
+    )
+
+
 def _log_model(run: Run, record: RoundRecord, parent: str) -> ModelInfo:
     study = run.study
-    tensor = Schema([TensorSpec(np.dtype(np.float32), (-1,) * (study.task.dims + 1))])
-    spacing = ParamSpec("spacing_mm", DataType.double, [1.0] * study.task.dims, shape=(-1,))
-    output = ParamSpec("output", DataType.string, "probabilities")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # MLflow advises an example; it would be a patient's image or none worth keeping.
         warnings.filterwarnings("ignore", message=".*input example was not provided")
@@ -290,7 +299,7 @@ def _log_model(run: Run, record: RoundRecord, parent: str) -> ModelInfo:
                 name=f"round-{record.round:03d}",
                 loader_module="flows.served_model",
                 data_path=folder,
-                signature=ModelSignature(inputs=tensor, params=ParamSchema([spacing, output])),
+                signature=_signature(study.task),
                 pip_requirements=[f"{name}=={version(name)}" for name in LIBRARIES],
                 step=record.round,
             )

@@ -166,6 +166,8 @@ import mlflow, numpy as np
 served = mlflow.pyfunc.load_model("models:/small-candidates@candidate")
 images = np.random.default_rng(0).normal(300, 50, (2, 15, 17, 16)).astype(np.float32)
 answer = served.predict(images)
+(told,) = served.metadata.get_output_schema().inputs
+assert told.shape == (-1,) * answer.ndim and told.type == answer.dtype
 assert answer.shape == (2, 3, 15, 17, 16)
 assert np.allclose(answer.sum(1), 1, atol=1e-5)
 labels = served.predict(images, params={"output": "labels"})

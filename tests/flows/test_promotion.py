@@ -19,6 +19,7 @@ from flows.run import RoundRecord, Run
 from flows.servers import running
 from flows.tracking import registry
 from privacy.signing import public_hex
+from sites.documents import ConfigError
 from sites.study import PromotionConfig
 
 KEYS = {name: Ed25519PrivateKey.generate() for name in ("ada", "bo")}
@@ -80,6 +81,12 @@ def test_a_study_without_criteria_releases_nothing(run: Run) -> None:
     bare = Run(run.folder, run.home, run.description.model_copy(update={"study": study}))
     with pytest.raises(NotReleased, match="has no `promotion`"):
         gate.gather(bare, run.records()[-1])
+
+
+def test_a_missing_list_of_people_says_how_it_is_made(run: Run) -> None:
+    (run.home.folder / "people.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"people.yaml: no such file.*`wardround review key` prints"):
+        decisions.load_people(run.home)
 
 
 def test_only_people_on_the_list_decide_each_in_his_role_about_this_very_model(run: Run) -> None:
