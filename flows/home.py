@@ -109,7 +109,7 @@ def mlflow_server(store: Path, folder: Path) -> Server:
     return Server(
         folder=folder,
         command=[
-            sys.executable, "-m", "mlflow", "server", "--workers", "1",
+            sys.executable, "-m", "mlflow", "server", "--app-name", "wardround", "--workers", "1",
             "--host", "127.0.0.1", "--port", "{port}",
             "--backend-store-uri", database,
             "--artifacts-destination", str((store / "artifacts").resolve()),

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from homes import moved
@@ -44,9 +45,20 @@ class Protected:
     def __init__(self, url: str, passwords: Path) -> None:
         self.url, self.passwords = url, passwords
 
+    def password_of(self, account: str) -> str:
+        return ADMIN if account == "admin" else (self.passwords / account).read_text()
+
+    def status_of(self, account: str, method: str, path: str) -> int:
+        """Return how the server answers an account's request without a content."""
+        certificate = os.environ["MLFLOW_TRACKING_SERVER_CERT_PATH"]
+        login = (account, self.password_of(account))
+        return requests.request(
+            method, self.url + path, json={}, auth=login, verify=certificate, timeout=60
+        ).status_code
+
     @contextmanager
     def as_(self, account: str) -> Iterator[MlflowClient]:
-        password = ADMIN if account == "admin" else (self.passwords / account).read_text()
+        password = self.password_of(account)
         with pytest.MonkeyPatch.context() as patched:
             patched.setenv("MLFLOW_TRACKING_USERNAME", account)
             patched.setenv("MLFLOW_TRACKING_PASSWORD", password)
@@ -71,7 +83,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Protected]:
         [*mlflow, "db", "upgrade", database], env=environment, check=True, capture_output=True
     )
     command = [
-        *mlflow, "server", "--app-name", "basic-auth", "--enable-workspaces", "--workers", "1",
+        *mlflow, "server", "--app-name", "wardround-accounts", "--enable-workspaces", "--workers", "1",
         "--host", "127.0.0.1", "--port", str(port), "--allowed-hosts", f"localhost:{port}",
         "--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"),
         "--uvicorn-opts", f"--ssl-certfile {folder}/hub.pem --ssl-keyfile {folder}/hub.key",
@@ -158,6 +170,20 @@ def test_a_clinician_reads_everything_and_writes_nothing(server: Protected, run:
             lambda: client.create_registered_model("mine"),
         ):
             assert forbidden(write)
+
+
+def test_no_account_can_use_mlflows_assistant_or_make_its_demo(server: Protected) -> None:
+    with server.as_("admin") as client:
+        before = len(client.search_experiments())
+        for account in ("ada", "north", "bo", "coordinator", "admin"):
+            for method, path in (
+                ("POST", "demo/generate"), ("POST", "demo/delete"), ("GET", "assistant/config"),
+                ("PUT", "assistant/config"), ("POST", "assistant/message"),
+            ):  # fmt: skip
+                for place in ("/ajax-api/3.0/mlflow/", "//ajax-api/3.0//mlflow/"):
+                    assert server.status_of(account, method, place + path) == 403
+        assert len(client.search_experiments()) == before
+        assert server.status_of("ada", "GET", "/ajax-api/2.0/mlflow/users/current") == 200
 
 
 def test_a_hospitals_account_reaches_no_other_hospitals(server: Protected, run: Run) -> None:

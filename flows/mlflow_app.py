@@ -1,0 +1,59 @@
+"""MLflow's server without its assistant and its demo, which it leaves open to whoever reaches it.
+
+`mlflow server --app-name wardround` and `wardround-accounts` load this. In MLflow 3.17 the assistant can
+run commands as the server's user for anybody on its machine; the demo writes an experiment for anybody.
+"""
+
+import re
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+REFUSED = re.compile(r"/(ajax-)?api/\d+\.\d+/mlflow/(assistant|demo)(/|$)")
+
+
+class WithoutAssistantAndDemo:
+    """An app whose assistant and demo answer 403, to administrators too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or hand it to the app."""
+        answer = PlainTextResponse("Not part of this server.", 403) if _is_refused(scope) else self.app
+        await answer(scope, receive, send)
+
+
+def _is_refused(scope: MutableMapping[str, Any]) -> bool:
+    """Return whether a request is for the assistant or the demo.
+
+    >>> _is_refused({"path": "//ajax-api/3.0//mlflow/demo/generate"})
+    True
+    >>> _is_refused({"path": "/api/2.0/mlflow-artifacts/artifacts/1/x/api/3.0/mlflow/demo"})
+    False
+    """
+    return bool(REFUSED.match(re.sub("/+", "/", scope.get("path", ""))))
+
+
+def create_app() -> "FastAPI":
+    """Return the server that asks nobody for a name; it listens on its own machine alone."""
+    from mlflow.server import fastapi_app  # noqa: PLC0415  # a second to import
+
+    return _without(fastapi_app.app)
+
+
+def create_app_with_accounts() -> "FastAPI":
+    """Return the server with accounts, which its settings describe (`deploy/mlflow-access.ini`)."""
+    from mlflow.server import auth  # noqa: PLC0415  # it reads its settings when it is imported
+
+    return _without(auth.create_app())
+
+
+def _without(app: "FastAPI") -> "FastAPI":
+    app.add_middleware(WithoutAssistantAndDemo)
+    return app
