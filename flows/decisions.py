@@ -61,6 +61,10 @@ class People(Config):
         known = Person(role=role, key=key)
         return known in (self.people.get(name), self.former.get(name))
 
+    def may(self, name: str, role: Role, key: str) -> bool:
+        """Return whether somebody may decide in a role with a key now."""
+        return self.people.get(name) == Person(role=role, key=key)
+
     @field_validator("people")
     @classmethod
     def _one_key_each(cls, people: dict[str, Person]) -> dict[str, Person]:
@@ -209,21 +213,38 @@ def take_in(run: Run, text: str, people: People) -> Verdict:
         record = records.get(said.terms.round)
         if record is None or terms_of(run, record) != said.terms:
             raise BadVerdict("It is about another model than any of this run's; read the terms again.")
-        now = int(time.time() * 1000)
-        if said.at_ms > now + AHEAD_MS:
-            raise BadVerdict("It is dated in the future; set the clock on which it was signed.")
-        days = run.study.promotion.approval_days if run.study.promotion else 1
-        if said.word == "approved" and said.expires_ms - said.at_ms > days * DAY_MS:
-            raise BadVerdict(f"Expected an approval for {days} days at most; the person signs anew.")
-        against = objections(known, said.terms)
-        if said.word == "approved" and against and said.at_ms <= against[-1].at_ms:
-            raise BadVerdict(f"{against[-1].person} has objected since; the person signs anew.")
-        if said.word == "approved" and now >= said.expires_ms:
-            raise BadVerdict("It has expired; the person signs again.")
-        if said.at_ms <= max((v.at_ms for v in _verdicts(known) if v.person == said.person), default=-1):
-            raise BadVerdict(f"{said.person} has said something later; the person signs again.")
+        _check_counts(run, known, said, _now_ms(known))
         _append(run, known, signed=text, public_key=people.people[said.person].key)
         return said
+
+
+def _check_counts(run: Run, known: Sequence[Decision], said: Verdict, at_ms: int) -> None:
+    """Raise `BadVerdict` where a verdict does not count at a time, after what is on record.
+
+    `decisions` asks the same of each link, so that nobody can put an older word behind a later one.
+    """
+    if said.at_ms > at_ms + AHEAD_MS:
+        raise BadVerdict("It is dated in the future; set the clock on which it was signed.")
+    if said.word == "approved":
+        _check_approval(run, known, said, at_ms)
+    if said.at_ms <= max((v.at_ms for v in _verdicts(known) if v.person == said.person), default=-1):
+        raise BadVerdict(f"{said.person} has said something later; the person signs again.")
+
+
+def _check_approval(run: Run, known: Sequence[Decision], said: Verdict, at_ms: int) -> None:
+    days = run.study.promotion.approval_days if run.study.promotion else 1
+    if said.expires_ms - said.at_ms > days * DAY_MS:
+        raise BadVerdict(f"Expected an approval for {days} days at most; the person signs anew.")
+    against = objections(known, said.terms)
+    if against and said.at_ms <= against[-1].at_ms:
+        raise BadVerdict(f"{against[-1].person} has objected since; the person signs anew.")
+    if at_ms >= said.expires_ms:
+        raise BadVerdict("It has expired; the person signs again.")
+
+
+def _now_ms(known: Sequence[Decision]) -> int:
+    """Return the time, which never falls along the chain, whatever a clock says."""
+    return max(int(time.time() * 1000), known[-1].at_ms if known else 0)
 
 
 def note(run: Run, outcome: Outcome) -> None:
@@ -238,7 +259,8 @@ def decisions(run: Run) -> list[Decision]:
     """Return everything that was decided about a run's models, in order.
 
     Raises:
-        BrokenRun: a link of the chain is missing, was changed, or is not signed as it says.
+        BrokenRun: a link of the chain is missing, was changed, is not signed as it says, or is a verdict
+            that did not count when it was put there.
     """
     found: list[Decision] = []
     previous = GENESIS
@@ -246,33 +268,47 @@ def decisions(run: Run) -> list[Decision]:
         data = path.read_bytes()
         try:
             decision = Decision.model_validate(run.coordinators(data))
-            _ = decision.verdict
+            said = decision.verdict
         except ValueError as error:
             raise BrokenRun(f"{path}: {error}") from error
         if (decision.run, decision.number, decision.previous) != (run.name, number, previous):
             raise BrokenRun(f"{path} does not follow from the decision before it.")
+        if found and decision.at_ms < found[-1].at_ms:
+            raise BrokenRun(f"{path} is dated before the decision that it follows.")
+        try:
+            if said:
+                _check_counts(run, found, said, decision.at_ms)
+        except BadVerdict as error:
+            raise BrokenRun(f"{path} holds a verdict that does not count. {error}") from error
         found.append(decision)
         previous = sha256_of(data)
     return found
 
 
-def approvals(known: Sequence[Decision], terms: Terms, at_ms: int) -> dict[Role, Verdict]:
+def approvals(
+    known: Sequence[Decision], terms: Terms, at_ms: int, people: People | None = None
+) -> dict[Role, Verdict]:
     """Return by role the approval of a model that counts at a time.
 
     A person's later word replaces his earlier one; whoever refuses or revokes takes every approval of
     the model away, until each role has approved anew.
+
+    Args:
+        people: who may decide now; nobody else's approval counts then.
     """
-    counting: dict[Role, Verdict] = {}
-    for verdict in _verdicts(known):
-        if verdict.terms != terms:
+    counting: dict[Role, tuple[Verdict, str]] = {}
+    for decision in known:
+        verdict = decision.verdict
+        if verdict is None or verdict.terms != terms:
             continue
-        if verdict.word == "approved":
-            counting[verdict.role] = verdict
-        else:
+        if verdict.word != "approved":
             counting.clear()
-    standing = {role: verdict for role, verdict in counting.items() if at_ms < verdict.expires_ms}
-    people = {verdict.person for verdict in standing.values()}
-    return standing if len(people) == len(standing) else {}
+        elif people is None or people.may(verdict.person, verdict.role, decision.public_key):
+            counting[verdict.role] = verdict, decision.public_key
+    standing = {role: each for role, each in counting.items() if at_ms < each[0].expires_ms}
+    persons, keys = {v.person for v, _ in standing.values()}, {key for _, key in standing.values()}
+    is_each_his_own = len(persons) == len(keys) == len(standing)
+    return {role: verdict for role, (verdict, _) in standing.items()} if is_each_his_own else {}
 
 
 def objections(known: Sequence[Decision], terms: Terms) -> list[Verdict]:
@@ -316,9 +352,7 @@ def _verdicts(known: Sequence[Decision]) -> Iterator[Verdict]:
 def _append(run: Run, known: Sequence[Decision], **content: Any) -> None:
     folder, number = _folder(run), len(known) + 1
     previous = sha256_of((folder / f"{number - 1:04d}.json").read_bytes()) if known else GENESIS
-    link = Decision(
-        run=run.name, number=number, previous=previous, at_ms=int(time.time() * 1000), **content
-    )
+    link = Decision(run=run.name, number=number, previous=previous, at_ms=_now_ms(known), **content)
     data = sign(link.model_dump(mode="json"), "coordinator", run.key)
     write_atomically(folder / f"{number:04d}.json", data)
     lay_down(run)

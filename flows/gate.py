@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from flows import decisions
 from flows.criteria import LINEAGE, criteria_of
-from flows.decisions import ROLES, Evidence, NotReleased, Outcome
+from flows.decisions import ROLES, Evidence, NotReleased, Outcome, Role, Verdict
 from flows.report import report
 from flows.run import RoundRecord, Run, RunBusy
 from flows.tracking import attach_report, registry
@@ -55,25 +55,36 @@ def measured(run: Run, record: RoundRecord, criteria: PromotionConfig) -> Iterat
     """Yield the evidence for each criterion that a study names."""
     name = criteria.metric
     if criteria.mean is not None:
-        yield _at_least(f"mean {name}", criteria.mean, record.quality.get(name), "nobody published it")
+        yield _at_least(f"mean {name}", criteria.mean, *_mean(run, record, name))
     if criteria.worst_site is not None:
         yield _at_least(f"worst hospital's {name}", criteria.worst_site, *_worst(run, record, name))
     if criteria.calibration_error is not None:
-        found = record.quality.get("calibration_error")
-        yield _at_most("calibration error", criteria.calibration_error, found, "nobody published it")
+        found = _mean(run, record, "calibration_error")
+        yield _at_most("calibration error", criteria.calibration_error, *found)
     if criteria.epsilon is not None:
         yield _at_most("epsilon", criteria.epsilon, *_epsilon(run, record))
     if criteria.attack_auc is not None:
         yield _at_most("attack AUC", criteria.attack_auc, None, "no privacy audit is on record")
 
 
+def _mean(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:
+    """Return the mean over the hospitals, or None and who did not publish it."""
+    _, silent = _told(run, record, name)
+    return (None, silent) if silent else (record.quality.get(name), "nobody published it")
+
+
 def _worst(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:
     """Return the worst hospital's value, or None and who did not publish it."""
+    told, silent = _told(run, record, name)
+    return (None, silent) if silent else (min(told.values()), "")
+
+
+def _told(run: Run, record: RoundRecord, name: str) -> tuple[dict[str, float], str]:
+    """Return what each hospital of a run published, and a sentence on those that did not."""
     members = {r.site for each in run.records()[: record.round + 1] for r in each.releases}
-    silent = sorted(site for site in members if name not in record.scores.get(site, {}))
-    if silent:
-        return None, f"{', '.join(silent)} did not publish it"
-    return min(record.scores[site][name] for site in members), ""
+    told = {site: record.scores[site][name] for site in members if name in record.scores.get(site, {})}
+    silent = ", ".join(sorted(members - told.keys()))
+    return told, f"{silent} did not publish it" if silent else ""
 
 
 def _epsilon(run: Run, record: RoundRecord) -> tuple[float | None, str]:
@@ -121,8 +132,14 @@ def missing_roles(run: Run, record: RoundRecord) -> list[str]:
             f"{v.person} ({v.role}) has {v.word} it{': ' if v.reason else ''}{v.reason}" for v in against
         )
         raise NotReleased(f"{said}. Both roles can approve it anew.")
-    given = decisions.approvals(known, terms, int(time.time() * 1000))
+    given = _given(run, known, terms)
     return [role for role in ROLES if role not in given]
+
+
+def _given(run: Run, known: Sequence[decisions.Decision], terms: decisions.Terms) -> dict[Role, Verdict]:
+    """Return the approvals that count now, of people who may decide now."""
+    people = decisions.load_people(run.home)
+    return decisions.approvals(known, terms, int(time.time() * 1000), people)
 
 
 def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
@@ -133,7 +150,7 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
             approved models.
     """
     terms = decisions.terms_of(run, record)
-    given = decisions.approvals(decisions.decisions(run), terms, int(time.time() * 1000))
+    given = _given(run, decisions.decisions(run), terms)
     check_evidence(evidence)
     if lacking := criteria_of(run.study) - {each.criterion for each in evidence}:
         raise NotReleased(f"Expected evidence of {', '.join(sorted(lacking))}, and it is missing.")
@@ -150,7 +167,10 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
     }
     try:
         pending = Outcome(what="released", terms=terms, version="", evidence=tuple(evidence))
-        version = registry.approve(run, record, tags, report(run, record.round, pending))
+        version = registry.write_approved(run, record, tags, report(run, record.round, pending))
+        decided = Outcome(what="released", terms=terms, version=version, evidence=tuple(evidence))
+        decisions.note(run, decided)  # before it is the champion: verify knows of no other
+        registry.crown(run.study.name, version)
     except registry.NotAllowed as error:
         raise NotReleased(
             f"Evidence and approvals are complete. {error} With that account's MLFLOW_TRACKING_USERNAME "
@@ -158,7 +178,6 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
         ) from error
     except LookupError as error:
         raise NotReleased(str(error)) from error
-    decisions.note(run, Outcome(what="released", terms=terms, version=version, evidence=tuple(evidence)))
     if decisions.objections(decisions.decisions(run), terms):  # while the model was copied
         withdraw(run, record)
         raise NotReleased("Somebody has objected while it was released; it was taken back.")

@@ -164,7 +164,7 @@ def _told(run: "Run", record: "RoundRecord", said: "Verdict") -> None:
     from flows import gate, reviews
 
     typer.echo(f"{said.word} by {said.person} ({said.role}): {run.name}, round {record.round}.")
-    if said.word == "revoked":
+    if said.word == "revoked" or (said.word == "refused" and gate.released(run, record)):
         champion = gate.withdraw(run, record)
         typer.echo(f"The champion is version {champion or 'none'}.")
     elif missing := reviews.missing(run, record):

@@ -75,9 +75,9 @@ def _faults(run: Run, roster: Roster | None) -> Iterator[str]:
         return
     yield from _of_chain(run, records)
     if roster is not None:
-        yield from _of_keys(records, roster)
+        yield from _of_keys(run, records, roster)
     yield from _of_orders(run)
-    yield from _of_acceptances(run)
+    yield from _of_acceptances(run, roster)
     for before, record in pairwise(records):
         yield from _of_releases(run, records, before, record)
     yield from _twice(records)
@@ -112,12 +112,15 @@ def _of_chain(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
             yield f"The exchange has a {what} of round {number}, whose record is missing here."
 
 
-def _of_keys(records: Sequence[RoundRecord], roster: Roster) -> Iterator[str]:
+def _of_keys(run: Run, records: Sequence[RoundRecord], roster: Roster) -> Iterator[str]:
     for record in records:
         signed = {r.site: r for r in record.releases} | record.scored | record.compared
         for site, each in sorted(signed.items()):
             if roster.get(site) != each.public_key:
                 yield f"{site} signed in round {record.round} with another key than the one you gave."
+    for site in sorted(run.description.everybody):
+        if roster.get(site) != run.description.selves(site)[-1].public_key:
+            yield f"{site} has another key in run.json than the one you gave."
 
 
 def _coordinators(run: Run, place: str) -> dict[str, object]:
@@ -143,12 +146,14 @@ def _of_orders(run: Run) -> Iterator[str]:
                 yield f"The order {name} of {site} can't be trusted: {error}"
 
 
-def _of_acceptances(run: Run) -> Iterator[str]:
+def _of_acceptances(run: Run, roster: Roster | None) -> Iterator[str]:
     for site in sorted(run.description.everybody):
         selves = run.description.selves(site)
         places = (statement_place(run.name, r, "join", site) for r in range(run.study.rounds + 1))
         found = [data for data in map(run.exchange.statement, places) if data is not None]
         keys = {*(each.accepted_with for each in selves), *_keys_of(run, site)}
+        if roster is not None:
+            keys &= {roster.get(site, "")}
         said = [each for data in found if (each := _acceptance(data, site, keys))]
         if not said or len(said) < len(found):
             yield f"The exchange has no acceptance of {site}, or one that {site} did not sign."
@@ -159,7 +164,8 @@ def _of_acceptances(run: Run) -> Iterator[str]:
 
 
 def _declared(of: Acceptance | Participant) -> tuple[object, ...]:
-    return of.declared_training, of.declared_patients, of.steps, of.budget, of.group, of.cross_site
+    told = (of.declared_training, of.declared_patients, of.steps, of.budget, of.group, of.cross_site)
+    return *told, of.version, of.code_sha256
 
 
 def _keys_of(run: Run, site: str) -> set[str]:

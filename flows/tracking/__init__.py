@@ -165,8 +165,12 @@ class Tracking(AbstractContextManager["Tracking"]):
         self._client.log_batch(mlflow_run, metrics=metrics)
 
     def _mlflow_run(self, site: str, parent: str | None) -> str:
-        if known := _found(self._client, self._experiment, self._run, site):
-            return known
+        known = _found(self._client, self._experiment, self._run, site)
+        made = known or self._created(site, parent)
+        self._log_params(made, site)
+        return made
+
+    def _created(self, site: str, parent: str | None) -> str:
         run = self._run
         tags = lines.fixed_tags(run, site)
         if parent is not None:
@@ -177,13 +181,17 @@ class Tracking(AbstractContextManager["Tracking"]):
             tags=tags,
             run_name=run.name if site == GLOBAL else f"{run.name} {site}",
         )
+        return str(made.info.run_id)
+
+    def _log_params(self, mlflow_run: str, site: str) -> None:
+        """Log a line's parameters, also those that an interruption has kept from it."""
+        told = self._client.get_run(mlflow_run).data.params
         versions = {f"version/{name}": version(name) for name in LIBRARIES} if site == GLOBAL else {}
-        values = {**lines.params(run, site), **versions}
-        params = [Param(name, value) for name, value in values.items()]
+        values = {**lines.params(self._run, site), **versions}
+        params = [Param(name, value) for name, value in values.items() if name not in told]
         for first in range(0, len(params), MAX_PARAMS_TAGS_PER_BATCH):
             batch = params[first : first + MAX_PARAMS_TAGS_PER_BATCH]
-            self._client.log_batch(made.info.run_id, params=batch)
-        return str(made.info.run_id)
+            self._client.log_batch(mlflow_run, params=batch)
 
     def _all_runs(self) -> list[str]:
         return [self._parent, *self._children.values()]

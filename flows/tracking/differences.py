@@ -1,5 +1,6 @@
 """Where MLflow says something else than the records of a run: the numbers, the texts, the models."""
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from flows import decisions, served_model
-from flows.run import RoundRecord, Run
+from flows.run import RoundRecord, Run, runs_of
 from flows.tracking import lines, registry
 from flows.tracking.lines import GLOBAL
 from models.checkpoints import sha256_of
@@ -85,10 +86,13 @@ def _of_line(
         for round in sorted(values.keys() | history.keys()):
             told = history.get(round, set())
             due = values.get(round)
-            if due is None or not told or any(abs(each - due) > TOLERANCE for each in told):
+            if due is None or not told or not all(abs(each - due) <= TOLERANCE for each in told):
                 shown = ", ".join(f"{each:.6g}" for each in sorted(told)) or "nothing"
                 record = "nothing" if due is None else f"{due:.6g}"
                 yield f"{metric} of {name} in round {round}: MLflow says {shown}, the record {record}"
+        newest, shown = values[max(values)], line.data.metrics.get(metric, math.nan)
+        if not abs(shown - newest) <= TOLERANCE:
+            yield f"{metric} of {name}: MLflow shows {shown:.6g} as the newest, the record {newest:.6g}"
 
 
 def _of_words(line: MlflowRun, run: Run, records: Sequence[RoundRecord], name: str) -> Iterator[str]:
@@ -124,22 +128,43 @@ def _of_text(client: MlflowClient, parent: str, record: RoundRecord, folder: Pat
 
 
 def _of_approved(client: MlflowClient, run: Run, models: set[str], folder: Path) -> Iterator[str]:
-    """Yield where what is released in MLflow is not what was decided."""
-    outcomes = {d.outcome.version: d.outcome for d in decisions.decisions(run) if d.outcome}
+    """Yield where what is released in MLflow is not what was decided.
+
+    A version that no decision names and that is not the champion is what an interrupted release left.
+    """
+    outcomes = _outcomes(run)
     champion = registry.champion(run.study.name)
-    for version in registry.approved_versions(client, run):
+    of_study = [each for each in runs_of(run.home) if each.study.name == run.study.name]
+    released = {number for each in of_study for number in _released(each)}
+    if champion and champion not in released:
+        yield f"version {champion} is the champion, and no decision that stands has released it"
+    for version in registry.approved_versions(client, run, outcomes):
         number = str(version.version)
         outcome = outcomes.get(number)
         sha256 = version.tags.get("wardround.sha256", "")
-        if outcome is None or outcome.terms.model_sha256 != sha256 or sha256 not in models:
+        if outcome is None and number != champion and sha256 in models:
+            continue
+        is_decided = outcome is not None and outcome.terms.model_sha256 == sha256 and sha256 in models
+        if outcome is None or not is_decided or version.tags.get("wardround.run") != run.name:
             yield f"version {number} of the approved models is none that was decided"
-        elif number == champion and outcome.what != "released":
-            yield f"version {number} is the champion, and was taken back"
         else:
             into = folder / f"approved-{number}"
             into.mkdir()
             record = run.records()[outcome.terms.round]
             yield from _of_files(run, record, registry.approved(run.study.name), number, into)
+
+
+def _outcomes(run: Run) -> dict[str, decisions.Outcome]:
+    """Return by version what became of it last."""
+    return {d.outcome.version: d.outcome for d in decisions.decisions(run) if d.outcome}
+
+
+def _released(run: Run) -> Iterator[str]:
+    """Yield the versions that a run's decisions have released and nobody has objected to since."""
+    known = decisions.decisions(run)
+    for version, outcome in _outcomes(run).items():
+        if outcome.what == "released" and not decisions.objections(known, outcome.terms):
+            yield version
 
 
 def _of_model(client: MlflowClient, run: Run, record: RoundRecord, folder: Path) -> Iterator[str]:
@@ -164,14 +189,17 @@ def _of_files(run: Run, record: RoundRecord, name: str, version: str, into: Path
         weights = (model / served_model.WEIGHTS).read_bytes()
         described = (model / served_model.DESCRIPTION).read_bytes()
         flavour = yaml.safe_load((files / "MLmodel").read_text())["flavors"]
-    except (LookupError, OSError, TypeError, yaml.YAMLError) as error:
+        python = dict(flavour.get("python_function", {}))
+        loaded = sorted(files.rglob(served_model.DESCRIPTION)), files / str(python.get("data"))
+    except (LookupError, OSError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         yield f"{where} can't be read: {error}"
         return
     if sha256_of(weights) != record.model_sha256:
         yield f"{where} has other weights than the record's"
     if described != served_model.description(run.study, record.model_sha256):
         yield f"{where} describes another study"
-    python = flavour.get("python_function", {})
+    if loaded != ([model / served_model.DESCRIPTION], model):
+        yield f"{where} loads other weights than those that were looked at"
     is_ours = python.get("loader_module") == "flows.served_model" and not python.get("code")
     if set(flavour) != {"python_function"} or not is_ours:
         yield f"{where} loads other code than what is installed"

@@ -7,7 +7,7 @@ account can write `<study>-approved`. No model is pickled: installed code and sa
 
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -108,11 +108,11 @@ def tags_of(run: Run, record: RoundRecord) -> dict[str, str]:
     }
 
 
-def approve(run: Run, record: RoundRecord, tags: Mapping[str, str], report: bytes) -> str:
-    """Write a round's model, from the run's own folder, to `<study>-approved`; make it the champion.
+def write_approved(run: Run, record: RoundRecord, tags: Mapping[str, str], report: bytes) -> str:
+    """Write a round's model, from the run's own folder, to `<study>-approved`; return its version.
 
     Its files go where the coordinator's account can't write, with the report beside them. Again it
-    changes nothing but the champion. Returns the version.
+    changes nothing but the tags.
 
     Raises:
         NotAllowed: this account may not write the approved models.
@@ -127,10 +127,22 @@ def approve(run: Run, record: RoundRecord, tags: Mapping[str, str], report: byte
             client.set_model_version_tag(name, known.version, key, value)
         if REVOKED in known.tags:
             client.delete_model_version_tag(name, known.version, REVOKED)
-        client.set_registered_model_alias(name, CHAMPION, known.version)
     except (MlflowException, HTTPError) as error:
         raise told(error, f"{name}, which the data-protection officer's can,") from error
     return str(known.version)
+
+
+def crown(study: str, version: str) -> None:
+    """Make a version of `<study>-approved` the champion.
+
+    Raises:
+        NotAllowed: this account may not write the approved models.
+    """
+    name = approved(study)
+    try:
+        MlflowClient().set_registered_model_alias(name, CHAMPION, version)
+    except (MlflowException, HTTPError) as error:
+        raise told(error, f"{name}, which the data-protection officer's can,") from error
 
 
 def _written(client: MlflowClient, run: Run, record: RoundRecord, report: bytes) -> ModelVersion:
@@ -219,10 +231,10 @@ def fetch(name: str, wanted: str, into: Path) -> Path:
     return folder
 
 
-def approved_versions(client: MlflowClient, run: Run) -> list[ModelVersion]:
-    """Return the versions of `<study>-approved` that name a run."""
-    name = approved(run.study.name)
-    return [v for v in _versions(client, name) if v.tags.get("wardround.run") == run.name]
+def approved_versions(client: MlflowClient, run: Run, decided: Container[str]) -> list[ModelVersion]:
+    """Return the versions of `<study>-approved` that name a run, or that it has decided about."""
+    every = _versions(client, approved(run.study.name))
+    return [v for v in every if v.tags.get("wardround.run") == run.name or str(v.version) in decided]
 
 
 def model_in(folder: Path) -> Path:

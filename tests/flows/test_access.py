@@ -70,7 +70,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Protected]:
     folder, port = tmp_path_factory.mktemp("protected"), free_port()
     certify(folder, "127.0.0.1")
     ini = INI.read_text().replace(
-        "sqlite:////srv/wardround/mlruns/accounts.db", f"sqlite:///{folder}/accounts.db"
+        "sqlite:////srv/wardround-mlflow/accounts.db", f"sqlite:///{folder}/accounts.db"
     )
     (folder / "access.ini").write_text(ini)
     database = f"sqlite:///{folder}/mlflow.db"

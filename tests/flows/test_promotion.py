@@ -14,10 +14,12 @@ from homes import moved
 from mlflow.tracking import MlflowClient
 
 from flows import decisions, gate, reviews
+from flows.criteria import LINEAGE
 from flows.decisions import BadVerdict, NotReleased, People, Person, signed_verdict, take_in, terms_of
-from flows.run import RoundRecord, Run
+from flows.run import BrokenRun, RoundRecord, Run
 from flows.servers import running
 from flows.tracking import registry
+from flows.verify import faults
 from privacy.signing import public_hex
 from sites.documents import ConfigError
 from sites.study import PromotionConfig
@@ -74,6 +76,8 @@ def test_a_hospital_that_withholds_its_figures_is_missing_evidence(run: Run) -> 
     )
     (worst,) = gate.measured(run, silent, PromotionConfig(metric="dice", worst_site=0.0))
     assert not worst.is_met and worst.found == "missing: east did not publish it"
+    (mean,) = gate.measured(run, silent, PromotionConfig(metric="dice", mean=0.0))
+    assert not mean.is_met and mean.found == "missing: east did not publish it"
 
 
 def test_a_study_without_criteria_releases_nothing(run: Run) -> None:
@@ -131,6 +135,30 @@ def test_a_verdict_counts_once_and_none_that_is_older_than_the_last(run: Run) ->
         take_in(run, again, PEOPLE)
 
 
+def test_old_approvals_put_behind_a_refusal_with_the_coordinators_key_break_the_chain(run: Run) -> None:
+    record = run.records()[-1]
+    say(run, record, "ada")
+    say(run, record, "bo")
+    old = decisions.decisions(run)
+    time.sleep(0.002)
+    say(run, record, "bo", "refused")
+    decisions._append(run, decisions.decisions(run), signed=old[0].signed, public_key=old[0].public_key)
+    with pytest.raises(BrokenRun, match="holds a verdict that does not count. bo has objected since"):
+        gate.missing_roles(run, record)
+    assert "does not count" in next(faults(run))
+
+
+def test_who_may_decide_no_longer_approves_no_release(run: Run) -> None:
+    record = run.records()[-1]
+    say(run, record, "ada")
+    say(run, record, "bo")
+    assert gate.missing_roles(run, record) == []
+    moved_on = {"people": {"ada": PEOPLE.people["ada"]}, "former": {"bo": PEOPLE.people["bo"]}}
+    text = yaml.safe_dump(People.model_validate(moved_on).model_dump())
+    (run.home.folder / "people.yaml").write_text(text)
+    assert gate.missing_roles(run, record) == ["officer"]
+
+
 def test_an_approval_expires_and_a_refusal_takes_every_approval_away(run: Run) -> None:
     record, terms = run.records()[-1], terms_of(run, run.records()[-1])
     say(run, record, "ada", days=1)
@@ -142,6 +170,20 @@ def test_an_approval_expires_and_a_refusal_takes_every_approval_away(run: Run) -
         gate.missing_roles(run, record)
     say(run, record, "bo")
     assert gate.missing_roles(run, record) == ["clinician"]
+
+
+def test_a_release_that_was_interrupted_before_it_was_on_record_can_be_made_again(
+    run: Run, mlflow: MlflowClient
+) -> None:
+    record = run.records()[-1]
+    for name in KEYS:
+        say(run, record, name)
+    assert registry.write_approved(run, record, {}, b"a report") == "1"
+    assert registry.champion("small") == ""
+    evidence = gate.gather(run, record)  # with the lineage, whose check reads MLflow, too
+    gate.check_evidence([each for each in evidence if each.criterion == LINEAGE])
+    assert gate.release(run, record, gate.gather(run, record)) == "1" == registry.champion("small")
+    assert list(faults(run)) == []
 
 
 def test_a_release_needs_both_roles_and_a_revocation_moves_the_champion_back(

@@ -254,7 +254,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "an approval that is gone": (remove(DECISION_1), "does not follow"),
     "an approval of somebody else": (a_decision_by_nobody, "signature of 'bo' does not fit"),
     "the last decision dropped at both ends": (
-        both(remove(DECISION_3), remove(LAID_3)), "MLflow names a decision|none that was decided"),
+        both(remove(DECISION_3), remove(LAID_3)), "MLflow names a decision|no decision that stands"),
     "a person's key": (
         become_key_of_somebody_else, "has a key of ada that people.yaml has not"),
     "what a candidate describes": (
@@ -268,11 +268,23 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         sql("UPDATE model_version_tags SET value='x' || value WHERE key='wardround.sha256' AND name='small-approved'",
             "UPDATE model_version_tags SET value=substr(value, 2) WHERE key='wardround.sha256' AND name='small-approved'"),
         "none that was decided"),
+    "the run of an approved version": (
+        sql("UPDATE model_version_tags SET value='x' || value WHERE key='wardround.run' AND name='small-approved'",
+            "UPDATE model_version_tags SET value=substr(value, 2) WHERE key='wardround.run' AND name='small-approved'"),
+        "none that was decided"),
     "the last decision dropped": (remove(DECISION_3), "Decision 3 is not the same"),
     "the last decision dropped in the exchange": (remove(LAID_3), "Decision 3 is not the same"),
     "an outcome's evidence": (
         resigned(DECISION_3, lambda d: d["outcome"]["evidence"][0].update(is_met=False)),
         "released a model without what is due"),
+    "a metric in MLflow that is no number": (
+        sql(f"UPDATE metrics SET is_nan=1 WHERE key='val/dice' AND step=1 AND {MLFLOW_ROW}",
+            f"UPDATE metrics SET is_nan=0 WHERE key='val/dice' AND step=1 AND {MLFLOW_ROW}"),
+        "val/dice of .* in round 1: MLflow says nan"),
+    "the newest value that MLflow shows": (
+        sql(f"UPDATE latest_metrics SET value=value+0.1 WHERE key='val/dice' AND {MLFLOW_ROW}",
+            f"UPDATE latest_metrics SET value=value-0.1 WHERE key='val/dice' AND {MLFLOW_ROW}"),
+        "val/dice of .*: MLflow shows .* as the newest"),
     "a metric in MLflow": (
         sql(f"UPDATE metrics SET value=value+0.1 WHERE key='val/dice' AND step=1 AND {MLFLOW_ROW}",
             f"UPDATE metrics SET value=value-0.1 WHERE key='val/dice' AND step=1 AND {MLFLOW_ROW}"),
