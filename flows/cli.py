@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -151,9 +152,10 @@ def verify(
 
             roster = load_federation(federation).hospitals
         with mlflow(opened.home):
+            from flows.tracking.differences import foreign_champion
             from flows.verify import faults
 
-            fault = next(faults(opened, roster), None)
+            fault = next(chain(faults(opened, roster), foreign_champion(opened)), None)
         if as_json:
             typer.echo(json.dumps({"run": opened.name, "fault": fault}))
         else:

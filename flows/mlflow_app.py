@@ -42,14 +42,14 @@ def _is_refused(scope: MutableMapping[str, Any]) -> bool:
 
 def create_app() -> "FastAPI":
     """Return the server that asks nobody for a name; it listens on its own machine alone."""
-    from mlflow.server import fastapi_app  # noqa: PLC0415  # a second to import
+    from mlflow.server import fastapi_app
 
     return _without(fastapi_app.app)
 
 
 def create_app_with_accounts() -> "FastAPI":
     """Return the server with accounts, which its settings describe (`deploy/mlflow-access.ini`)."""
-    from mlflow.server import auth  # noqa: PLC0415  # it reads its settings when it is imported
+    from mlflow.server import auth
 
     return _without(auth.create_app())
 

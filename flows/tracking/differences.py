@@ -29,6 +29,21 @@ def differences(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
         yield f"MLflow can't be read: {error}"
 
 
+def foreign_champion(run: Run) -> Iterator[str]:
+    """Yield a sentence where the champion of a run's study was released by no run that lies here.
+
+    It says nothing of this run, whose own release it does not hinder.
+    """
+    try:
+        champion = registry.champion(run.study.name)
+    except MlflowException as error:
+        yield f"MLflow can't be read: {error}"
+        return
+    of_study = [each for each in runs_of(run.home) if each.study.name == run.study.name]
+    if champion and champion not in {number for each in of_study for number in _released(each)}:
+        yield f"version {champion} is the champion, and no decision that stands here has released it"
+
+
 def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
     experiment = client.get_experiment_by_name(run.study.name)
     if experiment is None:
@@ -133,11 +148,7 @@ def _of_approved(client: MlflowClient, run: Run, models: set[str], folder: Path)
     A version that no decision names and that is not the champion is what an interrupted release left.
     """
     outcomes = _outcomes(run)
-    champion = registry.champion(run.study.name)
-    of_study = [each for each in runs_of(run.home) if each.study.name == run.study.name]
-    released = {number for each in of_study for number in _released(each)}
-    if champion and champion not in released:
-        yield f"version {champion} is the champion, and no decision that stands has released it"
+    champion, released = registry.champion(run.study.name), set(_released(run))
     for version in registry.approved_versions(client, run, outcomes):
         number = str(version.version)
         outcome = outcomes.get(number)
@@ -147,6 +158,8 @@ def _of_approved(client: MlflowClient, run: Run, models: set[str], folder: Path)
         is_decided = outcome is not None and outcome.terms.model_sha256 == sha256 and sha256 in models
         if outcome is None or not is_decided or version.tags.get("wardround.run") != run.name:
             yield f"version {number} of the approved models is none that was decided"
+        elif number == champion and number not in released:
+            yield f"version {number} is the champion, and was taken back"
         else:
             into = folder / f"approved-{number}"
             into.mkdir()
@@ -190,7 +203,6 @@ def _of_files(run: Run, record: RoundRecord, name: str, version: str, into: Path
         described = (model / served_model.DESCRIPTION).read_bytes()
         flavour = yaml.safe_load((files / "MLmodel").read_text())["flavors"]
         python = dict(flavour.get("python_function", {}))
-        loaded = sorted(files.rglob(served_model.DESCRIPTION)), files / str(python.get("data"))
     except (LookupError, OSError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         yield f"{where} can't be read: {error}"
         return
@@ -198,7 +210,7 @@ def _of_files(run: Run, record: RoundRecord, name: str, version: str, into: Path
         yield f"{where} has other weights than the record's"
     if described != served_model.description(run.study, record.model_sha256):
         yield f"{where} describes another study"
-    if loaded != ([model / served_model.DESCRIPTION], model):
+    if model != files / str(python.get("data")) or len(list(files.rglob(served_model.DESCRIPTION))) > 1:
         yield f"{where} loads other weights than those that were looked at"
     is_ours = python.get("loader_module") == "flows.served_model" and not python.get("code")
     if set(flavour) != {"python_function"} or not is_ours:

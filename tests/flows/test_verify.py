@@ -17,6 +17,7 @@ from flows import decisions, gate, rounds
 from flows.decisions import People, Person, signed_verdict, take_in, terms_of
 from flows.run import Run
 from flows.servers import running
+from flows.tracking.differences import foreign_champion
 from flows.verify import faults
 from models.checkpoints import sha256_of
 from privacy.accounting import Budget
@@ -254,7 +255,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "an approval that is gone": (remove(DECISION_1), "does not follow"),
     "an approval of somebody else": (a_decision_by_nobody, "signature of 'bo' does not fit"),
     "the last decision dropped at both ends": (
-        both(remove(DECISION_3), remove(LAID_3)), "MLflow names a decision|no decision that stands"),
+        both(remove(DECISION_3), remove(LAID_3)), "MLflow names a decision|none that was decided"),
     "a person's key": (
         become_key_of_somebody_else, "has a key of ada that people.yaml has not"),
     "what a candidate describes": (
@@ -370,6 +371,18 @@ def test_hospitals_keys_that_the_reader_does_not_know_are_named(run: Run) -> Non
     assert list(faults(run, run.description.roster)) == []
     other = {**run.description.roster, "east": "0" * 64}
     assert next(faults(run, other)).startswith("east signed in round 0 with another key")
+
+
+def test_a_champion_of_no_run_here_is_named_and_hinders_no_release_of_another(run: Run) -> None:
+    assert list(foreign_champion(run)) == []
+    rename, back = (
+        f"UPDATE model_version_tags SET value={value} WHERE key='wardround.run' AND name='small-approved'"
+        for value in ("'x' || value", "substr(value, 2)")
+    )
+    with both(remove(DECISION_3), remove(LAID_3))(run), sql(rename, back)(run):
+        (told,) = foreign_champion(run)
+        assert told.startswith("version 1 is the champion, and no decision")
+        assert not any("champion" in fault or "approved" in fault for fault in faults(run))
 
 
 def test_nothing_of_that_is_left(run: Run) -> None:
