@@ -23,6 +23,7 @@ from prefect.events import emit_event
 from prefect.exceptions import PrefectException
 from prefect.states import Crashed
 
+from flows.rounds import REFUSED
 from flows.run import RoundRecord, Run, runs_of
 from sites.export import LOW
 from sites.webhook import call
@@ -97,7 +98,7 @@ def events(run: Run, record: RoundRecord) -> Iterator[tuple[str, dict[str, Any]]
     """Yield the events of a round, with what they tell."""
     told = {"run": run.name, "study": run.study.name, "round": record.round}
     for site, reason in sorted(record.left_out.items()):
-        kind = "refused" if reason.startswith("it refused") else "missing"
+        kind = "refused" if reason.startswith(REFUSED) else "missing"
         yield f"wardround.site.{kind}", {**told, "site": site, "reason": reason}
     for release in record.releases:
         budget = run.description.member(release.site, record.round).budget.epsilon

@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -136,6 +135,13 @@ def verify(
         Path | None,
         typer.Option(help="A federation.yaml of the reader's own: no other hospitals' keys count."),
     ] = None,
+    people: Annotated[
+        Path | None,
+        typer.Option(help="A people.yaml of the reader's own: nobody else's decisions count."),
+    ] = None,
+    decision: Annotated[
+        str, typer.Option(help="The sha256 that `review` told of a decision: it has to be there still.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Check every signature and number of a run and re-compute its models; exit code 1 at a fault."""
@@ -152,10 +158,11 @@ def verify(
 
             roster = load_federation(federation).hospitals
         with mlflow(opened.home):
-            from flows.tracking.differences import foreign_champion
-            from flows.verify import faults
+            from flows.decisions import people_in
+            from flows.verify import Anchors, faults
 
-            fault = next(chain(faults(opened, roster), foreign_champion(opened)), None)
+            known = Anchors(roster, people_in(people) if people else None, decision)
+            fault = next(faults(opened, known), None)
         if as_json:
             typer.echo(json.dumps({"run": opened.name, "fault": fault}))
         else:

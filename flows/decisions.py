@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from flows.home import Home
 from flows.run import GENESIS, BrokenRun, RoundRecord, Run
@@ -24,7 +24,7 @@ from models.objectives import Name
 from privacy.release import Sha256
 from privacy.signing import sign, verified
 from sites import documents
-from sites.exchange import decision_place
+from sites.exchange import AlreadyWritten, decision_place
 
 Role = Literal["clinician", "officer"]
 ROLES: Sequence[Role] = get_args(Role)
@@ -65,12 +65,16 @@ class People(Config):
         """Return whether somebody may decide in a role with a key now."""
         return self.people.get(name) == Person(role=role, key=key)
 
-    @field_validator("people")
-    @classmethod
-    def _one_key_each(cls, people: dict[str, Person]) -> dict[str, Person]:
-        if len({person.key for person in people.values()}) < len(people):
-            raise ValueError("expected a key of his own for each person; nobody decides in two roles.")
-        return people
+    @model_validator(mode="after")
+    def _one_key_each(self) -> "People":
+        whose: dict[str, str] = {}
+        for name, person in (*self.people.items(), *self.former.items()):
+            if whose.setdefault(person.key, name) != name:
+                raise ValueError(
+                    f"expected a key of his own for each person, got one for {whose[person.key]} and "
+                    f"{name}; nobody decides under two names."
+                )
+        return self
 
 
 class Terms(Config):
@@ -114,13 +118,17 @@ class Evidence(Config):
 
 
 class Outcome(Config):
-    """What became of a model: it was released as an approved version, or taken back."""
+    """What became of a model: it was released as an approved version, or taken back.
+
+    `report_sha256` is of the report that lies beside a released version.
+    """
 
     kind: Literal["outcome"] = "outcome"
     what: Literal["released", "withdrawn"]
     terms: Terms
     version: str
     evidence: tuple[Evidence, ...] = ()
+    report_sha256: str = ""
 
 
 class Decision(Config):
@@ -147,6 +155,12 @@ class Decision(Config):
         person = _named_in(self.signed)
         return Verdict.model_validate(verified(self.signed.encode(), person, {person: self.public_key}))
 
+    @property
+    def terms(self) -> Terms | None:
+        """Which model it is about, None where it says nothing; raises as `verdict` does."""
+        said = self.verdict or self.outcome
+        return said.terms if said else None
+
 
 def load_people(home: Home) -> People:
     """Return who may decide, or raise `ConfigError`."""
@@ -156,6 +170,11 @@ def load_people(home: Home) -> People:
             f"{path}: no such file. It names who may decide: under `people:` the line that "
             f"`wardround review key` prints for each of them."
         )
+    return people_in(path)
+
+
+def people_in(path: Path) -> People:
+    """Return who may decide by a file of the reader's own, or raise `ConfigError`."""
     return documents.load(path, People)
 
 
@@ -248,11 +267,9 @@ def _now_ms(known: Sequence[Decision]) -> int:
 
 
 def note(run: Run, outcome: Outcome) -> None:
-    """Put what became of a model on record, unless that is what the record says last of it."""
+    """Put what became of a model on record."""
     with _alone(run):
-        known = decisions(run)
-        if outcome_of(known, outcome.terms) != outcome:
-            _append(run, known, outcome=outcome)
+        _append(run, decisions(run), outcome=outcome)
 
 
 def decisions(run: Run) -> list[Decision]:
@@ -320,16 +337,21 @@ def objections(known: Sequence[Decision], terms: Terms) -> list[Verdict]:
     return standing
 
 
-def outcome_of(known: Sequence[Decision], terms: Terms) -> Outcome | None:
-    """Return what became of a model last, None while nothing did."""
-    about = [each.outcome for each in known if each.outcome and each.outcome.terms == terms]
-    return about[-1] if about else None
-
-
 def lay_down(run: Run) -> None:
-    """Have the exchange hold every decision, also those that an interruption kept from it."""
+    """Have the exchange hold every decision, also those that an interruption kept from it.
+
+    Raises:
+        BrokenRun: another decision lies there already.
+    """
     for path in sorted(_folder(run).glob("*.json")):
-        run.exchange.put_statement(decision_place(run.name, int(path.stem)), path.read_bytes())
+        try:
+            run.exchange.put_statement(decision_place(run.name, int(path.stem)), path.read_bytes())
+        except AlreadyWritten as error:
+            raise BrokenRun(
+                f"{path} is not the decision that the exchange has under this number: one of the two "
+                f"was altered. Nothing more is decided about this run until both are the same; "
+                f"`wardround verify` says which signature fits."
+            ) from error
 
 
 def folder_bytes(run: Run) -> dict[int, bytes]:

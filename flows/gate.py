@@ -6,17 +6,19 @@ clinician and of a data-protection officer (`flows.decisions`).
 
 import fcntl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 
-from flows import decisions
+from flows import decisions, standing
 from flows.criteria import LINEAGE, criteria_of
-from flows.decisions import ROLES, Evidence, NotReleased, Outcome, Role, Verdict
+from flows.decisions import ROLES, Evidence, NotReleased, Outcome, Role, Terms, Verdict
 from flows.report import report
 from flows.run import RoundRecord, Run, RunBusy
+from flows.standing import Standing
 from flows.tracking import attach_report, registry
-from flows.verify import faults
+from flows.tracking.store import NotAllowed
+from flows.verify import lineage_faults
+from models.checkpoints import sha256_of
 from sites.study import PromotionConfig
 
 FLOW = "promote"
@@ -41,7 +43,7 @@ def gather(run: Run, record: RoundRecord) -> tuple[Evidence, ...]:
         raise NotReleased(
             f"Study {run.study.name} has no `promotion`, which says what a model needs to be released."
         )
-    fault = next(faults(run), None)
+    fault = next(lineage_faults(run), None)
     lineage = Evidence(
         criterion=LINEAGE,
         due="verified",
@@ -145,33 +147,29 @@ def _given(run: Run, known: Sequence[decisions.Decision], terms: decisions.Terms
 def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
     """Make an approved model the champion, and put that on record; return its version.
 
+    One that is released already, on the same approvals, stays as it is. New approvals renew it.
+
     Raises:
         NotReleased: evidence or an approval is missing, or this process's account may not write the
             approved models.
+        StoreFailed: MLflow has not taken all of it; again it goes on.
     """
-    terms = decisions.terms_of(run, record)
-    given = _given(run, decisions.decisions(run), terms)
+    known, terms = decisions.decisions(run), decisions.terms_of(run, record)
+    given = _given(run, known, terms)
     check_evidence(evidence)
     if lacking := criteria_of(run.study) - {each.criterion for each in evidence}:
         raise NotReleased(f"Expected evidence of {', '.join(sorted(lacking))}, and it is missing.")
     if set(given) != set(ROLES):
         raise NotReleased(f"Expected the approvals of {', '.join(ROLES)}, got {sorted(given)}.")
-    by = " and ".join(f"{verdict.person} ({role})" for role, verdict in sorted(given.items()))
-    before = decisions.outcome_of(decisions.decisions(run), terms)
-    if before and before.what == "released" and registry.champion(run.study.name) == before.version:
-        _tell(run, f"round {record.round} as version {before.version}, approved by {by}")
-        return before.version
-    tags = {
-        **{f"wardround.approved_by.{role}": _who(verdict) for role, verdict in given.items()},
-        registry.APPROVED_UNTIL: min(_until(verdict) for verdict in given.values()),
-    }
+    before, champion = _standing(known, terms), standing.champion(_chains(run))
     try:
-        pending = Outcome(what="released", terms=terms, version="", evidence=tuple(evidence))
-        version = registry.write_approved(run, record, tags, report(run, record.round, pending))
-        decided = Outcome(what="released", terms=terms, version=version, evidence=tuple(evidence))
-        decisions.note(run, decided)  # before it is the champion: verify knows of no other
-        registry.crown(run.study.name, version)
-    except registry.NotAllowed as error:
+        if before and before.given == given and before.version == champion:
+            version = before.version
+        else:
+            version = _put_on_record(run, record, evidence, given)
+        if registry.champion(run.study.name) != version:
+            registry.crown(run.study.name, version)
+    except NotAllowed as error:
         raise NotReleased(
             f"Evidence and approvals are complete. {error} With that account's MLFLOW_TRACKING_USERNAME "
             f"and MLFLOW_TRACKING_PASSWORD the same command releases it."
@@ -181,41 +179,64 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
     if decisions.objections(decisions.decisions(run), terms):  # while the model was copied
         withdraw(run, record)
         raise NotReleased("Somebody has objected while it was released; it was taken back.")
-    _tell(run, f"round {record.round} as version {version}, approved by {by}")
+    tell_state(run)
     return version
+
+
+def _standing(known: Sequence[decisions.Decision], terms: Terms) -> Standing | None:
+    return next((each for each in standing.released(known).values() if each.terms == terms), None)
+
+
+def _put_on_record(
+    run: Run, record: RoundRecord, evidence: Sequence[Evidence], given: Mapping[Role, Verdict]
+) -> str:
+    """Write an approved model and its report to MLflow, then that it is released; return its version."""
+    terms = decisions.terms_of(run, record)
+    outcome = Outcome(what="released", terms=terms, version="", evidence=tuple(evidence))
+    page = report(run, record.round, outcome)
+    version = registry.write_approved(run, record, standing.tags_of(given), page)
+    told = {"version": version, "report_sha256": sha256_of(page)}
+    decisions.note(run, outcome.model_copy(update=told))  # before it is the champion
+    return version
+
+
+def _chains(run: Run) -> Sequence[standing.Chain]:
+    return standing.chains_of(run.home, run.study.name)
 
 
 def withdraw(run: Run, record: RoundRecord) -> str:
     """Take a model back that somebody has revoked; return the version that is the champion now.
 
+    The model released before it is the champion then, if its approvals still count; otherwise none is.
+
     Raises:
         NotReleased: nobody has revoked it, or this account may not write the approved models.
+        StoreFailed: MLflow has not taken all of it; again it goes on.
     """
     known, terms = decisions.decisions(run), decisions.terms_of(run, record)
     against = decisions.objections(known, terms)
     if not against:
         raise NotReleased("Nobody has revoked this model.")
+    follower = standing.newest_standing(_chains(run), max(known[-1].at_ms, int(time.time() * 1000)))
     try:
-        champion = registry.withdraw(run, record, f"{against[-1].person}: {against[-1].reason}")
-    except registry.NotAllowed as error:
+        champion = registry.withdraw(
+            run, record, f"{against[-1].person}: {against[-1].reason}", follower
+        )
+    except NotAllowed as error:
         raise NotReleased(
             f"The revocation is on record. {error} With that account's MLFLOW_TRACKING_USERNAME and "
             f"MLFLOW_TRACKING_PASSWORD `wardround review withdraw` takes the model back."
         ) from error
-    before = decisions.outcome_of(known, terms)
-    if before and before.what == "released":
+    if before := _standing(known, terms):
         decisions.note(run, Outcome(what="withdrawn", terms=terms, version=before.version))
-        _tell(run, f"round {record.round} was revoked by {against[-1].person}")
+        tell_state(run)
     return champion
 
 
-def tell_state(run: Run, record: RoundRecord) -> None:
-    """Say in MLflow who has said what of a model that is not released yet."""
-    known, terms = decisions.decisions(run), decisions.terms_of(run, record)
-    given = decisions.approvals(known, terms, int(time.time() * 1000))
-    said = [f"approved by {v.person} ({role})" for role, v in sorted(given.items())]
-    said += [f"{v.word} by {v.person} ({v.role})" for v in decisions.objections(known, terms)]
-    _tell(run, f"no: round {record.round} is {', '.join(said)}")
+def tell_state(run: Run) -> None:
+    """Say in MLflow what was decided so far; the officer's account may release and not write runs."""
+    with suppress(NotAllowed):
+        attach_report(run, report(run))
 
 
 @contextmanager
@@ -229,21 +250,7 @@ def alone(run: Run) -> Iterator[None]:
         yield
 
 
-def _tell(run: Run, released: str) -> None:
-    """Attach the report that knows of it; the officer's account may release and not write runs."""
-    with suppress(registry.NotAllowed):
-        attach_report(run, report(run), released, decisions.heads(run)[-1])
-
-
-def _who(verdict: decisions.Verdict) -> str:
-    return f"{verdict.person}, until {_until(verdict)}"
-
-
-def _until(verdict: decisions.Verdict) -> str:
-    return f"{datetime.fromtimestamp(verdict.expires_ms / 1000, UTC):%Y-%m-%d}"
-
-
 def released(run: Run, record: RoundRecord) -> str:
     """Return the version as which a model was released, empty if it is not, or no longer."""
-    outcome = decisions.outcome_of(decisions.decisions(run), decisions.terms_of(run, record))
-    return outcome.version if outcome and outcome.what == "released" else ""
+    before = _standing(decisions.decisions(run), decisions.terms_of(run, record))
+    return before.version if before else ""

@@ -15,7 +15,7 @@ from prefect.input import RunInput
 from pydantic import Field
 
 from flows import decisions, gate
-from flows.decisions import BadVerdict, NotReleased, Terms
+from flows.decisions import BadVerdict, Evidence, NotReleased, Terms
 from flows.gate import FLOW
 from flows.home import Home
 from flows.reviews import POLL_S
@@ -42,10 +42,19 @@ def promote(run: str, round: int, home: str, wait_s: float) -> None:
     decisions.load_people(opened.home)  # before anybody waits for somebody
     with gate.alone(opened):
         decisions.lay_down(opened)
-        evidence = gate.gather(opened, record)
-        gate.check_evidence(evidence)
-        wait_for_people(opened, record, wait_s)
+        gate.tell_state(opened)
+        evidence = sufficient(opened, record)
+        if gate.missing_roles(opened, record):
+            wait_for_people(opened, record, wait_s)
+            evidence = sufficient(opened, record)  # of what is there now
         gate.release(opened, record, evidence)
+
+
+def sufficient(run: Run, record: RoundRecord) -> Sequence[Evidence]:
+    """Return the evidence for a model; raise `NotReleased` where a criterion is missing or failed."""
+    evidence = gate.gather(run, record)
+    gate.check_evidence(evidence)
+    return evidence
 
 
 def wait_for_people(run: Run, record: RoundRecord, wait_s: float) -> None:
@@ -70,7 +79,7 @@ def wait_for_people(run: Run, record: RoundRecord, wait_s: float) -> None:
         times += 1
         try:
             decisions.take_in(run, said.signed, decisions.load_people(run.home))
-            gate.tell_state(run, record)
+            gate.tell_state(run)
             wrong = ""
         except BadVerdict as error:
             wrong = str(error)

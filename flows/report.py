@@ -114,6 +114,7 @@ def report(run: Run, until: int | None = None, pending: decisions.Outcome | None
         quality_plot=_quality_plot(records),
         epsilon_plot=_epsilon_plot(run, hospitals),
         left_out=[(r.round, site, why) for r in records for site, why in sorted(r.left_out.items())],
+        unscored=[(r.round, site, why) for r in records for site, why in sorted(r.unscored.items())],
         refused=sorted(run.description.refused.items()),
         departed=sorted(run.description.departed),
         decisions=[(e.verdict, e.outcome) for e in known] + ([(None, pending)] if pending else []),

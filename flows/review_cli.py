@@ -161,9 +161,10 @@ def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path
 
 def _told(run: "Run", record: "RoundRecord", said: "Verdict") -> None:
     """Say what was put on record, and what follows."""
-    from flows import gate, reviews
+    from flows import decisions, gate, reviews
 
     typer.echo(f"{said.word} by {said.person} ({said.role}): {run.name}, round {record.round}.")
+    typer.echo(f"Keep this for `wardround verify --decision`: {decisions.heads(run)[-1]}")
     if said.word == "revoked" or (said.word == "refused" and gate.released(run, record)):
         champion = gate.withdraw(run, record)
         typer.echo(f"The champion is version {champion or 'none'}.")

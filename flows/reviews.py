@@ -72,7 +72,7 @@ def enter(run: Run, record: RoundRecord, text: str) -> Verdict:
         BadVerdict: it does not count.
     """
     said = decisions.take_in(run, text, decisions.load_people(run.home))
-    gate.tell_state(run, record)
+    gate.tell_state(run)
     _wake(run, record, text)
     return said
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,8 @@ PHASES: Mapping[str, Sequence[Phase]] = {"none": ("contribute",), "local": ("con
 """What hospitals are asked in a round, one after the other, by privacy mode."""
 
 SILENT = "it did not answer within the deadline"
+REFUSED = "it refused: "
+OTHER_MODEL = "its scores are of another model"
 
 
 class TooFewHospitals(Exception):
@@ -170,7 +173,7 @@ def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers
             left_out[site] = f"its statement was rejected: {error}"
             continue
         if isinstance(statement, Refusal):
-            left_out[site] = f"it refused: {statement.reason}"
+            left_out[site] = f"{REFUSED}{statement.reason}"
         else:
             taken[site] = statement
             key = run.description.roster[site]
@@ -185,6 +188,22 @@ def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, byte
         if data is not None:
             return act, data
     return None
+
+
+def has_refused(run: Run, round: int, phase: Phase, site: str, reason: str, keys: Sequence[str]) -> bool:
+    """Return whether a hospital, with one of its keys, has refused a phase of a round for a reason."""
+    for attempt in range(1, run.attempt + 1):
+        act = refusal_of(phase, attempt)
+        data = run.exchange.statement(statement_place(run.name, round, act, site))
+        if data is None:
+            continue
+        for key in keys:
+            with suppress(BadSignature, RejectedRelease):
+                said = parse_statement(verified(data, site, {site: key}))
+                check_addressed(run, round, act, site, said)
+                if isinstance(said, Refusal) and said.reason == reason:
+                    return True
+    return False
 
 
 def has_left(run: Run, site: str) -> bool:
@@ -471,6 +490,10 @@ def record(
         scores=scores,
         metrics={site: statement.metrics_policy for site, statement in spoken.items()},
         scored={site: scored.signed[site] for site in spoken},
+        unscored={
+            **dict.fromkeys(scored.taken.keys() - spoken.keys(), OTHER_MODEL),
+            **scored.left_out,
+        },
         cross_site=cross_site,
         compared={site: compared.signed[site] for site in cross_site},
         quality=quality_of(run, round, scores),

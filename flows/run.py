@@ -90,7 +90,8 @@ class RoundRecord(Config):
 
     `left_out` says why a hospital's release is missing; `scores` holds what hospitals published of
     the model's quality, `metrics` how they published it (exact, noised, withheld), `scored` in which
-    statements, and `quality` its declared-n mean. `cross_site` holds by hospital how each hospital's
+    statements, `unscored` why nothing was heard of a hospital that was asked, and `quality` the
+    declared-n mean. `cross_site` holds by hospital how each hospital's
     released model did there, `compared` in which statements. `train_seconds` is what the coordinator
     waited for each contribution. Round 0 is the model before training.
     """
@@ -107,6 +108,7 @@ class RoundRecord(Config):
     scores: dict[str, dict[str, float]]
     metrics: dict[str, str]
     scored: dict[str, Signed]
+    unscored: dict[str, str] = Field(default_factory=dict, exclude_if=lambda reasons: not reasons)
     cross_site: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
     compared: dict[str, Signed] = Field(default_factory=dict)
     quality: dict[str, float]

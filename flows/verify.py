@@ -11,12 +11,14 @@ what does not fit, in the order in which a round comes about; the first is where
 | releases            | signatures, sha256, base, declared numbers, cost, no one twice           |
 | scores              | signatures, the record's numbers and their declared-n mean               |
 | decisions           | their chain, each person's signature, the exchange                       |
-| MLflow              | every number, text and model file                                        |
+| MLflow              | every number, text, picture and model file                               |
+| MLflow's releases   | the decisions: versions, tags, reports, the champion                     |
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,9 +26,11 @@ from pydantic import ValidationError
 
 from flows import decisions, rounds
 from flows.criteria import criteria_of
-from flows.rounds import Answers
+from flows.decisions import People
+from flows.rounds import PHASES, Answers
 from flows.run import GENESIS, BrokenRun, Participant, RoundRecord, Run
 from flows.tracking.differences import differences
+from flows.tracking.released import released_faults
 from models import checkpoints
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams, sha256_of
@@ -46,24 +50,50 @@ from privacy.release import (
 from privacy.signing import BadSignature, Roster, verified
 from sites.documents import ConfigError
 from sites.exchange import decision_place, head_place, model_place, statement_place
-from sites.orders import Order
+from sites.orders import Order, Phase
 
 
-def faults(run: Run, roster: Roster | None = None) -> Iterator[str]:
+@dataclass(frozen=True)
+class Anchors:
+    """What the reader knows of himself, and need not take from the coordinator.
+
+    Attributes:
+        roster: the hospitals' keys; nothing that others signed fits then.
+        people: who may decide, in the place of the coordinator's `people.yaml`.
+        decision: the sha256 of a decision, as `wardround review` told it to whom it was put on record
+            for; the run has to have it still.
+    """
+
+    roster: Roster | None = None
+    people: People | None = None
+    decision: str = ""
+
+
+NO_ANCHORS = Anchors()
+
+
+def faults(run: Run, known: Anchors = NO_ANCHORS) -> Iterator[str]:
     """Yield what in a run does not fit, one sentence each; nothing if all of it does.
 
     Re-computing takes as long as the run's aggregations did, and as the first model's prior.
+    """
+    yield from lineage_faults(run, known)
+    yield from released_faults(run)
 
-    Args:
-        roster: the hospitals' keys as the reader knows them; nothing that others signed fits then.
+
+def lineage_faults(run: Run, known: Anchors = NO_ANCHORS) -> Iterator[str]:
+    """Yield what does not fit in how a run's models came about, and in what was decided about them.
+
+    What MLflow makes of the decisions is left out: a release puts it right.
     """
     try:
-        yield from _faults(run, roster)
+        yield from _faults(run, known)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, ConfigError) as error:
         yield f"{run.name} can't be checked any further: {type(error).__name__}: {error}"
 
 
-def _faults(run: Run, roster: Roster | None) -> Iterator[str]:
+def _faults(run: Run, anchors: Anchors) -> Iterator[str]:
+    roster = anchors.roster
     try:
         records = run.records()
         known = decisions.decisions(run)
@@ -78,13 +108,15 @@ def _faults(run: Run, roster: Roster | None) -> Iterator[str]:
         yield from _of_keys(run, records, roster)
     yield from _of_orders(run)
     yield from _of_acceptances(run, roster)
+    yield from _of_refusals(run, records, roster)
     for before, record in pairwise(records):
         yield from _of_releases(run, records, before, record)
     yield from _twice(records)
     for record in records:
         yield from _of_scores(run, records, record)
+        yield from _of_comparisons(run, record)
     yield from _of_models(run, records)
-    yield from _of_decisions(run, records, known)
+    yield from _of_decisions(run, records, known, anchors)
     yield from differences(run, records)
 
 
@@ -163,6 +195,34 @@ def _of_acceptances(run: Run, roster: Roster | None) -> Iterator[str]:
             yield f"run.json has other declared numbers of {site} than its signed acceptance."
 
 
+def _of_refusals(run: Run, records: Sequence[RoundRecord], roster: Roster | None) -> Iterator[str]:
+    """Yield where a hospital is said to have refused, and has signed no such thing."""
+    phases = PHASES[run.study.privacy.mode]
+    told: list[tuple[int, Sequence[Phase], Mapping[str, str]]] = [
+        (0, ("join",), run.description.refused),
+        *((record.round, phases, record.left_out) for record in records),
+        *((record.round, ("evaluate",), record.unscored) for record in records),
+    ]
+    for round, asked, reasons in told:
+        for site, why in sorted(reasons.items()):
+            keys = sorted(_known_keys(run, site, roster))
+            reason = why.removeprefix(rounds.REFUSED)
+            if why.startswith(rounds.REFUSED) and not any(
+                rounds.has_refused(run, round, phase, site, reason, keys) for phase in asked
+            ):
+                yield f"{site} has not signed what it is said to refuse in round {round}: {reason}"
+
+
+def _known_keys(run: Run, site: str, roster: Roster | None) -> set[str]:
+    """Return the keys of a hospital that count for a reader."""
+    if roster is not None:
+        return {roster.get(site, "")}
+    known = run.description
+    selves = known.selves(site) if site in known.everybody else ()
+    keys = {key for each in selves for key in (each.public_key, each.accepted_with)}
+    return {known.roster.get(site, ""), *keys, *_keys_of(run, site)}
+
+
 def _declared(of: Acceptance | Participant) -> tuple[object, ...]:
     told = (of.declared_training, of.declared_patients, of.steps, of.budget, of.group, of.cross_site)
     return *told, of.version, of.code_sha256
@@ -207,6 +267,9 @@ def _of_releases(
                 "plain_releases", "noise", "ledger_head")  # fmt: skip
         if other := [name for name in same if getattr(said, name) != getattr(release, name)]:
             yield f"{where}: the record has another {other[0]} than the hospital signed."
+        declared = run.description.member(release.site, due).declared_training
+        if said.declared_training != declared:
+            yield f"{where} is of another number of patients than {release.site} has declared."
         if said.base_sha256 != records[due - 1].model_sha256:
             yield f"{where} starts from another model than the round before it ended with."
         if said.chain_head != _head_before(records, due - 1):
@@ -287,6 +350,16 @@ def _of_scores(run: Run, records: Sequence[RoundRecord], record: RoundRecord) ->
             yield f"{where}: the record has other numbers than the hospital signed."
         elif said.chain_head != _head_before(records, record.round):
             yield f"{where} were signed upon another chain of records than this."
+    quality = rounds.quality_of(run, record.round, record.scores)
+    if not _alike(quality, record.quality):
+        yield f"The quality of round {record.round} is not the mean of its scores."
+    for site in sorted(run.description.everybody.keys() - record.scored.keys() - record.unscored.keys()):
+        place = statement_place(run.name, record.round, "evaluate", site)
+        if run.exchange.statement(place) is not None:
+            yield f"The scores of {site} in round {record.round} are not on record, nor is why."
+
+
+def _of_comparisons(run: Run, record: RoundRecord) -> Iterator[str]:
     if record.compared.keys() != record.cross_site.keys():
         yield f"The record of round {record.round} compares what it names no statement for."
     for site, signed in sorted(record.compared.items()):
@@ -298,9 +371,6 @@ def _of_scores(run: Run, records: Sequence[RoundRecord], record: RoundRecord) ->
             continue
         if not isinstance(told, Comparison) or told.metrics != record.cross_site.get(site):
             yield f"{where}: the record has other numbers than the hospital signed."
-    quality = rounds.quality_of(run, record.round, record.scores)
-    if not _alike(quality, record.quality):
-        yield f"The quality of round {record.round} is not the mean of its scores."
 
 
 def _alike(a: dict[str, float], b: dict[str, float]) -> bool:
@@ -366,15 +436,19 @@ def _taken(run: Run, record: RoundRecord) -> Answers:
 
 
 def _of_decisions(
-    run: Run, records: Sequence[RoundRecord], known: Sequence[decisions.Decision]
+    run: Run, records: Sequence[RoundRecord], known: Sequence[decisions.Decision], anchors: Anchors
 ) -> Iterator[str]:
     by_round = {record.round: record for record in records}
-    people = decisions.load_people(run.home) if any(each.signed for each in known) else None
+    people = anchors.people
+    if people is None and any(each.signed for each in known):
+        people = decisions.load_people(run.home)
+    if anchors.decision and anchors.decision not in decisions.heads(run):
+        yield f"The decision {anchors.decision}, which you know of, is not among the run's."
     for decision in known:
         verdict = decision.verdict
         if verdict and people and not people.knows(verdict.person, verdict.role, decision.public_key):
             yield f"Decision {decision.number} has a key of {verdict.person} that people.yaml has not."
-        terms = verdict.terms if verdict else decision.outcome.terms if decision.outcome else None
+        terms = decision.terms
         record = by_round.get(terms.round) if terms else None
         if terms is None or record is None or decisions.terms_of(run, record) != terms:
             yield f"Decision {decision.number} is about no model of this run."

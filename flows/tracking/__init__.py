@@ -8,66 +8,70 @@ record's own time, so that logging it again after a crash changes nothing.
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from importlib.metadata import version
-from pathlib import Path
 from types import TracebackType
 
 import mlflow
 from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
-from requests import RequestException
 
-from flows import references
+from flows import decisions, shown
 from flows.run import RoundRecord, Run, StoreFailed
-from flows.tracking import lines, registry, views
+from flows.tracking import lines, pictures, registry, views
 from flows.tracking.lines import GLOBAL
 from flows.tracking.registry import LIBRARIES
+from flows.tracking.store import NotAllowed, writing
 
-REFERENCES = "reference cases"
 
-
-def attach_report(run: Run, report: bytes, released: str = "no: a candidate", decided: str = "") -> None:
-    """Attach a run's report to its parent run, in an earlier one's place, and say who released it.
-
-    Args:
-        decided: the head of the chain of decisions that the report knows of.
+def attach_report(run: Run, report: bytes) -> None:
+    """Attach a run's report to its parent run, in an earlier one's place, and say what was decided.
 
     Raises:
         NotAllowed: this account may not write the study's runs.
+        StoreFailed: MLflow has not taken all of it.
     """
     client = MlflowClient()
-    experiment = views.experiment_of(client, run.study)
-    if parent := _found(client, experiment, run, GLOBAL):
-        try:
-            client.log_text(parent, report.decode(), registry.REPORT)
-            client.set_tag(parent, "wardround.released", released)
-            if decided:
-                client.set_tag(parent, "wardround.decisions", decided)
-        except (MlflowException, RequestException) as error:
-            refused = registry.told(error, f"the runs of {run.study.name}, which the coordinator's can,")
-            if isinstance(refused, registry.NotAllowed):
-                raise refused from error
-            raise StoreFailed(f"MLflow has not taken the report of {run.name}: {error}") from error
+    with writing(f"the report of {run.name}", _coordinators(run)):
+        parent = _found(client, views.experiment_of(client, run.study), run, GLOBAL)
+        if parent is None:
+            return
+        client.log_text(parent, report.decode(), shown.REPORT)
+        shown.keep(run, shown.REPORT, report)
+        for key, value in lines.decided_tags(decisions.decisions(run), decisions.heads(run)).items():
+            client.set_tag(parent, key, value)
+
+
+def page_tags(run: Run) -> Mapping[str, str]:
+    """Return what the page of a run says in tags, nothing where it has none yet."""
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name(run.study.name)
+    parent = _found(client, experiment.experiment_id, run, GLOBAL) if experiment else None
+    return dict(client.get_run(parent).data.tags) if parent else {}
 
 
 class Tracking(AbstractContextManager["Tracking"]):
-    """A run's place in MLflow, made on first use: its experiment, parent run and child runs."""
+    """A run's place in MLflow, made on first use: its experiment, parent run and child runs.
+
+    Whatever is written raises `StoreFailed` where MLflow has not taken all of it, as with a full disk,
+    and `NotAllowed` where this account may not write.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._client = MlflowClient()
-        self._experiment = views.experiment_of(self._client, run.study)
-        self._parent = self._mlflow_run(GLOBAL, parent=None)
-        self._children = {
-            site: self._mlflow_run(site, parent=self._parent)
-            for site in sorted(run.description.everybody)
-        }
-        views.show(self._client, self._experiment, run, self._parent)
+        with writing(f"that {run.name} begins", _coordinators(run)):
+            self._experiment = views.experiment_of(self._client, run.study)
+            self._parent = self._mlflow_run(GLOBAL, parent=None)
+            self._children = {
+                site: self._mlflow_run(site, parent=self._parent)
+                for site in sorted(run.description.everybody)
+            }
+            views.show(self._client, self._experiment, run, self._parent)
 
     def __enter__(self) -> "Tracking":
-        for mlflow_run in self._all_runs():
-            self._client.update_run(mlflow_run, status="RUNNING")
+        with writing(f"that {self._run.name} goes on", _coordinators(self._run)):
+            for mlflow_run in self._all_runs():
+                self._client.update_run(mlflow_run, status="RUNNING")
         return self
 
     def __exit__(
@@ -78,7 +82,10 @@ class Tracking(AbstractContextManager["Tracking"]):
     ) -> None:
         status = "FINISHED" if error is None else "FAILED"
         # what has gone wrong is told, also where MLflow itself is what is wrong
-        with suppress(*(() if error is None else (MlflowException, RequestException))):
+        with (
+            suppress(*(() if error is None else (StoreFailed, NotAllowed))),
+            writing(f"that {self._run.name} has ended", _coordinators(self._run)),
+        ):
             for mlflow_run in self._all_runs():
                 self._client.set_terminated(mlflow_run, status)
 
@@ -90,23 +97,17 @@ class Tracking(AbstractContextManager["Tracking"]):
     def follow(self, run: Run) -> None:
         """Go on with a run as its members are now."""
         self._run = run
-        for site in sorted(run.description.participants.keys() - self._children.keys()):
-            self._children[site] = self._mlflow_run(site, parent=self._parent)
+        with writing(f"who takes part in {run.name}", _coordinators(run)):
+            for site in sorted(run.description.participants.keys() - self._children.keys()):
+                self._children[site] = self._mlflow_run(site, parent=self._parent)
 
     def log(self, record: RoundRecord) -> None:
         """Log a round; logging it again changes nothing.
 
         The chain's head is written last: where it stands, the whole round is there.
-
-        Raises:
-            StoreFailed: MLflow has not taken all of it, as with a full disk.
         """
-        try:
+        with writing(f"round {record.round}, which is on record", _coordinators(self._run)):
             self._log_round(record)
-        except (MlflowException, RequestException) as error:
-            raise StoreFailed(
-                f"MLflow has not taken round {record.round}, which is on record: {error}"
-            ) from error
 
     def _log_round(self, record: RoundRecord) -> None:
         for site in self._children:
@@ -117,40 +118,15 @@ class Tracking(AbstractContextManager["Tracking"]):
         self._client.log_text(
             self._parent, record.data.decode(), f"rounds/round-{record.round:03d}.json"
         )
-        self._picture(record)
+        pictures.log_picture(self._client, self._run, record, self._parent)
         if record.cross_site:
-            self._client.log_text(self._parent, lines.cross_site_csv(record), "cross_site.csv")
+            self._client.log_text(self._parent, lines.cross_site_csv(record), lines.CROSS_SITE)
         if record.round > 0:
             registry.register(self._client, self._run, record, self._parent)
-        self._say_where_it_stands(record)
+        for key, value in lines.state_tags(self._run, record).items():
+            self._client.set_tag(self._parent, key, value)
         for mlflow_run in self._all_runs():
             self._client.set_tag(mlflow_run, "wardround.chain_head", record.sha256)
-
-    def _picture(self, record: RoundRecord) -> None:
-        """Log how the model does on synthetic cases, once; a slider over the rounds shows them."""
-        mark = f"{REFERENCES}+step+{record.round}+"
-        known = self._client.list_artifacts(self._parent, "images")
-        if any(Path(file.path).name.startswith(mark) for file in known):
-            return
-        drawn = references.picture(self._run.study, self._run.model(record), record.round)
-        if drawn is not None:
-            self._client.log_image(self._parent, drawn, key=REFERENCES, step=record.round)
-
-    def _say_where_it_stands(self, record: RoundRecord) -> None:
-        """Say in tags and the run's note what a person wants to know first."""
-        study = self._run.study
-        tags = {
-            "wardround.rounds_done": f"{record.round} of {study.rounds}",
-            "wardround.missing": ", ".join(sorted(record.left_out)) or "nobody",
-            views.NOTE: (
-                f"{study.purpose or study.name}\n\nRound {record.round} of {study.rounds} is on record; "
-                f"{len(record.releases)} hospitals contributed to it, missing: "
-                f"{', '.join(sorted(record.left_out)) or 'nobody'}. "
-                f"`report.html` among the artifacts says the rest."
-            ),
-        }
-        for key, value in tags.items():
-            self._client.set_tag(self._parent, key, value)
 
     def _log_site(self, site: str, record: RoundRecord) -> None:
         for key, value in lines.caveats(record, site).items():
@@ -195,6 +171,10 @@ class Tracking(AbstractContextManager["Tracking"]):
 
     def _all_runs(self) -> list[str]:
         return [self._parent, *self._children.values()]
+
+
+def _coordinators(run: Run) -> str:
+    return f"the runs of {run.study.name}, which the coordinator's can,"
 
 
 def _found(client: MlflowClient, experiment: str, run: Run, site: str) -> str | None:

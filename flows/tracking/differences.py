@@ -7,14 +7,14 @@ from pathlib import Path
 
 import yaml
 from mlflow.entities import Run as MlflowRun
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-from flows import decisions, served_model
-from flows.run import RoundRecord, Run, runs_of
-from flows.tracking import lines, registry
+from flows import decisions, served_model, shown
+from flows.run import RoundRecord, Run, StoreFailed
+from flows.tracking import lines, pictures, registry
 from flows.tracking.lines import GLOBAL
+from flows.tracking.store import ERRORS
 from models.checkpoints import sha256_of
 
 TOLERANCE = 1e-9
@@ -25,23 +25,8 @@ def differences(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
     client = MlflowClient()
     try:
         yield from _differences(client, run, records)
-    except MlflowException as error:
+    except (*ERRORS, StoreFailed) as error:
         yield f"MLflow can't be read: {error}"
-
-
-def foreign_champion(run: Run) -> Iterator[str]:
-    """Yield a sentence where the champion of a run's study was released by no run that lies here.
-
-    It says nothing of this run, whose own release it does not hinder.
-    """
-    try:
-        champion = registry.champion(run.study.name)
-    except MlflowException as error:
-        yield f"MLflow can't be read: {error}"
-        return
-    of_study = [each for each in runs_of(run.home) if each.study.name == run.study.name]
-    if champion and champion not in {number for each in of_study for number in _released(each)}:
-        yield f"version {champion} is the champion, and no decision that stands here has released it"
 
 
 def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
@@ -69,7 +54,7 @@ def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord])
         for record in records[1:]:
             yield from _of_model(client, run, record, Path(folder))
         yield from _of_alias(client, run, records[-1])
-        yield from _of_approved(client, run, {r.model_sha256 for r in records}, Path(folder))
+        yield from _of_shown(client, parent, run, records, Path(folder))
     told = by_site[GLOBAL].data.tags.get("wardround.decisions", "")
     if told and told not in decisions.heads(run):
         yield "MLflow names a decision that is not among the run's"
@@ -113,6 +98,8 @@ def _of_line(
 def _of_words(line: MlflowRun, run: Run, records: Sequence[RoundRecord], name: str) -> Iterator[str]:
     """Yield where a line's parameters and tags are not the run's."""
     tags = lines.fixed_tags(run, name)
+    if name == GLOBAL:
+        tags |= lines.state_tags(run, records[-1])
     for record in records:
         tags |= lines.caveats(record, name)
     for key in sorted({"wardround.metrics", "wardround.noise", "wardround.plain_releases", *tags}):
@@ -133,51 +120,40 @@ def _of_alias(client: MlflowClient, run: Run, record: RoundRecord) -> Iterator[s
 
 def _of_text(client: MlflowClient, parent: str, record: RoundRecord, folder: Path) -> Iterator[str]:
     name = f"rounds/round-{record.round:03d}.json"
-    try:
-        data = Path(client.download_artifacts(parent, name, str(folder))).read_bytes()
-    except (MlflowException, OSError):
+    found = _sha256_at(client, parent, name, folder)
+    if not found:
         yield f"MLflow lacks {name}"
-        return
-    if data != record.data:
+    elif found != record.sha256:
         yield f"MLflow's {name} is not the record"
 
 
-def _of_approved(client: MlflowClient, run: Run, models: set[str], folder: Path) -> Iterator[str]:
-    """Yield where what is released in MLflow is not what was decided.
-
-    A version that no decision names and that is not the champion is what an interrupted release left.
-    """
-    outcomes = _outcomes(run)
-    champion, released = registry.champion(run.study.name), set(_released(run))
-    for version in registry.approved_versions(client, run, outcomes):
-        number = str(version.version)
-        outcome = outcomes.get(number)
-        sha256 = version.tags.get("wardround.sha256", "")
-        if outcome is None and number != champion and sha256 in models:
-            continue
-        is_decided = outcome is not None and outcome.terms.model_sha256 == sha256 and sha256 in models
-        if outcome is None or not is_decided or version.tags.get("wardround.run") != run.name:
-            yield f"version {number} of the approved models is none that was decided"
-        elif number == champion and number not in released:
-            yield f"version {number} is the champion, and was taken back"
-        else:
-            into = folder / f"approved-{number}"
-            into.mkdir()
-            record = run.records()[outcome.terms.round]
-            yield from _of_files(run, record, registry.approved(run.study.name), number, into)
+def _of_shown(
+    client: MlflowClient, parent: str, run: Run, records: Sequence[RoundRecord], folder: Path
+) -> Iterator[str]:
+    """Yield where a report, a picture or a table that people look at is not what was shown to them."""
+    due = shown.signed_for(run)
+    if run.is_finished and shown.REPORT not in due:
+        yield f"the coordinator has not signed for {shown.REPORT}, and the run is finished"
+    if run.study.task.kind == "segmentation":
+        for record in records:
+            if not pictures.is_pictured(run, record):
+                yield f"the coordinator has not signed for a picture of round {record.round}"
+    compared = [record for record in records if record.cross_site]
+    if compared:
+        due[lines.CROSS_SITE] = sha256_of(lines.cross_site_csv(compared[-1]).encode())
+    listed = {file.path for file in client.list_artifacts(parent)} & {shown.REPORT, lines.CROSS_SITE}
+    for path in sorted((listed | set(pictures.listed(client, parent))) - due.keys()):
+        yield f"MLflow shows {path}, which the coordinator has not signed for"
+    for path, sha256 in sorted(due.items()):
+        if _sha256_at(client, parent, path, folder) != sha256:
+            yield f"MLflow lacks {path}, or shows another one than the coordinator"
 
 
-def _outcomes(run: Run) -> dict[str, decisions.Outcome]:
-    """Return by version what became of it last."""
-    return {d.outcome.version: d.outcome for d in decisions.decisions(run) if d.outcome}
-
-
-def _released(run: Run) -> Iterator[str]:
-    """Yield the versions that a run's decisions have released and nobody has objected to since."""
-    known = decisions.decisions(run)
-    for version, outcome in _outcomes(run).items():
-        if outcome.what == "released" and not decisions.objections(known, outcome.terms):
-            yield version
+def _sha256_at(client: MlflowClient, parent: str, path: str, folder: Path) -> str:
+    try:
+        return sha256_of(Path(client.download_artifacts(parent, path, str(folder))).read_bytes())
+    except (*ERRORS, OSError):
+        return ""
 
 
 def _of_model(client: MlflowClient, run: Run, record: RoundRecord, folder: Path) -> Iterator[str]:
@@ -190,11 +166,18 @@ def _of_model(client: MlflowClient, run: Run, record: RoundRecord, folder: Path)
             yield f"the candidate of round {record.round} has another {key} than the record"
     into = folder / f"{record.round:03d}"
     into.mkdir()
-    yield from _of_files(run, record, registry.candidates(run.study.name), str(version.version), into)
+    yield from files_faults(run, record, registry.candidates(run.study.name), str(version.version), into)
 
 
-def _of_files(run: Run, record: RoundRecord, name: str, version: str, into: Path) -> Iterator[str]:
-    """Yield where a version's files are not what the record's model is made of."""
+def files_faults(
+    run: Run, record: RoundRecord, name: str, version: str, into: Path, report_sha256: str = ""
+) -> Iterator[str]:
+    """Yield where a version's files are not what the record's model is made of.
+
+    Args:
+        into: an empty folder.
+        report_sha256: of the report beside the files, where one has to be there.
+    """
     where = f"version {version} of {name}, round {record.round},"
     try:
         files = registry.fetch(name, version, into)
@@ -206,6 +189,9 @@ def _of_files(run: Run, record: RoundRecord, name: str, version: str, into: Path
     except (LookupError, OSError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         yield f"{where} can't be read: {error}"
         return
+    page = files / shown.REPORT
+    if (sha256_of(page.read_bytes()) if page.exists() else "") != report_sha256:
+        yield f"{where} has another report than was released with it"
     if sha256_of(weights) != record.model_sha256:
         yield f"{where} has other weights than the record's"
     if described != served_model.description(run.study, record.model_sha256):

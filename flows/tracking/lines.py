@@ -3,12 +3,16 @@
 Whatever is logged is computed here from the round's record, so it can be compared with it at any time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from flows.decisions import Decision
 from flows.run import Accepted, Participant, RoundRecord, Run
+from flows.standing import in_words
 from models.objectives import LOWER_IS_BETTER
 
 GLOBAL = "GLOBAL"
+NOTE = "mlflow.note.content"
+CROSS_SITE = "cross_site.csv"
 METRICS = {
     "exact": "exact (evaluation patients: no DP)",
     "noised": "noised (charged to the ledger)",
@@ -42,6 +46,26 @@ def params(run: Run, name: str) -> dict[str, str]:
         "code_sha256": hospital.code_sha256,
     }
     return {key: str(value) for key, value in values.items()}
+
+
+def state_tags(run: Run, record: RoundRecord) -> dict[str, str]:
+    """Return what a person wants to know first of a run after a round, the note on its page with it."""
+    study, missing = run.study, ", ".join(sorted(record.left_out)) or "nobody"
+    return {
+        "wardround.rounds_done": f"{record.round} of {study.rounds}",
+        "wardround.missing": missing,
+        NOTE: (
+            f"{study.purpose or study.name}\n\nRound {record.round} of {study.rounds} is on record; "
+            f"{len(record.releases)} hospitals contributed to it, missing: {missing}. "
+            f"`report.html` among the artifacts says the rest."
+        ),
+    }
+
+
+def decided_tags(known: Sequence[Decision], heads: Sequence[str]) -> dict[str, str]:
+    """Return what the page of a run says of the decisions about its models: the newest, and in words."""
+    newest = {"wardround.decisions": heads[-1]} if heads else {}
+    return {"wardround.released": in_words(known), **newest}
 
 
 def caveats(record: RoundRecord, site: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ account can write `<study>-approved`. No model is pickled: installed code and sa
 import tempfile
 import warnings
 from collections.abc import Container, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,21 +23,16 @@ from requests import HTTPError
 
 from flows import served_model
 from flows.run import RoundRecord, Run
+from flows.shown import REPORT
+from flows.tracking.store import reading, writing
 from models.checkpoints import sha256_of
 from models.objectives import TaskConfig
 
 LIBRARIES = ("wardround", "torch", "monai", "opacus", "prefect", "mlflow")
 CHAMPION, CANDIDATE = "champion", "candidate"
 REVOKED = "wardround.revoked"
-APPROVED_UNTIL = "wardround.approved_until"
-REPORT = "report.html"
-FORBIDDEN = 403
 NOT_THERE = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 """What MLflow says where a model, a version or an alias is not there."""
-
-
-class NotAllowed(Exception):
-    """The account under which this process speaks to MLflow may not do that."""
 
 
 def candidates(study: str) -> str:
@@ -112,48 +106,51 @@ def write_approved(run: Run, record: RoundRecord, tags: Mapping[str, str], repor
     """Write a round's model, from the run's own folder, to `<study>-approved`; return its version.
 
     Its files go where the coordinator's account can't write, with the report beside them. Again it
-    changes nothing but the tags.
+    changes the tags and the report alone.
 
     Raises:
         NotAllowed: this account may not write the approved models.
+        StoreFailed: MLflow has not taken all of it.
     """
     client, name = MlflowClient(), approved(run.study.name)
-    try:
+    with writing(f"the released model of round {record.round}", _officers(name)):
         ensure_registered(client, name)
         known = _approved_version(client, run, record.model_sha256)
         if known is None:
-            known = _written(client, run, record, report)
+            known = _written(client, run, record)
+        _attach(client, known, report)
         for key, value in tags.items():
             client.set_model_version_tag(name, known.version, key, value)
         if REVOKED in known.tags:
             client.delete_model_version_tag(name, known.version, REVOKED)
-    except (MlflowException, HTTPError) as error:
-        raise told(error, f"{name}, which the data-protection officer's can,") from error
     return str(known.version)
 
 
 def crown(study: str, version: str) -> None:
-    """Make a version of `<study>-approved` the champion.
+    """Make a version of `<study>-approved` the champion, none where `version` is empty.
 
     Raises:
         NotAllowed: this account may not write the approved models.
+        StoreFailed: MLflow has not taken it.
     """
-    name = approved(study)
-    try:
-        MlflowClient().set_registered_model_alias(name, CHAMPION, version)
-    except (MlflowException, HTTPError) as error:
-        raise told(error, f"{name}, which the data-protection officer's can,") from error
+    client, name = MlflowClient(), approved(study)
+    with writing(f"the champion of {study}", _officers(name)):
+        if version:
+            client.set_registered_model_alias(name, CHAMPION, version)
+        elif champion(study):
+            client.delete_registered_model_alias(name, CHAMPION)
 
 
-def _written(client: MlflowClient, run: Run, record: RoundRecord, report: bytes) -> ModelVersion:
+def _officers(name: str) -> str:
+    return f"{name}, which the data-protection officer's can,"
+
+
+def _written(client: MlflowClient, run: Run, record: RoundRecord) -> ModelVersion:
     name = approved(run.study.name)
     experiment = client.get_experiment_by_name(name)
     store = experiment.experiment_id if experiment else client.create_experiment(name)
     parent = client.create_run(store, run_name=f"{run.name} round {record.round}").info.run_id
     model = _log_model(run, record, parent)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / REPORT).write_bytes(report)
-        client.log_model_artifact(model.model_id, str(Path(folder) / REPORT))
     client.set_terminated(parent)
     return client.create_model_version(
         name,
@@ -164,47 +161,46 @@ def _written(client: MlflowClient, run: Run, record: RoundRecord, report: bytes)
     )
 
 
-def withdraw(run: Run, record: RoundRecord, reason: str) -> str:
-    """Take a model back: the champion is the newest other one that still stands, or none.
+def _attach(client: MlflowClient, known: ModelVersion, report: bytes) -> None:
+    """Put a report beside a version's files, in an earlier one's place."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / REPORT).write_bytes(report)
+        client.log_model_artifact(str(known.source).removeprefix("models:/"), str(Path(folder) / REPORT))
 
-    One stands while it is not taken back and its approvals have not expired.
+
+def withdraw(run: Run, record: RoundRecord, reason: str, follower: str) -> str:
+    """Mark a model as revoked; was it the champion, `follower` is, none where that is empty.
 
     Returns the version that is the champion now, empty if none is.
 
     Raises:
         NotAllowed: this account may not write the approved models.
+        StoreFailed: MLflow has not taken it.
     """
     client, name = MlflowClient(), approved(run.study.name)
-    try:
+    with writing(f"that round {record.round} was revoked", _officers(name)):
         gone = _approved_version(client, run, record.model_sha256)
         if gone is None:
             return champion(run.study.name)
         client.set_model_version_tag(name, gone.version, REVOKED, reason[:500] or "yes")
-        if champion(run.study.name) != str(gone.version):
-            return champion(run.study.name)
-        today = f"{datetime.now(UTC):%Y-%m-%d}"
-        standing = [
-            v
-            for v in _versions(client, name)
-            if REVOKED not in v.tags and today < v.tags.get(APPROVED_UNTIL, "")
-        ]
-        if standing:
-            client.set_registered_model_alias(name, CHAMPION, standing[-1].version)
-        else:
-            client.delete_registered_model_alias(name, CHAMPION)
-    except (MlflowException, HTTPError) as error:
-        raise told(error, f"{name}, which the data-protection officer's can,") from error
+        if champion(run.study.name) == str(gone.version):
+            crown(run.study.name, follower)
     return champion(run.study.name)
 
 
 def champion(study: str) -> str:
-    """Return the version of `<study>-approved` that is released now, empty if none is."""
-    try:
-        return str(MlflowClient().get_model_version_by_alias(approved(study), CHAMPION).version)
-    except MlflowException as error:
-        if error.error_code not in NOT_THERE:
-            raise
-        return ""
+    """Return the version of `<study>-approved` that is released now, empty if none is.
+
+    Raises:
+        StoreFailed: MLflow can't be asked.
+    """
+    with reading(f"the champion of {study}"):
+        try:
+            return str(MlflowClient().get_model_version_by_alias(approved(study), CHAMPION).version)
+        except MlflowException as error:
+            if error.error_code not in NOT_THERE:
+                raise
+            return ""
 
 
 def fetch(name: str, wanted: str, into: Path) -> Path:
@@ -264,19 +260,6 @@ def _approved_version(client: MlflowClient, run: Run, sha256: str) -> ModelVersi
         if (v.tags.get("wardround.sha256"), v.tags.get("wardround.run")) == (sha256, run.name)
     ]
     return named[-1] if named else None
-
-
-def told(error: Exception, whose: str) -> Exception:
-    """Return `NotAllowed` where MLflow has refused for lack of rights, else the error itself.
-
-    Args:
-        whose: what may be written by whom, as the message says it.
-    """
-    response = getattr(error, "response", None)
-    is_forbidden = getattr(error, "error_code", "") == "PERMISSION_DENIED" or (
-        response is not None and response.status_code == FORBIDDEN
-    )
-    return NotAllowed(f"This account may not write {whose} in MLflow.") if is_forbidden else error
 
 
 def _local_layers_tag(run: Run, record: RoundRecord) -> dict[str, str]:

@@ -11,13 +11,13 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from flows.run import Run
+from flows.shown import REPORT
 from flows.tracking import registry
-from flows.tracking.lines import GLOBAL
+from flows.tracking.lines import GLOBAL, NOTE
 from models.objectives import metric_names
 from sites.study import Study
 
 BY_HOSPITAL = "by-hospital"
-NOTE = "mlflow.note.content"
 Sections = Mapping[str, Sequence[Sequence[str]]]
 
 
@@ -116,7 +116,7 @@ def _run_pages(experiment: str, parent: str) -> list[tuple[str, str]]:
     base = f"#/experiments/{experiment}/runs"
     return [
         ("all hospitals", f"{base}?{ours}&compareRunsMode=CHART&viewStateShareKey={BY_HOSPITAL}"),
-        ("report", f"{base}/{parent}/artifacts/{registry.REPORT}?{ours}"),
+        ("report", f"{base}/{parent}/artifacts/{REPORT}?{ours}"),
         ("newest run", f"{base}/{parent}?{ours}"),
         ("pictures", f"{base}/{parent}/model-metrics?{ours}"),
     ]

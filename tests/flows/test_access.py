@@ -24,6 +24,7 @@ from webserver import certify, free_port
 from flows import decisions, gate
 from flows.decisions import NotReleased, People, Person
 from flows.home import QUIET
+from flows.report import report
 from flows.run import Run
 from flows.tracking import Tracking, attach_report, registry
 from flows.tracking.access import Accounts, own_experiment, set_up
@@ -128,7 +129,7 @@ def run(server: Protected, finished: Path, tmp_path_factory: pytest.TempPathFact
     with server.as_("coordinator"), Tracking(copied) as tracking:
         for record in copied.records():
             tracking.log(record)
-        attach_report(copied, b"<h1>a report</h1>")
+        attach_report(copied, report(copied))
     return copied
 
 

@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 from flows.home import Home
 from flows.mlflow_store import check_store
 from flows.run import runs_of
+from flows.servers import running
 from sites.documents import ConfigError
 
 
@@ -77,43 +78,71 @@ def test_a_run_does_not_begin_on_a_foreign_store(untouched: Path, tmp_path: Path
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of its own, which is soon full."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("network namespaces need root, and so do disks of a test's own")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A function that makes a folder on a disk of its own of so many KiB, which is soon full."""
+    made: list[Path] = []
+
+    def make(kib: int) -> Path:
+        folder = tmp_path / f"small-{len(made)}"
+        folder.mkdir()
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)], capture_output=True
+        )
+        if mounted.returncode:
+            pytest.skip("network namespaces need root, and so do disks of a test's own")
+        made.append(folder)
+        return folder
+
+    yield make
+    for folder in made:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def at_home(home: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a command at the coordinator's, which asks MLflow once and no more."""
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments], cwd=home, capture_output=True, text=True,
+        env={**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}, timeout=250,
+    )  # fmt: skip
+
+
+def check_nothing_is_lost(home: Path, filler: Path, message: str) -> None:
+    """A training stops with one message while `filler` fills a disk, and goes on without it."""
+    stopped = at_home(home, "run", "small.yaml", "--test-noise", "7")
+    assert stopped.returncode == 1, stopped.stdout + stopped.stderr
+    assert message in stopped.stderr and "Nothing is lost" in stopped.stderr, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    filler.unlink()
+    again = at_home(home, "run", "small.yaml", "--test-noise", "7")
+    assert again.returncode == 0, again.stdout + again.stderr
+    verified = at_home(home, "verify")
+    assert verified.returncode == 0, verified.stdout
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_while_a_round_is_logged_loses_nothing(
-    untouched: Path, tmp_path: Path, small_disk: Path
+    untouched: Path, tmp_path: Path, small_disk: Callable[[int], Path]
 ) -> None:
-    home = tmp_path / "home"
+    home, disk = tmp_path / "home", small_disk(1200)
     shutil.copytree(untouched, home)
     (home / "mlruns").mkdir()
-    (home / "mlruns" / "artifacts").symlink_to(small_disk)
-    filler = small_disk / "filler"
-    filler.write_bytes(bytes(1_050_000))
-    environment = {**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    (home / "mlruns" / "artifacts").symlink_to(disk)
+    (disk / "filler").write_bytes(bytes(1_050_000))
+    check_nothing_is_lost(home, disk / "filler", "MLflow has not taken round")
 
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "flows.cli", *arguments]
-        return subprocess.run(
-            command, cwd=home, env=environment, capture_output=True, text=True, timeout=250
-        )
 
-    stopped = run("run", "small.yaml", "--test-noise", "7")
-    assert stopped.returncode == 1, stopped.stdout + stopped.stderr
-    assert "MLflow has not taken round" in stopped.stderr and "Nothing is lost" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
-    filler.unlink()
-    again = run("run", "small.yaml", "--test-noise", "7")
-    assert again.returncode == 0, again.stdout + again.stderr
-    verified = run("verify")
-    assert verified.returncode == 0, verified.stdout
+@pytest.mark.slow
+@pytest.mark.parametrize("free", [0, 100_000], ids=["from the start", "while it trains"])
+def test_a_disk_that_is_full_under_mlflows_database_loses_nothing(
+    free: int, untouched: Path, tmp_path: Path, small_disk: Callable[[int], Path]
+) -> None:
+    home, disk = tmp_path / "home", small_disk(20_000)
+    shutil.copytree(untouched, home)
+    (home / "mlruns").symlink_to(disk)
+    (disk / "artifacts").mkdir()
+    with running(Home(home).mlflow):  # which makes its database
+        pass
+    filler = disk / "filler"
+    left = shutil.disk_usage(disk).free
+    filler.write_bytes(bytes(left - free))
+    check_nothing_is_lost(home, filler, "MLflow has not taken")

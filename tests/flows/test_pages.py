@@ -19,7 +19,8 @@ from puppets import SITES, Federation
 from flows import own_store, references, rounds
 from flows.run import Run
 from flows.servers import running
-from flows.tracking import REFERENCES, Tracking, views
+from flows.tracking import Tracking, views
+from flows.tracking.pictures import REFERENCES
 from sites.gallery import hardest, seen_models
 from sites.hospital import Hospital
 

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,21 @@ from mlflow.tracking import MlflowClient
 
 from flows import decisions, gate, reviews
 from flows.criteria import LINEAGE
-from flows.decisions import BadVerdict, NotReleased, People, Person, signed_verdict, take_in, terms_of
-from flows.run import BrokenRun, RoundRecord, Run
+from flows.decisions import (
+    BadVerdict,
+    NotReleased,
+    People,
+    Person,
+    Verdict,
+    signed_verdict,
+    take_in,
+    terms_of,
+)
+from flows.run import BrokenRun, RoundRecord, Run, StoreFailed
 from flows.servers import running
-from flows.tracking import registry
+from flows.tracking import Tracking, registry
 from flows.verify import faults
-from privacy.signing import public_hex
+from privacy.signing import public_hex, sign
 from sites.documents import ConfigError
 from sites.study import PromotionConfig
 
@@ -47,6 +55,17 @@ def mlflow(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
 def say(run: Run, record: RoundRecord, name: str, word: str = "approved", days: int = 30) -> None:
     text = signed_verdict(terms_of(run, record), word, name, ROLES[name], KEYS[name], days)
     take_in(run, text, PEOPLE)
+
+
+def say_for(run: Run, record: RoundRecord, name: str, seconds: float) -> float:
+    """Approve a model for seconds; return when that is over, as `time.time` has it."""
+    now = int(time.time() * 1000)
+    said = Verdict(
+        word="approved", person=name, role=ROLES[name], terms=terms_of(run, record), at_ms=now,
+        expires_ms=now + int(seconds * 1000),
+    )  # fmt: skip
+    take_in(run, sign(said.model_dump(mode="json"), name, KEYS[name]).decode(), PEOPLE)
+    return said.expires_ms / 1000
 
 
 def with_criteria(run: Run, **criteria: object) -> Run:
@@ -115,6 +134,12 @@ def test_one_person_cannot_hold_two_roles() -> None:
     key = public_hex(KEYS["ada"])
     with pytest.raises(ValueError, match="a key of his own"):
         People(people={"a": Person(role="clinician", key=key), "b": Person(role="officer", key=key)})
+    former = {"b": Person(role="officer", key=key)}
+    with pytest.raises(ValueError, match="got one for a and b; nobody decides under two names"):
+        People(people={"a": Person(role="clinician", key=key)}, former=former)
+    People(
+        people={"a": Person(role="clinician", key=key)}, former={"a": Person(role="officer", key=key)}
+    )
 
 
 def test_a_verdict_counts_once_and_none_that_is_older_than_the_last(run: Run) -> None:
@@ -217,17 +242,81 @@ def test_a_release_needs_both_roles_and_a_revocation_moves_the_champion_back(
     assert registry.REVOKED in version.tags
 
 
-def test_no_model_is_fallen_back_on_whose_approvals_have_expired(run: Run, mlflow: MlflowClient) -> None:
+def test_no_model_is_fallen_back_on_whose_approvals_have_expired_and_that_one_is_named(
+    run: Run, mlflow: MlflowClient
+) -> None:
     first, second = run.records()[1:]
-    for record in (first, second):
-        for name in KEYS:
-            say(run, record, name)
-        gate.release(run, record, gate.gather(run, record))
-    until = mlflow.get_model_version("small-approved", "1").tags[registry.APPROVED_UNTIL]
-    assert until > f"{datetime.now(UTC):%Y-%m-%d}"
-    mlflow.set_model_version_tag("small-approved", "1", registry.APPROVED_UNTIL, "2020-01-01")
+    evidence = gate.gather(run, first), gate.gather(run, second)
+    until = say_for(run, first, "ada", 8.0)
+    say(run, first, "bo")
+    gate.release(run, first, evidence[0])
+    for name in KEYS:
+        say(run, second, name)
+    gate.release(run, second, evidence[1])
+    time.sleep(max(0.0, until - time.time()) + 0.01)
     say(run, second, "bo", "revoked")
     assert gate.withdraw(run, second) == "" == registry.champion("small")
+    assert list(faults(run)) == []
+
+
+def test_approvals_that_have_expired_are_renewed_and_the_release_says_until_when(
+    run: Run, mlflow: MlflowClient
+) -> None:
+    record = run.records()[-1]
+    evidence = gate.gather(run, record)
+    until = say_for(run, record, "ada", 6.0)
+    say(run, record, "bo")
+    assert gate.release(run, record, evidence) == "1"
+    before = mlflow.get_model_version("small-approved", "1").tags["wardround.approved_until"]
+    time.sleep(max(0.0, until - time.time()) + 0.01)
+    assert "its approvals have expired" in next(faults(run))
+    assert gate.missing_roles(run, record) == ["clinician"]
+    say(run, record, "ada")
+    gate.check_evidence(gate.gather(run, record))  # what has expired hinders no new release
+    assert gate.release(run, record, gate.gather(run, record)) == "1" == registry.champion("small")
+    after = mlflow.get_model_version("small-approved", "1").tags["wardround.approved_until"]
+    assert before < after
+    assert [d.outcome.what for d in decisions.decisions(run) if d.outcome] == ["released", "released"]
+    assert list(faults(run)) == []
+
+
+def test_an_earlier_model_that_is_promoted_again_is_the_champion_again(
+    run: Run, mlflow: MlflowClient
+) -> None:
+    first, second = run.records()[1:]
+    for record in (first, second, first):
+        for name in KEYS if record is second or not decisions.decisions(run) else ():
+            say(run, record, name)
+        gate.release(run, record, gate.gather(run, record))
+    assert registry.champion("small") == "1"
+    assert list(faults(run)) == []
+    mlflow.set_registered_model_alias("small-approved", "champion", "2")
+    assert next(faults(run)) == "version 2 is the champion, and the decisions made it 1"
+
+
+def test_a_decision_that_was_altered_in_the_exchange_ends_a_promotion_with_a_message(run: Run) -> None:
+    say(run, run.records()[-1], "ada")
+    laid = Path(run.description.exchange) / "models" / f"{run.name}.decision-0001.json"
+    laid.write_bytes(laid.read_bytes().replace(b"approved", b"approvee"))
+    with pytest.raises(BrokenRun, match=r"0001.json is not the decision that the exchange has"):
+        decisions.lay_down(run)
+    with pytest.raises(BrokenRun, match="one of the two was altered"):
+        say(run, run.records()[-1], "bo")
+
+
+def test_a_store_that_is_not_there_is_told_in_one_message(run: Run, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    record = run.records()[-1]
+    for ask, named in (
+        (lambda: gate.tell_state(run), "MLflow has not taken the report of"),
+        (lambda: Tracking(run), "MLflow has not taken that .* begins"),
+        (lambda: registry.champion("small"), "MLflow has not told the champion of small"),
+        (lambda: registry.write_approved(run, record, {}, b""), "MLflow has not taken the released"),
+    ):
+        with pytest.raises(StoreFailed, match=named):
+            ask()
+    assert "MLflow can't be read" in next(faults(run))
 
 
 def test_what_is_released_is_written_from_the_run_and_not_from_the_candidate(

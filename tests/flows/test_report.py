@@ -1,6 +1,9 @@
 """The report of a run: one file, of public values alone, that says what a person must know."""
 
+import json
 import re
+import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from flows.run import Run
 from privacy.accounting import PrivacyEvent, most_found
 from sites.hospital import Hospital
 from sites.study import CardConfig
+
+HOSPITALS = ("north", "east", "south")
 
 
 class Text(HTMLParser):
@@ -74,12 +79,40 @@ def test_what_is_stated_is_told_and_can_change_nothing_else_on_the_page(run: Run
     assert "Research" in Text(page).words
 
 
-def test_it_names_no_patient_and_no_true_count(run: Run) -> None:
+def test_it_names_no_patient(run: Run) -> None:
     page = report(run).decode()
-    for name in ("north", "east", "south"):
+    for name in HOSPITALS:
         hospital = Hospital.open(run.home.folder / "wards" / name)
         for case in hospital.listing.cases:
             assert case.case not in page and case.patient not in page
+
+
+def test_it_is_made_of_what_the_coordinator_holds_in_which_no_true_count_is(run: Run) -> None:
+    page, counts = report(run), {}
+    for name in HOSPITALS:
+        patients = {
+            case.patient for case in Hospital.open(run.home.folder / "wards" / name).listing.cases
+        }
+        counts[name] = len(patients)
+        assert counts[name] != run.description.participants[name].declared_patients
+    shutil.rmtree(run.home.folder / "wards")
+    assert report(run) == page
+    for name, true in counts.items():
+        for file in Path(run.description.exchange, "statements", name).glob("*.json"):
+            said = json.loads(file.read_bytes())["statement"]
+            said.pop("tensors", None)  # of the network's tensors
+            assert true not in set(whole_numbers(said))
+
+
+def whole_numbers(content: object) -> Iterator[int]:
+    """Yield each whole number anywhere in a JSON value."""
+    if isinstance(content, dict):
+        content = list(content.values())
+    if isinstance(content, list):
+        for each in content:
+            yield from whole_numbers(each)
+    elif isinstance(content, int):
+        yield content
 
 
 def test_it_is_the_same_each_time(run: Run) -> None:

@@ -17,13 +17,15 @@ from flows import decisions, gate, rounds
 from flows.decisions import People, Person, signed_verdict, take_in, terms_of
 from flows.run import Run
 from flows.servers import running
-from flows.tracking.differences import foreign_champion
-from flows.verify import faults
+from flows.tracking.released import released_faults
+from flows.verify import Anchors, faults, lineage_faults
 from models.checkpoints import sha256_of
 from privacy.accounting import Budget
+from privacy.release import Refusal
 from privacy.signing import canonical, public_hex, sign
 from sites.exchange import order_place, statement_place
 from sites.hospital import Hospital
+from sites.orders import refusal_of
 
 Alteration = Callable[[Run], AbstractContextManager[None]]
 PEOPLE = {
@@ -175,6 +177,36 @@ def a_decision_by_nobody(run: Run) -> AbstractContextManager[None]:
 
 
 @contextmanager
+def scores_left_out(run: Run) -> Iterator[None]:
+    """The coordinator leaves a hospital's figures out of the newest record, and signs its head again."""
+    path = run.folder / "rounds" / "round-002.json"
+    content = json.loads(path.read_bytes())
+    for what in ("scores", "scored", "metrics"):
+        del content[what]["south"]
+    content["quality"] = rounds.quality_of(run, 2, content["scores"])
+    data = canonical(content)
+    head = in_exchange("models/RUN.002.head.json")
+    told = {"record_sha256": sha256_of(data)}
+    with replaced(path, data), resigned(head, lambda c: c.update(told))(run):
+        yield
+
+
+@contextmanager
+def accepted_with_another_number(run: Run) -> Iterator[None]:
+    """A hospital says afterwards that it accepted with more patients than it released with."""
+    path = ACCEPTED(run)
+    content = json.loads(path.read_bytes())["statement"] | {"declared_training": 99}
+    key = Hospital.open(run.home.folder / "wards" / "east").key
+    described = json.loads((run.folder / "run.json").read_bytes())
+    described["participants"]["east"]["declared_training"] = 99
+    with (
+        replaced(path, sign(content, "east", key)),
+        replaced(run.folder / "run.json", canonical(described)),
+    ):
+        yield
+
+
+@contextmanager
 def become_key_of_somebody_else(run: Run) -> Iterator[None]:
     path = run.home.folder / "people.yaml"
     people = yaml.safe_load(path.read_text())
@@ -195,6 +227,26 @@ ACCEPTED = in_exchange("statements/east/RUN.000.join.json")
 STATED = in_exchange("models/RUN.001.json")
 DECISION_1, DECISION_2 = file_of("decisions/0001.json"), file_of("decisions/0002.json")
 DECISION_3, LAID_3 = file_of("decisions/0003.json"), in_exchange("models/RUN.decision-0003.json")
+SHOWN = "mlruns/artifacts/*/*/artifacts/"
+
+
+def shown_at(where: str) -> Callable[[Run], Path]:
+    """A file among the artifacts of the run's own page."""
+    return lambda run: next(
+        each
+        for each in run.home.folder.glob(SHOWN + where)
+        if (each.parent.parent / "rounds").exists() or (each.parent / "rounds").exists()
+    )
+
+
+def tag_of_approved(key: str) -> Alteration:
+    where = f"WHERE key='{key}' AND name='small-approved'"
+    return sql(
+        f"UPDATE model_version_tags SET value='x' || value {where}",
+        f"UPDATE model_version_tags SET value=substr(value, 2) {where}",
+    )
+
+
 MLFLOW_ROW = "run_uuid IN (SELECT run_uuid FROM tags WHERE key='wardround.site' AND value='north')"
 PARENT = "run_uuid IN (SELECT run_uuid FROM tags WHERE key='wardround.site' AND value='GLOBAL')"
 
@@ -239,6 +291,12 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         edit(DESCRIPTION, lambda d: d.update(
             former={"east": [d["participants"]["east"] | {"declared_training": 99}]})),
         "other declared numbers of east"),
+    "an acceptance with another number than the releases": (
+        accepted_with_another_number, "of east in round 1 is of another number of patients"),
+    "scores that are left out": (scores_left_out, "scores of south in round 2 are not on record, nor is why"),
+    "a refusal that nobody signed": (
+        edit(DESCRIPTION, lambda d: d.update(refused={"west": "it refused: no"})),
+        "west has not signed what it is said to refuse in round 0: no"),
     "a byte of a hospital's statement": (flip(SAID_1), "another statement than the record names"),
     "a statement that is gone": (remove(SAID_1), "not in the exchange"),
     "a replayed release": (become(SAID_2, SAID_1), "another statement than the record names"),
@@ -265,14 +323,66 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         lambda run: replaced(
             path := min((run.home.folder / "mlruns").rglob("MLmodel")),
             path.read_bytes().replace(b"flows.served_model", b"os")), "loads other code"),
-    "an approved version's tag": (
-        sql("UPDATE model_version_tags SET value='x' || value WHERE key='wardround.sha256' AND name='small-approved'",
-            "UPDATE model_version_tags SET value=substr(value, 2) WHERE key='wardround.sha256' AND name='small-approved'"),
-        "none that was decided"),
-    "the run of an approved version": (
-        sql("UPDATE model_version_tags SET value='x' || value WHERE key='wardround.run' AND name='small-approved'",
-            "UPDATE model_version_tags SET value=substr(value, 2) WHERE key='wardround.run' AND name='small-approved'"),
-        "none that was decided"),
+    **{
+        f"{key} of an approved version": (tag_of_approved(key), named)
+        for key, named in {
+            "wardround.sha256": "is of another model than was decided about",
+            "wardround.run": "version 1 of the approved models says wardround.run=x",
+            "val/dice": "version 1 of the approved models says val/dice=x",
+            "wardround.approved_by.officer": "says wardround.approved_by.officer=xbo, until",
+            "wardround.approved_until": "says wardround.approved_until=x",
+        }.items()
+    },
+    "a mark on an approved version that nobody has revoked": (
+        sql("INSERT INTO model_version_tags SELECT DISTINCT 'wardround.revoked', 'yes', name, version, workspace"
+            " FROM model_version_tags WHERE name='small-approved'",
+            "DELETE FROM model_version_tags WHERE key='wardround.revoked'"),
+        "says wardround.revoked=yes, the decisions None"),
+    "the report beside an approved version": (
+        flip(lambda run: next((run.home.folder / "mlruns").rglob("models/*/artifacts/report.html"))),
+        "version 1 of small-approved.* has another report than was released with it"),
+    "the time at which an approved version was made": (
+        sql("UPDATE model_versions SET creation_time=creation_time+3600000 WHERE name='small-approved'",
+            "UPDATE model_versions SET creation_time=creation_time-3600000 WHERE name='small-approved'"),
+        "is younger than the decision that released it"),
+    "an approved version that is gone": (
+        sql("UPDATE model_versions SET current_stage='Deleted_Internal' WHERE name='small-approved'",
+            "UPDATE model_versions SET current_stage='None' WHERE name='small-approved'"),
+        "MLflow lacks version 1 of the approved models"),
+    "the champion in MLflow": (
+        sql("UPDATE registered_model_aliases SET alias='x' || alias WHERE name='small-approved'",
+            "UPDATE registered_model_aliases SET alias=substr(alias, 2) WHERE name='small-approved'"),
+        "version none is the champion, and the decisions made it 1"),
+    "what the run's page says of the release": (
+        sql(f"UPDATE tags SET value='x' || value WHERE key='wardround.released' AND {PARENT}",
+            f"UPDATE tags SET value=substr(value, 2) WHERE key='wardround.released' AND {PARENT}"),
+        "wardround.released=xround 2 as version 1, approved by ada .* the decisions round 2"),
+    "the newest decision in MLflow is gone": (
+        sql(f"UPDATE tags SET key='x' || key WHERE key='wardround.decisions' AND {PARENT}",
+            f"UPDATE tags SET key=substr(key, 2) WHERE key='xwardround.decisions' AND {PARENT}"),
+        "wardround.decisions=None, the decisions"),
+    **{
+        f"{key} in MLflow": (
+            sql(f"UPDATE tags SET value='x' || value WHERE key='{key}' AND {PARENT}",
+                f"UPDATE tags SET value=substr(value, 2) WHERE key='{key}' AND {PARENT}"),
+            f"MLflow says of GLOBAL {key}=x")
+        for key in ("wardround.rounds_done", "wardround.missing", "mlflow.note.content")
+    },
+    "the report in MLflow": (flip(shown_at("report.html")), "report.html, or shows another one"),
+    "a report that is gone from MLflow": (remove(shown_at("report.html")), "MLflow lacks report.html"),
+    "a picture in MLflow": (
+        flip(shown_at("images/*step+2*.png")), r"images/reference cases\+step\+2.*, or shows another one"),
+    "a small picture in MLflow": (
+        flip(shown_at("images/*step+2*.webp")), r"images/reference cases\+step\+2.*, or shows another one"),
+    "a picture of somebody else's in MLflow": (
+        lambda run: replaced(
+            shown_at("images")(run) / "reference cases+step+2+timestamp+1+x.png", b"a picture"),
+        r"MLflow shows images/reference cases\+step\+2\+timestamp\+1\+x.png, which the coordinator has not"),
+    "a table in MLflow": (flip(shown_at("cross_site.csv")), "cross_site.csv, or shows another one"),
+    "what the coordinator has signed for": (
+        flip(lambda run: run.folder / "shown" / "report.html.json"), "can't be checked any further"),
+    "a signature for a report that is gone": (
+        remove(lambda run: run.folder / "shown" / "report.html.json"), "has not signed for report.html"),
     "the last decision dropped": (remove(DECISION_3), "Decision 3 is not the same"),
     "the last decision dropped in the exchange": (remove(LAID_3), "Decision 3 is not the same"),
     "an outcome's evidence": (
@@ -367,22 +477,46 @@ def test_what_a_hospital_declares_when_it_comes_back_leaves_earlier_rounds_as_th
         assert list(faults(Run.open(run.home, run.name))) == []
 
 
+def test_a_refusal_is_told_as_its_hospital_has_signed_it(run: Run) -> None:
+    key = Hospital.open(run.home.folder / "wards" / "east").key
+    act = refusal_of("join", 1)
+    said = Refusal(
+        kind="refusal", study=run.study.name, study_sha256=run.study.sha256, run=run.name, round=0,
+        purpose=act, site="east", reason="not in August", ledger_head="0" * 64, event=None, charges=0,
+    )  # fmt: skip
+    place = Path(run.description.exchange) / f"{statement_place(run.name, 0, act, 'east')}.json"
+    with replaced(place, sign(said.model_dump(mode="json"), "east", key)):
+        for reason, fits in (("not in August", True), ("never", False)):
+            told = {"east": f"it refused: {reason}"}
+            with edit(DESCRIPTION, lambda d, told=told: d.update(refused=told))(run):
+                assert (next(faults(Run.open(run.home, run.name)), None) is None) == fits
+
+
 def test_hospitals_keys_that_the_reader_does_not_know_are_named(run: Run) -> None:
-    assert list(faults(run, run.description.roster)) == []
+    assert list(faults(run, Anchors(run.description.roster))) == []
     other = {**run.description.roster, "east": "0" * 64}
-    assert next(faults(run, other)).startswith("east signed in round 0 with another key")
+    assert next(faults(run, Anchors(other))).startswith("east signed in round 0 with another key")
+
+
+def test_a_person_whom_the_reader_does_not_know_and_a_decision_that_is_gone_are_named(run: Run) -> None:
+    known = People(people={n: Person(role=r, key=public_hex(k)) for n, (r, k) in PEOPLE.items()})
+    kept = decisions.heads(run)[-1]
+    assert list(faults(run, Anchors(people=known, decision=kept))) == []
+    strange = People(people={"ada": known.people["ada"]})
+    assert "has a key of bo" in next(faults(run, Anchors(people=strange)))
+    with both(remove(DECISION_3), remove(LAID_3))(run):
+        assert any(f"The decision {kept}, which you" in f for f in faults(run, Anchors(decision=kept)))
 
 
 def test_a_champion_of_no_run_here_is_named_and_hinders_no_release_of_another(run: Run) -> None:
-    assert list(foreign_champion(run)) == []
     rename, back = (
         f"UPDATE model_version_tags SET value={value} WHERE key='wardround.run' AND name='small-approved'"
         for value in ("'x' || value", "substr(value, 2)")
     )
     with both(remove(DECISION_3), remove(LAID_3))(run), sql(rename, back)(run):
-        (told,) = foreign_champion(run)
-        assert told.startswith("version 1 is the champion, and no decision")
-        assert not any("champion" in fault or "approved" in fault for fault in faults(run))
+        told = list(released_faults(run))
+        assert told[0].startswith("version 1 is the champion, and no decision")
+        assert not any("champion" in fault or "approved" in fault for fault in lineage_faults(run))
 
 
 def test_nothing_of_that_is_left(run: Run) -> None:

@@ -1,0 +1,62 @@
+"""What people are shown in MLflow beside numbers: the sha256 of each file, signed by the coordinator.
+
+A report or a picture can't be made anew to compare it: drawing libraries of another version draw
+otherwise. So the coordinator signs for what it has shown, in the run's own folder.
+"""
+
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from flows.run import Run
+from models.checkpoints import sha256_of, write_atomically
+from models.config import Config
+from privacy.release import Sha256
+from privacy.signing import sign
+
+REPORT = "report.html"
+PICTURES = "images"
+
+
+class Shown(Config):
+    """One file that a run shows: its path among the artifacts of the run, and its sha256."""
+
+    kind: Literal["shown"] = "shown"
+    run: str
+    path: str
+    sha256: Sha256
+
+
+def keep(run: Run, path: str, data: bytes) -> None:
+    """Sign for what a run shows at a path, in the place of what it showed there before."""
+    said = Shown(run=run.name, path=path, sha256=sha256_of(data))
+    signed = sign(said.model_dump(mode="json"), "coordinator", run.key)
+    write_atomically(_place(run, path), signed)
+
+
+def drop(run: Run, path: str) -> None:
+    """Sign no more for what a run showed at a path."""
+    _place(run, path).unlink(missing_ok=True)
+
+
+def signed_for(run: Run) -> dict[str, str]:
+    """Return by path the sha256 of each file that a run shows.
+
+    Raises:
+        ValueError: the coordinator did not sign one, or for another run or path.
+    """
+    found = {}
+    for file in sorted(_folder(run).glob("*.json")):
+        said = Shown.model_validate(run.coordinators(file.read_bytes()))
+        if (said.run, quote(said.path, safe="")) != (run.name, file.stem):
+            raise ValueError(f"{file} is about another file or run.")
+        found[said.path] = said.sha256
+    return found
+
+
+def _place(run: Run, path: str) -> Path:
+    return _folder(run) / f"{quote(path, safe='')}.json"
+
+
+def _folder(run: Run) -> Path:
+    return run.folder / "shown"

@@ -1,0 +1,134 @@
+"""What the decisions about a study's models come to, whatever MLflow says: releases, and the champion.
+
+| link of a chain   | what it changes                                                             |
+|-------------------|-----------------------------------------------------------------------------|
+| a verdict         | nothing yet; an objection ends what the approvals before it allowed         |
+| released as v     | v stands until the first of its approvals expires, and is the champion      |
+| v withdrawn       | v stands no more; was it the champion, the one released before it is, if any |
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from flows.decisions import Decision, Outcome, Role, Terms, Verdict, approvals, decisions, objections
+from flows.home import Home
+from flows.run import runs_of
+
+APPROVED_UNTIL = "wardround.approved_until"
+CANDIDATE = "no: a candidate"
+
+Chain = Sequence[Decision]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A version that was released: of which model, since when, on whose approvals."""
+
+    version: str
+    outcome: Outcome
+    given: Mapping[Role, Verdict]
+    at_ms: int
+
+    @property
+    def terms(self) -> Terms:
+        """Which model it is."""
+        return self.outcome.terms
+
+    @property
+    def until_ms(self) -> int:
+        """When the first of its approvals expires."""
+        return min((verdict.expires_ms for verdict in self.given.values()), default=0)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the version says of itself in MLflow."""
+        return tags_of(self.given)
+
+
+def chains_of(home: Home, study: str) -> list[Chain]:
+    """Return the decisions of all of a study's runs that lie here; raises as `decisions` does."""
+    return [decisions(run) for run in runs_of(home) if run.study.name == study]
+
+
+def released(known: Chain) -> dict[str, Standing]:
+    """Return by version what a run's decisions have released and not withdrawn, the newest last."""
+    found: dict[str, Standing] = {}
+    for at, decision in enumerate(known):
+        if outcome := decision.outcome:
+            found.pop(outcome.version, None)
+            if outcome.what == "released":
+                given = approvals(known[:at], outcome.terms, decision.at_ms)
+                found[outcome.version] = Standing(outcome.version, outcome, given, decision.at_ms)
+    return found
+
+
+def newest_standing(chains: Sequence[Chain], at_ms: int) -> str:
+    """Return the version released last that still stands at a time, empty if none does.
+
+    Nobody has objected to it, and none of its approvals has expired.
+    """
+    standing = [
+        each
+        for chain in chains
+        for before in [[link for link in chain if link.at_ms <= at_ms]]
+        for each in released(before).values()
+        if not objections(before, each.terms) and at_ms < each.until_ms
+    ]
+    return max(standing, key=lambda each: each.at_ms).version if standing else ""
+
+
+def champion(chains: Sequence[Chain]) -> str:
+    """Return the version that the decisions of a study's runs have made the champion, empty if none."""
+    links = sorted((link for chain in chains for link in chain), key=lambda link: link.at_ms)
+    crowned = ""
+    for link in links:
+        if link.outcome and link.outcome.what == "released":
+            crowned = link.outcome.version
+        elif link.outcome and link.outcome.version == crowned:
+            crowned = newest_standing(chains, link.at_ms)
+    return crowned
+
+
+def in_words(known: Chain) -> str:
+    """Return in one line which model of a run is released, and what was said last."""
+    if not known:
+        return CANDIDATE
+    stands = [each for each in released(known).values() if not objections(known, each.terms)]
+    shown = [_released(each) for each in stands[-1:]]
+    last = known[-1]
+    if last.terms and last.terms not in [each.terms for each in stands[-1:]]:
+        shown.append(f"round {last.terms.round} {', '.join(_said(known, last.terms))}")
+    return "; ".join(shown) if stands else f"no: {'; '.join(shown)}"
+
+
+def tags_of(given: Mapping[Role, Verdict]) -> dict[str, str]:
+    """Return what a version says in MLflow of the approvals on which it is released."""
+    return {
+        **{
+            f"wardround.approved_by.{role}": f"{v.person}, until {day(v.expires_ms)}"
+            for role, v in given.items()
+        },
+        APPROVED_UNTIL: day(min((verdict.expires_ms for verdict in given.values()), default=0)),
+    }
+
+
+def day(at_ms: int) -> str:
+    """Return the day of a time, in UTC.
+
+    >>> day(0)
+    '1970-01-01'
+    """
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}"
+
+
+def _released(each: Standing) -> str:
+    by = " and ".join(f"{verdict.person} ({role})" for role, verdict in sorted(each.given.items()))
+    return f"round {each.terms.round} as version {each.version}, approved by {by}"
+
+
+def _said(known: Chain, terms: Terms) -> Iterator[str]:
+    for role, verdict in sorted(approvals(known, terms, known[-1].at_ms).items()):
+        yield f"approved by {verdict.person} ({role})"
+    for verdict in objections(known, terms):
+        yield f"{verdict.word} by {verdict.person} ({verdict.role})"

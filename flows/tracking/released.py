@@ -1,0 +1,102 @@
+"""Where MLflow's released models are not what people decided: versions, tags, files, the champion."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
+
+from flows import decisions, standing
+from flows.decisions import AHEAD_MS
+from flows.run import BrokenRun, Run, StoreFailed
+from flows.standing import Standing
+from flows.tracking import lines, page_tags, registry
+from flows.tracking.differences import files_faults
+from flows.tracking.store import ERRORS
+
+TOLD_LATER = "`wardround promote` under the coordinator's account tells the rest"
+
+
+def released_faults(run: Run) -> Iterator[str]:
+    """Yield what in MLflow does not fit the decisions about a run's models, one sentence each.
+
+    None of it hinders a release, which may put it right: a champion whose approvals have expired waits
+    for new ones.
+    """
+    try:
+        known = decisions.decisions(run)
+        yield from _of_versions(MlflowClient(), run, known)
+        yield from _of_champion(run)
+        yield from _of_words(run, known)
+    except (*ERRORS, StoreFailed) as error:
+        yield f"MLflow can't be read: {error}"
+    except BrokenRun as error:
+        yield str(error)
+
+
+def _of_versions(client: MlflowClient, run: Run, known: standing.Chain) -> Iterator[str]:
+    """Yield where a version is not what was decided about; an interrupted release may leave another."""
+    decided = {link.outcome.version: link.outcome for link in known if link.outcome}
+    stand = standing.released(known)
+    models = {record.model_sha256 for record in run.records()}
+    found = {str(v.version): v for v in registry.approved_versions(client, run, decided)}
+    for number, outcome in decided.items():
+        version = found.get(number)
+        if version is None:
+            yield f"MLflow lacks version {number} of the approved models, which was decided about"
+        elif version.tags.get("wardround.sha256") != outcome.terms.model_sha256:
+            yield f"version {number} of the approved models is of another model than was decided about"
+        elif number in stand:
+            yield from _of_version(run, version, stand[number])
+        elif registry.REVOKED not in version.tags:
+            yield f"version {number} of the approved models was withdrawn and is not marked so"
+    for number in sorted(found.keys() - decided.keys()):
+        if found[number].tags.get("wardround.sha256") not in models:
+            yield f"version {number} of the approved models names {run.name}, and is no model of it"
+
+
+def _of_version(run: Run, version: ModelVersion, stands: Standing) -> Iterator[str]:
+    name, record = registry.approved(run.study.name), run.records()[stands.terms.round]
+    where = f"version {version.version} of the approved models"
+    due = {**registry.tags_of(run, record), **stands.tags}
+    for key in sorted(due.keys() | version.tags.keys()):
+        if version.tags.get(key) != due.get(key):
+            yield f"{where} says {key}={version.tags.get(key)}, the decisions {due.get(key)}"
+    if stands.at_ms < version.creation_timestamp - AHEAD_MS:
+        yield f"{where} is younger than the decision that released it"
+    with tempfile.TemporaryDirectory() as folder:
+        yield from files_faults(
+            run, record, name, str(version.version), Path(folder), stands.outcome.report_sha256
+        )
+
+
+def _of_champion(run: Run) -> Iterator[str]:
+    chains = standing.chains_of(run.home, run.study.name)
+    due, told = standing.champion(chains), registry.champion(run.study.name)
+    stand = {number: each for chain in chains for number, each in standing.released(chain).items()}
+    objected = {
+        number
+        for chain in chains
+        for number, each in standing.released(chain).items()
+        if decisions.objections(chain, each.terms)
+    }
+    if told and told not in stand:
+        yield f"version {told} is the champion, and no decision that stands here has released it"
+    elif told != due:
+        yield f"version {told or 'none'} is the champion, and the decisions made it {due or 'none'}"
+    elif told in objected:
+        yield f"version {told} is the champion, and was taken back; `wardround review withdraw` does it"
+    elif told and stand[told].until_ms <= time.time() * 1000:
+        yield (
+            f"version {told} is the champion, and its approvals have expired; approve it again and "
+            f"promote it, or revoke it"
+        )
+
+
+def _of_words(run: Run, known: standing.Chain) -> Iterator[str]:
+    told = page_tags(run)
+    for key, due in lines.decided_tags(known, decisions.heads(run)).items():
+        if told.get(key) != due:
+            yield f"MLflow says of {run.name} {key}={told.get(key)}, the decisions {due}; {TOLD_LATER}"
