@@ -2,7 +2,10 @@
 
 import json
 import re
+import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
@@ -17,6 +20,7 @@ from flows import decisions, gate, rounds
 from flows.decisions import People, Person, signed_verdict, take_in, terms_of
 from flows.run import Run
 from flows.servers import running
+from flows.tracking import Tracking
 from flows.tracking.released import released_faults
 from flows.verify import Anchors, faults, lineage_faults
 from models.checkpoints import sha256_of
@@ -319,6 +323,10 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "what a candidate describes": (
         edit(lambda run: min((run.home.folder / "mlruns").rglob("model.json")),
              lambda d: d["study"].update(seed=9)), "describes another study"),
+    "a second model among a candidate's files": (
+        lambda run: replaced(
+            (path := min((run.home.folder / "mlruns").rglob("model.json"))).parent / "z" / "model.json",
+            path.read_bytes()), "loads other weights than those that were looked at"),
     "code in a candidate": (
         lambda run: replaced(
             path := min((run.home.folder / "mlruns").rglob("MLmodel")),
@@ -496,6 +504,41 @@ def test_hospitals_keys_that_the_reader_does_not_know_are_named(run: Run) -> Non
     assert list(faults(run, Anchors(run.description.roster))) == []
     other = {**run.description.roster, "east": "0" * 64}
     assert next(faults(run, Anchors(other))).startswith("east signed in round 0 with another key")
+
+
+def test_an_acceptance_under_a_key_that_the_reader_does_not_know_is_none(run: Run) -> None:
+    stranger = Ed25519PrivateKey.generate()
+    path = ACCEPTED(run)
+    forged = sign(json.loads(path.read_bytes())["statement"], "east", stranger)
+    other = edit(
+        DESCRIPTION, lambda d: d["participants"]["east"].update(accepted_with=public_hex(stranger))
+    )
+    with replaced(path, forged), other(run):
+        found = list(faults(Run.open(run.home, run.name), Anchors(run.description.roster)))
+    assert found == ["The exchange has no acceptance of east, or one that east did not sign."]
+
+
+def test_parameters_that_an_interruption_kept_from_mlflow_are_there_when_the_run_goes_on(
+    run: Run,
+) -> None:
+    with sql(f"DELETE FROM params WHERE {MLFLOW_ROW}", "")(run):
+        assert "MLflow says of north" in next(faults(run))
+        Tracking(run)
+        assert list(faults(run)) == []
+
+
+def test_the_command_takes_what_its_reader_knows_and_ends_with_1_at_a_fault(
+    run: Run, tmp_path: Path
+) -> None:
+    people = tmp_path / "mine.yaml"
+    shutil.copy(run.home.folder / "people.yaml", people)
+    for decision, code in ((decisions.heads(run)[0], 0), ("0" * 64, 1)):
+        command = [sys.executable, "-m", "flows.cli", "verify", "--people", str(people), "--json"]
+        done = subprocess.run(
+            [*command, "--decision", decision], cwd=run.home.folder, capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stderr
+        assert (json.loads(done.stdout)["fault"] is None) == (code == 0)
 
 
 def test_a_person_whom_the_reader_does_not_know_and_a_decision_that_is_gone_are_named(run: Run) -> None:
