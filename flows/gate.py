@@ -161,14 +161,9 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
         raise NotReleased(f"Expected evidence of {', '.join(sorted(lacking))}, and it is missing.")
     if set(given) != set(ROLES):
         raise NotReleased(f"Expected the approvals of {', '.join(ROLES)}, got {sorted(given)}.")
-    before, champion = _standing(known, terms), standing.champion(_chains(run))
     try:
-        if before and before.given == given and before.version == champion:
-            version = before.version
-        else:
-            version = _put_on_record(run, record, evidence, given)
-        if registry.champion(run.study.name) != version:
-            registry.crown(run.study.name, version)
+        with _one_at_a_time(run):
+            version = _released(run, record, evidence, given)
     except NotAllowed as error:
         raise NotReleased(
             f"Evidence and approvals are complete. {error} With that account's MLFLOW_TRACKING_USERNAME "
@@ -180,6 +175,20 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
         withdraw(run, record)
         raise NotReleased("Somebody has objected while it was released; it was taken back.")
     tell_state(run)
+    return version
+
+
+def _released(
+    run: Run, record: RoundRecord, evidence: Sequence[Evidence], given: Mapping[Role, Verdict]
+) -> str:
+    """Release an approved model, unless it is on the same approvals; return its version."""
+    before = _standing(decisions.decisions(run), decisions.terms_of(run, record))
+    if before and before.given == given and before.version == standing.champion(_chains(run)):
+        version = before.version
+    else:
+        version = _put_on_record(run, record, evidence, given)
+    if registry.champion(run.study.name) != version:
+        registry.crown(run.study.name, version)
     return version
 
 
@@ -217,20 +226,25 @@ def withdraw(run: Run, record: RoundRecord) -> str:
     against = decisions.objections(known, terms)
     if not against:
         raise NotReleased("Nobody has revoked this model.")
-    follower = standing.newest_standing(_chains(run), max(known[-1].at_ms, int(time.time() * 1000)))
     try:
-        champion = registry.withdraw(
-            run, record, f"{against[-1].person}: {against[-1].reason}", follower
-        )
+        with _one_at_a_time(run):
+            if before := _standing(known, terms):
+                _take_back(run, before, f"{against[-1].person}: {against[-1].reason}")
     except NotAllowed as error:
         raise NotReleased(
             f"The revocation is on record. {error} With that account's MLFLOW_TRACKING_USERNAME and "
             f"MLFLOW_TRACKING_PASSWORD `wardround review withdraw` takes the model back."
         ) from error
-    if before := _standing(known, terms):
-        decisions.note(run, Outcome(what="withdrawn", terms=terms, version=before.version))
-        tell_state(run)
-    return champion
+    tell_state(run)
+    return registry.champion(run.study.name)
+
+
+def _take_back(run: Run, before: Standing, reason: str) -> None:
+    chains = _chains(run)
+    now = max([int(time.time() * 1000), *(chain[-1].at_ms for chain in chains if chain)])
+    follower = standing.newest_standing(chains, now)
+    registry.withdraw(run.study.name, before.version, reason, follower)
+    decisions.note(run, Outcome(what="withdrawn", terms=before.terms, version=before.version))
 
 
 def tell_state(run: Run) -> None:
@@ -247,6 +261,14 @@ def alone(run: Run) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunBusy(f"Another promotion of run {run.name} is at work.") from None
+        yield
+
+
+@contextmanager
+def _one_at_a_time(run: Run) -> Iterator[None]:
+    """Wait until no other run of the study is released or taken back: they share one champion."""
+    with (run.home.state / f"releases-{run.study.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -115,7 +115,7 @@ def write_approved(run: Run, record: RoundRecord, tags: Mapping[str, str], repor
     client, name = MlflowClient(), approved(run.study.name)
     with writing(f"the released model of round {record.round}", _officers(name)):
         ensure_registered(client, name)
-        known = _approved_version(client, run, record.model_sha256)
+        known = _approved_version(client, run, record)
         if known is None:
             known = _written(client, run, record)
         _attach(client, known, report)
@@ -168,24 +168,18 @@ def _attach(client: MlflowClient, known: ModelVersion, report: bytes) -> None:
         client.log_model_artifact(str(known.source).removeprefix("models:/"), str(Path(folder) / REPORT))
 
 
-def withdraw(run: Run, record: RoundRecord, reason: str, follower: str) -> str:
-    """Mark a model as revoked; was it the champion, `follower` is, none where that is empty.
-
-    Returns the version that is the champion now, empty if none is.
+def withdraw(study: str, version: str, reason: str, follower: str) -> None:
+    """Mark a released version as revoked; was it the champion, `follower` is, none where that is empty.
 
     Raises:
         NotAllowed: this account may not write the approved models.
         StoreFailed: MLflow has not taken it.
     """
-    client, name = MlflowClient(), approved(run.study.name)
-    with writing(f"that round {record.round} was revoked", _officers(name)):
-        gone = _approved_version(client, run, record.model_sha256)
-        if gone is None:
-            return champion(run.study.name)
-        client.set_model_version_tag(name, gone.version, REVOKED, reason[:500] or "yes")
-        if champion(run.study.name) == str(gone.version):
-            crown(run.study.name, follower)
-    return champion(run.study.name)
+    name = approved(study)
+    with writing(f"that version {version} of {name} was revoked", _officers(name)):
+        MlflowClient().set_model_version_tag(name, version, REVOKED, reason[:500] or "yes")
+    if champion(study) == version:
+        crown(study, follower)
 
 
 def champion(study: str) -> str:
@@ -253,11 +247,13 @@ def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
     return sorted(found, key=lambda version: int(version.version))
 
 
-def _approved_version(client: MlflowClient, run: Run, sha256: str) -> ModelVersion | None:
+def _approved_version(client: MlflowClient, run: Run, record: RoundRecord) -> ModelVersion | None:
+    """Return the version as which a round's model was written, None where it never was."""
+    due = {"sha256": record.model_sha256, "run": run.name, "round": str(record.round)}
     named = [
-        v
-        for v in _versions(client, approved(run.study.name))
-        if (v.tags.get("wardround.sha256"), v.tags.get("wardround.run")) == (sha256, run.name)
+        version
+        for version in _versions(client, approved(run.study.name))
+        if all(version.tags.get(f"wardround.{key}") == value for key, value in due.items())
     ]
     return named[-1] if named else None
 

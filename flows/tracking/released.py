@@ -75,13 +75,12 @@ def _of_version(run: Run, version: ModelVersion, stands: Standing) -> Iterator[s
 def _of_champion(run: Run) -> Iterator[str]:
     chains = standing.chains_of(run.home, run.study.name)
     due, told = standing.champion(chains), registry.champion(run.study.name)
-    stand = {number: each for chain in chains for number, each in standing.released(chain).items()}
-    objected = {
-        number
-        for chain in chains
-        for number, each in standing.released(chain).items()
-        if decisions.objections(chain, each.terms)
-    }
+    stand: dict[str, Standing] = {}
+    objected: set[str] = set()
+    for chain in chains:
+        for number, each in standing.released(chain).items():
+            stand[number] = each
+            objected |= {number} if decisions.objections(chain, each.terms) else set()
     if told and told not in stand:
         yield f"version {told} is the champion, and no decision that stands here has released it"
     elif told != due:

@@ -28,6 +28,7 @@ from flows.report import report
 from flows.run import Run
 from flows.tracking import Tracking, attach_report, registry
 from flows.tracking.access import Accounts, own_experiment, set_up
+from flows.verify import faults
 from privacy.signing import public_hex
 
 ADMIN = "an administrator's password"
@@ -227,6 +228,12 @@ def test_nobody_but_the_officer_can_release_a_model(server: Protected, run: Run,
             assert forbidden(lambda: client.delete_model_version("small-approved", version))
             assert forbidden(lambda: client.log_model_artifact(model_id, str(files / "MLmodel")))
     shutil.rmtree(files)
+    with server.as_("ada"):  # who can read everything, and sees what the officer could not write
+        assert "`wardround promote` under the coordinator's account tells" in next(faults(run))
+    with server.as_("coordinator"):
+        gate.tell_state(run)
+    with server.as_("ada"):
+        assert list(faults(run)) == []
 
 
 def crown(client: MlflowClient, version: str) -> None:
