@@ -232,8 +232,9 @@ def take_in(run: Run, text: str, people: People) -> Verdict:
         record = records.get(said.terms.round)
         if record is None or terms_of(run, record) != said.terms:
             raise BadVerdict("It is about another model than any of this run's; read the terms again.")
-        _check_counts(run, known, said, _now_ms(known))
-        _append(run, known, signed=text, public_key=people.people[said.person].key)
+        at_ms = _now_ms(known)
+        _check_counts(run, known, said, at_ms)
+        _append(run, known, at_ms, signed=text, public_key=people.people[said.person].key)
         return said
 
 
@@ -267,9 +268,19 @@ def _now_ms(known: Sequence[Decision]) -> int:
 
 
 def note(run: Run, outcome: Outcome) -> None:
-    """Put what became of a model on record."""
+    """Put what became of a model on record.
+
+    Raises:
+        NotReleased: it was to be released, and its approvals count no more.
+    """
     with _alone(run):
-        _append(run, decisions(run), outcome=outcome)
+        known = decisions(run)
+        at_ms = _now_ms(known)
+        if outcome.what == "released" and set(approvals(known, outcome.terms, at_ms)) != set(ROLES):
+            raise NotReleased(
+                "An approval has expired, or somebody has objected, while it was released."
+            )
+        _append(run, known, at_ms, outcome=outcome)
 
 
 def decisions(run: Run) -> list[Decision]:
@@ -311,7 +322,7 @@ def approvals(
     the model away, until each role has approved anew.
 
     Args:
-        people: who may decide now; nobody else's approval counts then.
+        people: who may decide now; nobody else's approval counts then, nor one that it has replaced.
     """
     counting: dict[Role, tuple[Verdict, str]] = {}
     for decision in known:
@@ -320,9 +331,13 @@ def approvals(
             continue
         if verdict.word != "approved":
             counting.clear()
-        elif people is None or people.may(verdict.person, verdict.role, decision.public_key):
+        else:
             counting[verdict.role] = verdict, decision.public_key
-    standing = {role: each for role, each in counting.items() if at_ms < each[0].expires_ms}
+    standing = {
+        role: (verdict, key)
+        for role, (verdict, key) in counting.items()
+        if at_ms < verdict.expires_ms and (people is None or people.may(verdict.person, role, key))
+    }
     persons, keys = {v.person for v, _ in standing.values()}, {key for _, key in standing.values()}
     is_each_his_own = len(persons) == len(keys) == len(standing)
     return {role: verdict for role, (verdict, _) in standing.items()} if is_each_his_own else {}
@@ -371,10 +386,10 @@ def _verdicts(known: Sequence[Decision]) -> Iterator[Verdict]:
             yield verdict
 
 
-def _append(run: Run, known: Sequence[Decision], **content: Any) -> None:
+def _append(run: Run, known: Sequence[Decision], at_ms: int, **content: Any) -> None:
     folder, number = _folder(run), len(known) + 1
     previous = sha256_of((folder / f"{number - 1:04d}.json").read_bytes()) if known else GENESIS
-    link = Decision(run=run.name, number=number, previous=previous, at_ms=_now_ms(known), **content)
+    link = Decision(run=run.name, number=number, previous=previous, at_ms=at_ms, **content)
     data = sign(link.model_dump(mode="json"), "coordinator", run.key)
     write_atomically(folder / f"{number:04d}.json", data)
     lay_down(run)

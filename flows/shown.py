@@ -4,11 +4,14 @@ A report or a picture can't be made anew to compare it: drawing libraries of ano
 otherwise. So the coordinator signs for what it has shown, in the run's own folder.
 """
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from flows.run import Run
+from flows.run import BrokenRun, Run
 from models.checkpoints import sha256_of, write_atomically
 from models.config import Config
 from privacy.release import Sha256
@@ -27,6 +30,14 @@ class Shown(Config):
     sha256: Sha256
 
 
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Wait until no other process shows something else: a training may end while people decide."""
+    with (run.folder / "shown.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def keep(run: Run, path: str, data: bytes) -> None:
     """Sign for what a run shows at a path, in the place of what it showed there before."""
     said = Shown(run=run.name, path=path, sha256=sha256_of(data))
@@ -43,13 +54,16 @@ def signed_for(run: Run) -> dict[str, str]:
     """Return by path the sha256 of each file that a run shows.
 
     Raises:
-        ValueError: the coordinator did not sign one, or for another run or path.
+        BrokenRun: the coordinator did not sign one, or for another run or path.
     """
     found = {}
     for file in sorted(_folder(run).glob("*.json")):
-        said = Shown.model_validate(run.coordinators(file.read_bytes()))
+        try:
+            said = Shown.model_validate(run.coordinators(file.read_bytes()))
+        except ValueError as error:
+            raise BrokenRun(f"{file}: {error}") from error
         if (said.run, quote(said.path, safe="")) != (run.name, file.stem):
-            raise ValueError(f"{file} is about another file or run.")
+            raise BrokenRun(f"{file} is about another file or run.")
         found[said.path] = said.sha256
     return found
 

@@ -15,6 +15,7 @@ what does not fit, in the order in which a round comes about; the first is where
 | MLflow's releases   | the decisions: versions, tags, reports, the champion                     |
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -43,6 +44,7 @@ from privacy.release import (
     ModelManifest,
     RejectedRelease,
     ReleaseManifest,
+    Revocation,
     Scores,
     Statement,
     parse_statement,
@@ -88,18 +90,14 @@ def lineage_faults(run: Run, known: Anchors = NO_ANCHORS) -> Iterator[str]:
     """
     try:
         yield from _faults(run, known)
+    except BrokenRun as error:
+        yield str(error)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, ConfigError) as error:
         yield f"{run.name} can't be checked any further: {type(error).__name__}: {error}"
 
 
 def _faults(run: Run, anchors: Anchors) -> Iterator[str]:
-    roster = anchors.roster
-    try:
-        records = run.records()
-        known = decisions.decisions(run)
-    except BrokenRun as error:
-        yield str(error)
-        return
+    roster, records, known = anchors.roster, run.records(), decisions.decisions(run)
     if not records:
         yield f"{run.name} has no record."
         return
@@ -220,7 +218,16 @@ def _known_keys(run: Run, site: str, roster: Roster | None) -> set[str]:
     known = run.description
     selves = known.selves(site) if site in known.everybody else ()
     keys = {key for each in selves for key in (each.public_key, each.accepted_with)}
-    return {known.roster.get(site, ""), *keys, *_keys_of(run, site)}
+    return {known.roster.get(site, ""), *keys, *_keys_of(run, site), *_given_up(run, site)}
+
+
+def _given_up(run: Run, site: str) -> Iterator[str]:
+    """Yield the keys that a hospital has revoked, each signed for with itself."""
+    for place in sorted(run.exchange.statements_of(site)):
+        data = run.exchange.statement(place) if place.rpartition("/")[2].startswith("revoked.") else None
+        with suppress(ValueError, LookupError, TypeError):
+            key = str(json.loads(data or b"{}")["statement"]["public_key"])
+            yield Revocation.model_validate(verified(data or b"", site, {site: key})).public_key
 
 
 def _declared(of: Acceptance | Participant) -> tuple[object, ...]:

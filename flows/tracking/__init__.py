@@ -35,8 +35,9 @@ def attach_report(run: Run, report: bytes) -> None:
         parent = _found(client, views.experiment_of(client, run.study), run, GLOBAL)
         if parent is None:
             return
-        client.log_text(parent, report.decode(), shown.REPORT)
-        shown.keep(run, shown.REPORT, report)
+        with shown.alone(run):
+            client.log_text(parent, report.decode(), shown.REPORT)
+            shown.keep(run, shown.REPORT, report)
         for key, value in lines.decided_tags(decisions.decisions(run), decisions.heads(run)).items():
             client.set_tag(parent, key, value)
 

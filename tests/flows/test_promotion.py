@@ -17,6 +17,7 @@ from flows.criteria import LINEAGE
 from flows.decisions import (
     BadVerdict,
     NotReleased,
+    Outcome,
     People,
     Person,
     Verdict,
@@ -167,7 +168,9 @@ def test_old_approvals_put_behind_a_refusal_with_the_coordinators_key_break_the_
     old = decisions.decisions(run)
     time.sleep(0.002)
     say(run, record, "bo", "refused")
-    decisions._append(run, decisions.decisions(run), signed=old[0].signed, public_key=old[0].public_key)
+    known = decisions.decisions(run)
+    again = {"signed": old[0].signed, "public_key": old[0].public_key}
+    decisions._append(run, known, known[-1].at_ms + 1, **again)
     with pytest.raises(BrokenRun, match="holds a verdict that does not count. bo has objected since"):
         gate.missing_roles(run, record)
     assert "does not count" in next(faults(run))
@@ -292,6 +295,38 @@ def test_an_earlier_model_that_is_promoted_again_is_the_champion_again(
     assert list(faults(run)) == []
     mlflow.set_registered_model_alias("small-approved", "champion", "2")
     assert next(faults(run)) == "version 2 is the champion, and the decisions made it 1"
+
+
+def test_no_release_is_put_on_record_behind_an_approval_that_has_expired_meanwhile(
+    run: Run, mlflow: MlflowClient
+) -> None:
+    record = run.records()[-1]
+    until = say_for(run, record, "ada", 1.5)
+    say(run, record, "bo")
+    outcome = Outcome(what="released", terms=terms_of(run, record), version="1")
+    decisions.note(run, outcome)
+    time.sleep(max(0.0, until - time.time()) + 0.01)
+    with pytest.raises(NotReleased, match="An approval has expired"):
+        decisions.note(run, outcome)
+    say(run, record, "ada")
+    decisions.note(run, outcome)
+    say(run, record, "bo", "refused")
+    with pytest.raises(NotReleased, match="or somebody has objected"):
+        decisions.note(run, outcome)
+
+
+def test_an_approval_that_another_has_replaced_counts_no_more_when_that_one_may_decide_no_longer(
+    run: Run,
+) -> None:
+    record, key = run.records()[-1], Ed25519PrivateKey.generate()
+    cy = Person(role="officer", key=public_hex(key))
+    for name in KEYS:
+        say(run, record, name)
+    people = PEOPLE.model_copy(update={"people": {**PEOPLE.people, "cy": cy}})
+    take_in(run, signed_verdict(terms_of(run, record), "approved", "cy", "officer", key, 30), people)
+    moved_on = PEOPLE.model_copy(update={"former": {"cy": cy}})
+    (run.home.folder / "people.yaml").write_text(yaml.safe_dump(moved_on.model_dump()))
+    assert gate.missing_roles(run, record) == ["officer"]
 
 
 def test_a_decision_that_was_altered_in_the_exchange_ends_a_promotion_with_a_message(run: Run) -> None:

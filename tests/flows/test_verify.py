@@ -25,9 +25,9 @@ from flows.tracking.released import released_faults
 from flows.verify import Anchors, faults, lineage_faults
 from models.checkpoints import sha256_of
 from privacy.accounting import Budget
-from privacy.release import Refusal
+from privacy.release import Refusal, Revocation
 from privacy.signing import canonical, public_hex, sign
-from sites.exchange import order_place, statement_place
+from sites.exchange import order_place, revocation_place, statement_place
 from sites.hospital import Hospital
 from sites.orders import refusal_of
 
@@ -388,7 +388,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         r"MLflow shows images/reference cases\+step\+2\+timestamp\+1\+x.png, which the coordinator has not"),
     "a table in MLflow": (flip(shown_at("cross_site.csv")), "cross_site.csv, or shows another one"),
     "what the coordinator has signed for": (
-        flip(lambda run: run.folder / "shown" / "report.html.json"), "can't be checked any further"),
+        flip(lambda run: run.folder / "shown" / "report.html.json"), "report.html.json: "),
     "a signature for a report that is gone": (
         remove(lambda run: run.folder / "shown" / "report.html.json"), "has not signed for report.html"),
     "the last decision dropped": (remove(DECISION_3), "Decision 3 is not the same"),
@@ -498,6 +498,17 @@ def test_a_refusal_is_told_as_its_hospital_has_signed_it(run: Run) -> None:
             told = {"east": f"it refused: {reason}"}
             with edit(DESCRIPTION, lambda d, told=told: d.update(refused=told))(run):
                 assert (next(faults(Run.open(run.home, run.name)), None) is None) == fits
+    old = Ed25519PrivateKey.generate()
+    given_up = Revocation(kind="revocation", site="east", public_key=public_hex(old), at_ms=0)
+    revoked = Path(run.description.exchange) / f"{revocation_place('east', public_hex(old))}.json"
+    told = {"east": "it refused: not in August"}
+    with (
+        replaced(place, sign(said.model_dump(mode="json"), "east", old)),
+        edit(DESCRIPTION, lambda d: d.update(refused=told))(run),
+    ):
+        assert next(faults(Run.open(run.home, run.name))).startswith("east has not signed")
+        with replaced(revoked, sign(given_up.model_dump(mode="json"), "east", old)):
+            assert list(faults(Run.open(run.home, run.name))) == []
 
 
 def test_hospitals_keys_that_the_reader_does_not_know_are_named(run: Run) -> None:
