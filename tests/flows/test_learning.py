@@ -36,6 +36,7 @@ def train(study: str, data: str, source: Path, home: Path) -> Run:
 
     wardround("data", data, "--from", source, "--out", "wards")
     wardround("run", ROOT / "studies" / f"{study}.yaml")
+    wardround("verify")
     (run,) = runs_of(Home(home))
     return run
 
