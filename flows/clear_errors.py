@@ -15,7 +15,7 @@ def clear_errors() -> Iterator[None]:
     """Turn our own errors into one message and an exit code; anything else is a fault of ours."""
     from flows.decisions import BadVerdict, NotReleased
     from flows.rounds import TooFewHospitals
-    from flows.run import BrokenRun, RunBusy, StoreFailed
+    from flows.run import BrokenRun, NotAllowed, RunBusy, StoreFailed
     from flows.servers import ServerError
     from models.checkpoints import CorruptCheckpoint
     from privacy.ledger import LedgerError
@@ -32,6 +32,9 @@ def clear_errors() -> Iterator[None]:
         stop(f"{error}{hint}" if error.begun else str(error), 1 if error.begun else BAD_INPUT)
     except (StorageFailed, StoreFailed) as error:
         stop(f"{error}. Nothing is lost: the same command goes on from here.", 1)
+    except NotAllowed as error:
+        account = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        stop(f"{error} With that account's {account} the same command goes on.", 1)
     except NotReleased as error:
         stop(f"Not released. {error}", 1)
     except (BrokenRun, RunBusy, ServerError, LedgerError, CorruptCheckpoint, BadOrder) as error:

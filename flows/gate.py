@@ -13,10 +13,9 @@ from flows import decisions, standing
 from flows.criteria import LINEAGE, criteria_of
 from flows.decisions import ROLES, Evidence, NotReleased, Outcome, Role, Terms, Verdict
 from flows.report import report
-from flows.run import RoundRecord, Run, RunBusy
+from flows.run import NotAllowed, RoundRecord, Run, RunBusy
 from flows.standing import Standing
 from flows.tracking import attach_report, registry
-from flows.tracking.store import NotAllowed
 from flows.verify import lineage_faults
 from models.checkpoints import sha256_of
 from sites.study import PromotionConfig

@@ -35,6 +35,10 @@ class StoreFailed(Exception):
     """MLflow's store took not all of what is on record; what lacks is logged at the next start."""
 
 
+class NotAllowed(Exception):
+    """The account under which this process speaks to MLflow may not do that."""
+
+
 class BrokenRun(Exception):
     """A run's folder is not as it was left."""
 

@@ -16,11 +16,11 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
 
 from flows import decisions, shown
-from flows.run import RoundRecord, Run, StoreFailed
+from flows.run import NotAllowed, RoundRecord, Run, StoreFailed
 from flows.tracking import lines, pictures, registry, views
 from flows.tracking.lines import GLOBAL
 from flows.tracking.registry import LIBRARIES
-from flows.tracking.store import NotAllowed, writing
+from flows.tracking.store import writing
 
 
 def attach_report(run: Run, report: bytes) -> None:

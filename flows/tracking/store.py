@@ -6,15 +6,11 @@ from contextlib import contextmanager
 from mlflow.exceptions import MlflowException
 from requests import RequestException
 
-from flows.run import StoreFailed
+from flows.run import NotAllowed, StoreFailed
 
 FORBIDDEN = 403
 ERRORS = (MlflowException, RequestException)
 """What MLflow's client raises where its server refuses, fails or can't be reached."""
-
-
-class NotAllowed(Exception):
-    """The account under which this process speaks to MLflow may not do that."""
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import typer
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from homes import moved
@@ -22,6 +23,7 @@ from requests import HTTPError
 from webserver import certify, free_port
 
 from flows import decisions, gate
+from flows.clear_errors import clear_errors
 from flows.decisions import NotReleased, People, Person
 from flows.home import QUIET
 from flows.report import report
@@ -172,6 +174,17 @@ def test_a_clinician_reads_everything_and_writes_nothing(server: Protected, run:
             lambda: client.create_registered_model("mine"),
         ):
             assert forbidden(write)
+
+
+def test_a_training_under_an_account_that_may_not_write_ends_with_one_message(
+    server: Protected, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with server.as_("ada"), pytest.raises(typer.Exit) as ended, clear_errors():
+        Tracking(run)
+    assert ended.value.exit_code == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "may not write the runs of small, which the coordinator's can, in MLflow" in told
+    assert "MLFLOW_TRACKING_USERNAME" in told
 
 
 def test_no_account_can_use_mlflows_assistant_or_make_its_demo(server: Protected) -> None:
