@@ -161,8 +161,8 @@ def verify(
             from flows.decisions import people_in
             from flows.verify import Anchors, faults
 
-            known = Anchors(roster, people_in(people) if people else None, decision)
-            fault = next(faults(opened, known), None)
+            anchors = Anchors(roster, people_in(people) if people else None, decision)
+            fault = next(faults(opened, anchors), None)
         if as_json:
             typer.echo(json.dumps({"run": opened.name, "fault": fault}))
         else:

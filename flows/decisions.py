@@ -5,11 +5,10 @@ for another; the coordinator puts it on record, signed, in the run's folder and 
 nothing is ever replaced.
 """
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, model_validator
 
 from flows.home import Home
+from flows.locks import waiting_for
 from flows.run import GENESIS, BrokenRun, RoundRecord, Run
 from models.checkpoints import sha256_of, write_atomically
 from models.config import Config
@@ -421,8 +421,5 @@ def _folder(run: Run) -> Path:
     return run.folder / "decisions"
 
 
-@contextmanager
-def _alone(run: Run) -> Iterator[None]:
-    with (run.folder / "decisions.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _alone(run: Run) -> AbstractContextManager[None]:
+    return waiting_for(run.folder / "decisions.lock")

@@ -4,14 +4,14 @@ Evidence that is missing counts as failed. Nothing here can approve: that takes 
 clinician and of a data-protection officer (`flows.decisions`).
 """
 
-import fcntl
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 
 from flows import decisions, standing
 from flows.criteria import LINEAGE, criteria_of
 from flows.decisions import ROLES, Evidence, NotReleased, Outcome, Role, Terms, Verdict
+from flows.locks import held, waiting_for
 from flows.report import report
 from flows.run import NotAllowed, RoundRecord, Run, RunBusy
 from flows.standing import Standing
@@ -162,7 +162,7 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
         raise NotReleased(f"Expected the approvals of {', '.join(ROLES)}, got {sorted(given)}.")
     try:
         with _one_at_a_time(run):
-            version = _released(run, record, evidence, given)
+            version = _make_champion(run, record, evidence, given)
     except NotAllowed as error:
         raise NotReleased(
             f"Evidence and approvals are complete. {error} With that account's MLFLOW_TRACKING_USERNAME "
@@ -177,10 +177,10 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
     return version
 
 
-def _released(
+def _make_champion(
     run: Run, record: RoundRecord, evidence: Sequence[Evidence], given: Mapping[Role, Verdict]
 ) -> str:
-    """Release an approved model, unless it is on the same approvals; return its version."""
+    """Release an approved model, unless it is released on the same approvals; return its version."""
     before = _standing(decisions.decisions(run), decisions.terms_of(run, record))
     if before and before.given == given and before.version == standing.champion(_chains(run)):
         version = before.version
@@ -252,23 +252,15 @@ def tell_state(run: Run) -> None:
         attach_report(run, report(run))
 
 
-@contextmanager
-def alone(run: Run) -> Iterator[None]:
+def alone(run: Run) -> AbstractContextManager[None]:
     """Let one promotion of a run be at work; raise `RunBusy` in any other."""
-    with (run.folder / "promotion.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusy(f"Another promotion of run {run.name} is at work.") from None
-        yield
+    busy = RunBusy(f"Another promotion of run {run.name} is at work.")
+    return held(run.folder / "promotion.lock", busy)
 
 
-@contextmanager
-def _one_at_a_time(run: Run) -> Iterator[None]:
+def _one_at_a_time(run: Run) -> AbstractContextManager[None]:
     """Wait until no other run of the study is released or taken back: they share one champion."""
-    with (run.home.state / f"releases-{run.study.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return waiting_for(run.home.state / f"releases-{run.study.name}.lock")
 
 
 def released(run: Run, record: RoundRecord) -> str:

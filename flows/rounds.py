@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,22 +187,6 @@ def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, byte
         if data is not None:
             return act, data
     return None
-
-
-def has_refused(run: Run, round: int, phase: Phase, site: str, reason: str, keys: Sequence[str]) -> bool:
-    """Return whether a hospital, with one of its keys, has refused a phase of a round for a reason."""
-    for attempt in range(1, run.attempt + 1):
-        act = refusal_of(phase, attempt)
-        data = run.exchange.statement(statement_place(run.name, round, act, site))
-        if data is None:
-            continue
-        for key in keys:
-            with suppress(BadSignature, RejectedRelease):
-                said = parse_statement(verified(data, site, {site: key}))
-                check_addressed(run, round, act, site, said)
-                if isinstance(said, Refusal) and said.reason == reason:
-                    return True
-    return False
 
 
 def has_left(run: Run, site: str) -> bool:

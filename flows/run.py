@@ -1,6 +1,5 @@
 """A run: one training of a study, as a folder of finished steps."""
 
-import fcntl
 import json
 import secrets
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
 from flows.home import Home
+from flows.locks import held
 from models import checkpoints
 from models.checkpoints import StoredParams, sha256_of, write_atomically
 from models.config import Config
@@ -95,9 +95,9 @@ class RoundRecord(Config):
     `left_out` says why a hospital's release is missing; `scores` holds what hospitals published of
     the model's quality, `metrics` how they published it (exact, noised, withheld), `scored` in which
     statements, `unscored` why nothing was heard of a hospital that was asked, and `quality` the
-    declared-n mean. `cross_site` holds by hospital how each hospital's
-    released model did there, `compared` in which statements. `train_seconds` is what the coordinator
-    waited for each contribution. Round 0 is the model before training.
+    declared-n mean. `cross_site` holds by hospital how each hospital's released model did there,
+    `compared` in which statements. `train_seconds` is what the coordinator waited for each
+    contribution. Round 0 is the model before training.
     """
 
     study: str
@@ -257,11 +257,8 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator["Run"]:
         """Hold the run alone; raise `RunBusy` where another coordinator holds it."""
-        with (self.folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunBusy(f"Another coordinator works on run {self.name}.") from None
+        busy = RunBusy(f"Another coordinator works on run {self.name}.")
+        with held(self.folder / "lock", busy):
             yield self
 
     def with_participants(

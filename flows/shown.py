@@ -4,13 +4,12 @@ A report or a picture can't be made anew to compare it: drawing libraries of ano
 otherwise. So the coordinator signs for what it has shown, in the run's own folder.
 """
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from flows.locks import waiting_for
 from flows.run import BrokenRun, Run
 from models.checkpoints import sha256_of, write_atomically
 from models.config import Config
@@ -30,12 +29,9 @@ class Shown(Config):
     sha256: Sha256
 
 
-@contextmanager
-def alone(run: Run) -> Iterator[None]:
+def alone(run: Run) -> AbstractContextManager[None]:
     """Wait until no other process shows something else: a training may end while people decide."""
-    with (run.folder / "shown.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return waiting_for(run.folder / "shown.lock")
 
 
 def keep(run: Run, path: str, data: bytes) -> None:

@@ -25,10 +25,14 @@ Chain = Sequence[Decision]
 class Standing:
     """A version that was released: of which model, since when, on whose approvals."""
 
-    version: str
     outcome: Outcome
     given: Mapping[Role, Verdict]
     at_ms: int
+
+    @property
+    def version(self) -> str:
+        """Its number among the approved versions."""
+        return self.outcome.version
 
     @property
     def terms(self) -> Terms:
@@ -38,7 +42,7 @@ class Standing:
     @property
     def until_ms(self) -> int:
         """When the first of its approvals expires."""
-        return min((verdict.expires_ms for verdict in self.given.values()), default=0)
+        return _until_ms(self.given)
 
     @property
     def tags(self) -> dict[str, str]:
@@ -59,7 +63,7 @@ def released(known: Chain) -> dict[str, Standing]:
             found.pop(outcome.version, None)
             if outcome.what == "released":
                 given = approvals(known[:at], outcome.terms, decision.at_ms)
-                found[outcome.version] = Standing(outcome.version, outcome, given, decision.at_ms)
+                found[outcome.version] = Standing(outcome, given, decision.at_ms)
     return found
 
 
@@ -68,12 +72,12 @@ def newest_standing(chains: Sequence[Chain], at_ms: int) -> str:
 
     Nobody has objected to it, and none of its approvals has expired.
     """
+    before = [[link for link in chain if link.at_ms <= at_ms] for chain in chains]
     standing = [
         each
-        for chain in chains
-        for before in [[link for link in chain if link.at_ms <= at_ms]]
-        for each in released(before).values()
-        if not objections(before, each.terms) and at_ms < each.until_ms
+        for chain in before
+        for each in released(chain).values()
+        if not objections(chain, each.terms) and at_ms < each.until_ms
     ]
     return max(standing, key=lambda each: each.at_ms).version if standing else ""
 
@@ -109,7 +113,7 @@ def tags_of(given: Mapping[Role, Verdict]) -> dict[str, str]:
             f"wardround.approved_by.{role}": f"{v.person}, until {day(v.expires_ms)}"
             for role, v in given.items()
         },
-        APPROVED_UNTIL: day(min((verdict.expires_ms for verdict in given.values()), default=0)),
+        APPROVED_UNTIL: day(_until_ms(given)),
     }
 
 
@@ -120,6 +124,10 @@ def day(at_ms: int) -> str:
     '1970-01-01'
     """
     return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}"
+
+
+def _until_ms(given: Mapping[Role, Verdict]) -> int:
+    return min((verdict.expires_ms for verdict in given.values()), default=0)
 
 
 def _released(each: Standing) -> str:

@@ -1,12 +1,12 @@
 """A study's training from where it stands, wherever its hospitals are."""
 
-import fcntl
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from flows.home import Home
 from flows.live import Live
+from flows.locks import held
 from flows.membership import with_roster
 from flows.rounds import TooFewHospitals
 from flows.run import Run, RunBusy, started_runs
@@ -18,11 +18,7 @@ def alone(home: Home, study: Study) -> Iterator[None]:
     """Let one coordinator at a time begin or train runs of a study; raise `RunBusy` in any other."""
     path = home.state / "studies" / f"{study.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusy(f"Another coordinator trains study {study.name}.") from None
+    with held(path, RunBusy(f"Another coordinator trains study {study.name}.")):
         yield
 
 

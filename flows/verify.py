@@ -11,7 +11,9 @@ what does not fit, in the order in which a round comes about; the first is where
 | releases            | signatures, sha256, base, declared numbers, cost, no one twice           |
 | scores              | signatures, the record's numbers and their declared-n mean               |
 | decisions           | their chain, each person's signature, the exchange                       |
-| MLflow              | every number, text, picture and model file                               |
+| refusals            | signatures, the reasons in `run.json` and the records                    |
+| comparisons         | signatures, the record's numbers                                         |
+| MLflow              | every number, record and picture; a model's weights, study and loader    |
 | MLflow's releases   | the decisions: versions, tags, reports, the champion                     |
 """
 
@@ -42,6 +44,7 @@ from privacy.release import (
     Comparison,
     HeadManifest,
     ModelManifest,
+    Refusal,
     RejectedRelease,
     ReleaseManifest,
     Revocation,
@@ -52,7 +55,7 @@ from privacy.release import (
 from privacy.signing import BadSignature, Roster, verified
 from sites.documents import ConfigError
 from sites.exchange import decision_place, head_place, model_place, statement_place
-from sites.orders import Order, Phase
+from sites.orders import Order, Phase, refusal_of
 
 
 @dataclass(frozen=True)
@@ -74,22 +77,22 @@ class Anchors:
 NO_ANCHORS = Anchors()
 
 
-def faults(run: Run, known: Anchors = NO_ANCHORS) -> Iterator[str]:
+def faults(run: Run, anchors: Anchors = NO_ANCHORS) -> Iterator[str]:
     """Yield what in a run does not fit, one sentence each; nothing if all of it does.
 
     Re-computing takes as long as the run's aggregations did, and as the first model's prior.
     """
-    yield from lineage_faults(run, known)
+    yield from lineage_faults(run, anchors)
     yield from released_faults(run)
 
 
-def lineage_faults(run: Run, known: Anchors = NO_ANCHORS) -> Iterator[str]:
+def lineage_faults(run: Run, anchors: Anchors = NO_ANCHORS) -> Iterator[str]:
     """Yield what does not fit in how a run's models came about, and in what was decided about them.
 
     What MLflow makes of the decisions is left out: a release puts it right.
     """
     try:
-        yield from _faults(run, known)
+        yield from _faults(run, anchors)
     except BrokenRun as error:
         yield str(error)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, ConfigError) as error:
@@ -184,7 +187,8 @@ def _of_acceptances(run: Run, roster: Roster | None) -> Iterator[str]:
         keys = {*(each.accepted_with for each in selves), *_keys_of(run, site)}
         if roster is not None:
             keys &= {roster.get(site, "")}
-        said = [each for data in found if (each := _acceptance(data, site, keys))]
+        read = [_signed_by(data, site, keys) for data in found]
+        said = [each for each in read if isinstance(each, Acceptance)]
         if not said or len(said) < len(found):
             yield f"The exchange has no acceptance of {site}, or one that {site} did not sign."
             continue
@@ -203,12 +207,24 @@ def _of_refusals(run: Run, records: Sequence[RoundRecord], roster: Roster | None
     ]
     for round, asked, reasons in told:
         for site, why in sorted(reasons.items()):
-            keys = sorted(_known_keys(run, site, roster))
-            reason = why.removeprefix(rounds.REFUSED)
-            if why.startswith(rounds.REFUSED) and not any(
-                rounds.has_refused(run, round, phase, site, reason, keys) for phase in asked
-            ):
+            if not why.startswith(rounds.REFUSED):
+                continue
+            reason, keys = why.removeprefix(rounds.REFUSED), _known_keys(run, site, roster)
+            signed = {each for phase in asked for each in _refusals(run, round, phase, site, keys)}
+            if reason not in signed:
                 yield f"{site} has not signed what it is said to refuse in round {round}: {reason}"
+
+
+def _refusals(run: Run, round: int, phase: Phase, site: str, keys: set[str]) -> Iterator[str]:
+    """Yield for what reasons a hospital has refused a phase of a round, in any attempt."""
+    for attempt in range(1, run.attempt + 1):
+        act = refusal_of(phase, attempt)
+        data = run.exchange.statement(statement_place(run.name, round, act, site))
+        said = None if data is None else _signed_by(data, site, keys)
+        if isinstance(said, Refusal):
+            with suppress(RejectedRelease):
+                rounds.check_addressed(run, round, act, site, said)
+                yield said.reason
 
 
 def _known_keys(run: Run, site: str, roster: Roster | None) -> set[str]:
@@ -224,10 +240,12 @@ def _known_keys(run: Run, site: str, roster: Roster | None) -> set[str]:
 def _given_up(run: Run, site: str) -> Iterator[str]:
     """Yield the keys that a hospital has revoked, each signed for with itself."""
     for place in sorted(run.exchange.statements_of(site)):
-        data = run.exchange.statement(place) if place.rpartition("/")[2].startswith("revoked.") else None
+        if not place.rpartition("/")[2].startswith("revoked."):
+            continue
+        data = run.exchange.statement(place) or b""
         with suppress(ValueError, LookupError, TypeError):
-            key = str(json.loads(data or b"{}")["statement"]["public_key"])
-            yield Revocation.model_validate(verified(data or b"", site, {site: key})).public_key
+            key = str(json.loads(data)["statement"]["public_key"])
+            yield Revocation.model_validate(verified(data, site, {site: key})).public_key
 
 
 def _declared(of: Acceptance | Participant) -> tuple[object, ...]:
@@ -240,11 +258,11 @@ def _keys_of(run: Run, site: str) -> set[str]:
     return {r.public_key for record in run.records() for r in record.releases if r.site == site}
 
 
-def _acceptance(data: bytes, site: str, keys: set[str]) -> Acceptance | None:
+def _signed_by(data: bytes, site: str, keys: set[str]) -> Statement | None:
+    """Return a hospital's statement, None where no key of its has signed one."""
     for key in sorted(keys):
         with suppress(BadSignature, RejectedRelease, ValueError):
-            said = parse_statement(verified(data, site, {site: key}))
-            return said if isinstance(said, Acceptance) else None
+            return parse_statement(verified(data, site, {site: key}))
     return None
 
 

@@ -87,12 +87,12 @@ def _of_line(
             told = history.get(round, set())
             due = values.get(round)
             if due is None or not told or not all(abs(each - due) <= TOLERANCE for each in told):
-                shown = ", ".join(f"{each:.6g}" for each in sorted(told)) or "nothing"
+                says = ", ".join(f"{each:.6g}" for each in sorted(told)) or "nothing"
                 record = "nothing" if due is None else f"{due:.6g}"
-                yield f"{metric} of {name} in round {round}: MLflow says {shown}, the record {record}"
-        newest, shown = values[max(values)], line.data.metrics.get(metric, math.nan)
-        if not abs(shown - newest) <= TOLERANCE:
-            yield f"{metric} of {name}: MLflow shows {shown:.6g} as the newest, the record {newest:.6g}"
+                yield f"{metric} of {name} in round {round}: MLflow says {says}, the record {record}"
+        newest, latest = values[max(values)], line.data.metrics.get(metric, math.nan)
+        if not abs(latest - newest) <= TOLERANCE:
+            yield f"{metric} of {name}: MLflow shows {latest:.6g} as the newest, the record {newest:.6g}"
 
 
 def _of_words(line: MlflowRun, run: Run, records: Sequence[RoundRecord], name: str) -> Iterator[str]:
@@ -136,7 +136,7 @@ def _of_shown(
         yield f"the coordinator has not signed for {shown.REPORT}, and the run is finished"
     if run.study.task.kind == "segmentation":
         for record in records:
-            if not pictures.is_pictured(run, record):
+            if not pictures.of_round(due, record):
                 yield f"the coordinator has not signed for a picture of round {record.round}"
     compared = [record for record in records if record.cross_site]
     if compared:

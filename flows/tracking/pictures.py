@@ -13,9 +13,10 @@ from flows.run import RoundRecord, Run
 REFERENCES = "reference cases"
 
 
-def is_pictured(run: Run, record: RoundRecord) -> bool:
-    """Return whether the coordinator has signed for a round's picture."""
-    return bool(_signed(run, record))
+def of_round(paths: Iterable[str], record: RoundRecord) -> list[str]:
+    """Return those of `paths` that are a round's picture: as it was drawn, and smaller."""
+    mark = f"{shown.PICTURES}/{REFERENCES}+step+{record.round}+"
+    return sorted(path for path in paths if path.startswith(mark))
 
 
 def log_picture(client: MlflowClient, run: Run, record: RoundRecord, parent: str) -> None:
@@ -25,9 +26,9 @@ def log_picture(client: MlflowClient, run: Run, record: RoundRecord, parent: str
     shows what is drawn again. Of a picture that is signed for and gone, as from a new store, another is
     logged.
     """
-    before = _files(client, parent, record)
-    signed = _signed(run, record)
-    if signed and signed <= set(before):
+    before = of_round(listed(client, parent), record)
+    signed = of_round(shown.signed_for(run), record)
+    if signed and set(signed) <= set(before):
         return
     drawn = references.picture(run.study, run.model(record), record.round)
     if drawn is None:
@@ -38,28 +39,15 @@ def log_picture(client: MlflowClient, run: Run, record: RoundRecord, parent: str
         ours = [path for path in before if _shows(client, parent, path, drawn, folder)]
         if not ours:
             client.log_image(parent, drawn, key=REFERENCES, step=record.round)
-            ours = [path for path in _files(client, parent, record) if path not in before]
-        stems = {path.removesuffix(".png") for path in ours}
-        for path in _files(client, parent, record):
+        files = of_round(listed(client, parent), record)
+        stems = {path.removesuffix(".png") for path in ours or set(files) - set(before)}
+        for path in files:
             if any(path.startswith(stem) for stem in stems):
                 data = Path(client.download_artifacts(parent, path, folder)).read_bytes()
                 shown.keep(run, path, data)
 
 
-def _signed(run: Run, record: RoundRecord) -> set[str]:
-    return {path for path in shown.signed_for(run) if path.startswith(_mark(record))}
-
-
-def _mark(record: RoundRecord) -> str:
-    return f"{shown.PICTURES}/{REFERENCES}+step+{record.round}+"
-
-
-def _files(client: MlflowClient, parent: str, record: RoundRecord) -> list[str]:
-    """Return the paths of a round's picture: as it was drawn, and smaller."""
-    return sorted(p for p in listed(client, parent) if p.startswith(_mark(record)))
-
-
-def listed(client: MlflowClient, parent: str) -> Iterable[str]:
+def listed(client: MlflowClient, parent: str) -> list[str]:
     """Return the paths of all pictures of a run."""
     return [file.path for file in client.list_artifacts(parent, shown.PICTURES)]
 

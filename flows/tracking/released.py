@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from flows import decisions, standing
 from flows.decisions import AHEAD_MS
-from flows.run import BrokenRun, Run, StoreFailed
+from flows.run import BrokenRun, RoundRecord, Run, StoreFailed
 from flows.standing import Standing
 from flows.tracking import lines, page_tags, registry
 from flows.tracking.differences import files_faults
@@ -40,7 +40,8 @@ def _of_versions(client: MlflowClient, run: Run, known: standing.Chain) -> Itera
     """Yield where a version is not what was decided about; an interrupted release may leave another."""
     decided = {link.outcome.version: link.outcome for link in known if link.outcome}
     stand = standing.released(known)
-    models = {record.model_sha256 for record in run.records()}
+    records = run.records()
+    models = {record.model_sha256 for record in records}
     found = {str(v.version): v for v in registry.approved_versions(client, run, decided)}
     for number, outcome in decided.items():
         version = found.get(number)
@@ -49,7 +50,7 @@ def _of_versions(client: MlflowClient, run: Run, known: standing.Chain) -> Itera
         elif version.tags.get("wardround.sha256") != outcome.terms.model_sha256:
             yield f"version {number} of the approved models is of another model than was decided about"
         elif number in stand:
-            yield from _of_version(run, version, stand[number])
+            yield from _of_version(run, records[outcome.terms.round], version, stand[number])
         elif registry.REVOKED not in version.tags:
             yield f"version {number} of the approved models was withdrawn and is not marked so"
     for number in sorted(found.keys() - decided.keys()):
@@ -57,8 +58,8 @@ def _of_versions(client: MlflowClient, run: Run, known: standing.Chain) -> Itera
             yield f"version {number} of the approved models names {run.name}, and is no model of it"
 
 
-def _of_version(run: Run, version: ModelVersion, stands: Standing) -> Iterator[str]:
-    name, record = registry.approved(run.study.name), run.records()[stands.terms.round]
+def _of_version(run: Run, record: RoundRecord, version: ModelVersion, stands: Standing) -> Iterator[str]:
+    name = registry.approved(run.study.name)
     where = f"version {version.version} of the approved models"
     due = {**registry.tags_of(run, record), **stands.tags}
     for key in sorted(due.keys() | version.tags.keys()):
@@ -80,7 +81,8 @@ def _of_champion(run: Run) -> Iterator[str]:
     for chain in chains:
         for number, each in standing.released(chain).items():
             stand[number] = each
-            objected |= {number} if decisions.objections(chain, each.terms) else set()
+            if decisions.objections(chain, each.terms):
+                objected.add(number)
     if told and told not in stand:
         yield f"version {told} is the champion, and no decision that stands here has released it"
     elif told != due:

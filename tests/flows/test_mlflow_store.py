@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -106,8 +107,43 @@ def at_home(home: Path, *arguments: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def check_nothing_is_lost(home: Path, filler: Path, message: str) -> None:
-    """A training stops with one message while `filler` fills a disk, and goes on without it."""
+def fill_artifacts(mlruns: Path, small_disk: Callable[[int], Path]) -> Path:
+    """Put MLflow's artifacts on a disk that is nearly full; return what fills it."""
+    disk = small_disk(1200)
+    mlruns.mkdir()
+    (mlruns / "artifacts").symlink_to(disk)
+    (disk / "filler").write_bytes(bytes(1_050_000))
+    return disk / "filler"
+
+
+def fill_all(mlruns: Path, small_disk: Callable[[int], Path], free: int) -> Path:
+    """Put all of MLflow's, its database too, on a disk with little left; return what fills it."""
+    disk = small_disk(20_000)
+    mlruns.symlink_to(disk)
+    (disk / "artifacts").mkdir()
+    with running(Home(mlruns.parent).mlflow):  # which makes its database
+        pass
+    (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - free))
+    return disk / "filler"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fill", "message"),
+    [
+        (fill_artifacts, "MLflow has not taken round"),
+        (partial(fill_all, free=0), "MLflow has not taken"),
+        (partial(fill_all, free=100_000), "MLflow has not taken"),
+    ],
+    ids=["artifacts", "database from the start", "database while it trains"],
+)
+def test_a_disk_that_is_full_under_mlflow_loses_nothing(
+    fill: Callable[..., Path], message: str, untouched: Path, tmp_path: Path,
+    small_disk: Callable[[int], Path],
+) -> None:  # fmt: skip
+    home = tmp_path / "home"
+    shutil.copytree(untouched, home)
+    filler = fill(home / "mlruns", small_disk)
     stopped = at_home(home, "run", "small.yaml", "--test-noise", "7")
     assert stopped.returncode == 1, stopped.stdout + stopped.stderr
     assert message in stopped.stderr and "Nothing is lost" in stopped.stderr, stopped.stderr
@@ -117,32 +153,3 @@ def check_nothing_is_lost(home: Path, filler: Path, message: str) -> None:
     assert again.returncode == 0, again.stdout + again.stderr
     verified = at_home(home, "verify")
     assert verified.returncode == 0, verified.stdout
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_full_while_a_round_is_logged_loses_nothing(
-    untouched: Path, tmp_path: Path, small_disk: Callable[[int], Path]
-) -> None:
-    home, disk = tmp_path / "home", small_disk(1200)
-    shutil.copytree(untouched, home)
-    (home / "mlruns").mkdir()
-    (home / "mlruns" / "artifacts").symlink_to(disk)
-    (disk / "filler").write_bytes(bytes(1_050_000))
-    check_nothing_is_lost(home, disk / "filler", "MLflow has not taken round")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("free", [0, 100_000], ids=["from the start", "while it trains"])
-def test_a_disk_that_is_full_under_mlflows_database_loses_nothing(
-    free: int, untouched: Path, tmp_path: Path, small_disk: Callable[[int], Path]
-) -> None:
-    home, disk = tmp_path / "home", small_disk(20_000)
-    shutil.copytree(untouched, home)
-    (home / "mlruns").symlink_to(disk)
-    (disk / "artifacts").mkdir()
-    with running(Home(home).mlflow):  # which makes its database
-        pass
-    filler = disk / "filler"
-    left = shutil.disk_usage(disk).free
-    filler.write_bytes(bytes(left - free))
-    check_nothing_is_lost(home, filler, "MLflow has not taken")

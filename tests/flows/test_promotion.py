@@ -245,9 +245,7 @@ def test_a_release_needs_both_roles_and_a_revocation_moves_the_champion_back(
     assert registry.REVOKED in version.tags
 
 
-def test_no_model_is_fallen_back_on_whose_approvals_have_expired_and_that_one_is_named(
-    run: Run, mlflow: MlflowClient
-) -> None:
+def test_no_model_is_fallen_back_on_whose_approvals_have_expired(run: Run, mlflow: MlflowClient) -> None:
     first, second = run.records()[1:]
     evidence = gate.gather(run, first), gate.gather(run, second)
     until = say_for(run, first, "ada", 8.0)
@@ -329,7 +327,7 @@ def test_an_approval_that_another_has_replaced_counts_no_more_when_that_one_may_
     assert gate.missing_roles(run, record) == ["officer"]
 
 
-def test_a_decision_that_was_altered_in_the_exchange_ends_a_promotion_with_a_message(run: Run) -> None:
+def test_nothing_is_decided_while_the_exchange_has_another_decision_than_the_folder(run: Run) -> None:
     say(run, run.records()[-1], "ada")
     laid = Path(run.description.exchange) / "models" / f"{run.name}.decision-0001.json"
     laid.write_bytes(laid.read_bytes().replace(b"approved", b"approvee"))
