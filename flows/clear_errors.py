@@ -13,7 +13,7 @@ BAD_INPUT = 2
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Turn our own errors into one message and an exit code; anything else is a fault of ours."""
-    from flows.decisions import BadVerdict, NotReleased
+    from flows.decisions import BadVerdict, NotReleased, NotTakenBack
     from flows.rounds import TooFewHospitals
     from flows.run import BrokenRun, NotAllowed, RunBusy, StoreFailed
     from flows.servers import ServerError
@@ -37,7 +37,9 @@ def clear_errors() -> Iterator[None]:
         stop(f"{error} With that account's {account} the same command goes on.", 1)
     except NotReleased as error:
         stop(f"Not released. {error}", 1)
-    except (BrokenRun, RunBusy, ServerError, LedgerError, CorruptCheckpoint, BadOrder) as error:
+    except (
+        BrokenRun, RunBusy, ServerError, LedgerError, CorruptCheckpoint, BadOrder, NotTakenBack,
+    ) as error:  # fmt: skip
         stop(str(error), 1)
 
 

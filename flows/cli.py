@@ -172,6 +172,24 @@ def verify(
 
 
 @app.command()
+def log(run: RunArgument = None) -> None:
+    """Log in MLflow what it lacks of a run that is on record here, as when its store is a new one."""
+    with clear_errors():
+        from flows.coordinator import mlflow
+        from flows.home import Home
+        from flows.run import named_run
+
+        opened = named_run(Home(Path.cwd()), run)
+        with mlflow(opened.home), opened.locked():
+            from flows.telling import tell_again
+            from flows.tracking import Tracking
+
+            with Tracking(opened) as tracking:
+                tell_again(opened, tracking, opened.records())
+                typer.echo(f"MLflow has all of {opened.name}: {tracking.page}")
+
+
+@app.command()
 def promote(
     run: RunArgument = None,
     round: RoundOption = None,
@@ -189,8 +207,8 @@ def promote(
 
             record = gate.record_of(opened, round)
             typer.echo(f"{opened.name}, round {record.round}: checking its evidence ...")
-            promotion.promote(opened.name, record.round, str(opened.home.folder), wait_s)
-            typer.echo(f"Released: version {gate.released(opened, record)} is the champion.")
+            version = promotion.promote(opened.name, record.round, str(opened.home.folder), wait_s)
+            typer.echo(f"Released: version {version} is the champion.")
 
 
 ModelArgument = Annotated[

@@ -10,7 +10,7 @@ from flows.home import QUIET, Home
 from flows.hospitals import reachable
 from flows.live import Live
 from flows.run import Run
-from flows.servers import running
+from flows.servers import ServerError, running
 from flows.training import alone, run_for, train_rounds
 from privacy.signing import private_key, public_hex
 from sites.documents import ConfigError
@@ -77,9 +77,14 @@ def prefect_environment(home: Home) -> None:
 
 @contextmanager
 def prefect_and_mlflow(home: Home) -> Iterator[None]:
-    """Let this process know both servers: this home's own where the environment names none."""
+    """Let this process know both servers: this home's own where the environment names none.
+
+    Raises:
+        ServerError: Prefect's API, which the environment names, can't be reached.
+    """
     prefect_environment(home)
-    if os.environ.get("PREFECT_API_URL"):
+    if named := os.environ.get("PREFECT_API_URL"):
+        _check_answers(named)
         with mlflow(home):
             yield
         return
@@ -89,6 +94,17 @@ def prefect_and_mlflow(home: Home) -> Iterator[None]:
             yield
         finally:
             del os.environ["PREFECT_API_URL"]
+
+
+def _check_answers(api: str) -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        if error := client.api_healthcheck():
+            raise ServerError(
+                f"PREFECT_API_URL: {api} can't be reached ({error}). Start that server, or take the "
+                f"address out of the environment; the same command goes on then."
+            )
 
 
 def use_prefect(home: Home) -> None:

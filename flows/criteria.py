@@ -1,8 +1,18 @@
 """What the release gate asks for, by the names under which evidence is kept."""
 
-from sites.study import Study
+from sites.study import PromotionConfig, Study
 
-LINEAGE = "lineage"
+LINEAGE, CALIBRATION, EPSILON, ATTACK = "lineage", "calibration error", "epsilon", "attack AUC"
+
+
+def mean_of(asked: PromotionConfig) -> str:
+    """Return the criterion of the mean over the hospitals."""
+    return f"mean {asked.metric}"
+
+
+def worst_of(asked: PromotionConfig) -> str:
+    """Return the criterion of the worst hospital."""
+    return f"worst hospital's {asked.metric}"
 
 
 def criteria_of(study: Study) -> set[str]:
@@ -15,10 +25,10 @@ def criteria_of(study: Study) -> set[str]:
     if asked is None:
         return {LINEAGE}
     named = {
-        f"mean {asked.metric}": asked.mean,
-        f"worst hospital's {asked.metric}": asked.worst_site,
-        "calibration error": asked.calibration_error,
-        "epsilon": asked.epsilon,
-        "attack AUC": asked.attack_auc,
+        mean_of(asked): asked.mean,
+        worst_of(asked): asked.worst_site,
+        CALIBRATION: asked.calibration_error,
+        EPSILON: asked.epsilon,
+        ATTACK: asked.attack_auc,
     }
     return {LINEAGE, *(name for name, due in named.items() if due is not None)}

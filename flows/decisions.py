@@ -7,13 +7,14 @@ nothing is ever replaced.
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from flows.home import Home
 from flows.locks import waiting_for
@@ -43,6 +44,14 @@ class NotReleased(Exception):
     """The model stays a candidate; the message names what is missing or failed."""
 
 
+class NotTakenBack(Exception):
+    """What somebody has objected to is still the champion; the message says who can take it back."""
+
+
+def _as_list(found: object) -> object:
+    return found if isinstance(found, list | tuple) else [found]
+
+
 class Person(Config):
     """Somebody who may decide: in which role, and the public key that signs for him."""
 
@@ -51,15 +60,20 @@ class Person(Config):
 
 
 class People(Config):
-    """A `people.yaml`: who may decide about models, and who might before, with the keys of then."""
+    """A `people.yaml`: who may decide about models, and who might before, with the keys of then.
+
+    A name of `former` has one entry, or a list of them: somebody may change keys or roles repeatedly.
+    """
 
     people: Annotated[dict[Name, Person], Field(min_length=1)]
-    former: dict[Name, Person] = Field(default_factory=dict)
+    former: dict[Name, Annotated[tuple[Person, ...], BeforeValidator(_as_list)]] = Field(
+        default_factory=dict
+    )
 
     def knows(self, name: str, role: Role, key: str) -> bool:
         """Return whether somebody may or might decide in a role with a key."""
         known = Person(role=role, key=key)
-        return known in (self.people.get(name), self.former.get(name))
+        return known in (self.people.get(name), *self.former.get(name, ()))
 
     def may(self, name: str, role: Role, key: str) -> bool:
         """Return whether somebody may decide in a role with a key now."""
@@ -68,7 +82,8 @@ class People(Config):
     @model_validator(mode="after")
     def _one_key_each(self) -> "People":
         whose: dict[str, str] = {}
-        for name, person in (*self.people.items(), *self.former.items()):
+        before = ((name, each) for name, former in self.former.items() for each in former)
+        for name, person in (*self.people.items(), *before):
             if whose.setdefault(person.key, name) != name:
                 raise ValueError(
                     f"expected a key of his own for each person, got one for {whose[person.key]} and "
@@ -143,7 +158,7 @@ class Decision(Config):
     public_key: str = ""
     outcome: Outcome | None = None
 
-    @property
+    @cached_property
     def verdict(self) -> Verdict | None:
         """The verdict, whose signature is checked; None for an outcome.
 
@@ -198,12 +213,21 @@ def signed_verdict(
     days: int,
     reason: str = "",
 ) -> str:
-    """Return a verdict as the text that `take_in` and Prefect's form take."""
+    """Return a verdict as the text that `take_in` and Prefect's form take.
+
+    Raises:
+        BadVerdict: a name or a reason is none that a verdict can hold.
+    """
     now = int(time.time() * 1000)
-    said = Verdict(
-        word=word, person=person, role=role, terms=terms, at_ms=now,
-        expires_ms=now + days * DAY_MS, reason=reason,
-    )  # fmt: skip
+    try:
+        said = Verdict(
+            word=word, person=person, role=role, terms=terms, at_ms=now,
+            expires_ms=now + days * DAY_MS, reason=reason,
+        )  # fmt: skip
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadVerdict(f"{where}: {first['msg']}. Nothing was signed.") from error
     return sign(said.model_dump(mode="json"), person, key).decode()
 
 
@@ -212,7 +236,7 @@ def round_in(text: str) -> int:
     _ = _named_in(text)
     try:
         return int(json.loads(text)["statement"]["terms"]["round"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise BadVerdict("Expected a signed verdict, as `wardround review sign` prints it.") from error
 
 
@@ -225,6 +249,7 @@ def take_in(run: Run, text: str, people: People) -> Verdict:
     """
     with _alone(run):
         known = decisions(run)
+        lay_down(run)  # what an interruption has kept from the exchange
         if text in {each.signed for each in known}:
             return _parsed(text, people)
         said = _parsed(text, people)
@@ -267,20 +292,36 @@ def _now_ms(known: Sequence[Decision]) -> int:
     return max(int(time.time() * 1000), known[-1].at_ms if known else 0)
 
 
-def note(run: Run, outcome: Outcome) -> None:
-    """Put what became of a model on record.
+def note_release(run: Run, outcome: Outcome, given: Mapping[Role, Verdict], after_ms: int = 0) -> None:
+    """Put on record that a model was released on the approvals of each role.
+
+    Args:
+        after_ms: when the study's runs decided last; a clock that was set back puts nothing before it.
 
     Raises:
-        NotReleased: it was to be released, and its approvals count no more.
+        NotReleased: others count now, or none.
     """
     with _alone(run):
         known = decisions(run)
-        at_ms = _now_ms(known)
-        if outcome.what == "released" and set(approvals(known, outcome.terms, at_ms)) != set(ROLES):
+        at_ms = max(_now_ms(known), after_ms)
+        now = approvals(known, outcome.terms, at_ms)
+        if set(now) != set(ROLES):
             raise NotReleased(
                 "An approval has expired, or somebody has objected, while it was released."
             )
+        if now != given:
+            raise NotReleased(
+                "An approval was replaced by another while it was released; the same command releases "
+                "it on that one."
+            )
         _append(run, known, at_ms, outcome=outcome)
+
+
+def note_withdrawal(run: Run, outcome: Outcome, after_ms: int = 0) -> None:
+    """Put on record that a model was taken back; `after_ms` as for a release."""
+    with _alone(run):
+        known = decisions(run)
+        _append(run, known, max(_now_ms(known), after_ms), outcome=outcome)
 
 
 def decisions(run: Run) -> list[Decision]:

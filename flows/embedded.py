@@ -11,7 +11,7 @@ from flows.home import Home
 from flows.live import Live
 from flows.run import Run
 from flows.servers import Server, running
-from flows.training import run_for, train_rounds
+from flows.training import alone, run_for, train_rounds
 from sites.documents import ConfigError
 from sites.hospital import Hospital
 from sites.study import Study
@@ -51,11 +51,12 @@ def train(
     """Train `study` among the hospitals in `wards`; an unfinished run goes on unless `new`.
 
     Raises:
+        RunBusy: another coordinator trains this study.
         TooFewHospitals: too few accept (then nothing was recorded), or too few contribute.
         NoTransferImages: the coordinator lacks the public set on which the study distils.
     """
     fusion.check_ready(study, home)
-    with hospitals.warm(wards, live.step, test_noise) as processes:
+    with alone(home, study), hospitals.warm(wards, live.step, test_noise) as processes:
         live.say("starting the Prefect and MLflow servers and a process for each hospital ...")
         with servers(home):
             roster = {name: process.public_key() for name, process in processes.items()}

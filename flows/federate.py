@@ -13,10 +13,10 @@ from flows import membership, rounds
 from flows.announcements import announce, end_what_was_left
 from flows.home import Home
 from flows.hospitals import REACHABLE, HospitalFailed, HospitalLeftOut
-from flows.report import report
 from flows.rounds import NO_ANSWERS, PHASES, Answers
 from flows.run import RoundRecord, Run
-from flows.tracking import Tracking, attach_report
+from flows.telling import put_on_record, tell_again
+from flows.tracking import Tracking
 from models.params import Params
 from sites.orders import Phase, is_answered
 
@@ -50,7 +50,6 @@ def federate(run: str, home: str, sites: list[str]) -> None:
                 releases = contribute(federation, number, record)
                 model = rounds.aggregate(federation, number, record, releases)
                 record = finish(federation, tracking, number, model, releases, started)
-            attach_report(federation, report(federation))
         federation.mark_finished()
 
 
@@ -65,8 +64,7 @@ def join(run: Run, sites: Sequence[str]) -> Run:
 def begin(run: Run, tracking: Tracking) -> RoundRecord:
     """Return the newest record; in a new run, that of the model before training."""
     if records := run.records():
-        run.publish_head(records[-1])
-        tracking.log(records[-1])
+        tell_again(run, tracking, records)
         return records[-1]
     return finish(run, tracking, 0, rounds.first_model(run.study), NO_ANSWERS, time.time())
 
@@ -103,9 +101,7 @@ def finish(
         scores = ask_all(run, number, "evaluate", sorted(run.description.participants))
     compared = compare(run, number) if run.study.is_compared(number) else NO_ANSWERS
     record = rounds.record(run, number, model_sha256, releases, scores, started, compared)
-    run.keep(record)
-    run.publish_head(record)
-    tracking.log(record)
+    put_on_record(run, tracking, record)
     announce(run, record, tracking.page)
     for tell in ON_RECORD:
         tell(run, record)

@@ -6,18 +6,29 @@ clinician and of a data-protection officer (`flows.decisions`).
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 
 from flows import decisions, standing
-from flows.criteria import LINEAGE, criteria_of
-from flows.decisions import ROLES, Evidence, NotReleased, Outcome, Role, Terms, Verdict
+from flows.criteria import ATTACK, CALIBRATION, EPSILON, LINEAGE, criteria_of, mean_of, worst_of
+from flows.decisions import (
+    ROLES,
+    Evidence,
+    NotReleased,
+    NotTakenBack,
+    Outcome,
+    Role,
+    Terms,
+    Verdict,
+)
 from flows.locks import held, waiting_for
 from flows.report import report
 from flows.run import NotAllowed, RoundRecord, Run, RunBusy
 from flows.standing import Standing
-from flows.tracking import attach_report, registry
+from flows.telling import tell_decisions
+from flows.tracking import registry
 from flows.verify import lineage_faults
 from models.checkpoints import sha256_of
+from privacy.accounting import TOLERANCE
 from sites.study import PromotionConfig
 
 FLOW = "promote"
@@ -56,16 +67,17 @@ def measured(run: Run, record: RoundRecord, criteria: PromotionConfig) -> Iterat
     """Yield the evidence for each criterion that a study names."""
     name = criteria.metric
     if criteria.mean is not None:
-        yield _at_least(f"mean {name}", criteria.mean, *_mean(run, record, name))
+        yield _at_least(mean_of(criteria), criteria.mean, *_mean(run, record, name))
     if criteria.worst_site is not None:
-        yield _at_least(f"worst hospital's {name}", criteria.worst_site, *_worst(run, record, name))
+        yield _at_least(worst_of(criteria), criteria.worst_site, *_worst(run, record, name))
     if criteria.calibration_error is not None:
         found = _mean(run, record, "calibration_error")
-        yield _at_most("calibration error", criteria.calibration_error, *found)
+        yield _at_most(CALIBRATION, criteria.calibration_error, *found)
     if criteria.epsilon is not None:
-        yield _at_most("epsilon", criteria.epsilon, *_epsilon(run, record))
+        most = criteria.epsilon * (1 + TOLERANCE)  # as a hospital's ledger allows it
+        yield _at_most(EPSILON, most, *_epsilon(run, record))
     if criteria.attack_auc is not None:
-        yield _at_most("attack AUC", criteria.attack_auc, None, "no privacy audit is on record")
+        yield _at_most(ATTACK, criteria.attack_auc, None, "no privacy audit is on record")
 
 
 def _mean(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:
@@ -109,7 +121,7 @@ def _at_least(criterion: str, least: float, found: float | None, why: str) -> Ev
 
 def _at_most(criterion: str, most: float, found: float | None, why: str) -> Evidence:
     shown = f"missing: {why}" if found is None else f"{found:.4f}"
-    is_met = found is not None and found <= most * (1 + 1e-6)
+    is_met = found is not None and found <= most
     return Evidence(criterion=criterion, due=f"at most {most:g}", found=shown, is_met=is_met)
 
 
@@ -151,6 +163,7 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
     Raises:
         NotReleased: evidence or an approval is missing, or this process's account may not write the
             approved models.
+        NotTakenBack: somebody has objected meanwhile, and this account may not take it back.
         StoreFailed: MLflow has not taken all of it; again it goes on.
     """
     known, terms = decisions.decisions(run), decisions.terms_of(run, record)
@@ -164,17 +177,20 @@ def release(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -> str:
         with _one_at_a_time(run):
             version = _make_champion(run, record, evidence, given)
     except NotAllowed as error:
-        raise NotReleased(
-            f"Evidence and approvals are complete. {error} With that account's MLFLOW_TRACKING_USERNAME "
-            f"and MLFLOW_TRACKING_PASSWORD the same command releases it."
-        ) from error
+        raise NotReleased(f"Evidence and approvals are complete. {error} {_with_account('')}") from error
     except LookupError as error:
         raise NotReleased(str(error)) from error
-    if decisions.objections(decisions.decisions(run), terms):  # while the model was copied
-        withdraw(run, record)
+    if version in withdraw(run):  # while the model was copied
         raise NotReleased("Somebody has objected while it was released; it was taken back.")
-    tell_state(run)
+    tell_decisions(run)
     return version
+
+
+def _with_account(command: str) -> str:
+    return (
+        f"With that account's MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+        f"{command or 'the same command'} does it."
+    )
 
 
 def _make_champion(
@@ -182,13 +198,19 @@ def _make_champion(
 ) -> str:
     """Release an approved model, unless it is released on the same approvals; return its version."""
     before = _standing(decisions.decisions(run), decisions.terms_of(run, record))
-    if before and before.given == given and before.version == standing.champion(_chains(run)):
+    if before and _is_as_it_was(run, before, given):
         version = before.version
     else:
         version = _put_on_record(run, record, evidence, given)
     if registry.champion(run.study.name) != version:
         registry.crown(run.study.name, version)
     return version
+
+
+def _is_as_it_was(run: Run, before: Standing, given: Mapping[Role, Verdict]) -> bool:
+    """Return whether a model is the champion on the same approvals, and MLflow has it still."""
+    is_champion = before.given == given and before.version == standing.champion(_chains(run))
+    return is_champion and registry.has_approved(run, before.version)
 
 
 def _standing(known: Sequence[decisions.Decision], terms: Terms) -> Standing | None:
@@ -204,7 +226,8 @@ def _put_on_record(
     page = report(run, record.round, outcome)
     version = registry.write_approved(run, record, standing.tags_of(given), page)
     told = {"version": version, "report_sha256": sha256_of(page)}
-    decisions.note(run, outcome.model_copy(update=told))  # before it is the champion
+    newest = standing.newest_ms(_chains(run))
+    decisions.note_release(run, outcome.model_copy(update=told), given, newest)  # before it is champion
     return version
 
 
@@ -212,44 +235,40 @@ def _chains(run: Run) -> Sequence[standing.Chain]:
     return standing.chains_of(run.home, run.study.name)
 
 
-def withdraw(run: Run, record: RoundRecord) -> str:
-    """Take a model back that somebody has revoked; return the version that is the champion now.
+def withdraw(run: Run) -> Sequence[str]:
+    """Take back what somebody has objected to since it was released; return the versions, if any.
 
-    The model released before it is the champion then, if its approvals still count; otherwise none is.
+    The model released before is the champion then, if its approvals still count; otherwise none is.
 
     Raises:
-        NotReleased: nobody has revoked it, or this account may not write the approved models.
+        NotTakenBack: this account may not write the approved models.
         StoreFailed: MLflow has not taken all of it; again it goes on.
     """
-    known, terms = decisions.decisions(run), decisions.terms_of(run, record)
-    against = decisions.objections(known, terms)
-    if not against:
-        raise NotReleased("Nobody has revoked this model.")
+    decisions.lay_down(run)
+    taken_back = []
     try:
         with _one_at_a_time(run):
-            if before := _standing(known, terms):
-                _take_back(run, before, f"{against[-1].person}: {against[-1].reason}")
+            for each in standing.revoked(decisions.decisions(run)):
+                _take_back(run, each)
+                taken_back.append(each.version)
     except NotAllowed as error:
-        raise NotReleased(
-            f"The revocation is on record. {error} With that account's MLFLOW_TRACKING_USERNAME and "
-            f"MLFLOW_TRACKING_PASSWORD `wardround review withdraw` takes the model back."
+        raise NotTakenBack(
+            f"The objection is on record, and the model is not taken back yet. {error} "
+            f"{_with_account('`wardround review withdraw`')}"
         ) from error
-    tell_state(run)
-    return registry.champion(run.study.name)
+    if taken_back:
+        tell_decisions(run)
+    return taken_back
 
 
-def _take_back(run: Run, before: Standing, reason: str) -> None:
+def _take_back(run: Run, before: Standing) -> None:
     chains = _chains(run)
-    now = max([int(time.time() * 1000), *(chain[-1].at_ms for chain in chains if chain)])
-    follower = standing.newest_standing(chains, now)
+    newest = standing.newest_ms(chains)
+    follower = standing.newest_standing(chains, max(int(time.time() * 1000), newest))
+    reason = f"{before.against[-1].person}: {before.against[-1].reason}"
     registry.withdraw(run.study.name, before.version, reason, follower)
-    decisions.note(run, Outcome(what="withdrawn", terms=before.terms, version=before.version))
-
-
-def tell_state(run: Run) -> None:
-    """Say in MLflow what was decided so far; the officer's account may release and not write runs."""
-    with suppress(NotAllowed):
-        attach_report(run, report(run))
+    outcome = Outcome(what="withdrawn", terms=before.terms, version=before.version)
+    decisions.note_withdrawal(run, outcome, newest)
 
 
 def alone(run: Run) -> AbstractContextManager[None]:
@@ -261,9 +280,3 @@ def alone(run: Run) -> AbstractContextManager[None]:
 def _one_at_a_time(run: Run) -> AbstractContextManager[None]:
     """Wait until no other run of the study is released or taken back: they share one champion."""
     return waiting_for(run.home.state / f"releases-{run.study.name}.lock")
-
-
-def released(run: Run, record: RoundRecord) -> str:
-    """Return the version as which a model was released, empty if it is not, or no longer."""
-    before = _standing(decisions.decisions(run), decisions.terms_of(run, record))
-    return before.version if before else ""

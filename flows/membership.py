@@ -28,7 +28,7 @@ def absent(run: Run) -> list[str]:
 def before_round(run: Run, number: int, asked: int) -> Run:
     """Return the run with whom has accepted meanwhile, without whom has left.
 
-    Of a hospital that comes back the run keeps what it had declared before.
+    Of a hospital that comes back the run keeps what it had declared before, and why it had refused.
 
     Args:
         asked: the round in which absent hospitals were asked to join; a late answer to the run's first
@@ -47,7 +47,7 @@ def before_round(run: Run, number: int, asked: int) -> Run:
     staying = {site: member for site, member in known.participants.items() if site not in left}
     return run.with_participants(
         {**staying, **joined},
-        {site: reason for site, reason in known.refused.items() if site not in joined},
+        known.refused,
         {**{site: m for site, m in known.departed.items() if site not in joined}, **left},
         former=known.former
         | {site: known.selves(site) for site in joined.keys() & known.departed.keys()},

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from sites.documents import ConfigError
 
-AWAY = "Move it away (and its artifacts with it), and a new store is made."
+AWAY = (
+    "Move it away (and its artifacts with it), and a new store is made, into which `wardround log RUN` "
+    "puts what is on record of each run, and `wardround promote` what is released."
+)
 
 
 def check_store(path: Path) -> None:

@@ -20,6 +20,7 @@ from flows.gate import FLOW
 from flows.home import Home
 from flows.reviews import POLL_S
 from flows.run import RoundRecord, Run
+from flows.telling import tell_decisions
 from privacy.signing import canonical
 
 
@@ -30,24 +31,28 @@ class SignedVerdict(RunInput):
 
 
 @flow(name=FLOW, flow_run_name=FLOW + " {run} {round}")
-def promote(run: str, round: int, home: str, wait_s: float) -> None:
+def promote(run: str, round: int, home: str, wait_s: float) -> str:
     """Release the model of a round, once its evidence suffices and the people have approved it.
+
+    Returns its version.
 
     Raises:
         NotReleased: a criterion is not met, somebody has refused, or nobody has decided in time.
+        NotTakenBack: what was revoked can't be taken back under this account.
         RunBusy: another promotion of this run is at work.
     """
     opened = Run.open(Home(Path(home)), run)
     record = gate.record_of(opened, round)
     decisions.load_people(opened.home)  # before anybody waits for somebody
     with gate.alone(opened):
-        decisions.lay_down(opened)
-        gate.tell_state(opened)
+        gate.withdraw(opened)  # what an interruption has kept from being taken back
+        tell_decisions(opened)
         evidence = sufficient(opened, record)
         if gate.missing_roles(opened, record):
             wait_for_people(opened, record, wait_s)
-            evidence = sufficient(opened, record)  # of what is there now
-        gate.release(opened, record, evidence)
+            opened = opened.again()  # a hospital may have joined meanwhile
+            evidence = sufficient(opened, record)
+        return gate.release(opened, record, evidence)
 
 
 def sufficient(run: Run, record: RoundRecord) -> Sequence[Evidence]:
@@ -79,7 +84,8 @@ def wait_for_people(run: Run, record: RoundRecord, wait_s: float) -> None:
         times += 1
         try:
             decisions.take_in(run, said.signed, decisions.load_people(run.home))
-            gate.tell_state(run)
+            tell_decisions(run)
+            gate.withdraw(run)
             wrong = ""
         except BadVerdict as error:
             wrong = str(error)

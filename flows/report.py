@@ -3,10 +3,9 @@
 It holds no script and asks for nothing from outside, so it can be attached, archived and printed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from flows.live import headline_metric
 from flows.run import Accepted, Participant, RoundRecord, Run
 from flows.sent import Sent, sent
 from flows.tracking.lines import by_group, fairness
-from flows.tracking.registry import LIBRARIES
 from models.objectives import flat, metric_names
 from privacy.accounting import PrivacyEvent, most_found
 
@@ -113,13 +111,11 @@ def report(run: Run, until: int | None = None, pending: decisions.Outcome | None
         groups=by_group(records[-1].scores, run.description.members(records[-1].round)),
         quality_plot=_quality_plot(records),
         epsilon_plot=_epsilon_plot(run, hospitals),
-        left_out=[(r.round, site, why) for r in records for site, why in sorted(r.left_out.items())],
-        unscored=[(r.round, site, why) for r in records for site, why in sorted(r.unscored.items())],
-        refused=sorted(run.description.refused.items()),
+        absences=list(_absences(run, records)),
         departed=sorted(run.description.departed),
         decisions=[(e.verdict, e.outcome) for e in known] + ([(None, pending)] if pending else []),
         attacked={name: v for name, v in records[-1].quality.items() if name.startswith("attacked/")},
-        versions={name: version(name) for name in LIBRARIES},
+        software=list(_software(records)),
         metrics=sorted(metric_names(run.study.task)),
         false_alarms=FALSE_ALARMS,
         contents=CONTENTS,
@@ -160,6 +156,58 @@ def _quality(run: Run, records: Sequence[RoundRecord]) -> list[Quality]:
                     )
                 )
     return rows
+
+
+def _absences(run: Run, records: Sequence[RoundRecord]) -> Iterator[tuple[str, str, str]]:
+    """Yield every refusal and dropout: when, which hospital, and why."""
+    known = run.description
+    for site, why in sorted(known.refused.items()):
+        yield "start", site, why
+    for site in sorted(known.everybody):
+        contributed = {r.round for r in records for each in r.releases if each.site == site}
+        away = [r.round for r in records[1:] if r.round not in contributed and site not in r.left_out]
+        first = known.selves(site)[0].since
+        yield from (
+            (_rounds(each), site, "it had not joined yet") for each in _stretches(away, 0, first)
+        )
+        last = records[-1].round + 1
+        yield from ((_rounds(each), site, "it had left") for each in _stretches(away, first, last))
+        if site in known.departed:
+            yield "", site, "it has left the study"
+    for record in records:
+        for site, why in sorted(record.left_out.items()):
+            yield f"{record.round}", site, why
+        for site, why in sorted(record.unscored.items()):
+            yield f"{record.round}, its figures", site, why
+
+
+def _stretches(rounds: Sequence[int], start: int, end: int) -> list[list[int]]:
+    """Return those of `rounds` from `start` to before `end`, each with those that follow on it.
+
+    >>> _stretches([1, 2, 4], 0, 9)
+    [[1, 2], [4]]
+    """
+    found: list[list[int]] = []
+    for round in rounds:
+        if start <= round < end:
+            if found and found[-1][-1] == round - 1:
+                found[-1].append(round)
+            else:
+                found.append([round])
+    return found
+
+
+def _rounds(rounds: Sequence[int]) -> str:
+    return f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
+
+
+def _software(records: Sequence[RoundRecord]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the versions with which rounds were put on record: since when, and which."""
+    before: dict[str, str] | None = None
+    for record in records:
+        if record.software != before:
+            yield f"from round {record.round}", record.software
+        before = record.software
 
 
 def _quality_plot(records: Sequence[RoundRecord]) -> Markup:

@@ -24,14 +24,25 @@ KeyOption = Annotated[Path, typer.Option("--key", help="The file with his privat
 RoleOption = Annotated[Literal["clinician", "officer"], typer.Option(help="In which role.")]
 ReasonOption = Annotated[str, typer.Option(help="For the record.")]
 Word = Literal["approved", "refused", "revoked"]
+KEY_BYTES = 32
 
 
 @review_app.command()
 def key(name: AsOption, role: RoleOption, file: KeyOption) -> None:
     """Make a person's key, on his own machine; print the line for the coordinator's people.yaml."""
     with clear_errors():
+        from pydantic import TypeAdapter, ValidationError
+
+        from flows.decisions import BadVerdict
+        from models.objectives import Name
         from privacy.signing import private_key, public_hex
 
+        try:
+            TypeAdapter(Name).validate_python(name)
+        except ValidationError as error:
+            raise BadVerdict(f"--as {name!r}: {error.errors()[0]['msg']}.") from error
+        if file.exists():
+            _check_key(file)
         typer.echo(f"  {name}: {{role: {role}, key: {public_hex(private_key(file))}}}")
 
 
@@ -127,8 +138,8 @@ def enter(
 
 
 @review_app.command()
-def withdraw(run: RunArgument = None, round: RoundOption = None) -> None:
-    """Take a revoked model back in MLflow, as the officer's account, where `revoke` could not."""
+def withdraw(run: RunArgument = None) -> None:
+    """Take what was revoked back in MLflow, as the officer's account, where `revoke` could not."""
     with clear_errors():
         from flows.coordinator import mlflow
         from flows.home import Home
@@ -138,18 +149,25 @@ def withdraw(run: RunArgument = None, round: RoundOption = None) -> None:
         with mlflow(opened.home):
             from flows import gate
 
-            champion = gate.withdraw(opened, gate.record_of(opened, round))
-            typer.echo(f"The champion is version {champion or 'none'}.")
+            taken_back = gate.withdraw(opened)
+            typer.echo(f"Taken back: version {', '.join(taken_back) or 'none'}.")
+            _tell_champion(opened)
 
 
 def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path, reason: str) -> None:
     with clear_errors():
         from flows.coordinator import mlflow
+        from flows.decisions import BadVerdict
         from flows.home import Home
         from flows.run import named_run
         from privacy.signing import private_key
 
         opened = named_run(Home(Path.cwd()), run)
+        if round is None and not opened.is_finished:
+            raise BadVerdict(
+                f"{opened.name} is not finished, so that its newest model may be another than the one "
+                f"that was looked at; say which with --round."
+            )
         _check_key(key)
         with mlflow(opened.home):
             from flows import gate, reviews
@@ -161,15 +179,20 @@ def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path
 
 def _told(run: "Run", record: "RoundRecord", said: "Verdict") -> None:
     """Say what was put on record, and what follows."""
-    from flows import decisions, gate, reviews
+    from flows import decisions, reviews
 
     typer.echo(f"{said.word} by {said.person} ({said.role}): {run.name}, round {record.round}.")
     typer.echo(f"Keep this for `wardround verify --decision`: {decisions.heads(run)[-1]}")
-    if said.word == "revoked" or (said.word == "refused" and gate.released(run, record)):
-        champion = gate.withdraw(run, record)
-        typer.echo(f"The champion is version {champion or 'none'}.")
+    if said.word == "revoked":
+        _tell_champion(run)
     elif missing := reviews.missing(run, record):
         typer.echo(f"Still missing: {', '.join(missing)}.")
+
+
+def _tell_champion(run: "Run") -> None:
+    from flows.tracking import registry
+
+    typer.echo(f"The champion is version {registry.champion(run.study.name) or 'none'}.")
 
 
 def _check_key(file: Path) -> None:
@@ -177,3 +200,8 @@ def _check_key(file: Path) -> None:
 
     if not file.is_file():
         raise ConfigError(f"{file}: no such file; `wardround review key` makes a person's key.")
+    if file.stat().st_size != KEY_BYTES:
+        raise ConfigError(
+            f"{file}: expected a key as `wardround review key` makes it ({KEY_BYTES} bytes), got "
+            f"{file.stat().st_size} bytes."
+        )

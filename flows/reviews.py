@@ -12,6 +12,7 @@ from flows.decisions import BadVerdict, NotReleased, Verdict, Word
 from flows.gate import FLOW
 from flows.run import RoundRecord, Run
 from flows.servers import url_of
+from flows.telling import tell_decisions
 from privacy.signing import canonical
 
 POLL_S = 1
@@ -68,12 +69,16 @@ def decide(
 def enter(run: Run, record: RoundRecord, text: str) -> Verdict:
     """Put a signed verdict on record, tell it in MLflow, and wake a gate that waits for it.
 
+    Was a released model objected to, it is taken back.
+
     Raises:
         BadVerdict: it does not count.
+        NotTakenBack: it is on record, and this account may not take the model back.
     """
     said = decisions.take_in(run, text, decisions.load_people(run.home))
-    gate.tell_state(run)
+    tell_decisions(run)
     _wake(run, record, text)
+    gate.withdraw(run)
     return said
 
 

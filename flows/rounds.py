@@ -10,6 +10,7 @@ import torch
 
 from flows import fusion
 from flows.run import GENESIS, Accepted, BrokenRun, RoundRecord, Run, Signed
+from flows.software import installed
 from models import checkpoints
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams, sha256_of
@@ -51,6 +52,7 @@ PHASES: Mapping[str, Sequence[Phase]] = {"none": ("contribute",), "local": ("con
 
 SILENT = "it did not answer within the deadline"
 REFUSED = "it refused: "
+UNASKED = "it took part no more when the model was scored"
 OTHER_MODEL = "its scores are of another model"
 
 
@@ -132,13 +134,17 @@ def comparing(run: Run, round: int) -> list[str]:
 
 def publish_released(run: Run, round: int, base: RoundRecord) -> None:
     """Lay down, signed, the model that each hospital which allows it has released in a round."""
-    params = run.model(base)
-    strategy = run.study.bound_strategy()
     for site in comparing(run, round):
-        change = StoredParams(release_path(run, round, site))
-        shared = P.add(strategy.shared(params), change)
-        data = checkpoints.to_bytes({**params, **shared})
+        data = released_model(run, round, base, site)
         _lay_down(run, round, data, released_place(run.name, round, site), of=site)
+
+
+def released_model(run: Run, round: int, base: RoundRecord, site: str) -> bytes:
+    """Return the model that a hospital has released: its round's base with its change alone."""
+    params = run.model(base)
+    change = StoredParams(release_path(run, round, site))
+    shared = P.add(run.study.bound_strategy().shared(params), change)
+    return checkpoints.to_bytes({**params, **shared})
 
 
 def _published(run: Run, round: int) -> str | None:
@@ -475,15 +481,26 @@ def record(
         scored={site: scored.signed[site] for site in spoken},
         unscored={
             **dict.fromkeys(scored.taken.keys() - spoken.keys(), OTHER_MODEL),
+            **dict.fromkeys(_unasked(run, round, taken, scored), UNASKED),
             **scored.left_out,
         },
         cross_site=cross_site,
         compared={site: compared.signed[site] for site in cross_site},
+        uncompared=dict(compared.left_out),
         quality=quality_of(run, round, scores),
         train_seconds=run.waits(round, "contribute"),
         seconds=time.time() - started,
         finished_ms=int(time.time() * 1000),
+        software=installed(),
     )
+
+
+def _unasked(run: Run, round: int, taken: Answers, scored: Answers) -> set[str]:
+    """Return who began a round and takes part no more: it may have scored, and is asked no more."""
+    if not run.study.is_evaluated(round):
+        return set()
+    begun = taken.taken.keys() | taken.left_out.keys() if round else run.description.everybody.keys()
+    return (begun & run.description.everybody.keys()) - scored.taken.keys() - scored.left_out.keys()
 
 
 def _accepted(run: Run, round: int, manifest: ReleaseManifest, signed: Signed) -> Accepted:

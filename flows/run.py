@@ -96,8 +96,9 @@ class RoundRecord(Config):
     the model's quality, `metrics` how they published it (exact, noised, withheld), `scored` in which
     statements, `unscored` why nothing was heard of a hospital that was asked, and `quality` the
     declared-n mean. `cross_site` holds by hospital how each hospital's released model did there,
-    `compared` in which statements. `train_seconds` is what the coordinator waited for each
-    contribution. Round 0 is the model before training.
+    `compared` in which statements, `uncompared` why nothing was heard of one. `train_seconds` is what
+    the coordinator waited for each contribution, `software` the versions of its libraries. Round 0 is
+    the model before training.
     """
 
     study: str
@@ -115,10 +116,12 @@ class RoundRecord(Config):
     unscored: dict[str, str] = Field(default_factory=dict, exclude_if=lambda reasons: not reasons)
     cross_site: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
     compared: dict[str, Signed] = Field(default_factory=dict)
+    uncompared: dict[str, str] = Field(default_factory=dict, exclude_if=lambda reasons: not reasons)
     quality: dict[str, float]
     train_seconds: dict[str, float]
     seconds: float
     finished_ms: int
+    software: dict[str, str] = Field(default_factory=dict, exclude_if=lambda versions: not versions)
 
     @property
     def data(self) -> bytes:
@@ -217,6 +220,16 @@ class Run:
         except (OSError, ValueError) as error:
             raise BrokenRun(f"{path}: expected a run's description: {error}") from error
         return cls(path.parent, home, description)
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether no run of its study was begun later here."""
+        runs = [run for run in started_runs(self.home) if run.study.name == self.study.name]
+        return not runs or runs[-1].name == self.name
+
+    def again(self) -> "Run":
+        """Return the run as its folder describes it by now; raises as `open` does."""
+        return Run.open(self.home, self.name)
 
     @property
     def name(self) -> str:

@@ -1,7 +1,8 @@
 """What people are shown in MLflow beside numbers: the sha256 of each file, signed by the coordinator.
 
 A report or a picture can't be made anew to compare it: drawing libraries of another version draw
-otherwise. So the coordinator signs for what it has shown, in the run's own folder.
+otherwise, and MLflow writes files of its own beside a model. So the coordinator signs for what it has
+shown, in the run's own folder.
 """
 
 from contextlib import AbstractContextManager
@@ -18,10 +19,12 @@ from privacy.signing import sign
 
 REPORT = "report.html"
 PICTURES = "images"
+VERSIONS = "model versions"
+"""Stands before the name and number of a registered model, for all of its files together."""
 
 
 class Shown(Config):
-    """One file that a run shows: its path among the artifacts of the run, and its sha256."""
+    """A file that a run shows: its path among the artifacts of the run, and its sha256."""
 
     kind: Literal["shown"] = "shown"
     run: str
@@ -46,8 +49,13 @@ def drop(run: Run, path: str) -> None:
     _place(run, path).unlink(missing_ok=True)
 
 
+def is_signed(run: Run, path: str) -> bool:
+    """Return whether the coordinator has signed for what a run shows at a path."""
+    return _place(run, path).exists()
+
+
 def signed_for(run: Run) -> dict[str, str]:
-    """Return by path the sha256 of each file that a run shows.
+    """Return by path the sha256 of whatever a run shows.
 
     Raises:
         BrokenRun: the coordinator did not sign one, or for another run or path.

@@ -2,16 +2,27 @@
 
 | link of a chain   | what it changes                                                             |
 |-------------------|-----------------------------------------------------------------------------|
-| a verdict         | nothing yet; an objection ends what the approvals before it allowed         |
+| an approval       | nothing yet                                                                 |
+| an objection      | the versions released before it stand no more, whatever is approved later   |
 | released as v     | v stands until the first of its approvals expires, and is the champion      |
 | v withdrawn       | v stands no more; was it the champion, the one released before it is, if any |
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from flows.decisions import Decision, Outcome, Role, Terms, Verdict, approvals, decisions, objections
+from flows.decisions import (
+    ROLES,
+    Decision,
+    Outcome,
+    Role,
+    Terms,
+    Verdict,
+    approvals,
+    decisions,
+    objections,
+)
 from flows.home import Home
 from flows.run import runs_of
 
@@ -23,11 +34,12 @@ Chain = Sequence[Decision]
 
 @dataclass(frozen=True)
 class Standing:
-    """A version that was released: of which model, since when, on whose approvals."""
+    """A version that was released: of which model, when, on whose approvals; who has objected since."""
 
     outcome: Outcome
     given: Mapping[Role, Verdict]
     at_ms: int
+    against: tuple[Verdict, ...] = ()
 
     @property
     def version(self) -> str:
@@ -60,11 +72,20 @@ def released(known: Chain) -> dict[str, Standing]:
     found: dict[str, Standing] = {}
     for at, decision in enumerate(known):
         if outcome := decision.outcome:
-            found.pop(outcome.version, None)
+            found = {v: each for v, each in found.items() if each.terms != outcome.terms}
             if outcome.what == "released":
                 given = approvals(known[:at], outcome.terms, decision.at_ms)
                 found[outcome.version] = Standing(outcome, given, decision.at_ms)
+        elif (said := decision.verdict) and said.word != "approved":
+            for number, each in found.items():
+                if each.terms == said.terms:
+                    found[number] = replace(each, against=(*each.against, said))
     return found
+
+
+def revoked(known: Chain) -> list[Standing]:
+    """Return what was released, and objected to since, and is not withdrawn yet."""
+    return [each for each in released(known).values() if each.against]
 
 
 def newest_standing(chains: Sequence[Chain], at_ms: int) -> str:
@@ -77,7 +98,7 @@ def newest_standing(chains: Sequence[Chain], at_ms: int) -> str:
         each
         for chain in before
         for each in released(chain).values()
-        if not objections(chain, each.terms) and at_ms < each.until_ms
+        if not each.against and at_ms < each.until_ms
     ]
     return max(standing, key=lambda each: each.at_ms).version if standing else ""
 
@@ -94,16 +115,36 @@ def champion(chains: Sequence[Chain]) -> str:
     return crowned
 
 
+def newest_ms(chains: Sequence[Chain]) -> int:
+    """Return when a study's runs decided last, 0 if they never did."""
+    return max((chain[-1].at_ms for chain in chains if chain), default=0)
+
+
 def in_words(known: Chain) -> str:
     """Return in one line which model of a run is released, and what was said last."""
     if not known:
         return CANDIDATE
-    stands = [each for each in released(known).values() if not objections(known, each.terms)]
+    stands = [each for each in released(known).values() if not each.against]
     shown = [_released(each) for each in stands[-1:]]
     last = known[-1]
     if last.terms and last.terms not in [each.terms for each in stands[-1:]]:
         shown.append(f"round {last.terms.round} {', '.join(_said(known, last.terms))}")
     return "; ".join(shown) if stands else f"no: {'; '.join(shown)}"
+
+
+def waits_for(known: Chain, newest: int) -> str:
+    """Return in one line who has to approve which model, as it was when somebody decided last.
+
+    It is about the model that was decided about last, by default that of the round `newest`.
+    """
+    terms = next((link.terms for link in reversed(known) if link.terms), None)
+    if terms is None:
+        return f"{' and '.join(ROLES)}, about round {newest}"
+    if any(each.terms == terms and not each.against for each in released(known).values()):
+        return "nobody"
+    given = approvals(known, terms, known[-1].at_ms)
+    lacking = [role for role in ROLES if role not in given]
+    return f"{' and '.join(lacking) or '`wardround promote`'}, about round {terms.round}"
 
 
 def tags_of(given: Mapping[Role, Verdict]) -> dict[str, str]:

@@ -12,9 +12,12 @@ what does not fit, in the order in which a round comes about; the first is where
 | scores              | signatures, the record's numbers and their declared-n mean               |
 | decisions           | their chain, each person's signature, the exchange                       |
 | refusals            | signatures, the reasons in `run.json` and the records                    |
-| comparisons         | signatures, the record's numbers                                         |
-| MLflow              | every number, record and picture; a model's weights, study and loader    |
+| comparisons         | signatures, the record's numbers, the models that hospitals released     |
+| MLflow              | every number, record, picture and file of a model                        |
 | MLflow's releases   | the decisions: versions, tags, reports, the champion                     |
+
+Not checked: the bytes of models and releases in the exchange, which whoever fetches them compares with
+the sha256 that was signed for (here the copies in the run's folder are); the study's own note and view.
 """
 
 import json
@@ -27,7 +30,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from flows import decisions, rounds
+from flows import decisions, rounds, shown
 from flows.criteria import criteria_of
 from flows.decisions import People
 from flows.rounds import PHASES, Answers
@@ -54,7 +57,13 @@ from privacy.release import (
 )
 from privacy.signing import BadSignature, Roster, verified
 from sites.documents import ConfigError
-from sites.exchange import decision_place, head_place, model_place, statement_place
+from sites.exchange import (
+    decision_place,
+    head_place,
+    model_place,
+    released_place,
+    statement_place,
+)
 from sites.orders import Order, Phase, refusal_of
 
 
@@ -89,8 +98,24 @@ def faults(run: Run, anchors: Anchors = NO_ANCHORS) -> Iterator[str]:
 def lineage_faults(run: Run, anchors: Anchors = NO_ANCHORS) -> Iterator[str]:
     """Yield what does not fit in how a run's models came about, and in what was decided about them.
 
-    What MLflow makes of the decisions is left out: a release puts it right.
+    What MLflow makes of the decisions is left out: a release puts it right. Where the run goes on
+    meanwhile, it is looked at anew.
     """
+    seen = _state(run)
+    for fault in _caught(run, anchors):
+        if _state(run) != seen:
+            yield from lineage_faults(run.again(), anchors)
+            return
+        yield fault
+
+
+def _state(run: Run) -> str:
+    """Return what stands for everything that a run's folder says by now."""
+    files = [run.folder / "run.json", *run.folder.glob("rounds/*"), *run.folder.glob("decisions/*.json")]
+    return sha256_of(b"".join(path.read_bytes() for path in sorted(files) if path.exists()))
+
+
+def _caught(run: Run, anchors: Anchors) -> Iterator[str]:
     try:
         yield from _faults(run, anchors)
     except BrokenRun as error:
@@ -105,6 +130,7 @@ def _faults(run: Run, anchors: Anchors) -> Iterator[str]:
         yield f"{run.name} has no record."
         return
     yield from _of_chain(run, records)
+    yield from _of_members(run, records)
     if roster is not None:
         yield from _of_keys(run, records, roster)
     yield from _of_orders(run)
@@ -115,10 +141,13 @@ def _faults(run: Run, anchors: Anchors) -> Iterator[str]:
     yield from _twice(records)
     for record in records:
         yield from _of_scores(run, records, record)
-        yield from _of_comparisons(run, record)
     yield from _of_models(run, records)
+    for before, record in pairwise(records):
+        yield from _of_comparisons(run, before, record)
     yield from _of_decisions(run, records, known, anchors)
-    yield from differences(run, records)
+    with shown.alone(run):  # no round is half told
+        told = list(differences(run, records))
+    yield from told
 
 
 def _of_chain(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
@@ -143,6 +172,32 @@ def _of_chain(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
     for number, what in sorted(run.exchange.rounds_of(run.name)):
         if number > newest or (number > last and what == "head"):
             yield f"The exchange has a {what} of round {number}, whose record is missing here."
+
+
+def _of_members(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
+    """Yield where run.json says something else of who took part than the records do."""
+    known = run.description
+    if known.kind != "training":
+        yield f"run.json calls {run.name} a {known.kind}, and it has records of a training."
+    for site, member in sorted(known.participants.items()):
+        if known.roster.get(site) != member.public_key:
+            yield f"run.json has two keys of {site}."
+    for record in records[1:]:
+        contributed = {release.site: record.round - release.staleness for release in record.releases}
+        for site in sorted(known.everybody):
+            selves = known.selves(site)
+            if contributed.get(site, selves[0].since) < selves[0].since:
+                yield f"{site} contributed to round {record.round} before run.json has it join."
+            # a round that was interrupted goes on without who joins meanwhile
+            due = _has_stayed(run, site) and selves[0].since < record.round
+            if due and site not in contributed.keys() | record.left_out.keys():
+                yield f"The record of round {record.round} does not say why {site} is missing."
+
+
+def _has_stayed(run: Run, site: str) -> bool:
+    """Return whether a hospital has taken part ever since it joined."""
+    known = run.description
+    return site in known.participants and len(known.selves(site)) == 1
 
 
 def _of_keys(run: Run, records: Sequence[RoundRecord], roster: Roster) -> Iterator[str]:
@@ -183,17 +238,17 @@ def _of_acceptances(run: Run, roster: Roster | None) -> Iterator[str]:
     for site in sorted(run.description.everybody):
         selves = run.description.selves(site)
         places = (statement_place(run.name, r, "join", site) for r in range(run.study.rounds + 1))
-        found = [data for data in map(run.exchange.statement, places) if data is not None]
+        found = (data for data in map(run.exchange.statement, places) if data is not None)
         keys = {*(each.accepted_with for each in selves), *_keys_of(run, site)}
         if roster is not None:
             keys &= {roster.get(site, "")}
-        read = [_signed_by(data, site, keys) for data in found]
-        said = [each for each in read if isinstance(each, Acceptance)]
-        if not said or len(said) < len(found):
-            yield f"The exchange has no acceptance of {site}, or one that {site} did not sign."
+        read = (_signed_by(data, site, keys) for data in found)
+        said = [each for each in read if isinstance(each, Acceptance)]  # also some that nobody took
+        if not said:
+            yield f"The exchange has no acceptance of {site} that {site} has signed."
             continue
         told = [_declared(each) for each in said]
-        if _declared(selves[-1]) != told[-1] or any(_declared(each) not in told for each in selves):
+        if any(_declared(each) not in told for each in selves):
             yield f"run.json has other declared numbers of {site} than its signed acceptance."
 
 
@@ -384,9 +439,23 @@ def _of_scores(run: Run, records: Sequence[RoundRecord], record: RoundRecord) ->
             yield f"The scores of {site} in round {record.round} are not on record, nor is why."
 
 
-def _of_comparisons(run: Run, record: RoundRecord) -> Iterator[str]:
+def _of_comparisons(run: Run, before: RoundRecord, record: RoundRecord) -> Iterator[str]:
     if record.compared.keys() != record.cross_site.keys():
         yield f"The record of round {record.round} compares what it names no statement for."
+    if not run.study.is_compared(record.round):
+        return
+    released = dict(_released(run, before, record))
+    for site, sha256 in sorted(released.items()):
+        try:
+            place = released_place(run.name, record.round, site)
+            said = ModelManifest.model_validate(_coordinators(run, place))
+        except (BadSignature, ValidationError, LookupError) as error:
+            if _has_stayed(run, site):  # it may have left before models were compared
+                yield f"The model that {site} has released in round {record.round}: {error}"
+            continue
+        named = (said.run, said.round, said.study_sha256, said.of, said.model_sha256, said.chain_head)
+        if named != (run.name, record.round, run.study.sha256, site, sha256, before.sha256):
+            yield f"The statement on what {site} has released in round {record.round} is about another."
     for site, signed in sorted(record.compared.items()):
         where = f"The comparison of {site} in round {record.round}"
         try:
@@ -396,6 +465,24 @@ def _of_comparisons(run: Run, record: RoundRecord) -> Iterator[str]:
             continue
         if not isinstance(told, Comparison) or told.metrics != record.cross_site.get(site):
             yield f"{where}: the record has other numbers than the hospital signed."
+        elif any(released.get(of) != sha256 for of, sha256 in told.models.items()):
+            yield f"{where} is of other models than the hospitals have released."
+    for site in sorted(
+        run.description.everybody.keys() - record.compared.keys() - record.uncompared.keys()
+    ):
+        data = run.exchange.statement(statement_place(run.name, record.round, "compare", site))
+        said_there = None if data is None else _signed_by(data, site, _known_keys(run, site, None))
+        if isinstance(said_there, Comparison) and said_there.metrics:
+            yield f"The comparison of {site} in round {record.round} is not on record, nor is why."
+
+
+def _released(run: Run, before: RoundRecord, record: RoundRecord) -> Iterator[tuple[str, str]]:
+    """Yield the hospitals that let their released models be compared, each with its model's sha256."""
+    for release in record.releases:
+        member = run.description.member(release.site, record.round)
+        if release.staleness == 0 and member.cross_site:
+            data = rounds.released_model(run, record.round, before, release.site)
+            yield release.site, sha256_of(data)
 
 
 def _alike(a: dict[str, float], b: dict[str, float]) -> bool:

@@ -1,13 +1,12 @@
-"""Everything that is written to MLflow, and the only module that knows it.
+"""A run's place in MLflow; this package alone knows MLflow's API.
 
 One experiment a study, one parent run a training (the GLOBAL line), one child run a hospital; the
 step is the round, with a baseline at 0. Whatever is logged comes from a round's record, with the
 record's own time, so that logging it again after a crash changes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from importlib.metadata import version
 from types import TracebackType
 
 import mlflow
@@ -15,16 +14,17 @@ from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
 
-from flows import decisions, shown
+from flows import shown
 from flows.run import NotAllowed, RoundRecord, Run, StoreFailed
 from flows.tracking import lines, pictures, registry, views
 from flows.tracking.lines import GLOBAL
-from flows.tracking.registry import LIBRARIES
-from flows.tracking.store import writing
+from flows.tracking.store import reading, writing
 
 
 def attach_report(run: Run, report: bytes) -> None:
     """Attach a run's report to its parent run, in an earlier one's place, and say what was decided.
+
+    Whoever calls it holds `shown.alone` from before the report was made: none is put over a newer one.
 
     Raises:
         NotAllowed: this account may not write the study's runs.
@@ -32,13 +32,16 @@ def attach_report(run: Run, report: bytes) -> None:
     """
     client = MlflowClient()
     with writing(f"the report of {run.name}", _coordinators(run)):
-        parent = _found(client, views.experiment_of(client, run.study), run, GLOBAL)
+        experiment = client.get_experiment_by_name(run.study.name)
+        parent = _found(client, experiment.experiment_id, run, GLOBAL) if experiment else None
         if parent is None:
-            return
-        with shown.alone(run):
-            client.log_text(parent, report.decode(), shown.REPORT)
-            shown.keep(run, shown.REPORT, report)
-        for key, value in lines.decided_tags(decisions.decisions(run), decisions.heads(run)).items():
+            raise StoreFailed(
+                f"MLflow has no run of {run.name} yet, as with a new store: `wardround log {run.name}` "
+                f"logs what is on record"
+            )
+        client.log_text(parent, report.decode(), shown.REPORT)
+        shown.keep(run, shown.REPORT, report)
+        for key, value in lines.decided_tags(run).items():
             client.set_tag(parent, key, value)
 
 
@@ -67,7 +70,8 @@ class Tracking(AbstractContextManager["Tracking"]):
                 site: self._mlflow_run(site, parent=self._parent)
                 for site in sorted(run.description.everybody)
             }
-            views.show(self._client, self._experiment, run, self._parent)
+            if run.is_newest:
+                views.show(self._client, self._experiment, run, self._parent)
 
     def __enter__(self) -> "Tracking":
         with writing(f"that {self._run.name} goes on", _coordinators(self._run)):
@@ -81,7 +85,8 @@ class Tracking(AbstractContextManager["Tracking"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        status = "FINISHED" if error is None else "FAILED"
+        is_whole = error is None and len(self._run.records()) > self._run.study.rounds
+        status = "FINISHED" if is_whole else "FAILED"
         # what has gone wrong is told, also where MLflow itself is what is wrong
         with (
             suppress(*(() if error is None else (StoreFailed, NotAllowed))),
@@ -102,10 +107,18 @@ class Tracking(AbstractContextManager["Tracking"]):
             for site in sorted(run.description.participants.keys() - self._children.keys()):
                 self._children[site] = self._mlflow_run(site, parent=self._parent)
 
+    def untold(self, records: Sequence[RoundRecord]) -> Sequence[RoundRecord]:
+        """Return those of a run's records that MLflow may lack: from the one that it names on."""
+        with reading(f"which rounds of {self._run.name} it has"):
+            told = self._client.get_run(self._parent).data.tags.get("wardround.chain_head")
+        heads = [record.sha256 for record in records]
+        return records[heads.index(told) :] if told in heads else records
+
     def log(self, record: RoundRecord) -> None:
         """Log a round; logging it again changes nothing.
 
-        The chain's head is written last: where it stands, the whole round is there.
+        The chain's head is written last, the parent's behind the others': where it stands, the whole
+        round is there.
         """
         with writing(f"round {record.round}, which is on record", _coordinators(self._run)):
             self._log_round(record)
@@ -126,7 +139,7 @@ class Tracking(AbstractContextManager["Tracking"]):
             registry.register(self._client, self._run, record, self._parent)
         for key, value in lines.state_tags(self._run, record).items():
             self._client.set_tag(self._parent, key, value)
-        for mlflow_run in self._all_runs():
+        for mlflow_run in (*self._children.values(), self._parent):
             self._client.set_tag(mlflow_run, "wardround.chain_head", record.sha256)
 
     def _log_site(self, site: str, record: RoundRecord) -> None:
@@ -163,7 +176,7 @@ class Tracking(AbstractContextManager["Tracking"]):
     def _log_params(self, mlflow_run: str, site: str) -> None:
         """Log a line's parameters, also those that an interruption has kept from it."""
         told = self._client.get_run(mlflow_run).data.params
-        versions = {f"version/{name}": version(name) for name in LIBRARIES} if site == GLOBAL else {}
+        versions = lines.versions() if site == GLOBAL else {}
         values = {**lines.params(self._run, site), **versions}
         params = [Param(name, value) for name, value in values.items() if name not in told]
         for first in range(0, len(params), MAX_PARAMS_TAGS_PER_BATCH):

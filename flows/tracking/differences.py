@@ -18,6 +18,7 @@ from flows.tracking.store import ERRORS
 from models.checkpoints import sha256_of
 
 TOLERANCE = 1e-9
+LOG_AGAIN = "`wardround log` tells MLflow what it lacks"
 
 
 def differences(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
@@ -32,7 +33,7 @@ def differences(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
 def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
     experiment = client.get_experiment_by_name(run.study.name)
     if experiment is None:
-        yield f"MLflow has no experiment {run.study.name}"
+        yield f"MLflow has no experiment {run.study.name}; {LOG_AGAIN}"
         return
     found = client.search_runs([experiment.experiment_id], f"tags.`wardround.run` = '{run.name}'")
     by_site = {each.data.tags.get("wardround.site", ""): each for each in found}
@@ -40,13 +41,15 @@ def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord])
         yield f"MLflow has another run of {run.name} than one for each hospital and one for all"
     for name in (GLOBAL, *sorted(run.description.everybody)):
         if name not in by_site:
-            yield f"MLflow has no run of {run.name} for {name}"
+            yield f"MLflow has no run of {run.name} for {name}; {LOG_AGAIN}"
             return
         yield from _of_line(client, by_site[name], _expected(run, records, name), name)
         yield from _of_words(by_site[name], run, records, name)
         head = by_site[name].data.tags.get("wardround.chain_head")
         if head != records[-1].sha256:
             yield f"MLflow's run of {name} names another head of the chain than the newest record"
+    if by_site[GLOBAL].info.start_time != run.description.started_ms:
+        yield f"MLflow says of {run.name} that it was begun at another time than run.json"
     parent = by_site[GLOBAL].info.run_id
     with tempfile.TemporaryDirectory() as folder:
         for record in records:
@@ -113,9 +116,12 @@ def _of_words(line: MlflowRun, run: Run, records: Sequence[RoundRecord], name: s
 
 def _of_alias(client: MlflowClient, run: Run, record: RoundRecord) -> Iterator[str]:
     """Yield where `candidate` names an older version than a run's newest."""
-    told, name = registry.newest_candidate(client, run.study.name), registry.candidates(run.study.name)
-    if record.round > 0 and told < (run.name, record.round):
-        yield f"the candidate of {name} is of round {told[1]} of {told[0]}; there is a newer one"
+    name = registry.candidates(run.study.name)
+    if record.round > 0 and registry.newest_candidate(client, run) < (
+        run.description.started_ms,
+        record.round,
+    ):
+        yield f"the candidate of {name} is no model of a run here, or there is a newer one; {LOG_AGAIN}"
 
 
 def _of_text(client: MlflowClient, parent: str, record: RoundRecord, folder: Path) -> Iterator[str]:
@@ -131,12 +137,13 @@ def _of_shown(
     client: MlflowClient, parent: str, run: Run, records: Sequence[RoundRecord], folder: Path
 ) -> Iterator[str]:
     """Yield where a report, a picture or a table that people look at is not what was shown to them."""
-    due = shown.signed_for(run)
-    if run.is_finished and shown.REPORT not in due:
-        yield f"the coordinator has not signed for {shown.REPORT}, and the run is finished"
+    signed = shown.signed_for(run)
+    due = {path: sha for path, sha in signed.items() if not path.startswith(shown.VERSIONS)}
+    if shown.REPORT not in due:
+        yield f"the coordinator has not signed for {shown.REPORT}"
     if run.study.task.kind == "segmentation":
         for record in records:
-            if not pictures.of_round(due, record):
+            if not pictures.is_whole(pictures.of_round(due, record)):
                 yield f"the coordinator has not signed for a picture of round {record.round}"
     compared = [record for record in records if record.cross_site]
     if compared:
@@ -157,10 +164,13 @@ def _sha256_at(client: MlflowClient, parent: str, path: str, folder: Path) -> st
 
 
 def _of_model(client: MlflowClient, run: Run, record: RoundRecord, folder: Path) -> Iterator[str]:
-    version = registry.candidate(client, run, record.round)
-    if version is None:
-        yield f"MLflow has no candidate of round {record.round}"
+    found = registry.candidates_of(client, run, record.round)
+    if not found:
+        yield f"MLflow has no candidate of round {record.round}; {LOG_AGAIN}"
         return
+    version, where = found[0], f"round {record.round} of {run.name}"
+    for other in found[1:]:
+        yield f"versions {version.version} and {other.version} of {other.name} are both of {where}"
     for key, due in registry.tags_of(run, record).items():
         if version.tags.get(key) != due:
             yield f"the candidate of round {record.round} has another {key} than the record"
@@ -201,3 +211,6 @@ def files_faults(
     is_ours = python.get("loader_module") == "flows.served_model" and not python.get("code")
     if set(flavour) != {"python_function"} or not is_ours:
         yield f"{where} loads other code than what is installed"
+    signed = shown.signed_for(run).get(f"{shown.VERSIONS}/{name}/{version}")
+    if signed != sha256_of(registry.listing(files)):
+        yield f"{where} has other files than the coordinator has signed for"

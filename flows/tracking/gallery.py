@@ -1,6 +1,9 @@
 """A hospital's hardest cases in its own MLflow store, a run for each training, a step for each round."""
 
+import json
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
@@ -34,15 +37,26 @@ def log_gallery(url: str, seen: SeenModel, cases: Sequence[PicturedCase], pictur
     tags = {"wardround.run": seen.run}
     runs = _runs(client, experiment, seen)
     run = runs[0] if runs else client.create_run(experiment, run_name=seen.run, tags=tags).info.run_id
-    client.log_image(run, picture, key=KEY, step=seen.round)
+    there = {file.path for folder in ("", "images") for file in client.list_artifacts(run, folder)}
+    if not any(path.startswith(f"images/{KEY}+step+{seen.round}+") for path in there):
+        client.log_image(run, picture, key=KEY, step=seen.round)
     rows = {
         "round": [seen.round] * len(cases),
         "case": [case.name for case in cases],
         "dice": [round(case.dice, 4) for case in cases],
     }
-    client.log_table(run, rows, TABLE)
+    if TABLE not in there or seen.round not in _rounds_in(client, run):
+        client.log_table(run, rows, TABLE)
     client.log_batch(run, [Metric(WORST, cases[0].dice, 0, seen.round)])
     return _page(url, experiment, run)
+
+
+def _rounds_in(client: MlflowClient, run: str) -> set[int]:
+    """Return the rounds whose cases are in a run's table already."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = json.loads(Path(client.download_artifacts(run, TABLE, folder)).read_text())
+    at = table["columns"].index("round")
+    return {int(row[at]) for row in table["data"]}
 
 
 def _experiment(seen: SeenModel) -> str:

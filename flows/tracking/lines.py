@@ -3,16 +3,17 @@
 Whatever is logged is computed here from the round's record, so it can be compared with it at any time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from flows.decisions import Decision
+from flows import decisions, standing
 from flows.run import Accepted, Participant, RoundRecord, Run
-from flows.standing import in_words
+from flows.software import installed
 from models.objectives import LOWER_IS_BETTER
 
 GLOBAL = "GLOBAL"
 NOTE = "mlflow.note.content"
 CROSS_SITE = "cross_site.csv"
+NO_CRITERIA = "nobody: the study has no `promotion`"
 METRICS = {
     "exact": "exact (evaluation patients: no DP)",
     "noised": "noised (charged to the ledger)",
@@ -62,10 +63,21 @@ def state_tags(run: Run, record: RoundRecord) -> dict[str, str]:
     }
 
 
-def decided_tags(known: Sequence[Decision], heads: Sequence[str]) -> dict[str, str]:
-    """Return what the page of a run says of the decisions about its models: the newest, and in words."""
+def decided_tags(run: Run) -> dict[str, str]:
+    """Return what the page of a run says of the decisions about its models: the newest, and in words.
+
+    Raises:
+        BrokenRun: the chain of decisions is not as it was left.
+    """
+    known, heads = decisions.decisions(run), decisions.heads(run)
     newest = {"wardround.decisions": heads[-1]} if heads else {}
-    return {"wardround.released": in_words(known), **newest}
+    waits = standing.waits_for(known, run.records()[-1].round) if run.study.promotion else NO_CRITERIA
+    return {"wardround.released": standing.in_words(known), "wardround.waits_for": waits, **newest}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries with which a run was begun, as parameters."""
+    return {f"version/{name}": number for name, number in installed().items()}
 
 
 def caveats(record: RoundRecord, site: str) -> dict[str, str]:

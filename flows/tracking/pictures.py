@@ -11,6 +11,8 @@ from flows import references, shown
 from flows.run import RoundRecord, Run
 
 REFERENCES = "reference cases"
+BOTH = {".png", ".webp"}
+"""MLflow keeps a picture as it was drawn, and a smaller one."""
 
 
 def of_round(paths: Iterable[str], record: RoundRecord) -> list[str]:
@@ -19,32 +21,42 @@ def of_round(paths: Iterable[str], record: RoundRecord) -> list[str]:
     return sorted(path for path in paths if path.startswith(mark))
 
 
+def is_whole(paths: Iterable[str]) -> bool:
+    """Return whether among `paths` is one picture in both of its files."""
+    return {Path(path).suffix for path in paths} == BOTH
+
+
 def log_picture(client: MlflowClient, run: Run, record: RoundRecord, parent: str) -> None:
     """Log a round's picture once, and sign for its files; nothing where a task has no shapes to draw.
 
-    An interruption may have kept the signature from a picture that is there: it is taken for ours if it
-    shows what is drawn again. Of a picture that is signed for and gone, as from a new store, another is
-    logged.
+    An interruption may have kept a signature from a picture that is there: it is taken for ours if one
+    of its files is signed for, or if it shows what is drawn again. Of a picture that is signed for and
+    gone, as from a new store, another is logged.
     """
     before = of_round(listed(client, parent), record)
     signed = of_round(shown.signed_for(run), record)
-    if signed and set(signed) <= set(before):
+    if is_whole(signed) and set(signed) <= set(before):
         return
     drawn = references.picture(run.study, run.model(record), record.round)
     if drawn is None:
         return
-    for path in signed:
+    for path in set(signed) - set(before):
         shown.drop(run, path)
     with tempfile.TemporaryDirectory() as folder:
-        ours = [path for path in before if _shows(client, parent, path, drawn, folder)]
+        ours = [path for path in before if path in signed or _shows(client, parent, path, drawn, folder)]
         if not ours:
             client.log_image(parent, drawn, key=REFERENCES, step=record.round)
         files = of_round(listed(client, parent), record)
-        stems = {path.removesuffix(".png") for path in ours or set(files) - set(before)}
+        named = {_stem(path) for path in ours or set(files) - set(before)}
         for path in files:
-            if any(path.startswith(stem) for stem in stems):
+            if _stem(path) in named and path not in signed:
                 data = Path(client.download_artifacts(parent, path, folder)).read_bytes()
                 shown.keep(run, path, data)
+
+
+def _stem(path: str) -> str:
+    """Return what the name of a picture's two files begins with."""
+    return path.removesuffix(".png").removesuffix(".webp").removesuffix("+compressed")
 
 
 def listed(client: MlflowClient, parent: str) -> list[str]:

@@ -8,7 +8,6 @@ account can write `<study>-approved`. No model is pickled: installed code and sa
 import tempfile
 import warnings
 from collections.abc import Container, Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
@@ -20,15 +19,16 @@ from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from requests import HTTPError
+from requests.exceptions import ConnectionError as Unreachable
 
-from flows import served_model
-from flows.run import RoundRecord, Run
-from flows.shown import REPORT
+from flows import served_model, shown
+from flows.run import RoundRecord, Run, runs_of
+from flows.software import installed
 from flows.tracking.store import reading, writing
 from models.checkpoints import sha256_of
 from models.objectives import TaskConfig
+from privacy.signing import canonical
 
-LIBRARIES = ("wardround", "torch", "monai", "opacus", "prefect", "mlflow")
 CHAMPION, CANDIDATE = "champion", "candidate"
 REVOKED = "wardround.revoked"
 NOT_THERE = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
@@ -47,11 +47,22 @@ def approved(study: str) -> str:
 
 def candidate(client: MlflowClient, run: Run, round: int) -> ModelVersion | None:
     """Return the version that holds a round's model, None where there is none."""
+    found = candidates_of(client, run, round)
+    return found[0] if found else None
+
+
+def candidates_of(client: MlflowClient, run: Run, round: int) -> list[ModelVersion]:
+    """Return the versions that say they hold a round's model; more than one is none of ours."""
     found = client.search_model_versions(
         f"name = '{candidates(run.study.name)}' and tags.`wardround.run` = '{run.name}' "
         f"and tags.`wardround.round` = '{round}'"
     )
-    return found[0] if found else None
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def all_candidates(client: MlflowClient, study: str) -> list[ModelVersion]:
+    """Return every version of `<study>-candidates`, of whatever run."""
+    return _versions(client, candidates(study))
 
 
 def register(client: MlflowClient, run: Run, record: RoundRecord, parent: str) -> None:
@@ -72,19 +83,43 @@ def register(client: MlflowClient, run: Run, record: RoundRecord, parent: str) -
             tags=tags_of(run, record),
             await_creation_for=0,
         )
-    if newest_candidate(client, run.study.name) <= (run.name, record.round):
+        shown.drop(run, f"{shown.VERSIONS}/{name}/{known.version}")  # of a store that is gone
+    _sign(run, name, str(known.version))
+    if newest_candidate(client, run) <= (run.description.started_ms, record.round):
         client.set_registered_model_alias(name, CANDIDATE, known.version)
 
 
-def newest_candidate(client: MlflowClient, study: str) -> tuple[str, int]:
-    """Return the run and round that `candidate` names; a run's name begins with its study and start."""
+def newest_candidate(client: MlflowClient, run: Run) -> tuple[int, int]:
+    """Return when the run was begun whose model `candidate` names, and its round.
+
+    Both are 0 where it names none, or one of no run that lies here.
+    """
     try:
-        found = client.get_model_version_by_alias(candidates(study), CANDIDATE)
+        found = client.get_model_version_by_alias(candidates(run.study.name), CANDIDATE)
     except MlflowException as error:
         if error.error_code not in NOT_THERE:
             raise
-        return "", 0
-    return found.tags.get("wardround.run", ""), int(found.tags.get("wardround.round", 0))
+        return 0, 0
+    begun = {each.name: each.description.started_ms for each in runs_of(run.home)}
+    named = begun.get(found.tags.get("wardround.run", ""), 0)
+    round = found.tags.get("wardround.round", "")
+    return (named, int(round)) if named and round.isdecimal() else (0, 0)
+
+
+def _sign(run: Run, name: str, version: str) -> None:
+    """Sign for the files of a version as MLflow has them, once."""
+    path = f"{shown.VERSIONS}/{name}/{version}"
+    if not shown.is_signed(run, path):
+        with tempfile.TemporaryDirectory() as folder:
+            shown.keep(run, path, listing(fetch(name, version, Path(folder))))
+
+
+def listing(folder: Path) -> bytes:
+    """Return the sha256 of each of a version's files by path, but for the report, as one text."""
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return canonical(
+        {path: sha256_of(file.read_bytes()) for path, file in files.items() if path != shown.REPORT}
+    )
 
 
 def tags_of(run: Run, record: RoundRecord) -> dict[str, str]:
@@ -106,7 +141,7 @@ def write_approved(run: Run, record: RoundRecord, tags: Mapping[str, str], repor
     """Write a round's model, from the run's own folder, to `<study>-approved`; return its version.
 
     Its files go where the coordinator's account can't write, with the report beside them. Again it
-    changes the tags and the report alone.
+    changes the tags and the report alone; a mark of revocation stays until it is the champion again.
 
     Raises:
         NotAllowed: this account may not write the approved models.
@@ -118,11 +153,11 @@ def write_approved(run: Run, record: RoundRecord, tags: Mapping[str, str], repor
         known = _approved_version(client, run, record)
         if known is None:
             known = _written(client, run, record)
+            shown.drop(run, f"{shown.VERSIONS}/{name}/{known.version}")  # of a store that is gone
+        _sign(run, name, str(known.version))
         _attach(client, known, report)
         for key, value in tags.items():
             client.set_model_version_tag(name, known.version, key, value)
-        if REVOKED in known.tags:
-            client.delete_model_version_tag(name, known.version, REVOKED)
     return str(known.version)
 
 
@@ -136,6 +171,8 @@ def crown(study: str, version: str) -> None:
     client, name = MlflowClient(), approved(study)
     with writing(f"the champion of {study}", _officers(name)):
         if version:
+            if REVOKED in client.get_model_version(name, version).tags:
+                client.delete_model_version_tag(name, version, REVOKED)
             client.set_registered_model_alias(name, CHAMPION, version)
         elif champion(study):
             client.delete_registered_model_alias(name, CHAMPION)
@@ -164,8 +201,10 @@ def _written(client: MlflowClient, run: Run, record: RoundRecord) -> ModelVersio
 def _attach(client: MlflowClient, known: ModelVersion, report: bytes) -> None:
     """Put a report beside a version's files, in an earlier one's place."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / REPORT).write_bytes(report)
-        client.log_model_artifact(str(known.source).removeprefix("models:/"), str(Path(folder) / REPORT))
+        (Path(folder) / shown.REPORT).write_bytes(report)
+        client.log_model_artifact(
+            str(known.source).removeprefix("models:/"), str(Path(folder) / shown.REPORT)
+        )
 
 
 def withdraw(study: str, version: str, reason: str, follower: str) -> None:
@@ -197,25 +236,45 @@ def champion(study: str) -> str:
             return ""
 
 
+def has_approved(run: Run, version: str) -> bool:
+    """Return whether `<study>-approved` has a version of a run's; raises as `champion` does."""
+    with reading(f"version {version} of {approved(run.study.name)}"):
+        try:
+            found = MlflowClient().get_model_version(approved(run.study.name), version)
+        except MlflowException as error:
+            if error.error_code not in NOT_THERE:
+                raise
+            return False
+        return bool(found.tags.get("wardround.run") == run.name)
+
+
 def fetch(name: str, wanted: str, into: Path) -> Path:
     """Download a version's files, by number or alias; return the folder with all of them.
 
     Raises:
         LookupError: there is no such version, or its weights are not those that its tag names.
+        StoreFailed: MLflow can't be reached.
     """
-    client = MlflowClient()
-    try:
-        by_number = wanted.isdecimal()
-        found = (
-            client.get_model_version(name, wanted)
-            if by_number
-            else client.get_model_version_by_alias(name, wanted)
-        )
-        uri = client.get_model_version_download_uri(name, found.version)
-        folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(into)))
-        weights = model_in(folder) / served_model.WEIGHTS
-    except (MlflowException, HTTPError, OSError) as error:
-        raise LookupError(f"MLflow has no version {wanted} of {name}, or not its files.") from error
+    client, missing = MlflowClient(), f"MLflow has no version {wanted} of {name}, or not its files."
+    with reading(f"version {wanted} of {name}"):
+        try:
+            found = (
+                client.get_model_version(name, wanted)
+                if wanted.isdecimal()
+                else client.get_model_version_by_alias(name, wanted)
+            )
+        except MlflowException as error:
+            if error.error_code not in NOT_THERE:
+                raise
+            raise LookupError(missing) from error
+        try:
+            uri = client.get_model_version_download_uri(name, found.version)
+            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(into)))
+            weights = model_in(folder) / served_model.WEIGHTS
+        except (MlflowException, HTTPError, OSError) as error:
+            if isinstance(error, Unreachable):
+                raise
+            raise LookupError(missing) from error
     if sha256_of(weights.read_bytes()) != found.tags.get("wardround.sha256"):
         raise LookupError(f"The weights of version {wanted} of {name} are not those that it names.")
     return folder
@@ -291,7 +350,7 @@ def _log_model(run: Run, record: RoundRecord, parent: str) -> ModelInfo:
                 loader_module="flows.served_model",
                 data_path=folder,
                 signature=_signature(study.task),
-                pip_requirements=[f"{name}=={version(name)}" for name in LIBRARIES],
+                pip_requirements=[f"{name}=={number}" for name, number in installed().items()],
                 step=record.round,
             )
         finally:

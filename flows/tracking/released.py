@@ -9,13 +9,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from flows import decisions, standing
-from flows.decisions import AHEAD_MS
-from flows.run import BrokenRun, RoundRecord, Run, StoreFailed
+from flows.run import BrokenRun, RoundRecord, Run, StoreFailed, runs_of
 from flows.standing import Standing
 from flows.tracking import lines, page_tags, registry
 from flows.tracking.differences import files_faults
 from flows.tracking.store import ERRORS
 
+CLOCKS_MS = 10 * 60 * 1000
+"""How far the clocks of MLflow's server and of the coordinator may be apart."""
 TOLD_LATER = "`wardround promote` under the coordinator's account tells the rest"
 
 
@@ -28,8 +29,9 @@ def released_faults(run: Run) -> Iterator[str]:
     try:
         known = decisions.decisions(run)
         yield from _of_versions(MlflowClient(), run, known)
+        yield from _of_candidates(MlflowClient(), run)
         yield from _of_champion(run)
-        yield from _of_words(run, known)
+        yield from _of_words(run)
     except (*ERRORS, StoreFailed) as error:
         yield f"MLflow can't be read: {error}"
     except BrokenRun as error:
@@ -46,7 +48,8 @@ def _of_versions(client: MlflowClient, run: Run, known: standing.Chain) -> Itera
     for number, outcome in decided.items():
         version = found.get(number)
         if version is None:
-            yield f"MLflow lacks version {number} of the approved models, which was decided about"
+            if number in stand:
+                yield f"MLflow lacks version {number} of the approved models, which was decided about"
         elif version.tags.get("wardround.sha256") != outcome.terms.model_sha256:
             yield f"version {number} of the approved models is of another model than was decided about"
         elif number in stand:
@@ -65,7 +68,7 @@ def _of_version(run: Run, record: RoundRecord, version: ModelVersion, stands: St
     for key in sorted(due.keys() | version.tags.keys()):
         if version.tags.get(key) != due.get(key):
             yield f"{where} says {key}={version.tags.get(key)}, the decisions {due.get(key)}"
-    if stands.at_ms < version.creation_timestamp - AHEAD_MS:
+    if stands.at_ms < version.creation_timestamp - CLOCKS_MS:
         yield f"{where} is younger than the decision that released it"
     with tempfile.TemporaryDirectory() as folder:
         yield from files_faults(
@@ -73,21 +76,25 @@ def _of_version(run: Run, record: RoundRecord, version: ModelVersion, stands: St
         )
 
 
+def _of_candidates(client: MlflowClient, run: Run) -> Iterator[str]:
+    """Yield the candidates that no run here has registered."""
+    found = registry.all_candidates(client, run.study.name)
+    known = {each.name: len(each.records()) for each in runs_of(run.home)}
+    for version in found:
+        named, round = version.tags.get("wardround.run", ""), version.tags.get("wardround.round", "")
+        if not round.isdecimal() or not 0 < int(round) < known.get(named, 0):
+            yield f"version {version.version} of {version.name} is of no round of a run that lies here"
+
+
 def _of_champion(run: Run) -> Iterator[str]:
     chains = standing.chains_of(run.home, run.study.name)
     due, told = standing.champion(chains), registry.champion(run.study.name)
-    stand: dict[str, Standing] = {}
-    objected: set[str] = set()
-    for chain in chains:
-        for number, each in standing.released(chain).items():
-            stand[number] = each
-            if decisions.objections(chain, each.terms):
-                objected.add(number)
+    stand = {number: each for chain in chains for number, each in standing.released(chain).items()}
     if told and told not in stand:
         yield f"version {told} is the champion, and no decision that stands here has released it"
     elif told != due:
         yield f"version {told or 'none'} is the champion, and the decisions made it {due or 'none'}"
-    elif told in objected:
+    elif told and stand[told].against:
         yield f"version {told} is the champion, and was taken back; `wardround review withdraw` does it"
     elif told and stand[told].until_ms <= time.time() * 1000:
         yield (
@@ -96,8 +103,8 @@ def _of_champion(run: Run) -> Iterator[str]:
         )
 
 
-def _of_words(run: Run, known: standing.Chain) -> Iterator[str]:
+def _of_words(run: Run) -> Iterator[str]:
     told = page_tags(run)
-    for key, due in lines.decided_tags(known, decisions.heads(run)).items():
+    for key, due in lines.decided_tags(run).items():
         if told.get(key) != due:
             yield f"MLflow says of {run.name} {key}={told.get(key)}, the decisions {due}; {TOLD_LATER}"

@@ -24,10 +24,11 @@ from webserver import certify, free_port
 
 from flows import decisions, gate
 from flows.clear_errors import clear_errors
-from flows.decisions import NotReleased, People, Person
+from flows.decisions import NotReleased, NotTakenBack, People, Person
 from flows.home import QUIET
 from flows.report import report
 from flows.run import Run
+from flows.telling import tell_decisions
 from flows.tracking import Tracking, attach_report, registry
 from flows.tracking.access import Accounts, own_experiment, set_up
 from flows.verify import faults
@@ -238,15 +239,26 @@ def test_nobody_but_the_officer_can_release_a_model(server: Protected, run: Run,
     for account in ("coordinator", "ada", "south"):
         with server.as_(account) as client:
             assert forbidden(lambda: crown(client, version))
+            assert forbidden(lambda: client.delete_registered_model_alias("small-approved", "champion"))
             assert forbidden(lambda: client.delete_model_version("small-approved", version))
             assert forbidden(lambda: client.log_model_artifact(model_id, str(files / "MLmodel")))
     shutil.rmtree(files)
     with server.as_("ada"):  # who can read everything, and sees what the officer could not write
         assert "`wardround promote` under the coordinator's account tells" in next(faults(run))
     with server.as_("coordinator"):
-        gate.tell_state(run)
+        tell_decisions(run)
     with server.as_("ada"):
         assert list(faults(run)) == []
+    text = decisions.signed_verdict(terms, "revoked", "bo", "officer", KEYS["bo"], 30)
+    decisions.take_in(run, text, people)
+    with server.as_("coordinator"):
+        with pytest.raises(
+            NotTakenBack, match="The objection is on record.*`wardround review withdraw`"
+        ):
+            gate.withdraw(run)
+        assert registry.champion("small") == version
+    with server.as_("bo"):
+        assert gate.withdraw(run) == [version] and registry.champion("small") == ""
 
 
 def crown(client: MlflowClient, version: str) -> None:

@@ -19,6 +19,7 @@ from flows.home import Home
 from flows.rounds import first_model
 from flows.run import GENESIS, Run, runs_of
 from flows.servers import running
+from flows.verify import faults
 from models import checkpoints
 from models import params as P
 from models.objectives import build_task
@@ -252,6 +253,10 @@ def kill_and_go_on(home: Path) -> None:
             break
         time.sleep(0.1)
     assert not [pid for pid in workers if is_running(pid)]
+    verify = [sys.executable, "-m", "flows.cli", "verify"]
+    checked = subprocess.run(verify, cwd=home, capture_output=True, text=True, timeout=250)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert len(newest(home).records()) < 3 and "everything fits" in checked.stdout
     done = subprocess.run(COMMAND, cwd=home, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -277,6 +282,41 @@ def is_running(pid: int) -> bool:
 def kill_a_hospital(ward: Path) -> None:
     for pid in pids_in(ward):
         os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_verified_while_it_trains_fits_each_time(
+    untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(untouched, home)
+    with running(Home(home).mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        with subprocess.Popen(COMMAND, cwd=home, stdout=subprocess.DEVNULL) as training:
+            found: list[list[str]] = []
+            while training.poll() is None:
+                if runs_of(Home(home)) and newest(home).records():
+                    found.append(list(faults(newest(home))))
+                time.sleep(0.1)
+    assert training.returncode == 0
+    assert found and not any(found), found
+
+
+@pytest.mark.slow
+def test_two_trainings_of_one_study_at_once_are_one_and_a_message(
+    untouched: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(untouched, home)
+    both = [
+        subprocess.Popen(COMMAND, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    said = [each.communicate(timeout=250)[0] for each in both]
+    assert sorted(each.returncode for each in both) == [0, 1], said
+    (refused,) = (text for each, text in zip(both, said, strict=True) if each.returncode)
+    assert "Another coordinator trains study small." in refused and "Traceback" not in refused
+    assert len(runs_of(Home(home))) == 1
 
 
 @pytest.mark.slow

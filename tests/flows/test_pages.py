@@ -17,6 +17,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from puppets import SITES, Federation
 
 from flows import own_store, references, rounds
+from flows.report import report
 from flows.run import Run
 from flows.servers import running
 from flows.tracking import Tracking, views
@@ -72,8 +73,13 @@ def test_the_saved_view_shows_a_line_for_each_hospital_without_a_click(
         expect(page.get_by_text(f"Group: {name}", exact=True)).to_be_visible()
         expect(charts.nth(0).get_by_text(f"{name} (val/dice)", exact=True)).to_have_count(1)
     for name in ("north", "east", "south"):
-        for metric in ("privacy/epsilon", "privacy/budget"):
-            expect(charts.nth(2).get_by_text(f"{name} ({metric})", exact=True)).to_have_count(1)
+        for chart, metrics in (
+            (1, ["val/hd95_mm"]), (2, ["privacy/epsilon", "privacy/budget"]), (3, ["exchange/bytes_up"]),
+            (4, ["perf/train_seconds"]),
+        ):  # fmt: skip
+            for metric in metrics:
+                line = charts.nth(chart).get_by_text(f"{name} ({metric})", exact=True)
+                expect(line).to_have_count(1)
 
 
 @needs_chromium
@@ -84,13 +90,24 @@ def test_the_first_line_of_the_studys_note_leads_to_report_and_models(
     page.goto(links["small: all hospitals"])
     for name in ("all hospitals", "report", "newest run", "models", "released models"):
         expect(page.get_by_role("link", name=name, exact=True).first).to_be_visible()
-    href = page.get_by_role("link", name="report", exact=True).first.get_attribute("href")
-    page.goto(links["small: all hospitals"].partition("#")[0] + href)
-    report = page.frame_locator("iframe.mlflow-html-iframe")
-    expect(report.get_by_role("heading", name="small: a model of 3 hospitals")).to_be_visible()
+    hrefs = {
+        name: page.get_by_role("link", name=name, exact=True).first.get_attribute("href")
+        for name in ("all hospitals", "pictures", "report")
+    }
+    root = links["small: all hospitals"].partition("#")[0]
+    page.goto("about:blank")
+    page.goto(root + hrefs["all hospitals"])
+    for name in ("north", "east", "south"):
+        expect(page.get_by_text(f"Group: {name}", exact=True)).to_be_visible()
+    page.goto("about:blank")
+    page.goto(root + hrefs["pictures"])
+    expect(page.get_by_text(REFERENCES).first).to_be_visible()
+    page.goto(root + hrefs["report"])
+    shown = page.frame_locator("iframe.mlflow-html-iframe")
+    expect(shown.get_by_role("heading", name="small: a model of 3 hospitals")).to_be_visible()
     for heading in ("Quality", "Privacy", "What left the hospitals", "Lineage", "Model card"):
-        expect(report.get_by_role("heading", name=heading, exact=True)).to_be_visible()
-    expect(report.get_by_text(run.records()[-1].model_sha256)).to_be_visible()
+        expect(shown.get_by_role("heading", name=heading, exact=True)).to_be_visible()
+    expect(shown.get_by_text(run.records()[-1].model_sha256)).to_be_visible()
 
 
 @pytest.mark.slow
@@ -127,10 +144,16 @@ def test_a_registered_version_says_what_it_is(page: Page, links: dict[str, str],
     expect.set_options(timeout=PATIENCE_MS)
     page.goto(f"{links['small-candidates: versions']}/versions/2")
     expect(page.get_by_role("heading", name="Version 2")).to_be_visible()
-    expect(page.locator('tr[data-row-key="wardround.round"]')).to_contain_text("2")
-    expect(page.locator('tr[data-row-key="wardround.sha256"]')).to_contain_text(
-        run.records()[-1].model_sha256[:20]
-    )
+    for key, told in (
+        ("wardround.round", "2"),
+        ("wardround.sha256", run.records()[-1].model_sha256[:20]),
+        ("wardround.run", run.name),
+        ("val/dice", f"{run.records()[-1].quality['dice']:.4f}"),
+    ):
+        row = page.locator(f'tr[data-row-key="{key}"]')
+        row.scroll_into_view_if_needed()
+        expect(row).to_be_in_viewport()
+        expect(row).to_contain_text(told)
     expect(page.get_by_text("candidate", exact=False).first).to_be_visible()
 
 
@@ -142,6 +165,24 @@ def test_reference_cases_are_seen_over_the_rounds(page: Page, links: dict[str, s
     page.goto(links["small: newest run"].replace("?", "/model-metrics?"))
     expect(page.get_by_text(REFERENCES).first).to_be_visible()
     expect(page.get_by_role("slider").first).to_be_visible()
+    picture = page.locator("img").first
+    expect(picture).to_be_visible()
+    page.wait_for_function("() => [...document.images].some(i => i.complete && i.naturalWidth > 100)")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_report_is_whole_on_printed_paper(page: Page, run: Run, tmp_path: Path) -> None:
+    """On A4 at 96 pixels an inch, less the margins: nothing lies beyond the right edge."""
+    file = tmp_path / "report.html"
+    file.write_bytes(report(run))
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})
+    page.goto(file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    for heading in ("Quality", "Privacy", "Who has decided", "Model card"):
+        expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
+    assert page.pdf(format="A4").startswith(b"%PDF")
 
 
 def test_every_picture_in_the_central_store_is_drawn_from_the_study_and_a_model_alone(run: Run) -> None:
@@ -151,8 +192,18 @@ def test_every_picture_in_the_central_store_is_drawn_from_the_study_and_a_model_
     for record, path in zip(run.records(), pictures_by_step(pictures), strict=True):
         drawn = references.picture(run.study, run.model(record), record.round)
         assert np.array_equal(np.asarray(drawn), np.asarray(Image.open(path).convert("RGB")))
-    others = {p.suffix for p in (run.home.folder / "mlruns").rglob("*") if p.is_file()}
-    assert not others & {".nii", ".gz", ".dcm", ".npz", ".npy", ".jpg", ".gif", ".pdf"}
+    small = sorted((run.home.folder / "mlruns").rglob("*.webp"))
+    for path, whole in zip(pictures_by_step(small), pictures_by_step(pictures), strict=True):
+        reduced = Image.open(path).convert("RGB")
+        due = Image.open(whole).convert("RGB").resize(reduced.size)
+        difference = np.abs(np.asarray(reduced, float) - np.asarray(due, float))
+        assert difference.mean() < 12  # of 255: it is compressed
+    kinds = {p.suffix for p in (run.home.folder / "mlruns").rglob("*") if p.is_file()}
+    known = {".png", ".webp", ".json", ".csv", ".html", ".safetensors", ".txt", ".yaml", ".db", ""}
+    assert kinds <= known | {".db-wal", ".db-shm"}
+    assert {p.name for p in (run.home.folder / "mlruns").rglob("*") if p.is_file() and not p.suffix} == {
+        "MLmodel"
+    }
 
 
 def pictures_by_step(paths: list[Path]) -> list[Path]:

@@ -1,5 +1,6 @@
 """The coordinator against hospitals that lie, fail or stay silent; without Prefect."""
 
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from puppets import HASH, SITES, Federation
 
 from flows import rounds
-from flows.rounds import NO_ANSWERS, SILENT, TooFewHospitals
+from flows.rounds import NO_ANSWERS, SILENT, Answers, TooFewHospitals
+from flows.run import RoundRecord
 from models import checkpoints
 from models import params as P
 from models.networks import SegResNetConfig, UNetConfig
@@ -33,6 +35,22 @@ def test_a_silent_hospital_is_left_out_and_the_others_are_averaged(federation: F
     model = rounds.aggregate(federation.run, 1, federation.base, taken)
     for name, tensor in federation.run.model(federation.base).items():
         assert torch.allclose(model[name], tensor + 0.02, atol=1e-6)
+
+
+def test_who_leaves_between_release_and_scores_is_named_in_the_record(federation: Federation) -> None:
+    for site in SITES:
+        federation.release(site)
+    taken, known = federation.take_in(), federation.run.description
+    staying = {site: member for site, member in known.participants.items() if site != "south"}
+    without = federation.run.with_participants(staying, {}, {"south": known.participants["south"]})
+    left_out = Answers({}, {}, {"east": SILENT, "north": SILENT})
+    record = rounds.record(without, 1, "0" * 64, taken, left_out, 0.0)
+    assert record.unscored == {"east": SILENT, "north": SILENT, "south": rounds.UNASKED}
+    assert record.software.keys() >= {"wardround", "torch"}
+    earlier = json.loads(record.data)
+    for since in ("software", "unscored"):  # as records were before they had these
+        del earlier[since]
+    assert json.loads(RoundRecord.model_validate(earlier).data) == earlier
 
 
 def test_too_few_releases_stop_the_round_with_every_reason(federation: Federation) -> None:

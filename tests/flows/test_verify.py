@@ -15,6 +15,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from homes import moved, replaced
+from mlflow.tracking import MlflowClient
 
 from flows import decisions, gate, rounds
 from flows.decisions import People, Person, signed_verdict, take_in, terms_of
@@ -195,6 +196,66 @@ def scores_left_out(run: Run) -> Iterator[None]:
         yield
 
 
+def in_newest_record(
+    run: Run, change: Callable[[dict[str, Any]], object]
+) -> AbstractContextManager[None]:
+    """The coordinator changes the newest record, and signs its head again."""
+
+    @contextmanager
+    def altered() -> Iterator[None]:
+        path = run.folder / "rounds" / "round-002.json"
+        content = json.loads(path.read_bytes())
+        change(content)
+        data = canonical(content)
+        told = {"record_sha256": sha256_of(data)}
+        with (
+            replaced(path, data),
+            resigned(in_exchange("models/RUN.002.head.json"), lambda c: c.update(told))(run),
+        ):
+            yield
+
+    return altered()
+
+
+def comparison_left_out(run: Run) -> AbstractContextManager[None]:
+    return in_newest_record(run, lambda r: (r["compared"].pop("north"), r["cross_site"].pop("north")))
+
+
+@contextmanager
+def comparison_of_other_models(run: Run) -> Iterator[None]:
+    """A hospital compares, under its own key, what nobody has released; the record names that."""
+    path = in_exchange("statements/north/RUN.002.compare.json")(run)
+    said = json.loads(path.read_bytes())["statement"]
+    said["models"]["south"] = "0" * 64
+    data = sign(said, "north", Hospital.open(run.home.folder / "wards" / "north").key)
+    named = {"statement_sha256": sha256_of(data)}
+    with replaced(path, data), in_newest_record(run, lambda r: r["compared"]["north"].update(named)):
+        yield
+
+
+def foreign_candidate(alias: bool) -> Alteration:
+    """A version among the candidates that no run has registered, of files that one has."""
+
+    @contextmanager
+    def altered(run: Run) -> Iterator[None]:
+        client, name = MlflowClient(), "small-candidates"
+        ours = client.get_model_version_by_alias(name, "candidate")
+        tags = {**ours.tags, "wardround.run": "small-elsewhere"}
+        made = client.create_model_version(
+            name, ours.source, tags=tags, await_creation_for=0,
+            model_id=ours.source.removeprefix("models:/"),
+        )  # fmt: skip
+        if alias:
+            client.set_registered_model_alias(name, "candidate", made.version)
+        try:
+            yield
+        finally:
+            client.set_registered_model_alias(name, "candidate", ours.version)
+            client.delete_model_version(name, made.version)
+
+    return altered
+
+
 @contextmanager
 def accepted_with_another_number(run: Run) -> Iterator[None]:
     """A hospital says afterwards that it accepted with more patients than it released with."""
@@ -240,6 +301,15 @@ def shown_at(where: str) -> Callable[[Run], Path]:
         each
         for each in run.home.folder.glob(SHOWN + where)
         if (each.parent.parent / "rounds").exists() or (each.parent / "rounds").exists()
+    )
+
+
+def model_file(run: Run, file: str, kind: str) -> Path:
+    """A file beside a registered model: only an approved one has a report beside it."""
+    return next(
+        path
+        for path in sorted((run.home.folder / "mlruns").rglob(f"models/*/artifacts/{file}"))
+        if (path.parent / "report.html").exists() == (kind == "approved")
     )
 
 
@@ -310,6 +380,24 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "replayed scores": (become(SCORES_2, SCORES_1), "The scores of south in round 2"),
     "a comparison": (
         flip(in_exchange("statements/north/RUN.002.compare.json")), "The comparison of north in round 2"),
+    "a comparison that is left out": (
+        comparison_left_out, "comparison of north in round 2 is not on record, nor is why"),
+    "a comparison of other models": (
+        comparison_of_other_models, "of north in round 2 is of other models than the hospitals have released"),
+    "the statement on a hospital's released model": (
+        flip(in_exchange("models/RUN.002.of-north.json")), "The model that north has released in round 2"),
+    "the statement on a hospital's released model, signed again": (
+        resigned(in_exchange("models/RUN.002.of-north.json"), lambda s: s.update(model_sha256="0" * 64)),
+        "The statement on what north has released in round 2 is about another"),
+    "a hospital's key on the roster": (
+        edit(DESCRIPTION, lambda d: d["roster"].update(east="0" * 64)), "two keys of east"),
+    "the round from which a hospital takes part": (
+        edit(DESCRIPTION, lambda d: d["participants"]["east"].update(since=2)),
+        "east contributed to round 1 before run.json has it join"),
+    "what kind of run it is": (
+        edit(DESCRIPTION, lambda d: d.update(kind="rehearsal")), "calls small-.* a rehearsal"),
+    "when the run was begun": (
+        edit(DESCRIPTION, lambda d: d.update(started_ms=1)), "begun at another time"),
     "a model's statement": (flip(STATED), "The model of round 1: its statement"),
     "a model's statement, signed again": (
         resigned(STATED, lambda s: s.update(model_sha256="0" * 64)), "about another one"),
@@ -365,6 +453,22 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         sql(f"UPDATE tags SET value='x' || value WHERE key='wardround.released' AND {PARENT}",
             f"UPDATE tags SET value=substr(value, 2) WHERE key='wardround.released' AND {PARENT}"),
         "wardround.released=xround 2 as version 1, approved by ada .* the decisions round 2"),
+    "what the run's page says of whom it waits for": (
+        sql(f"UPDATE tags SET value='x' || value WHERE key='wardround.waits_for' AND {PARENT}",
+            f"UPDATE tags SET value=substr(value, 2) WHERE key='wardround.waits_for' AND {PARENT}"),
+        "wardround.waits_for=xnobody, the decisions nobody"),
+    "a candidate that no run has registered": (
+        foreign_candidate(alias=False), "of small-candidates is of no round of a run that lies here"),
+    "a candidate that no run has registered, with the alias": (
+        foreign_candidate(alias=True), "the candidate of small-candidates is no model of a run here"),
+    **{
+        f"{file} of a {kind}": (
+            lambda run, file=file, kind=kind: replaced(
+                path := model_file(run, file, kind), path.read_bytes() + b"\n# more"),
+            f"of small-{kind}, round .*, has other files than the coordinator has signed for")
+        for file in ("requirements.txt", "conda.yaml", "python_env.yaml", "MLmodel")
+        for kind in ("candidates", "approved")
+    },
     "the newest decision in MLflow is gone": (
         sql(f"UPDATE tags SET key='x' || key WHERE key='wardround.decisions' AND {PARENT}",
             f"UPDATE tags SET key=substr(key, 2) WHERE key='xwardround.decisions' AND {PARENT}"),
@@ -386,6 +490,9 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         lambda run: replaced(
             shown_at("images")(run) / "reference cases+step+2+timestamp+1+x.png", b"a picture"),
         r"MLflow shows images/reference cases\+step\+2\+timestamp\+1\+x.png, which the coordinator has not"),
+    "a signature for one of a picture's files": (
+        remove(lambda run: next((run.folder / "shown").glob("images*step*2*.webp.json"))),
+        "has not signed for a picture of round 2"),
     "a table in MLflow": (flip(shown_at("cross_site.csv")), "cross_site.csv, or shows another one"),
     "what the coordinator has signed for": (
         flip(lambda run: run.folder / "shown" / "report.html.json"), "report.html.json: "),
@@ -428,7 +535,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "the newest candidate in MLflow": (
         sql("UPDATE registered_model_aliases SET version=1 WHERE name='small-candidates'",
             "UPDATE registered_model_aliases SET version=2 WHERE name='small-candidates'"),
-        "is of round 1 of .*; there is a newer one"),
+        "no model of a run here, or there is a newer one"),
     "the chain's head in MLflow": (
         sql("UPDATE tags SET value='x' || value WHERE key='wardround.chain_head'",
             "UPDATE tags SET value=substr(value, 2) WHERE key='wardround.chain_head'"),
@@ -485,6 +592,16 @@ def test_what_a_hospital_declares_when_it_comes_back_leaves_earlier_rounds_as_th
         assert list(faults(Run.open(run.home, run.name))) == []
 
 
+def test_an_acceptance_that_nobody_took_is_no_fault(run: Run) -> None:
+    said = run.exchange.statement(statement_place(run.name, 0, "join", "east"))
+    path = Path(run.description.exchange) / f"{statement_place(run.name, 1, 'join', 'east')}.json"
+    other = json.loads(said)["statement"] | {"round": 1, "declared_patients": 99}
+    key = Hospital.open(run.home.folder / "wards" / "east").key
+    for signer in (key, Ed25519PrivateKey.generate()):  # as after a restored backup, or a changed key
+        with replaced(path, sign(other, "east", signer)):
+            assert list(faults(run)) == []
+
+
 def test_a_refusal_is_told_as_its_hospital_has_signed_it(run: Run) -> None:
     key = Hospital.open(run.home.folder / "wards" / "east").key
     act = refusal_of("join", 1)
@@ -526,7 +643,7 @@ def test_an_acceptance_under_a_key_that_the_reader_does_not_know_is_none(run: Ru
     )
     with replaced(path, forged), other(run):
         found = list(faults(Run.open(run.home, run.name), Anchors(run.description.roster)))
-    assert found == ["The exchange has no acceptance of east, or one that east did not sign."]
+    assert found == ["The exchange has no acceptance of east that east has signed."]
 
 
 def test_parameters_that_an_interruption_kept_from_mlflow_are_there_when_the_run_goes_on(

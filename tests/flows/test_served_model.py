@@ -1,0 +1,70 @@
+"""A registered model on images whose answer is known, with its preprocessing inside."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flows.served_model import ServedModel
+
+BRIGHT_HU = 80.0
+
+
+class Brightness(nn.Module):
+    """Labels 1 wherever the prepared intensity is above 0; remembers what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+        self.range = [0.0, 0.0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.shapes.append(tuple(x.shape[2:]))
+        self.range = [float(x.min()), float(x.max())]
+        return torch.cat([torch.zeros_like(x), 40 * x, torch.full_like(x, -40.0)], dim=1)
+
+
+@pytest.fixture
+def served(study_with) -> ServedModel:
+    window = {"kind": "window", "centre": 50.0, "width": 100.0}
+    prepared = {"shape": [16, 16, 16], "spacing_mm": [1.0, 1.0, 1.0], "intensity": window}
+    return ServedModel(study_with(preprocessing=prepared), Brightness())
+
+
+@pytest.fixture
+def block() -> np.ndarray:
+    """One scan (1, 16, 16, 16) in Hounsfield units: a bright block in the dark."""
+    image = np.zeros((1, 16, 16, 16), np.float32)
+    image[0, 4:12, 6:10, 2:14] = BRIGHT_HU
+    return image
+
+
+def test_the_window_of_the_study_is_applied_inside_and_labels_lie_where_the_image_is_bright(
+    served: ServedModel, block: np.ndarray
+) -> None:
+    labels = served.predict(block, {"output": "labels"})
+    assert np.array_equal(labels, (block > 50).astype(np.float32))
+    assert served.network.range == pytest.approx([-1.0, (BRIGHT_HU - 50) / 50])
+    told = served.predict(block)
+    assert told.shape == (1, 3, 16, 16, 16)
+    assert told[0, 1, 8, 8, 8] == pytest.approx(1 / (1 + np.exp(-40 * 0.6)), abs=1e-6)
+    assert told[0, 0, 0, 0, 0] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_an_image_of_other_voxels_is_resampled_inside_and_its_labels_come_back_on_its_own_grid(
+    served: ServedModel, block: np.ndarray
+) -> None:
+    served.predict(block)
+    alike = max(served.network.shapes)
+    labels = served.predict(block, {"output": "labels", "spacing_mm": [2.0, 2.0, 2.0]})
+    assert max(served.network.shapes) == tuple(2 * side for side in alike)
+    assert labels.shape == block.shape
+    inside, outside = np.zeros_like(block, bool), np.ones_like(block, bool)
+    inside[0, 5:11, 7:9, 3:13] = True
+    outside[0, 3:13, 5:11, 1:15] = False
+    assert (labels[inside] == 1).all() and (labels[outside] == 0).all()
+
+
+def test_another_output_than_two_is_refused(served: ServedModel, block: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="Expected output probabilities or labels, got 'mask'"):
+        served.predict(block, {"output": "mask"})

@@ -1,0 +1,103 @@
+"""What is on record is told in MLflow, once more where its store is a new one."""
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from homes import moved
+from mlflow.tracking import MlflowClient
+from mlflow.tracking._tracking_service import utils
+
+from flows import gate, shown
+from flows.decisions import People, Person, signed_verdict, take_in, terms_of
+from flows.run import Run, StoreFailed
+from flows.servers import running
+from flows.telling import tell_again, tell_decisions
+from flows.tracking import Tracking, registry
+from flows.verify import faults, lineage_faults
+from privacy.signing import public_hex
+
+PEOPLE = {"ada": "clinician", "bo": "officer"}
+KEYS = {name: Ed25519PrivateKey.generate() for name in PEOPLE}
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Run:
+    copied = moved(finished, tmp_path / "home")
+    people = People(people={n: Person(role=r, key=public_hex(KEYS[n])) for n, r in PEOPLE.items()})
+    (copied.home.folder / "people.yaml").write_text(yaml.safe_dump(people.model_dump()))
+    for name, role in PEOPLE.items():
+        text = signed_verdict(
+            terms_of(copied, copied.records()[-1]), "approved", name, role, KEYS[name], 9
+        )
+        take_in(copied, text, people)
+    return copied
+
+
+def test_a_new_store_gets_all_that_is_on_record_and_then_what_is_released(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = run.records()[-1]
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        gate.release(run, record, gate.gather(run, record))
+        assert list(faults(run)) == []
+    wait_until_stopped(url)
+    shutil.rmtree(run.home.folder / "mlruns")
+    utils._artifact_repos_cache.clear()
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        assert "`wardround log` tells MLflow what it lacks" in next(faults(run))
+        with pytest.raises(StoreFailed, match=f"`wardround log {run.name}` logs what is on record"):
+            tell_decisions(run)
+        with Tracking(run) as tracking:
+            tell_again(run, tracking, run.records())
+        assert list(lineage_faults(run)) == []
+        assert registry.champion("small") == ""
+        assert gate.release(run, record, gate.gather(run, record)) == "1" == registry.champion("small")
+        assert list(faults(run)) == []
+        (parent,) = MlflowClient(url).search_runs(
+            [MlflowClient(url).get_experiment_by_name("small").experiment_id],
+            "tags.`wardround.site` = 'GLOBAL'",
+        )
+        assert parent.info.status == "FINISHED"
+
+
+def wait_until_stopped(url: str) -> None:
+    for _ in range(300):
+        try:
+            httpx.get(url)
+        except httpx.ConnectError:
+            return
+        time.sleep(0.1)
+    raise TimeoutError(url)
+
+
+def test_only_the_rounds_that_mlflow_may_lack_are_told_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = run.records()
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        tracking = Tracking(run)
+        assert tracking.untold(records) == records[-1:]  # it may be there in part
+        assert tracking.untold(records[:2]) == records[:2]  # what MLflow names is none of these
+
+
+def test_whoever_tells_waits_for_whoever_tells_already(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        other = threading.Thread(target=tell_decisions, args=(run,))
+        with shown.alone(run):
+            other.start()
+            other.join(3)
+            assert other.is_alive()
+        other.join(60)
+        assert not other.is_alive()
