@@ -100,6 +100,7 @@ def test_the_first_line_of_the_studys_note_leads_to_report_and_models(
     for name in ("north", "east", "south"):
         expect(page.get_by_text(f"Group: {name}", exact=True)).to_be_visible()
     page.goto("about:blank")
+    page.set_viewport_size({"width": 1600, "height": 6000})  # they come last; charts are there in view
     page.goto(root + hrefs["pictures"])
     expect(page.get_by_text(REFERENCES).first).to_be_visible()
     page.goto(root + hrefs["report"])
