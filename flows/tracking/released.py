@@ -8,7 +8,7 @@ from pathlib import Path
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from flows import decisions, standing
+from flows import decisions, shown, standing
 from flows.run import BrokenRun, RoundRecord, Run, StoreFailed, runs_of
 from flows.standing import Standing
 from flows.tracking import lines, page_tags, registry
@@ -31,7 +31,9 @@ def released_faults(run: Run) -> Iterator[str]:
         yield from _of_versions(MlflowClient(), run, known)
         yield from _of_candidates(MlflowClient(), run)
         yield from _of_champion(run)
-        yield from _of_words(run)
+        with shown.alone(run):  # nothing is half told
+            told = list(_of_words(run))
+        yield from told
     except (*ERRORS, StoreFailed) as error:
         yield f"MLflow can't be read: {error}"
     except BrokenRun as error:

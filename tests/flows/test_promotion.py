@@ -1,5 +1,6 @@
 """The release gate: evidence, people, the champion, and a flow that waits."""
 
+import os
 import subprocess
 import sys
 import time
@@ -522,6 +523,42 @@ def test_the_flow_waits_for_people_who_decide_in_the_form_or_at_the_terminal(
     assert waiting.returncode == 0, said
     assert "Released: version 1 is the champion." in said
     assert [d.verdict.person for d in decisions.decisions(run) if d.verdict] == ["ada", "bo"]
+
+
+@pytest.mark.slow
+def test_a_revocation_in_the_form_of_another_model_takes_the_champion_back(
+    run: Run, mlflow: MlflowClient
+) -> None:
+    home, record = run.home.folder, run.records()[-1]
+    for name in KEYS:
+        say(run, record, name)
+    gate.release(run, record, gate.gather(run, record))
+    command = [sys.executable, "-m", "flows.cli", "promote", "--round", "1", "--wait-s", "200"]
+    with running(run.home.prefect) as prefect:
+        waiting = subprocess.Popen(
+            command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        times = len(decisions.decisions(run))
+        flow_run = paused(f"{prefect}/api", f"promote {run.name} 1", waiting, after=times)
+        text = signed_verdict(terms_of(run, record), "revoked", "bo", "officer", KEYS["bo"], 30)
+        fill_in(f"{prefect}/api", flow_run, text)
+        paused(f"{prefect}/api", f"promote {run.name} 1", waiting, after=times + 1)
+        assert registry.champion("small") == ""
+        waiting.terminate()
+        waiting.wait(60)
+    assert list(faults(run)) == []
+
+
+def test_a_prefect_that_can_not_be_reached_is_told_in_one_message(
+    run: Run, mlflow: MlflowClient
+) -> None:
+    environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    command = [sys.executable, "-m", "flows.cli", "promote"]
+    done = subprocess.run(
+        command, cwd=run.home.folder, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "PREFECT_API_URL: http://127.0.0.1:9/api can't be reached" in done.stderr
 
 
 def paused(api: str, name: str, process: subprocess.Popen, after: int = 0) -> str:

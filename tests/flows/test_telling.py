@@ -101,3 +101,20 @@ def test_whoever_tells_waits_for_whoever_tells_already(
             assert other.is_alive()
         other.join(60)
         assert not other.is_alive()
+
+
+def test_a_picture_whose_signatures_were_interrupted_is_signed_for_the_next_time(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        for lost in (".webp.json", ".png.json", ".json"):
+            (run.folder / "finished").unlink(missing_ok=True)
+            for signed in (run.folder / "shown").glob(f"images*step*2*{lost}"):
+                signed.unlink()
+            assert "has not signed for a picture of round 2" in next(faults(run))
+            with Tracking(run) as tracking:
+                tell_again(run, tracking, run.records())
+            assert list(lineage_faults(run)) == []
+    pictures = list((run.home.folder / "mlruns").rglob("*step+2*.png"))
+    assert len(pictures) == 1  # none was drawn once more
