@@ -179,6 +179,8 @@ def _absences(run: Run, records: Sequence[RoundRecord]) -> Iterator[tuple[str, s
             yield f"{record.round}", site, why
         for site, why in sorted(record.unscored.items()):
             yield f"{record.round}, its figures", site, why
+        for site, why in sorted(record.uncompared.items()):
+            yield f"{record.round}, its comparison of models", site, why
 
 
 def _stretches(rounds: Sequence[int], start: int, end: int) -> list[list[int]]:

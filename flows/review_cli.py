@@ -148,8 +148,10 @@ def withdraw(run: RunArgument = None) -> None:
         opened = named_run(Home(Path.cwd()), run)
         with mlflow(opened.home):
             from flows import gate
+            from flows.telling import tell_decisions
 
             taken_back = gate.withdraw(opened)
+            tell_decisions(opened)  # also what an interruption has kept from MLflow
             typer.echo(f"Taken back: version {', '.join(taken_back) or 'none'}.")
             _tell_champion(opened)
 

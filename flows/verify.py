@@ -259,6 +259,7 @@ def _of_refusals(run: Run, records: Sequence[RoundRecord], roster: Roster | None
         (0, ("join",), run.description.refused),
         *((record.round, phases, record.left_out) for record in records),
         *((record.round, ("evaluate",), record.unscored) for record in records),
+        *((record.round, ("compare",), record.uncompared) for record in records),
     ]
     for round, asked, reasons in told:
         for site, why in sorted(reasons.items()):

@@ -22,7 +22,7 @@ from requests import HTTPError
 from requests.exceptions import ConnectionError as Unreachable
 
 from flows import served_model, shown
-from flows.run import RoundRecord, Run, runs_of
+from flows.run import RoundRecord, Run, StoreFailed, runs_of
 from flows.software import installed
 from flows.tracking.store import reading, writing
 from models.checkpoints import sha256_of
@@ -107,11 +107,15 @@ def newest_candidate(client: MlflowClient, run: Run) -> tuple[int, int]:
 
 
 def _sign(run: Run, name: str, version: str) -> None:
-    """Sign for the files of a version as MLflow has them, once."""
+    """Sign for the files of a version as MLflow has them, once; raise `StoreFailed` if it lacks them."""
     path = f"{shown.VERSIONS}/{name}/{version}"
-    if not shown.is_signed(run, path):
-        with tempfile.TemporaryDirectory() as folder:
+    if shown.is_signed(run, path):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
             shown.keep(run, path, listing(fetch(name, version, Path(folder))))
+        except LookupError as error:
+            raise StoreFailed(f"MLflow has not kept what was registered: {error}") from error
 
 
 def listing(folder: Path) -> bytes:

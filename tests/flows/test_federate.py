@@ -125,6 +125,20 @@ def test_mlflow_has_one_parent_and_a_child_for_each_hospital(finished: Path, mlf
             assert line.data.tags["mlflow.parentRunId"] == parent
 
 
+def test_the_runs_page_says_how_far_it_is_who_is_missing_and_whom_it_waits_for(
+    finished: Path, mlflow_client
+) -> None:
+    experiment = mlflow_client.get_experiment_by_name("small").experiment_id
+    (parent,) = mlflow_client.search_runs([experiment], "tags.`wardround.site` = 'GLOBAL'")
+    told = parent.data.tags
+    assert told["mlflow.runName"] == newest(finished).name
+    assert told["wardround.rounds_done"] == "2 of 2" and told["wardround.missing"] == "nobody"
+    assert told["wardround.released"] == "no: a candidate"
+    assert told["wardround.waits_for"] == "clinician and officer, about round 2"
+    note = told["mlflow.note.content"]
+    assert "Round 2 of 2 is on record; 3 hospitals contributed to it, missing: nobody." in note
+
+
 def test_mlflow_shows_what_the_records_say_from_the_baseline_on(finished: Path, mlflow_client) -> None:
     run = newest(finished)
     experiment = mlflow_client.get_experiment_by_name("small")

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from flows import bundle, prediction, served_model
 from flows.cli import app
 from flows.run import Run
+from flows.servers import running
 from models import params as P
 from models.checkpoints import sha256_of, to_bytes
 from sites.documents import ConfigError
@@ -127,7 +128,6 @@ def test_bad_input_is_one_message_and_nothing_is_written(run: Run) -> None:
     image = scan_of(run.home.folder / "wards" / "east")
     Path("broken.nii.gz").write_bytes(image.read_bytes()[:200])
     for arguments, message in (
-        (("no-such-run", image, "-o", "mask.nii.gz"), "expected a model's folder"),
         ((f"{run.name}:9", image, "-o", "mask.nii.gz"), "expected a round on record"),
         ((run.name, "nothing.nii.gz", "-o", "mask.nii.gz"), "a file is missing"),
         ((run.name, "broken.nii.gz", "-o", "mask.nii.gz"), "broken.nii.gz"),
@@ -139,11 +139,22 @@ def test_bad_input_is_one_message_and_nothing_is_written(run: Run) -> None:
     assert not Path("mask.nii.gz").exists() and not Path("mask.png").exists()
 
 
+def test_a_name_that_nothing_has_is_told_from_a_store_that_can_not_be_asked(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("predict", "no-such-run", scan_of(run.home.folder / "wards" / "east"), "-o", "mask.nii.gz")
+    result = call(*asked)
+    assert result.exit_code == 1 and "MLflow has not told version candidate" in result.stderr
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        result = call(*asked)
+    assert result.exit_code == 2 and "expected a model's folder" in result.stderr
+
+
 def test_a_model_whose_weights_were_changed_is_not_used(run: Run) -> None:
     record = run.records()[-1]
-    served_model.write(Path("model"), run.study, run.model(record)) if Path(
-        "model"
-    ).mkdir() is None else None
+    Path("model").mkdir()
+    served_model.write(Path("model"), run.study, run.model(record))
     path = Path("model") / served_model.WEIGHTS
     path.write_bytes(path.read_bytes()[:-1] + b"\7")
     result = call("predict", "model", scan_of(Path("wards/east")), "-o", "mask.nii.gz")

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from flows.decisions import Decision, Outcome, Terms, Verdict
 from flows.run import GENESIS
-from flows.standing import CANDIDATE, champion, in_words, newest_standing, released
+from flows.standing import (
+    CANDIDATE,
+    champion,
+    in_words,
+    newest_standing,
+    released,
+    revoked,
+    waits_for,
+)
 from privacy.signing import public_hex, sign
 
 KEYS = {name: Ed25519PrivateKey.generate() for name in ("ada", "bo")}
@@ -69,6 +77,36 @@ def test_one_approval_is_told_and_releases_nothing() -> None:
     chain = [said(10, about(3), "ada")]
     assert in_words(chain) == "no: round 3 approved by ada (clinician)"
     assert released(chain) == {} and champion([chain]) == ""
+
+
+def test_who_is_waited_for_is_told_of_the_model_that_was_decided_about_last() -> None:
+    assert waits_for([], 4) == "clinician and officer, about round 4"
+    chain = [said(10, about(3), "ada")]
+    assert waits_for(chain, 4) == "officer, about round 3"
+    chain.append(said(11, about(3), "bo"))
+    assert waits_for(chain, 4) == "`wardround promote`, about round 3"
+    chain.append(became(12, about(3), "released", "1"))
+    assert waits_for(chain, 4) == "nobody"
+    chain.append(said(13, about(3), "bo", "revoked"))
+    assert waits_for(chain, 4) == "clinician and officer, about round 3"
+
+
+def test_an_objection_to_what_was_released_is_undone_by_no_later_approval() -> None:
+    chain = [*release(10, about(1), "1"), said(20, about(1), "bo", "refused")]
+    for name in KEYS:
+        chain.append(said(30, about(1), name))
+        assert revoked(chain) == [released(chain)["1"]]
+        assert newest_standing([chain], 40) == ""
+        assert in_words(chain).startswith("no: round 1 approved by")
+    chain.append(became(41, about(1), "withdrawn", "1"))
+    chain.append(became(42, about(1), "released", "1"))
+    assert revoked(chain) == [] and newest_standing([chain], 50) == "1" == champion([chain])
+
+
+def test_a_version_of_a_new_store_takes_the_place_of_the_one_that_its_model_had() -> None:
+    chain = [*release(10, about(1), "1"), *release(20, about(2), "2"), *release(30, about(2), "1")]
+    assert {each.version for each in released(chain).values()} == {"1"}
+    assert champion([chain]) == "1"
 
 
 def test_nothing_follows_whose_approvals_have_expired() -> None:

@@ -110,7 +110,7 @@ def test_a_picture_whose_signatures_were_interrupted_is_signed_for_the_next_time
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         for lost in (".webp.json", ".png.json", ".json"):
             (run.folder / "finished").unlink(missing_ok=True)
-            for signed in (run.folder / "shown").glob(f"images*step*2*{lost}"):
+            for signed in (run.folder / "shown").glob(f"images*step%2B2%2B*{lost}"):
                 signed.unlink()
             assert "has not signed for a picture of round 2" in next(faults(run))
             with Tracking(run) as tracking:

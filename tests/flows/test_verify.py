@@ -491,7 +491,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
             shown_at("images")(run) / "reference cases+step+2+timestamp+1+x.png", b"a picture"),
         r"MLflow shows images/reference cases\+step\+2\+timestamp\+1\+x.png, which the coordinator has not"),
     "a signature for one of a picture's files": (
-        remove(lambda run: next((run.folder / "shown").glob("images*step*2*.webp.json"))),
+        remove(lambda run: next((run.folder / "shown").glob("images*step%2B2%2B*.webp.json"))),
         "has not signed for a picture of round 2"),
     "a table in MLflow": (flip(shown_at("cross_site.csv")), "cross_site.csv, or shows another one"),
     "what the coordinator has signed for": (
