@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import membership, rounds
+from flows import membership, rounds, shown
 from flows.announcements import announce, end_what_was_left
 from flows.home import Home
 from flows.hospitals import REACHABLE, HospitalFailed, HospitalLeftOut
@@ -76,8 +76,9 @@ def admit(run: Run, tracking: Tracking, number: int, asked: int) -> Run:
         order = rounds.order(run, asked, "join", site)
         if not is_answered(run.exchange, order):
             REACHABLE[site].invite(order)
-    members = membership.before_round(run, number, asked)
-    tracking.follow(members)
+    with shown.alone(run):
+        members = membership.before_round(run, number, asked)
+        tracking.follow(members)
     return members
 
 

@@ -106,6 +106,7 @@ class Tracking(AbstractContextManager["Tracking"]):
         with writing(f"who takes part in {run.name}", _coordinators(run)):
             for site in sorted(run.description.participants.keys() - self._children.keys()):
                 self._children[site] = self._mlflow_run(site, parent=self._parent)
+                self._client.set_tag(self._children[site], "wardround.chain_head", run.head)
 
     def untold(self, records: Sequence[RoundRecord]) -> Sequence[RoundRecord]:
         """Return those of a run's records that MLflow may lack: from the one that it names on."""

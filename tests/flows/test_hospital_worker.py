@@ -25,8 +25,10 @@ from webserver import needs_nginx, password_of, webserver
 
 from flows.coordinator import public_key
 from flows.home import Home
+from flows.report import report
 from flows.run import Run, runs_of, started_runs
 from flows.servers import running
+from flows.verify import faults
 from sites.approvals import waiting
 from sites.hospital import Hospital
 from sites.storage import AUTH
@@ -235,7 +237,7 @@ def wait_for(what: Any, process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_a_hospital_whose_worker_comes_late_joins_between_rounds_and_one_may_leave(
-    hub: Hub, small_study, edit
+    hub: Hub, small_study, edit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Before the tests whose workers, `staffed`, stay to the end.
     for ward in WARDS:
@@ -259,6 +261,12 @@ def test_a_hospital_whose_worker_comes_late_joins_between_rounds_and_one_may_lea
     assert coordinator.returncode == 0, said
     assert sorted(hub.newest().description.departed) == ["north"]
     assert [release.site for release in hub.newest().records()[-1].releases] == ["east"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", hub.mlflow)
+    monkeypatch.setenv("SSL_CERT_FILE", str(hub.folder / "hub.pem"))
+    assert list(faults(hub.newest())) == []
+    page = report(hub.newest()).decode()
+    for told in ("it had not joined yet", "it has left the study"):
+        assert told in page
 
 
 def test_whoever_has_the_password_can_run_nothing_at_a_hospital(hub: Hub, staffed: None) -> None:

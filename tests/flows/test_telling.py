@@ -12,13 +12,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from homes import moved
 from mlflow.tracking import MlflowClient
 from mlflow.tracking._tracking_service import utils
+from puppets import Federation
 
-from flows import gate, shown
+from flows import gate, membership, shown
 from flows.decisions import People, Person, signed_verdict, take_in, terms_of
+from flows.rounds import SILENT
 from flows.run import Run, StoreFailed
 from flows.servers import running
 from flows.telling import tell_again, tell_decisions
 from flows.tracking import Tracking, registry
+from flows.tracking.differences import differences
 from flows.verify import faults, lineage_faults
 from privacy.signing import public_hex
 
@@ -118,3 +121,21 @@ def test_a_picture_whose_signatures_were_interrupted_is_signed_for_the_next_time
             assert list(lineage_faults(run)) == []
     pictures = list((run.home.folder / "mlruns").rglob("*step+2*.png"))
     assert len(pictures) == 1  # none was drawn once more
+
+
+def test_a_hospital_that_joins_while_a_run_trains_fits_from_then_on(
+    tmp_path: Path, study_with, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(tmp_path, study_with(rounds=4))
+    known = federation.run.description.participants
+    there = {site: member for site, member in known.items() if site != "south"}
+    run = federation.run.with_participants(there, {"south": SILENT})
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        with Tracking(run) as tracking:
+            tell_again(run, tracking, run.records())
+            federation.accept("south", 1)
+            joined = membership.before_round(run, 1, 1)
+            assert "south" in joined.description.participants
+            tracking.follow(joined)
+            assert list(differences(joined, joined.records())) == []
