@@ -80,6 +80,7 @@ def wait_for_people(run: Run, record: RoundRecord, wait_s: float) -> None:
                 key=f"people-{times}",
             )
         except FlowPauseTimeout:
+            until = time.monotonic()  # Prefect pauses no flow twice that nobody has resumed
             continue
         times += 1
         try:

@@ -526,6 +526,18 @@ def test_the_flow_waits_for_people_who_decide_in_the_form_or_at_the_terminal(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("wait_s", ["0", "2.5"])
+def test_a_gate_for_which_nobody_decides_in_time_names_who_is_missing(
+    run: Run, mlflow: MlflowClient, wait_s: str
+) -> None:
+    command = [sys.executable, "-m", "flows.cli", "promote", "--wait-s", wait_s]
+    done = subprocess.run(command, cwd=run.home.folder, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    assert "Not released. The approval of these is missing: clinician, officer." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 def test_a_revocation_in_the_form_of_another_model_takes_the_champion_back(
     run: Run, mlflow: MlflowClient
 ) -> None:
