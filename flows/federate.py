@@ -64,7 +64,7 @@ def join(run: Run, sites: Sequence[str]) -> Run:
 def begin(run: Run, tracking: Tracking) -> RoundRecord:
     """Return the newest record; in a new run, that of the model before training."""
     if records := run.records():
-        tell_again(run, tracking, records)
+        tell_again(run, tracking, tracking.untold(records))
         return records[-1]
     return finish(run, tracking, 0, rounds.first_model(run.study), NO_ANSWERS, time.time())
 

@@ -23,10 +23,13 @@ def put_on_record(run: Run, tracking: Tracking, record: RoundRecord) -> None:
 
 
 def tell_again(run: Run, tracking: Tracking, records: Sequence[RoundRecord]) -> None:
-    """Tell what MLflow lacks of a run, after an interruption or in a new store."""
+    """Tell rounds that MLflow may lack, after an interruption or in a new store; the newest is the last.
+
+    What it has of them stays as it is.
+    """
     with shown.alone(run):
         run.publish_head(records[-1])
-        for record in tracking.untold(records):
+        for record in records:
             tracking.log(record)
         attach_report(run, report(run))
 

@@ -43,11 +43,14 @@ def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord])
         if name not in by_site:
             yield f"MLflow has no run of {run.name} for {name}; {LOG_AGAIN}"
             return
-        yield from _of_line(client, by_site[name], _expected(run, records, name), name)
-        yield from _of_words(by_site[name], run, records, name)
         head = by_site[name].data.tags.get("wardround.chain_head")
         if head != records[-1].sha256:
-            yield f"MLflow's run of {name} names another head of the chain than the newest record"
+            yield (
+                f"MLflow's run of {name} names another head of the chain than the newest record, as when "
+                f"it was interrupted while it was told; {LOG_AGAIN}"
+            )
+        yield from _of_line(client, by_site[name], _expected(run, records, name), name)
+        yield from _of_words(by_site[name], run, records, name)
     if by_site[GLOBAL].info.start_time != run.description.started_ms:
         yield f"MLflow says of {run.name} that it was begun at another time than run.json"
     parent = by_site[GLOBAL].info.run_id

@@ -99,6 +99,26 @@ def test_only_the_rounds_that_mlflow_may_lack_are_told_again(
         assert tracking.untold(records[:2]) == records[:2]  # what MLflow names is none of these
 
 
+def test_what_is_gone_from_a_store_is_told_again_and_what_is_there_stays(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        client = MlflowClient(url)
+        tell_decisions(run)
+        lost = next((run.home.folder / "mlruns").rglob("rounds/round-001.json"))
+        lost.unlink()
+        client.delete_model_version("small-candidates", "1")
+        assert list(faults(run))
+        with Tracking(run) as tracking:
+            tell_again(run, tracking, run.records())
+        assert list(faults(run)) == []
+        assert client.get_model_version_by_alias("small-candidates", "candidate").version == "2"
+        experiment = client.get_experiment_by_name("small").experiment_id
+        (parent,) = client.search_runs([experiment], "tags.`wardround.site` = 'GLOBAL'")
+        assert len(client.get_metric_history(parent.info.run_id, "val/dice")) == len(run.records())
+
+
 def test_whoever_tells_waits_for_whoever_tells_already(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
