@@ -134,6 +134,8 @@ class Tracking(AbstractContextManager["Tracking"]):
             self._parent, record.data.decode(), f"rounds/round-{record.round:03d}.json"
         )
         pictures.log_picture(self._client, self._run, record, self._parent)
+        if self._run.study.task.kind == "segmentation" and self._run.is_newest:
+            views.show_pictures(self._client, self._experiment, self._run, record.round)
         if record.cross_site:
             self._client.log_text(self._parent, lines.cross_site_csv(record), lines.CROSS_SITE)
         if record.round > 0:

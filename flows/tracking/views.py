@@ -1,4 +1,4 @@
-"""What a person sees first in MLflow: an experiment for each study, saved charts, a bar of links.
+"""What a person sees first in MLflow: an experiment for each study, saved charts and pictures, links.
 
 A saved view is an internal format of MLflow's UI, so MLflow's version is pinned, and a test opens the
 view in a browser.
@@ -14,10 +14,11 @@ from flows.run import Run
 from flows.shown import REPORT
 from flows.tracking import registry
 from flows.tracking.lines import GLOBAL, NOTE
+from flows.tracking.pictures import REFERENCES
 from models.objectives import metric_names
 from sites.study import Study
 
-BY_HOSPITAL = "by-hospital"
+BY_HOSPITAL, PICTURES = "by-hospital", "pictures"
 Sections = Mapping[str, Sequence[Sequence[str]]]
 
 
@@ -53,6 +54,32 @@ def view(run: Run) -> dict[str, Any]:
             for name in shown
         ],
         "compareRunCharts": [*charts, *hidden],
+        "isAccordionReordered": True,
+        "runsHiddenMode": "SHOW_ALL",
+    }
+
+
+def pictures_view(run: Run, step: int) -> dict[str, Any]:
+    """Return the saved view of a run's reference cases: one card with a slider, at first at `step`."""
+    card = {
+        "type": "IMAGE",
+        "uuid": REFERENCES,
+        "metricSectionId": "Pictures",
+        "imageKeys": [REFERENCES],
+        "step": step,
+        "showRunParams": False,
+    }
+    hidden = [
+        {"type": "LINE", "uuid": f"hidden {key}", "metricSectionId": "Pictures", "metricKey": key,
+         "deleted": True}
+        for key in sorted(_every_metric(run))
+    ]  # fmt: skip
+    section = {"uuid": "Pictures", "name": "Pictures", "display": True, "columns": 1, "cardHeight": 700}
+    return {
+        "groupBy": None,
+        "searchFilter": f"tags.`wardround.run` = '{run.name}' AND tags.`wardround.site` = '{GLOBAL}'",
+        "compareRunSections": [section],
+        "compareRunCharts": [card, *hidden],
         "isAccordionReordered": True,
         "runsHiddenMode": "SHOW_ALL",
     }
@@ -103,23 +130,30 @@ def show(client: MlflowClient, experiment: str, run: Run, parent: str) -> None:
     client.set_experiment_tag(experiment, NOTE, text)
 
 
+def show_pictures(client: MlflowClient, experiment: str, run: Run, step: int) -> None:
+    """Let the study's view of pictures show those of a run, at first the one of a round."""
+    state = json.dumps(pictures_view(run, step))
+    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{PICTURES}", state)
+
+
 def _pages(experiment: str, parent: str, study: Study) -> list[tuple[str, str]]:
     return [
-        *_run_pages(experiment, parent),
+        *_run_pages(experiment, parent, has_pictures=study.task.kind == "segmentation"),
         ("models", f"#/models/{registry.candidates(study.name)}"),
         ("released models", f"#/models/{registry.approved(study.name)}"),
     ]
 
 
-def _run_pages(experiment: str, parent: str) -> list[tuple[str, str]]:
+def _run_pages(experiment: str, parent: str, *, has_pictures: bool) -> list[tuple[str, str]]:
     ours = "workflowType=machine_learning"
     base = f"#/experiments/{experiment}/runs"
-    return [
-        ("all hospitals", f"{base}?{ours}&compareRunsMode=CHART&viewStateShareKey={BY_HOSPITAL}"),
+    charts = f"{base}?{ours}&compareRunsMode=CHART&viewStateShareKey="
+    pages = [
+        ("all hospitals", charts + BY_HOSPITAL),
         ("report", f"{base}/{parent}/artifacts/{REPORT}?{ours}"),
         ("newest run", f"{base}/{parent}?{ours}"),
-        ("pictures", f"{base}/{parent}/model-metrics?{ours}"),
     ]
+    return [*pages, ("pictures", charts + PICTURES)] if has_pictures else pages
 
 
 def links(url: str) -> list[tuple[str, str]]:
@@ -134,7 +168,8 @@ def links(url: str) -> list[tuple[str, str]]:
             max_results=1,
         )
         if found:
-            known = _run_pages(experiment.experiment_id, found[0].info.run_id)
+            drawn = f"mlflow.sharedViewState.{PICTURES}" in experiment.tags
+            known = _run_pages(experiment.experiment_id, found[0].info.run_id, has_pictures=drawn)
             pages += [(f"{experiment.name}: {title}", f"{url}/{link}") for title, link in known]
     registered = [model.name for model in client.search_registered_models()]
     return pages + [(f"{name}: versions", f"{url}/#/models/{name}") for name in registered]

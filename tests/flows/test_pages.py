@@ -100,9 +100,8 @@ def test_the_first_line_of_the_studys_note_leads_to_report_and_models(
     for name in ("north", "east", "south"):
         expect(page.get_by_text(f"Group: {name}", exact=True)).to_be_visible()
     page.goto("about:blank")
-    page.set_viewport_size({"width": 1600, "height": 6000})  # they come last; charts are there in view
     page.goto(root + hrefs["pictures"])
-    expect(page.get_by_text(REFERENCES).first).to_be_visible()
+    expect(page.get_by_text(REFERENCES).first).to_be_in_viewport()
     page.goto(root + hrefs["report"])
     shown = page.frame_locator("iframe.mlflow-html-iframe")
     expect(shown.get_by_role("heading", name="small: a model of 3 hospitals")).to_be_visible()
@@ -160,15 +159,21 @@ def test_a_registered_version_says_what_it_is(page: Page, links: dict[str, str],
 
 @pytest.mark.slow
 @needs_chromium
-def test_reference_cases_are_seen_over_the_rounds(page: Page, links: dict[str, str]) -> None:
+def test_reference_cases_are_seen_at_once_and_over_the_rounds(page: Page, links: dict[str, str]) -> None:
     expect.set_options(timeout=PATIENCE_MS)
-    page.set_viewport_size({"width": 1600, "height": 6000})  # charts are there only while in view
-    page.goto(links["small: newest run"].replace("?", "/model-metrics?"))
-    expect(page.get_by_text(REFERENCES).first).to_be_visible()
-    expect(page.get_by_role("slider").first).to_be_visible()
-    picture = page.locator("img").first
-    expect(picture).to_be_visible()
-    page.wait_for_function("() => [...document.images].some(i => i.complete && i.naturalWidth > 100)")
+    page.goto(links["small: pictures"])
+    picture = page.locator("img[src*='get-artifact']")
+    expect(picture).to_be_in_viewport()
+    expect(page.get_by_text(REFERENCES).first).to_be_in_viewport()
+    page.wait_for_function("() => [...document.images].some(i => i.src.includes('step%2B2%2B'))")
+    page.wait_for_function("() => [...document.images].some(i => i.naturalWidth > 100)")
+    slider = page.get_by_role("slider").first
+    expect(slider).to_be_in_viewport()
+    slider.press("ArrowLeft")
+    page.wait_for_function("() => [...document.images].some(i => i.src.includes('step%2B1%2B'))")
+    expect(page.get_by_test_id("experiment-view-compare-runs-section-header").first).to_contain_text(
+        "Pictures"
+    )
 
 
 @pytest.mark.slow
