@@ -46,8 +46,8 @@ def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord])
         head = by_site[name].data.tags.get("wardround.chain_head")
         if head != records[-1].sha256:
             yield (
-                f"MLflow's run of {name} names another head of the chain than the newest record, as after "
-                f"an interruption; {LOG_AGAIN}"
+                f"MLflow's run of {name} names another head of the chain than the newest record, as "
+                f"after an interruption; {LOG_AGAIN}"
             )
         yield from _of_line(client, by_site[name], _expected(run, records, name), name)
         yield from _of_words(by_site[name], run, records, name)

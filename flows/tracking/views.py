@@ -74,7 +74,7 @@ def pictures_view(run: Run, step: int) -> dict[str, Any]:
          "deleted": True}
         for key in sorted(_every_metric(run))
     ]  # fmt: skip
-    section = {"uuid": "Pictures", "name": "Pictures", "display": True, "columns": 1, "cardHeight": 700}
+    section = {"uuid": "Pictures", "name": "Pictures", "display": True, "columns": 1, "cardHeight": 420}
     return {
         "groupBy": None,
         "searchFilter": f"tags.`wardround.run` = '{run.name}' AND tags.`wardround.site` = '{GLOBAL}'",

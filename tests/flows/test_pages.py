@@ -161,6 +161,7 @@ def test_a_registered_version_says_what_it_is(page: Page, links: dict[str, str],
 @needs_chromium
 def test_reference_cases_are_seen_at_once_and_over_the_rounds(page: Page, links: dict[str, str]) -> None:
     expect.set_options(timeout=PATIENCE_MS)
+    page.set_viewport_size({"width": 1600, "height": 1000})
     page.goto(links["small: pictures"])
     picture = page.locator("img[src*='get-artifact']")
     expect(picture).to_be_in_viewport()
