@@ -59,7 +59,7 @@ class Hub:
     def worker(self, name: str) -> Iterator[subprocess.Popen]:
         """Run a hospital's worker, in a session of its own."""
         environment = {
-            "PATH": os.environ["PATH"],
+            **{key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ},
             "PREFECT_API_AUTH_STRING": PASSWORD,
             "SSL_CERT_FILE": str(self.folder / "hub.pem"),
             AUTH: f"{name}:{password_of(name)}",
