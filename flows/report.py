@@ -93,6 +93,7 @@ def report(run: Run, until: int | None = None, pending: decisions.Outcome | None
     """
     records = run.records()[: None if until is None else until + 1]
     known = decisions.decisions(run)
+    scored = _scored(records)
     hospitals = [_page(run, records, site) for site in sorted(run.description.everybody)]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -106,15 +107,16 @@ def report(run: Run, until: int | None = None, pending: decisions.Outcome | None
         last=records[-1],
         hospitals=hospitals,
         quality=list(_quality(run, records)),
-        headline=headline_metric(records[-1]) or "",
-        fairness=fairness(records[-1].scores),
-        groups=by_group(records[-1].scores, run.description.members(records[-1].round)),
+        scored=scored,
+        headline=headline_metric(scored) or "",
+        fairness=fairness(scored.scores),
+        groups=by_group(scored.scores, run.description.members(scored.round)),
         quality_plot=_quality_plot(records),
         epsilon_plot=_epsilon_plot(run, hospitals),
         absences=list(_absences(run, records)),
         departed=sorted(run.description.departed),
         decisions=[(e.verdict, e.outcome) for e in known] + ([(None, pending)] if pending else []),
-        attacked={name: v for name, v in records[-1].quality.items() if name.startswith("attacked/")},
+        attacked={name: v for name, v in scored.quality.items() if name.startswith("attacked/")},
         software=list(_software(records)),
         metrics=sorted(metric_names(run.study.task)),
         false_alarms=FALSE_ALARMS,
@@ -134,12 +136,14 @@ def _page(run: Run, records: Sequence[RoundRecord], site: str) -> HospitalPage:
     )
 
 
+def _scored(records: Sequence[RoundRecord]) -> RoundRecord:
+    """Return the newest record that has figures, the newest of all where none has."""
+    return next((record for record in reversed(records) if record.scores), records[-1])
+
+
 def _quality(run: Run, records: Sequence[RoundRecord]) -> list[Quality]:
     """Return each metric at each hospital after the newest round that was evaluated, the worst first."""
-    scored = [record for record in records if record.scores]
-    if not scored:
-        return []
-    first, last = records[0], scored[-1]
+    first, last = records[0], _scored(records)
     rows = []
     for metric in sorted(metric_names(run.study.task)):
         for site, metrics in sorted(last.scores.items()):
@@ -213,7 +217,7 @@ def _software(records: Sequence[RoundRecord]) -> Iterator[tuple[str, dict[str, s
 
 
 def _quality_plot(records: Sequence[RoundRecord]) -> Markup:
-    name = headline_metric(records[-1])
+    name = headline_metric(_scored(records))
     if name is None:
         return Markup()
     figure, axes = _figure(name, records[-1].round)

@@ -113,7 +113,7 @@ def revoke(
     name: AsOption, key: KeyOption, reason: ReasonOption, run: RunArgument = None,
     round: RoundOption = None,
 ) -> None:  # fmt: skip
-    """Take back a model that was released: the champion is the one before it again, or none."""
+    """Take back what was released, by default the champion: the model before it is again, or none."""
     _decide(run, round, "revoked", name, key, reason)
 
 
@@ -165,6 +165,8 @@ def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path
         from privacy.signing import private_key
 
         opened = named_run(Home(Path.cwd()), run)
+        if word == "revoked" and round is None:
+            opened, round = _released(opened, run)
         if round is None and not opened.is_finished:
             raise BadVerdict(
                 f"{opened.name} is not finished, so that its newest model may be another than the one "
@@ -179,13 +181,32 @@ def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path
             _told(opened, record, said)
 
 
+def _released(run: "Run", named: str | None) -> tuple["Run", int]:
+    """Return the champion's run and round: the study's, or that of a run that was named."""
+    from flows import standing
+    from flows.decisions import BadVerdict
+    from flows.run import Run
+
+    chains = standing.chains_of(run.home, run.study.name)
+    champion = standing.champion(chains)
+    stands = [each for chain in chains for each in standing.released(chain).values()]
+    for each in stands:
+        if each.version == champion and named in (None, each.terms.run):
+            return Run.open(run.home, each.terms.run), each.terms.round
+    raise BadVerdict(
+        f"No model of {named or run.study.name} is the champion; say which is revoked with --round."
+    )
+
+
 def _told(run: "Run", record: "RoundRecord", said: "Verdict") -> None:
     """Say what was put on record, and what follows."""
-    from flows import decisions, reviews
+    from flows import decisions, reviews, standing
 
     typer.echo(f"{said.word} by {said.person} ({said.role}): {run.name}, round {record.round}.")
     typer.echo(f"Keep this for `wardround verify --decision`: {decisions.heads(run)[-1]}")
     if said.word == "revoked":
+        if not standing.was_released(decisions.decisions(run), said.terms):
+            typer.echo("That model was never released, so nothing was taken back.")
         _tell_champion(run)
     elif missing := reviews.missing(run, record):
         typer.echo(f"Still missing: {', '.join(missing)}.")

@@ -83,6 +83,12 @@ def released(known: Chain) -> dict[str, Standing]:
     return found
 
 
+def was_released(known: Chain, terms: Terms) -> bool:
+    """Return whether a model was ever released, whatever became of it."""
+    outcomes = (link.outcome for link in known if link.outcome)
+    return any(each.what == "released" and each.terms == terms for each in outcomes)
+
+
 def revoked(known: Chain) -> list[Standing]:
     """Return what was released, and objected to since, and is not withdrawn yet."""
     return [each for each in released(known).values() if each.against]

@@ -174,8 +174,9 @@ def _of_model(client: MlflowClient, run: Run, record: RoundRecord, folder: Path)
     version, where = found[0], f"round {record.round} of {run.name}"
     for other in found[1:]:
         yield f"versions {version.version} and {other.version} of {other.name} are both of {where}"
-    for key, due in registry.tags_of(run, record).items():
-        if version.tags.get(key) != due:
+    due = registry.tags_of(run, record)
+    for key in sorted({*due, *(key for key in version.tags if key.startswith("wardround."))}):
+        if version.tags.get(key) != due.get(key):
             yield f"the candidate of round {record.round} has another {key} than the record"
     into = folder / f"{record.round:03d}"
     into.mkdir()

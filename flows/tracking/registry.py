@@ -65,6 +65,21 @@ def all_candidates(client: MlflowClient, study: str) -> list[ModelVersion]:
     return _versions(client, candidates(study))
 
 
+def all_approved(client: MlflowClient, study: str) -> list[ModelVersion]:
+    """Return every version of `<study>-approved`, of whatever run."""
+    return _versions(client, approved(study))
+
+
+def aliases(client: MlflowClient, study: str) -> Mapping[str, str]:
+    """Return the names that `<study>-approved` gives to versions, none where it is not there."""
+    try:
+        return dict(client.get_registered_model(approved(study)).aliases)
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        return {}
+
+
 def register(client: MlflowClient, run: Run, record: RoundRecord, parent: str) -> None:
     """Register a round's model as a version of `<study>-candidates`, the newest `candidate`.
 

@@ -29,6 +29,7 @@ def released_faults(run: Run) -> Iterator[str]:
     try:
         known = decisions.decisions(run)
         yield from _of_versions(MlflowClient(), run, known)
+        yield from _of_undecided(MlflowClient(), run)
         yield from _of_candidates(MlflowClient(), run)
         yield from _of_champion(run)
         with shown.alone(run):  # nothing is half told
@@ -76,6 +77,20 @@ def _of_version(run: Run, record: RoundRecord, version: ModelVersion, stands: St
         yield from files_faults(
             run, record, name, str(version.version), Path(folder), stands.outcome.report_sha256
         )
+
+
+def _of_undecided(client: MlflowClient, run: Run) -> Iterator[str]:
+    """Yield the approved versions and aliases that no decision has made."""
+    found = registry.all_approved(client, run.study.name)
+    chains = standing.chains_of(run.home, run.study.name)
+    decided = {link.outcome.version for chain in chains for link in chain if link.outcome}
+    for version in found:
+        where = f"version {version.version} of {version.name}"
+        if str(version.version) not in decided:
+            yield f"{where} was never released; `wardround promote` goes on with it, or it is deleted"
+    for alias, number in sorted(registry.aliases(client, run.study.name).items()):
+        if alias != registry.CHAMPION:
+            yield f"version {number} of the approved models is called {alias}, which no decision does"
 
 
 def _of_candidates(client: MlflowClient, run: Run) -> Iterator[str]:

@@ -191,6 +191,25 @@ def test_what_is_stated_is_told_and_can_change_nothing_else_on_the_page(run: Run
     assert "Research" in Text(page).words
 
 
+def test_figures_of_an_earlier_model_are_called_so_where_the_newest_was_not_evaluated(run: Run) -> None:
+    records = run.records()
+    silent = {"scores": {}, "scored": {}, "metrics": {}, "quality": {}, "cross_site": {}, "compared": {}}
+    kept = records[2].model_copy(update=silent)
+    (run.folder / "rounds" / "round-002.json").write_bytes(kept.data)
+    page = report(run)
+    words = " ".join(Text(page).words.split())
+    assert (
+        "The model after round 2 was not evaluated. These figures are of the model after round 1."
+        in words
+    )
+    rows = {tuple(row[:2]): row[2:] for row in table_under("Quality", page)[1:]}
+    assert rows["dice", "north"][1] == f"{records[1].scores['north']['dice']:.3f}"
+    fairness = {row[0] for row in table_under("Fairness", page)}
+    assert {"dice", "dice of group bright"} <= fairness
+    assert "worst hospital in dice" in words and len(re.findall("<svg", page.decode())) == 2
+    assert "was not evaluated" not in report(run, 1).decode()
+
+
 def test_it_names_no_patient(run: Run) -> None:
     page = report(run).decode()
     for name in HOSPITALS:

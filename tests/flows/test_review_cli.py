@@ -82,6 +82,22 @@ def test_a_model_is_shown_approved_here_and_elsewhere_revoked_and_taken_back(
     assert "bo (officer) has revoked it: misses small ones" in review("show").output
 
 
+def test_what_is_revoked_is_the_champion_unless_another_is_named(
+    run: Run, review: Review, tmp_path: Path
+) -> None:
+    nothing = review("revoke", "--reason", "bad", *by("bo", tmp_path))
+    assert nothing.exit_code == 2 and "No model of small is the champion" in nothing.stderr
+    for name in ("ada", "bo"):
+        assert review("approve", "--round", "1", *by(name, tmp_path)).exit_code == 0
+    record = run.records()[1]
+    gate.release(run, record, gate.gather(run, record))
+    other = review("revoke", "--round", "2", "--reason", "bad", *by("bo", tmp_path))
+    assert "never released, so nothing was taken back" in other.output
+    assert "The champion is version 1." in other.output
+    champion = review("revoke", "--reason", "bad", *by("bo", tmp_path))
+    assert "round 1." in champion.output and "The champion is version none." in champion.output
+
+
 def test_a_refusal_of_a_released_model_takes_it_back_too(
     run: Run, review: Review, tmp_path: Path
 ) -> None:

@@ -217,6 +217,14 @@ def in_newest_record(
     return altered()
 
 
+def comparison_refused(run: Run) -> AbstractContextManager[None]:
+    def change(record: dict[str, Any]) -> None:
+        del record["compared"]["north"], record["cross_site"]["north"]
+        record["uncompared"] = {"north": "it refused: no"}
+
+    return in_newest_record(run, change)
+
+
 def comparison_left_out(run: Run) -> AbstractContextManager[None]:
     return in_newest_record(run, lambda r: (r["compared"].pop("north"), r["cross_site"].pop("north")))
 
@@ -233,24 +241,24 @@ def comparison_of_other_models(run: Run) -> Iterator[None]:
         yield
 
 
-def foreign_candidate(alias: bool) -> Alteration:
-    """A version among the candidates that no run has registered, of files that one has."""
+def foreign_version(name: str, alias: str = "") -> Alteration:
+    """A version that no run has registered and nobody has released, of files that one has."""
 
     @contextmanager
     def altered(run: Run) -> Iterator[None]:
-        client, name = MlflowClient(), "small-candidates"
-        ours = client.get_model_version_by_alias(name, "candidate")
+        client = MlflowClient()
+        ours = client.get_model_version_by_alias("small-candidates", "candidate")
         tags = {**ours.tags, "wardround.run": "small-elsewhere"}
         made = client.create_model_version(
             name, ours.source, tags=tags, await_creation_for=0,
             model_id=ours.source.removeprefix("models:/"),
         )  # fmt: skip
         if alias:
-            client.set_registered_model_alias(name, "candidate", made.version)
+            client.set_registered_model_alias(name, alias, made.version)
         try:
             yield
         finally:
-            client.set_registered_model_alias(name, "candidate", ours.version)
+            client.set_registered_model_alias("small-candidates", "candidate", ours.version)
             client.delete_model_version(name, made.version)
 
     return altered
@@ -382,6 +390,21 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         flip(in_exchange("statements/north/RUN.002.compare.json")), "The comparison of north in round 2"),
     "a comparison that is left out": (
         comparison_left_out, "comparison of north in round 2 is not on record, nor is why"),
+    "a comparison that is said to be refused": (
+        comparison_refused, "north has not signed what it is said to refuse in round 2: no"),
+    "an approval's words on a candidate": (
+        sql("INSERT INTO model_version_tags SELECT DISTINCT 'wardround.approved_by.officer', 'bo', name,"
+            " version, workspace FROM model_version_tags WHERE name='small-candidates' AND version=2",
+            "DELETE FROM model_version_tags WHERE key='wardround.approved_by.officer'"
+            " AND name='small-candidates'"),
+        "the candidate of round 2 has another wardround.approved_by.officer than the record"),
+    "an approved version that nobody released": (
+        foreign_version("small-approved", "production"), "of small-approved was never released"),
+    "an alias that no decision gives": (
+        sql("INSERT INTO registered_model_aliases SELECT 'production', version, name, workspace"
+            " FROM registered_model_aliases WHERE name='small-approved'",
+            "DELETE FROM registered_model_aliases WHERE alias='production'"),
+        "version 1 of the approved models is called production, which no decision does"),
     "a comparison of other models": (
         comparison_of_other_models, "of north in round 2 is of other models than the hospitals have released"),
     "the statement on a hospital's released model": (
@@ -442,8 +465,9 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
             "UPDATE model_versions SET creation_time=creation_time-3600000 WHERE name='small-approved'"),
         "is younger than the decision that released it"),
     "an approved version that is gone": (
-        sql("UPDATE model_versions SET current_stage='Deleted_Internal' WHERE name='small-approved'",
-            "UPDATE model_versions SET current_stage='None' WHERE name='small-approved'"),
+        sql("UPDATE model_versions SET current_stage='Deleted_Internal'"
+            " WHERE name='small-approved' AND version=1",
+            "UPDATE model_versions SET current_stage='None' WHERE name='small-approved' AND version=1"),
         "MLflow lacks version 1 of the approved models"),
     "the champion in MLflow": (
         sql("UPDATE registered_model_aliases SET alias='x' || alias WHERE name='small-approved'",
@@ -458,9 +482,9 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
             f"UPDATE tags SET value=substr(value, 2) WHERE key='wardround.waits_for' AND {PARENT}"),
         "wardround.waits_for=xnobody, the decisions nobody"),
     "a candidate that no run has registered": (
-        foreign_candidate(alias=False), "of small-candidates is of no round of a run that lies here"),
+        foreign_version("small-candidates"), "of small-candidates is of no round of a run that lies here"),
     "a candidate that no run has registered, with the alias": (
-        foreign_candidate(alias=True), "the candidate of small-candidates is no model of a run here"),
+        foreign_version("small-candidates", "candidate"), "the candidate of small-candidates is no model of a run here"),
     **{
         f"{file} of a {kind}": (
             lambda run, file=file, kind=kind: replaced(
