@@ -29,9 +29,9 @@ def released_faults(run: Run) -> Iterator[str]:
     try:
         known = decisions.decisions(run)
         yield from _of_versions(MlflowClient(), run, known)
-        yield from _of_undecided(MlflowClient(), run)
         yield from _of_candidates(MlflowClient(), run)
         yield from _of_champion(run)
+        yield from _of_undecided(MlflowClient(), run)
         with shown.alone(run):  # nothing is half told
             told = list(_of_words(run))
         yield from told
