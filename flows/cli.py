@@ -229,6 +229,8 @@ def predict(
         from flows import prediction, served_model
         from flows.home import Home
 
+        if out is not None:
+            prediction.check_out(out)
         with prediction.model_files(Home(Path.cwd()), model) as folder:
             loaded = served_model.load(folder)
         if out is None:

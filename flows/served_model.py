@@ -21,12 +21,16 @@ from models.objectives import build_task
 from models.params import Params
 from privacy.signing import canonical
 from sites.inference import predict
-from sites.intake import Scan
-from sites.preprocessing import prepare
+from sites.intake import Scan, image_fault
+from sites.preprocessing import Unfit, prepare
 from sites.study import Study
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 CPU = torch.device("cpu")
+
+
+class UnfitImage(ValueError):
+    """An image that the hospitals would not train on either; the model says nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,10 @@ class ServedModel:
             images: raw intensities `(B, *spatial)`, in RAS orientation.
             params: `spacing_mm`, the voxels' sides, 1 mm each unless it is given; `output`,
                 `probabilities` or `labels` `(B, *spatial)`, `(B,)`, or `(B, C)` where several can hold.
+
+        Raises:
+            UnfitImage: as `probabilities` does.
+            ValueError: another output is asked for.
         """
         asked = {"spacing_mm": [1.0] * self.study.task.dims, "output": "probabilities", **(params or {})}
         spacing = tuple(map(float, asked["spacing_mm"]))
@@ -56,10 +64,19 @@ class ServedModel:
         return self.labels(every).numpy().astype(np.float32)
 
     def probabilities(self, image: NDArray[np.float32], spacing_mm: tuple[float, ...]) -> torch.Tensor:
-        """Return probabilities `(C, *spatial)` of one image `(*spatial)` in RAS, or `(C,)`."""
+        """Return probabilities `(C, *spatial)` of one image `(*spatial)` in RAS, or `(C,)`.
+
+        Raises:
+            UnfitImage: it has other dimensions, is constant or not finite, or can't be prepared.
+        """
         study = self.study
+        if fault := image_fault(image, study.task):
+            raise UnfitImage(fault.text)
         activation = build_task(study.task).activation
-        scan = prepare(_as_scan(image, spacing_mm, study), study.preprocessing)
+        try:
+            scan = prepare(_as_scan(image, spacing_mm, study), study.preprocessing)
+        except Unfit as error:
+            raise UnfitImage(str(error)) from error
         return predict(self.network, activation, study.preprocessing, study.network.divisor, scan, CPU)
 
     def labels(self, probabilities: torch.Tensor) -> torch.Tensor:

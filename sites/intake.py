@@ -74,7 +74,8 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
         BrokenCase: one of `BREAKING` holds.
     """
     image = _read(data, case, case.image, "image")
-    _check_image(case, image, task)
+    if fault := image_fault(image.voxels, task):
+        raise BrokenCase(case.case, fault)
     if task.kind == "classification":
         target = _several(case, task) if task.multi_label else _class(case, task)
         return Scan(image.voxels, target, image.spacing_mm), list(_odd(image, None))
@@ -96,15 +97,16 @@ def _broken(case: CaseFiles, check: Breaking, text: str) -> BrokenCase:
     return BrokenCase(case.case, Finding(check, text))
 
 
-def _check_image(case: CaseFiles, image: Image, task: TaskConfig) -> None:
-    voxels = image.voxels
-    if voxels.ndim != task.dims:
-        raise _broken(case, "dimensions", f"expected {task.dims} dimensions, got {voxels.ndim}")
-    if not voxels.size or not np.isfinite(voxels).all():
-        raise _broken(case, "not_finite", "the image is empty, or has NaN or infinite voxels")
-    low, high = float(voxels.min()), float(voxels.max())
+def image_fault(image: NDArray[np.float32], task: TaskConfig) -> Finding | None:
+    """Return why no model of a task is trained on an image or asked about it, None where it can be."""
+    if image.ndim != task.dims:
+        return Finding("dimensions", f"expected {task.dims} dimensions, got {image.ndim}")
+    if not image.size or not np.isfinite(image).all():
+        return Finding("not_finite", "the image is empty, or has NaN or infinite voxels")
+    low, high = float(image.min()), float(image.max())
     if high - low <= 1e-5 * max(abs(low), abs(high)):  # what float32 can't tell from rounding
-        raise _broken(case, "constant", "the image is constant")
+        return Finding("constant", "the image is constant")
+    return None
 
 
 def _check_label(case: CaseFiles, image: Image, label: Image, task: SegmentationConfig) -> None:

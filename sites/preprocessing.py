@@ -166,7 +166,7 @@ def prepare(scan: Scan, config: PreprocessingConfig) -> Prepared:
     """Return a scan after everything that is the same at each step.
 
     Raises:
-        Unfit: resampling would make more than `MOST_VOXELS` of it.
+        Unfit: resampling would make more than `MOST_VOXELS` of it, or nothing finite is left.
     """
     is_map = scan.target.ndim == scan.image.ndim
     keys = BOTH if is_map else ("image",)
@@ -178,6 +178,8 @@ def prepare(scan: Scan, config: PreprocessingConfig) -> Prepared:
     _check_size(scan, config)
     data = _deterministic(config, keys)(data)
     image = data["image"]
+    if not image.numel() or not image.isfinite().all():
+        raise Unfit("nothing finite is left of the image once it is prepared")
     return Prepared(
         image=_plain(image),
         target=_plain(data["target"])[0].long() if is_map else target,

@@ -44,8 +44,6 @@ def read_and_prepare(
     scan, findings = read_case(data, case, task)
     try:
         prepared = prepare(scan, config)
-        if not prepared.image.numel() or not prepared.image.isfinite().all():
-            raise Unfit("nothing finite is left of the image once it is prepared")
         return profile_of(scan), tuple(findings), prepared
     except Unfit as error:
         raise BrokenCase(case.case, Finding("unfit", str(error))) from error

@@ -194,7 +194,7 @@ def files_faults(
     """
     where = f"version {version} of {name}, round {record.round},"
     try:
-        files = registry.fetch(name, version, into)
+        files = registry.fetch(name, version, into).folder
         model = registry.model_in(files)
         weights = (model / served_model.WEIGHTS).read_bytes()
         described = (model / served_model.DESCRIPTION).read_bytes()

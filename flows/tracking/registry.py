@@ -8,6 +8,7 @@ account can write `<study>-approved`. No model is pickled: installed code and sa
 import tempfile
 import warnings
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -128,7 +129,7 @@ def _sign(run: Run, name: str, version: str) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         try:
-            shown.keep(run, path, listing(fetch(name, version, Path(folder))))
+            shown.keep(run, path, listing(fetch(name, version, Path(folder)).folder))
         except LookupError as error:
             raise StoreFailed(f"MLflow has not kept what was registered: {error}") from error
 
@@ -267,8 +268,16 @@ def has_approved(run: Run, version: str) -> bool:
         return bool(found.tags.get("wardround.run") == run.name)
 
 
-def fetch(name: str, wanted: str, into: Path) -> Path:
-    """Download a version's files, by number or alias; return the folder with all of them.
+@dataclass(frozen=True)
+class Fetched:
+    """A version's files as they were downloaded, and what it says of itself in tags."""
+
+    folder: Path
+    tags: Mapping[str, str]
+
+
+def fetch(name: str, wanted: str, into: Path) -> Fetched:
+    """Download a version's files, by number or alias, into a folder.
 
     Raises:
         LookupError: there is no such version, or its weights are not those that its tag names.
@@ -296,7 +305,7 @@ def fetch(name: str, wanted: str, into: Path) -> Path:
             raise LookupError(missing) from error
     if sha256_of(weights.read_bytes()) != found.tags.get("wardround.sha256"):
         raise LookupError(f"The weights of version {wanted} of {name} are not those that it names.")
-    return folder
+    return Fetched(folder, found.tags)
 
 
 def approved_versions(client: MlflowClient, run: Run, decided: Container[str]) -> list[ModelVersion]:

@@ -127,16 +127,31 @@ def test_a_classifiers_bundle_tells_the_same_probabilities(tmp_path: Path, study
 def test_bad_input_is_one_message_and_nothing_is_written(run: Run) -> None:
     image = scan_of(run.home.folder / "wards" / "east")
     Path("broken.nii.gz").write_bytes(image.read_bytes()[:200])
+    Path("kept.nii.gz").write_bytes(image.read_bytes())
+    Path("other.nii").write_bytes(b"somebody's")
+    voxels = np.asarray(nib.load(image).dataobj, np.float32)
+    for name, changed in (
+        ("flat", np.full_like(voxels, 7)), ("four", voxels[..., None] * [1, 2]),
+        ("hole", np.where(np.arange(voxels.size).reshape(voxels.shape) == 99, np.nan, voxels)),
+    ):  # fmt: skip
+        nib.save(nib.Nifti1Image(changed.astype(np.float32), np.eye(4)), f"{name}.nii.gz")
     for arguments, message in (
         ((f"{run.name}:9", image, "-o", "mask.nii.gz"), "expected a round on record"),
         ((run.name, "nothing.nii.gz", "-o", "mask.nii.gz"), "a file is missing"),
         ((run.name, "broken.nii.gz", "-o", "mask.nii.gz"), "broken.nii.gz"),
         ((run.name, image, "-o", "mask.png"), "ends in .nii or .nii.gz"),
         ((run.name, image), "makes a mask; say where"),
+        ((run.name, "hole.nii.gz", "-o", "mask.nii.gz"), "the image is empty, or has NaN or infinite"),
+        ((run.name, "flat.nii.gz", "-o", "mask.nii.gz"), "the image is constant"),
+        ((run.name, "four.nii.gz", "-o", "mask.nii.gz"), "expected 3 dimensions, got 4"),
+        ((run.name, "kept.nii.gz", "-o", "kept.nii.gz"), "something lies there"),
+        ((run.name, image, "-o", "other.nii"), "other.nii: expected the name of a new file"),
     ):
         result = call("predict", *arguments)
         assert result.exit_code == 2 and message in result.stderr, result.output
     assert not Path("mask.nii.gz").exists() and not Path("mask.png").exists()
+    assert Path("kept.nii.gz").read_bytes() == image.read_bytes()
+    assert Path("other.nii").read_bytes() == b"somebody's"
 
 
 def test_a_name_that_nothing_has_is_told_from_a_store_that_can_not_be_asked(

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from homes import moved
+from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from flows import decisions, gate
+from flows.cli import app
 from flows.review_cli import review_app
 from flows.run import Run
 from flows.servers import running
@@ -46,6 +48,11 @@ def review(run: Run, tmp_path: Path) -> Review:
     return typed
 
 
+def predict(model: str, out: str) -> Result:
+    scan = min(Path("wards/north/imagesTr").glob("*.nii.gz"))
+    return CliRunner().invoke(app, ["predict", model, str(scan), "-o", out])
+
+
 def by(name: str, tmp_path: Path) -> list[str]:
     return ["--as", name, "--key", str(tmp_path / name)]
 
@@ -73,10 +80,19 @@ def test_a_model_is_shown_approved_here_and_elsewhere_revoked_and_taken_back(
     assert gate.release(run, record, gate.gather(run, record)) == "1"
     shown = review("show")
     assert "every role has approved" in shown.output and "read the report" in shown.output
+    assert predict("small-approved", "released.nii.gz").exit_code == 0
 
+    until = "wardround.approved_until"
+    MlflowClient().set_model_version_tag("small-approved", "1", until, "2026-01-31")
+    ended = predict("small-approved", "mask.nii.gz")
+    assert ended.exit_code == 2 and "its approvals ended 2026-01-31" in ended.stderr
     revoked = review("revoke", "--reason", "misses small ones", *by("bo", tmp_path))
     assert "The champion is version none." in revoked.output
     assert registry.champion("small") == ""
+    taken_back = predict("small-approved/1", "mask.nii.gz")
+    assert taken_back.exit_code == 2 and not Path("mask.nii.gz").exists()
+    assert "it was taken back: bo: misses small ones" in taken_back.stderr
+    assert predict(f"{run.name}:2", "all-the-same.nii.gz").exit_code == 0
     nothing = review("withdraw")
     assert nothing.exit_code == 0 and "Taken back: version none." in nothing.output
     assert "bo (officer) has revoked it: misses small ones" in review("show").output

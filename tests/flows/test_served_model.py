@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from flows.served_model import ServedModel
+from flows.served_model import ServedModel, UnfitImage
 
 BRIGHT_HU = 80.0
 
@@ -68,3 +68,16 @@ def test_an_image_of_other_voxels_is_resampled_inside_and_its_labels_come_back_o
 def test_another_output_than_two_is_refused(served: ServedModel, block: np.ndarray) -> None:
     with pytest.raises(ValueError, match="Expected output probabilities or labels, got 'mask'"):
         served.predict(block, {"output": "mask"})
+
+
+def test_an_image_that_no_hospital_would_train_on_gets_no_answer(
+    served: ServedModel, block: np.ndarray
+) -> None:
+    hole = block.copy()
+    hole[0, 3, 3, 3] = np.nan
+    for image, message in (
+        (hole, "NaN or infinite voxels"), (np.ones_like(block), "constant"),
+        (block[..., 0], "expected 3 dimensions, got 2"), (block[:, :0], "empty"),
+    ):  # fmt: skip
+        with pytest.raises(UnfitImage, match=message):
+            served.predict(image)
