@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from flows.dates import minute
 from flows.home import Home
 from flows.locks import waiting_for
 from flows.run import GENESIS, BrokenRun, RoundRecord, Run
@@ -307,7 +308,8 @@ def note_release(run: Run, outcome: Outcome, given: Mapping[Role, Verdict], afte
         now = approvals(known, outcome.terms, at_ms)
         if set(now) != set(ROLES):
             raise NotReleased(
-                "An approval has expired, or somebody has objected, while it was released."
+                f"An approval has expired, or somebody has objected, by {minute(at_ms)}: now, or the "
+                f"date of the study's newest decision."
             )
         if now != given:
             raise NotReleased(

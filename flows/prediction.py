@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from flows import served_model, standing
 from flows.coordinator import mlflow
+from flows.dates import day
 from flows.home import Home
 from flows.run import BrokenRun, named_run
 from flows.served_model import ServedModel, UnfitImage
@@ -80,7 +81,7 @@ def _check_released(named: str, tags: Mapping[str, str]) -> None:
     if reason := tags.get(registry.REVOKED):
         raise ConfigError(f"{named}: expected a released model; it was taken back: {reason}. {way_out}")
     until = tags.get(standing.APPROVED_UNTIL)
-    if until and until < standing.day(int(time.time() * 1000)):
+    if until and until < day(int(time.time() * 1000)):
         raise ConfigError(f"{named}: expected a released model; its approvals ended {until}. {way_out}")
 
 

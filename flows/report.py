@@ -5,7 +5,6 @@ It holds no script and asks for nothing from outside, so it can be attached, arc
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from flows import decisions
+from flows.colours import colours
+from flows.dates import minute
 from flows.live import headline_metric
 from flows.run import Accepted, Participant, RoundRecord, Run
 from flows.sent import Sent, sent
@@ -99,7 +100,7 @@ def report(run: Run, until: int | None = None, pending: decisions.Outcome | None
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"figure": _shown, "day": _day, "stated": lambda text: text or NOT_STATED}
+    environment.filters |= {"figure": _shown, "day": minute, "stated": lambda text: text or NOT_STATED}
     text = environment.get_template("report.html.j2").render(
         run=run,
         study=run.study,
@@ -111,7 +112,7 @@ def report(run: Run, until: int | None = None, pending: decisions.Outcome | None
         headline=headline_metric(scored) or "",
         fairness=fairness(scored.scores),
         groups=by_group(scored.scores, run.description.members(scored.round)),
-        quality_plot=_quality_plot(records),
+        quality_plot=_quality_plot(run, records),
         epsilon_plot=_epsilon_plot(run, hospitals),
         absences=list(_absences(run, records)),
         departed=sorted(run.description.departed),
@@ -216,14 +217,15 @@ def _software(records: Sequence[RoundRecord]) -> Iterator[tuple[str, dict[str, s
         before = record.software
 
 
-def _quality_plot(records: Sequence[RoundRecord]) -> Markup:
+def _quality_plot(run: Run, records: Sequence[RoundRecord]) -> Markup:
     name = headline_metric(_scored(records))
     if name is None:
         return Markup()
+    colour = colours(run.description)
     figure, axes = _figure(name, records[-1].round)
     for site in sorted({site for record in records for site in record.scores}):
         points = [(r.round, r.scores[site][name]) for r in records if name in r.scores.get(site, {})]
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
+        _line(axes, points, site, colour[site])
     axes.set_ylim(0, 1)
     axes.legend(fontsize=8)
     return _svg(figure, f"{name} of the global model at each hospital over the rounds")
@@ -233,15 +235,20 @@ def _epsilon_plot(run: Run, hospitals: Sequence[HospitalPage]) -> Markup:
     private = [page for page in hospitals if page.epsilon is not None]
     if not private:
         return Markup()
+    colour = colours(run.description)
     figure, axes = _figure("epsilon spent in this run", run.study.rounds)
     for page in private:
         points = [(0, 0.0), *((r, release.epsilon or 0.0) for r, release in page.releases)]
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=page.name)
+        _line(axes, points, page.name, colour[page.name])
     if run.study.privacy.mode != "none":
         axes.axhline(run.study.privacy.epsilon, color="black", linestyle="--", label="the study's limit")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
     return _svg(figure, "Epsilon that each hospital has spent over the rounds")
+
+
+def _line(axes: Axes, points: Sequence[tuple[int, float]], site: str, colour: str) -> None:
+    axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site, color=colour)
 
 
 def _figure(label: str, rounds: int) -> tuple[Figure, Axes]:
@@ -264,7 +271,3 @@ def _svg(figure: Figure, title: str) -> Markup:
 
 def _shown(value: float | None) -> str:
     return NOT_STATED if value is None else f"{value:.3f}"
-
-
-def _day(at_ms: int) -> str:
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from rich.table import Table
 
+from flows.dates import minute
 from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import LedgerError
@@ -77,7 +78,7 @@ def waiting_table(folder: Path) -> Table:
     hospital = Hospital.open(folder)
     for each in waiting(hospital):
         request = each.request
-        since = f"{datetime.fromtimestamp(request.asked_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+        since = minute(request.asked_ms)
         where = (request.run, str(request.round))
         table.add_row(
             each.terms[:12], request.act, *where, since, each.codes["approved"], each.codes["refused"]

@@ -10,8 +10,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
+from flows.dates import day
 from flows.decisions import (
     ROLES,
     Decision,
@@ -162,15 +162,6 @@ def tags_of(given: Mapping[Role, Verdict]) -> dict[str, str]:
         },
         APPROVED_UNTIL: day(_until_ms(given)),
     }
-
-
-def day(at_ms: int) -> str:
-    """Return the day of a time, in UTC.
-
-    >>> day(0)
-    '1970-01-01'
-    """
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}"
 
 
 def _until_ms(given: Mapping[Role, Verdict]) -> int:

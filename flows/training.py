@@ -10,6 +10,7 @@ from flows.locks import held
 from flows.membership import with_roster
 from flows.rounds import TooFewHospitals
 from flows.run import Run, RunBusy, started_runs
+from sites.documents import ConfigError
 from sites.study import Study
 
 
@@ -51,22 +52,26 @@ def train_rounds(run: Run, live: Live) -> Run:
 
     Raises:
         TooFewHospitals: too few accept (then the run is gone again), or too few contribute.
+        ConfigError: MLflow has a study of this name that is another coordinator's.
     """
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from flows import federate  # Prefect reads its environment when it is imported
     from flows.announcements import announce_standstill
+    from flows.tracking import claim
 
-    live.say(f"run {run.name}")
-    if run.study.prior and not run.records():
-        live.say("the first model learns from synthetic images, which can take minutes ...")
     federate.ON_RECORD.append(live.round)
     try:
+        claim(run)  # before any hospital is asked
+        live.say(f"run {run.name}")
+        if run.study.prior and not run.records():
+            live.say("the first model learns from synthetic images, which can take minutes ...")
         # Without heartbeats a flow ends at once, not a second later; nobody listens to them here.
         with live.showing(), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             federate.federate(run.name, str(run.home.folder), sorted(run.description.roster))
-    except TooFewHospitals as error:
-        announce_standstill(run, error.reasons)
+    except (TooFewHospitals, ConfigError) as error:
+        if isinstance(error, TooFewHospitals):
+            announce_standstill(run, error.reasons)
         if not Run.open(run.home, run.name).description.everybody:
             shutil.rmtree(run.folder)
         raise

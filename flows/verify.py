@@ -18,7 +18,7 @@ what does not fit, in the order in which a round comes about; the first is where
 
 Not checked: the bytes of models and releases in the exchange, which whoever fetches them compares with
 the sha256 that was signed for (here the copies in the run's folder are); in MLflow the study's own note
-and views, descriptions of versions, and files beside a run's report, records, table and pictures.
+and views.
 """
 
 import json

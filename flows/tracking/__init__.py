@@ -19,6 +19,10 @@ from flows.run import NotAllowed, RoundRecord, Run, StoreFailed
 from flows.tracking import lines, pictures, registry, views
 from flows.tracking.lines import GLOBAL
 from flows.tracking.store import reading, writing
+from sites.documents import ConfigError
+
+COORDINATOR = "wardround.coordinator"
+"""Names on a study's experiment the public key of the coordinator whose runs it holds."""
 
 
 def attach_report(run: Run, report: bytes) -> None:
@@ -53,18 +57,41 @@ def page_tags(run: Run) -> Mapping[str, str]:
     return dict(client.get_run(parent).data.tags) if parent else {}
 
 
+def claim(run: Run) -> str:
+    """Return the id of the experiment of a run's study in this coordinator's name.
+
+    Raises:
+        ConfigError: it is another coordinator's.
+        NotAllowed: this account may not write the study's runs.
+        StoreFailed: MLflow can't be reached, or has not taken it.
+    """
+    client, home = MlflowClient(), run.home
+    with writing(f"the experiment of {run.study.name}", _coordinators(run)):
+        experiment = views.experiment_of(client, run.study)
+        key = client.get_experiment(experiment).tags.get(COORDINATOR, "")
+        if key and key not in (run.public_key, *home.former_keys):
+            raise ConfigError(
+                f"{run.study.name}: expected an experiment of this coordinator's in MLflow, and that of "
+                f"this name is another's, with the public key {key}. Give the study another name, or "
+                f"have it in an MLflow of its own; a former key of one's own lies in "
+                f"{home.state / 'keys' / 'former'}."
+            )
+        if key != run.public_key:
+            client.set_experiment_tag(experiment, COORDINATOR, run.public_key)
+    return experiment
+
+
 class Tracking(AbstractContextManager["Tracking"]):
     """A run's place in MLflow, made on first use: its experiment, parent run and child runs.
 
     Whatever is written raises `StoreFailed` where MLflow has not taken all of it, as with a full disk,
-    and `NotAllowed` where this account may not write.
+    and `NotAllowed` where this account may not write. To make one raises as `claim` does.
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._client = MlflowClient()
+        self._client, self._experiment = MlflowClient(), claim(run)
         with writing(f"that {run.name} begins", _coordinators(run)):
-            self._experiment = views.experiment_of(self._client, run.study)
             self._parent = self._mlflow_run(GLOBAL, parent=None)
             self._children = {
                 site: self._mlflow_run(site, parent=self._parent)
@@ -160,7 +187,7 @@ class Tracking(AbstractContextManager["Tracking"]):
     def _mlflow_run(self, site: str, parent: str | None) -> str:
         known = _found(self._client, self._experiment, self._run, site)
         made = known or self._created(site, parent)
-        self._log_params(made, site)
+        self._complete(made, site)
         return made
 
     def _created(self, site: str, parent: str | None) -> str:
@@ -172,13 +199,19 @@ class Tracking(AbstractContextManager["Tracking"]):
             self._experiment,
             start_time=run.description.started_ms,
             tags=tags,
-            run_name=run.name if site == GLOBAL else f"{run.name} {site}",
+            run_name=lines.run_name(run, site),
         )
         return str(made.info.run_id)
 
-    def _log_params(self, mlflow_run: str, site: str) -> None:
-        """Log a line's parameters, also those that an interruption has kept from it."""
-        told = self._client.get_run(mlflow_run).data.params
+    def _complete(self, mlflow_run: str, site: str) -> None:
+        """Log what a line is, also what an interruption or an earlier version has kept from it."""
+        known, name = self._client.get_run(mlflow_run), lines.run_name(self._run, site)
+        if known.info.run_name != name:
+            self._client.update_run(mlflow_run, name=name)
+        for key, value in lines.fixed_tags(self._run, site).items():
+            if known.data.tags.get(key) != value:
+                self._client.set_tag(mlflow_run, key, value)
+        told = known.data.params
         versions = lines.versions() if site == GLOBAL else {}
         values = {**lines.params(self._run, site), **versions}
         params = [Param(name, value) for name, value in values.items() if name not in told]

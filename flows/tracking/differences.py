@@ -51,6 +51,7 @@ def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord])
             )
         yield from _of_line(client, by_site[name], _expected(run, records, name), name)
         yield from _of_words(by_site[name], run, records, name)
+        yield from _of_state(by_site[name], run, records[-1], name)
     if by_site[GLOBAL].info.start_time != run.description.started_ms:
         yield f"MLflow says of {run.name} that it was begun at another time than run.json"
     parent = by_site[GLOBAL].info.run_id
@@ -61,6 +62,9 @@ def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord])
             yield from _of_model(client, run, record, Path(folder))
         yield from _of_alias(client, run, records[-1])
         yield from _of_shown(client, parent, run, records, Path(folder))
+    for name in sorted(run.description.everybody):
+        for path in _every_file(client, by_site[name].info.run_id):
+            yield f"MLflow shows {path} of {name}, which the coordinator has not signed for"
     told = by_site[GLOBAL].data.tags.get("wardround.decisions", "")
     if told and told not in decisions.heads(run):
         yield "MLflow names a decision that is not among the run's"
@@ -108,13 +112,23 @@ def _of_words(line: MlflowRun, run: Run, records: Sequence[RoundRecord], name: s
         tags |= lines.state_tags(run, records[-1])
     for record in records:
         tags |= lines.caveats(record, name)
-    for key in sorted({"wardround.metrics", "wardround.noise", "wardround.plain_releases", *tags}):
+    may_say = {"wardround.metrics", "wardround.noise", "wardround.plain_releases"}
+    notes = set() if name == GLOBAL else {lines.NOTE}
+    for key in sorted(may_say | notes | tags.keys()):
         if line.data.tags.get(key) != tags.get(key):
             yield f"MLflow says of {name} {key}={line.data.tags.get(key)}, the records {tags.get(key)}"
     for key, due in lines.params(run, name).items():
         told = line.data.params.get(key)
         if told != due[:MAX_PARAM_VAL_LENGTH]:
             yield f"MLflow says of {name} {key}={told}, run.json {due}"
+
+
+def _of_state(line: MlflowRun, run: Run, newest: RoundRecord, name: str) -> Iterator[str]:
+    """Yield where a line is called otherwise, or finished before its time."""
+    if line.info.run_name != lines.run_name(run, name):
+        yield f"MLflow calls the run of {name} {line.info.run_name}, not {lines.run_name(run, name)}"
+    if line.info.status == "FINISHED" and newest.round < run.study.rounds:
+        yield f"MLflow calls the run of {name} finished, the newest record is of round {newest.round}"
 
 
 def _of_alias(client: MlflowClient, run: Run, record: RoundRecord) -> Iterator[str]:
@@ -128,7 +142,7 @@ def _of_alias(client: MlflowClient, run: Run, record: RoundRecord) -> Iterator[s
 
 
 def _of_text(client: MlflowClient, parent: str, record: RoundRecord, folder: Path) -> Iterator[str]:
-    name = f"rounds/round-{record.round:03d}.json"
+    name = _text_path(record)
     found = _sha256_at(client, parent, name, folder)
     if not found:
         yield f"MLflow lacks {name}"
@@ -151,12 +165,24 @@ def _of_shown(
     compared = [record for record in records if record.cross_site]
     if compared:
         due[lines.CROSS_SITE] = sha256_of(lines.cross_site_csv(compared[-1]).encode())
-    listed = {file.path for file in client.list_artifacts(parent)} & {shown.REPORT, lines.CROSS_SITE}
-    for path in sorted((listed | set(pictures.listed(client, parent))) - due.keys()):
+    texts = {_text_path(record) for record in records}
+    for path in sorted(set(_every_file(client, parent)) - due.keys() - texts):
         yield f"MLflow shows {path}, which the coordinator has not signed for"
     for path, sha256 in sorted(due.items()):
         if _sha256_at(client, parent, path, folder) != sha256:
             yield f"MLflow lacks {path}, or shows another one than the coordinator"
+
+
+def _text_path(record: RoundRecord) -> str:
+    return f"rounds/round-{record.round:03d}.json"
+
+
+def _every_file(client: MlflowClient, mlflow_run: str, folder: str | None = None) -> Iterator[str]:
+    for found in client.list_artifacts(mlflow_run, folder):
+        if found.is_dir:
+            yield from _every_file(client, mlflow_run, found.path)
+        else:
+            yield found.path
 
 
 def _sha256_at(client: MlflowClient, parent: str, path: str, folder: Path) -> str:
@@ -193,6 +219,8 @@ def files_faults(
         report_sha256: of the report beside the files, where one has to be there.
     """
     where = f"version {version} of {name}, round {record.round},"
+    if registry.described(name, version):
+        yield f"{where} has a description, which nobody has signed"
     try:
         files = registry.fetch(name, version, into).folder
         model = registry.model_in(files)

@@ -6,12 +6,13 @@ Whatever is logged is computed here from the round's record, so it can be compar
 from collections.abc import Mapping
 
 from flows import decisions, standing
+from flows.colours import TOGETHER, colours
 from flows.run import Accepted, Participant, RoundRecord, Run
 from flows.software import installed
 from models.objectives import LOWER_IS_BETTER
 
 GLOBAL = "GLOBAL"
-NOTE = "mlflow.note.content"
+NOTE, COLOUR = "mlflow.note.content", "mlflow.runColor"
 CROSS_SITE = "cross_site.csv"
 NO_CRITERIA = "nobody: the study has no `promotion`"
 METRICS = {
@@ -22,9 +23,15 @@ METRICS = {
 """How a hospital's figures came about, in words for the reader of MLflow."""
 
 
+def run_name(run: Run, name: str) -> str:
+    """Return what a line is called: the run, and below it each hospital."""
+    return run.name if name == GLOBAL else name
+
+
 def fixed_tags(run: Run, name: str) -> dict[str, str]:
-    """Return what a line is, whatever the rounds bring."""
+    """Return what a line is and which colour it has in charts, whatever the rounds bring."""
     return {
+        COLOUR: TOGETHER if name == GLOBAL else colours(run.description)[name],
         "wardround.study": run.study.name,
         "wardround.run": run.name,
         "wardround.site": name,
@@ -50,29 +57,47 @@ def params(run: Run, name: str) -> dict[str, str]:
 
 
 def state_tags(run: Run, record: RoundRecord) -> dict[str, str]:
-    """Return what a person wants to know first of a run after a round, the note on its page with it."""
-    study, missing = run.study, ", ".join(sorted(record.left_out)) or "nobody"
+    """Return what a person wants to know first of a run after a round."""
     return {
-        "wardround.rounds_done": f"{record.round} of {study.rounds}",
-        "wardround.missing": missing,
-        NOTE: (
-            f"{study.purpose or study.name}\n\nRound {record.round} of {study.rounds} is on record; "
-            f"{len(record.releases)} hospitals contributed to it, missing: {missing}. "
-            f"`report.html` among the artifacts says the rest."
-        ),
+        "wardround.rounds_done": f"{record.round} of {run.study.rounds}",
+        "wardround.missing": _missing(record),
     }
 
 
 def decided_tags(run: Run) -> dict[str, str]:
-    """Return what the page of a run says of the decisions about its models: the newest, and in words.
+    """Return what the page of a run says of the decisions about its models, and its note with them.
 
     Raises:
         BrokenRun: the chain of decisions is not as it was left.
     """
     known, heads = decisions.decisions(run), decisions.heads(run)
     newest = {"wardround.decisions": heads[-1]} if heads else {}
-    waits = standing.waits_for(known, run.records()[-1].round) if run.study.promotion else NO_CRITERIA
-    return {"wardround.released": standing.in_words(known), "wardround.waits_for": waits, **newest}
+    record, said = run.records()[-1], standing.in_words(known)
+    waits = standing.waits_for(known, record.round) if run.study.promotion else NO_CRITERIA
+    return {
+        "wardround.released": said,
+        "wardround.waits_for": waits,
+        NOTE: _note(run, record, said, waits),
+        **newest,
+    }
+
+
+def _note(run: Run, record: RoundRecord, said: str, waits: str) -> str:
+    """Return what stands on a run's page in Markdown: what MLflow cuts off in tags stands here whole."""
+    study = run.study
+    return "\n\n".join(
+        [
+            f"**Released**: {said}. **Waits for**: {waits}.",
+            f"Round {record.round} of {study.rounds} is on record; {len(record.releases)} hospitals "
+            f"contributed to it, missing: {_missing(record)}. `report.html` among the artifacts says "
+            f"the rest.",
+            study.purpose or study.name,
+        ]
+    )
+
+
+def _missing(record: RoundRecord) -> str:
+    return ", ".join(sorted(record.left_out)) or "nobody"
 
 
 def versions() -> dict[str, str]:

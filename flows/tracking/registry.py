@@ -268,6 +268,16 @@ def has_approved(run: Run, version: str) -> bool:
         return bool(found.tags.get("wardround.run") == run.name)
 
 
+def described(name: str, version: str) -> str:
+    """Return what somebody has written in MLflow beside a version's tags or about all of them."""
+    client = MlflowClient()
+    texts = (
+        client.get_model_version(name, version).description,
+        client.get_registered_model(name).description,
+    )
+    return "".join(text or "" for text in texts)
+
+
 @dataclass(frozen=True)
 class Fetched:
     """A version's files as they were downloaded, and what it says of itself in tags."""

@@ -100,7 +100,10 @@ def _of_candidates(client: MlflowClient, run: Run) -> Iterator[str]:
     for version in found:
         named, round = version.tags.get("wardround.run", ""), version.tags.get("wardround.round", "")
         if not round.isdecimal() or not 0 < int(round) < known.get(named, 0):
-            yield f"version {version.version} of {version.name} is of no round of a run that lies here"
+            yield (
+                f"version {version.version} of {version.name} is of no round of a run that lies here; "
+                f"bring the folder of {named or 'its run'} back, or delete the version"
+            )
 
 
 def _of_champion(run: Run) -> Iterator[str]:

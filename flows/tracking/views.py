@@ -48,9 +48,10 @@ def view(run: Run) -> dict[str, Any]:
             "aggregateFunction": "average",
             "groupByKeys": [{"mode": "tag", "groupByData": "wardround.site"}],
         },
+        "useGroupedValuesInCharts": False,  # groups share colours by chance, runs have one each
         "searchFilter": f"tags.`wardround.run` = '{run.name}'",
         "compareRunSections": [
-            {"uuid": name, "name": name, "display": True, "columns": 2, "cardHeight": 360}
+            {"uuid": name, "name": name, "display": True, "columns": 1, "cardHeight": 400}
             for name in shown
         ],
         "compareRunCharts": [*charts, *hidden],

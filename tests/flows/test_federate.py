@@ -137,6 +137,7 @@ def test_the_runs_page_says_how_far_it_is_who_is_missing_and_whom_it_waits_for(
     assert told["wardround.waits_for"] == "clinician and officer, about round 2"
     note = told["mlflow.note.content"]
     assert "Round 2 of 2 is on record; 3 hospitals contributed to it, missing: nobody." in note
+    assert "**Released**: no: a candidate. **Waits for**: clinician and officer, about round 2." in note
 
 
 def test_mlflow_shows_what_the_records_say_from_the_baseline_on(finished: Path, mlflow_client) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from homes import moved
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 from puppets import SITES, Federation
 
 from flows import own_store, references, rounds
+from flows.colours import TOGETHER, colours
 from flows.report import report
 from flows.run import Run
 from flows.servers import running
@@ -56,11 +57,37 @@ def page() -> Iterator[Page]:
         browser.close()
 
 
+def drawn(chart: Locator, page: Page) -> set[tuple[str, bool]]:
+    """Return the colour of each line in view in a chart, and whether it is dashed."""
+    chart.scroll_into_view_if_needed()
+    page.wait_for_function(DRAWN, arg=chart.element_handle())
+    expect(chart).to_be_in_viewport(ratio=0.99)
+    return {(colour, dashed) for colour, dashed in chart.evaluate(LINES)}
+
+
+LINES = """chart => [...chart.querySelectorAll('.scatterlayer .trace')]
+    .filter(line => [...line.querySelectorAll('.point')].some(point => {
+        const [a, b] = [point, chart].map(each => each.getBoundingClientRect())
+        const isWide = a.width > 2 && a.left >= b.left && a.right <= b.right
+        return isWide && a.top >= b.top && a.bottom <= b.bottom
+    }))
+    .map(line => line.querySelector('path.js-line'))
+    .map(path => [path.style.stroke, path.style.strokeDasharray !== ''])"""
+DRAWN = f"chart => ({LINES})(chart).length > 0"
+DOTS = """(row, colour) => [...row.querySelectorAll('*')]
+    .some(each => getComputedStyle(each).backgroundColor === colour && each.offsetWidth > 5)"""
+
+
+def rgb(colour: str) -> str:
+    return f"rgb({', '.join(str(part) for part in bytes.fromhex(colour[1:]))})"
+
+
 @needs_chromium
 def test_the_saved_view_shows_a_line_for_each_hospital_without_a_click(
-    page: Page, links: dict[str, str]
+    page: Page, links: dict[str, str], run: Run
 ) -> None:
     expect.set_options(timeout=PATIENCE_MS)
+    page.set_viewport_size({"width": 1600, "height": 3800})  # what lies below is drawn once it is seen
     page.goto(links["small: all hospitals"])
     sections = page.get_by_test_id("experiment-view-compare-runs-section-header")
     charts = page.get_by_test_id("experiment-view-compare-runs-card")
@@ -69,17 +96,40 @@ def test_the_saved_view_shows_a_line_for_each_hospital_without_a_click(
         ["val/dice", "val/hd95_mm", "privacy/epsilon vs privacy/budget", "exchange/bytes_up",
          "perf/train_seconds", "perf/round_seconds"]
     )  # fmt: skip
-    for name in ("GLOBAL", "north", "east", "south"):
-        expect(page.get_by_text(f"Group: {name}", exact=True)).to_be_visible()
-        expect(charts.nth(0).get_by_text(f"{name} (val/dice)", exact=True)).to_have_count(1)
-    for name in ("north", "east", "south"):
-        for chart, metrics in (
-            (1, ["val/hd95_mm"]), (2, ["privacy/epsilon", "privacy/budget"]), (3, ["exchange/bytes_up"]),
-            (4, ["perf/train_seconds"]),
-        ):  # fmt: skip
-            for metric in metrics:
-                line = charts.nth(chart).get_by_text(f"{name} ({metric})", exact=True)
-                expect(line).to_have_count(1)
+    every = {site: rgb(colour) for site, colour in colours(run.description).items()}
+    together = rgb(TOGETHER)
+    assert len({together, *every.values()}) == 4
+    for name, shown, colour in [(n, n, c) for n, c in every.items()] + [("GLOBAL", run.name, together)]:
+        expect(page.get_by_text(f"Group: {name}", exact=True)).to_be_in_viewport()
+        row = page.locator(".ag-row", has=page.get_by_role("link", name=shown, exact=True)).first
+        expect(row).to_be_in_viewport()
+        page.wait_for_function(f"row => ({DOTS})(row, '{colour}')", arg=row.element_handle())
+    each = {(colour, False) for colour in every.values()}
+    budgets = {(colour, True) for colour in every.values()}
+    assert drawn(charts.nth(0), page) == {*each, (together, False)}
+    assert drawn(charts.nth(1), page) == {*each, (together, False)}
+    assert drawn(charts.nth(2), page) == {*each, *budgets, (together, False)}
+    assert drawn(charts.nth(3), page) == {*each, (together, False)}
+    assert drawn(charts.nth(4), page) == each
+    assert drawn(charts.nth(5), page) == {(together, False)}
+
+
+@needs_chromium
+def test_the_runs_page_says_in_view_who_has_approved_and_whom_it_waits_for(
+    page: Page, links: dict[str, str]
+) -> None:
+    expect.set_options(timeout=PATIENCE_MS)
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(links["small: newest run"])
+    for said in (
+        "no: a candidate", "clinician and officer, about round 2", "Round 2 of 2 is on record",
+        "missing: nobody",
+    ):  # fmt: skip
+        told = page.locator("p", has_text=said).first
+        expect(told).to_be_in_viewport(ratio=1)
+        assert told.evaluate(
+            "e => e.scrollWidth <= e.clientWidth && e.scrollHeight <= e.clientHeight + 1"
+        )
 
 
 @needs_chromium
@@ -134,8 +184,8 @@ def test_a_study_that_classifies_is_shown_by_its_area_under_the_curve(
         charts = page.get_by_test_id("experiment-view-compare-runs-card")
         titles = charts.get_by_role("heading", level=4)
         expect(titles.filter(has_text="val/")).to_have_text(["val/auroc", "val/accuracy"])
-        for name in (*SITES, "GLOBAL"):
-            expect(charts.nth(0).get_by_text(f"{name} (val/auroc)", exact=True)).to_have_count(1)
+        every = (*colours(federation.run.description).values(), TOGETHER)
+        assert drawn(charts.nth(0), page) == {(rgb(colour), False) for colour in every}
 
 
 @pytest.mark.slow

@@ -18,15 +18,18 @@ from puppets import Federation
 
 from flows import gate, membership, shown
 from flows.decisions import People, Person, signed_verdict, take_in, terms_of
+from flows.home import Home
 from flows.rounds import SILENT
-from flows.run import Run, StoreFailed
+from flows.run import Run, StoreFailed, runs_of
 from flows.servers import running
 from flows.telling import tell_again, tell_decisions
 from flows.tracking import Tracking, registry
 from flows.tracking.differences import differences
 from flows.verify import faults, lineage_faults
 from privacy.signing import public_hex
+from sites.documents import ConfigError
 
+COMMAND = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]
 PEOPLE = {"ada": "clinician", "bo": "officer"}
 KEYS = {name: Ed25519PrivateKey.generate() for name in PEOPLE}
 
@@ -97,6 +100,59 @@ def test_only_the_rounds_that_mlflow_may_lack_are_told_again(
         tracking = Tracking(run)
         assert tracking.untold(records) == records[-1:]  # it may be there in part
         assert tracking.untold(records[:2]) == records[:2]  # what MLflow names is none of these
+
+
+def test_a_run_that_mlflow_calls_finished_before_its_last_round_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        said = list(differences(run, run.records()[:2]))
+    for name in ("GLOBAL", "north"):
+        assert f"MLflow calls the run of {name} finished, the newest record is of round 1" in said
+
+
+def test_a_store_in_which_another_coordinator_has_a_study_of_this_name_is_left_alone(
+    run: Run, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        before = told_in(url)
+    wait_until_stopped(url)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    other = tmp_path / "another"
+    shutil.copytree(untouched, other)
+    shutil.copytree(run.home.folder / "mlruns", other / "mlruns", dirs_exist_ok=True)
+    tried = subprocess.run(COMMAND, cwd=other, capture_output=True, text=True, timeout=200, check=False)
+    assert tried.returncode == 2 and "Traceback" not in tried.stderr
+    assert "small: expected an experiment of this coordinator's in MLflow" in tried.stderr
+    assert run.public_key in tried.stderr and not runs_of(Home(other))
+    with running(Home(other).mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        assert told_in(url) == before
+
+
+def test_a_coordinator_goes_on_with_its_study_with_another_key(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        former = run.home.state / "keys" / "former"
+        assert Tracking(run)
+        run.home.coordinator_key.unlink()
+        with pytest.raises(ConfigError, match=f"public key {run.public_key}"):
+            Tracking(run.again())
+        former.mkdir(parents=True, exist_ok=True)
+        (former / f"{run.public_key}.pub").touch()
+        assert Tracking(run.again()).page.startswith(url)
+        experiment = MlflowClient(url).get_experiment_by_name("small")
+        assert experiment.tags["wardround.coordinator"] == run.again().public_key != run.public_key
+
+
+def told_in(url: str) -> list[dict[str, object]]:
+    client = MlflowClient(url)
+    every = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    return [each.to_dictionary() for each in every]
 
 
 def test_what_is_gone_from_a_store_is_told_again_and_what_is_there_stays(

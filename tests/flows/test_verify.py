@@ -312,6 +312,24 @@ def shown_at(where: str) -> Callable[[Run], Path]:
     )
 
 
+def artifact(site: str, path: str) -> Alteration:
+    """A file that somebody has put on a page of the run."""
+
+    @contextmanager
+    def altered(run: Run) -> Iterator[None]:
+        client = MlflowClient()
+        experiment = client.get_experiment_by_name("small").experiment_id
+        (line,) = client.search_runs([experiment], f"tags.`wardround.site` = '{site}'")
+        client.log_text(line.info.run_id, "fine", path)
+        place = f"mlruns/artifacts/{experiment}/{line.info.run_id}/artifacts"
+        try:
+            yield
+        finally:
+            (run.home.folder / place / path).unlink()
+
+    return altered
+
+
 def model_file(run: Run, file: str, kind: str) -> Path:
     """A file beside a registered model: only an approved one has a report beside it."""
     return next(
@@ -502,8 +520,38 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
             sql(f"UPDATE tags SET value='x' || value WHERE key='{key}' AND {PARENT}",
                 f"UPDATE tags SET value=substr(value, 2) WHERE key='{key}' AND {PARENT}"),
             f"MLflow says of GLOBAL {key}=x")
-        for key in ("wardround.rounds_done", "wardround.missing", "mlflow.note.content")
+        for key in ("wardround.rounds_done", "wardround.missing", "mlflow.runColor")
     },
+    "the note on the run's page": (
+        sql(f"UPDATE tags SET value='x' || value WHERE key='mlflow.note.content' AND {PARENT}",
+            f"UPDATE tags SET value=substr(value, 2) WHERE key='mlflow.note.content' AND {PARENT}"),
+        "mlflow.note.content=x"),
+    "a note on a hospital's page": (
+        sql("INSERT INTO tags (key, value, run_uuid) SELECT 'mlflow.note.content', 'fine', run_uuid FROM tags "
+            "WHERE key='wardround.site' AND value='north'",
+            "DELETE FROM tags WHERE key='mlflow.note.content' AND value='fine'"),
+        "MLflow says of north mlflow.note.content=fine, the records None"),
+    "a file on a hospital's page": (
+        artifact("north", "extra/fine.html"), "MLflow shows extra/fine.html of north, which the coordinator"),
+    "a file beside the report": (artifact("GLOBAL", "extra/fine.html"), "MLflow shows extra/fine.html, which"),
+    "a record of a round that was never": (
+        artifact("GLOBAL", "rounds/round-003.json"), "MLflow shows rounds/round-003.json, which"),
+    **{
+        f"a description of {what}": (
+            sql(f"UPDATE {table} SET description='fine' WHERE name='small-{kind}'",
+                f"UPDATE {table} SET description=NULL WHERE name='small-{kind}'"),
+            f"of small-{kind}, round .*, has a description, which nobody has signed")
+        for what, table, kind in (
+            ("a candidate", "model_versions", "candidates"), ("all candidates", "registered_models", "candidates"),
+            ("a released model", "model_versions", "approved"),
+        )
+    },
+    "what the run is called": (
+        sql(f"UPDATE tags SET value='x' || value WHERE key='mlflow.runName' AND {PARENT}; "
+            f"UPDATE runs SET name='x' || name WHERE {PARENT}",
+            f"UPDATE tags SET value=substr(value, 2) WHERE key='mlflow.runName' AND {PARENT}; "
+            f"UPDATE runs SET name=substr(name, 2) WHERE {PARENT}"),
+        "MLflow calls the run of GLOBAL x"),
     "the report in MLflow": (flip(shown_at("report.html")), "report.html, or shows another one"),
     "a report that is gone from MLflow": (remove(shown_at("report.html")), "MLflow lacks report.html"),
     "a picture in MLflow": (
