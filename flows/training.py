@@ -62,8 +62,8 @@ def train_rounds(run: Run, live: Live) -> Run:
 
     federate.ON_RECORD.append(live.round)
     try:
-        claim(run)  # before any hospital is asked
         live.say(f"run {run.name}")
+        claim(run)  # before any hospital is asked
         if run.study.prior and not run.records():
             live.say("the first model learns from synthetic images, which can take minutes ...")
         # Without heartbeats a flow ends at once, not a second later; nobody listens to them here.
