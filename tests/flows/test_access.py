@@ -233,7 +233,7 @@ def test_nobody_but_the_officer_can_release_a_model(server: Protected, run: Run,
         version = gate.release(run, record, gate.gather(run, record))
         champion = client.get_model_version_by_alias("small-approved", "champion")
         assert champion.version == version
-        files = registry.fetch("small-approved", "champion", tmp_path)
+        files = registry.fetch("small-approved", "champion", tmp_path).folder
         assert (files / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
         model_id = champion.source.removeprefix("models:/")
     for account in ("coordinator", "ada", "south"):

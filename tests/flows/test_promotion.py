@@ -476,7 +476,7 @@ def test_a_store_that_is_not_there_is_told_in_one_message(run: Run, monkeypatch)
     record = run.records()[-1]
     for ask, named in (
         (lambda: tell_decisions(run), "MLflow has not taken the report of"),
-        (lambda: Tracking(run), "MLflow has not taken that .* begins"),
+        (lambda: Tracking(run), "MLflow has not taken the experiment of small"),
         (lambda: registry.champion("small"), "MLflow has not told the champion of small"),
         (lambda: registry.write_approved(run, record, {}, b""), "MLflow has not taken the released"),
     ):
@@ -496,7 +496,7 @@ def test_what_is_released_is_written_from_the_run_and_not_from_the_candidate(
         path.write_text(path.read_text().replace("flows.served_model", "os"))
     assert gate.release(run, record, evidence) == "1"
     (tmp_path / "released").mkdir()
-    files = registry.fetch("small-approved", "champion", tmp_path / "released")
+    files = registry.fetch("small-approved", "champion", tmp_path / "released").folder
     assert "flows.served_model" in (files / "MLmodel").read_text()
     with pytest.raises(NotReleased, match="loads other code than what is installed"):
         gate.check_evidence(gate.gather(run, record))
