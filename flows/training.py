@@ -58,12 +58,12 @@ def train_rounds(run: Run, live: Live) -> Run:
 
     from flows import federate  # Prefect reads its environment when it is imported
     from flows.announcements import announce_standstill
-    from flows.tracking import claim
+    from flows.tracking import check_free
 
     federate.ON_RECORD.append(live.round)
     try:
         live.say(f"run {run.name}")
-        claim(run)  # before any hospital is asked
+        check_free(run)  # before any hospital is asked
         if run.study.prior and not run.records():
             live.say("the first model learns from synthetic images, which can take minutes ...")
         # Without heartbeats a flow ends at once, not a second later; nobody listens to them here.

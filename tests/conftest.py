@@ -153,7 +153,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, untouched: Path) -> Path:
     def make(home: Path) -> None:
         shutil.copytree(untouched, home)
         command = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]
-        done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=250)
+        done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         (home / "printed").write_text(done.stdout + done.stderr)
 

@@ -57,25 +57,38 @@ def page_tags(run: Run) -> Mapping[str, str]:
     return dict(client.get_run(parent).data.tags) if parent else {}
 
 
-def claim(run: Run) -> str:
-    """Return the id of the experiment of a run's study in this coordinator's name.
+def check_free(run: Run) -> None:
+    """Check, without a write, that the experiment of a run's study is this coordinator's to make or use.
 
     Raises:
         ConfigError: it is another coordinator's.
-        NotAllowed: this account may not write the study's runs.
-        StoreFailed: MLflow can't be reached, or has not taken it.
+        NotAllowed: this account may not read it.
+        StoreFailed: MLflow can't be reached.
     """
-    client, home = MlflowClient(), run.home
+    client = MlflowClient()
+    with writing(f"the experiment of {run.study.name}", _coordinators(run)):
+        experiment = client.get_experiment_by_name(run.study.name)
+        if experiment is not None:
+            _check_ours(run, experiment.tags.get(COORDINATOR, ""))
+
+
+def _check_ours(run: Run, key: str) -> None:
+    if key and key not in (run.public_key, *run.home.former_keys):
+        raise ConfigError(
+            f"{run.study.name}: expected an experiment of this coordinator's in MLflow, and that of "
+            f"this name is another's, with the public key {key}. Give the study another name, or "
+            f"have it in an MLflow of its own; a former key of one's own lies in "
+            f"{run.home.state / 'keys' / 'former'}."
+        )
+
+
+def _claimed(run: Run) -> str:
+    """Return the id of the experiment of a run's study, made where there is none, in this key's name."""
+    client = MlflowClient()
     with writing(f"the experiment of {run.study.name}", _coordinators(run)):
         experiment = views.experiment_of(client, run.study)
         key = client.get_experiment(experiment).tags.get(COORDINATOR, "")
-        if key and key not in (run.public_key, *home.former_keys):
-            raise ConfigError(
-                f"{run.study.name}: expected an experiment of this coordinator's in MLflow, and that of "
-                f"this name is another's, with the public key {key}. Give the study another name, or "
-                f"have it in an MLflow of its own; a former key of one's own lies in "
-                f"{home.state / 'keys' / 'former'}."
-            )
+        _check_ours(run, key)
         if key != run.public_key:
             client.set_experiment_tag(experiment, COORDINATOR, run.public_key)
     return experiment
@@ -85,12 +98,12 @@ class Tracking(AbstractContextManager["Tracking"]):
     """A run's place in MLflow, made on first use: its experiment, parent run and child runs.
 
     Whatever is written raises `StoreFailed` where MLflow has not taken all of it, as with a full disk,
-    and `NotAllowed` where this account may not write. To make one raises as `claim` does.
+    and `NotAllowed` where this account may not write. To make one raises as `check_free` does.
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._client, self._experiment = MlflowClient(), claim(run)
+        self._client, self._experiment = MlflowClient(), _claimed(run)
         with writing(f"that {run.name} begins", _coordinators(run)):
             self._parent = self._mlflow_run(GLOBAL, parent=None)
             self._children = {

@@ -32,7 +32,7 @@ def test_after_faults_of_all_kinds_nothing_is_lost_charged_twice_orphaned_or_dif
         "3",
         "--json",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "faults": 5,

@@ -211,7 +211,7 @@ def test_every_round_has_a_registered_model_that_predicts_in_a_fresh_process_wit
         "MLFLOW_TRACKING_URI": mlflow_client.tracking_uri,
     }
     done = subprocess.run(
-        [sys.executable, "-c", SERVING], env=environment, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", SERVING], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert not [p for p in (finished / "mlruns").rglob("*") if p.suffix in (".pkl", ".pt", ".pth")]
@@ -269,10 +269,10 @@ def kill_and_go_on(home: Path) -> None:
         time.sleep(0.1)
     assert not [pid for pid in workers if is_running(pid)]
     verify = [sys.executable, "-m", "flows.cli", "verify"]
-    checked = subprocess.run(verify, cwd=home, capture_output=True, text=True, timeout=250)
+    checked = subprocess.run(verify, cwd=home, capture_output=True, text=True, timeout=600)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert len(newest(home).records()) < 3 and "everything fits" in checked.stdout
-    done = subprocess.run(COMMAND, cwd=home, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(COMMAND, cwd=home, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -327,7 +327,7 @@ def test_two_trainings_of_one_study_at_once_are_one_and_a_message(
         subprocess.Popen(COMMAND, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)
     ]
-    said = [each.communicate(timeout=250)[0] for each in both]
+    said = [each.communicate(timeout=600)[0] for each in both]
     assert sorted(each.returncode for each in both) == [0, 1], said
     (refused,) = (text for each, text in zip(both, said, strict=True) if each.returncode)
     assert "Another coordinator trains study small." in refused and "Traceback" not in refused
@@ -343,7 +343,7 @@ def test_hospitals_that_refuse_stop_a_run_before_anything_is_recorded_or_spent(
     for name in ("north", "east"):
         path = home / "wards" / name / "site.yaml"
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"networks": ["SegResNet"]}))
-    done = subprocess.run(COMMAND, cwd=home, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(COMMAND, cwd=home, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Expected at least 2 hospitals to start a run of study small, got 1." in done.stderr
     assert "north: it refused: network UNet is not among those that the policy allows" in done.stderr

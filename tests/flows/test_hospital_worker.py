@@ -196,7 +196,7 @@ def test_hospitals_behind_a_web_server_train_through_kills_as_if_nothing_had_hap
         coordinator.wait()
         with hub.worker("north"):
             again = hub.start(name)
-            said, _ = again.communicate(timeout=250)
+            said, _ = again.communicate(timeout=600)
     assert again.returncode == 0, said
     assert len(runs_of(hub.home)) == 1
     records = hub.newest().records()
@@ -257,7 +257,7 @@ def test_a_hospital_whose_worker_comes_late_joins_between_rounds_and_one_may_lea
                 command, cwd=hub.ward("north"), env=environment, capture_output=True, text=True
             )
             assert done.returncode == 0, done.stderr
-            said, _ = coordinator.communicate(timeout=250)
+            said, _ = coordinator.communicate(timeout=600)
     assert coordinator.returncode == 0, said
     assert sorted(hub.newest().description.departed) == ["north"]
     assert [release.site for release in hub.newest().records()[-1].releases] == ["east"]
@@ -433,7 +433,7 @@ def test_a_person_of_the_hospital_approves_in_prefects_form_with_the_hospitals_c
         command, cwd=hub.ward("north"), env=environment, capture_output=True, text=True, timeout=100
     )
     assert "The answer lies in the exchange" in done.stdout, done.stderr
-    printed, _ = coordinator.communicate(timeout=200)
+    printed, _ = coordinator.communicate(timeout=600)
     assert coordinator.returncode == 0, printed
     assert sorted(hub.newest().description.participants) == ["east", "north"]
     assert "an attacker" not in "".join(

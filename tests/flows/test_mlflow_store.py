@@ -71,7 +71,7 @@ def test_a_run_does_not_begin_on_a_foreign_store(untouched: Path, tmp_path: Path
     foreign_store = home / "mlruns" / "mlflow.db"
     foreign_store.write_bytes(b"somebody's notes")
     command = [sys.executable, "-m", "flows.cli", "run", "small.yaml"]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and "expected MLflow's store" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     assert foreign_store.read_bytes() == b"somebody's notes"
@@ -103,7 +103,7 @@ def at_home(home: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Run a command at the coordinator's, which asks MLflow once and no more."""
     return subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments], cwd=home, capture_output=True, text=True,
-        env={**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}, timeout=250,
+        env={**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}, timeout=600,
     )  # fmt: skip
 
 

@@ -147,7 +147,7 @@ def test_a_hospital_whose_only_way_out_is_a_proxy_trains_and_tells_through_it(
     asked = {**os.environ, "PREFECT_API_URL": f"{prefect}/api", "PREFECT_API_AUTH_STRING": PASSWORD,
              "MLFLOW_TRACKING_URI": mlflow}  # fmt: skip
     train = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--federation", "federation.yaml"]
-    done = subprocess.run(train, cwd=tmp_path, env=asked, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(train, cwd=tmp_path, env=asked, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "north.out").read_text()
     assert [r.site for r in runs_of(home)[-1].records()[-1].releases] == ["north"]
     assert "reached" not in tried_from(north, [f"{far}.1:{port}"])

@@ -40,7 +40,7 @@ def bundled(folder: Path, image: Path) -> str:
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
     done = subprocess.run(
         [*command, "--bundle_root", ".", "--image", str(image)],
-        cwd=folder, capture_output=True, text=True, timeout=200,
+        cwd=folder, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

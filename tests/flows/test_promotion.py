@@ -519,7 +519,7 @@ def test_the_flow_waits_for_people_who_decide_in_the_form_or_at_the_terminal(
         fill_in(f"{prefect}/api", again, text)
         paused(f"{prefect}/api", f"promote {run.name} {record.round}", waiting, after=2)
         reviews.decide(run, record, "approved", "bo", KEYS["bo"], "")
-        said, _ = waiting.communicate(timeout=200)
+        said, _ = waiting.communicate(timeout=600)
     assert waiting.returncode == 0, said
     assert "Released: version 1 is the champion." in said
     assert [d.verdict.person for d in decisions.decisions(run) if d.verdict] == ["ada", "bo"]
@@ -531,7 +531,7 @@ def test_a_gate_for_which_nobody_decides_in_time_names_who_is_missing(
     run: Run, mlflow: MlflowClient, wait_s: str
 ) -> None:
     command = [sys.executable, "-m", "flows.cli", "promote", "--wait-s", wait_s]
-    done = subprocess.run(command, cwd=run.home.folder, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=run.home.folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert "Not released. The approval of these is missing: clinician, officer." in done.stderr
     assert "Traceback" not in done.stderr
@@ -567,7 +567,7 @@ def test_a_prefect_that_can_not_be_reached_is_told_in_one_message(
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
     command = [sys.executable, "-m", "flows.cli", "promote"]
     done = subprocess.run(
-        command, cwd=run.home.folder, env=environment, capture_output=True, text=True, timeout=200
+        command, cwd=run.home.folder, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "PREFECT_API_URL: http://127.0.0.1:9/api can't be reached" in done.stderr

@@ -15,12 +15,10 @@ import pytest
 from flows.home import Home
 from flows.run import runs_of, surveys_of
 
-pytestmark = pytest.mark.timeout(280)
-
 
 def wardround(home: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture

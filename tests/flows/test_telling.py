@@ -123,7 +123,7 @@ def test_a_store_in_which_another_coordinator_has_a_study_of_this_name_is_left_a
     other = tmp_path / "another"
     shutil.copytree(untouched, other)
     shutil.copytree(run.home.folder / "mlruns", other / "mlruns", dirs_exist_ok=True)
-    tried = subprocess.run(COMMAND, cwd=other, capture_output=True, text=True, timeout=200, check=False)
+    tried = subprocess.run(COMMAND, cwd=other, capture_output=True, text=True, timeout=600, check=False)
     assert tried.returncode == 2 and "Traceback" not in tried.stderr
     assert "small: expected an experiment of this coordinator's in MLflow" in tried.stderr
     assert run.public_key in tried.stderr and not runs_of(Home(other))

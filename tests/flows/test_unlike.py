@@ -22,7 +22,7 @@ def train(tmp_path: Path, small_wards, study_file, edit):
         for ward in small_wards(tmp_path / "wards").iterdir():
             edit(ward / "site.yaml", plain_studies="allow", **(policy if ward.name == "east" else {}))
         study_file(**changes)
-        done = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+        done = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         return runs_of(Home(tmp_path))[-1]
 
