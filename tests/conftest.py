@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +27,8 @@ os.environ.setdefault("WARDROUND_DATA", str(Path(__file__).parent.parent.parent 
 for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):  # as in every process of a run
     os.environ.setdefault(name, QUIET[name])
 torch.set_num_threads(1)
+# What tests start can be interrupted, also where a shell has started the tests in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("untimed")
 
