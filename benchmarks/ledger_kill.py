@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models import checkpoints
 from models import params as P
+from models.files import sha256_of
 from privacy import ledger as ledger_module
 from privacy.ledger import LedgerError
 from privacy.release import ModelManifest
@@ -84,7 +85,7 @@ class Scene:
         data = checkpoints.to_bytes(P.of(STUDY.network.build(3, 3)))
         manifest = ModelManifest(
             kind="model", study=STUDY.name, study_sha256=STUDY.sha256, run=RUN, round=round - 1,
-            model_sha256=checkpoints.sha256_of(data), chain_head="0" * 64,
+            model_sha256=sha256_of(data), chain_head="0" * 64,
         )  # fmt: skip
         self.exchange.put_object(data, "coordinator")
         signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
@@ -170,7 +171,7 @@ def check(scene: Scene, round: int, counts: Counts) -> None:
         data = scene.statement(number)
         if data is not None:
             settled = {e.file for e in mine if e.action == "settle"}
-            is_paid = reserved > voided and checkpoints.sha256_of(data) in settled
+            is_paid = reserved > voided and sha256_of(data) in settled
             counts.under_counts += not is_paid
 
 

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from flows.rounds import first_model
 from models import checkpoints
+from models.files import sha256_of
 from privacy.release import ModelManifest
 from privacy.signing import public_hex, sign
 from sites.checks import read_cases
@@ -67,7 +68,7 @@ def seconds_to_first_step(
     data = checkpoints.to_bytes(first_model(study))
     manifest = ModelManifest(
         kind="model", study=study.name, study_sha256=study.sha256, run=RUN, round=round - 1,
-        model_sha256=checkpoints.sha256_of(data), chain_head="0" * 64,
+        model_sha256=sha256_of(data), chain_head="0" * 64,
     )  # fmt: skip
     exchange.put_object(data, "coordinator")
     signed = sign(manifest.model_dump(mode="json"), "coordinator", key)

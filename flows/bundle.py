@@ -11,7 +11,7 @@ from typing import Any
 
 from flows import served_model
 from flows.served_model import ServedModel
-from models.checkpoints import write_atomically
+from models.files import write_atomically
 from sites.documents import ConfigError
 from sites.inference import WINDOWS
 from sites.preprocessing import Patches, Percentiles, PreprocessingConfig, Window

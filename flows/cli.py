@@ -247,7 +247,7 @@ def export_bundle(
     with clear_errors():
         from flows import bundle, prediction, served_model
         from flows.home import Home
-        from models.checkpoints import sha256_of
+        from models.files import sha256_of
 
         with prediction.model_files(Home(Path.cwd()), model) as files:
             weights = (files / served_model.WEIGHTS).read_bytes()

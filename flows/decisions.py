@@ -20,8 +20,8 @@ from flows.dates import minute
 from flows.home import Home
 from flows.locks import waiting_for
 from flows.run import GENESIS, BrokenRun, RoundRecord, Run
-from models.checkpoints import sha256_of, write_atomically
 from models.config import Config
+from models.files import sha256_of, write_atomically
 from models.objectives import Name
 from privacy.release import Sha256
 from privacy.signing import sign, verified

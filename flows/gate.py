@@ -27,7 +27,7 @@ from flows.standing import Standing
 from flows.telling import tell_decisions
 from flows.tracking import registry
 from flows.verify import lineage_faults
-from models.checkpoints import sha256_of
+from models.files import sha256_of
 from privacy.accounting import TOLERANCE
 from sites.study import PromotionConfig
 

@@ -19,7 +19,7 @@ from flows.home import Home
 from flows.run import BrokenRun, named_run
 from flows.served_model import ServedModel, UnfitImage
 from flows.tracking import registry
-from models.checkpoints import write_atomically
+from models.files import write_atomically
 from sites.documents import ConfigError
 from sites.images import Image, Unreadable, read_image
 

@@ -13,7 +13,8 @@ from flows.run import GENESIS, Accepted, BrokenRun, RoundRecord, Run, Signed
 from flows.software import installed
 from models import checkpoints
 from models import params as P
-from models.checkpoints import CorruptCheckpoint, StoredParams, sha256_of
+from models.checkpoints import CorruptCheckpoint, StoredParams
+from models.files import sha256_of, write_atomically
 from models.objectives import SPREAD, build_task
 from models.params import Params
 from models.prior import learn_prior
@@ -103,7 +104,7 @@ def publish_model(run: Run, round: int, params: Params) -> str:
     if published := _published(run, round):
         return published
     data = checkpoints.to_bytes(params)
-    checkpoints.write_atomically(run.model_path(round), data)
+    write_atomically(run.model_path(round), data)
     return _lay_down(run, round, data, model_place(run.name, round))
 
 
@@ -302,7 +303,7 @@ def take_in(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answer
     rounds = {site: manifest.round for site, manifest in taken.items()}
     kept = {site: each.model_dump() for site, each in signed.items()}
     note = canonical({"taken": kept, "rounds": rounds, "left_out": left_out})
-    checkpoints.write_atomically(_decision_path(run, round), note)
+    write_atomically(_decision_path(run, round), note)
     return Answers(taken, signed, left_out)
 
 

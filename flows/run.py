@@ -16,8 +16,9 @@ from pydantic import Field
 from flows.home import Home
 from flows.locks import held
 from models import checkpoints
-from models.checkpoints import StoredParams, sha256_of, write_atomically
+from models.checkpoints import StoredParams
 from models.config import Config
+from models.files import sha256_of, write_atomically
 from privacy.accounting import Accountant, Budget
 from privacy.release import EventRecord, HeadManifest, Sha256
 from privacy.signing import BadSignature, canonical, private_key, public_hex, sign, verified

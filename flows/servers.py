@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.checkpoints import write_atomically
+from models.files import write_atomically
 
 LOOPBACK = "127.0.0.1"
 

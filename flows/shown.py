@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from flows.locks import waiting_for
 from flows.run import BrokenRun, Run
-from models.checkpoints import sha256_of, write_atomically
 from models.config import Config
+from models.files import sha256_of, write_atomically
 from privacy.release import Sha256
 from privacy.signing import sign
 

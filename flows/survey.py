@@ -24,8 +24,8 @@ from flows.federate import SIDE_BY_SIDE, ask_all
 from flows.home import Home
 from flows.run import Run, surveys_of
 from flows.tracking.surveys import log_survey
-from models.checkpoints import write_atomically
 from models.config import Config
+from models.files import write_atomically
 from privacy.release import Survey
 from sites.study import load_study
 from sites.survey import drift

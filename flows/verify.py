@@ -40,7 +40,8 @@ from flows.tracking.differences import differences
 from flows.tracking.released import released_faults
 from models import checkpoints
 from models import params as P
-from models.checkpoints import CorruptCheckpoint, StoredParams, sha256_of
+from models.checkpoints import CorruptCheckpoint, StoredParams
+from models.files import sha256_of
 from models.params import Params
 from privacy.accounting import TOLERANCE
 from privacy.release import (

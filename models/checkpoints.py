@@ -1,7 +1,5 @@
 """Tensors on disk: safetensors with a sha256, read lazily. Nothing is ever unpickled."""
 
-import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from models.files import sha256_of, write_atomically
 from models.params import Params
 
 
@@ -19,37 +18,9 @@ class CorruptCheckpoint(ValueError):
     """A file is not the safetensors file that its sha256 promised."""
 
 
-def sha256_of(data: bytes) -> str:
-    """Return the sha256 of `data` as 64 hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def to_bytes(params: Params) -> bytes:
     """Return `params` as a safetensors file's bytes; equal params give equal bytes."""
     return save({name: params[name].detach().cpu().contiguous() for name in sorted(params)})
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` such that a crash leaves the old file or the new one, never a part.
-
-    The file and its folder are flushed to disk before this returns.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)  # of a full disk, too, nothing is left behind
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write(path: Path, params: Params) -> str:

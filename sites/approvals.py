@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from models.checkpoints import write_atomically
 from models.config import Config
+from models.files import write_atomically
 from privacy.release import ReleaseManifest, Sha256
 from privacy.signing import BadSignature, canonical, sign
 from sites.admission import teacher_for

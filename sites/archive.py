@@ -19,7 +19,7 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from models.checkpoints import write_atomically
+from models.files import write_atomically
 from sites.cache import content_of
 from sites.cohort import imported, pseudonym
 from sites.deidentification import (

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from models.checkpoints import write_atomically
+from models.files import write_atomically
 from models.objectives import TaskConfig
 from privacy.signing import canonical
 from sites.intake import BrokenCase, Finding

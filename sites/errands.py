@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from models.checkpoints import write_atomically
 from models.config import Config
+from models.files import write_atomically
 from privacy.signing import BadSignature, verified
 from sites.approvals import ApprovalNeeded
 from sites.documents import ConfigError

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from models.checkpoints import CorruptCheckpoint, sha256_of, write_atomically
+from models.checkpoints import CorruptCheckpoint
+from models.files import sha256_of, write_atomically
 from sites.storage import Storage, storage_at
 
 STATEMENT_BYTES = 2**20

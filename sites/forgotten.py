@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from models.checkpoints import CorruptCheckpoint, sha256_of
+from models.checkpoints import CorruptCheckpoint
+from models.files import sha256_of
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import Charge, LedgerError
 from privacy.release import RejectedRelease, ReleaseManifest, Statement, parse_statement

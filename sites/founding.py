@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from models.checkpoints import write_atomically
+from models.files import write_atomically
 from sites.documents import ConfigError
 from sites.hospital import Hospital
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from models.checkpoints import write_atomically
+from models.files import write_atomically
 from models.objectives import TaskConfig
 from privacy.ledger import Ledger
 from privacy.noise import NoiseSource

@@ -16,6 +16,7 @@ from torch import nn
 
 from models import checkpoints
 from models import params as P
+from models.files import sha256_of
 from models.objectives import build_task
 from models.params import Params
 from models.strategies import variate_after
@@ -73,14 +74,14 @@ class Lesson:
             what,
             [code_sha256(), torch.__version__],
             [order.study.sha256, order.run, order.round],
-            checkpoints.sha256_of(checkpoints.to_bytes(self.start)),
+            sha256_of(checkpoints.to_bytes(self.start)),
             self.config.model_dump(mode="json"),
             repr(self.mechanism),
             str(teacher_for(hospital.policy, order.study)),
             hospital.test_noise,
             [hospital.data_sha256, *(patient.pseudonym for patient in self.patients)],
         ]
-        name = checkpoints.sha256_of(canonical(depends_on))[:16]
+        name = sha256_of(canonical(depends_on))[:16]
         path = _unfinished_folder(hospital, order) / f"{order.round:03d}-{name}.safetensors"
         return Unfinished(path, hospital.policy.device.checkpoint_s)
 
@@ -136,9 +137,7 @@ def learn(lesson: Lesson) -> tuple[dict[str, torch.Tensor], Noise]:
         return _answers(lesson, teacher, images, distillation), noise
     lesson.progress("distil", 0, distillation.steps)
     # another try at the training may have ended in another teacher, whose student is another
-    taught = lesson.unfinished(
-        f"student of {checkpoints.sha256_of(checkpoints.to_bytes(P.of(teacher)))}"
-    )
+    taught = lesson.unfinished(f"student of {sha256_of(checkpoints.to_bytes(P.of(teacher)))}")
     distil(teacher, network, images, distillation, rng, exclusive, taught)
     lesson.progress("distil", distillation.steps, distillation.steps)
     lesson.keep("student", P.of(network))

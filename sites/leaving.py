@@ -8,7 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
-from models.checkpoints import write_atomically
+from models.files import write_atomically
 from privacy.ledger import Charge
 from privacy.release import Revocation
 from privacy.signing import public_hex, sign

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.checkpoints import CorruptCheckpoint, sha256_of, write_atomically
+from models.checkpoints import CorruptCheckpoint
+from models.files import sha256_of, write_atomically
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from models import checkpoints
 from models import params as P
-from models.checkpoints import write_atomically
+from models.files import write_atomically
 from models.objectives import build_task
 from models.params import Params
 from models.strategies import LocalLoss

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from models.checkpoints import sha256_of
+from models.files import sha256_of
 from privacy.ledger import BudgetExceeded, Charge
 from privacy.release import ReleaseManifest
 from sites import export

@@ -17,8 +17,10 @@ import hypothesis
 import pytest
 import torch
 import yaml
+from homes import moved
 
 from flows.home import QUIET
+from flows.servers import running
 from sites.phantoms import Scanner, make_wards
 from sites.study import Study
 from sites.webhook import WEBHOOK
@@ -161,6 +163,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, untouched: Path) -> Path:
         (home / "printed").write_text(done.stdout + done.stderr)
 
     return made_once(tmp_path_factory, "finished", make)
+
+
+@pytest.fixture(scope="module")
+def with_mlflow(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Iterator[tuple[Path, str]]:
+    """A copy of the finished home and its MLflow's address; `homes.put_back` undoes what a test did."""
+    home = moved(finished, tmp_path_factory.mktemp("with-mlflow") / "home").home
+    with running(home.mlflow) as url:
+        yield home.folder, url
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models import checkpoints
 from models import params as P
+from models.files import sha256_of
 from privacy.release import ModelManifest, parse_statement
 from privacy.signing import public_hex, sign, verified
 from sites.exchange import COORDINATOR, Exchange, model_place, statement_place
@@ -30,7 +31,7 @@ class Coordinator:
         data = checkpoints.to_bytes(params)
         manifest = ModelManifest(
             kind="model", study=self.study.name, study_sha256=self.study.sha256, run=self.run,
-            round=round, model_sha256=checkpoints.sha256_of(data), chain_head="0" * 64,
+            round=round, model_sha256=sha256_of(data), chain_head="0" * 64,
         )  # fmt: skip
         signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
         self.exchange.put_statement(model_place(self.run, round), signed)

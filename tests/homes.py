@@ -2,8 +2,9 @@
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from mlflow.tracking._tracking_service import utils
@@ -11,15 +12,34 @@ from mlflow.tracking._tracking_service import utils
 from flows.home import Home
 from flows.run import Run, runs_of
 
+STAYS = ("servers", "prefect", "cache")
+
 
 def moved(finished: Path, into: Path) -> Run:
     """Return the newest run of a copy of a home, whose exchange is the copy's own."""
+    shutil.copytree(finished, into, ignore=shutil.ignore_patterns(*STAYS))
+    return _newest(into)
+
+
+def put_back(finished: Path, home: Path) -> Run:
+    """Make a copy of a home, whose MLflow runs on, what `moved` made; return its newest run."""
+    for path in (*(home / ".wardround").iterdir(), *(home / "mlruns").iterdir(), *home.iterdir()):
+        if path.name not in (".wardround", "mlruns", *STAYS) and path.suffix != ".db":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    kept = shutil.ignore_patterns(*STAYS, "mlflow.db")
+    shutil.copytree(finished, home, ignore=kept, dirs_exist_ok=True)
+    stores = (sqlite3.connect(each / "mlruns" / "mlflow.db", timeout=30) for each in (finished, home))
+    with closing(next(stores)) as before, closing(next(stores)) as now:
+        before.backup(now)
+    return _newest(home)
+
+
+def _newest(home: Path) -> Run:
     utils._artifact_repos_cache.clear()  # MLflow remembers a run's server; a copy has the same runs
-    shutil.copytree(finished, into, ignore=shutil.ignore_patterns("servers", "prefect", "cache"))
-    (path,) = (into / ".wardround" / "runs").glob("*/run.json")
-    described = json.loads(path.read_text()) | {"exchange": str(into / ".wardround" / "exchange")}
+    (path,) = (home / ".wardround" / "runs").glob("*/run.json")
+    described = json.loads(path.read_text()) | {"exchange": str(home / ".wardround" / "exchange")}
     path.write_text(json.dumps(described))
-    return runs_of(Home(into))[-1]
+    return runs_of(Home(home))[-1]
 
 
 @contextmanager

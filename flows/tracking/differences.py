@@ -15,7 +15,7 @@ from flows.run import RoundRecord, Run, StoreFailed
 from flows.tracking import lines, pictures, registry
 from flows.tracking.lines import GLOBAL
 from flows.tracking.store import ERRORS
-from models.checkpoints import sha256_of
+from models.files import sha256_of
 
 TOLERANCE = 1e-9
 LOG_AGAIN = "`wardround log` tells MLflow what it lacks"

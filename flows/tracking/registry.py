@@ -26,7 +26,7 @@ from flows import served_model, shown
 from flows.run import RoundRecord, Run, StoreFailed, runs_of
 from flows.software import installed
 from flows.tracking.store import reading, writing
-from models.checkpoints import sha256_of
+from models.files import sha256_of
 from models.objectives import TaskConfig
 from privacy.signing import canonical
 

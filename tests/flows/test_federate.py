@@ -22,6 +22,7 @@ from flows.servers import running
 from flows.verify import faults
 from models import checkpoints
 from models import params as P
+from models.files import sha256_of
 from models.objectives import build_task
 from sites.hospital import Hospital
 from sites.inference import predictor
@@ -62,7 +63,7 @@ def test_the_records_are_a_chain_from_the_first_model_to_the_last(finished: Path
         assert after.previous == before.sha256
         assert after.base_sha256 == before.model_sha256
     first = first_model(run.study)
-    assert records[0].model_sha256 == checkpoints.sha256_of(checkpoints.to_bytes(first))
+    assert records[0].model_sha256 == sha256_of(checkpoints.to_bytes(first))
 
 
 def test_each_global_model_is_the_declared_mean_of_its_releases(finished: Path) -> None:

@@ -18,7 +18,8 @@ from flows.cli import app
 from flows.run import Run
 from flows.servers import running
 from models import params as P
-from models.checkpoints import sha256_of, to_bytes
+from models.checkpoints import to_bytes
+from models.files import sha256_of
 from sites.documents import ConfigError
 
 

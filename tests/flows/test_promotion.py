@@ -4,13 +4,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from homes import moved
+from homes import put_back
 from mlflow.tracking import MlflowClient
 
 from flows import decisions, gate, reviews
@@ -41,18 +40,17 @@ PEOPLE = People(people={n: Person(role=ROLES[n], key=public_hex(k)) for n, k in 
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Run:
+def run(finished: Path, with_mlflow: tuple[Path, str]) -> Run:
     """A finished run about which nobody has said anything."""
-    copied = moved(finished, tmp_path / "home")
+    copied = put_back(finished, with_mlflow[0])
     (copied.home.folder / "people.yaml").write_text(yaml.safe_dump(PEOPLE.model_dump()))
     return copied
 
 
 @pytest.fixture
-def mlflow(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
-    with running(run.home.mlflow) as url:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        yield MlflowClient(url)
+def mlflow(with_mlflow: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", with_mlflow[1])
+    return MlflowClient(with_mlflow[1])
 
 
 def say(run: Run, record: RoundRecord, name: str, word: str = "approved", days: int = 30) -> None:

@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import Result
-from homes import moved
+from homes import put_back
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
@@ -15,19 +15,17 @@ from flows import decisions, gate
 from flows.cli import app
 from flows.review_cli import review_app
 from flows.run import Run
-from flows.servers import running
 from flows.tracking import registry
 
 Review = Callable[..., Result]
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    copied = moved(finished, tmp_path / "home")
-    monkeypatch.chdir(copied.home.folder)
-    with running(copied.home.mlflow) as url:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        yield copied
+def run(finished: Path, with_mlflow: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    home, url = with_mlflow
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    return put_back(finished, home)
 
 
 @pytest.fixture

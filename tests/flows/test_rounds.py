@@ -15,6 +15,7 @@ from flows.rounds import NO_ANSWERS, SILENT, Answers, TooFewHospitals
 from flows.run import RoundRecord
 from models import checkpoints
 from models import params as P
+from models.files import sha256_of
 from models.networks import SegResNetConfig, UNetConfig
 from privacy import predictions
 from privacy.distillation import imitation_loss
@@ -322,7 +323,7 @@ def test_the_prior_gives_the_same_bits_on_any_number_of_threads(study_with) -> N
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(checkpoints.sha256_of(checkpoints.to_bytes(rounds.first_model(study))))
+            found.append(sha256_of(checkpoints.to_bytes(rounds.first_model(study))))
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)

@@ -83,3 +83,9 @@ def test_a_server_that_ends_at_once_is_an_error_that_names_its_log(tmp_path: Pat
     broken = Server(tmp_path, [sys.executable, "-c", "raise SystemExit(3)"], "/", {}, timeout_s=20)
     with pytest.raises(ServerError, match="server.log"), running(broken):
         pass
+
+
+def test_a_server_is_looked_after_by_a_process_that_imports_no_torch() -> None:
+    said = "import sys, flows.servers; print(sorted({'torch', 'numpy', 'mlflow'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

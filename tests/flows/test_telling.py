@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from homes import moved
+from homes import moved, put_back
 from mlflow.tracking import MlflowClient
 from mlflow.tracking._tracking_service import utils
 from puppets import Federation
@@ -34,22 +34,28 @@ PEOPLE = {"ada": "clinician", "bo": "officer"}
 KEYS = {name: Ed25519PrivateKey.generate() for name in PEOPLE}
 
 
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Run:
-    copied = moved(finished, tmp_path / "home")
+def approved(run: Run) -> Run:
+    """Return a run whose newest model both roles have approved."""
     people = People(people={n: Person(role=r, key=public_hex(KEYS[n])) for n, r in PEOPLE.items()})
-    (copied.home.folder / "people.yaml").write_text(yaml.safe_dump(people.model_dump()))
+    (run.home.folder / "people.yaml").write_text(yaml.safe_dump(people.model_dump()))
     for name, role in PEOPLE.items():
-        text = signed_verdict(
-            terms_of(copied, copied.records()[-1]), "approved", name, role, KEYS[name], 9
-        )
-        take_in(copied, text, people)
-    return copied
+        text = signed_verdict(terms_of(run, run.records()[-1]), "approved", name, role, KEYS[name], 9)
+        take_in(run, text, people)
+    return run
 
 
+@pytest.fixture
+def run(finished: Path, with_mlflow: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """An approved run whose MLflow runs."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", with_mlflow[1])
+    return approved(put_back(finished, with_mlflow[0]))
+
+
+@pytest.mark.slow
 def test_a_new_store_gets_all_that_is_on_record_and_then_what_is_released(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = approved(moved(finished, tmp_path / "home"))
     record = run.records()[-1]
     with running(run.home.mlflow) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
@@ -91,30 +97,24 @@ def wait_until_stopped(url: str) -> None:
     raise TimeoutError(url)
 
 
-def test_only_the_rounds_that_mlflow_may_lack_are_told_again(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_rounds_that_mlflow_may_lack_are_told_again(run: Run) -> None:
     records = run.records()
-    with running(run.home.mlflow) as url:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        tracking = Tracking(run)
-        assert tracking.untold(records) == records[-1:]  # it may be there in part
-        assert tracking.untold(records[:2]) == records[:2]  # what MLflow names is none of these
+    tracking = Tracking(run)
+    assert tracking.untold(records) == records[-1:]  # it may be there in part
+    assert tracking.untold(records[:2]) == records[:2]  # what MLflow names is none of these
 
 
-def test_a_run_that_mlflow_calls_finished_before_its_last_round_is_named(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with running(run.home.mlflow) as url:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        said = list(differences(run, run.records()[:2]))
+def test_a_run_that_mlflow_calls_finished_before_its_last_round_is_named(run: Run) -> None:
+    said = list(differences(run, run.records()[:2]))
     for name in ("GLOBAL", "north"):
         assert f"MLflow calls the run of {name} finished, the newest record is of round 1" in said
 
 
+@pytest.mark.slow
 def test_a_store_in_which_another_coordinator_has_a_study_of_this_name_is_left_alone(
-    run: Run, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = moved(finished, tmp_path / "home")
     with running(run.home.mlflow) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         before = told_in(url)
@@ -132,21 +132,17 @@ def test_a_store_in_which_another_coordinator_has_a_study_of_this_name_is_left_a
         assert told_in(url) == before
 
 
-def test_a_coordinator_goes_on_with_its_study_with_another_key(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with running(run.home.mlflow) as url:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        former = run.home.state / "keys" / "former"
-        assert Tracking(run)
-        run.home.coordinator_key.unlink()
-        with pytest.raises(ConfigError, match=f"public key {run.public_key}"):
-            Tracking(run.again())
-        former.mkdir(parents=True, exist_ok=True)
-        (former / f"{run.public_key}.pub").touch()
-        assert Tracking(run.again()).page.startswith(url)
-        experiment = MlflowClient(url).get_experiment_by_name("small")
-        assert experiment.tags["wardround.coordinator"] == run.again().public_key != run.public_key
+def test_a_coordinator_goes_on_with_its_study_with_another_key(run: Run) -> None:
+    former = run.home.state / "keys" / "former"
+    assert Tracking(run)
+    run.home.coordinator_key.unlink()
+    with pytest.raises(ConfigError, match=f"public key {run.public_key}"):
+        Tracking(run.again())
+    former.mkdir(parents=True, exist_ok=True)
+    (former / f"{run.public_key}.pub").touch()
+    assert Tracking(run.again()).page.startswith("http://127.0.0.1")
+    experiment = MlflowClient().get_experiment_by_name("small")
+    assert experiment.tags["wardround.coordinator"] == run.again().public_key != run.public_key
 
 
 def told_in(url: str) -> list[dict[str, object]]:
@@ -155,53 +151,41 @@ def told_in(url: str) -> list[dict[str, object]]:
     return [each.to_dictionary() for each in every]
 
 
-def test_what_is_gone_from_a_store_is_told_again_and_what_is_there_stays(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with running(run.home.mlflow) as url:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        client = MlflowClient(url)
-        tell_decisions(run)
-        lost = next((run.home.folder / "mlruns").rglob("rounds/round-001.json"))
-        lost.unlink()
-        client.delete_model_version("small-candidates", "1")
-        assert list(faults(run))
+def test_what_is_gone_from_a_store_is_told_again_and_what_is_there_stays(run: Run) -> None:
+    client = MlflowClient()
+    tell_decisions(run)
+    lost = next((run.home.folder / "mlruns").rglob("rounds/round-001.json"))
+    lost.unlink()
+    client.delete_model_version("small-candidates", "1")
+    assert list(faults(run))
+    with Tracking(run) as tracking:
+        tell_again(run, tracking, run.records())
+    assert list(faults(run)) == []
+    assert client.get_model_version_by_alias("small-candidates", "candidate").version == "2"
+    experiment = client.get_experiment_by_name("small").experiment_id
+    (parent,) = client.search_runs([experiment], "tags.`wardround.site` = 'GLOBAL'")
+    assert len(client.get_metric_history(parent.info.run_id, "val/dice")) == len(run.records())
+
+
+def test_whoever_tells_waits_for_whoever_tells_already(run: Run) -> None:
+    other = threading.Thread(target=tell_decisions, args=(run,))
+    with shown.alone(run):
+        other.start()
+        other.join(3)
+        assert other.is_alive()
+    other.join(60)
+    assert not other.is_alive()
+
+
+def test_a_picture_whose_signatures_were_interrupted_is_signed_for_the_next_time(run: Run) -> None:
+    for lost in (".webp.json", ".png.json", ".json"):
+        (run.folder / "finished").unlink(missing_ok=True)
+        for signed in (run.folder / "shown").glob(f"images*step%2B2%2B*{lost}"):
+            signed.unlink()
+        assert "has not signed for a picture of round 2" in next(faults(run))
         with Tracking(run) as tracking:
             tell_again(run, tracking, run.records())
-        assert list(faults(run)) == []
-        assert client.get_model_version_by_alias("small-candidates", "candidate").version == "2"
-        experiment = client.get_experiment_by_name("small").experiment_id
-        (parent,) = client.search_runs([experiment], "tags.`wardround.site` = 'GLOBAL'")
-        assert len(client.get_metric_history(parent.info.run_id, "val/dice")) == len(run.records())
-
-
-def test_whoever_tells_waits_for_whoever_tells_already(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with running(run.home.mlflow) as url:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        other = threading.Thread(target=tell_decisions, args=(run,))
-        with shown.alone(run):
-            other.start()
-            other.join(3)
-            assert other.is_alive()
-        other.join(60)
-        assert not other.is_alive()
-
-
-def test_a_picture_whose_signatures_were_interrupted_is_signed_for_the_next_time(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with running(run.home.mlflow) as url:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        for lost in (".webp.json", ".png.json", ".json"):
-            (run.folder / "finished").unlink(missing_ok=True)
-            for signed in (run.folder / "shown").glob(f"images*step%2B2%2B*{lost}"):
-                signed.unlink()
-            assert "has not signed for a picture of round 2" in next(faults(run))
-            with Tracking(run) as tracking:
-                tell_again(run, tracking, run.records())
-            assert list(lineage_faults(run)) == []
+        assert list(lineage_faults(run)) == []
     pictures = list((run.home.folder / "mlruns").rglob("*step+2*.png"))
     assert len(pictures) == 1  # none was drawn once more
 

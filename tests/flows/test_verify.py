@@ -24,7 +24,7 @@ from flows.servers import running
 from flows.tracking import Tracking
 from flows.tracking.released import released_faults
 from flows.verify import Anchors, faults, lineage_faults
-from models.checkpoints import sha256_of
+from models.files import sha256_of
 from privacy.accounting import Budget
 from privacy.release import Refusal, Revocation
 from privacy.signing import canonical, public_hex, sign

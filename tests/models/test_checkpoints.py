@@ -5,6 +5,7 @@ import torch
 
 from models import checkpoints
 from models.checkpoints import CorruptCheckpoint
+from models.files import sha256_of
 
 
 def test_what_is_written_is_read_back_tensor_by_tensor(tmp_path: Path) -> None:
@@ -42,18 +43,10 @@ def test_a_pickle_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     torch.save({"a": torch.ones(4)}, path)
     with pytest.raises(CorruptCheckpoint, match="no safetensors file"):
-        checkpoints.read(path, checkpoints.sha256_of(path.read_bytes()))
+        checkpoints.read(path, sha256_of(path.read_bytes()))
 
 
 def test_other_types_than_float32_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with pytest.raises(CorruptCheckpoint, match="float32"):
         checkpoints.read(path, checkpoints.write(path, {"a": torch.ones(4, dtype=torch.float64)}))
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    checkpoints.write_atomically(path, b"old")
-    with pytest.raises(TypeError):
-        checkpoints.write_atomically(path, "no bytes")  # type: ignore[arg-type]
-    assert path.read_bytes() == b"old"

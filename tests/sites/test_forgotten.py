@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models import checkpoints
 from models import params as P
+from models.files import sha256_of
 from privacy.ledger import Charge, LedgerError
 from privacy.release import ModelManifest, RejectedRelease, parse_statement
 from privacy.signing import public_hex, sign
@@ -41,7 +42,7 @@ class Federation:
         for round in range(4):
             manifest = ModelManifest(
                 kind="model", study=study.name, study_sha256=study.sha256, run=RUN, round=round,
-                model_sha256=checkpoints.sha256_of(model), chain_head="0" * 64,
+                model_sha256=sha256_of(model), chain_head="0" * 64,
             )  # fmt: skip
             signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
             self.exchange.put_statement(model_place(RUN, round), signed)

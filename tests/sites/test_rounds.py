@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models import checkpoints
 from models import params as P
+from models.files import sha256_of
 from models.objectives import SPREAD, metric_names
 from models.strategies import STRATEGIES, Strategy, fed_avg
 from privacy.accounting import epsilon
@@ -221,7 +222,7 @@ def test_every_file_of_the_exchange_lies_in_the_outbox(
     files = [p for p in root.rglob("*") if p.is_file()]
     left = [p for p in files if p.name != base and p.parent.name != "models"]
     assert len(left) == 4
-    assert {checkpoints.sha256_of(p.read_bytes()) for p in left} <= outbox
+    assert {sha256_of(p.read_bytes()) for p in left} <= outbox
     recorded = {e.file for e in hospital.ledger.entries() if e.file}
     assert len(recorded) == 3 and recorded <= outbox
 
