@@ -312,6 +312,7 @@ def test_leaving_a_study_that_is_unknown_is_an_error_and_drains_and_keys_say_wha
     assert Hospital.open(ward).public_key != old
 
 
+@pytest.mark.slow
 def test_a_rehearsal_says_what_it_tried_and_ends_with_1_where_something_failed(
     home: Path, study_file, edit
 ) -> None:

@@ -305,6 +305,7 @@ def test_no_model_is_fallen_back_on_whose_approvals_have_expired(run: Run, mlflo
     assert list(faults(run)) == []
 
 
+@pytest.mark.slow
 def test_approvals_that_have_expired_are_renewed_and_the_release_says_until_when(
     run: Run, mlflow: MlflowClient
 ) -> None:

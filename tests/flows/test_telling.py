@@ -177,6 +177,7 @@ def test_whoever_tells_waits_for_whoever_tells_already(run: Run) -> None:
     assert not other.is_alive()
 
 
+@pytest.mark.slow
 def test_a_picture_whose_signatures_were_interrupted_is_signed_for_the_next_time(run: Run) -> None:
     for lost in (".webp.json", ".png.json", ".json"):
         (run.folder / "finished").unlink(missing_ok=True)
@@ -190,6 +191,7 @@ def test_a_picture_whose_signatures_were_interrupted_is_signed_for_the_next_time
     assert len(pictures) == 1  # none was drawn once more
 
 
+@pytest.mark.slow
 def test_a_hospital_that_joins_while_a_run_trains_fits_from_then_on(
     tmp_path: Path, study_with, monkeypatch: pytest.MonkeyPatch
 ) -> None:
