@@ -269,6 +269,7 @@ def test_a_hospital_whose_worker_comes_late_joins_between_rounds_and_one_may_lea
         assert told in page
 
 
+@pytest.mark.slow
 def test_whoever_has_the_password_can_run_nothing_at_a_hospital(hub: Hub, staffed: None) -> None:
     marker = hub.folder / "attacked"
     shell = f"touch {marker}"
