@@ -12,25 +12,28 @@ from mlflow.tracking._tracking_service import utils
 from flows.home import Home
 from flows.run import Run, runs_of
 
-STAYS = ("servers", "prefect", "cache")
+NOT_COPIED = ("servers", "prefect", "cache")
 
 
 def moved(finished: Path, into: Path) -> Run:
     """Return the newest run of a copy of a home, whose exchange is the copy's own."""
-    shutil.copytree(finished, into, ignore=shutil.ignore_patterns(*STAYS))
+    shutil.copytree(finished, into, ignore=shutil.ignore_patterns(*NOT_COPIED))
     return _newest(into)
 
 
 def put_back(finished: Path, home: Path) -> Run:
     """Make a copy of a home, whose MLflow runs on, what `moved` made; return its newest run."""
-    for path in (*(home / ".wardround").iterdir(), *(home / "mlruns").iterdir(), *home.iterdir()):
-        if path.name not in (".wardround", "mlruns", *STAYS) and path.suffix != ".db":
+    stays = (".wardround", "mlruns", "mlflow.db", *NOT_COPIED)
+    for path in (*home.iterdir(), *(home / ".wardround").iterdir(), *(home / "mlruns").iterdir()):
+        if path.name not in stays:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    kept = shutil.ignore_patterns(*STAYS, "mlflow.db")
-    shutil.copytree(finished, home, ignore=kept, dirs_exist_ok=True)
-    stores = (sqlite3.connect(each / "mlruns" / "mlflow.db", timeout=30) for each in (finished, home))
-    with closing(next(stores)) as before, closing(next(stores)) as now:
-        before.backup(now)
+    ignore = shutil.ignore_patterns("mlflow.db", *NOT_COPIED)
+    shutil.copytree(finished, home, ignore=ignore, dirs_exist_ok=True)
+    before, now = (
+        sqlite3.connect(each / "mlruns" / "mlflow.db", timeout=30) for each in (finished, home)
+    )
+    with closing(before), closing(now):
+        before.backup(now)  # a transaction, which the server's open connections see
     return _newest(home)
 
 

@@ -132,7 +132,9 @@ def test_a_store_in_which_another_coordinator_has_a_study_of_this_name_is_left_a
         assert told_in(url) == before
 
 
-def test_a_coordinator_goes_on_with_its_study_with_another_key(run: Run) -> None:
+def test_a_coordinator_goes_on_with_its_study_with_another_key(
+    run: Run, with_mlflow: tuple[Path, str]
+) -> None:
     former = run.home.state / "keys" / "former"
     assert Tracking(run)
     run.home.coordinator_key.unlink()
@@ -140,7 +142,7 @@ def test_a_coordinator_goes_on_with_its_study_with_another_key(run: Run) -> None
         Tracking(run.again())
     former.mkdir(parents=True, exist_ok=True)
     (former / f"{run.public_key}.pub").touch()
-    assert Tracking(run.again()).page.startswith("http://127.0.0.1")
+    assert Tracking(run.again()).page.startswith(with_mlflow[1])
     experiment = MlflowClient().get_experiment_by_name("small")
     assert experiment.tags["wardround.coordinator"] == run.again().public_key != run.public_key
 
