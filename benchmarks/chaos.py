@@ -33,13 +33,13 @@ from typing import Any
 import httpx
 import yaml
 
-from flows.coordinator import public_key
-from flows.home import Home
-from flows.run import Run, runs_of
+from flows.coordination.remote import public_key
+from flows.runs.paths import Home
+from flows.runs.run import Run, runs_of
 from privacy.ledger import Entry
+from sites.datasets.phantoms import Scanner, make_wards
+from sites.exchange.storage import AUTH
 from sites.hospital import Hospital
-from sites.phantoms import Scanner, make_wards
-from sites.storage import AUTH
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 import machines

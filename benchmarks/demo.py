@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flows.home import Home
-from flows.run import runs_of
+from flows.runs.paths import Home
+from flows.runs.run import runs_of
 
 
 def measure(seed: int, folder: Path) -> dict[str, Any]:

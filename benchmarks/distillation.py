@@ -35,13 +35,13 @@ from privacy import predictions
 from privacy.distillation import DistillationConfig, answers, distil
 from privacy.mechanisms import LocalPrivacy, mechanism_for
 from privacy.noise import NoiseSource
-from sites import decathlon
 from sites.cohort import Patient, pseudonym_key
+from sites.contribution.transfer_set import transfer_images
+from sites.datasets import decathlon
+from sites.imaging.preprocessing import fixed_pair
 from sites.orders import CPU
-from sites.preprocessing import fixed_pair
 from sites.study import Study
-from sites.training import prepare, train_privately, unheard
-from sites.transfer import transfer_images
+from sites.training.training import prepare, train_privately, unheard
 
 SYNTHESIS: dict[str, Any] = {
     "along": [0, -1, 0.4], "half_length": [0.6, 0.9], "radius": [0.22, 0.42], "t1_share": 0.7,

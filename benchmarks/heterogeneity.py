@@ -43,20 +43,20 @@ from simulation import (
     trained_alone,
 )
 
-from flows.rounds import order
-from flows.run import Run
+from flows.rounds.rounds import order
+from flows.runs.run import Run
 from models.params import Params
 from models.strategies import STRATEGIES
-from sites import decathlon, medmnist
 from sites.cohort import Cohort, Patient
+from sites.datasets import decathlon, medmnist
+from sites.datasets.public_sets import PICTURES
 from sites.hospital import Hospital
-from sites.images import read_image
-from sites.intake import Scan
+from sites.imaging.images import read_image
+from sites.imaging.intake import Scan
+from sites.imaging.preprocessing import PreprocessingConfig, fixed_pair, prepare
+from sites.imaging.profile import profile_of
+from sites.imaging.reading import Reading
 from sites.orders import CPU, left_by, network_for
-from sites.preprocessing import PreprocessingConfig, fixed_pair, prepare
-from sites.profile import profile_of
-from sites.public_sets import PICTURES
-from sites.reading import Reading
 from sites.study import Study
 
 ALONE, TOGETHER, PREDICTIONS = "alone", "together", "predictions"

@@ -33,11 +33,11 @@ from privacy import ledger as ledger_module
 from privacy.ledger import LedgerError
 from privacy.release import ModelManifest
 from privacy.signing import public_hex, sign
-from sites.exchange import Exchange, model_place, statement_place
+from sites.datasets.phantoms import Scanner, make_wards
+from sites.exchange.exchange import Exchange, model_place, statement_place
 from sites.hospital import Hospital
 from sites.orders import Order
-from sites.phantoms import Scanner, make_wards
-from sites.rounds import carry_out
+from sites.protocol.dispatch import carry_out
 from sites.study import Study
 
 RUN = "kills-1"

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from simulation import DATA, HIPPOCAMPUS, Alter, Remembering, copied, federate, make_keys, quiet, scored
 
-from flows.rounds import Answers, TooFewHospitals, release_path
-from flows.run import Run
+from flows.rounds.rounds import Answers, TooFewHospitals, release_path
+from flows.runs.run import Run
 from models import checkpoints
 from models.params import Params
-from sites import decathlon
+from sites.datasets import decathlon
 from sites.orders import CPU, network_for
 from sites.study import Study
 

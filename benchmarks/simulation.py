@@ -16,23 +16,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from flows import rounds
-from flows.home import Home
-from flows.membership import participants
-from flows.rounds import NO_ANSWERS, Answers
-from flows.run import RoundRecord, Run
+from flows.rounds import rounds
+from flows.rounds.membership import participants
+from flows.rounds.rounds import NO_ANSWERS, Answers
+from flows.runs.paths import Home
+from flows.runs.run import RoundRecord, Run
 from models.objectives import build_task
 from models.params import Params
 from sites.cohort import Cohort, Patient
+from sites.evaluation.scoring import score
 from sites.hospital import Hospital
+from sites.imaging.preprocessing import PreprocessingConfig, fixed_pair
+from sites.imaging.reading import Reading
 from sites.inference import predictor
 from sites.orders import CPU, Phase, network_for
-from sites.preprocessing import PreprocessingConfig, fixed_pair
-from sites.reading import Reading
-from sites.rounds import carry_out
-from sites.scoring import score
+from sites.protocol.dispatch import carry_out
 from sites.study import Study
-from sites.training import prepare, train_plainly, unheard
+from sites.training.training import prepare, train_plainly, unheard
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("WARDROUND_DATA", ROOT.parent / "shared" / "data"))

@@ -20,19 +20,19 @@ import torch
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows.rounds import first_model
+from flows.rounds.rounds import first_model
 from models import checkpoints
 from models.files import sha256_of
 from privacy.release import ModelManifest
 from privacy.signing import public_hex, sign
-from sites.checks import read_cases
-from sites.decathlon import make_hospitals
-from sites.exchange import Exchange, model_place
+from sites.datasets.decathlon import make_hospitals
+from sites.datasets.phantoms import describe_cases
+from sites.exchange.exchange import Exchange, model_place
 from sites.hospital import Hospital
+from sites.imaging.checks import read_cases
+from sites.imaging.reading import reader
 from sites.orders import Order
-from sites.phantoms import describe_cases
-from sites.reading import reader
-from sites.rounds import carry_out
+from sites.protocol.dispatch import carry_out
 from sites.study import Study, load_study
 
 ROOT = Path(__file__).parent.parent

@@ -9,14 +9,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import membership, rounds, shown
-from flows.announcements import announce, end_what_was_left
-from flows.home import Home
-from flows.hospitals import REACHABLE, HospitalFailed, HospitalLeftOut
-from flows.rounds import NO_ANSWERS, PHASES, Answers
-from flows.run import RoundRecord, Run
-from flows.telling import put_on_record, tell_again
-from flows.tracking import Tracking
+from flows.hospitals.processes import REACHABLE, HospitalFailed, HospitalLeftOut
+from flows.reporting.prefect_artifacts import announce, end_what_was_left
+from flows.reporting.publish import put_on_record, tell_again
+from flows.rounds import membership, rounds
+from flows.rounds.rounds import NO_ANSWERS, PHASES, Answers
+from flows.runs import artifacts
+from flows.runs.paths import Home
+from flows.runs.run import RoundRecord, Run
+from flows.tracking.tracking import Tracking
 from models.params import Params
 from sites.orders import Phase, is_answered
 
@@ -76,7 +77,7 @@ def admit(run: Run, tracking: Tracking, number: int, asked: int) -> Run:
         order = rounds.order(run, asked, "join", site)
         if not is_answered(run.exchange, order):
             REACHABLE[site].invite(order)
-    with shown.alone(run):
+    with artifacts.alone(run):
         members = membership.before_round(run, number, asked)
         tracking.follow(members)
     return members

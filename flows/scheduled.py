@@ -5,10 +5,10 @@ from pathlib import Path
 from prefect import flow
 from rich.console import Console
 
-from flows import coordinator
-from flows.home import Home
-from flows.live import Live
-from flows.training import is_interrupted
+from flows.coordination import remote
+from flows.coordination.resume import is_interrupted
+from flows.reporting.progress import Live
+from flows.runs.paths import Home
 from sites.study import load_study
 
 
@@ -18,9 +18,9 @@ def train(study: str, *, only_resume: bool = False) -> None:
 
     With `only_resume` a run that was interrupted goes on, and no new one is begun.
 
-    Raises what `flows.coordinator.train` raises.
+    Raises what `flows.coordination.remote.train` raises.
     """
     home, asked = Home(Path.cwd()), load_study(Path("studies") / f"{study}.yaml")
     if only_resume and not is_interrupted(home, asked):
         return
-    coordinator.train(home, asked, Path("federation.yaml"), Live(Console()))
+    remote.train(home, asked, Path("federation.yaml"), Live(Console()))

@@ -20,9 +20,9 @@ from models import params as P
 from models.objectives import build_task
 from models.params import Params
 from privacy.signing import canonical
+from sites.imaging.intake import Scan, image_fault
+from sites.imaging.preprocessing import Unfit, prepare
 from sites.inference import predict
-from sites.intake import Scan, image_fault
-from sites.preprocessing import Unfit, prepare
 from sites.study import Study
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"

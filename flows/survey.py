@@ -1,7 +1,7 @@
 """What the hospitals' scans are like, before a study starts and as time goes on: a flow of its own.
 
-Each hospital tells what its policy lets it (`sites.survey`). What has moved since the last survey of the
-same study is the drift: 0 where a histogram is as it was, 1 where nothing of it is.
+Each hospital tells what its policy lets it (`sites.evaluation.survey`). What has moved since the last
+survey of the same study is the drift: 0 where a histogram is as it was, 1 where nothing of it is.
 """
 
 import json
@@ -18,17 +18,17 @@ from pathlib import Path
 from prefect import flow
 from rich.table import Table
 
-from flows import hospitals
-from flows.embedded import wards_in
+from flows.coordination.local import wards_in
 from flows.federate import SIDE_BY_SIDE, ask_all
-from flows.home import Home
-from flows.run import Run, surveys_of
+from flows.hospitals import processes as hospitals
+from flows.runs.paths import Home
+from flows.runs.run import Run, surveys_of
 from flows.tracking.surveys import log_survey
 from models.config import Config
 from models.files import write_atomically
 from privacy.release import Survey
+from sites.evaluation.survey import drift
 from sites.study import load_study
-from sites.survey import drift
 
 DRIFTED = 0.25
 """From this drift on a person should look."""

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from models.objectives import TaskConfig
 from privacy.signing import secret_file
-from sites.checks import CheckedCase, SharedFinding, check_together
-from sites.intake import Finding
-from sites.listing import CaseFiles
-from sites.policy import Policy, Refused
-from sites.reading import Reading
+from sites.imaging.checks import CheckedCase, SharedFinding, check_together
+from sites.imaging.intake import Finding
+from sites.imaging.listing import CaseFiles
+from sites.imaging.reading import Reading
+from sites.policy.policy import Policy, Refused
 
 log = logging.getLogger("wardround.site")
 

@@ -25,13 +25,13 @@ from privacy.release import (
     parse_statement,
 )
 from privacy.signing import sign
-from sites.admission import training_for
-from sites.code import code_sha256
-from sites.exchange import Exchange, statement_place
+from sites.admission.admission import training_for
+from sites.code_version import code_sha256
+from sites.exchange.exchange import Exchange, statement_place
 from sites.hospital import Hospital
+from sites.notifications import call
 from sites.orders import GlobalModel
 from sites.study import Study
-from sites.webhook import call
 
 LOW = 0.9
 """From this share of a hospital's budget on, its budget is low."""

@@ -21,15 +21,15 @@ from privacy.ledger import Ledger
 from privacy.noise import NoiseSource
 from privacy.release import Noise
 from privacy.signing import BadSignature, canonical, private_key, public_hex, verified
-from sites.cache import ScanCache
-from sites.checks import CheckedCase, read_cases
 from sites.cohort import Cohort, Eligible, eligible, load_cohort, pseudonym, pseudonym_key
-from sites.documents import ConfigError
-from sites.listing import EXCLUDED, CaseFiles, Listing, excluded_patients, read_listing
-from sites.outbox import Outbox
-from sites.policy import Policy, Refused, load_policy
-from sites.preprocessing import PreprocessingConfig
+from sites.exchange.outbox import Outbox
+from sites.imaging.cache import ScanCache
+from sites.imaging.checks import CheckedCase, read_cases
+from sites.imaging.listing import EXCLUDED, CaseFiles, Listing, excluded_patients, read_listing
+from sites.imaging.preprocessing import PreprocessingConfig
+from sites.policy.policy import Policy, Refused, load_policy
 from sites.study import Study
+from sites.yaml_files import ConfigError
 
 log = logging.getLogger("wardround.site")
 

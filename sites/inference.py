@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.adversarial import AttackConfig, Loss, attacked
 from models.networks import NetworkConfig
 from models.objectives import build_task
-from sites.preprocessing import (
+from sites.imaging.preprocessing import (
     Patches,
     Prepared,
     PreprocessingConfig,

@@ -22,9 +22,9 @@ from models.params import Params
 from privacy.ledger import Charge
 from privacy.release import ModelManifest
 from privacy.signing import BadSignature, verified
-from sites.exchange import COORDINATOR, Exchange, model_place, released_place, statement_place
+from sites.exchange.exchange import COORDINATOR, Exchange, model_place, released_place, statement_place
 from sites.hospital import Hospital
-from sites.policy import Refused
+from sites.policy.policy import Refused
 from sites.study import Study
 
 Phase = Literal["check", "survey", "join", "contribute", "evaluate", "compare"]

@@ -17,9 +17,9 @@ from models.synthesis import SynthesisConfig
 from privacy.distillation import DistillationConfig
 from privacy.mechanisms import PrivacyConfig
 from privacy.signing import canonical
-from sites import documents
-from sites.preprocessing import Patches, PreprocessingConfig
-from sites.training import TrainingConfig
+from sites import yaml_files
+from sites.imaging.preprocessing import Patches, PreprocessingConfig
+from sites.training.training import TrainingConfig
 
 
 class StalenessConfig(Config):
@@ -309,4 +309,4 @@ def check_network(study: Study, key: str, network: NetworkConfig) -> None:
 
 def load_study(path: Path) -> Study:
     """Return the study in a YAML file, or raise `ConfigError`."""
-    return documents.load(path, Study)
+    return yaml_files.load(path, Study)

@@ -38,13 +38,13 @@ def _listen(orders: "queue.Queue[str]") -> None:
 def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> None:
     import torch
 
-    from sites.approvals import ApprovalNeeded, Word, decide_by_code
-    from sites.code import code_sha256
-    from sites.errands import Errand, run_errand
+    from sites.admission.approvals import ApprovalNeeded, Word, decide_by_code
+    from sites.admission.resources import limit_memory
+    from sites.code_version import code_sha256
     from sites.hospital import Hospital
     from sites.orders import Order
-    from sites.room import limit_memory
-    from sites.rounds import carry_out
+    from sites.protocol.dispatch import carry_out
+    from sites.protocol.order_inbox import Errand, run_errand
 
     code_sha256()  # of what was imported, before an upgrade changes the files
     hospital = Hospital.open(folder, test_noise)

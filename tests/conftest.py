@@ -19,11 +19,11 @@ import torch
 import yaml
 from homes import moved
 
-from flows.home import QUIET
-from flows.servers import running
-from sites.phantoms import Scanner, make_wards
+from flows.runs.paths import QUIET
+from flows.servers.loopback import running
+from sites.datasets.phantoms import Scanner, make_wards
+from sites.notifications import WEBHOOK
 from sites.study import Study
-from sites.webhook import WEBHOOK
 
 os.environ.setdefault("WARDROUND_DATA", str(Path(__file__).parent.parent.parent / "shared" / "data"))
 for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):  # as in every process of a run

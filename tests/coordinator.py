@@ -11,10 +11,10 @@ from models import params as P
 from models.files import sha256_of
 from privacy.release import ModelManifest, parse_statement
 from privacy.signing import public_hex, sign, verified
-from sites.exchange import COORDINATOR, Exchange, model_place, statement_place
+from sites.exchange.exchange import COORDINATOR, Exchange, model_place, statement_place
 from sites.hospital import Hospital
 from sites.orders import Order, Phase, refusal_of
-from sites.rounds import carry_out
+from sites.protocol.dispatch import carry_out
 from sites.study import Study
 
 

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from PIL import Image as Pictures
 from scanner import write_enhanced, write_series
 
-from sites.documents import ConfigError
-from sites.images import Unreadable, read_image
-from sites.listing import read_listing
+from sites.imaging.images import Unreadable, read_image
+from sites.imaging.listing import read_listing
+from sites.yaml_files import ConfigError
 
 NAME = "MUELLER"
 SLOWEST_S = 20

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mlflow.tracking._tracking_service import utils
 
-from flows.home import Home
-from flows.run import Run, runs_of
+from flows.runs.paths import Home
+from flows.runs.run import Run, runs_of
 
 NOT_COPIED = ("servers", "prefect", "cache")
 

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows import rounds
-from flows.home import Home
-from flows.rounds import NO_ANSWERS
-from flows.run import Participant, RoundRecord, Run
+from flows.rounds import rounds
+from flows.rounds.rounds import NO_ANSWERS
+from flows.runs.paths import Home
+from flows.runs.run import Participant, RoundRecord, Run
 from models import checkpoints
 from models import params as P
 from privacy.accounting import Budget, PrivacyEvent, epsilon
 from privacy.mechanisms import mechanism_for
 from privacy.signing import public_hex, sign
-from sites.exchange import statement_place
+from sites.exchange.exchange import statement_place
 
 SITES = ("east", "north", "south")
 HASH = "0" * 64

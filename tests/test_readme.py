@@ -7,8 +7,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flows.cli import app
-from sites.policy import Policy
+from flows.cli.main import app
+from sites.policy.policy import Policy
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

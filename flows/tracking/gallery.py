@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from models.pictures import PicturedCase
-from sites.gallery import SeenModel
+from sites.evaluation.gallery import SeenModel
 
 KEY = "hardest cases"
 TABLE = "hardest.json"

@@ -7,8 +7,9 @@ from pathlib import Path
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from flows import references, shown
-from flows.run import RoundRecord, Run
+from flows.runs import artifacts
+from flows.runs.run import RoundRecord, Run
+from flows.tracking import reference_cases
 
 REFERENCES = "reference cases"
 BOTH = {".png", ".webp"}
@@ -17,7 +18,7 @@ BOTH = {".png", ".webp"}
 
 def of_round(paths: Iterable[str], record: RoundRecord) -> list[str]:
     """Return those of `paths` that are a round's picture: as it was drawn, and smaller."""
-    mark = f"{shown.PICTURES}/{REFERENCES}+step+{record.round}+"
+    mark = f"{artifacts.PICTURES}/{REFERENCES}+step+{record.round}+"
     return sorted(path for path in paths if path.startswith(mark))
 
 
@@ -34,14 +35,14 @@ def log_picture(client: MlflowClient, run: Run, record: RoundRecord, parent: str
     gone, as from a new store, another is logged.
     """
     before = of_round(listed(client, parent), record)
-    signed = of_round(shown.signed_for(run), record)
+    signed = of_round(artifacts.signed_for(run), record)
     if is_whole(signed) and set(signed) <= set(before):
         return
-    drawn = references.picture(run.study, run.model(record), record.round)
+    drawn = reference_cases.picture(run.study, run.model(record), record.round)
     if drawn is None:
         return
     for path in set(signed) - set(before):
-        shown.drop(run, path)
+        artifacts.drop(run, path)
     with tempfile.TemporaryDirectory() as folder:
         ours = [path for path in before if path in signed or _shows(client, parent, path, drawn, folder)]
         if not ours:
@@ -51,7 +52,7 @@ def log_picture(client: MlflowClient, run: Run, record: RoundRecord, parent: str
         for path in files:
             if _stem(path) in named and path not in signed:
                 data = Path(client.download_artifacts(parent, path, folder)).read_bytes()
-                shown.keep(run, path, data)
+                artifacts.keep(run, path, data)
 
 
 def _stem(path: str) -> str:
@@ -61,7 +62,7 @@ def _stem(path: str) -> str:
 
 def listed(client: MlflowClient, parent: str) -> list[str]:
     """Return the paths of all pictures of a run."""
-    return [file.path for file in client.list_artifacts(parent, shown.PICTURES)]
+    return [file.path for file in client.list_artifacts(parent, artifacts.PICTURES)]
 
 
 def _shows(client: MlflowClient, parent: str, path: str, drawn: Image.Image, folder: str) -> bool:

@@ -22,10 +22,11 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from requests import HTTPError
 from requests.exceptions import ConnectionError as Unreachable
 
-from flows import served_model, shown
-from flows.run import RoundRecord, Run, StoreFailed, runs_of
-from flows.software import installed
-from flows.tracking.store import reading, writing
+from flows import served_model
+from flows.runs import artifacts
+from flows.runs.run import RoundRecord, Run, StoreFailed, runs_of
+from flows.runs.versions import installed
+from flows.tracking.errors import reading, writing
 from models.files import sha256_of
 from models.objectives import TaskConfig
 from privacy.signing import canonical
@@ -99,7 +100,7 @@ def register(client: MlflowClient, run: Run, record: RoundRecord, parent: str) -
             tags=tags_of(run, record),
             await_creation_for=0,
         )
-        shown.drop(run, f"{shown.VERSIONS}/{name}/{known.version}")  # of a store that is gone
+        artifacts.drop(run, f"{artifacts.VERSIONS}/{name}/{known.version}")  # of a store that is gone
     _sign(run, name, str(known.version))
     if newest_candidate(client, run) <= (run.description.started_ms, record.round):
         client.set_registered_model_alias(name, CANDIDATE, known.version)
@@ -124,12 +125,12 @@ def newest_candidate(client: MlflowClient, run: Run) -> tuple[int, int]:
 
 def _sign(run: Run, name: str, version: str) -> None:
     """Sign for the files of a version as MLflow has them, once; raise `StoreFailed` if it lacks them."""
-    path = f"{shown.VERSIONS}/{name}/{version}"
-    if shown.is_signed(run, path):
+    path = f"{artifacts.VERSIONS}/{name}/{version}"
+    if artifacts.is_signed(run, path):
         return
     with tempfile.TemporaryDirectory() as folder:
         try:
-            shown.keep(run, path, listing(fetch(name, version, Path(folder)).folder))
+            artifacts.keep(run, path, listing(fetch(name, version, Path(folder)).folder))
         except LookupError as error:
             raise StoreFailed(f"MLflow has not kept what was registered: {error}") from error
 
@@ -138,7 +139,7 @@ def listing(folder: Path) -> bytes:
     """Return the sha256 of each of a version's files by path, but for the report, as one text."""
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     return canonical(
-        {path: sha256_of(file.read_bytes()) for path, file in files.items() if path != shown.REPORT}
+        {path: sha256_of(file.read_bytes()) for path, file in files.items() if path != artifacts.REPORT}
     )
 
 
@@ -173,7 +174,9 @@ def write_approved(run: Run, record: RoundRecord, tags: Mapping[str, str], repor
         known = _approved_version(client, run, record)
         if known is None:
             known = _written(client, run, record)
-            shown.drop(run, f"{shown.VERSIONS}/{name}/{known.version}")  # of a store that is gone
+            artifacts.drop(
+                run, f"{artifacts.VERSIONS}/{name}/{known.version}"
+            )  # of a store that is gone
         _sign(run, name, str(known.version))
         _attach(client, known, report)
         for key, value in tags.items():
@@ -221,9 +224,9 @@ def _written(client: MlflowClient, run: Run, record: RoundRecord) -> ModelVersio
 def _attach(client: MlflowClient, known: ModelVersion, report: bytes) -> None:
     """Put a report beside a version's files, in an earlier one's place."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / shown.REPORT).write_bytes(report)
+        (Path(folder) / artifacts.REPORT).write_bytes(report)
         client.log_model_artifact(
-            str(known.source).removeprefix("models:/"), str(Path(folder) / shown.REPORT)
+            str(known.source).removeprefix("models:/"), str(Path(folder) / artifacts.REPORT)
         )
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from flows.run import Run
-from flows.shown import REPORT
+from flows.runs.artifacts import REPORT
+from flows.runs.run import Run
 from flows.tracking import registry
-from flows.tracking.lines import GLOBAL, NOTE
+from flows.tracking.metrics import GLOBAL, NOTE
 from flows.tracking.pictures import REFERENCES
 from models.objectives import metric_names
 from sites.study import Study

@@ -15,20 +15,20 @@ import pytest
 import torch
 import yaml
 
-from flows.home import Home
-from flows.rounds import first_model
-from flows.run import GENESIS, Run, runs_of
-from flows.servers import running
-from flows.verify import faults
+from flows.rounds.rounds import first_model
+from flows.runs.paths import Home
+from flows.runs.run import GENESIS, Run, runs_of
+from flows.servers.loopback import running
+from flows.verification.verify import faults
 from models import checkpoints
 from models import params as P
 from models.files import sha256_of
 from models.objectives import build_task
+from sites.evaluation.scoring import score
 from sites.hospital import Hospital
+from sites.imaging.listing import read_listing
 from sites.inference import predictor
-from sites.listing import read_listing
 from sites.orders import network_for
-from sites.scoring import score
 
 COMMAND = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]
 
@@ -366,7 +366,7 @@ def test_the_first_model_comes_from_the_seed(study_with) -> None:
 
 
 def test_a_run_is_held_by_one_coordinator(finished: Path) -> None:
-    from flows.run import RunBusy
+    from flows.runs.run import RunBusy
 
     run = newest(finished)
     with run.locked(), pytest.raises(RunBusy, match="Another coordinator"), run.locked():
@@ -374,7 +374,7 @@ def test_a_run_is_held_by_one_coordinator(finished: Path) -> None:
 
 
 def test_a_changed_record_is_found(finished: Path, tmp_path: Path) -> None:
-    from flows.run import BrokenRun
+    from flows.runs.run import BrokenRun
 
     home = tmp_path / "home"
     shutil.copytree(finished / ".wardround" / "runs", home / ".wardround" / "runs")

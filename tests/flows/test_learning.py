@@ -10,8 +10,8 @@ import pytest
 import torch
 from monai.metrics import compute_roc_auc
 
-from flows.home import Home
-from flows.run import Run, runs_of
+from flows.runs.paths import Home
+from flows.runs.run import Run, runs_of
 from flows.served_model import ServedModel
 from models import params as P
 

@@ -18,12 +18,12 @@ import yaml
 from machines import Service, bridge, namespace, needs_namespaces
 from webserver import command, free_port, needs_nginx, password_of
 
-from flows.coordinator import public_key
-from flows.home import Home
-from flows.run import runs_of
-from flows.servers import running
+from flows.coordination.remote import public_key
+from flows.runs.paths import Home
+from flows.runs.run import runs_of
+from flows.servers.loopback import running
+from sites.exchange.storage import AUTH
 from sites.hospital import Hospital
-from sites.storage import AUTH
 
 pytestmark = [needs_namespaces, needs_nginx]
 
@@ -146,7 +146,15 @@ def test_a_hospital_whose_only_way_out_is_a_proxy_trains_and_tells_through_it(
         wire.stack.callback(service.stop)
     asked = {**os.environ, "PREFECT_API_URL": f"{prefect}/api", "PREFECT_API_AUTH_STRING": PASSWORD,
              "MLFLOW_TRACKING_URI": mlflow}  # fmt: skip
-    train = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--federation", "federation.yaml"]
+    train = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "run",
+        "small.yaml",
+        "--federation",
+        "federation.yaml",
+    ]
     done = subprocess.run(train, cwd=tmp_path, env=asked, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "north.out").read_text()
     assert [r.site for r in runs_of(home)[-1].records()[-1].releases] == ["north"]

@@ -15,7 +15,7 @@ import pytest
 from nibabel.nifti1 import Nifti1Extension
 from scanner import write_series
 
-from sites.phantoms import make_wards
+from sites.datasets.phantoms import make_wards
 
 NAMES = re.compile(rb"mueller|schmidt|anna-maria|1956-?04-?03|mrn[-_]?4711", re.IGNORECASE)
 

@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from flows.home import Home
-from flows.run import runs_of, surveys_of
+from flows.runs.paths import Home
+from flows.runs.run import runs_of, surveys_of
 
 
 def wardround(home: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -61,7 +61,15 @@ def test_a_second_survey_tells_what_has_moved_at_which_hospital(home: Path, stud
 
 @pytest.mark.slow
 def test_surveys_come_again_on_schedule_until_they_are_ended(home: Path, study_file) -> None:
-    command = [sys.executable, "-m", "flows.cli", "survey", str(study_file()), "--every-hours", "0.005"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "survey",
+        str(study_file()),
+        "--every-hours",
+        "0.005",
+    ]
     process = subprocess.Popen(command, cwd=home, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 200

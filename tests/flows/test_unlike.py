@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.home import Home
-from flows.run import Run, runs_of
-from flows.servers import running
+from flows.runs.paths import Home
+from flows.runs.run import Run, runs_of
+from flows.servers.loopback import running
 from sites.hospital import Hospital
 
 COMMAND = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]

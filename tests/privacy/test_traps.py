@@ -22,7 +22,7 @@ from privacy.mechanisms import AdaptiveClip, ClipConfig, Mechanism
 from privacy.noise import NoiseSource
 from privacy.per_patient import UnsupportedLayer, check_layers, clipped_sums, per_patient_gradients
 from privacy.soundness import Unsound, check_soundness
-from sites.training import Examples, TrainingConfig, train_privately
+from sites.training.training import Examples, TrainingConfig, train_privately
 
 SEGMENTATION = build_task(SegmentationConfig(kind="segmentation", dims=3, labels={1: "a", 2: "b"}))
 CLASSES = {0: "none", 1: "some"}

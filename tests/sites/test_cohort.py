@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.objectives import SegmentationConfig
-from sites.checks import read_cases
 from sites.cohort import Cohort, case_id, evaluates, load_cohort, pseudonym, pseudonym_key
-from sites.listing import read_listing
-from sites.policy import Refused, load_policy
-from sites.preprocessing import PreprocessingConfig
-from sites.reading import reader
+from sites.imaging.checks import read_cases
+from sites.imaging.listing import read_listing
+from sites.imaging.preprocessing import PreprocessingConfig
+from sites.imaging.reading import reader
+from sites.policy.policy import Refused, load_policy
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
 KEY = b"k" * 32

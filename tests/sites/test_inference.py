@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from sites.imaging.intake import Scan
+from sites.imaging.preprocessing import PreprocessingConfig, prepare
 from sites.inference import predict
-from sites.intake import Scan
-from sites.preprocessing import PreprocessingConfig, prepare
 
 CPU = torch.device("cpu")
 

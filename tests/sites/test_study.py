@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from sites.documents import ConfigError
 from sites.study import load_study
+from sites.yaml_files import ConfigError
 
 STUDIES = Path(__file__).parent.parent.parent / "studies"
 

@@ -1,0 +1,59 @@
+"""The demo: made-up hospitals, a ready study, and what is left of an earlier demo."""
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.reporting.progress import summary
+from flows.runs.paths import Home
+from flows.runs.run import runs_of
+from sites.datasets.phantoms import SCANNERS, make_wards
+from sites.policy.policy import load_policy
+from sites.study import Study, load_study
+from sites.yaml_files import ConfigError
+
+STUDY = Path(__file__).parents[2] / "studies" / "demo.yaml"
+WARDS = "wards"
+
+
+def prepare(folder: Path, seed: int) -> tuple[Study, Path]:
+    """Return the demo's study and the folder with its hospitals, made where they are not."""
+    wards = folder / WARDS
+    make_wards(wards, seed)
+    return load_study(STUDY).model_copy(update={"seed": seed}), wards
+
+
+def delete(folder: Path) -> None:
+    """Delete the demo's hospitals and runs, and nothing else.
+
+    Raises:
+        ConfigError: a hospital of the demo's name is not made up; nothing was deleted then.
+    """
+    wards = [folder / WARDS / scanner.name for scanner in SCANNERS]
+    wards = [ward for ward in wards if ward.exists()]
+    for ward in wards:
+        if not load_policy(ward).phantom:
+            raise ConfigError(
+                f"{ward}: expected a made-up hospital, got one without `phantom: true`. "
+                f"Run the demo in another folder."
+            )
+    for ward in wards:
+        shutil.rmtree(ward)
+    for run in runs_of(Home(folder)):
+        if run.study.name == "demo":
+            shutil.rmtree(run.folder)
+
+
+def shown(folder: Path, study: Study) -> bool:
+    """Show the table of a finished demo, and return whether there is one."""
+    finished = [run for run in runs_of(Home(folder), study) if run.is_finished]
+    if not finished:
+        return False
+    console = Console()
+    console.print(summary(finished[-1]))
+    console.print(
+        "This demo is finished, and its patients have spent their budget. "
+        "See it with `make ui`; begin anew with `wardround demo --fresh`."
+    )
+    return True

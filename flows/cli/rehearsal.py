@@ -1,0 +1,101 @@
+"""A whole round on made-up patients, in the process in which the real ones are carried out.
+
+Nothing of it touches the hospital's ledger, outbox or exchange: it happens in a folder that is deleted.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from flows.hospitals.processes import HospitalFailed, HospitalProcess
+from flows.rounds import rounds
+from flows.rounds.rounds import NO_ANSWERS
+from flows.runs.paths import Home
+from flows.runs.run import Run
+from privacy.release import ReleaseManifest
+from sites.exchange.exchange import Exchange
+from sites.hospital import Hospital
+from sites.orders import Phase
+from sites.setup.rehearsal import understudy
+from sites.study import Study
+
+ACTS: tuple[tuple[Phase, int], ...] = (("join", 0), ("evaluate", 0), ("contribute", 1))
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One thing that was tried, and why it failed, if it did."""
+
+    what: str
+    seconds: float
+    result: str
+    is_fine: bool
+
+
+def rehearse(hospital: Hospital, study: Study) -> Iterator[Tried]:
+    """Yield what came of a round on made-up patients, act by act, and of reaching the coordinator."""
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+        place = Path(folder)
+        made_up = understudy(hospital, study, place / hospital.name)
+        with _process(made_up) as process:
+            home = Home(place / "coordinator")
+            roster = {hospital.name: process.public_key()}
+            run = Run.create(home, study, roster, home.exchange, kind="rehearsal")
+            run.begin_attempt()
+            model = rounds.publish_model(run, 0, rounds.first_model(study))
+            run.keep(rounds.record(run, 0, model, NO_ANSWERS, NO_ANSWERS, time.time()))
+            for phase, number in ACTS:
+                tried = _act(run, process, phase, number)
+                yield tried
+                if not tried.is_fine:
+                    break
+    if hospital.policy.coordinator:
+        known = hospital.policy.coordinator
+        yield _reached("the exchange", lambda: Exchange(known.exchange).orders_of(hospital.name))
+        yield _reached("Prefect", lambda: _healthy(known.api))
+
+
+@contextmanager
+def _process(hospital: Hospital) -> Iterator[HospitalProcess]:
+    process = HospitalProcess(hospital.name, hospital.folder)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def _act(run: Run, process: HospitalProcess, phase: Phase, number: int) -> Tried:
+    started, site = time.monotonic(), process.name
+    try:
+        process.carry_out(rounds.order(run, number, phase, site), run.study.sites.deadline_s)
+    except HospitalFailed as error:
+        return Tried(phase, time.monotonic() - started, f"failed: {error}", is_fine=False)
+    seconds, found = time.monotonic() - started, rounds.answers(run, number, phase, [site])
+    if site in found.left_out:
+        return Tried(phase, seconds, found.left_out[site], is_fine=False)
+    statement = found.taken[site]
+    if isinstance(statement, ReleaseManifest):
+        spent = "no privacy" if statement.epsilon is None else f"epsilon {statement.epsilon:.3f}"
+        return Tried(phase, seconds, f"{statement.payload_bytes:,} bytes, {spent}", is_fine=True)
+    return Tried(phase, seconds, statement.kind, is_fine=True)
+
+
+def _healthy(api: str) -> None:
+    """Raise httpx.HTTPError unless Prefect answers, and takes the worker's password."""
+    user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    httpx.get(f"{api}/version", auth=(user, password), timeout=30).raise_for_status()
+
+
+def _reached(what: str, reach: Callable[[], object]) -> Tried:
+    started = time.monotonic()
+    try:
+        reach()
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        return Tried(what, time.monotonic() - started, f"out of reach: {error}", is_fine=False)
+    return Tried(what, time.monotonic() - started, "within reach", is_fine=True)

@@ -1,0 +1,236 @@
+"""What hospital IT reads at the terminal: the ledger, the outbox, broken cases."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from flows.runs.dates import minute
+from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
+from privacy.accounting import PrivacyEvent
+from privacy.ledger import LedgerError
+from sites.admission.approvals import waiting
+from sites.admission.ledger_recovery import forgotten
+from sites.cohort import case_id, evaluator, pseudonym
+from sites.exchange.exchange import Exchange
+from sites.hospital import Hospital
+from sites.imaging.checks import check_together
+from sites.imaging.listing import CLASSES, EXCLUDED, CaseFiles, Listing, excluded_patients
+from sites.imaging.preprocessing import PreprocessingConfig
+from sites.study import load_study
+
+
+def ledger_table(folder: Path) -> Table:
+    """Return the hospital's ledger: each charge, how far it came, and what was spent with it."""
+    hospital = Hospital.open(folder)
+    budget, plain = hospital.policy.budget, hospital.ledger.plain_charges()
+    title = f"{hospital.name}: budget epsilon {budget.epsilon:g} at delta {budget.delta:g}"
+    if plain:
+        title += f"\nbeside it {plain} releases without privacy, which no epsilon covers"
+    table = Table(title=title)
+    for heading in ("when", "study", "round", "event", "state", "epsilon so far", "left"):
+        table.add_column(heading)
+    entries = [e for e in hospital.ledger.entries() if e.action != "publish"]
+    for entry, spent in hospital.ledger.spent_after(budget.delta):
+        charge = entry.charge
+        after = [e.action for e in entries if e.seq > entry.seq and e.charge.is_same_act(charge)]
+        state = after[-1] if after else "reserve"
+        table.add_row(
+            f"{datetime.fromtimestamp(entry.at):%m-%d %H:%M}",
+            charge.study,
+            str(charge.round),
+            _words(charge.event),
+            STATES.get(state, state),
+            f"{spent:.3f}",
+            f"{max(budget.epsilon - spent, 0):.3f}",
+        )
+    return table
+
+
+def withdrawn_table(folder: Path) -> Table:
+    """Return what those who have withdrawn took part in before: for the hospital's eyes alone."""
+    hospital = Hospital.open(folder)
+    caption = "These rounds' models, and all that came of them, have learned from the patient."
+    table = Table(title="patients who have withdrawn", caption=caption)
+    for heading in ("patient", "study", "run", "rounds"):
+        table.add_column(heading)
+    for name in sorted(excluded_patients(hospital.folder / EXCLUDED)):
+        rounds: dict[tuple[str, str], list[str]] = {}
+        for charge in hospital.ledger.charges_of(pseudonym(hospital.pseudonym_key, name)):
+            if charge.purpose.startswith("contribute"):
+                rounds.setdefault((charge.study, charge.run), []).append(str(charge.round))
+        for (study, run), numbers in rounds.items():
+            table.add_row(name, study, run, ", ".join(numbers))
+        if not rounds:
+            table.add_row(name, "none", "", "")
+    return table
+
+
+def waiting_table(folder: Path) -> Table:
+    """Return what waits for a person of the hospital."""
+    caption = "The terms of each are in state/approvals/<name>*.request.json."
+    table = Table(title="what waits for approval", caption=caption)
+    for heading in ("name", "act", "run", "round", "since", "code for yes", "code for no"):
+        table.add_column(heading, no_wrap=heading.startswith(("name", "code")), overflow="fold")
+    hospital = Hospital.open(folder)
+    for each in waiting(hospital):
+        request = each.request
+        since = minute(request.asked_ms)
+        where = (request.run, str(request.round))
+        table.add_row(
+            each.terms[:12], request.act, *where, since, each.codes["approved"], each.codes["refused"]
+        )
+    return table
+
+
+def scores_table(folder: Path) -> Table:
+    """Return how the hospital's personal models do beside the global ones, round after round."""
+    hospital = Hospital.open(folder)
+    table = Table(title=f"{hospital.name}: the global model, and the hospital's own")
+    for heading in ("study", "run", "round", "figure", "global", "own"):
+        table.add_column(heading)
+    for path in sorted((hospital.state / "scores").glob("*/*.json")):
+        noted = json.loads(path.read_bytes())
+        for name, value in noted["global"].items():
+            own = noted["personal"].get(name)
+            shown = "" if own is None else f"{own:.3f}"
+            table.add_row(
+                noted["study"], path.parent.name, str(noted["round"]), name, f"{value:.3f}", shown
+            )
+    return table
+
+
+def verified_entries(folder: Path) -> int:
+    """Return how many entries the ledger has, after checking its chain and every file it names.
+
+    Raises:
+        LedgerError: an entry does not follow from the one before, or a file is missing.
+        CorruptCheckpoint: a file of the outbox was changed.
+    """
+    hospital = Hospital.open(folder)
+    entries = hospital.ledger.entries()
+    for entry in entries:
+        if not entry.file:
+            continue
+        try:
+            statement = json.loads(hospital.outbox.statement(entry.file))["statement"]
+            if statement["kind"] == "release":
+                hospital.outbox.tensors(statement["payload_sha256"])
+        except FileNotFoundError as error:
+            raise LedgerError(f"Entry {entry.seq} names a file that is not in the outbox.") from error
+    return len(entries)
+
+
+STATES = {"reserve": "reserved", "start": "started", "settle": "released", "void": "given back"}
+
+
+def _words(event: PrivacyEvent | None) -> str:
+    if event is None:
+        return "no privacy"
+    return f"{event.steps} x noise {event.noise_multiplier:.2f}"
+
+
+def outbox_table(folder: Path) -> Table:
+    """Return every statement that left, or is about to, with the tensors it names."""
+    hospital = Hospital.open(folder)
+    table = Table(title=f"{hospital.name}: what left")
+    for heading in ("when", "run", "round", "kind", "bytes of tensors", "statement (sha256)"):
+        table.add_column(heading)
+    for entry in hospital.ledger.entries():
+        if not entry.file:
+            continue
+        statement = json.loads(hospital.outbox.statement(entry.file))["statement"]
+        table.add_row(
+            f"{datetime.fromtimestamp(entry.at):%Y-%m-%d %H:%M:%S}",
+            entry.charge.run,
+            str(entry.charge.round),
+            statement["kind"],
+            f"{statement.get('payload_bytes', 0):,}",
+            entry.file,
+        )
+    return table
+
+
+def forgotten_table(hospital: Hospital, exchanges: list[Exchange]) -> tuple[Table, int]:
+    """Return what the hospital has said and its ledger does not know, and how much that is."""
+    found = list(forgotten(hospital, exchanges))
+    table = Table(title=f"{hospital.name}: {len(found)} statements that the ledger does not know")
+    for heading in ("run", "round", "act", "kind", "what it cost"):
+        table.add_column(heading)
+    for each in found:
+        act, kind = each.act, each.statement.kind
+        cost = _words(act.event) if act.event or kind == "release" else "nothing"
+        table.add_row(act.run, str(act.round), act.purpose, kind, cost)
+    return table, len(found)
+
+
+@dataclass(frozen=True)
+class CheckLine:
+    """One finding as hospital IT reads it; it may hold names of files, and stays in the hospital."""
+
+    severity: str
+    check: str
+    cases: str
+    text: str
+
+
+def check_lines(folder: Path, study: Path | None) -> list[CheckLine]:
+    """Return everything that the checks find in a hospital's data, the worst first."""
+    hospital = Hospital.open(folder)
+    policy, key = hospital.policy, hospital.pseudonym_key
+    task, preprocessing = _asked_of(hospital.listing, study)
+    cases = hospital.checked_cases(task, preprocessing)
+    lines = [
+        CheckLine(policy.severities[f.check], f.check, _known_as(case.files, key), f.text)
+        for case in cases
+        for f in case.findings
+    ]
+    for shared in check_together(cases, evaluator(policy, key)):
+        names = "\n".join(_known_as(files, key) for files in shared.cases)
+        lines.append(CheckLine(policy.severities[shared.check], shared.check, names, shared.text))
+    usable = {case.files.patient for case in cases if case.reading}
+    training = [patient for patient in usable if not evaluator(policy, key)(patient)]
+    if len(training) < policy.min_patients:
+        text = f"{len(training)} training patients can be used, min_patients is {policy.min_patients}"
+        lines.append(CheckLine("stop", "small_cohort", "", text))
+    return sorted(lines, key=lambda line: ("stop", "skip", "warn").index(line.severity))
+
+
+def check_table(lines: list[CheckLine]) -> Table:
+    """Return the findings as a table for people."""
+    table = Table(title="what the checks found (for the hospital's eyes only)")
+    for heading in ("what becomes of it", "check", "case (id in the log)", "found"):
+        table.add_column(heading)
+    for line in lines:
+        table.add_row(line.severity, line.check, line.cases, line.text)
+    return table
+
+
+def _known_as(files: CaseFiles, key: bytes) -> str:
+    return f"{files.case} ({case_id(key, files)})"
+
+
+def _asked_of(listing: Listing, study: Path | None) -> tuple[TaskConfig, PreprocessingConfig]:
+    """Return what a study asks of the data, or what their own list suggests."""
+    if study:
+        loaded = load_study(study)
+        return loaded.task, loaded.preprocessing
+    task = _task_of(listing)
+    return task, PreprocessingConfig(shape=(64,) * task.dims)
+
+
+def _task_of(listing: Listing) -> TaskConfig:
+    names = {value: f"label-{value}" for value in listing.labels}
+    dims: Literal[2, 3] = 3 if _is_volume(listing.cases[0].image) else 2
+    if all(CLASSES.fullmatch(case.label) for case in listing.cases):
+        several = any(not case.label.isdecimal() for case in listing.cases)
+        return ClassificationConfig(kind="classification", dims=dims, labels=names, multi_label=several)
+    foreground = {value: name for value, name in names.items() if value > 0}
+    return SegmentationConfig(kind="segmentation", dims=dims, labels=foreground)
+
+
+def _is_volume(name: str) -> bool:
+    return not name.partition("#")[0].lower().endswith((".png", ".jpg", ".jpeg", ".npz"))

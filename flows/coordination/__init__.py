@@ -1,0 +1,1 @@
+"""The start of a training: on this machine, among remote hospitals, on a schedule."""

@@ -1,0 +1,92 @@
+"""The coordinator's worker: it trains the studies of one folder when Prefect's schedules say so.
+
+The hospitals have Prefect's password too, so it is not Prefect's process worker: a run can name a study
+whose file lies in `studies/`, and nothing else.
+"""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from anyio.to_thread import run_sync
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Completed, Crashed, Failed
+from pydantic import TypeAdapter, ValidationError
+
+from flows.coordination.resume import is_interrupted
+from flows.hospitals.processes import end_session
+from flows.hospitals.restricted_worker import InstalledWorker
+from flows.runs.paths import Home
+from models.objectives import Name
+from sites.study import load_study
+from sites.yaml_files import ConfigError
+
+NAME: TypeAdapter[str] = TypeAdapter(Name)
+AT_A_TIME = 8
+
+
+class CoordinatorWorker(InstalledWorker):
+    """Runs `wardround run studies/NAME.yaml --federation federation.yaml` for the flow `train`."""
+
+    type = "wardround-coordinator"
+    flows = ("train",)
+    _description = "Trains the studies that lie in the coordinator's folder."
+
+    def __init__(self, home: Home) -> None:
+        super().__init__("coordinator", limit=AT_A_TIME)
+        self.home = home
+        self._running: dict[UUID, subprocess.Popen[bytes]] = {}
+
+    def study_in(self, parameters: Mapping[str, Any]) -> Path:
+        """Return the file of the study that a run names; raise ValueError for anything else."""
+        if set(parameters) - {"study", "only_resume"}:
+            raise ValueError("Expected the parameters study and only_resume, and no others.")
+        try:
+            study = Path("studies") / f"{NAME.validate_python(parameters['study'])}.yaml"
+        except (KeyError, ValidationError) as error:
+            raise ValueError("Expected the parameter study, a study's name.") from error
+        if not (self.home.folder / study).is_file():
+            raise ValueError("Expected the name of a study whose file lies in studies/.")
+        return study
+
+    def _is_interrupted(self, study: Path) -> bool:
+        try:
+            return is_interrupted(self.home, load_study(self.home.folder / study))
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    async def work(self, flow: str, flow_run: FlowRun) -> State[Any]:
+        """Train the study that a run names, from where it stands."""
+        del flow
+        asked = self.study_in(flow_run.parameters)
+        if flow_run.parameters.get("only_resume") and not self._is_interrupted(asked):
+            return Completed(message="There is nothing to go on with.")
+        log = self.home.state / "logs" / f"{asked.stem}-{flow_run.id}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "flows.cli", "run", str(asked), "--attached"]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, "--federation", "federation.yaml"],
+                cwd=self.home.folder, stdin=subprocess.PIPE, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+        self._running[flow_run.id] = process
+        try:
+            status = await run_sync(process.wait, abandon_on_cancel=True)
+        finally:
+            self.stop(flow_run.id)
+            del self._running[flow_run.id]
+        if status < 0:
+            return Crashed(message=f"{asked} was killed; the run goes on when it is started again.")
+        if status:
+            return Failed(
+                message=f"{asked} ended with {status}; {log.name} on the coordinator tells why."
+            )
+        return Completed(message="Every round is on record.")
+
+    def stop(self, flow_run_id: UUID) -> None:
+        """End a training; its run goes on from the last finished round when it is started again."""
+        end_session(self._running[flow_run_id])

@@ -1,0 +1,57 @@
+"""Which hospitals could train a study as they are now: asked before a run, and without one."""
+
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from flows.coordination.remote import use_prefect
+from flows.hospitals.processes import HospitalFailed, Reachable
+from flows.rounds import rounds
+from flows.runs.paths import Home
+from flows.runs.run import Run
+from privacy.signing import private_key
+from sites.exchange.exchange import Exchange
+from sites.study import Study
+
+READY = "ready"
+
+
+def readiness(home: Home, study: Study, federation: Path) -> dict[str, str]:
+    """Return for each hospital of a `federation.yaml` that it is `READY`, or why it is not.
+
+    Nothing is approved or charged by it.
+
+    Raises:
+        ConfigError: the file is wrong, or it is not said where Prefect's API is.
+    """
+    use_prefect(home)
+    from flows.hospitals.federation import (  # Prefect reads its environment
+        RemoteHospital,
+        load_federation,
+    )
+
+    members = load_federation(federation)
+    exchange, key = Exchange(members.exchange), private_key(home.coordinator_key)
+    asked = {name: RemoteHospital(name, exchange, key) for name in members.hospitals}
+    run = Run.create(home, study, members.hospitals, members.exchange, kind="check")
+    try:
+        run.begin_attempt()
+        return ask_all(run, asked)
+    finally:
+        shutil.rmtree(run.folder)
+
+
+def ask_all(run: Run, hospitals: Mapping[str, Reachable]) -> dict[str, str]:
+    """Ask hospitals side by side; return what each said, or why it did not."""
+
+    def ask(site: str) -> str:
+        try:
+            hospitals[site].carry_out(rounds.order(run, 0, "check", site), run.study.sites.deadline_s)
+        except HospitalFailed as error:
+            return str(error)
+        answer = rounds.answers(run, 0, "check", [site])
+        return READY if site in answer.taken else answer.left_out[site]
+
+    with ThreadPoolExecutor(len(hospitals)) as threads:
+        return dict(zip(hospitals, threads.map(ask, hospitals), strict=True))

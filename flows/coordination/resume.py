@@ -1,0 +1,80 @@
+"""A study's training from where it stands, wherever its hospitals are."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from flows.reporting.progress import Live
+from flows.rounds.membership import with_roster
+from flows.rounds.rounds import TooFewHospitals
+from flows.runs.locks import held
+from flows.runs.paths import Home
+from flows.runs.run import Run, RunBusy, started_runs
+from sites.study import Study
+from sites.yaml_files import ConfigError
+
+
+@contextmanager
+def alone(home: Home, study: Study) -> Iterator[None]:
+    """Let one coordinator at a time begin or train runs of a study; raise `RunBusy` in any other."""
+    path = home.state / "studies" / f"{study.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with held(path, RunBusy(f"Another coordinator trains study {study.name}.")):
+        yield
+
+
+def is_interrupted(home: Home, study: Study) -> bool:
+    """Return whether the newest run of a study has rounds left."""
+    runs = started_runs(home, study)
+    return bool(runs) and not runs[-1].is_finished
+
+
+def run_for(
+    home: Home, study: Study, roster: Mapping[str, str], exchange: str, *, new: bool = False
+) -> Run:
+    """Return the newest run of the study that can go on with any of these hospitals, or a `new` one.
+
+    A hospital is one of these by its name and its key.
+
+    Raises:
+        RunBusy: another coordinator works on that run.
+    """
+    runs = [] if new else started_runs(home, study)
+    runs = [run for run in runs if run.description.roster.items() & roster.items()]
+    if runs and not runs[-1].is_finished:
+        with runs[-1].locked() as run:
+            return with_roster(run, roster)
+    return Run.create(home, study, roster, exchange)
+
+
+def train_rounds(run: Run, live: Live) -> Run:
+    """Train a run's study to its last round, with Prefect and MLflow and the hospitals within reach.
+
+    Raises:
+        TooFewHospitals: too few accept (then the run is gone again), or too few contribute.
+        ConfigError: MLflow has a study of this name that is another coordinator's.
+    """
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    from flows import federate  # Prefect reads its environment when it is imported
+    from flows.reporting.prefect_artifacts import announce_standstill
+    from flows.tracking.tracking import check_free
+
+    federate.ON_RECORD.append(live.round)
+    try:
+        live.say(f"run {run.name}")
+        check_free(run)  # before any hospital is asked
+        if run.study.prior and not run.records():
+            live.say("the first model learns from synthetic images, which can take minutes ...")
+        # Without heartbeats a flow ends at once, not a second later; nobody listens to them here.
+        with live.showing(), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            federate.federate(run.name, str(run.home.folder), sorted(run.description.roster))
+    except (TooFewHospitals, ConfigError) as error:
+        if isinstance(error, TooFewHospitals):
+            announce_standstill(run, error.reasons)
+        if not Run.open(run.home, run.name).description.everybody:
+            shutil.rmtree(run.folder)
+        raise
+    finally:
+        federate.ON_RECORD.remove(live.round)
+    return Run.open(run.home, run.name)

@@ -1,0 +1,263 @@
+"""Hospitals on this machine: one warm process for each, restarted when it is killed.
+
+What asks a hospital is `Reachable`; `REACHABLE` holds those that the tasks of this process can ask.
+
+A process is given one hospital's folder and nothing of the others; it imports torch once, serves
+many rounds, and ends when this process does.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sites.orders import Order
+
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+"""What a hospital's process sees of the environment: neither secrets nor other hospitals."""
+
+CODE = Path(__file__).parents[2]
+
+PAUSE_S = 2.0
+"""How often a hospital that waits for a person is asked again."""
+
+CORES = threading.BoundedSemaphore(os.cpu_count() or 1)
+"""How many hospitals of this machine work at a time; each trains on one core."""
+
+OnProgress = Callable[[str, str, int, int], None]
+"""Told `(hospital, what, step, of)`."""
+
+
+class HospitalFailed(Exception):
+    """A hospital's process died, was too late, or could not carry out an order."""
+
+
+class HospitalLeftOut(HospitalFailed):
+    """A hospital was too late, or somebody has cancelled its work: it is not asked again."""
+
+
+class HospitalWaits(Exception):
+    """A person of the hospital has to approve first; the same can be asked again until then."""
+
+
+class Reachable(Protocol):
+    """A hospital that can be asked, wherever it is."""
+
+    def carry_out(self, order: Order, timeout_s: float) -> None:
+        """Have an order carried out; its outcome lies in the exchange afterwards.
+
+        Raises:
+            HospitalLeftOut: it took longer than `timeout_s`, or its work was cancelled.
+            HospitalFailed: it could not do it, and may be asked again.
+        """
+        ...
+
+    def invite(self, order: Order) -> None:
+        """Have an order carried out without waiting, while the run lasts; again changes nothing."""
+        ...
+
+
+@dataclass
+class HospitalProcess:
+    """One hospital's process; started when the first order comes, started again if it died."""
+
+    name: str
+    folder: Path
+    test_noise: int | None = None
+    on_progress: OnProgress = lambda name, what, step, of: None
+    passed_on: Sequence[str] = PASSED_ON
+    _process: subprocess.Popen[str] | None = None
+    _public_key: str | None = None
+    _invited: threading.Thread | None = None
+    _is_closed: bool = False
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+
+    def carry_out(self, order: Order, timeout_s: float) -> None:
+        """Have an order carried out; see `Reachable`."""
+        with CORES:
+            request, until = order.model_dump(mode="json"), time.monotonic() + timeout_s
+            while (left := until - time.monotonic()) > 0:
+                try:
+                    self.request(request, left)
+                except HospitalWaits:
+                    time.sleep(PAUSE_S)
+                else:
+                    return
+        raise HospitalLeftOut(f"{self.name}: nobody there has approved it in time.")
+
+    def invite(self, order: Order) -> None:
+        """Have an order carried out meanwhile; see `Reachable`."""
+
+        def carry_out() -> None:
+            with CORES, suppress(HospitalFailed, HospitalWaits):
+                self.request(order.model_dump(mode="json"), order.study.sites.deadline_s)
+
+        if self._invited is None or not self._invited.is_alive():
+            self._invited = threading.Thread(target=carry_out, daemon=True)
+            self._invited.start()
+
+    def request(self, request: Mapping[str, Any], timeout_s: float) -> None:
+        """Hand the process a request, an order or an errand, and wait until it is done.
+
+        Raises:
+            HospitalLeftOut: it took longer than `timeout_s`; the process was killed.
+            HospitalFailed: the process died, or could not do it.
+            HospitalWaits: a person of the hospital has to approve first.
+        """
+        with self._one_at_a_time:
+            if self._is_closed:
+                raise HospitalFailed(f"{self.name}: nobody is asked any more.")
+            process = self._running()
+            late = threading.Event()
+            alarm = threading.Timer(timeout_s, self._end_late, [late])
+            alarm.start()
+            try:
+                self._ask(process, request)
+            except HospitalFailed as error:
+                if late.is_set():
+                    raise HospitalLeftOut(f"{self.name}: later than {timeout_s:g} s.") from error
+                raise
+            finally:
+                alarm.cancel()
+
+    def start(self) -> None:
+        """Start the process now, so that it imports its libraries meanwhile."""
+        with self._one_at_a_time:
+            self._running()
+
+    def public_key(self) -> str:
+        """Return the public key with which the hospital signs, once its process is ready.
+
+        Raises:
+            HospitalFailed: the process ended instead.
+        """
+        with self._one_at_a_time:
+            process = self._running()
+            while self._public_key is None:
+                assert process.stdout is not None  # opened as a pipe
+                line = process.stdout.readline()
+                if not line:
+                    raise HospitalFailed(f"{self.name}: its process did not start.")
+                self._public_key = _parsed(line).get("public_key")
+        return self._public_key
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id while it runs."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def kill(self) -> None:
+        """End the process, and whatever it started, at once."""
+        if self._process is not None:
+            end_session(self._process)
+
+    def _end_late(self, late: threading.Event) -> None:
+        late.set()
+        self.kill()
+
+    def close(self) -> None:
+        """End the process for good and wait for it."""
+        self._is_closed = True
+        self.kill()
+        with self._one_at_a_time:  # whoever waits for an answer has got none now
+            if self._process is not None:
+                self._process.wait()
+                for stream in (self._process.stdin, self._process.stdout):
+                    if stream is not None:
+                        stream.close()
+
+    def _running(self) -> "subprocess.Popen[str]":
+        if self._process is None or self._process.poll() is not None:
+            noise = [] if self.test_noise is None else ["--test-noise", str(self.test_noise)]
+            known = {name: os.environ[name] for name in self.passed_on if name in os.environ}
+            # -P: whatever lies in the hospital's folder is data, never a module to import.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "sites.worker", ".", *noise],
+                cwd=self.folder,
+                env={**known, "PYTHONPATH": str(CODE)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
+        return self._process
+
+    def _ask(self, process: "subprocess.Popen[str]", request: Mapping[str, Any]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None  # both were opened as pipes
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            answer = _parsed(line)
+            if "progress" in answer:
+                self.on_progress(self.name, answer["progress"], answer["step"], answer["of"])
+            elif "failed" in answer:
+                raise HospitalFailed(
+                    f"{self.name}: {answer['failed']}; the hospital's state/site.log tells more."
+                )
+            elif "waiting" in answer:
+                raise HospitalWaits(answer["waiting"])
+            elif "done" in answer:
+                return
+        self.kill()
+        process.wait()
+        raise HospitalFailed(f"{self.name}: its process has died.")
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """Return a line's JSON object; anything else that a library may print is no answer."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def end_session(process: "subprocess.Popen[Any]") -> None:
+    """End a process that leads its session, and whatever it started there, at once."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+REACHABLE: dict[str, Reachable] = {}
+"""The hospitals that tasks of this process can ask, by name."""
+
+
+@contextmanager
+def reachable(hospitals: Mapping[str, Reachable]) -> Iterator[None]:
+    """Make hospitals known to `ask` for a while."""
+    REACHABLE.update(hospitals)
+    try:
+        yield
+    finally:
+        for name in hospitals:
+            del REACHABLE[name]
+
+
+@contextmanager
+def warm(
+    folders: Mapping[str, Path], on_progress: OnProgress, test_noise: int | None = None
+) -> Iterator[dict[str, HospitalProcess]]:
+    """Start a process for each hospital and make them known to `ask`; end them all afterwards."""
+    processes = {
+        name: HospitalProcess(name, folder, test_noise, on_progress) for name, folder in folders.items()
+    }
+    with reachable(processes):
+        try:
+            for process in processes.values():
+                process.start()
+            yield processes
+        finally:
+            for process in processes.values():
+                process.close()

@@ -1,0 +1,1 @@
+"""The release of a model: evidence, approvals, the champion."""

@@ -1,0 +1,129 @@
+"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from flows.reporting.status import Status
+from flows.runs.run import Accepted, RoundRecord, Run
+
+
+class Live:
+    """Shows a run's progress. Hospitals' steps are constants of the study, so they may be shown."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Show bars until the end, where there is a terminal."""
+        if not self.console.is_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console) as bars:
+            self._bars = bars
+            yield
+        self._bars = None
+
+    def say(self, text: str) -> None:
+        """Print one line above the bars."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def step(self, hospital: str, what: str, step: int, of: int) -> None:
+        """Show that a hospital is at `step` of `of`."""
+        self._move(hospital, step, of, what)
+
+    def round(self, run: Run, record: RoundRecord) -> None:
+        """Show that a round is on record."""
+        self._move("rounds", record.round, run.study.rounds, "")
+        what = "before training" if record.round == 0 else f"{record.seconds:.1f} s"
+        parts = [f"round {record.round}/{run.study.rounds}", *_headline(run, record), what]
+        self.say("  ".join(parts))
+        for site, reason in sorted(record.left_out.items()):
+            self.say(f"  without {site}: {reason}")
+
+    def _move(self, row: str, step: int, of: int, note: str) -> None:
+        if self._bars is None:
+            return
+        if row not in self._tasks:
+            self._tasks[row] = self._bars.add_task(row, total=of, note=note)
+        self._bars.update(self._tasks[row], completed=step, total=of, note=note)
+
+
+def _headline(run: Run, record: RoundRecord) -> list[str]:
+    parts = []
+    if run.study.is_evaluated(record.round):
+        name = headline_metric(record)
+        parts.append(f"{name} {record.quality[name]:.3f}" if name else "no metrics published")
+    spent = [release.epsilon for release in record.releases if release.epsilon is not None]
+    return [*parts, f"epsilon {max(spent):.2f}"] if spent else parts
+
+
+def headline_metric(record: RoundRecord) -> str | None:
+    """Return the metric that stands for a round's quality, None if no hospital published any."""
+    return next((name for name in ("dice", "auroc", "accuracy") if name in record.quality), None)
+
+
+def summary(run: Run) -> Table:
+    """Return the table with which a run ends: a row for each hospital."""
+    records = run.records()
+    first, last = records[0], records[-1]
+    name = headline_metric(last) or "dice"
+    table = Table(title=f"{run.study.name}, {last.round} rounds")
+    for heading in ("hospital", "patients (declared)", f"{name} before", f"{name} now",
+                    "epsilon of budget", "bytes sent"):  # fmt: skip
+        table.add_column(heading, justify="left" if heading == "hospital" else "right")
+    for site, participant in sorted(run.description.everybody.items()):
+        mine = [r for record in records for r in record.releases if r.site == site]
+        spent = [r.epsilon for r in mine if r.epsilon is not None]
+        table.add_row(
+            site,
+            str(participant.declared_patients),
+            _shown(first.scores.get(site, {}).get(name)),
+            _shown(last.scores.get(site, {}).get(name)),
+            f"{spent[-1]:.2f} of {participant.budget.epsilon:g}{_caveat(mine[-1])}"
+            if spent
+            else "no privacy",
+            f"{sum(r.payload_bytes for r in mine):,}",
+        )
+    return table
+
+
+def status_table(status: Status) -> Table:
+    """Return where a run stands as a table: a row for each hospital."""
+    state = "finished" if status.is_finished else f"round {status.round} of {status.rounds} is on record"
+    table = Table(title=f"{status.run}: {state}")
+    for heading in ("hospital", "takes part", "last release", "epsilon", "is asked", "last seen"):
+        table.add_column(heading)
+    for each in status.hospitals:
+        until = f", until {_time_of(each.until_ms)}" if each.until_ms else ""
+        table.add_row(
+            each.name,
+            "yes" if each.takes_part else "no",
+            "" if each.last_round is None else f"round {each.last_round}",
+            "" if each.epsilon is None else f"{each.epsilon:.3f}",
+            f"{each.asked}{until}",
+            each.last_seen,
+        )
+    return table
+
+
+def _time_of(at_ms: int) -> str:
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%H:%M:%S} UTC"
+
+
+def _caveat(release: Accepted) -> str:
+    caveats = [f"+ {release.plain_releases} without privacy"] if release.plain_releases else []
+    caveats += ["test noise"] if release.noise == "test" else []
+    return f" ({', '.join(caveats)})" if caveats else ""
+
+
+def _shown(value: float | None) -> str:
+    return "withheld" if value is None else f"{value:.3f}"

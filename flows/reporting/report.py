@@ -1,0 +1,273 @@
+"""The report of a run, and the model card in it: one HTML file for people, of public values alone.
+
+It holds no script and asks for nothing from outside, so it can be attached, archived and printed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from flows.decisions import decisions
+from flows.reporting.disclosures import Sent, sent
+from flows.reporting.progress import headline_metric
+from flows.runs.dates import minute
+from flows.runs.run import Accepted, Participant, RoundRecord, Run
+from flows.tracking.colours import colours
+from flows.tracking.metrics import by_group, fairness
+from models.objectives import flat, metric_names
+from privacy.accounting import PrivacyEvent, most_found
+
+FALSE_ALARMS = 0.05
+NOT_STATED = "not stated"
+TEMPLATES = Path(__file__).parent / "templates"
+HOW = {
+    "exact": "exact, of evaluation patients, to whom no privacy is promised",
+    "noised": "with noise that the hospital's ledger has charged",
+    "withheld": "withheld by the hospital",
+}
+CONTENTS = {
+    "student": "a student network, taught by the hospital's own on public or synthetic images",
+    "weights": "the change of the network's weights",
+    "predictions": "predictions for public or synthetic images",
+}
+"""What a release holds, by what the study exports."""
+HASH_SALT = "wardround"
+"""Makes the names inside of a drawing the same each time."""
+
+
+@dataclass(frozen=True)
+class HospitalPage:
+    """What a report says of one hospital."""
+
+    name: str
+    public: Participant
+    releases: Sequence[tuple[int, Accepted]]
+    how: str
+    sent: Sequence[Sent]
+
+    @property
+    def epsilon(self) -> float | None:
+        """What the run has spent here, None without privacy."""
+        return self.releases[-1][1].epsilon if self.releases else None
+
+    @property
+    def caveats(self) -> list[str]:
+        """What its epsilon does not say by itself."""
+        if not self.releases:
+            return []
+        last = self.releases[-1][1]
+        plain = [f"{last.plain_releases} releases without privacy beside it"] * bool(last.plain_releases)
+        return plain + ["repeatable test noise: no privacy at all"] * (last.noise == "test")
+
+    def most_found(self, delta: float) -> float | None:
+        """Return the largest share of its patients of whom anybody could tell that they took part."""
+        events = [PrivacyEvent(**r.event.model_dump()) for _, r in self.releases if r.event]
+        return most_found(events, delta, FALSE_ALARMS) if events else None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A row of the table of quality: a metric at a hospital, with what was told beside it."""
+
+    hospital: str
+    metric: str
+    before: float | None
+    now: float
+    low: float | None
+    high: float | None
+    worst_case: float | None
+
+
+def report(run: Run, until: int | None = None, pending: decisions.Outcome | None = None) -> bytes:
+    """Return the report of a run up to a round, its newest by default, as the bytes of an HTML file.
+
+    Args:
+        pending: what is about to become of the model, and is not on record yet.
+    """
+    records = run.records()[: None if until is None else until + 1]
+    known = decisions.decisions(run)
+    scored = _scored(records)
+    hospitals = [_page(run, records, site) for site in sorted(run.description.everybody)]
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"figure": _shown, "day": minute, "stated": lambda text: text or NOT_STATED}
+    text = environment.get_template("report.html.j2").render(
+        run=run,
+        study=run.study,
+        records=records,
+        last=records[-1],
+        hospitals=hospitals,
+        quality=list(_quality(run, records)),
+        scored=scored,
+        headline=headline_metric(scored) or "",
+        fairness=fairness(scored.scores),
+        groups=by_group(scored.scores, run.description.members(scored.round)),
+        quality_plot=_quality_plot(run, records),
+        epsilon_plot=_epsilon_plot(run, hospitals),
+        absences=list(_absences(run, records)),
+        departed=sorted(run.description.departed),
+        decisions=[(e.verdict, e.outcome) for e in known] + ([(None, pending)] if pending else []),
+        attacked={name: v for name, v in scored.quality.items() if name.startswith("attacked/")},
+        software=list(_software(records)),
+        metrics=sorted(metric_names(run.study.task)),
+        false_alarms=FALSE_ALARMS,
+        contents=CONTENTS,
+    )
+    return text.encode()
+
+
+def _page(run: Run, records: Sequence[RoundRecord], site: str) -> HospitalPage:
+    told = [record.metrics[site] for record in records if site in record.metrics]
+    return HospitalPage(
+        name=site,
+        public=run.description.member(site, records[-1].round),
+        releases=[(r.round, each) for r in records for each in r.releases if each.site == site],
+        how=HOW[told[-1]] if told else "nothing was told",
+        sent=sent(run, site, records[-1].round),
+    )
+
+
+def _scored(records: Sequence[RoundRecord]) -> RoundRecord:
+    """Return the newest record that has figures, the newest of all where none has."""
+    return next((record for record in reversed(records) if record.scores), records[-1])
+
+
+def _quality(run: Run, records: Sequence[RoundRecord]) -> list[Quality]:
+    """Return each metric at each hospital after the newest round that was evaluated, the worst first."""
+    first, last = records[0], _scored(records)
+    rows = []
+    for metric in sorted(metric_names(run.study.task)):
+        for site, metrics in sorted(last.scores.items()):
+            if metric in metrics:
+                rows.append(
+                    Quality(
+                        hospital=site,
+                        metric=metric,
+                        before=first.scores.get(site, {}).get(metric),
+                        now=metrics[metric],
+                        low=metrics.get(f"low/{flat(metric)}"),
+                        high=metrics.get(f"high/{flat(metric)}"),
+                        worst_case=metrics.get(f"worst_case/{flat(metric)}"),
+                    )
+                )
+    return rows
+
+
+def _absences(run: Run, records: Sequence[RoundRecord]) -> Iterator[tuple[str, str, str]]:
+    """Yield every refusal and dropout: when, which hospital, and why."""
+    known = run.description
+    for site, why in sorted(known.refused.items()):
+        yield "start", site, why
+    for site in sorted(known.everybody):
+        contributed = {r.round for r in records for each in r.releases if each.site == site}
+        away = [r.round for r in records[1:] if r.round not in contributed and site not in r.left_out]
+        first = known.selves(site)[0].since
+        yield from (
+            (_rounds(each), site, "it had not joined yet") for each in _stretches(away, 0, first)
+        )
+        last = records[-1].round + 1
+        yield from ((_rounds(each), site, "it had left") for each in _stretches(away, first, last))
+        if site in known.departed:
+            yield "", site, "it has left the study"
+    for record in records:
+        for site, why in sorted(record.left_out.items()):
+            yield f"{record.round}", site, why
+        for site, why in sorted(record.unscored.items()):
+            yield f"{record.round}, its figures", site, why
+        for site, why in sorted(record.uncompared.items()):
+            yield f"{record.round}, its comparison of models", site, why
+
+
+def _stretches(rounds: Sequence[int], start: int, end: int) -> list[list[int]]:
+    """Return those of `rounds` from `start` to before `end`, each with those that follow on it.
+
+    >>> _stretches([1, 2, 4], 0, 9)
+    [[1, 2], [4]]
+    """
+    found: list[list[int]] = []
+    for round in rounds:
+        if start <= round < end:
+            if found and found[-1][-1] == round - 1:
+                found[-1].append(round)
+            else:
+                found.append([round])
+    return found
+
+
+def _rounds(rounds: Sequence[int]) -> str:
+    return f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
+
+
+def _software(records: Sequence[RoundRecord]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the versions with which rounds were put on record: since when, and which."""
+    before: dict[str, str] | None = None
+    for record in records:
+        if record.software != before:
+            yield f"from round {record.round}", record.software
+        before = record.software
+
+
+def _quality_plot(run: Run, records: Sequence[RoundRecord]) -> Markup:
+    name = headline_metric(_scored(records))
+    if name is None:
+        return Markup()
+    colour = colours(run.description)
+    figure, axes = _figure(name, records[-1].round)
+    for site in sorted({site for record in records for site in record.scores}):
+        points = [(r.round, r.scores[site][name]) for r in records if name in r.scores.get(site, {})]
+        _line(axes, points, site, colour[site])
+    axes.set_ylim(0, 1)
+    axes.legend(fontsize=8)
+    return _svg(figure, f"{name} of the global model at each hospital over the rounds")
+
+
+def _epsilon_plot(run: Run, hospitals: Sequence[HospitalPage]) -> Markup:
+    private = [page for page in hospitals if page.epsilon is not None]
+    if not private:
+        return Markup()
+    colour = colours(run.description)
+    figure, axes = _figure("epsilon spent in this run", run.study.rounds)
+    for page in private:
+        points = [(0, 0.0), *((r, release.epsilon or 0.0) for r, release in page.releases)]
+        _line(axes, points, page.name, colour[page.name])
+    if run.study.privacy.mode != "none":
+        axes.axhline(run.study.privacy.epsilon, color="black", linestyle="--", label="the study's limit")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return _svg(figure, "Epsilon that each hospital has spent over the rounds")
+
+
+def _line(axes: Axes, points: Sequence[tuple[int, float]], site: str, colour: str) -> None:
+    axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site, color=colour)
+
+
+def _figure(label: str, rounds: int) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel("round")
+    axes.set_ylabel(label)
+    axes.set_xlim(-0.1, max(rounds, 1) + 0.1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, axes
+
+
+def _svg(figure: Figure, title: str) -> Markup:
+    out = StringIO()
+    with rc_context({"svg.hashsalt": HASH_SALT, "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
+    drawing = out.getvalue()
+    return Markup(drawing[drawing.index("<svg") :])  # noqa: S704  # what matplotlib drew, escaped by it
+
+
+def _shown(value: float | None) -> str:
+    return NOT_STATED if value is None else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""One round at the coordinator: statements, releases, aggregation, the record."""

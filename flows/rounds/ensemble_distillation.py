@@ -1,0 +1,74 @@
+"""Where hospitals export predictions: one student of them all, the next global model.
+
+(FedDF, Lin et al. 2020, equation 1; its student starts from the hospitals' averaged weights, which here
+nobody has, so it starts from the last global model.) What hospitals' networks are nobody has to know.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+import torch
+
+from flows.runs.paths import Home
+from flows.runs.run import Run
+from models import checkpoints
+from models import params as P
+from models.objectives import answer_shape, build_task
+from models.params import Params
+from models.repeatable import one_thread
+from models.strategies import Contribution
+from privacy import predictions
+from privacy.distillation import DistillationConfig, imitate
+from privacy.release import RejectedRelease, ReleaseManifest
+from sites.contribution.transfer_set import transfer_images
+from sites.orders import CPU, network_for
+from sites.study import Study
+
+
+def check_ready(study: Study, home: Home) -> None:
+    """Raise `NoTransferImages` unless the coordinator has what it will distil on."""
+    if study.export == "predictions" and study.distillation:
+        transfer_images(study, study.distillation, home.public)
+
+
+def most_bytes(run: Run) -> int:
+    """Return how much a release of predictions may weigh: eight bits for each."""
+    return prod(_shape(run))
+
+
+def check_predictions(run: Run, path: Path, manifest: ReleaseManifest) -> None:
+    """Raise `RejectedRelease` or ValueError unless a file holds predictions, as its manifest says."""
+    tensors = checkpoints.read(path, manifest.payload_sha256, torch.uint8)
+    if set(tensors) != {predictions.NAME} or tensors[predictions.NAME].dim() != 1:
+        raise RejectedRelease(f"expected one tensor of bytes, {predictions.NAME!r}")
+    if dict(manifest.tensors) != tensors.shapes:
+        raise RejectedRelease("the manifest lists other tensors than the file holds")
+    _unpacked(run, tensors[predictions.NAME])
+
+
+def student_of(run: Run, round: int, params: Params, releases: Sequence[Contribution]) -> Params:
+    """Return the global model once it has learned from the ensemble of the round's predictions."""
+    study, config = run.study, _config(run)
+    images = transfer_images(study, config, run.home.public)
+    said = ((each.weight, _unpacked(run, each.change[predictions.NAME])) for each in releases)
+    targets = predictions.ensemble(said, config.ensemble)
+    network = network_for(study.network, study, CPU, params)
+    rng = torch.Generator().manual_seed(study.seed_for(round, "", "distil"))
+    with one_thread():
+        imitate(network, images, targets, config, rng, build_task(study.task).exclusive)
+    return P.of(network)
+
+
+def _unpacked(run: Run, packed: torch.Tensor) -> torch.Tensor:
+    return predictions.from_tensors(packed, _shape(run), _config(run).temperature)
+
+
+def _shape(run: Run) -> tuple[int, ...]:
+    return (_config(run).images, *answer_shape(run.study.task, run.study.preprocessing.shape))
+
+
+def _config(run: Run) -> DistillationConfig:
+    if run.study.distillation is None:
+        raise ValueError(f"Study {run.study.name} does not distil.")
+    return run.study.distillation

@@ -1,0 +1,1 @@
+"""A run as a folder: its records, where things lie, locks, versions, files that it shows."""

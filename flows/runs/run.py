@@ -1,0 +1,420 @@
+"""A run: one training of a study, as a folder of finished steps."""
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import Field
+
+from flows.runs.locks import held
+from flows.runs.paths import Home
+from models import checkpoints
+from models.checkpoints import StoredParams
+from models.config import Config
+from models.files import sha256_of, write_atomically
+from privacy.accounting import Accountant, Budget
+from privacy.release import EventRecord, HeadManifest, Sha256
+from privacy.signing import BadSignature, canonical, private_key, public_hex, sign, verified
+from sites.exchange.exchange import Exchange, head_place
+from sites.study import Study
+
+GENESIS = "0" * 64
+
+
+class RunBusy(Exception):
+    """Another coordinator works on this run."""
+
+
+class StoreFailed(Exception):
+    """MLflow's store took not all of what is on record; what lacks is logged at the next start."""
+
+
+class NotAllowed(Exception):
+    """The account under which this process speaks to MLflow may not do that."""
+
+
+class BrokenRun(Exception):
+    """A run's folder is not as it was left."""
+
+
+class Participant(Config):
+    """A hospital that has accepted: public numbers, the key that signs for it, its code, its start.
+
+    `accepted_with` is the key that signed the acceptance, which may have been changed since.
+    """
+
+    public_key: str
+    accepted_with: str = ""
+    declared_patients: int
+    declared_training: int
+    steps: int
+    budget: Budget
+    version: str = ""
+    code_sha256: str = ""
+    since: int = 1
+    cross_site: bool = False
+    group: str | None = None
+
+
+class Signed(Config):
+    """A hospital's statement by its sha256, and the key that has signed it."""
+
+    statement_sha256: Sha256
+    public_key: Sha256
+
+
+class Accepted(Signed):
+    """One release that a round took in, with its weight and the local steps behind it.
+
+    `staleness` is how many rounds late it was; `weight` says already what that leaves of it.
+    """
+
+    site: str
+    payload_sha256: Sha256
+    payload_bytes: int
+    weight: float
+    staleness: int = 0
+    steps: int
+    event: EventRecord | None
+    epsilon: float | None
+    epsilon_reported: dict[Accountant, float]
+    plain_releases: int
+    noise: str
+    ledger_head: Sha256
+
+
+class RoundRecord(Config):
+    """A finished round, chained to the one before by `previous`, its sha256.
+
+    `left_out` says why a hospital's release is missing; `scores` holds what hospitals published of
+    the model's quality, `metrics` how they published it (exact, noised, withheld), `scored` in which
+    statements, `unscored` why nothing was heard of a hospital that was asked, and `quality` the
+    declared-n mean. `cross_site` holds by hospital how each hospital's released model did there,
+    `compared` in which statements, `uncompared` why nothing was heard of one. `train_seconds` is what
+    the coordinator waited for each contribution, `software` the versions of its libraries. Round 0 is
+    the model before training.
+    """
+
+    study: str
+    study_sha256: Sha256
+    run: str
+    round: int
+    previous: Sha256
+    base_sha256: Sha256
+    model_sha256: Sha256
+    releases: tuple[Accepted, ...]
+    left_out: dict[str, str]
+    scores: dict[str, dict[str, float]]
+    metrics: dict[str, str]
+    scored: dict[str, Signed]
+    unscored: dict[str, str] = Field(default_factory=dict, exclude_if=lambda reasons: not reasons)
+    cross_site: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
+    compared: dict[str, Signed] = Field(default_factory=dict)
+    uncompared: dict[str, str] = Field(default_factory=dict, exclude_if=lambda reasons: not reasons)
+    quality: dict[str, float]
+    train_seconds: dict[str, float]
+    seconds: float
+    finished_ms: int
+    software: dict[str, str] = Field(default_factory=dict, exclude_if=lambda versions: not versions)
+
+    @property
+    def data(self) -> bytes:
+        """The record's one JSON text."""
+        return canonical(self.model_dump(mode="json"))
+
+    @property
+    def sha256(self) -> str:
+        """The head of the chain once this record is the newest."""
+        return sha256_of(self.data)
+
+
+Kind = Literal["training", "survey", "rehearsal", "check"]
+
+
+class RunDescription(Config):
+    """What was fixed when the run started, and who takes part: from the start, since later, no more.
+
+    `former` holds what hospitals that left and came back declared before: earlier rounds stand on it.
+    """
+
+    run: str
+    kind: Kind = "training"
+    study: Study
+    exchange: str
+    started_ms: int
+    roster: dict[str, str] = Field(default_factory=dict)
+    participants: dict[str, Participant] = Field(default_factory=dict)
+    refused: dict[str, str] = Field(default_factory=dict)
+    departed: dict[str, Participant] = Field(default_factory=dict)
+    former: dict[str, tuple[Participant, ...]] = Field(default_factory=dict)
+
+    @property
+    def everybody(self) -> dict[str, Participant]:
+        """Whoever took part in any round, as each is now or was at the last."""
+        return {**self.departed, **self.participants}
+
+    def selves(self, site: str) -> tuple[Participant, ...]:
+        """Return what a hospital declared each time that it joined, the first time first."""
+        return (*self.former.get(site, ()), self.everybody[site])
+
+    def member(self, site: str, round: int) -> Participant:
+        """Return a hospital as it takes part in a round; before its first, as it joined first."""
+        selves = self.selves(site)
+        return next((each for each in reversed(selves) if each.since <= round), selves[0])
+
+    def members(self, round: int) -> dict[str, Participant]:
+        """Return everybody as they take part in a round."""
+        return {site: self.member(site, round) for site in self.everybody}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder: `run.json`, `models/`, `releases/`, `strategy/`, `rounds/`."""
+
+    folder: Path
+    home: Home
+    description: RunDescription
+
+    @classmethod
+    def create(
+        cls,
+        home: Home,
+        study: Study,
+        roster: Mapping[str, str],
+        exchange: str,
+        kind: Kind = "training",
+    ) -> "Run":
+        """Begin a run of `study` among the hospitals on the roster, the newest by any clock."""
+        now = datetime.now(UTC)
+        earlier = [run.description.started_ms for run in _runs(home, "run.json")]
+        prefix = study.name if kind == "training" else f"{study.name}-{kind}"
+        name = f"{prefix}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        description = RunDescription(
+            run=name,
+            kind=kind,
+            study=study,
+            exchange=exchange,
+            started_ms=max([int(now.timestamp() * 1000), *(started + 1 for started in earlier)]),
+            roster=dict(roster),
+        )
+        run = cls(home.runs / name, home, description)
+        run._describe(description)
+        return run
+
+    @classmethod
+    def open(cls, home: Home, name: str) -> "Run":
+        """Open a run by name.
+
+        Raises:
+            BrokenRun: there is none, or its description can't be read.
+        """
+        path = home.runs / name / "run.json"
+        try:
+            description = RunDescription.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise BrokenRun(f"{path}: expected a run's description: {error}") from error
+        return cls(path.parent, home, description)
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether no run of its study was begun later here."""
+        runs = [run for run in started_runs(self.home) if run.study.name == self.study.name]
+        return not runs or runs[-1].name == self.name
+
+    def again(self) -> "Run":
+        """Return the run as its folder describes it by now; raises as `open` does."""
+        return Run.open(self.home, self.name)
+
+    @property
+    def name(self) -> str:
+        """The run's name, unique in its home."""
+        return self.description.run
+
+    @property
+    def study(self) -> Study:
+        """What the run trains."""
+        return self.description.study
+
+    @property
+    def exchange(self) -> Exchange:
+        """Where the run's models and releases are laid down."""
+        return Exchange(self.description.exchange)
+
+    @cached_property
+    def key(self) -> Ed25519PrivateKey:
+        """The coordinator's key, which signs global models."""
+        return private_key(self.home.coordinator_key)
+
+    @property
+    def public_key(self) -> str:
+        """The coordinator's public key."""
+        return public_hex(self.key)
+
+    def coordinators(self, data: bytes) -> dict[str, Any]:
+        """Return the statement in `data` if the coordinator signed it, with its key or a former one.
+
+        Raises:
+            BadSignature: it did not.
+        """
+        for key in self.home.former_keys:
+            with suppress(BadSignature):
+                return verified(data, "coordinator", {"coordinator": key})
+        return verified(data, "coordinator", {"coordinator": self.public_key})
+
+    @contextmanager
+    def locked(self) -> Iterator["Run"]:
+        """Hold the run alone; raise `RunBusy` where another coordinator holds it."""
+        busy = RunBusy(f"Another coordinator works on run {self.name}.")
+        with held(self.folder / "lock", busy):
+            yield self
+
+    def with_participants(
+        self,
+        participants: Mapping[str, Participant],
+        refused: Mapping[str, str],
+        departed: Mapping[str, Participant] | None = None,
+        roster: Mapping[str, str] | None = None,
+        former: Mapping[str, tuple[Participant, ...]] | None = None,
+    ) -> "Run":
+        """Return the run with who takes part, which its folder now records; None changes nothing."""
+        changes = {
+            "participants": dict(participants),
+            "refused": dict(refused),
+            "departed": self.description.departed if departed is None else dict(departed),
+            "roster": self.description.roster if roster is None else dict(roster),
+            "former": self.description.former if former is None else dict(former),
+        }
+        description = self.description.model_copy(update=changes)
+        self._describe(description)
+        return Run(self.folder, self.home, description)
+
+    def model_path(self, round: int) -> Path:
+        """Return where the global model after a round lies."""
+        return self.folder / "models" / f"{round:03d}.safetensors"
+
+    def state_path(self, round: int) -> Path:
+        """Return where the strategy's state after a round lies."""
+        return self.folder / "strategy" / f"{round:03d}.safetensors"
+
+    def model(self, record: RoundRecord) -> StoredParams:
+        """Return the global model that a record names, checked against its sha256."""
+        return checkpoints.read(self.model_path(record.round), record.model_sha256)
+
+    def note_call(self, round: int, phase: str, site: str, seconds: float, failure: str) -> None:
+        """Note how long a hospital took for a phase of a round, and what went wrong, if anything."""
+        data = json.dumps({"seconds": seconds, "failure": failure}).encode()
+        write_atomically(self._call_path(round, phase, site), data)
+
+    def waits(self, round: int, phase: str) -> dict[str, float]:
+        """Return how long each hospital took for a phase of a round, in seconds."""
+        return {
+            path.stem: float(json.loads(path.read_bytes())["seconds"])
+            for path in sorted(self._call_path(round, phase, "").parent.glob("*.json"))
+        }
+
+    def failure(self, round: int, phase: str, site: str) -> str:
+        """Return what went wrong when a hospital was asked, empty if nothing did."""
+        path = self._call_path(round, phase, site)
+        return str(json.loads(path.read_bytes())["failure"]) if path.exists() else ""
+
+    def _call_path(self, round: int, phase: str, site: str) -> Path:
+        return self.folder / "calls" / f"round-{round:03d}" / phase / f"{site}.json"
+
+    @property
+    def attempt(self) -> int:
+        """How often a coordinator has started on this run."""
+        path = self.folder / "attempts"
+        return int(path.read_bytes()) if path.exists() else 0
+
+    def begin_attempt(self) -> None:
+        """Count one more start."""
+        write_atomically(self.folder / "attempts", str(self.attempt + 1).encode())
+
+    def records(self) -> list[RoundRecord]:
+        """Return the records of all finished rounds, from round 0.
+
+        Raises:
+            BrokenRun: a record can't be read, or does not follow from the one before.
+        """
+        records: list[RoundRecord] = []
+        previous = GENESIS
+        while (path := self._record_path(len(records))).exists():
+            try:
+                record = RoundRecord.model_validate_json(path.read_bytes())
+            except ValueError as error:
+                raise BrokenRun(f"{path}: {error}") from error
+            if (record.round, record.previous) != (len(records), previous):
+                raise BrokenRun(f"{path} does not follow from the record before it.")
+            records.append(record)
+            previous = record.sha256
+        return records
+
+    @property
+    def head(self) -> str:
+        """The head of the chain: the sha256 of the newest record."""
+        records = self.records()
+        return records[-1].sha256 if records else GENESIS
+
+    def keep(self, record: RoundRecord) -> None:
+        """Put a finished round on record: with this one file the round is done."""
+        write_atomically(self._record_path(record.round), record.data)
+
+    def publish_head(self, record: RoundRecord) -> None:
+        """Lay down, signed, that a round is on record; again it does nothing."""
+        said = HeadManifest(kind="head", run=self.name, round=record.round, record_sha256=record.sha256)
+        statement = sign(said.model_dump(mode="json"), "coordinator", self.key)
+        self.exchange.put_statement(head_place(self.name, record.round), statement)
+
+    def mark_finished(self) -> None:
+        """Note that every round is on record and in MLflow."""
+        write_atomically(self.folder / "finished", b"")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every round is on record and in MLflow."""
+        return (self.folder / "finished").exists()
+
+    def _record_path(self, round: int) -> Path:
+        return self.folder / "rounds" / f"round-{round:03d}.json"
+
+    def _describe(self, description: RunDescription) -> None:
+        text = json.dumps(description.model_dump(mode="json"), indent=1)
+        write_atomically(self.folder / "run.json", text.encode())
+
+
+def surveys_of(home: Home, study: str) -> list[Run]:
+    """Return the home's finished surveys of a study, oldest first."""
+    return [run for run in _runs(home, "survey.json") if run.study.name == study]
+
+
+def runs_of(home: Home, study: Study | None = None) -> list[Run]:
+    """Return the home's runs that have begun training, oldest first; of one study, if given."""
+    return [run for run in started_runs(home, study) if run.description.everybody]
+
+
+def named_run(home: Home, name: str | None) -> Run:
+    """Return a run by its name, or the newest that has a record; raise `BrokenRun` without one."""
+    if name is not None:
+        return Run.open(home, name)
+    with_records = [run for run in runs_of(home) if run.records()]
+    if not with_records:
+        raise BrokenRun(f"{home.folder}: expected a run with a record here, found none; train first.")
+    return with_records[-1]
+
+
+def started_runs(home: Home, study: Study | None = None) -> list[Run]:
+    """Return these and the runs that were interrupted before anybody had accepted, oldest first."""
+    runs = [run for run in _runs(home, "run.json") if run.description.kind == "training"]
+    return [run for run in runs if study is None or run.study.sha256 == study.sha256]
+
+
+def _runs(home: Home, file: str) -> list[Run]:
+    names = sorted(path.parent.name for path in home.runs.glob(f"*/{file}"))
+    return sorted((Run.open(home, name) for name in names), key=lambda run: run.description.started_ms)

@@ -1,0 +1,141 @@
+"""Servers on loopback that start with their first user and stop after their last one.
+
+A small supervisor process keeps each server. Users hold a shared lock on a file, which the kernel
+drops even when a user is killed; when the supervisor can lock that file alone, nobody is left, and
+it stops the server. Run as `python -m flows.servers.loopback FOLDER COMMAND...` it is that supervisor.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.files import write_atomically
+
+LOOPBACK = "127.0.0.1"
+
+
+class ServerError(Exception):
+    """A server did not start; the message names its log."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """How to run a server.
+
+    Attributes:
+        folder: where its lock files, address and log lie.
+        command: its command line, with `{port}` for the port.
+        health: the path that answers 200 once it serves.
+        environment: added to the process's own.
+        prepare: command lines to run before the very first start.
+    """
+
+    folder: Path
+    command: Sequence[str]
+    health: str
+    environment: Mapping[str, str]
+    prepare: Sequence[Sequence[str]] = ()
+    timeout_s: float = 180
+
+
+@contextmanager
+def running(server: Server, port: int | None = None) -> Iterator[str]:
+    """Join the server if it runs, else start it; give its URL; let go of it at the end.
+
+    Raises:
+        ServerError: it ended or did not answer in time.
+    """
+    server.folder.mkdir(parents=True, exist_ok=True)
+    with (server.folder / "users.lock").open("w") as users:
+        with (server.folder / "start.lock").open("w") as start:
+            fcntl.flock(start, fcntl.LOCK_EX)
+            fcntl.flock(users, fcntl.LOCK_SH)  # waits for a supervisor that is stopping its server
+            url = _running_url(server) or _start(server, port or _free_port())
+        yield url
+
+
+def url_of(server: Server) -> str | None:
+    """Return where a server runs now, None where it does not; nothing is started."""
+    return _running_url(server)
+
+
+def _running_url(server: Server) -> str | None:
+    try:
+        url: str = json.loads((server.folder / "address.json").read_text())["url"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return url if _answers(url + server.health) else None
+
+
+def _start(server: Server, port: int) -> str:
+    environment = {**os.environ, **server.environment}
+    log = server.folder / "server.log"
+    with log.open("ab") as output:
+        for command in server.prepare:
+            done = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False)
+            if done.returncode:
+                raise ServerError(f"{' '.join(command[-3:])} failed; see {log}.")
+        command = [part.format(port=port) for part in server.command]
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "flows.servers.loopback", str(server.folder), *command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    url = f"http://{LOOPBACK}:{port}"
+    deadline = time.monotonic() + server.timeout_s
+    while not _answers(url + server.health):
+        if supervisor.poll() is not None or time.monotonic() > deadline:
+            raise ServerError(f"The server did not start on {url}; see {log}.")
+        time.sleep(0.1)
+    write_atomically(server.folder / "address.json", json.dumps({"url": url}).encode())
+    return url
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:  # noqa: S310  # our own, on loopback
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def supervise(folder: Path, command: Sequence[str]) -> int:
+    """Run a server until it ends or its last user has gone; return its exit status."""
+    process = subprocess.Popen(command)
+    with (folder / "users.lock").open("w") as users:
+        while process.poll() is None:
+            time.sleep(0.5)
+            try:
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            process.terminate()
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        (folder / "address.json").unlink(missing_ok=True)
+    return process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(Path(sys.argv[1]), sys.argv[2:]))

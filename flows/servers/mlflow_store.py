@@ -1,0 +1,72 @@
+"""Whether the file of an MLflow store is one, and of the version that is installed."""
+
+import re
+import sqlite3
+from contextlib import closing
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from sites.yaml_files import ConfigError
+
+AWAY = (
+    "Move it away (and its artifacts with it), and a new store is made, into which `wardround log RUN` "
+    "puts what is on record of each run, and `wardround promote` what is released."
+)
+
+
+def check_store(path: Path) -> None:
+    """Raise `ConfigError` if a file lies there that the installed MLflow can't use as it is.
+
+    | the file                    | what then                                 |
+    |-----------------------------|-------------------------------------------|
+    | is not there                | nothing: a new store is made              |
+    | is no SQLite, or damaged    | an error                                  |
+    | is another program's        | an error                                  |
+    | is of an earlier MLflow     | an error, with the command that raises it |
+    | is of a later MLflow        | an error                                  |
+    """
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as store:
+            names = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
+            if not {"alembic_version", "experiments"} <= names:
+                raise ConfigError(f"{path}: expected MLflow's store, got another database. {AWAY}")
+            found = {name for (name,) in store.execute("SELECT version_num FROM alembic_version")}
+            (sound,) = store.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError as error:
+        raise ConfigError(f"{path}: MLflow's store is in use or not readable ({error}).") from error
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(f"{path}: expected MLflow's store, got: {error}. {AWAY}") from error
+    if sound != "ok":
+        raise ConfigError(f"{path}: expected a sound store; SQLite finds it damaged ({sound}). {AWAY}")
+    revisions, head = _revisions()
+    if not found <= revisions:
+        raise ConfigError(f"{path}: this store was written by a later MLflow; install that one.")
+    if found != {head}:
+        raise ConfigError(
+            f"{path}: this store was written by an earlier MLflow. Copy it, then run "
+            f"`mlflow db upgrade sqlite:///{path.resolve()}`."
+        )
+
+
+@cache
+def _revisions() -> tuple[frozenset[str], str]:
+    """Return every revision of the store that the installed MLflow knows, and the newest.
+
+    They are read as text: to import MLflow takes seconds.
+    """
+    spec = find_spec("mlflow")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("mlflow")
+    folder = Path(spec.origin).parent / "store" / "db_migrations" / "versions"
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))]
+    revisions = {_named("revision", text) for text in texts} - {""}
+    (head,) = revisions - {_named("down_revision", text) for text in texts}
+    return frozenset(revisions), head
+
+
+def _named(name: str, text: str) -> str:
+    found = re.search(rf"^{name}(?:: [^=]*)?\s*=\s*[\"'](\w+)[\"']", text, re.MULTILINE)
+    return found[1] if found else ""

@@ -1,0 +1,1 @@
+"""Predictions of a released model, and its export as a bundle."""

@@ -1,0 +1,227 @@
+"""A model as a MONAI bundle, which `python -m monai.bundle run` executes without Wardround.
+
+Its configuration repeats in MONAI's words what `sites.imaging.preprocessing` and `sites.inference` do; a
+test holds one against the other. The weights are safetensors: nothing is unpickled.
+"""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flows import served_model
+from flows.served_model import ServedModel
+from models.files import write_atomically
+from sites.imaging.preprocessing import Patches, Percentiles, PreprocessingConfig, Window
+from sites.inference import WINDOWS
+from sites.study import Study
+from sites.yaml_files import ConfigError
+
+KEY = "image"
+PICTURES = {
+    "reader": "PILReader",
+    "reverse_indexing": False,
+    "converter": "$lambda picture: picture if picture.mode[0] in 'IF' else picture.convert('L')",
+}
+"""How pictures are read: rows first, in shades of grey."""
+IMPORTS = (
+    "$import json",
+    "$import torch",
+    "$from safetensors.torch import load_file",
+    "$from opacus.validators import ModuleValidator",
+)
+
+
+def write(model: ServedModel, weights: bytes, sha256: str, folder: Path) -> None:
+    """Write a bundle into a folder that is empty or not there.
+
+    Raises:
+        ConfigError: something lies there already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: expected an empty folder, and something lies there.")
+    study = model.study
+    write_atomically(folder / "models" / served_model.WEIGHTS, weights)
+    for name, content in (("metadata", _metadata(study, sha256)), ("inference", _inference(study))):
+        write_atomically(folder / "configs" / f"{name}.json", json.dumps(content, indent=1).encode())
+    write_atomically(folder / "docs" / "README.md", _readme(study, sha256).encode())
+
+
+def _metadata(study: Study, sha256: str) -> dict[str, Any]:
+    task = study.task
+    background = {"0": "background"} if task.kind == "segmentation" else {}
+    channels = background | {str(value): name for value, name in task.labels.items()}
+    spatial = ["*"] * task.dims
+    return {
+        "schema": "meta_schema_20240725",
+        "version": "0.1.0",
+        "changelog": {"0.1.0": f"exported from study {study.sha256}"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch"),
+        "numpy_version": version("numpy"),
+        "required_packages_version": {
+            name: version(name) for name in ("nibabel", "safetensors", "opacus", "fire")
+        },
+        "name": study.name,
+        "task": f"{task.kind} in {task.dims}D",
+        "description": study.purpose or "not stated",
+        "authors": study.card.authors or "not stated",
+        "copyright": study.card.licence or "not stated",
+        "intended_use": study.card.intended_use or "not stated",
+        "weights_sha256": sha256,
+        "network_data_format": {
+            "inputs": {
+                KEY: {
+                    "type": "image", "format": "magnitude", "num_channels": 1, "spatial_shape": spatial,
+                    "dtype": "float32", "value_range": [], "is_patch_data": False,
+                    "channel_def": {"0": "image"},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "probabilities", "format": task.kind, "num_channels": task.out_channels,
+                    "spatial_shape": spatial if task.kind == "segmentation" else [],
+                    "dtype": "float32", "value_range": [0, 1], "is_patch_data": False,
+                    "channel_def": channels,
+                }
+            },
+        },
+    }  # fmt: skip
+
+
+def _inference(study: Study) -> dict[str, Any]:
+    """Return the configuration: an image given by `--image`, its answer in `--output_dir`."""
+    is_map = study.task.kind == "segmentation"
+    steps = [
+        "$torch.set_grad_enabled(False)",
+        "$@network.load_state_dict(@weights)",
+        "$@network.eval()",
+        "$[@postprocessing({**d, 'pred': @inferer(d['image'][None], @network)[0]}) for d in @dataset]",
+    ]
+    return {
+        "imports": list(IMPORTS),
+        "bundle_root": ".",
+        "image": "",
+        "output_dir": "$@bundle_root + '/output'",
+        "weights": f"$load_file(@bundle_root + '/models/{served_model.WEIGHTS}')",
+        **_network(study),
+        "preprocessing": {"_target_": "Compose", "transforms": _before(study)},
+        "dataset": {
+            "_target_": "Dataset",
+            "data": [{KEY: "@image"}],
+            "transform": "@preprocessing",
+        },
+        "inferer": _inferer(study.preprocessing, is_map=is_map),
+        "postprocessing": {"_target_": "Compose", "transforms": _after(study)},
+        "run": steps,
+    }  # fmt: skip
+
+
+def _network(study: Study) -> dict[str, Any]:
+    config = study.network
+    arguments = config.arguments(study.task.dims, study.task.out_channels)
+    built = {"_target_": f"monai.networks.nets.{config.name}", **arguments}
+    if config.fixed is None:
+        return {"network": built}
+    given = "".join(f", {key}={value!r}" for key, value in config.fixed.items())
+    return {
+        "network_def": built,
+        "network": f"$ModuleValidator.fix(@network_def{given})",
+    }
+
+
+def _before(study: Study) -> list[dict[str, Any]]:
+    config, dims = study.preprocessing, study.task.dims
+    steps: list[dict[str, Any]] = [
+        {"_target_": "LoadImaged", "keys": KEY, "image_only": True, **(PICTURES if dims == 2 else {})},
+        {"_target_": "EnsureChannelFirstd", "keys": KEY},
+        {"_target_": "EnsureTyped", "keys": KEY, "dtype": "$torch.float32"},
+        {"_target_": "CopyItemsd", "keys": KEY, "names": "own"},
+    ]
+    if dims == 3:
+        steps.append({"_target_": "Orientationd", "keys": KEY, "axcodes": "RAS", "labels": None})
+    if config.spacing_mm:
+        steps.append(
+            {"_target_": "Spacingd", "keys": KEY, "pixdim": list(config.spacing_mm), "mode": "bilinear"}
+        )
+    if config.crop == "foreground":
+        brighter = "$lambda x: x > x.double().mean()"
+        steps.append(
+            {"_target_": "CropForegroundd", "keys": KEY, "source_key": KEY, "select_fn": brighter,
+             "allow_smaller": False}
+        )  # fmt: skip
+    steps.append({"keys": KEY, **_intensity(config)})
+    if config.fit == "resize":
+        mode = "trilinear" if dims == 3 else "bilinear"
+        steps.append(
+            {"_target_": "Resized", "keys": KEY, "spatial_size": list(config.shape), "mode": mode,
+             "anti_aliasing": True}
+        )  # fmt: skip
+    if study.task.kind == "classification":
+        steps.append(
+            {"_target_": "ResizeWithPadOrCropd", "keys": KEY, "spatial_size": list(config.shape)}
+        )
+    elif not isinstance(config.fit, Patches):
+        divisor = study.network.divisor
+        steps.append({"_target_": "DivisiblePadd", "keys": KEY, "k": divisor, "method": "end"})
+    return steps
+
+
+def _intensity(config: PreprocessingConfig) -> dict[str, Any]:
+    intensity = config.intensity
+    if isinstance(intensity, Percentiles):
+        return {
+            "_target_": "ScaleIntensityRangePercentilesd", "lower": intensity.low,
+            "upper": intensity.high, "b_min": -1, "b_max": 1, "clip": True,
+        }  # fmt: skip
+    if isinstance(intensity, Window):
+        low, high = (intensity.centre + side * intensity.width / 2 for side in (-1, 1))
+        return {
+            "_target_": "ScaleIntensityRanged", "a_min": low, "a_max": high, "b_min": -1, "b_max": 1,
+            "clip": True,
+        }  # fmt: skip
+    return {"_target_": "NormalizeIntensityd"}
+
+
+def _inferer(config: PreprocessingConfig, *, is_map: bool) -> dict[str, Any]:
+    if is_map and isinstance(config.fit, Patches):
+        return {
+            "_target_": "SlidingWindowInferer", "roi_size": list(config.shape),
+            "sw_batch_size": WINDOWS, "overlap": config.fit.overlap, "mode": "gaussian",
+        }  # fmt: skip
+    return {"_target_": "SimpleInferer"}
+
+
+def _after(study: Study) -> list[dict[str, Any]]:
+    task = study.task
+    if task.kind == "classification":
+        how = "torch.sigmoid(x)" if task.multi_label else "torch.softmax(x, 0)"
+        names = list(task.labels.values())
+        said = f"$lambda x: print(json.dumps(dict(zip({names!r}, map(float, {how})))))"
+        return [{"_target_": "Lambdad", "keys": "pred", "func": said, "overwrite": False}]
+    return [
+        {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+        {"_target_": "ResampleToMatchd", "keys": "pred", "key_dst": "own", "mode": "bilinear",
+         "padding_mode": "zeros", "align_corners": True},
+        # what was cropped away is background
+        {"_target_": "Lambdad", "keys": "pred",
+         "func": "$lambda x: torch.cat([x[:1] + 1 - x.sum(0, keepdim=True), x[1:]])"},
+        {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+        {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "mask",
+         "output_dtype": "$torch.uint8", "resample": False, "separate_folder": False,
+         "print_log": False},
+    ]  # fmt: skip
+
+
+def _readme(study: Study, sha256: str) -> str:
+    return f"""# {study.name}
+
+{study.purpose or "Its purpose is not stated."}
+
+Intended use: {study.card.intended_use or "not stated"}.
+Not for: {study.card.out_of_scope or "not stated"}.
+
+    python -m monai.bundle run --config_file configs/inference.json --bundle_root . --image scan.nii.gz
+
+The weights are `models/{served_model.WEIGHTS}` with sha256 {sha256}; the study is {study.sha256}.
+"""

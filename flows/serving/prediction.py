@@ -1,0 +1,151 @@
+"""What a model says of one image on disk: a mask on its own grid, or the classes' probabilities."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from flows import served_model
+from flows.coordination.remote import mlflow
+from flows.decisions import release_status
+from flows.runs.dates import day
+from flows.runs.paths import Home
+from flows.runs.run import BrokenRun, named_run
+from flows.served_model import ServedModel, UnfitImage
+from flows.tracking import registry
+from models.files import write_atomically
+from sites.imaging.images import Image, Unreadable, read_image
+from sites.yaml_files import ConfigError
+
+
+@contextmanager
+def model_files(home: Home, named: str) -> Iterator[Path]:
+    """Give the folder of a model: one on disk, a run's newest, or a version in MLflow's registry.
+
+    | `named`                    | which                                             |
+    |----------------------------|---------------------------------------------------|
+    | a folder with `model.json` | that                                              |
+    | `<study>-approved`         | the champion                                      |
+    | `<study>-candidates`       | the newest candidate                              |
+    | either with `/3`           | that version                                      |
+    | a run's name, with `:2`    | the model after its newest round, or after that   |
+
+    Raises:
+        ConfigError: there is no such model, or one of the approved is released no more.
+    """
+    if (Path(named) / served_model.DESCRIPTION).is_file():
+        yield Path(named)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield _of_run(home, named, Path(folder)) or _registered(home, named, Path(folder))
+
+
+def _of_run(home: Home, named: str, into: Path) -> Path | None:
+    name, _, round = named.partition(":")
+    if not (home.runs / name / "run.json").is_file():
+        return None
+    try:
+        run = named_run(home, name)
+        records = run.records()
+        record = {str(each.round): each for each in records}[round or str(records[-1].round)]
+    except (BrokenRun, KeyError, IndexError) as error:
+        raise ConfigError(f"{named}: expected a round on record of this run: {error}") from error
+    served_model.write(into, run.study, run.model(record))
+    return into
+
+
+def _registered(home: Home, named: str, into: Path) -> Path:
+    name, _, wanted = named.partition("/")
+    alias = registry.CHAMPION if name.endswith("-approved") else registry.CANDIDATE
+    try:
+        with mlflow(home):
+            found = registry.fetch(name, wanted or alias, into)
+    except LookupError as error:
+        raise ConfigError(
+            f"{named}: expected a model's folder, a run, <study>-approved or <study>-candidates: {error}"
+        ) from error
+    _check_released(named, found.tags)
+    return registry.model_in(found.folder)
+
+
+def _check_released(named: str, tags: Mapping[str, str]) -> None:
+    """Raise `ConfigError` where a version was taken back, or its approvals have expired."""
+    run, round = tags.get("wardround.run"), tags.get("wardround.round")
+    way_out = f"To look at it all the same, ask for {run}:{round} where the run lies."
+    if reason := tags.get(registry.REVOKED):
+        raise ConfigError(f"{named}: expected a released model; it was taken back: {reason}. {way_out}")
+    until = tags.get(release_status.APPROVED_UNTIL)
+    if until and until < day(int(time.time() * 1000)):
+        raise ConfigError(f"{named}: expected a released model; its approvals ended {until}. {way_out}")
+
+
+def mask_of(model: ServedModel, path: Path) -> nib.Nifti1Image:
+    """Return the labels of an image on its own grid, with its own affine.
+
+    Raises:
+        ConfigError: the image can't be read or is none that a model is asked about, as with NaN voxels
+            or other dimensions; or the model tells classes.
+    """
+    if model.study.task.kind != "segmentation":
+        raise ConfigError(f"{model.study.name} tells classes and makes no mask; leave out -o.")
+    image, probabilities = _seen(model, path)
+    labels = model.labels(probabilities[None])[0].numpy()
+    return _on_own_grid(labels.astype(np.uint8), image, path)
+
+
+def classes_of(model: ServedModel, path: Path) -> dict[str, float]:
+    """Return the probability of each class of an image; raises as `mask_of` does."""
+    if model.study.task.kind != "classification":
+        raise ConfigError(f"{model.study.name} makes a mask; say where with -o.")
+    _, found = _seen(model, path)
+    names = model.study.task.labels.values()
+    return {name: float(value) for name, value in zip(names, found, strict=True)}
+
+
+def check_out(out: Path) -> None:
+    """Raise `ConfigError` unless `out` is the name of a mask that is not there yet."""
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise ConfigError(f"{out}: expected a name that ends in .nii or .nii.gz.")
+    if out.exists():
+        raise ConfigError(f"{out}: expected the name of a new file, and something lies there.")
+
+
+def write_mask(mask: nib.Nifti1Image, out: Path) -> None:
+    """Write a mask where `check_out` lets it; a crash or a full disk leaves no part of it."""
+    check_out(out)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / out.name
+        nib.save(mask, made)
+        write_atomically(out, made.read_bytes())
+
+
+def _seen(model: ServedModel, path: Path) -> tuple[Image, torch.Tensor]:
+    """Return an image, and the probabilities that a model gives it."""
+    try:
+        image = read_image(path.parent, path.name)
+        return image, model.probabilities(image.voxels, image.spacing_mm)
+    except (Unreadable, UnfitImage) as error:
+        raise ConfigError(f"{path}: {error}.") from error
+
+
+def _on_own_grid(labels: NDArray[np.uint8], image: Image, path: Path) -> nib.Nifti1Image:
+    """Return labels in RAS as the file has its voxels; of DICOM and pictures they stay in RAS."""
+    file = path.name.partition("#")[0]
+    if not file.lower().endswith((".nii", ".nii.gz")):
+        return nib.Nifti1Image(labels, image.affine)
+    original = nib.load(path.with_name(file))
+    affine = np.asarray(original.affine, dtype=float)
+    turn = ornt_transform(axcodes2ornt(("R", "A", "S")), io_orientation(affine))
+    own = apply_orientation(labels, turn)
+    mask = nib.Nifti1Image(own, affine)
+    mask.header.set_xyzt_units(*original.header.get_xyzt_units())
+    mask.set_sform(affine, int(original.header["sform_code"]) or 1)
+    mask.set_qform(affine, int(original.header["qform_code"]))
+    return mask

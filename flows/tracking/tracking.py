@@ -1,0 +1,249 @@
+"""A run's place in MLflow; this package alone knows MLflow's API.
+
+One experiment a study, one parent run a training (the GLOBAL line), one child run a hospital; the
+step is the round, with a baseline at 0. Whatever is logged comes from a round's record, with the
+record's own time, so that logging it again after a crash changes nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from types import TracebackType
+
+import mlflow
+from mlflow.entities import Metric, Param
+from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
+
+from flows.runs import artifacts
+from flows.runs.run import NotAllowed, RoundRecord, Run, StoreFailed
+from flows.tracking import metrics as lines
+from flows.tracking import pictures, registry, views
+from flows.tracking.errors import reading, writing
+from flows.tracking.metrics import GLOBAL
+from sites.yaml_files import ConfigError
+
+COORDINATOR = "wardround.coordinator"
+"""Names on a study's experiment the public key of the coordinator whose runs it holds."""
+
+
+def attach_report(run: Run, report: bytes) -> None:
+    """Attach a run's report to its parent run, in an earlier one's place, and say what was decided.
+
+    Whoever calls it holds `shown.alone` from before the report was made: none is put over a newer one.
+
+    Raises:
+        NotAllowed: this account may not write the study's runs.
+        StoreFailed: MLflow has not taken all of it.
+    """
+    client = MlflowClient()
+    with writing(f"the report of {run.name}", _coordinators(run)):
+        experiment = client.get_experiment_by_name(run.study.name)
+        parent = _found(client, experiment.experiment_id, run, GLOBAL) if experiment else None
+        if parent is None:
+            raise StoreFailed(
+                f"MLflow has no run of {run.name} yet, as with a new store: `wardround log {run.name}` "
+                f"logs what is on record"
+            )
+        client.log_text(parent, report.decode(), artifacts.REPORT)
+        artifacts.keep(run, artifacts.REPORT, report)
+        for key, value in lines.decided_tags(run).items():
+            client.set_tag(parent, key, value)
+
+
+def page_tags(run: Run) -> Mapping[str, str]:
+    """Return what the page of a run says in tags, nothing where it has none yet."""
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name(run.study.name)
+    parent = _found(client, experiment.experiment_id, run, GLOBAL) if experiment else None
+    return dict(client.get_run(parent).data.tags) if parent else {}
+
+
+def check_free(run: Run) -> None:
+    """Check, without a write, that the experiment of a run's study is this coordinator's to make or use.
+
+    Raises:
+        ConfigError: it is another coordinator's.
+        NotAllowed: this account may not read it.
+        StoreFailed: MLflow can't be reached.
+    """
+    client = MlflowClient()
+    with writing(f"the experiment of {run.study.name}", _coordinators(run)):
+        experiment = client.get_experiment_by_name(run.study.name)
+        if experiment is not None:
+            _check_ours(run, experiment.tags.get(COORDINATOR, ""))
+
+
+def _check_ours(run: Run, key: str) -> None:
+    if key and key not in (run.public_key, *run.home.former_keys):
+        raise ConfigError(
+            f"{run.study.name}: expected an experiment of this coordinator's in MLflow, and that of "
+            f"this name is another's, with the public key {key}. Give the study another name, or "
+            f"have it in an MLflow of its own; a former key of one's own lies in "
+            f"{run.home.state / 'keys' / 'former'}."
+        )
+
+
+def _claimed(run: Run) -> str:
+    """Return the id of the experiment of a run's study, made where there is none, in this key's name."""
+    client = MlflowClient()
+    with writing(f"the experiment of {run.study.name}", _coordinators(run)):
+        experiment = views.experiment_of(client, run.study)
+        key = client.get_experiment(experiment).tags.get(COORDINATOR, "")
+        _check_ours(run, key)
+        if key != run.public_key:
+            client.set_experiment_tag(experiment, COORDINATOR, run.public_key)
+    return experiment
+
+
+class Tracking(AbstractContextManager["Tracking"]):
+    """A run's place in MLflow, made on first use: its experiment, parent run and child runs.
+
+    Whatever is written raises `StoreFailed` where MLflow has not taken all of it, as with a full disk,
+    and `NotAllowed` where this account may not write. To make one raises as `check_free` does.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._client, self._experiment = MlflowClient(), _claimed(run)
+        with writing(f"that {run.name} begins", _coordinators(run)):
+            self._parent = self._mlflow_run(GLOBAL, parent=None)
+            self._children = {
+                site: self._mlflow_run(site, parent=self._parent)
+                for site in sorted(run.description.everybody)
+            }
+            if run.is_newest:
+                views.show(self._client, self._experiment, run, self._parent)
+
+    def __enter__(self) -> "Tracking":
+        with writing(f"that {self._run.name} goes on", _coordinators(self._run)):
+            for mlflow_run in self._all_runs():
+                self._client.update_run(mlflow_run, status="RUNNING")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        is_whole = error is None and len(self._run.records()) > self._run.study.rounds
+        status = "FINISHED" if is_whole else "FAILED"
+        # what has gone wrong is told, also where MLflow itself is what is wrong
+        with (
+            suppress(*(() if error is None else (StoreFailed, NotAllowed))),
+            writing(f"that {self._run.name} has ended", _coordinators(self._run)),
+        ):
+            for mlflow_run in self._all_runs():
+                self._client.set_terminated(mlflow_run, status)
+
+    @property
+    def page(self) -> str:
+        """The address of the run's page in MLflow's UI, as far as this process knows the server's."""
+        return f"{mlflow.get_tracking_uri()}/#/experiments/{self._experiment}/runs/{self._parent}"
+
+    def follow(self, run: Run) -> None:
+        """Go on with a run as its members are now."""
+        self._run = run
+        with writing(f"who takes part in {run.name}", _coordinators(run)):
+            for site in sorted(run.description.participants.keys() - self._children.keys()):
+                self._children[site] = self._mlflow_run(site, parent=self._parent)
+                self._client.set_tag(self._children[site], "wardround.chain_head", run.head)
+
+    def untold(self, records: Sequence[RoundRecord]) -> Sequence[RoundRecord]:
+        """Return those of a run's records that MLflow may lack: from the one that it names on."""
+        with reading(f"which rounds of {self._run.name} it has"):
+            told = self._client.get_run(self._parent).data.tags.get("wardround.chain_head")
+        heads = [record.sha256 for record in records]
+        return records[heads.index(told) :] if told in heads else records
+
+    def log(self, record: RoundRecord) -> None:
+        """Log a round; logging it again changes nothing.
+
+        The chain's head is written last, the parent's behind the others': where it stands, the whole
+        round is there.
+        """
+        with writing(f"round {record.round}, which is on record", _coordinators(self._run)):
+            self._log_round(record)
+
+    def _log_round(self, record: RoundRecord) -> None:
+        for site in self._children:
+            self._log_site(site, record)
+        self._log(
+            self._parent, record, lines.of_everybody(record, self._run.description.members(record.round))
+        )
+        self._client.log_text(
+            self._parent, record.data.decode(), f"rounds/round-{record.round:03d}.json"
+        )
+        pictures.log_picture(self._client, self._run, record, self._parent)
+        if self._run.study.task.kind == "segmentation" and self._run.is_newest:
+            views.show_pictures(self._client, self._experiment, self._run, record.round)
+        if record.cross_site:
+            self._client.log_text(self._parent, lines.cross_site_csv(record), lines.CROSS_SITE)
+        if record.round > 0:
+            registry.register(self._client, self._run, record, self._parent)
+        for key, value in lines.state_tags(self._run, record).items():
+            self._client.set_tag(self._parent, key, value)
+        for mlflow_run in (*self._children.values(), self._parent):
+            self._client.set_tag(mlflow_run, "wardround.chain_head", record.sha256)
+
+    def _log_site(self, site: str, record: RoundRecord) -> None:
+        for key, value in lines.caveats(record, site).items():
+            self._client.set_tag(self._children[site], key, value)
+        hospital = self._run.description.member(site, record.round)
+        self._log(self._children[site], record, lines.of_site(record, site, hospital))
+
+    def _log(self, mlflow_run: str, record: RoundRecord, values: Mapping[str, float]) -> None:
+        metrics = [
+            Metric(name, value, record.finished_ms, record.round) for name, value in values.items()
+        ]
+        self._client.log_batch(mlflow_run, metrics=metrics)
+
+    def _mlflow_run(self, site: str, parent: str | None) -> str:
+        known = _found(self._client, self._experiment, self._run, site)
+        made = known or self._created(site, parent)
+        self._complete(made, site)
+        return made
+
+    def _created(self, site: str, parent: str | None) -> str:
+        run = self._run
+        tags = lines.fixed_tags(run, site)
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        made = self._client.create_run(
+            self._experiment,
+            start_time=run.description.started_ms,
+            tags=tags,
+            run_name=lines.run_name(run, site),
+        )
+        return str(made.info.run_id)
+
+    def _complete(self, mlflow_run: str, site: str) -> None:
+        """Log what a line is, also what an interruption or an earlier version has kept from it."""
+        known, name = self._client.get_run(mlflow_run), lines.run_name(self._run, site)
+        if known.info.run_name != name:
+            self._client.update_run(mlflow_run, name=name)
+        for key, value in lines.fixed_tags(self._run, site).items():
+            if known.data.tags.get(key) != value:
+                self._client.set_tag(mlflow_run, key, value)
+        told = known.data.params
+        versions = lines.versions() if site == GLOBAL else {}
+        values = {**lines.params(self._run, site), **versions}
+        params = [Param(name, value) for name, value in values.items() if name not in told]
+        for first in range(0, len(params), MAX_PARAMS_TAGS_PER_BATCH):
+            batch = params[first : first + MAX_PARAMS_TAGS_PER_BATCH]
+            self._client.log_batch(mlflow_run, params=batch)
+
+    def _all_runs(self) -> list[str]:
+        return [self._parent, *self._children.values()]
+
+
+def _coordinators(run: Run) -> str:
+    return f"the runs of {run.study.name}, which the coordinator's can,"
+
+
+def _found(client: MlflowClient, experiment: str, run: Run, site: str) -> str | None:
+    """Return the MLflow run of a run's hospital, None where there is none."""
+    found = client.search_runs(
+        [experiment], f"tags.`wardround.run` = '{run.name}' and tags.`wardround.site` = '{site}'"
+    )
+    return str(found[0].info.run_id) if found else None

@@ -1,0 +1,1 @@
+"""Checks that a run is what it claims to be."""

@@ -1,0 +1,1 @@
+"""Whether a study may train here, and what has to hold before it does."""

@@ -1,0 +1,68 @@
+"""Whether a hospital's policy lets a study in, and how. A study can never widen the policy."""
+
+from models.networks import NetworkConfig
+from sites.policy.policy import Policy, Refused
+from sites.study import Study, check_network
+from sites.training.training import TrainingConfig
+
+
+def admit(policy: Policy, study: Study) -> None:
+    """Raise `Refused` with the reason unless the hospital's own limits allow the study."""
+    teacher = teacher_for(policy, study)
+    for network in (study.network, teacher):
+        if network and network.name not in policy.networks:
+            raise Refused(
+                f"network {network.name} is not among those that the policy allows: "
+                f"{', '.join(policy.networks)}"
+            )
+    _check_teacher(study, teacher)
+    training_for(policy, study)
+    if study.privacy.mode == "none":
+        if policy.plain_studies == "refuse":
+            raise Refused(
+                "the study trains without differential privacy and the policy has plain_studies: refuse"
+            )
+        return
+    if study.training.lot_size is not None and policy.sampled_steps == "refuse":
+        raise Refused(
+            "the study samples patients for its steps and the policy has sampled_steps: refuse"
+        )
+    for key in ("epsilon", "delta"):
+        asked, allowed = getattr(study.privacy, key), getattr(policy.budget, key)
+        if asked > allowed:
+            raise Refused(f"the study asks for {key} {asked:g}, the policy allows {allowed:g}")
+    if study.privacy.delta >= 1 / policy.declared_training:
+        raise Refused("the study's delta is not below one over the declared training patients")
+
+
+def teacher_for(policy: Policy, study: Study) -> NetworkConfig | None:
+    """Return the network that learns at this hospital, None where it is the study's own."""
+    if study.distillation is None:
+        return None
+    if policy.teacher and policy.teacher.kind == study.task.kind:
+        return policy.teacher
+    return study.distillation.teacher
+
+
+def training_for(policy: Policy, study: Study) -> TrainingConfig:
+    """Return how this hospital trains; raise `Refused` where the study asks for too many steps."""
+    most, fewest = policy.device.most_steps, study.training.fewest_steps
+    if most is None or most >= study.training.steps:
+        return study.training
+    if fewest is None or most < fewest:
+        raise Refused(
+            f"the study takes {study.training.steps} steps a round, and no fewer than "
+            f"{fewest or study.training.steps}; the policy's device.most_steps allows {most}"
+        )
+    return study.training.model_copy(update={"steps": most})
+
+
+def _check_teacher(study: Study, teacher: NetworkConfig | None) -> None:
+    if teacher is None:
+        return
+    if study.strategy.build().corrects:
+        raise Refused("the hospital's own teacher does not have the shapes that scaffold corrects")
+    try:
+        check_network(study, "teacher", teacher)
+    except ValueError as error:
+        raise Refused(f"the hospital's own teacher does not fit the study: {error}") from error

@@ -1,0 +1,1 @@
+"""What a hospital contributes to a round."""

@@ -1,0 +1,191 @@
+"""What a hospital gives to a run: its consent, and in each round what it learned."""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+import torch
+
+from models import params as P
+from models.objectives import build_task
+from privacy.accounting import reported_epsilon
+from privacy.distillation import distil
+from privacy.ledger import Charge, LedgerError
+from privacy.mechanisms import Mechanism, mechanism_for
+from privacy.release import Acceptance, parse_statement
+from privacy.soundness import check_soundness
+from sites import export
+from sites.admission.admission import teacher_for, training_for
+from sites.admission.approvals import check_join
+from sites.admission.resources import alone_on, check_room
+from sites.cohort import Cohort
+from sites.contribution.local_update import Lesson, end, forget, learn
+from sites.contribution.transfer_set import NoTransferImages, contents, transfer_images
+from sites.hospital import Hospital
+from sites.orders import Order, check_in_time, global_model, network_for, with_local_layers
+from sites.policy.policy import Refused
+from sites.study import Study
+from sites.training.training import Progress, prepare
+
+log = logging.getLogger("wardround.site")
+
+
+def check(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
+    """Say that this hospital could join the run as it is now; nobody is asked and nothing charged."""
+    _check_fit(hospital, order)
+    export.readiness(hospital, order.study, act)
+
+
+def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
+    """Check that data and budget allow the run from end to end, and accept."""
+    _check_fit(hospital, order)
+    check_join(hospital, order.study, order.run)
+    export.acceptance(hospital, order.study, act)
+
+
+def _check_fit(hospital: Hospital, order: Order) -> None:
+    """Refuse a run that data, code or budget do not allow from end to end."""
+    mechanism = _mechanism(hospital, order.study)
+    if mechanism:
+        _check_accountants(order.study, mechanism)
+    _rehearse(hospital, order.study, mechanism)
+    _cohort(hospital, order.study)
+    if mechanism:
+        patients = hospital.eligible.training
+        left = order.study.rounds - max(0, order.round - 1)
+        hospital.ledger.check_fits(patients, mechanism.event, times=left)
+
+
+def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress) -> None:
+    """Train from the global model, distil, and release what the ledger has paid for."""
+    study = order.study
+    model = global_model(hospital, order)
+    _check_terms(hospital, order)
+    check_join(hospital, study, order.run)
+    mechanism = _mechanism(hospital, study)
+    start = with_local_layers(hospital, order, model.params, order.round - 1)
+    _rehearse(hospital, study, mechanism)
+    patients = _cohort(hospital, study).training
+    charge = replace(act, event=mechanism.event if mechanism else None)
+    if not hospital.ledger.has_started(charge):
+        check_room(hospital)
+    with alone_on(hospital.policy.device):
+        check_in_time(order)
+        charged = hospital.ledger.reserve(charge, hospital.eligible.training)
+        patients = tuple(patient for patient in patients if patient.pseudonym in charged)
+        with _given_back_on_failure(hospital, charge):
+            seed = study.seed_for(order.round, hospital.name, "draws")
+            examples = prepare(patients, study.preprocessing, hospital.device, seed)
+            check_in_time(order)
+        hospital.ledger.start(charge)
+        lesson = Lesson(hospital, order, model.params, start, patients, examples, mechanism, progress)
+        tensors, noise = learn(lesson)
+    if not P.all_finite(tensors):
+        forget(hospital, order)
+        export.spoilt(hospital, study, charge, "the training diverged; its cost stays charged")
+    else:
+        export.release(hospital, study, charge, tensors, model, noise)
+    end(hospital, order)
+
+
+@contextmanager
+def _given_back_on_failure(hospital: Hospital, charge: Charge) -> Iterator[None]:
+    """Void the charge if the work before training fails, unless an earlier try had started training."""
+    try:
+        yield
+    except Exception:
+        with suppress(LedgerError):
+            hospital.ledger.void(charge)
+        raise
+
+
+def _check_terms(hospital: Hospital, order: Order) -> None:
+    """Refuse a round on other terms than those of the hospital's own acceptance, before it is paid."""
+    joined = [
+        entry.file
+        for entry in hospital.ledger.entries()
+        if entry.charge.run == order.run and entry.charge.purpose == "join" and entry.file
+    ]
+    if not joined:
+        return
+    said = parse_statement(hospital.verified(hospital.outbox.statement(joined[-1])))
+    now = (hospital.policy.declared_training, training_for(hospital.policy, order.study).steps)
+    if isinstance(said, Acceptance) and (said.declared_training, said.steps) != now:
+        raise Refused(
+            f"the hospital joined with {said.declared_training} declared training patients and "
+            f"{said.steps} steps a round, its policy now says {now[0]} and {now[1]}"
+        )
+
+
+def _cohort(hospital: Hospital, study: Study) -> Cohort:
+    """Return the hospital's patients; raise `Refused` if the study can't use them.
+
+    That a public set holds the very image of a patient is for the hospital's own log alone.
+    """
+    cohort = hospital.cohort(study)
+    if study.training.membership and len(cohort.training) < 2:
+        raise Refused("the hospital has too few patients for training.membership")
+    everybody = (*cohort.training, *cohort.evaluation)
+    public = contents(study, hospital.public)
+    if any(scan.profile.content in public for patient in everybody for scan in patient.scans):
+        log.warning("the study's public set holds an image of one of this hospital's patients")
+        raise Refused("this hospital does not take the study's public set")
+    return cohort
+
+
+def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> None:
+    """Refuse a study that can't train soundly, on images of no patient and before anything is spent."""
+    target = _blank_targets(study, 4).to(hospital.device)
+    rng = torch.Generator().manual_seed(study.seed_for(0, "", "rehearsal"))
+    images = torch.randn(4, 1, *study.preprocessing.shape, generator=rng).to(hospital.device)
+    network = network_for(study.network, study, hospital.device, None)
+    teacher = teacher_for(hospital.policy, study)
+    learner = network_for(teacher, study, hospital.device, None) if teacher else network
+    try:
+        task = build_task(study.task)
+        if mechanism:
+            check_soundness(learner, task.loss, mechanism, images, target)
+        if study.distillation:
+            transfer_images(study, study.distillation, hospital.public)
+            once = study.distillation.model_copy(update={"steps": 1, "batch": 2})
+            distil(learner, copy.deepcopy(network), images, once, rng, task.exclusive)
+    except NoTransferImages as error:
+        raise Refused(str(error)) from error
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        raise Refused(f"the study cannot train on images of its shape: {error}") from error
+
+
+def _blank_targets(study: Study, count: int) -> torch.Tensor:
+    task = study.task
+    if task.kind == "segmentation":
+        return torch.zeros(count, *study.preprocessing.shape).long()
+    return torch.zeros(count, *([len(task.labels)] if task.multi_label else ())).long()
+
+
+def _mechanism(hospital: Hospital, study: Study) -> Mechanism | None:
+    if study.privacy.mode == "none":
+        return None
+    try:
+        return mechanism_for(
+            study.privacy,
+            rounds=study.rounds,
+            steps=training_for(hospital.policy, study).steps,
+            lot=study.training.lot_size,
+            declared=hospital.policy.declared_training,
+        )
+    except ValueError as error:
+        raise Refused(f"the study does not fit this hospital: {error}") from error
+
+
+def _check_accountants(study: Study, mechanism: Mechanism) -> None:
+    """Refuse a study whose accountants fail at its own schedule, before they could lose a release."""
+    if study.privacy.mode == "none":
+        return
+    for name in study.privacy.accountants:
+        try:
+            for rounds in (1, study.rounds):
+                reported_epsilon([mechanism.event] * rounds, study.privacy.delta, name)
+        except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+            raise Refused(f"the accountant {name} can't report the study's epsilon: {error}") from error

@@ -1,0 +1,101 @@
+"""The images on which a student learns from its teacher: the same everywhere, and no patient's.
+
+They are synthetic, drawn from the study's seed, or those of a public set. What is public a hospital
+decides itself: the study names a set by its sha256, and it is used where a file with that content lies
+in the hospital's folder `public/`.
+"""
+
+from contextlib import suppress
+from functools import lru_cache
+from hashlib import file_digest
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.synthesis import Floats, SynthesisConfig, labelled_image, texture
+from privacy.distillation import DistillationConfig, PublicImages
+from sites.imaging.images import Unreadable, read_stack
+from sites.imaging.intake import Scan
+from sites.imaging.preprocessing import PreprocessingConfig, Unfit, fixed_pair, prepare
+from sites.imaging.profile import content_of
+from sites.study import Study
+from sites.yaml_files import ConfigError
+
+
+class NoTransferImages(ConfigError):
+    """There are no images to distil on; the message says what is missing."""
+
+
+def transfer_images(study: Study, config: DistillationConfig, folder: Path) -> Tensor:
+    """Return the images of a study's distillation, `(N, 1, *shape)`, as its networks see them.
+
+    Raises:
+        NoTransferImages: `folder` has no file with the content that the study names, or it holds
+            no images that the study can use.
+    """
+    if isinstance(config.transfer, PublicImages):
+        return _as_seen(
+            _public(folder, config.transfer, config.images, study.task.dims), study.preprocessing
+        )
+    seed = study.seed_for(0, "", "transfer")
+    num_labels = len(study.task.labels) if study.task.kind == "segmentation" else 0
+    return _synthetic(config.images, study.preprocessing.shape, num_labels, study.synthesis, seed)
+
+
+def contents(study: Study, folder: Path) -> frozenset[str]:
+    """Return the sha256 of the voxels of each public image that a study distils on."""
+    config = study.distillation
+    if config is None or not isinstance(config.transfer, PublicImages):
+        return frozenset()
+    return frozenset(
+        content_of(scan.image)
+        for scan in _public(folder, config.transfer, config.images, study.task.dims)
+    )
+
+
+@lru_cache(maxsize=2)
+def _synthetic(
+    count: int, shape: tuple[int, ...], num_labels: int, synthesis: SynthesisConfig, seed: int
+) -> Tensor:
+    """Return synthetic images: shapes with so many labels, or textures where there are none."""
+    rng = np.random.default_rng(seed)
+
+    def draw() -> Floats:
+        return (
+            labelled_image(shape, num_labels, rng, synthesis)[0] if num_labels else texture(shape, rng)
+        )
+
+    return torch.from_numpy(np.stack([draw()[None] for _ in range(count)]))
+
+
+def _public(folder: Path, named: PublicImages, count: int, dims: int) -> list[Scan]:
+    """Return the first `count` of the array `images` of the npz file that the study names."""
+    file = _file_of(folder, named.public)
+    try:
+        images = read_stack(file, "images")
+    except Unreadable as error:
+        raise NoTransferImages(f"the public set can't be used: {error}") from error
+    if images.ndim != dims + 1 or len(images) < count:
+        raise NoTransferImages(
+            f"expected {count} images of {dims} dimensions in the public set, got an array of "
+            f"shape {images.shape}"
+        )
+    nothing, spacing_mm = np.zeros((), np.int64), (1.0,) * dims
+    return [Scan(image, nothing, spacing_mm) for image in images[:count]]
+
+
+def _file_of(folder: Path, sha256: str) -> Path:
+    for path in sorted(folder.glob("*.npz")):
+        with suppress(OSError), path.open("rb") as file:
+            if file_digest(file, "sha256").hexdigest() == sha256:
+                return path
+    raise NoTransferImages(f"no file with the public set {sha256} lies in the folder {folder.name}/")
+
+
+def _as_seen(scans: list[Scan], config: PreprocessingConfig) -> Tensor:
+    try:
+        return torch.stack([fixed_pair(prepare(scan, config), config)[0] for scan in scans])
+    except (Unfit, RuntimeError, ValueError, IndexError) as error:
+        raise NoTransferImages(f"a public image can't be prepared as the study asks: {error}") from error

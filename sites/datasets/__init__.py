@@ -1,0 +1,1 @@
+"""Public and synthetic data sets from which hospitals are made."""

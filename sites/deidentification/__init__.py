@@ -1,0 +1,1 @@
+"""The import of an archive's export without what names the patients."""

@@ -1,0 +1,190 @@
+"""What a hospital tells of a model, and of its scans, as far as its policy lets it be known."""
+
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from models.objectives import build_task
+from privacy.accounting import Budget, PrivacyEvent, noise_for
+from privacy.ledger import Charge
+from sites import export, inference
+from sites.admission.admission import teacher_for
+from sites.admission.approvals import check_join
+from sites.cohort import Patient
+from sites.evaluation import survey
+from sites.evaluation.scoring import intervals, kept, noised_score, score, worst_case
+from sites.hospital import Hospital
+from sites.imaging.preprocessing import Prepared
+from sites.inference import predictor
+from sites.orders import (
+    Order,
+    check_in_time,
+    fits,
+    global_model,
+    left_by,
+    network_for,
+    released_model,
+    with_local_layers,
+)
+from sites.policy.policy import NoisedMetrics, Refused
+from sites.study import Study
+from sites.training.training import Progress
+
+
+def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
+    """Score a global model on patients who never train, as far as the policy lets it be known."""
+    study, policy = order.study, hospital.policy
+    check_join(hospital, study, order.run)
+    model = global_model(hospital, order)
+    patients = hospital.cohort(study).evaluation
+    if policy.metrics == "withheld" or len(patients) < policy.min_evaluation_patients:
+        export.scores(hospital, study, act, model, "withheld", {})
+        return
+    params = with_local_layers(hospital, order, model.params, order.round)
+    network = network_for(study.network, study, hospital.device, params)
+    task = build_task(study.task)
+    if policy.noised_metrics is None:
+        predict = predictor(network, study, study.network, hospital.device)
+        outcomes = kept(predict, task, patients)
+        seed = _secret_seed(hospital, f"{order.run} {order.round} intervals")
+        metrics = task.over_patients(outcomes) | intervals(task, outcomes, seed)
+        if policy.worst_case == "tell":
+            metrics |= worst_case(outcomes)
+        metrics |= _attacked_metrics(hospital, study, network, patients)
+        metrics |= _local_metrics(hospital, order, patients)
+        export.scores(hospital, study, act, model, "exact", metrics)
+        return
+    event = _metrics_event(policy.noised_metrics, policy.budget)
+    charge = replace(act, event=event)
+    paid = [c for c in hospital.ledger.charges(order.run) if c.purpose == act.purpose]
+    if charge not in paid and len(paid) >= policy.noised_metrics.evaluations:
+        export.scores(hospital, study, act, model, "withheld", {})
+        return
+    check_in_time(order)
+    charged = hospital.ledger.reserve(charge, hospital.eligible.evaluation)
+    hospital.ledger.start(charge)
+    patients = tuple(patient for patient in patients if patient.pseudonym in charged)
+    if not patients:
+        raise Refused("everybody for whom this evaluation was charged has left")
+    noise, _source = hospital.noise(f"{study.sha256} {order.round} metrics")
+    metrics = noised_score(
+        predictor(network, study, study.network, hospital.device),
+        task,
+        patients,
+        declared=policy.declared_evaluation,
+        event=event,
+        noise=noise,
+    )
+    export.scores(hospital, study, charge, model, "noised", metrics)
+
+
+def compare(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
+    """Score other hospitals' released models, and the own, on patients who never train."""
+    study, policy = order.study, hospital.policy
+    check_join(hospital, study, order.run)
+    patients = hospital.cohort(study).evaluation
+    if not study.is_compared(order.round):
+        raise Refused("the study compares no models in this round")
+    is_few = len(patients) < policy.min_evaluation_patients
+    if policy.cross_site == "refuse" or policy.metrics != "exact" or is_few:
+        export.comparison(hospital, study, act, {}, {})
+        return
+    task, models, metrics = build_task(study.task), {}, {}
+    for site in order.models:
+        model = released_model(hospital, order, site)
+        network = network_for(study.network, study, hospital.device, model.params)
+        found = score(predictor(network, study, study.network, hospital.device), task, patients)
+        models[site] = model.sha256
+        metrics[site] = {name: value for name, value in found.items() if "/" not in name}
+    export.comparison(hospital, study, act, models, metrics)
+
+
+def _secret_seed(hospital: Hospital, purpose: str) -> int:
+    """Return a seed that only this hospital can know."""
+    return int.from_bytes(hmac.digest(hospital.pseudonym_key, purpose.encode(), "sha256")[:8])
+
+
+def _attacked_metrics(
+    hospital: Hospital, study: Study, network: nn.Module, patients: Sequence[Patient]
+) -> dict[str, float]:
+    """Return the metrics of attacked images, without those of single labels; none without an attack."""
+    attack, task = study.evaluation.attack, build_task(study.task)
+    if attack is None:
+        return {}
+    predict = predictor(network, study, study.network, hospital.device)
+
+    def predict_attacked(prepared: Prepared) -> Tensor:
+        changed = inference.attacked_scan(
+            network, task.loss, attack, study.preprocessing, study.network.divisor, prepared,
+            hospital.device,
+        )  # fmt: skip
+        return predict(changed)
+
+    return _overall("attacked", score(predict_attacked, task, patients))
+
+
+def _local_metrics(hospital: Hospital, order: Order, patients: Sequence[Patient]) -> dict[str, float]:
+    """Return the metrics of what the round left here: teacher and student where the study asks for them.
+
+    Those of a personal model leave only in a study without privacy: nothing has paid for it.
+    """
+    study = order.study
+    kinds = ["teacher", "student"] if study.evaluation.teachers else []
+    if study.privacy.mode == "none":
+        kinds.append("personal")
+    metrics: dict[str, float] = {}
+    for kind in kinds:
+        metrics |= _overall(kind, _metrics_of(hospital, order, kind, patients))
+    return metrics
+
+
+def _metrics_of(
+    hospital: Hospital, order: Order, kind: str, patients: Sequence[Patient]
+) -> dict[str, float]:
+    """Return the metrics of a network that the round left at this hospital; none if it left none."""
+    study, params = order.study, left_by(hospital, kind, order, order.round, exactly=kind != "personal")
+    own = teacher_for(hospital.policy, study) if kind == "teacher" else None
+    config = own or study.network
+    if params is None or not fits(params, config, study):
+        return {}
+    network = network_for(config, study, hospital.device, params)
+    predict = predictor(network, study, config, hospital.device)
+    return score(predict, build_task(study.task), patients)
+
+
+def _overall(kind: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{kind}/{name}": value for name, value in metrics.items() if "/" not in name}
+
+
+def _metrics_event(config: NoisedMetrics, budget: Budget) -> PrivacyEvent:
+    """Return what one evaluation costs when all of a study's together may cost `config.epsilon`."""
+    whole = Budget(epsilon=config.epsilon, delta=budget.delta)
+    return PrivacyEvent(noise_for(whole, sampling_rate=1, steps=config.evaluations), 1.0, 1)
+
+
+def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
+    """Tell what the hospital's scans are like, as far as its policy lets it be known."""
+    study, policy = order.study, hospital.policy
+    statistics, declared = policy.statistics, policy.declared_patients
+    if statistics == "withheld":
+        export.survey(hospital, study, act, "withheld", {})
+        return
+    cohort = hospital.cohort(study)
+    patients = (*cohort.training, *cohort.evaluation)
+    if statistics.kind == "suppressed":
+        told = survey.suppressed(patients, study.task, smallest=statistics.smallest)
+        export.survey(hospital, study, act, "suppressed", told)
+        return
+    budget = Budget(epsilon=statistics.epsilon, delta=policy.budget.delta)
+    event = PrivacyEvent(noise_for(budget, sampling_rate=1, steps=1), 1.0, 1)
+    charge = replace(act, event=event)
+    eligible = hospital.eligible
+    check_in_time(order)
+    charged = hospital.ledger.reserve(charge, eligible.training | eligible.evaluation)
+    hospital.ledger.start(charge)
+    noise, _source = hospital.noise(f"{study.sha256} {order.run} survey")
+    patients = tuple(patient for patient in patients if patient.pseudonym in charged)
+    told = survey.noised(patients, study.task, declared=declared, event=event, noise=noise)
+    export.survey(hospital, study, charge, "noised", told)

@@ -1,0 +1,164 @@
+"""What a hospital tells of its scans before a study starts: shares of its patients in public bins.
+
+| told of each patient                          | bins                                        |
+|-----------------------------------------------|---------------------------------------------|
+| `scans`                                       | how many: 1, 2, 3, 4 or more                |
+| `spacing_mm/finest`, `spacing_mm/coarsest`    | the shortest and the longest side of voxels |
+| `intensity`                                   | the share of voxels in each bin             |
+| `volume_ml/<label>` of a segmentation         | 0 and up to 1000 ml and more                |
+| `class` of a classification                   | each class                                  |
+| `class/<label>` where several labels may hold | it does not, or it does                     |
+
+A patient adds one to each histogram, divided among its bins if his scans differ: non-negative numbers
+of sum 1, and so of L2 norm at most 1. What leaves is the policy's choice (`statistics`).
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.objectives import TaskConfig
+from privacy.accounting import PrivacyEvent
+from privacy.noise import NoiseSource
+from sites.cohort import Patient
+from sites.imaging.profile import INTENSITY_EDGES, Profile
+
+MOST_SCANS = 4
+SPACING_EDGES_MM = (0.5, 0.8, 1.2, 2.0, 4.0)
+VOLUME_EDGES_ML = (1e-9, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+
+Histogram = NDArray[np.float64]
+Told = dict[str, list[float | None]]
+"""By histogram: the share of the patients in each bin, None where it is not told."""
+
+
+def histograms_of(patient: Patient, task: TaskConfig) -> dict[str, Histogram]:
+    """Return what one patient adds to each histogram: numbers from 0 to 1 that add up to 1."""
+    each = [_of_scan(scan.profile, task) for scan in patient.scans]
+    scans = np.eye(MOST_SCANS)[min(len(each), MOST_SCANS) - 1]
+    return {"scans": scans, **{name: np.mean([one[name] for one in each], axis=0) for name in each[0]}}
+
+
+def _of_scan(profile: Profile, task: TaskConfig) -> dict[str, Histogram]:
+    found = {
+        "intensity": np.asarray(profile.intensities),
+        "spacing_mm/finest": _one(SPACING_EDGES_MM, min(profile.spacing_mm)),
+        "spacing_mm/coarsest": _one(SPACING_EDGES_MM, max(profile.spacing_mm)),
+    }
+    amounts = {name: profile.amounts.get(value, 0.0) for value, name in task.labels.items()}
+    if task.kind == "segmentation":
+        return found | {f"volume_ml/{n}": _one(VOLUME_EDGES_ML, ml) for n, ml in amounts.items()}
+    if task.multi_label:
+        return found | {f"class/{name}": _one((0.5,), holds) for name, holds in amounts.items()}
+    return found | {"class": np.asarray(list(amounts.values()))}
+
+
+def _one(edges: Sequence[float], value: float) -> Histogram:
+    return np.asarray(np.eye(len(edges) + 1)[bisect_right(edges, value)])
+
+
+def bins(task: TaskConfig) -> dict[str, int]:
+    """Return each histogram of a task, and how many bins it has.
+
+    >>> from models.objectives import ClassificationConfig
+    >>> task = ClassificationConfig(kind="classification", dims=2, labels={0: "well", 1: "ill"})
+    >>> bins(task)["class"], bins(task)["scans"]
+    (2, 4)
+    """
+    return {
+        "scans": MOST_SCANS,
+        "intensity": len(INTENSITY_EDGES) + 1,
+        "spacing_mm/finest": len(SPACING_EDGES_MM) + 1,
+        "spacing_mm/coarsest": len(SPACING_EDGES_MM) + 1,
+        **_label_bins(task),
+    }
+
+
+def _label_bins(task: TaskConfig) -> dict[str, int]:
+    if task.kind == "segmentation":
+        return {f"volume_ml/{name}": len(VOLUME_EDGES_ML) + 1 for name in task.labels.values()}
+    if task.multi_label:
+        return {f"class/{name}": 2 for name in task.labels.values()}
+    return {"class": len(task.labels)}  # one histogram: the last class could be found from the others
+
+
+def _tables(patients: Sequence[Patient], task: TaskConfig) -> dict[str, Histogram]:
+    """Return each histogram's table: a row for each patient, a column for each bin."""
+    added = [histograms_of(patient, task) for patient in patients]
+    return {
+        name: np.array([each[name] for each in added]).reshape(-1, count)
+        for name, count in bins(task).items()
+    }
+
+
+def suppressed(patients: Sequence[Patient], task: TaskConfig, *, smallest: int) -> Told:
+    """Return the shares of the patients in bins that `smallest` or more have a part in; others are None.
+
+    They are rounded to 0.05, so that they do not tell exactly how many patients there are. They tell of
+    a patient who comes or goes between two surveys, though: only `noised` protects against that.
+
+    Where those who have a part in what is left out are fewer than `smallest` together, whoever knows the
+    total could find them, so the next smallest bins are left out as well.
+    """
+    told: Told = {}
+    for name, table in _tables(patients, task).items():
+        share, kept = table.sum(0) / max(len(table), 1), _kept(table, smallest)
+        told[name] = [
+            round(0.05 * round(float(value) / 0.05), 2) if keep else None
+            for value, keep in zip(share, kept, strict=True)
+        ]
+    return told
+
+
+def _kept(table: Histogram, smallest: int) -> NDArray[np.bool_]:
+    """Return which bins of a histogram's table are told."""
+    members = (table > 0).sum(0)
+    kept: NDArray[np.bool_] = members >= smallest
+    while kept.any() and 0 < (table[:, ~kept] > 0).any(1).sum() < smallest:
+        kept[np.where(kept)[0][members[kept].argmin()]] = False
+    return kept
+
+
+def noised(
+    patients: Sequence[Patient],
+    task: TaskConfig,
+    *,
+    declared: int,
+    event: PrivacyEvent,
+    noise: NoiseSource,
+) -> Told:
+    """Return every share with the Gaussian noise that `event` states.
+
+    Guarantees: zeroing a patient moves each of h histograms by at most 1 in L2, and all of them
+    together by at most sqrt(h); the divisor is the declared number of patients.
+    """
+    told: Told = {}
+    std = event.noise_multiplier * len(bins(task)) ** 0.5
+    for name, table in _tables(patients, task).items():
+        drawn = noise.normal((table.shape[1],), std).double().numpy()
+        told[name] = [float(x) for x in np.clip((table.sum(0) + drawn) / declared, 0, 1)]
+    return told
+
+
+def drift(before: Mapping[str, Sequence[float | None]], now: Told) -> dict[str, float]:
+    """Return how far each histogram has moved: the total variation distance, from 0 to 1.
+
+    Bins that either does not tell have no part in it; a histogram with fewer than two told in both is
+    left out.
+
+    >>> drift({"scans": [0.5, 0.5, None]}, {"scans": [0.25, 0.75, 0.1]})
+    {'scans': 0.25}
+    """
+    moved = {}
+    for name in before.keys() & now.keys():
+        pairs = [
+            (a, b)
+            for a, b in zip(before[name], now[name], strict=False)
+            if a is not None and b is not None
+        ]
+        sums = [sum(side) for side in zip(*pairs, strict=True)]
+        if len(pairs) > 1 and all(sums):
+            moved[name] = sum(abs(a / sums[0] - b / sums[1]) for a, b in pairs) / 2
+    return dict(sorted(moved.items()))

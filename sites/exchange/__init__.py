@@ -1,0 +1,1 @@
+"""Storage shared with the coordinator, and the hospital's outbox."""

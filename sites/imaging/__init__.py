@@ -1,0 +1,1 @@
+"""Scans: files, formats, checks, preprocessing, cache."""

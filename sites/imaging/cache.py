@@ -1,0 +1,194 @@
+"""Scans as they were read, checked and prepared, kept on the hospital's disk from round to round.
+
+An entry is named by a hash of the files' content and of what was done to them, so a changed file or
+another task makes another entry, and no name of a patient, a file or a case is in the cache.
+"""
+
+import json
+import logging
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from models.files import write_atomically
+from models.objectives import TaskConfig
+from privacy.signing import canonical
+from sites.imaging.intake import BrokenCase, Finding
+from sites.imaging.listing import CaseFiles
+from sites.imaging.preprocessing import Prepared, PreprocessingConfig, cached_part
+from sites.imaging.profile import Profile
+from sites.imaging.reading import Reader, Reading, read_and_prepare, reader
+
+log = logging.getLogger("wardround.site")
+
+QUICK = (".png", ".jpg", ".jpeg", ".npz")
+"""Files that are read as quickly as an entry of the cache."""
+VERSION = 4
+"""Raised whenever reading, checking or preparing a case changes."""
+DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError)
+"""What an entry that is gone, damaged or of another version raises."""
+
+
+@dataclass(frozen=True)
+class ScanCache:
+    """A cache folder of at most `max_bytes`; the entries unused for longest go first."""
+
+    folder: Path
+    max_bytes: int
+
+    def reader(self, data: Path, task: TaskConfig, config: PreprocessingConfig) -> Reader:
+        """Return what reads a folder's cases as `sites.imaging.reading.reader` does, or from here.
+
+        Its readings hold no image: each load reads the entry, or the files where it is gone.
+        """
+        plainly = reader(data, task, config)
+        unchecked: list[int] = []
+
+        def read(case: CaseFiles) -> Reading:
+            key = _key(data, case, task, config)
+            if key is None:
+                return plainly(case)
+            found = self._known(key)
+            if found is None:
+                profile, findings, prepared = read_and_prepare(data, case, task, config)
+                try:
+                    unchecked.append(self._put(key, profile, findings, prepared))
+                except OSError as error:  # a full disk makes rounds slow, and stops none
+                    log.warning("a scan can't be kept in the cache: %s", type(error).__name__)
+                    return Reading(profile, findings, lambda: prepared)
+                if sum(unchecked) > self.max_bytes / 10:
+                    unchecked.clear()
+                    self.trim()
+                found = profile, findings
+            return Reading(*found, lambda: self._prepared(key) or again(case, key))
+
+        def again(case: CaseFiles, key: str) -> Prepared:
+            if _key(data, case, task, config) != key:
+                raise BrokenCase(case.case, Finding("unreadable", "a file changed while it was used"))
+            return read_and_prepare(data, case, task, config)[2]
+
+        return read
+
+    def trim(self) -> None:
+        """Delete the entries unused for longest until the rest fit, and what a crash left of others."""
+        for left in self.folder.glob(".*.partial"):
+            left.unlink(missing_ok=True)
+        entries = [(path.stat(), path) for path in self.folder.glob("*.safetensors")]
+        total = sum(stat.st_size for stat, _ in entries)
+        for stat, path in sorted(entries, key=lambda entry: entry[0].st_mtime):
+            if total <= self.max_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= stat.st_size
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def _known(self, key: str) -> tuple[Profile, tuple[Finding, ...]] | None:
+        with suppress(*DAMAGED), safe_open(self._path(key), "pt") as file:
+            told = json.loads(file.metadata()["told"])
+            profile = _profile({**told["profile"], "coarse": file.get_tensor("coarse").clone()})
+            os.utime(self._path(key))
+            return profile, tuple(Finding(**finding) for finding in told["findings"])
+        return None
+
+    def _prepared(self, key: str) -> Prepared | None:
+        with suppress(*DAMAGED), safe_open(self._path(key), "pt") as file:
+            told = json.loads(file.metadata()["told"])
+            image = file.get_tensor("image").clone()  # else a window on a file that may go
+            kept = file.get_tensor("target").clone()
+            has_truth = "truth" in file.keys()  # noqa: SIM118 (it is no mapping)
+            truth = file.get_tensor("truth").clone() if has_truth else kept
+            if told["sum"] != _sum(image, kept, truth):
+                return None
+            target = kept.long()
+            return Prepared(
+                image=image,
+                target=target,
+                affine=np.asarray(told["affine"]),
+                truth=truth.long() if has_truth else target,
+                spacing_mm=tuple(told["profile"]["spacing_mm"]),
+            )
+        return None
+
+    def _put(self, key: str, profile: Profile, findings: tuple[Finding, ...], prepared: Prepared) -> int:
+        told = {
+            "profile": {**vars(profile), "coarse": None},
+            "findings": [vars(finding) for finding in findings],
+            "affine": prepared.affine.tolist(),
+            "sum": _sum(prepared.image, _small(prepared.target), _small(prepared.truth)),
+        }
+        tensors = {"image": prepared.image, "coarse": profile.coarse, "target": _small(prepared.target)}
+        if prepared.truth is not prepared.target and not torch.equal(prepared.truth, prepared.target):
+            tensors["truth"] = _small(prepared.truth)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        content = save(tensors, {"told": json.dumps(told)})
+        write_atomically(self._path(key), content)
+        return len(content)
+
+
+def _profile(told: dict[str, Any]) -> Profile:
+    """Return a profile from what JSON made of it."""
+    amounts = {int(label): amount for label, amount in told["amounts"].items()}
+    lists = {key: tuple(value) for key, value in told.items() if isinstance(value, list)}
+    return Profile(**{**told, **lists, "amounts": amounts})
+
+
+def _sum(*tensors: Tensor) -> str:
+    """Return what tells whether a disk gave back what it was given."""
+    told = sha256()
+    for tensor in tensors:
+        told.update(tensor.contiguous().numpy().tobytes())
+    return told.hexdigest()
+
+
+def _small(labels: Tensor) -> Tensor:
+    """Return labels in the smallest type that holds them."""
+    return labels.to(torch.uint8 if labels.numel() == 0 or int(labels.max()) < 256 else torch.int32)
+
+
+def _key(data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingConfig) -> str | None:
+    """Return the name of a case's entry; None where its files can't be read, or at once are."""
+    if case.image.partition("#")[0].lower().endswith(QUICK):
+        return None
+    try:
+        files = [content_of(data, case.image)]
+        files.append(case.label if task.kind == "classification" else content_of(data, case.label))
+    except (OSError, ValueError):
+        return None
+    what = [VERSION, task.model_dump(mode="json"), cached_part(config), files]
+    return sha256(canonical(what)).hexdigest()
+
+
+def content_of(data: Path, name: str) -> str:
+    """Return a hash of a file's content, or of a folder's; the member of an npz is part of it.
+
+    Raises:
+        OSError, ValueError: there is none, or not in the data folder.
+    """
+    file, _, member = name.partition("#")
+    path = (data / file).resolve()
+    if not path.is_relative_to(data.resolve()):
+        raise ValueError("outside the data folder")
+    parts = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if not all(part.resolve().is_relative_to(path) for part in parts):
+        raise ValueError("a file lies outside its folder")
+    hashes = [_file_hash(part, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+    return sha256(canonical([hashes, member])).hexdigest()
+
+
+@lru_cache(maxsize=100_000)
+def _file_hash(path: Path, size: int, modified_ns: int) -> str:
+    with suppress(OSError), path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+    return f"unreadable {size} {modified_ns}"

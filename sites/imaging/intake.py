@@ -1,0 +1,177 @@
+"""A hospital's case as training takes it in: read, and checked by itself alone.
+
+What a check says of one case depends on that case only. A check across cases (`sites.imaging.checks`)
+may warn or stop, and never leaves a case out: whether one patient trains must not depend on another.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
+from sites.imaging.burned_in_text import may_show_text
+from sites.imaging.images import Image, Unreadable, read_image
+from sites.imaging.listing import NOTHING, CaseFiles
+
+Breaking = Literal[
+    "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
+    "label_shape", "label_affine", "label_values", "unfit",
+]  # fmt: skip
+CaseCheck = Literal[Breaking, "orientation", "spacing", "empty_label", "identifying", "burned_in"]
+BREAKING: tuple[Breaking, ...] = get_args(Breaking)
+"""Faults with which a case can't train whatever a policy says."""
+
+SMALLEST_SIDE_MM, LARGEST_SIDE_MM = 0.05, 20.0
+MOST_TURNED_DEG = 30.0
+"""An axis turned further is about as close to another one of the patient's."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan in the closest canonical orientation (RAS+).
+
+    Attributes:
+        image: `(*spatial)` intensities.
+        target: `(*spatial)` labels, `()` the class, or `(C,)` 1 for each of several labels that holds.
+        spacing_mm: the voxel's sides.
+    """
+
+    image: NDArray[np.float32]
+    target: NDArray[np.int64]
+    spacing_mm: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found. `text` tells a kind of fault and numbers, nothing of who the patient is."""
+
+    check: str
+    text: str
+
+
+class BrokenCase(Exception):
+    """A case can't be used. `case` names it, for the hospital's eyes only; the message does not."""
+
+    def __init__(self, case: str, finding: Finding) -> None:
+        self.case, self.finding = case, finding
+        super().__init__(finding.text)  # no name: it may end in a log
+
+
+def read_scan(data: Path, case: CaseFiles, task: TaskConfig) -> Scan:
+    """Return the scan of `case`; raise `BrokenCase` with the first of `BREAKING` that holds."""
+    return read_case(data, case, task)[0]
+
+
+def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list[Finding]]:
+    """Return the scan of `case`, and what is odd about it though it can be used.
+
+    Raises:
+        BrokenCase: one of `BREAKING` holds.
+    """
+    image = _read(data, case, case.image, "image")
+    if fault := image_fault(image.voxels, task):
+        raise BrokenCase(case.case, fault)
+    if task.kind == "classification":
+        target = _several(case, task) if task.multi_label else _class(case, task)
+        return Scan(image.voxels, target, image.spacing_mm), list(_odd(image, None))
+    label = _read(data, case, case.label, "label")
+    _check_label(case, image, label, task)
+    scan = Scan(image.voxels, label.voxels.astype(np.int64), image.spacing_mm)
+    words = (*image.words, *label.words)
+    return scan, list(_odd(replace(image, words=words), scan.target))
+
+
+def _read(data: Path, case: CaseFiles, name: str, what: str) -> Image:
+    try:
+        return read_image(data, name)
+    except Unreadable as error:
+        raise BrokenCase(case.case, Finding(error.fault, f"{what}: {error}")) from error
+
+
+def _broken(case: CaseFiles, check: Breaking, text: str) -> BrokenCase:
+    return BrokenCase(case.case, Finding(check, text))
+
+
+def image_fault(image: NDArray[np.float32], task: TaskConfig) -> Finding | None:
+    """Return why no model of a task is trained on an image or asked about it, None where it can be."""
+    if image.ndim != task.dims:
+        return Finding("dimensions", f"expected {task.dims} dimensions, got {image.ndim}")
+    if not image.size or not np.isfinite(image).all():
+        return Finding("not_finite", "the image is empty, or has NaN or infinite voxels")
+    low, high = float(image.min()), float(image.max())
+    if high - low <= 1e-5 * max(abs(low), abs(high)):  # what float32 can't tell from rounding
+        return Finding("constant", "the image is constant")
+    return None
+
+
+def _check_label(case: CaseFiles, image: Image, label: Image, task: SegmentationConfig) -> None:
+    shapes = image.voxels.shape, label.voxels.shape
+    if shapes[0] != shapes[1]:
+        raise _broken(case, "label_shape", f"the image has shape {shapes[0]}, its label {shapes[1]}")
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shapes[0]])).reshape(len(shapes[0]), -1)
+    places = (
+        a.affine[: len(corners), : len(corners)] @ corners + a.affine[: len(corners), 3:]
+        for a in (image, label)
+    )
+    apart = float(np.abs(np.subtract(*places)).max())
+    if apart > min(image.spacing_mm):
+        text = f"image and label lie up to {apart:.1f} mm apart by their affines"
+        raise _broken(case, "label_affine", text)
+    if strange := sorted(set(np.unique(label.voxels)) - {0, *task.labels}):
+        text = f"the label has the value {strange[0]:g}, not in the study"
+        raise _broken(case, "label_values", text)
+
+
+def _class(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:
+    return np.asarray(_one_of(case, case.label, task), dtype=np.int64)
+
+
+def _several(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:
+    """Return 1 for each label that holds: `0;2` in the list, `none` where no label does."""
+    target = np.zeros(len(task.labels), dtype=np.int64)
+    for label in case.label.split(";") if case.label != NOTHING else ():
+        target[_one_of(case, label.strip(), task)] = 1
+    return target
+
+
+def _one_of(case: CaseFiles, label: str, task: ClassificationConfig) -> int:
+    if not label.isdecimal() or int(label) not in task.labels:
+        raise _broken(case, "label_values", "the label is none of the study's classes")
+    return int(label)
+
+
+def _odd(image: Image, target: NDArray[np.int64] | None) -> Iterator[Finding]:
+    sides = image.spacing_mm
+    if not all(SMALLEST_SIDE_MM <= side <= LARGEST_SIDE_MM for side in sides):
+        yield Finding("spacing", f"voxels of {' x '.join(f'{side:g}' for side in sides)} mm")
+    if image.turned_deg is None:
+        yield Finding("orientation", "the file does not say how the patient lies in it")
+    elif image.turned_deg > MOST_TURNED_DEG:
+        yield Finding("orientation", f"turned by {image.turned_deg:.0f} degrees from the patient's axes")
+    if target is not None and not target.any():
+        yield Finding("empty_label", "the label is empty")
+    if suspicious(image.words):
+        yield Finding("identifying", "text in a file's header may name a person or a date of birth")
+    if image.shows_text or may_show_text(image.voxels):
+        yield Finding("burned_in", "the pixels may show text")
+
+
+def suspicious(words: tuple[str, ...]) -> bool:
+    """Return whether header text may name a person or a date.
+
+    >>> suspicious(("FSL5.0", "5.0.10")), suspicious(("MUELLER^ANNA 19560403",))
+    (False, True)
+    """
+    return any(_is_suspicious(text) for text in words)
+
+
+def _is_suspicious(text: str) -> bool:
+    has_date = re.search(r"(?<!\d)(19|20)\d\d[-./]?(0[1-9]|1[0-2])[-./]?([0-2]\d|3[01])(?!\d)", text)
+    has_name = re.search(r"[A-Za-z]{2,}\^[A-Za-z]+", text)
+    has_key = re.search(r"patient|birth|\bname\b|\bdob\b|\bmrn\b", text, re.IGNORECASE)
+    return bool(has_date or has_name or has_key)

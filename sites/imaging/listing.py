@@ -1,0 +1,213 @@
+"""Which scans a hospital has, and of which patients: in the Decathlon's layout, BIDS, or `cases.csv`.
+
+| layout    | cases                                                | names of the labels        |
+|-----------|------------------------------------------------------|----------------------------|
+| cases     | `cases.csv`: patient, image, label, session          | `labels.csv`: value, name  |
+| Decathlon | `dataset.json`, with `subjects.csv`: image, subject  | `labels` of `dataset.json` |
+| BIDS      | `sub-*/[ses-*/]anat/*.nii[.gz]` (Gorgolewski 2016),  | `dseg.tsv`: index, name    |
+|           | labels `derivatives/*/sub-*/.../*_dseg.nii[.gz]`     |                            |
+
+In `cases.csv` the session may be left out, and the patient where DICOM files name him (PatientID).
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sites.imaging.dicom import patient_in
+from sites.yaml_files import ConfigError
+
+EXCLUDED = "excluded.csv"
+"""Patients who have withdrawn, in a hospital's folder: one column, `subject`."""
+
+
+NOTHING = "none"
+"""What a list says of a case of whose classes none holds."""
+CLASSES = re.compile(rf"{NOTHING}|\d+(;\s*\d+)*")
+"""How a list names the classes of a case."""
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """One scan as the hospital lists it.
+
+    Attributes:
+        case: what hospital IT knows it by; it may hold a name, so it is for their eyes only.
+        image: a file or, for a DICOM series, a folder, relative to the data; `file.npz#array/index`
+            is one image of many.
+        label: a file like `image`, or a class for classification.
+    """
+
+    case: str
+    patient: str
+    image: str
+    label: str
+    session: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A hospital's cases, and what it declares of their labels: public, and its own word."""
+
+    cases: tuple[CaseFiles, ...]
+    labels: Mapping[int, str]
+
+
+def read_listing(data: Path) -> Listing:
+    """Return the listing in a data folder, whichever layout it has.
+
+    Raises:
+        ConfigError: the folder has none of the layouts, or more than one; a file is missing or has
+            another form; a case has no patient or is listed twice.
+    """
+    found = {name: layout for name, layout in LAYOUTS.items() if (data / name).exists()}
+    if len(found) != 1:
+        raise ConfigError(
+            f"{data}: expected one of {', '.join(LAYOUTS)}, got {' and '.join(found) or 'none of them'}."
+        )
+    (layout,) = found.values()
+    listing = layout(data)
+    if not listing.cases:
+        raise ConfigError(f"{data}: expected at least one case, found none.")
+    images = [case.image for case in listing.cases]
+    if len(set(images)) < len(images):
+        raise ConfigError(f"{data}: expected each image once in the list; one is there twice.")
+    return listing
+
+
+def excluded_patients(path: Path) -> frozenset[str]:
+    """Return the patients whom the hospital has excluded; none where there is no such file.
+
+    Raises:
+        ConfigError: the file has no column `subject`, or an empty one.
+    """
+    if not path.exists():
+        return frozenset()
+    return frozenset(row["subject"] for row in _rows(path, ("subject",)))
+
+
+def _rows(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> Iterator[dict[str, str]]:
+    """Yield a table's rows, each with a value in every one of `columns`; raise ConfigError."""
+    needs = f"{path}: expected the columns {', '.join(columns)}, each filled in every row"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, delimiter=delimiter)
+            if missing := set(columns) - set(rows.fieldnames or ()):
+                raise ConfigError(f"{needs}; {min(missing)} is missing.")
+            for number, row in enumerate(rows, start=2):
+                values = {str(k): v.strip() for k, v in row.items() if isinstance(v, str)}
+                if not all(values.get(column) for column in columns):
+                    raise ConfigError(f"{needs}; line {number} has an empty one.")
+                yield values
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; a hospital's data needs it.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: can't be read as a table: {type(error).__name__}.") from None
+
+
+def _label_names(path: Path, column: str, delimiter: str = ",") -> dict[int, str]:
+    try:
+        rows = _rows(path, (column, "name"), delimiter)
+        return {int(row[column]): row["name"] for row in rows}
+    except ValueError:
+        raise ConfigError(f"{path}: {column}: expected whole numbers.") from None
+
+
+def _from_table(data: Path) -> Listing:
+    path = data / "cases.csv"
+    cases = (
+        CaseFiles(
+            row["image"],
+            row.get("patient") or _named_in(data / row["image"], path),
+            row["image"],
+            row["label"],
+            row.get("session", ""),
+        )
+        for row in _rows(path, ("image", "label"))
+    )
+    return Listing(tuple(cases), _label_names(data / "labels.csv", "value"))
+
+
+def _from_decathlon(data: Path) -> Listing:
+    path = data / "dataset.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        listed = [
+            (pair["image"].removeprefix("./"), str(pair["label"]).removeprefix("./"))
+            for pair in content["training"]
+        ]
+        labels = {int(value): str(name) for value, name in content["labels"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f'{path}: expected training: [{{image, label}}, ...] and labels: {{"0": "background", '
+            f'"1": ...}}, got {error!r}.'
+        ) from None
+    subjects = data / "subjects.csv"
+    patients = {row["image"]: row["subject"] for row in _rows(subjects, ("image", "subject"))}
+    cases = []
+    for image, label in listed:
+        if image not in patients:
+            raise ConfigError(f"{subjects}: expected a subject for each image; one has none.")
+        cases.append(CaseFiles(Path(image).name.split(".")[0], patients[image], image, label))
+    return Listing(tuple(cases), labels)
+
+
+_ENTITY = re.compile(r"(?:^|_)([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
+
+
+def _from_bids(data: Path) -> Listing:
+    labels = [(_entities(p), p) for p in sorted(data.glob("derivatives/*/sub-*/**/*_dseg.nii*"))]
+    cases = []
+    for image in sorted(data.glob("sub-*/**/anat/*.nii*")):
+        entities = _entities(image)
+        mine = [path for found, path in labels if entities.items() <= found.items()]
+        if not mine:
+            continue
+        if len(mine) > 1:
+            raise ConfigError(
+                f"{data}: expected one *_dseg file for each image, found {len(mine)} for one."
+            )
+        case = CaseFiles(
+            case=image.name.split(".")[0],
+            patient=entities["sub"],
+            image=str(image.relative_to(data)),
+            label=str(mine[0].relative_to(data)),
+            session=entities.get("ses", ""),
+        )
+        cases.append(case)
+    return Listing(tuple(cases), _label_names(data / "dseg.tsv", "index", "\t"))
+
+
+def _entities(path: Path) -> dict[str, str]:
+    """Return the entities in a BIDS file name.
+
+    >>> _entities(Path("sub-01_ses-2_T1w.nii.gz"))
+    {'sub': '01', 'ses': '2'}
+    """
+    return dict(_ENTITY.findall(path.name))
+
+
+def _named_in(folder: Path, table: Path) -> str:
+    """Return the patient whom a DICOM series names, where the list names none."""
+    patient = ""
+    with suppress(OSError, ValueError):  # no name of a file
+        if folder.resolve().is_relative_to(table.parent.resolve()) and folder.is_dir():
+            patient = patient_in(folder)
+    if not patient:
+        raise ConfigError(
+            f"{table}: expected a patient in each row, or files that name one (DICOM's PatientID); a "
+            f"row has neither."
+        )
+    return patient
+
+
+LAYOUTS: Mapping[str, Callable[[Path], Listing]] = {
+    "cases.csv": _from_table,
+    "dataset.json": _from_decathlon,
+    "dataset_description.json": _from_bids,
+}
+"""How each layout is read, by the file that tells it."""

@@ -1,0 +1,337 @@
+"""From a scan to what a network sees, by MONAI's dictionary transforms, and back to the scan's voxels.
+
+Whatever a network sees of an image depends on that image and the study alone, and what is drawn at
+random on that patient's own randomness: taking one patient away changes nothing for the others.
+
+| step      | what it does                                                        | kept in the cache |
+|-----------|---------------------------------------------------------------------|-------------------|
+| spacing   | resamples to voxels of the study's size                             | yes               |
+| crop      | cuts away the margin in which nothing is brighter than the mean     | yes               |
+| intensity | brings the intensities to one scale                                 | yes               |
+| resize    | where `fit` is `resize`: the whole image at the training shape      | yes               |
+| fit       | pads and crops in the middle, or draws patches                      | no                |
+| augment   | draws changes for each patient by itself                            | no                |
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms import (
+    Compose,
+    CropForegroundd,
+    MapTransform,
+    NormalizeIntensityd,
+    RandAffined,
+    RandCropByPosNegLabeld,
+    RandFlipd,
+    RandGaussianNoised,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    ResampleToMatch,
+    Resized,
+    ResizeWithPadOrCropd,
+    ScaleIntensityRanged,
+    ScaleIntensityRangePercentilesd,
+    Spacingd,
+    SpatialPad,
+    SpatialPadd,
+)
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from models.config import Config
+from sites.imaging.intake import Scan
+
+Side = Annotated[int, Field(ge=8, le=512)]
+Millimetres = Annotated[float, Field(ge=0.05, le=20)]
+Pair = tuple[Tensor, Tensor]
+BOTH = ("image", "target")
+MOST_VOXELS = 2**27
+"""More than resampling may make of a scan."""
+
+
+class Unfit(ValueError):
+    """A scan can't be prepared as the study asks. The message tells nothing of who it shows."""
+
+
+class Percentiles(Config):
+    """Intensities between two percentiles of the image go to [-1, 1]; others are clipped."""
+
+    kind: Literal["percentiles"]
+    low: Annotated[float, Field(ge=0, lt=50)] = 0.5
+    high: Annotated[float, Field(gt=50, le=100)] = 99.5
+
+
+class Window(Config):
+    """Intensities (CT: Hounsfield units) of a window go to [-1, 1]; others are clipped."""
+
+    kind: Literal["window"]
+    centre: float
+    width: Annotated[float, Field(gt=0)]
+
+
+class Patches(Config):
+    """Training sees `per_scan` patches of each scan, the share `foreground` around a labelled voxel.
+
+    Predictions then slide over the whole image, with so much `overlap`.
+    """
+
+    kind: Literal["patches"]
+    per_scan: Annotated[int, Field(ge=1, le=64)] = 2
+    foreground: Annotated[float, Field(ge=0, le=1)] = 0.5
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+
+
+class Augmentation(Config):
+    """Random changes of training images.
+
+    Attributes:
+        copies: changed versions of each scan, which enter one gradient of their patient (the
+            multiplicity of De et al. 2022); privacy costs the same for any number.
+        flip: axes along which half of the images are mirrored.
+        rotate_deg: the largest turn about each axis.
+        scale: the largest change in size, as a share.
+        intensity: the largest change of contrast, as a share, and of brightness.
+        noise: the largest standard deviation of added noise.
+    """
+
+    copies: Annotated[int, Field(ge=1, le=64)] = 1
+    flip: tuple[Literal[0, 1, 2], ...] = ()
+    rotate_deg: Annotated[float, Field(ge=0, le=180)] = 0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0
+    intensity: Annotated[float, Field(ge=0, lt=1)] = 0
+    noise: Annotated[float, Field(ge=0, le=1)] = 0
+
+
+class PreprocessingConfig(Config):
+    """What happens to a scan, in the order of the module's table; `shape` is what training sees."""
+
+    shape: Annotated[tuple[Side, ...], Field(min_length=2, max_length=3)]
+    spacing_mm: Annotated[tuple[Millimetres, ...], Field(min_length=2, max_length=3)] | None = None
+    crop: Literal["none", "foreground"] = "none"
+    intensity: Literal["z_score"] | Percentiles | Window = "z_score"
+    fit: Literal["pad_or_crop", "resize"] | Patches = "pad_or_crop"
+    augmentation: Augmentation | None = None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training sees something else of a scan at each step."""
+        return isinstance(self.fit, Patches) or self.augmentation is not None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan after everything that is the same at each step.
+
+    Attributes:
+        image: `(1, *spatial)`.
+        target: `(*spatial)` labels, `()` a class, or `(C,)` what holds of several.
+        affine: from the prepared image's voxels to mm.
+        truth: the scan's own labels, at its own voxels; `target` where that is no map of labels.
+        spacing_mm: the scan's own voxels' sides.
+    """
+
+    image: Tensor
+    target: Tensor
+    affine: NDArray[np.float64]
+    truth: Tensor
+    spacing_mm: tuple[float, ...]
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the target is a map of labels, and no class."""
+        return self.target.shape == self.image.shape[1:]
+
+    @property
+    def is_own_grid(self) -> bool:
+        """Whether the prepared image has the scan's own voxels."""
+        return self.truth.shape == self.image.shape[1:] and np.array_equal(
+            self.affine, _affine(self.spacing_mm)
+        )
+
+
+def cached_part(config: PreprocessingConfig) -> dict[str, Any]:
+    """Return the plain values on which `prepare` depends."""
+    keys = {"spacing_mm", "crop", "intensity"} | ({"shape"} if config.fit == "resize" else set())
+    return config.model_dump(mode="json", include=keys)
+
+
+def prepare(scan: Scan, config: PreprocessingConfig) -> Prepared:
+    """Return a scan after everything that is the same at each step.
+
+    Raises:
+        Unfit: resampling would make more than `MOST_VOXELS` of it, or nothing finite is left.
+    """
+    is_map = scan.target.ndim == scan.image.ndim
+    keys = BOTH if is_map else ("image",)
+    affine = _affine(scan.spacing_mm)
+    data = {"image": MetaTensor(_tensor(scan.image[None]), affine=affine)}
+    target = _tensor(scan.target)
+    if is_map:
+        data["target"] = MetaTensor(target[None].float(), affine=affine)
+    _check_size(scan, config)
+    data = _deterministic(config, keys)(data)
+    image = data["image"]
+    if not image.numel() or not image.isfinite().all():
+        raise Unfit("nothing finite is left of the image once it is prepared")
+    return Prepared(
+        image=_plain(image),
+        target=_plain(data["target"])[0].long() if is_map else target,
+        affine=np.asarray(image.affine, dtype=float),
+        truth=target,
+        spacing_mm=scan.spacing_mm,
+    )
+
+
+def _deterministic(config: PreprocessingConfig, keys: Sequence[str]) -> Compose:
+    steps: list[Any] = []
+    modes = ["bilinear", "nearest"][: len(keys)]
+    if config.spacing_mm:
+        steps.append(Spacingd(keys, config.spacing_mm, mode=modes))
+    if config.crop == "foreground":
+        steps.append(CropForegroundd(keys, source_key="image", select_fn=_brighter_than_the_mean))
+    steps.append(_intensity(config.intensity))
+    if config.fit == "resize":
+        linear = "trilinear" if len(config.shape) == 3 else "bilinear"
+        modes = [linear, "nearest-exact"][: len(keys)]
+        steps.append(Resized(keys, config.shape, mode=modes, anti_aliasing=[True, False][: len(keys)]))
+    return Compose(steps)
+
+
+def _intensity(config: str | Percentiles | Window) -> MapTransform:
+    if isinstance(config, Percentiles):
+        return ScaleIntensityRangePercentilesd(
+            ("image",), config.low, config.high, b_min=-1, b_max=1, clip=True
+        )
+    if isinstance(config, Window):
+        low, high = config.centre - config.width / 2, config.centre + config.width / 2
+        return ScaleIntensityRanged(("image",), low, high, b_min=-1, b_max=1, clip=True)
+    return NormalizeIntensityd(("image",))
+
+
+def _brighter_than_the_mean(image: Tensor) -> Tensor:
+    brighter = image > image.double().mean()
+    return brighter if brighter.any() else image >= image.max()
+
+
+def _check_size(scan: Scan, config: PreprocessingConfig) -> None:
+    if config.spacing_mm:
+        ratios = zip(scan.image.shape, scan.spacing_mm, config.spacing_mm, strict=True)
+        if prod(side * has / wants + 1 for side, has, wants in ratios) > MOST_VOXELS:
+            raise Unfit("at the study's spacing the scan would be larger than any scan is")
+
+
+def fixed_pair(prepared: Prepared, config: PreprocessingConfig) -> Pair:
+    """Return the image `(1, *shape)` and target that training sees where nothing is random."""
+    if prepared.image.shape[1:] == config.shape:
+        return prepared.image, prepared.target
+    return _pair(ResizeWithPadOrCropd(_keys(prepared), config.shape)(_data(prepared)))
+
+
+def drawn_pairs(prepared: Prepared, config: PreprocessingConfig, seed: int) -> list[Pair]:
+    """Return the images `(1, *shape)` and targets that training sees of a scan at one step.
+
+    There are `copies` times `per_scan` of them, drawn from `seed` alone.
+    """
+    random = np.random.RandomState(seed)  # MONAI's transforms draw from nothing newer
+    augmentation = config.augmentation or Augmentation()
+    keys, pairs = _keys(prepared), []
+    fit, changes = _fit(config, keys), _changes(augmentation, keys, len(config.shape))
+    for _ in range(augmentation.copies):
+        fit.set_random_state(seed=int(random.randint(2**31)))
+        found = fit(_data(prepared))
+        for each in found if isinstance(found, list) else [found]:
+            changes.set_random_state(seed=int(random.randint(2**31)))
+            pairs.append(_pair(changes(each)))
+    return pairs
+
+
+def _fit(config: PreprocessingConfig, keys: Sequence[str]) -> Compose:
+    if not isinstance(config.fit, Patches):
+        return Compose([ResizeWithPadOrCropd(keys, config.shape)])
+    share = config.fit.foreground
+    crop = RandCropByPosNegLabeld(
+        keys,
+        "target",
+        config.shape,
+        pos=share,
+        neg=1 - share,
+        num_samples=config.fit.per_scan,
+    )
+    return Compose([SpatialPadd(keys, config.shape), crop])
+
+
+def _changes(config: Augmentation, keys: Sequence[str], dims: int) -> Compose:
+    steps: list[Any] = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in config.flip]
+    if config.rotate_deg or config.scale:
+        turn = np.deg2rad(config.rotate_deg)
+        turned = RandAffined(
+            keys,
+            prob=1.0,
+            rotate_range=[turn] * (3 if dims == 3 else 1),
+            scale_range=[config.scale] * dims,
+            mode=["bilinear", "nearest"][: len(keys)],
+            padding_mode="border",
+        )
+        steps.append(turned)
+    if config.intensity:
+        steps.append(RandScaleIntensityd(("image",), factors=config.intensity, prob=1.0))
+        steps.append(RandShiftIntensityd(("image",), offsets=config.intensity, prob=1.0))
+    if config.noise:
+        steps.append(RandGaussianNoised(("image",), prob=1.0, std=config.noise))
+    return Compose(steps)
+
+
+def whole_image(prepared: Prepared, divisor: int) -> Tensor:
+    """Return the whole image `(1, *spatial)`, padded at the far ends to multiples of `divisor`."""
+    sides = [-(-side // divisor) * divisor for side in prepared.image.shape[1:]]
+    return _plain(SpatialPad(sides, method="end")(prepared.image))
+
+
+def on_own_grid(probabilities: Tensor, prepared: Prepared) -> Tensor:
+    """Return probabilities `(C, *spatial)` at the prepared image's voxels at those of the scan itself.
+
+    Where the scan was cropped away, all of it is background.
+    """
+    if prepared.is_own_grid:
+        return probabilities
+    own = MetaTensor(torch.zeros(1, *prepared.truth.shape), affine=_affine(prepared.spacing_mm))
+    here = MetaTensor(probabilities, affine=prepared.affine)
+    back = ResampleToMatch(mode="bilinear", padding_mode="zeros", align_corners=True)
+    resampled = _plain(back(here, img_dst=own))
+    resampled[0] += 1 - resampled.sum(0)
+    return resampled
+
+
+def _affine(spacing_mm: Sequence[float]) -> NDArray[np.float64]:
+    return np.diag([*spacing_mm, *[1.0] * (4 - len(spacing_mm))])
+
+
+def _keys(prepared: Prepared) -> tuple[str, ...]:
+    return BOTH if prepared.is_map else ("image",)
+
+
+def _data(prepared: Prepared) -> dict[str, Tensor]:
+    target = prepared.target[None].float() if prepared.is_map else prepared.target
+    return {"image": prepared.image, "target": target}
+
+
+def _pair(data: dict[str, Any]) -> Pair:
+    image, target = _plain(data["image"]), _plain(data["target"])
+    return image, target[0].long() if target.dim() == image.dim() else target
+
+
+def _plain(values: object) -> Tensor:
+    """Return a plain tensor from what MONAI's transforms give."""
+    tensor = values.as_tensor() if isinstance(values, MetaTensor) else torch.as_tensor(values)
+    return tensor.contiguous()
+
+
+def _tensor(values: NDArray[np.generic]) -> Tensor:
+    return torch.from_numpy(np.asarray(values, order="C"))

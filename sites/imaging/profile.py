@@ -1,0 +1,82 @@
+"""What the checks and the surveys of a hospital need to know of a scan; it stays in the hospital."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sites.imaging.intake import Scan
+
+COARSE = 12
+"""Sides of the grid on which images are compared."""
+INTENSITY_EDGES: NDArray[np.float64] = np.concatenate(
+    [-np.logspace(4, 0, 9), np.zeros(1), np.logspace(0, 4, 9)]
+)
+"""Edges of the bins of intensities, the same for every scanner; the outer bins have no end."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A scan in small.
+
+    Attributes:
+        content: the sha256 of its voxels.
+        scale: the range of its intensities, from the 1st to the 99th percentile.
+        coarse: the image on a grid of `COARSE` a side, as a vector of mean 0 and norm 1.
+        intensities: the share of the voxels in each bin of `INTENSITY_EDGES`.
+        shape, spacing_mm: of its voxels.
+        amounts: of a map, each label's volume in ml; else 1 for each class that holds.
+    """
+
+    content: str
+    scale: float
+    coarse: Tensor
+    intensities: tuple[float, ...]
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    amounts: Mapping[int, float]
+
+
+def profile_of(scan: Scan) -> Profile:
+    """Return a scan in small."""
+    image = scan.image
+    low, high = np.percentile(image, [1, 99])
+    bins = np.bincount(np.digitize(image.ravel(), INTENSITY_EDGES), minlength=len(INTENSITY_EDGES) + 1)
+    return Profile(
+        content=content_of(image),
+        scale=max(float(high - low), 1e-30),
+        coarse=_coarse(image),
+        intensities=tuple(float(share) for share in bins / image.size),
+        shape=image.shape,
+        spacing_mm=scan.spacing_mm,
+        amounts=_amounts(scan),
+    )
+
+
+def content_of(image: NDArray[np.float32]) -> str:
+    """Return the sha256 of an image's voxels."""
+    return sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def _amounts(scan: Scan) -> dict[int, float]:
+    if scan.target.ndim == 0:
+        return {int(scan.target): 1.0}
+    if scan.target.ndim != scan.image.ndim:
+        return {int(label): 1.0 for label in np.flatnonzero(scan.target)}
+    values, counts = np.unique(scan.target[scan.target > 0], return_counts=True)
+    voxel_ml = prod(scan.spacing_mm) / 1000
+    return {int(value): float(count * voxel_ml) for value, count in zip(values, counts, strict=True)}
+
+
+def _coarse(image: NDArray[np.float32]) -> Tensor:
+    """Return the image on a grid of `COARSE` a side, as a vector of mean 0 and norm 1."""
+    pool = nn.AdaptiveAvgPool3d(COARSE) if image.ndim == 3 else nn.AdaptiveAvgPool2d(COARSE)
+    flat: Tensor = pool(torch.from_numpy(np.ascontiguousarray(image))[None, None]).flatten()
+    centred = flat - flat.mean()
+    unit: Tensor = centred / centred.norm().clamp(min=1e-12)
+    return unit

@@ -1,0 +1,53 @@
+"""A listed case as training and the checks use it: read, judged by itself alone, prepared when asked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.objectives import TaskConfig
+from sites.imaging.intake import BrokenCase, Finding, read_case
+from sites.imaging.listing import CaseFiles
+from sites.imaging.preprocessing import Prepared, PreprocessingConfig, Unfit, prepare
+from sites.imaging.profile import Profile, profile_of
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A case that can be used: the scan in small, what is odd about it, and what loads it."""
+
+    profile: Profile
+    findings: tuple[Finding, ...]
+    load: Callable[[], Prepared]
+
+
+Reader = Callable[[CaseFiles], Reading]
+
+
+def reader(data: Path, task: TaskConfig, config: PreprocessingConfig) -> Reader:
+    """Return what reads the cases of a data folder; it raises `BrokenCase` as `read_case` does."""
+
+    def read(case: CaseFiles) -> Reading:
+        profile, findings, prepared = read_and_prepare(data, case, task, config)
+        return Reading(profile, findings, lambda: prepared)
+
+    return read
+
+
+def read_and_prepare(
+    data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingConfig
+) -> tuple[Profile, tuple[Finding, ...], Prepared]:
+    """Return a case in small, what is odd about it, and its scan prepared for a network.
+
+    Raises:
+        BrokenCase: it can't be used.
+    """
+    scan, findings = read_case(data, case, task)
+    try:
+        prepared = prepare(scan, config)
+        return profile_of(scan), tuple(findings), prepared
+    except Unfit as error:
+        raise BrokenCase(case.case, Finding("unfit", str(error))) from error
+    except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+        # A scan that a transform can't take is one broken case; it may not stop the others.
+        text = f"the image can't be prepared as the study asks: {type(error).__name__}"
+        raise BrokenCase(case.case, Finding("unfit", text)) from error

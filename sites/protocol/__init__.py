@@ -1,0 +1,1 @@
+"""The hospital's side of the protocol: orders in, one signed statement out."""

@@ -1,0 +1,40 @@
+"""The first day of a hospital: its policy is written down, and its key is made."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.files import write_atomically
+from sites.hospital import Hospital
+from sites.yaml_files import ConfigError
+
+FIRST_POLICY: Mapping[str, Any] = {
+    "min_patients": 10,
+    "min_evaluation_patients": 5,
+    "networks": ["UNet"],
+    "on_broken_case": "skip",
+}
+"""What a new hospital's policy says where nothing else was asked for."""
+
+
+def found(folder: Path, policy: Mapping[str, Any]) -> Hospital:
+    """Write a hospital's `site.yaml` and make its keys; return the hospital.
+
+    Raises:
+        ConfigError: there is a `site.yaml` already, which stays; or the policy is wrong.
+    """
+    path = folder / "site.yaml"
+    if path.exists():
+        raise ConfigError(f"{path}: expected no policy in a new hospital's folder; edit it instead.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, yaml.safe_dump({**FIRST_POLICY, **policy}, sort_keys=False).encode())
+    try:
+        hospital = Hospital.open(folder)
+        hospital.state.mkdir(mode=0o700, exist_ok=True)
+        _ = hospital.key, hospital.pseudonym_key
+    except Exception:
+        path.unlink()
+        raise
+    return hospital

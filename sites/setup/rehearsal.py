@@ -1,0 +1,72 @@
+"""A copy of a hospital with made-up patients, in which a round is tried before the first real one."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.synthesis import labelled_image, texture
+from sites.datasets.phantoms import write_policy
+from sites.hospital import Hospital
+from sites.imaging.listing import NOTHING
+from sites.study import Study
+
+PATIENTS = 24
+SEED = 20
+
+
+def understudy(hospital: Hospital, study: Study, folder: Path) -> Hospital:
+    """Return a hospital in `folder` with this one's policy, and made-up patients who suit a study.
+
+    Its minima are lifted, as chance divides so few patients; it asks nobody's approval and shares
+    nothing with the real one but its public sets, which it reads.
+    """
+    rng = np.random.default_rng(SEED)
+    images, labels, said = [], [], []
+    for _ in range(PATIENTS):
+        image, label, answer = _made_up(study, rng)
+        images.append(image)
+        labels.append(label)
+        said.append(answer)
+    folder.mkdir(parents=True)
+    np.savez(folder / "scans.npz", images=np.stack(images), labels=np.stack(labels))
+    with (folder / "cases.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["patient", "image", "label"])
+        for i, answer in enumerate(said):
+            label = answer or f"scans.npz#labels/{i}"
+            writer.writerow([f"made-up-{i:02d}", f"scans.npz#images/{i}", label])
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("value", "name"), *study.task.labels.items()])
+    write_policy(folder, _policy(hospital))
+    if hospital.public.is_dir():
+        (folder / "public").symlink_to(hospital.public.resolve())
+    return Hospital.open(folder)
+
+
+def _made_up(study: Study, rng: np.random.Generator) -> tuple[Any, Any, str]:
+    """Return an image, its labels, and what a list says of it where it is classified."""
+    task, shape = study.task, study.preprocessing.shape
+    if task.kind == "segmentation":
+        image, label = labelled_image(shape, len(task.labels), rng, study.synthesis)
+        return image.astype(np.float32), label.astype(np.uint8), ""
+    image = texture(shape, rng).astype(np.float32)
+    known = sorted(task.labels)
+    if not task.multi_label:
+        return image, np.zeros(()), str(rng.choice(known))
+    return image, np.zeros(()), ";".join(str(v) for v in known if rng.random() < 0.5) or NOTHING
+
+
+def _policy(hospital: Hospital) -> Mapping[str, Any]:
+    lifted: dict[str, Any] = {
+        "data": ".",
+        "min_patients": 1,
+        "min_evaluation_patients": 1,
+        "approve": {"join": "auto", "export": "auto"},
+        "hours": [],
+        "coordinator": None,
+        "phantom": True,
+    }
+    return {**hospital.policy.model_dump(mode="json"), **lifted}

@@ -1,0 +1,1 @@
+"""Local training: DP-SGD, SGD, the examples that they see."""

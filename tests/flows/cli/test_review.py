@@ -1,0 +1,163 @@
+"""What people type to decide about a model, and what they are told."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from homes import put_back
+from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
+
+from flows.cli.main import app
+from flows.cli.review import review_app
+from flows.decisions import decisions
+from flows.release import gate
+from flows.runs.run import Run
+from flows.tracking import registry
+
+Review = Callable[..., Result]
+
+
+@pytest.fixture
+def run(finished: Path, with_mlflow: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    home, url = with_mlflow
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    return put_back(finished, home)
+
+
+@pytest.fixture
+def review(run: Run, tmp_path: Path) -> Review:
+    """Run a review command; of people who each have made a key, and stand in people.yaml."""
+
+    def typed(*arguments: str) -> Result:
+        return CliRunner().invoke(review_app, list(arguments), env={"COLUMNS": "200"})
+
+    lines = []
+    for name, role in (("ada", "clinician"), ("bo", "officer")):
+        made = typed("key", "--as", name, "--role", role, "--key", str(tmp_path / name))
+        assert made.exit_code == 0
+        again = typed("key", "--as", name, "--role", role, "--key", str(tmp_path / name))
+        assert again.stdout == made.stdout  # the same key, told once more
+        lines.append(made.stdout)
+    Path("people.yaml").write_text("people:\n" + "".join(lines))
+    return typed
+
+
+def predict(model: str, out: str) -> Result:
+    scan = min(Path("wards/north/imagesTr").glob("*.nii.gz"))
+    return CliRunner().invoke(app, ["predict", model, str(scan), "-o", out])
+
+
+def by(name: str, tmp_path: Path) -> list[str]:
+    return ["--as", name, "--key", str(tmp_path / name)]
+
+
+def test_a_model_is_shown_approved_here_and_elsewhere_revoked_and_taken_back(
+    run: Run, review: Review, tmp_path: Path
+) -> None:
+    shown = review("show")
+    assert shown.exit_code == 0, shown.output
+    for said in ("mean dice", "at least 0.001", "lineage", "verified", "missing: clinician, officer"):
+        assert said in shown.output
+    terms = shown.output.strip().splitlines()[-1]
+    assert json.loads(terms) == decisions.terms_of(run, run.records()[-1]).model_dump()
+
+    signed = review("sign", terms, "--word", "approved", "--role", "clinician", *by("ada", tmp_path))
+    entered = review("enter", signed.stdout.strip())
+    assert f"approved by ada (clinician): {run.name}, round 2." in entered.output
+    assert "Still missing: officer." in entered.output
+    kept = decisions.heads(run)[-1]
+    assert f"Keep this for `wardround verify --decision`: {kept}" in entered.output
+
+    approved = review("approve", "--reason", "read the report", *by("bo", tmp_path))
+    assert approved.exit_code == 0 and "Still missing" not in approved.output
+    record = run.records()[-1]
+    assert gate.release(run, record, gate.gather(run, record)) == "1"
+    shown = review("show")
+    assert "every role has approved" in shown.output and "read the report" in shown.output
+    assert predict("small-approved", "released.nii.gz").exit_code == 0
+
+    until = "wardround.approved_until"
+    MlflowClient().set_model_version_tag("small-approved", "1", until, "2026-01-31")
+    ended = predict("small-approved", "mask.nii.gz")
+    assert ended.exit_code == 2 and "its approvals ended 2026-01-31" in ended.stderr
+    revoked = review("revoke", "--reason", "misses small ones", *by("bo", tmp_path))
+    assert "The champion is version none." in revoked.output
+    assert registry.champion("small") == ""
+    taken_back = predict("small-approved/1", "mask.nii.gz")
+    assert taken_back.exit_code == 2 and not Path("mask.nii.gz").exists()
+    assert "it was taken back: bo: misses small ones" in taken_back.stderr
+    assert predict(f"{run.name}:2", "all-the-same.nii.gz").exit_code == 0
+    nothing = review("withdraw")
+    assert nothing.exit_code == 0 and "Taken back: version none." in nothing.output
+    assert "bo (officer) has revoked it: misses small ones" in review("show").output
+
+
+def test_what_is_revoked_is_the_champion_unless_another_is_named(
+    run: Run, review: Review, tmp_path: Path
+) -> None:
+    nothing = review("revoke", "--reason", "bad", *by("bo", tmp_path))
+    assert nothing.exit_code == 2 and "No model of small is the champion" in nothing.stderr
+    for name in ("ada", "bo"):
+        assert review("approve", "--round", "1", *by(name, tmp_path)).exit_code == 0
+    record = run.records()[1]
+    gate.release(run, record, gate.gather(run, record))
+    other = review("revoke", "--round", "2", "--reason", "bad", *by("bo", tmp_path))
+    assert "never released, so nothing was taken back" in other.output
+    assert "The champion is version 1." in other.output
+    champion = review("revoke", "--reason", "bad", *by("bo", tmp_path))
+    assert "round 1." in champion.output and "The champion is version none." in champion.output
+
+
+def test_a_refusal_of_a_released_model_takes_it_back_too(
+    run: Run, review: Review, tmp_path: Path
+) -> None:
+    for name in ("ada", "bo"):
+        assert review("approve", *by(name, tmp_path)).exit_code == 0
+    record = run.records()[-1]
+    gate.release(run, record, gate.gather(run, record))
+    refused = review("refuse", "--reason", "no", *by("ada", tmp_path))
+    assert refused.exit_code == 0 and registry.champion("small") == ""
+
+
+def test_what_counts_for_nothing_is_told_in_one_message_and_puts_nothing_on_record(
+    run: Run, review: Review, tmp_path: Path
+) -> None:
+    terms = decisions.terms_of(run, run.records()[-1]).model_dump_json()
+    short = tmp_path / "short"
+    short.write_bytes(b"x" * 31)
+    endless = json.dumps({"signer": "ada", "statement": {"terms": {"round": 0}}, "signature": ""})
+    said, doctor = ["--word", "approved", "--role", "clinician"], ["--as", "Dr. Ada", "--key"]
+    for arguments, message in (
+        (["refuse", "--reason", "x" * 1001, *by("bo", tmp_path)], "reason: String should have at most"),
+        (["approve", "--as", "bo", "--key", str(short)], "expected a key as .* got 31 bytes"),
+        (["approve", "--as", "bo", "--key", str(tmp_path / "none")], "no such file"),
+        (["approve", "--as", "eve", "--key", str(tmp_path / "bo")], "'eve' is not in people.yaml"),
+        (["approve", "--as", "bo", "--key", str(tmp_path / "ada")], "has not signed it with the key"),
+        (["sign", terms, *said, *doctor, str(tmp_path / "ada")], "person: String should"),
+        (["sign", "{}", *said, *by("ada", tmp_path)], "Expected the terms as"),
+        (["key", "--role", "officer", *doctor, str(tmp_path / "new")], "--as 'Dr. Ada'"),
+        (["key", "--as", "ada", "--role", "officer", "--key", str(short)], "expected a key as"),
+        (["enter", endless.replace(": 0}", ": 1e999}")], "Expected a signed verdict"),
+        (["enter", "yes"], "Expected a signed verdict"),
+        (["approve", "--round", "9", *by("bo", tmp_path)], "Expected a round from 1 to 2"),
+    ):  # fmt: skip
+        found = review(*arguments)
+        assert found.exit_code in (1, 2), (arguments, found.output)
+        assert isinstance(found.exception, SystemExit)
+        assert len(found.stderr.strip().splitlines()) == 1
+        assert re.search(message, found.stderr), found.stderr
+    assert decisions.decisions(run) == [] and not (tmp_path / "new").exists()
+
+
+def test_of_a_run_that_goes_on_the_round_has_to_be_named(
+    run: Run, review: Review, tmp_path: Path
+) -> None:
+    (run.folder / "finished").unlink()
+    found = review("approve", *by("bo", tmp_path))
+    assert found.exit_code == 2 and "say which with --round" in found.stderr
+    assert review("approve", "--round", "1", *by("bo", tmp_path)).exit_code == 0

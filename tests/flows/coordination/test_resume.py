@@ -1,0 +1,78 @@
+"""Which run a coordinator works on, and that it does so alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.coordination.resume import alone, is_interrupted, run_for
+from flows.runs.paths import Home
+from flows.runs.run import Run, RunBusy, started_runs
+from privacy.accounting import Budget
+from sites.yaml_files import ConfigError
+
+ROSTER = {"north": "0" * 64}
+
+
+def begun(run: Run) -> Run:
+    from flows.runs.run import Participant
+
+    member = Participant(
+        public_key="0" * 64, declared_patients=20, declared_training=15, steps=2,
+        budget=Budget(epsilon=8, delta=1e-4),
+    )  # fmt: skip
+    return run.with_participants({"north": member}, {})
+
+
+def test_two_coordinators_never_train_one_study_at_a_time(tmp_path: Path, study_with) -> None:
+    home = Home(tmp_path)
+    with alone(home, study_with()):
+        with pytest.raises(RunBusy, match="trains study small"), alone(home, study_with()):
+            pass
+        with alone(home, study_with(name="other")):
+            pass
+    with alone(home, study_with()):
+        pass
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_one_does_not(tmp_path: Path, study_with) -> None:
+    home, study = Home(tmp_path), study_with()
+    assert not is_interrupted(home, study)
+    first = begun(run_for(home, study, ROSTER, home.exchange))
+    assert is_interrupted(home, study)
+    assert run_for(home, study, ROSTER, home.exchange).name == first.name
+    assert run_for(home, study, {"north": "1" * 64}, home.exchange).name != first.name
+    newer = run_for(home, study, ROSTER, home.exchange, new=True)
+    assert newer.name != first.name
+    assert run_for(home, study, ROSTER, home.exchange).name == newer.name  # nobody has accepted yet
+    newer.mark_finished()
+    assert not is_interrupted(home, study)
+    assert run_for(home, study, ROSTER, home.exchange).name not in (first.name, newer.name)
+
+
+def test_the_run_begun_last_is_the_newest_though_the_clock_was_set_back(
+    tmp_path: Path, study_with
+) -> None:
+    home, study = Home(tmp_path), study_with()
+    first = Run.create(home, study, ROSTER, home.exchange)
+    description = json.loads((first.folder / "run.json").read_text())
+    tomorrow = description["started_ms"] + 86_400_000
+    (first.folder / "run.json").write_text(json.dumps(description | {"started_ms": tomorrow}))
+    later = [Run.create(home, study, ROSTER, home.exchange).name for _ in range(2)]
+    assert [run.name for run in started_runs(home, study)] == [first.name, *later]
+
+
+def test_a_survey_that_was_interrupted_is_no_training_to_go_on_with(tmp_path: Path, study_with) -> None:
+    home, study = Home(tmp_path), study_with()
+    Run.create(home, study, ROSTER, home.exchange, kind="survey")
+    assert not is_interrupted(home, study)
+
+
+def test_no_hospital_may_be_named_coordinator(tmp_path: Path) -> None:
+    from flows.hospitals.federation import load_federation
+
+    path = tmp_path / "federation.yaml"
+    path.write_text(yaml.safe_dump({"exchange": "x", "hospitals": {"coordinator": "0" * 64}}))
+    with pytest.raises(ConfigError, match="no hospital named coordinator"):
+        load_federation(path)

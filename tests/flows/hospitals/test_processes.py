@@ -1,0 +1,133 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.hospitals.processes import HospitalFailed, HospitalLeftOut, HospitalProcess
+from sites.orders import Order
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from flows.hospitals.processes import HospitalProcess
+process = HospitalProcess("north", Path(sys.argv[1]))
+process.public_key()
+print(process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module")
+def wards(tmp_path_factory: pytest.TempPathFactory, small_wards) -> Path:
+    return small_wards(tmp_path_factory.mktemp("wards"))
+
+
+@pytest.fixture
+def process(wards: Path):
+    hospital = HospitalProcess("north", wards / "north")
+    yield hospital
+    hospital.close()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_a_killed_process_is_started_again(process: HospitalProcess) -> None:
+    key = process.public_key()
+    first = process.pid
+    os.kill(first, signal.SIGKILL)
+    time.sleep(0.2)
+    with pytest.raises(HospitalFailed, match="ValidationError"):
+        process.request({"no": "order"}, timeout_s=60)
+    assert process.pid not in (None, first)
+    assert process.public_key() == key
+
+
+def test_a_wrong_order_fails_and_tells_its_class_alone(process: HospitalProcess) -> None:
+    with pytest.raises(HospitalFailed) as caught:
+        process.request({"phase": "contribute", "secret": "value"}, timeout_s=60)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_late_process_is_killed(process: HospitalProcess) -> None:
+    process.public_key()
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(HospitalLeftOut, match=r"later than 0\.5 s"):
+        process.request({}, timeout_s=0.5)
+    assert process.pid is None
+
+
+def test_a_process_sees_its_own_folder_and_neither_secrets_nor_others(
+    process: HospitalProcess, wards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COORDINATORS_PASSWORD", "secret")
+    process.public_key()
+    proc = Path(f"/proc/{process.pid}")
+    assert (proc / "cwd").resolve() == (wards / "north").resolve()
+    seen = (proc / "environ").read_text() + (proc / "cmdline").read_text()
+    assert "secret" not in seen
+    assert "east" not in seen and "south" not in seen
+    files = [os.readlink(fd) for fd in (proc / "fd").iterdir() if fd.exists()]
+    assert not any("/east" in name or "/south" in name for name in files)
+
+
+def test_a_module_in_a_hospitals_folder_is_data_and_is_not_run(wards: Path) -> None:
+    (wards / "east" / "torch.py").write_text("open('was_run', 'w')")
+    hospital = HospitalProcess("east", wards / "east")
+    hospital.public_key()
+    hospital.close()
+    assert not (wards / "east" / "was_run").exists()
+
+
+def test_a_process_dies_with_its_parent(wards: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(wards / "north")], stdout=subprocess.PIPE, text=True
+    )
+    child = int(parent.stdout.readline())
+    assert is_alive(child)
+    parent.kill()
+    parent.wait()
+    for _ in range(50):
+        if not is_alive(child):
+            break
+        time.sleep(0.1)
+    assert not is_alive(child)
+
+
+def test_lines_that_are_no_answers_are_passed_over() -> None:
+    from flows.hospitals.processes import _parsed
+
+    assert [_parsed(line) for line in ("a warning\n", "[1]", "3", json.dumps({"done": True}))] == [
+        {}, {}, {}, {"done": True},
+    ]  # fmt: skip
+
+
+def test_a_hospital_that_is_closed_while_it_works_ends_and_starts_nothing_any_more(
+    process: HospitalProcess, study_with
+) -> None:
+    process.public_key()
+    os.kill(process.pid, signal.SIGSTOP)  # it works for ever
+    order = Order(
+        phase="join", study=study_with(), site="north", run="small-1", round=1, attempt=1, exchange="x",
+        coordinator="0" * 64,
+    )  # fmt: skip
+    process.invite(order)
+    invited = process._invited
+    process.invite(order)
+    assert process._invited is invited
+    process.close()
+    invited.join(timeout=30)
+    assert not invited.is_alive()
+    with pytest.raises(HospitalFailed, match="nobody is asked any more"):
+        process.carry_out(order, 10)
+    assert process.pid is None

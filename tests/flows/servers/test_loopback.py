@@ -1,0 +1,94 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from flows.servers.loopback import Server, ServerError, running
+
+USER = """
+import sys
+from pathlib import Path
+from flows.servers.loopback import Server, running
+folder = Path(sys.argv[1])
+server = Server(folder, [sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1"], "/", {})
+with running(server) as url:
+    print(url, flush=True)
+    sys.stdin.read()
+"""
+
+
+def http_server(folder: Path) -> Server:
+    command = [sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1"]
+    return Server(folder, command, "/", {}, timeout_s=20)
+
+
+def is_up(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
+
+
+def is_down_soon(url: str) -> bool:
+    for _ in range(100):
+        if not is_up(url):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_server_stops_after_its_last_user_and_starts_again(tmp_path: Path) -> None:
+    with running(http_server(tmp_path)) as first:
+        with running(http_server(tmp_path)) as second:
+            assert first == second
+        time.sleep(1.2)
+        assert is_up(first)
+    assert is_down_soon(first)
+    with running(http_server(tmp_path)) as again:
+        assert is_up(again)
+
+
+def test_users_that_come_at_once_share_one_server(tmp_path: Path) -> None:
+    def use(_: int) -> str:
+        with running(http_server(tmp_path)) as url:
+            time.sleep(1)
+            return url
+
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(use, range(4)))) == 1
+
+
+def test_a_server_stops_when_its_only_user_is_killed(tmp_path: Path) -> None:
+    user = subprocess.Popen(
+        [sys.executable, "-c", USER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    url = user.stdout.readline().strip()
+    assert is_up(url)
+    os.kill(user.pid, signal.SIGKILL)
+    user.wait()
+    assert is_down_soon(url)
+
+
+def test_a_server_that_ends_at_once_is_an_error_that_names_its_log(tmp_path: Path) -> None:
+    broken = Server(tmp_path, [sys.executable, "-c", "raise SystemExit(3)"], "/", {}, timeout_s=20)
+    with pytest.raises(ServerError, match="server.log"), running(broken):
+        pass
+
+
+def test_a_server_is_looked_after_by_a_process_that_imports_no_torch() -> None:
+    said = (
+        "import sys, flows.servers.loopback; "
+        "print(sorted({'torch', 'numpy', 'mlflow'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,178 @@
+"""A model on an image of its own, as a person asks for it, and as a MONAI bundle does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from homes import moved
+from PIL import Image
+from typer.testing import CliRunner
+
+from flows import served_model
+from flows.cli.main import app
+from flows.runs.run import Run
+from flows.servers.loopback import running
+from flows.serving import bundle, prediction
+from models import params as P
+from models.checkpoints import to_bytes
+from models.files import sha256_of
+from sites.yaml_files import ConfigError
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    copied = moved(finished, tmp_path / "home")
+    monkeypatch.chdir(copied.home.folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # a run's model needs no server
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return copied
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def bundled(folder: Path, image: Path) -> str:
+    """Execute a bundle in a fresh process; return what it printed."""
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
+    done = subprocess.run(
+        [*command, "--bundle_root", ".", "--image", str(image)],
+        cwd=folder, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def scan_of(ward: Path) -> Path:
+    return min((ward / "imagesTr").glob("*.nii.gz"))
+
+
+def test_a_mask_lies_on_the_images_own_grid_and_the_bundle_says_the_same(run: Run) -> None:
+    image = scan_of(run.home.folder / "wards" / "south")  # PIR on disk
+    assert call("predict", run.name, image, "-o", "mask.nii.gz").exit_code == 0
+    mask, original = nib.load("mask.nii.gz"), nib.load(image)
+    assert mask.shape == original.shape and np.array_equal(mask.affine, original.affine)
+    assert call("export-bundle", run.name, "bundle").exit_code == 0
+    bundled(Path("bundle"), image.resolve())
+    (found,) = Path("bundle/output").glob("*.nii.gz")
+    other = nib.load(found)
+    assert np.allclose(other.affine, original.affine)
+    assert np.array_equal(np.asarray(other.dataobj).squeeze(), np.asarray(mask.dataobj))
+    assert not [p for p in Path("bundle").rglob("*") if p.suffix in (".pt", ".pth", ".pkl")]
+    assert call("export-bundle", run.name, "bundle").exit_code == 2  # something lies there
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        {"spacing_mm": [1.5, 1.5, 2.5], "crop": "foreground"},
+        pytest.param(
+            {"fit": {"kind": "patches", "overlap": 0.5}, "intensity": {"kind": "percentiles"}},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"fit": "resize", "intensity": {"kind": "window", "centre": 300, "width": 400}},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["spacing and crop", "patches", "resize"],
+)
+def test_the_bundle_prepares_an_image_as_the_hospitals_do(
+    tmp_path: Path, study_with, preprocessing: dict[str, object]
+) -> None:
+    study = study_with(preprocessing={"shape": [16, 16, 16], **preprocessing})
+    torch.manual_seed(1)
+    network = study.network.build(study.task.dims, study.task.out_channels)
+    model = served_model.ServedModel(study, network.eval())
+    rng = np.random.default_rng(0)
+    voxels = np.cumsum(rng.normal(300, 60, (21, 18, 23)), axis=0).astype(np.float32) / 10
+    affine = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -3], [0, 0, 2.0, 7], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "scan.nii.gz")
+    mask = prediction.mask_of(model, tmp_path / "scan.nii.gz")
+    weights = to_bytes(P.of(network))
+    bundle.write(model, weights, sha256_of(weights), tmp_path / "bundle")
+    bundled(tmp_path / "bundle", tmp_path / "scan.nii.gz")
+    (found,) = (tmp_path / "bundle" / "output").glob("*.nii.gz")
+    own, other = np.asarray(mask.dataobj), np.asarray(nib.load(found).dataobj).squeeze()
+    assert len(np.unique(own)) > 1
+    assert np.mean(own != other) < 2e-3  # a voxel on a border may be rounded otherwise
+
+
+@pytest.mark.slow
+def test_a_classifiers_bundle_tells_the_same_probabilities(tmp_path: Path, study_with) -> None:
+    study = study_with(
+        task={"kind": "classification", "dims": 2, "labels": {0: "well", 1: "ill"}},
+        network={"name": "resnet10", "width": 8}, preprocessing={"shape": [32, 32]},
+        distillation=None, export="weights", promotion=None,
+    )  # fmt: skip
+    network = study.network.build(2, 2)
+    model = served_model.ServedModel(study, network.eval())
+    picture = np.random.default_rng(0).integers(0, 255, (40, 36)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(picture[..., None], np.eye(4)), tmp_path / "deep.nii.gz")
+    Image.fromarray(picture).save(tmp_path / "flat.png")
+    with pytest.raises(ConfigError, match="expected 2 dimensions, got 3"):
+        prediction.classes_of(model, tmp_path / "deep.nii.gz")
+    said = prediction.classes_of(model, tmp_path / "flat.png")
+    assert sum(said.values()) == pytest.approx(1)
+    weights = to_bytes(P.of(network))
+    bundle.write(model, weights, sha256_of(weights), tmp_path / "bundle")
+    printed = bundled(tmp_path / "bundle", tmp_path / "flat.png")
+    (line,) = [line for line in printed.splitlines() if line.startswith("{")]
+    assert json.loads(line) == pytest.approx(said, abs=1e-5)
+
+
+def test_bad_input_is_one_message_and_nothing_is_written(run: Run) -> None:
+    image = scan_of(run.home.folder / "wards" / "east")
+    Path("broken.nii.gz").write_bytes(image.read_bytes()[:200])
+    Path("kept.nii.gz").write_bytes(image.read_bytes())
+    Path("other.nii").write_bytes(b"somebody's")
+    voxels = np.asarray(nib.load(image).dataobj, np.float32)
+    for name, changed in (
+        ("flat", np.full_like(voxels, 7)), ("four", voxels[..., None] * [1, 2]),
+        ("hole", np.where(np.arange(voxels.size).reshape(voxels.shape) == 99, np.nan, voxels)),
+    ):  # fmt: skip
+        nib.save(nib.Nifti1Image(changed.astype(np.float32), np.eye(4)), f"{name}.nii.gz")
+    for arguments, message in (
+        ((f"{run.name}:9", image, "-o", "mask.nii.gz"), "expected a round on record"),
+        ((run.name, "nothing.nii.gz", "-o", "mask.nii.gz"), "a file is missing"),
+        ((run.name, "broken.nii.gz", "-o", "mask.nii.gz"), "broken.nii.gz"),
+        ((run.name, image, "-o", "mask.png"), "ends in .nii or .nii.gz"),
+        ((run.name, image), "makes a mask; say where"),
+        ((run.name, "hole.nii.gz", "-o", "mask.nii.gz"), "the image is empty, or has NaN or infinite"),
+        ((run.name, "flat.nii.gz", "-o", "mask.nii.gz"), "the image is constant"),
+        ((run.name, "four.nii.gz", "-o", "mask.nii.gz"), "expected 3 dimensions, got 4"),
+        ((run.name, "kept.nii.gz", "-o", "kept.nii.gz"), "something lies there"),
+        ((run.name, image, "-o", "other.nii"), "other.nii: expected the name of a new file"),
+    ):
+        result = call("predict", *arguments)
+        assert result.exit_code == 2 and message in result.stderr, result.output
+    assert not Path("mask.nii.gz").exists() and not Path("mask.png").exists()
+    assert Path("kept.nii.gz").read_bytes() == image.read_bytes()
+    assert Path("other.nii").read_bytes() == b"somebody's"
+
+
+def test_a_name_that_nothing_has_is_told_from_a_store_that_can_not_be_asked(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("predict", "no-such-run", scan_of(run.home.folder / "wards" / "east"), "-o", "mask.nii.gz")
+    result = call(*asked)
+    assert result.exit_code == 1 and "MLflow has not told version candidate" in result.stderr
+    with running(run.home.mlflow) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        result = call(*asked)
+    assert result.exit_code == 2 and "expected a model's folder" in result.stderr
+
+
+def test_a_model_whose_weights_were_changed_is_not_used(run: Run) -> None:
+    record = run.records()[-1]
+    Path("model").mkdir()
+    served_model.write(Path("model"), run.study, run.model(record))
+    path = Path("model") / served_model.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1] + b"\7")
+    result = call("predict", "model", scan_of(Path("wards/east")), "-o", "mask.nii.gz")
+    assert result.exit_code == 1 and "sha256" in result.stderr

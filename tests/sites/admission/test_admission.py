@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from sites.admission.admission import admit
+from sites.policy.policy import Policy, Refused, load_policy
+
+PRIVACY = {
+    "mode": "local", "unit": "patient", "epsilon": 20, "delta": 1e-3,
+    "clip": {"kind": "normalised", "norm": 1.0},
+}  # fmt: skip
+
+
+@pytest.fixture
+def policy(tmp_path: Path, small_wards) -> Policy:
+    return load_policy(small_wards(tmp_path) / "north")
+
+
+def test_a_study_within_the_policy_is_admitted(policy: Policy, study_with) -> None:
+    assert admit(policy, study_with()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"privacy": {**PRIVACY, "epsilon": 51}}, "asks for epsilon 51, the policy allows 50"),
+        ({"privacy": {**PRIVACY, "delta": 0.01}}, "asks for delta 0.01, the policy allows 0.001"),
+        ({"privacy": {"mode": "none"}}, "plain_studies: refuse"),
+    ],
+)
+def test_a_study_cannot_widen_a_policy(
+    changes: dict[str, object], message: str, policy: Policy, study_with
+) -> None:
+    with pytest.raises(Refused, match=message):
+        admit(policy, study_with(**changes))
+
+
+def test_a_network_that_the_policy_does_not_allow_is_refused_for_student_and_teacher(
+    policy: Policy, study_with
+) -> None:
+    only_segresnet = policy.model_copy(update={"networks": ("SegResNet",)})
+    with pytest.raises(Refused, match="network UNet"):
+        admit(only_segresnet, study_with())
+    only_unet = policy.model_copy(update={"networks": ("UNet",)})
+    with pytest.raises(Refused, match="network SegResNet"):
+        teacher = {"name": "SegResNet", "blocks_down": [1, 1]}
+        distillation = {"transfer": "synthetic", "steps": 4, "teacher": teacher}
+        admit(only_unet, study_with(distillation=distillation))
+
+
+def test_a_delta_of_one_over_the_declared_number_is_refused(policy: Policy, study_with) -> None:
+    many = policy.model_copy(update={"declared_patients": 2000})
+    with pytest.raises(Refused, match="one over the declared"):
+        admit(many, study_with())

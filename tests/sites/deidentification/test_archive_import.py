@@ -1,0 +1,394 @@
+"""What an archive exports, planted with names, and what of it reaches a hospital's data."""
+
+import csv
+import gzip
+import io
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from dicomanonymizer.simpledicomanonymizer import initialize_actions_2024b
+from nibabel.nifti1 import Nifti1Extension
+from PIL import Image, PngImagePlugin
+from pydicom._dicom_dict import DicomDictionary
+from pydicom.dataset import Dataset
+from scanner import CAPTURE, VOLUME, write_series, write_slice
+
+from sites.deidentification import archive_import
+from sites.deidentification.archive_import import Imported, take_in
+from sites.deidentification.deidentify import deidentified
+from sites.hospital import Hospital
+from sites.imaging.dicom import series_in
+from sites.imaging.listing import read_listing
+from sites.yaml_files import ConfigError
+
+SECRETS = re.compile(rb"MUELLER|ANNA|MRN-4711|19560403|KLINIKUM|DR\^WEISS", re.IGNORECASE)
+
+
+@pytest.fixture
+def hospital(tmp_path: Path, small_wards) -> Hospital:
+    ward = small_wards(tmp_path / "wards") / "north"
+    for name in ("dataset.json", "subjects.csv"):
+        (ward / name).unlink()
+    (ward / "labels.csv").write_text("value,name\n0,background\n1,head\n2,tail\n")
+    return Hospital.open(ward)
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    """Two patients of an archive, one with two series, among what else an archive has."""
+    folder = tmp_path / "export"
+    request = Dataset()
+    request.RequestedProcedureDescription = "Klinikum, for Anna Mueller"
+    named = {"InstitutionName": "Klinikum", "ReferringPhysicianName": "DR^WEISS",
+             "AccessionNumber": "MRN-4711-77", "RequestAttributesSequence": [request]}  # fmt: skip
+    write_series(folder / "MUELLER_ANNA" / "t1", series="1.2.4", **named)
+    write_series(folder / "MUELLER_ANNA" / "t2", series="1.2.5", StudyInstanceUID="1.9", **named)
+    write_series(folder / "b", series="1.2.6", PatientID="0815", PatientName="ANNA^OTHER")
+    write_slice(folder / "b", 0, [0, 0, 0], series="1.9", SOPClassUID=CAPTURE)
+    write_slice(folder / "b", 0, [0, 0, 0], series="1.10", PatientID="")
+    (folder / "readme.txt").write_text("ANNA")
+    return folder
+
+
+def everything(folder: Path) -> bytes:
+    """All that a reader of the data could see: names, bytes, and DICOM's values as text."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        found.append(str(path.relative_to(folder)).encode())
+        if path.is_file():
+            data = path.read_bytes()
+            found.append(data if not path.name.endswith(".gz") else nib.load(path).header.binaryblock)
+    return b"\n".join(found)
+
+
+def test_no_name_number_or_date_of_an_export_reaches_the_data(hospital, export) -> None:
+    assert SECRETS.search(everything(export))
+    done = take_in(hospital, export)
+    assert (done.cases, done.patients) == (3, 2)
+    assert done.left_out == {
+        "a file is no DICOM file": 1,
+        "a file names no patient (PatientID), or no series": 1,
+        "a localiser, capture, report or picture without a place": 1,
+    }
+    told = everything(hospital.data / "images") + (hospital.data / "cases.csv").read_bytes()
+    assert not SECRETS.search(told)
+
+
+def test_the_voxels_and_their_places_stay_and_the_profile_is_stated(hospital, export) -> None:
+    take_in(hospital, export)
+    before = series_in(export / "b").volume
+    cases = read_listing(hospital.data).cases
+    volumes = [series_in(hospital.data / case.image).volume for case in cases]
+    assert any(
+        np.array_equal(v.get_fdata(), before.get_fdata()) and np.allclose(v.affine, before.affine)
+        for v in volumes
+    )
+    for case in cases:
+        dataset = pydicom.dcmread(min((hospital.data / case.image).iterdir()))
+        assert dataset.PatientIdentityRemoved == "YES"
+        assert dataset.DeidentificationMethodCodeSequence[0].CodeValue == "113100"
+        assert dataset.PatientID == case.patient
+        assert not [e for e in dataset.iterall() if e.tag.is_private]
+        assert dataset.file_meta.get("SourceApplicationEntityTitle") is None
+
+
+def test_two_series_of_a_patient_stay_his_and_uids_stay_linked(hospital, export) -> None:
+    take_in(hospital, export)
+    cases = read_listing(hospital.data).cases
+    by_patient = {p: [c for c in cases if c.patient == p] for p in {c.patient for c in cases}}
+    assert sorted(map(len, by_patient.values())) == [1, 2]
+    (two,) = [cases for cases in by_patient.values() if len(cases) == 2]
+    assert two[0].session != two[1].session
+    uids = {
+        str(pydicom.dcmread(path).SeriesInstanceUID) for path in (hospital.data / two[0].image).iterdir()
+    }
+    assert len(uids) == 1
+    assert uids.pop().startswith("2.25.")
+
+
+def test_importing_again_changes_nothing_and_keeps_what_was_written_into_the_list(
+    hospital, export
+) -> None:
+    take_in(hospital, export)
+    path = hospital.data / "cases.csv"
+    path.write_text(path.read_text().replace("labels/", "drawn/"))
+    before = everything(hospital.data)
+    assert take_in(hospital, export) == Imported(0, 0, take_in(hospital, export).left_out)
+    assert everything(hospital.data) == before
+
+
+def test_an_interrupted_import_is_finished_by_asking_again(hospital, export, monkeypatch) -> None:
+    calls = []
+
+    def fails_late(dataset: Dataset) -> bytes:
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return whole(dataset)
+
+    whole = archive_import.dicom_bytes
+    monkeypatch.setattr(archive_import, "dicom_bytes", fails_late)
+    with pytest.raises(KeyboardInterrupt):
+        take_in(hospital, export)
+    assert not (hospital.data / "cases.csv").exists()
+    monkeypatch.undo()
+    assert take_in(hospital, export).cases == 3
+    folders = list((hospital.data / "images").iterdir())
+    assert [len(list(folder.iterdir())) for folder in folders] == [len(VOLUME)] * 3
+
+
+def test_a_series_with_text_burned_into_its_pixels_is_left_out(hospital, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    write_series(folder / "a", series="1.2.7", BurnedInAnnotation="YES")
+    assert take_in(hospital, folder) == Imported(0, 0, {"text is burned into its pixels": 1})
+    assert not list((hospital.data / "images").glob("*"))
+    listed(folder, "MRN-4711,a,1")
+    assert take_in(hospital, folder) == Imported(0, 0, {"text is burned into its pixels": 1})
+
+
+def test_no_value_planted_in_any_attribute_of_the_dictionary_is_left(hospital, tmp_path: Path) -> None:
+    folder, secret = tmp_path / "export" / "scan", "MUELLER"
+    write_series(folder, PatientID="MRN-4711")
+    texts = {"PN", "LO", "SH", "ST", "LT", "UT", "UC", "UR", "CS", "AE", "UN", "OB", "OW"}
+    nested = Dataset()
+    for place in (nested, *(pydicom.dcmread(path) for path in sorted(folder.iterdir()))):
+        for tag, (vr, _, _, _, keyword) in DicomDictionary.items():
+            if vr not in texts or tag in place or not keyword or tag >> 16 in (0x0000, 0x0002):
+                continue
+            value = secret.encode() if vr in {"OB", "OW", "UN"} else secret
+            place.add_new(tag, vr, value + b" " if vr in {"OB", "OW"} else value)
+        block = place.private_block(0x4321, "KLINIKUM", create=True)
+        block.add_new(1, "LO", secret)
+        if place is not nested:
+            for keyword in ("RequestAttributesSequence", "ReferencedImageSequence"):
+                setattr(place, keyword, [nested])
+            place.ImageType = ["ORIGINAL", "PRIMARY", secret]
+            place.PixelData = place.PixelData + b"MUELLER "
+            place.preamble = b"MUELLER".ljust(128, b" ")
+            place.save_as(folder / f"{place.SOPInstanceUID}.dcm", enforce_file_format=True)
+    for path in folder.glob("1.2.3-*"):
+        path.unlink()
+    assert SECRETS.search(everything(tmp_path / "export"))
+    done = take_in(hospital, tmp_path / "export")
+    assert done.cases == 1, done
+    assert not SECRETS.search(everything(hospital.data / "images"))
+    (case,) = read_listing(hospital.data).cases
+    kept = series_in(hospital.data / case.image).volume
+    assert np.array_equal(np.sort(kept.get_fdata(), axis=None), np.sort(VOLUME, axis=None))
+    assert_the_profile_is_kept(hospital.data / case.image, folder)
+
+
+def assert_the_profile_is_kept(folder: Path, original: Path) -> None:
+    """Hold a file against dicom-anonymizer's table of the basic profile (edition 2024b)."""
+    kept, before = (pydicom.dcmread(min(path.iterdir())) for path in (folder, original))
+    for tag, action in initialize_actions_2024b().items():
+        if len(tag) > 2 or tag[0] == 0x0002 or tag not in kept:
+            continue
+        if action.__name__.endswith("UID"):
+            assert kept[tag].value != before[tag].value
+        else:
+            assert kept[tag].value in ("", None, kept.PatientID), kept[tag].keyword
+
+
+def test_bits_above_those_that_are_stored_are_cleared_and_signs_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "scan"
+    for number in range(6):
+        values = VOLUME[number] - 500
+        hidden = (values & 0x0FFF) | (0x5000 if number % 2 else 0)
+        write_slice(
+            folder, number, [0, 0, 3.0 * number], values=hidden, BitsStored=12, HighBit=11,
+        )  # fmt: skip
+    for number, path in enumerate(sorted(folder.iterdir())):
+        clean = deidentified(pydicom.dcmread(path), "x", lambda text: "ab" * 16)
+        assert np.array_equal(clean.pixel_array, VOLUME[number] - 500)
+
+
+def test_two_patients_whose_series_have_one_number_stay_two(hospital, tmp_path: Path) -> None:
+    for name, number in (("a", "1"), ("b", "2")):
+        write_series(tmp_path / "export" / name, series="1.2.7", PatientID=number)
+    assert take_in(hospital, tmp_path / "export").cases == 2
+    cases = read_listing(hospital.data).cases
+    assert len({case.image for case in cases}) == len({case.patient for case in cases}) == 2
+
+
+def test_one_odd_file_stops_no_other(hospital, export) -> None:
+    good = take_in(hospital, export).cases
+    write_series(export / "odd", series="1.2.99", PatientID="1")
+    for number, path in enumerate(sorted((export / "odd").iterdir())):
+        dataset = pydicom.dcmread(path)
+        if number == 0:
+            del dataset.SOPClassUID
+        elif number == 1:
+            del dataset.BitsStored
+        dataset.save_as(path)
+    (export / "odd" / "half.dcm").write_bytes((export / "odd" / path.name).read_bytes()[:400])
+    for name in ("cases.csv",):
+        (hospital.data / name).unlink()
+    assert take_in(hospital, export).cases == good
+
+
+def test_a_series_that_has_grown_since_is_replaced(hospital, tmp_path: Path) -> None:
+    write_series(tmp_path / "export", skip=(4, 5))
+    take_in(hospital, tmp_path / "export")
+    for number in (4, 5):
+        write_slice(tmp_path / "export", number, [-5.0, 7.0, 10.0 + 3 * number])
+    assert take_in(hospital, tmp_path / "export").cases == 0
+    (case,) = read_listing(hospital.data).cases
+    assert series_in(hospital.data / case.image).volume.shape[0] in (6, 10, 12)
+    assert len(list((hospital.data / case.image).iterdir())) == 6
+
+
+def listed(folder: Path, *rows: str, labels: str = "0,well\n1,ill\n") -> None:
+    (folder / "labels.csv").write_text(f"value,name\n{labels}")
+    (folder / "cases.csv").write_text("\n".join(["patient,image,label", *rows]))
+
+
+def test_a_label_file_that_is_missing_is_no_class_and_its_name_stays_outside(
+    hospital, tmp_path: Path
+) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    nib.save(nib.Nifti1Image(np.ones((5, 5, 5), np.uint8), np.eye(4)), folder / "a.nii")
+    listed(folder, "MRN-4711,a.nii,MUELLER_ANNA_seg.nii.gz")
+    assert take_in(hospital, folder) == Imported(0, 0, {"a file is missing": 1})
+    assert not (hospital.data / "cases.csv").exists()
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nothing_hides_in_a_nifti_file_behind_its_voxels_or_in_an_old_field(
+    kind: type, suffix: str, hospital, tmp_path: Path
+) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    image = kind(VOLUME, np.diag([1, 2, 3, 1]))
+    image.header["descrip"] = b"MUELLER^ANNA"
+    if kind is nib.Nifti1Image:
+        image.header["data_type"], image.header["db_name"] = b"ANNA", b"MRN-4711"
+    image.header.extensions.append(Nifti1Extension(2, pydicom_bytes()))
+    nib.save(image, folder / f"a{suffix}")
+    raw = (folder / f"a{suffix}").read_bytes()
+    raw = gzip.compress(gzip.decompress(raw) + b"MUELLER") if suffix == ".nii.gz" else raw + b"MUELLER"
+    (folder / f"a{suffix}").write_bytes(raw)
+    listed(folder, f"MRN-4711,a{suffix},1")
+    assert take_in(hospital, folder).cases == 1
+    (case,) = read_listing(hospital.data).cases
+    content = gzip.decompress((hospital.data / case.image).read_bytes())
+    assert not SECRETS.search(content)
+    assert np.array_equal(nib.load(hospital.data / case.image).get_fdata(), VOLUME)
+
+
+def pydicom_bytes() -> bytes:
+    dataset = Dataset()
+    dataset.PatientName = "MUELLER^ANNA"
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, dataset, implicit_vr=False, little_endian=True)
+    return file.getvalue()
+
+
+def test_names_of_labels_may_hold_commas(hospital, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (hospital.data / "labels.csv").unlink()
+    nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), folder / "a.nii")
+    listed(folder, "MRN-4711,a.nii,0", labels='0,"ventricle, left"\n')
+    take_in(hospital, folder)
+    assert read_listing(hospital.data).labels == {0: "ventricle, left"}
+
+
+def test_a_patient_listed_by_name_and_imported_is_one_patient(hospital, export) -> None:
+    nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), hospital.data / "old.nii.gz")
+    listed(hospital.data, "MRN-4711,old.nii.gz,1")
+    take_in(hospital, export)
+    cases = hospital.cases
+    assert len(cases) == 4
+    assert len({case.patient for case in cases}) == 2
+    assert len(hospital.eligible.training | hospital.eligible.evaluation) == 2
+    (hospital.folder / "excluded.csv").write_text("subject\nMRN-4711\n")
+    assert len(hospital.cases) == 1
+
+
+def test_a_listed_export_is_copied_without_text_and_its_voxels_are_the_same(
+    hospital, tmp_path: Path
+) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    values, label = rng.integers(0, 500, (9, 8, 7)).astype(np.int16), np.ones((9, 8, 7), np.uint8)
+    for name, array in (("MUELLER_ANNA.nii", values), ("label.nii.gz", label)):
+        image = nib.Nifti1Image(array, np.diag([1, 2, 3, 1]))
+        image.header["descrip"], image.header["aux_file"] = b"MUELLER^ANNA", b"MRN-4711"
+        image.header.extensions.append(Nifti1Extension("comment", b"born 19560403"))
+        image.header.set_slope_inter(2.0, 5.0)
+        nib.save(image, folder / name)
+    (folder / "labels.csv").write_text("value,name\n1,head\n")
+    lines = ["patient,image,label,session", "MRN-4711,MUELLER_ANNA.nii,label.nii.gz,19560403"]
+    (folder / "cases.csv").write_text("\n".join([*lines, "MRN-4711,gone.nii,label.nii.gz,2"]))
+    done = take_in(hospital, folder)
+    assert (done.cases, done.left_out) == (1, {"a file is missing": 1})
+    (case,) = read_listing(hospital.data).cases
+    copy, original = nib.load(hospital.data / case.image), nib.load(folder / "MUELLER_ANNA.nii")
+    assert np.array_equal(copy.get_fdata(), original.get_fdata())
+    assert np.array_equal(copy.affine, original.affine)
+    assert not copy.header.extensions
+    assert not SECRETS.search(everything(hospital.data / "images"))
+    assert not SECRETS.search((hospital.data / "cases.csv").read_bytes())
+
+
+def test_pictures_lose_their_text_and_classes_stay(hospital, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    about = PngImagePlugin.PngInfo()
+    about.add_text("Comment", "MUELLER^ANNA")
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png", pnginfo=about)
+    (folder / "labels.csv").write_text("value,name\n0,well\n1,ill\n")
+    (folder / "cases.csv").write_text("patient,image,label\nMRN-4711,a.png,1\n")
+    take_in(hospital, folder)
+    (case,) = read_listing(hospital.data).cases
+    assert case.label == "1"
+    assert np.array_equal(np.asarray(Image.open(hospital.data / case.image)), pixels)
+    assert not SECRETS.search(everything(hospital.data / "images"))
+
+
+def test_a_patient_who_withdraws_is_excluded_by_his_own_name_or_his_keyed_hash(hospital, export) -> None:
+    take_in(hospital, export)
+    everybody = {case.patient for case in hospital.cases}
+    twice = next(p for p in everybody if sum(c.patient == p for c in hospital.cases) == 2)
+    for name in ("MRN-4711", twice):
+        (hospital.folder / "excluded.csv").write_text(f"subject\n{name}\n")
+        assert len(hospital.cases) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [("nothing", "found none"), ("wards/north/imagesTr", "outside the hospital's own data")],
+)
+def test_an_export_that_can_not_be_one_is_refused_and_nothing_is_written(
+    place: str, reason: str, hospital, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        take_in(hospital, tmp_path / place)
+    assert not (hospital.data / "cases.csv").exists()
+
+
+def test_data_that_are_listed_otherwise_are_left_alone(tmp_path: Path, small_wards, export) -> None:
+    hospital = Hospital.open(small_wards(tmp_path / "others") / "north")
+    with pytest.raises(ConfigError, match=r"listed in cases.csv, or none yet; found dataset.json"):
+        take_in(hospital, export)
+
+
+def test_the_patient_of_a_dicom_case_may_come_from_its_files(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan")
+    (tmp_path / "labels.csv").write_text("value,name\n1,head\n")
+    rows = csv.writer(text := io.StringIO())
+    rows.writerows([("image", "label"), ("scan", "scan-label.nii.gz")])
+    (tmp_path / "cases.csv").write_text(text.getvalue())
+    assert [case.patient for case in read_listing(tmp_path).cases] == ["MRN-4711"]
+    (tmp_path / "cases.csv").write_text("image,label\nother.nii.gz,l.nii.gz\n")
+    with pytest.raises(ConfigError, match="a row has neither"):
+        read_listing(tmp_path)

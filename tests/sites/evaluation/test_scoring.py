@@ -1,0 +1,107 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from models.objectives import SegmentationConfig, build_task
+from privacy.accounting import PrivacyEvent
+from privacy.noise import NoiseSource
+from sites.cohort import Patient
+from sites.evaluation.scoring import FEWEST, intervals, kept, noised_score, score, worst_case
+from sites.imaging.intake import Scan
+from sites.imaging.preprocessing import PreprocessingConfig, prepare
+from sites.imaging.profile import profile_of
+from sites.imaging.reading import Reading
+from sites.inference import predict
+
+TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "a", 2: "b"}))
+
+
+class Reads(torch.nn.Module):
+    """Answers with the label that stands in the image, which is normalised: low, middle, high."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ranks = [x < 0, (x >= 0) & (x < 2.4), x >= 2.4]
+        return 50 * torch.cat(ranks, 1).float()
+
+
+CONFIG = PreprocessingConfig(shape=(8, 8))
+READS = partial(predict, Reads(), TASK.activation, CONFIG, 4, device=torch.device("cpu"))
+
+
+def patients(count: int) -> list[Patient]:
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(count):
+        target = np.zeros((9, 7), dtype=np.int64)
+        target[2:4, 1 : 4 + i % 2], target[6:8, 2:4] = 1, 2
+        image = (target * 100 + rng.normal(0, 1, target.shape)).astype(np.float32)
+        scan = Scan(image, target, (1.0, 1.0))
+        reading = Reading(profile_of(scan), (), lambda scan=scan: prepare(scan, CONFIG))
+        made.append(Patient(str(i), (reading,) * (1 + i % 2)))
+    return made
+
+
+def test_a_network_that_reads_the_truth_scores_one_on_images_of_any_size() -> None:
+    metrics = score(READS, TASK, patients(3))
+    assert metrics == {"dice": 1.0, "dice/a": 1.0, "dice/b": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0}
+
+
+def test_noised_metrics_are_the_exact_sum_with_noise_of_the_stated_size() -> None:
+    draws = [
+        noised_score(
+            READS, TASK, patients(4),
+            declared=100, event=PrivacyEvent(10.0, 1.0, 1), noise=NoiseSource.for_test(seed, ""),
+        )
+        for seed in range(80)
+    ]  # fmt: skip
+    values = torch.tensor([[d["dice/a"], d["dice/b"]] for d in draws])
+    above = values[values > 0] - 0.04
+    assert above.std().item() == pytest.approx(10 * 2**0.5 / 100 * 0.6, rel=0.25)  # a half normal
+    assert all(d["dice"] == pytest.approx((d["dice/a"] + d["dice/b"]) / 2) for d in draws)
+
+
+def test_noised_metrics_divide_by_the_declared_number() -> None:
+    metrics = noised_score(
+        READS, TASK, patients(4),
+        declared=8, event=PrivacyEvent(1e-6, 1.0, 1), noise=NoiseSource.for_test(0, ""),
+    )  # fmt: skip
+    assert metrics["dice/a"] == pytest.approx(0.5, abs=1e-4)
+
+
+def outcomes_of(count: int) -> list[dict[str, float]]:
+    rng = np.random.default_rng(count)
+    return [
+        {"dice": float(d), "dice/a": float(d), "hd95_mm": 9 * float(d)} for d in rng.uniform(size=count)
+    ]
+
+
+def test_an_interval_is_that_of_means_of_patients_drawn_with_replacement() -> None:
+    outcomes = outcomes_of(40)
+    found = intervals(TASK, outcomes, 7)
+    dice = np.array([outcome["dice"] for outcome in outcomes])
+    half = 1.96 * dice.std() / len(dice) ** 0.5  # of the normal distribution that the mean comes near
+    assert found["low/dice"] == pytest.approx(dice.mean() - half, abs=0.03)
+    assert found["high/dice"] == pytest.approx(dice.mean() + half, abs=0.03)
+    assert found["low/dice-a"] == found["low/dice"] and found["high/hd95_mm"] > 9 * dice.mean()
+    assert intervals(TASK, outcomes, 7) == found != intervals(TASK, outcomes, 8)
+
+
+def test_of_few_patients_no_interval_is_told_as_its_ends_would_be_single_ones() -> None:
+    assert intervals(TASK, outcomes_of(FEWEST - 1), 0) == {}
+    few = outcomes_of(FEWEST)
+    singles = {round(outcome["dice"], 9) for outcome in few}
+    told = intervals(TASK, few, 0)
+    assert not singles & {round(told["low/dice"], 9), round(told["high/dice"], 9)}
+
+
+def test_the_worst_case_is_the_worst_patients_value_whatever_worse_means() -> None:
+    found = worst_case(outcomes_of(12))
+    assert found["worst_case/dice"] == min(o["dice"] for o in outcomes_of(12))
+    assert found["worst_case/hd95_mm"] == max(o["hd95_mm"] for o in outcomes_of(12))
+    assert worst_case([(torch.zeros(2), torch.tensor(1))]) == {}  # of classes there is none
+
+
+def test_what_is_kept_of_patients_makes_the_metrics() -> None:
+    assert TASK.over_patients(kept(READS, TASK, patients(3))) == score(READS, TASK, patients(3))

@@ -1,0 +1,131 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from sites.imaging.listing import CaseFiles, Listing, read_listing
+from sites.yaml_files import ConfigError
+
+
+def test_every_case_of_the_decathlon_has_its_patient_and_some_patients_have_two(
+    tmp_path: Path, small_wards
+) -> None:
+    listing = read_listing(small_wards(tmp_path) / "south")
+    names = {c.case for c in listing.cases}
+    assert len(names) == len(listing.cases) > len({c.patient for c in listing.cases}) == 12
+    assert listing.labels == {0: "background", 1: "head", 2: "tail"}
+
+
+def write_table(data: Path, cases: str, labels: str = "value,name\n0,normal\n1,ill\n") -> Path:
+    data.mkdir(exist_ok=True)
+    (data / "cases.csv").write_text(cases)
+    (data / "labels.csv").write_text(labels)
+    return data
+
+
+def test_a_table_lists_patients_images_labels_and_sessions(tmp_path: Path) -> None:
+    rows = "\ufeffpatient,image,label,session\n p1 ,a/1.png,0,baseline\np1,a/2.png,1,\n"
+    assert read_listing(write_table(tmp_path, rows)) == Listing(
+        cases=(
+            CaseFiles("a/1.png", "p1", "a/1.png", "0", "baseline"),
+            CaseFiles("a/2.png", "p1", "a/2.png", "1", ""),
+        ),
+        labels={0: "normal", 1: "ill"},
+    )
+
+
+def make_bids(data: Path, *files: str) -> Path:
+    for name in files:
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_bytes(b"")
+    (data / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.9.0"}')
+    (data / "dseg.tsv").write_text("index\tname\n1\thead\n2\ttail\n")
+    return data
+
+
+def test_bids_pairs_each_image_with_the_segmentation_of_its_subject_and_session(tmp_path: Path) -> None:
+    listing = read_listing(
+        make_bids(
+            tmp_path,
+            "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz",
+            "sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz",
+            "sub-02/anat/sub-02_T1w.nii",
+            "sub-03/anat/sub-03_T1w.nii.gz",
+            "sub-02/func/sub-02_bold.nii.gz",
+            "derivatives/manual/sub-01/ses-1/anat/sub-01_ses-1_space-orig_dseg.nii.gz",
+            "derivatives/manual/sub-01/ses-2/anat/sub-01_ses-2_dseg.nii.gz",
+            "derivatives/manual/sub-02/anat/sub-02_dseg.nii.gz",
+        )
+    )
+    assert listing.labels == {1: "head", 2: "tail"}
+    assert [(c.patient, c.session, Path(c.label).name) for c in listing.cases] == [
+        ("01", "1", "sub-01_ses-1_space-orig_dseg.nii.gz"),
+        ("01", "2", "sub-01_ses-2_dseg.nii.gz"),
+        ("02", "", "sub-02_dseg.nii.gz"),
+    ]
+
+
+def test_two_segmentations_of_one_bids_image_are_an_error(tmp_path: Path) -> None:
+    data = make_bids(
+        tmp_path, "sub-01/anat/sub-01_T1w.nii", "derivatives/a/sub-01/anat/sub-01_dseg.nii",
+        "derivatives/b/sub-01/anat/sub-01_dseg.nii",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="one \\*_dseg file for each image, found 2"):
+        read_listing(data)
+
+
+@pytest.mark.parametrize(
+    ("cases", "labels", "message"),
+    [
+        ("", "value,name\n0,a\n", "expected the columns image, label"),
+        ("patient,image\np,i\n", "value,name\n0,a\n", "label is missing"),
+        ("patient,image,label\np,,0\n", "value,name\n0,a\n", "line 2 has an empty one"),
+        ("patient,image,label\n", "value,name\n0,a\n", "at least one case"),
+        ("patient,image,label\np,i,0\nq,i,0\n", "value,name\n0,a\n", "each image once"),
+        ("patient,image,label\np,i,0\n", "value,name\nzero,a\n", "whole numbers"),
+        ("patient,image,label\np,i,0\n", "wert,name\n0,a\n", "value is missing"),
+    ],
+)
+def test_a_table_of_another_form_is_an_error_that_says_which(
+    cases: str, labels: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_listing(write_table(tmp_path, cases, labels))
+
+
+def test_no_layout_and_two_layouts_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="got none of them"):
+        read_listing(tmp_path)
+    write_table(tmp_path, "patient,image,label\np,i,0\n")
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"cases\.csv and dataset\.json"):
+        read_listing(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b'{"training": 3}', b'{"training": [1]}'])
+def test_a_damaged_dataset_json_is_an_error_that_names_it(
+    content: bytes, tmp_path: Path, small_wards
+) -> None:
+    ward = small_wards(tmp_path) / "south"
+    (ward / "dataset.json").write_bytes(content)
+    with pytest.raises(ConfigError, match="dataset.json: expected training"):
+        read_listing(ward)
+
+
+def test_an_image_without_a_patient_is_an_error(tmp_path: Path, small_wards) -> None:
+    ward = small_wards(tmp_path) / "south"
+    lines = (ward / "subjects.csv").read_text().splitlines()
+    (ward / "subjects.csv").write_text("\n".join(lines[:-1]))
+    with pytest.raises(ConfigError, match="a subject for each image"):
+        read_listing(ward)
+    (ward / "subjects.csv").unlink()
+    with pytest.raises(ConfigError, match="subjects.csv: no such file"):
+        read_listing(ward)
+
+
+def test_labels_that_are_no_numbers_are_an_error(tmp_path: Path, small_wards) -> None:
+    ward = small_wards(tmp_path) / "south"
+    content = json.loads((ward / "dataset.json").read_text()) | {"labels": {"x": "head"}}
+    (ward / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="labels"):
+        read_listing(ward)
