@@ -40,8 +40,10 @@ from sites.contribution.transfer_set import transfer_images
 from sites.datasets import decathlon
 from sites.imaging.preprocessing import fixed_pair
 from sites.orders import CPU
+from sites.progress import ignore_progress
 from sites.study import Study
-from sites.training.training import prepare, train_privately, unheard
+from sites.training.dp_sgd import train_privately
+from sites.training.examples import prepare
 
 SYNTHESIS: dict[str, Any] = {
     "along": [0, -1, 0.4], "half_length": [0.6, 0.9], "radius": [0.22, 0.42], "t1_share": 0.7,
@@ -116,7 +118,7 @@ def taught(study: Study, start: nn.Module, patients: Sequence[Patient]) -> nn.Mo
     )
     examples = prepare(patients, study.preprocessing, CPU, 0)
     source, task = NoiseSource.from_system(), build_task(study.task)
-    train_privately(network, task, examples, training, mechanism, source, None, unheard)
+    train_privately(network, task, examples, training, mechanism, source, None, ignore_progress)
     return network
 
 

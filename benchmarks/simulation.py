@@ -30,9 +30,11 @@ from sites.imaging.preprocessing import PreprocessingConfig, fixed_pair
 from sites.imaging.reading import Reading
 from sites.inference import predictor
 from sites.orders import CPU, Phase, network_for
+from sites.progress import ignore_progress
 from sites.protocol.dispatch import carry_out
 from sites.study import Study
-from sites.training.training import prepare, train_plainly, unheard
+from sites.training.examples import prepare
+from sites.training.sgd import train_plainly
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("WARDROUND_DATA", ROOT.parent / "shared" / "data"))
@@ -133,7 +135,7 @@ def _finish(
 
 def _ask(run: Run, hospitals: Mapping[str, Hospital], number: int, phase: Phase) -> Answers:
     for hospital in hospitals.values():
-        carry_out(hospital, rounds.order(run, number, phase, hospital.name), unheard)
+        carry_out(hospital, rounds.order(run, number, phase, hospital.name), ignore_progress)
     return rounds.answers(run, number, phase, sorted(hospitals))
 
 
@@ -148,7 +150,7 @@ def trained_alone(study: Study, cohorts: Sequence[Cohort], *, lots: int = 1) -> 
         config = study.training.in_round(number, study.rounds)
         if size:
             config = config.model_copy(update={"lot": min(size * lots, len(patients))})
-        train_plainly(network, task, examples, config, rng, None, unheard)
+        train_plainly(network, task, examples, config, rng, None, ignore_progress)
     return network
 
 

@@ -19,7 +19,7 @@ from privacy.mechanisms import PrivacyConfig
 from privacy.signing import canonical
 from sites import yaml_files
 from sites.imaging.preprocessing import Patches, PreprocessingConfig
-from sites.training.training import TrainingConfig
+from sites.training.config import TrainingConfig
 
 
 class StalenessConfig(Config):

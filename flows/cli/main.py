@@ -563,8 +563,8 @@ def score(study: StudyNameArgument, folder: SiteArgument = Path()) -> None:
 def _carry_out_open(folder: Path, study: str, flow: str) -> None:
     from sites.admission.approvals import ApprovalNeeded
     from sites.hospital import Hospital
+    from sites.progress import ignore_progress
     from sites.protocol.order_inbox import open_errands, run_errand
-    from sites.training.training import unheard
 
     hospital = Hospital.open(folder)
     errands = open_errands(hospital, study, flow)
@@ -572,7 +572,7 @@ def _carry_out_open(folder: Path, study: str, flow: str) -> None:
         typer.echo(f"Nothing is ordered of study {study} that waits for an answer.")
     for errand in errands:
         try:
-            run_errand(hospital, errand, unheard)
+            run_errand(hospital, errand, ignore_progress)
             typer.echo(f"{errand.phase} of {errand.run}, round {errand.round}: answered.")
         except ApprovalNeeded as needed:
             typer.echo(f"{needed}; see `wardround site waiting`.")
@@ -610,14 +610,14 @@ def _decide(folder: Path, named: str, verdict: Literal["approved", "refused"], b
 
     from sites.admission.approvals import ApprovalNeeded, decide
     from sites.hospital import Hospital
+    from sites.progress import ignore_progress
     from sites.protocol.order_inbox import BadOrder, resume
-    from sites.training.training import unheard
 
     hospital = Hospital.open(folder)
     terms, request = decide(hospital, named, verdict, by or getpass.getuser())
     typer.echo(f"{verdict}: {request.act} of {request.run}, round {request.round}")
     try:
-        if resume(hospital, terms, unheard):
+        if resume(hospital, terms, ignore_progress):
             typer.echo("The answer lies in the exchange.")
     except BadOrder as late:
         typer.echo(f"It was too late for this time: {late}.")

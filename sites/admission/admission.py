@@ -3,7 +3,7 @@
 from models.networks import NetworkConfig
 from sites.policy.policy import Policy, Refused
 from sites.study import Study, check_network
-from sites.training.training import TrainingConfig
+from sites.training.config import TrainingConfig
 
 
 def admit(policy: Policy, study: Study) -> None:

@@ -26,8 +26,9 @@ from sites.contribution.transfer_set import NoTransferImages, contents, transfer
 from sites.hospital import Hospital
 from sites.orders import Order, check_in_time, global_model, network_for, with_local_layers
 from sites.policy.policy import Refused
+from sites.progress import Progress
 from sites.study import Study
-from sites.training.training import Progress, prepare
+from sites.training.examples import prepare
 
 log = logging.getLogger("wardround.site")
 

@@ -32,7 +32,11 @@ from sites.cohort import Patient
 from sites.contribution.transfer_set import transfer_images
 from sites.hospital import Hospital
 from sites.orders import Order, fits, left_by, network_for
-from sites.training.training import Examples, Progress, TrainingConfig, train_plainly, train_privately
+from sites.progress import Progress
+from sites.training.config import TrainingConfig
+from sites.training.dp_sgd import train_privately
+from sites.training.examples import Examples
+from sites.training.sgd import train_plainly
 
 KEPT = ("teacher", "local", "clip", "variate", "student")
 """What learning leaves in a hospital for later rounds."""

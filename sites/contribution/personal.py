@@ -20,7 +20,9 @@ from sites.evaluation.scoring import score
 from sites.hospital import Hospital
 from sites.inference import predictor
 from sites.orders import Order, global_model, left_by, network_for
-from sites.training.training import prepare, train_plainly, unheard
+from sites.progress import ignore_progress
+from sites.training.examples import prepare
+from sites.training.sgd import train_plainly
 
 log = logging.getLogger("wardround.site")
 
@@ -53,7 +55,7 @@ def _train(hospital: Hospital, order: Order, loss: LocalLoss) -> None:
     examples = prepare(patients, study.preprocessing, hospital.device, seed)
     config = training_for(hospital.policy, study).in_round(order.round, study.rounds)
     rng, task = torch.Generator().manual_seed(seed), build_task(study.task)
-    train_plainly(network, task, examples, config, rng, lambda own, _: loss(own, base), unheard)
+    train_plainly(network, task, examples, config, rng, lambda own, _: loss(own, base), ignore_progress)
     if P.all_finite(P.of(network)):
         checkpoints.write(kept, P.of(network))
 

@@ -29,8 +29,8 @@ from sites.orders import (
     with_local_layers,
 )
 from sites.policy.policy import NoisedMetrics, Refused
+from sites.progress import Progress
 from sites.study import Study
-from sites.training.training import Progress
 
 
 def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:

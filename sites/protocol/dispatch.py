@@ -23,8 +23,8 @@ from sites.hospital import Hospital
 from sites.orders import Order, Phase, check_in_time, refusal_of
 from sites.policy.opening_hours import Closed, check_open
 from sites.policy.policy import Refused
+from sites.progress import Progress
 from sites.protocol.departure import check_has_not_left
-from sites.training.training import Progress
 
 log = logging.getLogger("wardround.site")
 

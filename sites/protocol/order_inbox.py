@@ -22,9 +22,9 @@ from sites.hospital import Hospital
 from sites.orders import PROTOCOL, Expired, Order, Phase, RunName, check_in_time
 from sites.policy.opening_hours import Closed, check_open
 from sites.policy.policy import CoordinatorConfig
+from sites.progress import Progress
 from sites.protocol.departure import check_has_not_left
 from sites.protocol.dispatch import Drained, carry_out
-from sites.training.training import Progress
 from sites.yaml_files import ConfigError
 
 FLOWS: Mapping[str, Sequence[Phase]] = {

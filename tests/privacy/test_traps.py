@@ -22,7 +22,9 @@ from privacy.mechanisms import AdaptiveClip, ClipConfig, Mechanism
 from privacy.noise import NoiseSource
 from privacy.per_patient import UnsupportedLayer, check_layers, clipped_sums, per_patient_gradients
 from privacy.soundness import Unsound, check_soundness
-from sites.training.training import Examples, TrainingConfig, train_privately
+from sites.training.config import TrainingConfig
+from sites.training.dp_sgd import train_privately
+from sites.training.examples import Examples
 
 SEGMENTATION = build_task(SegmentationConfig(kind="segmentation", dims=3, labels={1: "a", 2: "b"}))
 CLASSES = {0: "none", 1: "some"}

@@ -21,7 +21,7 @@ from sites.contribution.transfer_set import transfer_images
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
 from sites.study import Study
-from sites.training.training import TrainingConfig
+from sites.training.config import TrainingConfig
 
 PLAIN = {"privacy": {"mode": "none"}, "distillation": None, "export": "weights"}
 PREDICTIONS = {

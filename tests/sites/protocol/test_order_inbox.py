@@ -19,10 +19,10 @@ from sites.exchange.storage import Filesystem, StorageFailed
 from sites.hospital import Hospital
 from sites.orders import Expired, Order
 from sites.policy.opening_hours import Closed
+from sites.progress import ignore_progress
 from sites.protocol import order_inbox
 from sites.protocol.dispatch import carry_out
 from sites.protocol.order_inbox import BadOrder, Errand, drain, fetch, run_errand
-from sites.training.training import unheard
 from sites.yaml_files import ConfigError
 
 JOIN = Errand(run="small-1", round=0, phase="join", attempt=1)
@@ -77,7 +77,7 @@ def is_answered(coordinator: Coordinator) -> bool:
 
 def test_a_signed_order_is_carried_out(hospital: Hospital, coordinator: Coordinator) -> None:
     lay_down(coordinator)
-    run_errand(hospital, JOIN, unheard)
+    run_errand(hospital, JOIN, ignore_progress)
     assert is_answered(coordinator)
 
 
@@ -86,7 +86,7 @@ def test_an_order_in_another_protocol_waits_until_both_are_upgraded(
 ) -> None:
     lay_down(coordinator, protocol=99, unheard_of="a field of later code")
     with pytest.raises(BadOrder, match="speaks protocol 99, this hospital 1"):
-        run_errand(hospital, JOIN, unheard)
+        run_errand(hospital, JOIN, ignore_progress)
     assert not coordinator.exchange.statements_of("north")
 
 
@@ -96,7 +96,7 @@ def test_a_hospital_says_whether_it_could_take_part_and_nobody_has_to_approve_th
     edit(hospital.folder / "site.yaml", approve={"join": "manual", "export": "manual"})
     lay_down_at(coordinator, "check", 0)
     errand = JOIN.model_copy(update={"phase": "check"})
-    run_errand(Hospital.open(hospital.folder), errand, unheard)
+    run_errand(Hospital.open(hospital.folder), errand, ignore_progress)
     data = coordinator.exchange.statement(statement_place("small-1", 0, "check", "north")) or b""
     said = verified(data, "north", {"north": hospital.public_key})
     assert said["kind"] == "readiness"
@@ -113,10 +113,10 @@ def test_a_drained_hospital_takes_no_order_until_it_is_told_to_and_the_order_sta
     lay_down(coordinator)
     drain(hospital, on=True)
     with pytest.raises(BadOrder, match="takes no orders before"):
-        run_errand(hospital, JOIN, unheard)
+        run_errand(hospital, JOIN, ignore_progress)
     assert not is_answered(coordinator)
     drain(hospital, on=False)
-    run_errand(hospital, JOIN, unheard)
+    run_errand(hospital, JOIN, ignore_progress)
     assert is_answered(coordinator)
 
 
@@ -145,14 +145,14 @@ def test_outside_its_hours_a_hospital_refuses_what_cannot_wait_and_waits_with_th
     lay_down_at(coordinator, "contribute", 1)
     errand = JOIN.model_copy(update={"round": 1, "phase": "contribute"})
     with pytest.raises(Closed):
-        carry_out(closed, fetch(closed, errand), unheard)
+        carry_out(closed, fetch(closed, errand), ignore_progress)
     place = statement_place("small-1", 1, "contribute", "north")
     assert coordinator.exchange.statement(place) is None
     edit(hospital.folder / "site.yaml", hours=hours_from_now(-1, 1))
-    run_errand(Hospital.open(hospital.folder), errand, unheard)
+    run_errand(Hospital.open(hospital.folder), errand, ignore_progress)
     sent = coordinator.exchange.statement(place)
     edit(hospital.folder / "site.yaml", hours=hours_from_now(2, 4))
-    run_errand(Hospital.open(hospital.folder), errand, unheard)  # what is done needs no hours
+    run_errand(Hospital.open(hospital.folder), errand, ignore_progress)  # what is done needs no hours
     assert coordinator.exchange.statement(place) == sent
 
 
@@ -196,7 +196,7 @@ def test_an_order_for_something_else_or_of_another_time_does_nothing(
 ) -> None:
     lay_down(coordinator, **changes)
     with pytest.raises(BadOrder):
-        run_errand(hospital, JOIN, unheard)
+        run_errand(hospital, JOIN, ignore_progress)
     assert not is_answered(coordinator)
     assert not hospital.ledger.entries()
 
@@ -205,17 +205,17 @@ def test_an_order_that_nobody_gave_or_somebody_else_signed_does_nothing(
     hospital: Hospital, coordinator: Coordinator
 ) -> None:
     with pytest.raises(BadOrder, match="holds no such order"):
-        run_errand(hospital, JOIN, unheard)
+        run_errand(hospital, JOIN, ignore_progress)
     lay_down(coordinator, Ed25519PrivateKey.generate())
     with pytest.raises(BadOrder, match="can't be trusted"):
-        run_errand(hospital, JOIN, unheard)
+        run_errand(hospital, JOIN, ignore_progress)
     assert not hospital.ledger.entries()
 
 
 def test_a_hospital_that_knows_no_coordinator_fetches_no_orders(hospital: Hospital, edit) -> None:
     edit(hospital.folder / "site.yaml", coordinator=None)
     with pytest.raises(ConfigError, match=r"expected \{key, exchange, api\}"):
-        run_errand(Hospital.open(hospital.folder), JOIN, unheard)
+        run_errand(Hospital.open(hospital.folder), JOIN, ignore_progress)
 
 
 def test_an_order_that_expires_while_it_is_carried_out_comes_to_nothing(
@@ -252,7 +252,7 @@ def test_a_hospital_waits_for_an_exchange_that_is_out_of_reach(
     lay_down(coordinator)
     monkeypatch.setattr(order_inbox, "PAUSE_S", 0.01)
     failed = out_of_reach(monkeypatch, 3)
-    run_errand(hospital, JOIN, unheard)
+    run_errand(hospital, JOIN, ignore_progress)
     assert failed() == 3
     assert is_answered(coordinator)
 
@@ -264,7 +264,7 @@ def test_what_was_ordered_can_be_found_and_done_by_hand(
     assert order_inbox.open_errands(hospital, "small", "site-round") == [JOIN]
     assert not order_inbox.open_errands(hospital, "small", "site-score")
     assert not order_inbox.open_errands(hospital, "other", "site-round")
-    run_errand(hospital, JOIN, unheard)
+    run_errand(hospital, JOIN, ignore_progress)
     assert not order_inbox.open_errands(hospital, "small", "site-round")
 
 
@@ -294,5 +294,5 @@ def test_an_order_that_expires_while_scans_are_read_is_not_paid_for(
 
     monkeypatch.setattr(contribution, "prepare", slowly)
     with pytest.raises(Expired):
-        carry_out(hospital, order, unheard)
+        carry_out(hospital, order, ignore_progress)
     assert [entry.action for entry in hospital.ledger.entries()] == ["reserve", "void"]

@@ -20,7 +20,10 @@ from sites.imaging.preprocessing import PreprocessingConfig
 from sites.imaging.preprocessing import prepare as preprocess
 from sites.imaging.profile import profile_of
 from sites.imaging.reading import Reading
-from sites.training.training import Examples, TrainingConfig, prepare, train_plainly, train_privately
+from sites.training.config import TrainingConfig
+from sites.training.dp_sgd import train_privately
+from sites.training.examples import Examples, prepare
+from sites.training.sgd import train_plainly
 
 TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "a"}))
 

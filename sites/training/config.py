@@ -1,0 +1,79 @@
+"""The `training` section of a study: steps, rate, lot, schedule."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from models.adversarial import AttackConfig, MembershipConfig
+from models.config import Config
+
+
+class TrainingConfig(Config):
+    """Local training in a round.
+
+    Attributes:
+        steps: optimizer steps a round.
+        lr: learning rate.
+        momentum: of SGD.
+        lot: patients a step: `all`, or a number. Under privacy each patient enters such a step
+            with probability lot / declared patients, all independently (Poisson sampling).
+        microbatch: patients whose gradients are held in memory at a time.
+        schedule: whether `lr` falls over the study's rounds, along half a cosine.
+        adversarial: an attack whose images each patient's gradient sees beside the true ones (Zizzo et
+            al. 2020, FAT: Federated Adversarial Training, https://arxiv.org/abs/2012.01791).
+        membership: an attacker against whom training without privacy hides who took part.
+        fewest_steps: the smallest number of steps that a hospital with slow machines may take instead.
+            Its weight is then the strategy's affair: `fed_nova` corrects for fewer steps, the others
+            do not.
+    """
+
+    steps: Annotated[int, Field(ge=1, le=100_000)]
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    lot: Literal["all"] | PositiveInt
+    microbatch: PositiveInt = 8
+    schedule: Literal["constant", "cosine"] = "constant"
+    adversarial: AttackConfig | None = None
+    membership: MembershipConfig | None = None
+    fewest_steps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _no_fewer_steps_than_all(self) -> "TrainingConfig":
+        if self.fewest_steps is not None and self.fewest_steps > self.steps:
+            raise ValueError(
+                f"fewest_steps: expected at most the {self.steps} steps, got {self.fewest_steps}"
+            )
+        return self
+
+    def in_round(self, round: int, rounds: int) -> "TrainingConfig":
+        """Return the configuration of one round, from 1, of `rounds`: its rate is constant.
+
+        >>> whole = TrainingConfig(steps=1, lr=0.4, lot="all", schedule="cosine")
+        >>> [round(whole.in_round(r, 4).lr, 3) for r in (1, 2, 3, 4)]
+        [0.4, 0.341, 0.2, 0.059]
+        """
+        if self.schedule == "constant":
+            return self
+        lr = self.lr * (1 + math.cos(math.pi * (round - 1) / rounds)) / 2
+        return self.model_copy(update={"lr": lr, "schedule": "constant"})
+
+    def length(self, round: int, rounds: int) -> float:
+        """Return the distance that a constant gradient moves a parameter in a round, per unit of it.
+
+        With momentum b, step k moves by 1 + b + ... + b^(k-1) (Wang et al. 2020, section 4.1, FedNova,
+        https://arxiv.org/abs/2007.07481).
+
+        >>> TrainingConfig(steps=2, lr=0.1, momentum=0.5, lot="all").length(1, 1)
+        0.25
+        """
+        step = whole = 0.0
+        for _ in range(self.steps):
+            step = 1 + self.momentum * step
+            whole += step
+        return self.in_round(round, rounds).lr * whole
+
+    @property
+    def lot_size(self) -> int | None:
+        """The expected number of patients in a step; None for all of them."""
+        return None if self.lot == "all" else self.lot

@@ -1,0 +1,75 @@
+"""Patients' scans as training sees them: images and targets, drawn patient by patient."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from torch import Tensor
+
+from sites.cohort import Patient
+from sites.imaging.preprocessing import Pair, PreprocessingConfig, drawn_pairs, fixed_pair
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Images, targets, and each image's position among the batch's patients."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Patients ready for a network.
+
+    `draw(i, step)` gives patient i's images `(S, 1, *shape)` and targets `(S, ...)` at a step, where S
+    is the number of images that the patient's scans give.
+    """
+
+    count: int
+    draw: Callable[[int, int], Pair]
+
+    def batch(self, patients: Sequence[int], step: int) -> Batch:
+        """Return these patients' images and targets, and each image's position in `patients`."""
+        drawn = [self.draw(i, step) for i in patients]
+        images = torch.tensor([len(images) for images, _ in drawn])
+        return (
+            torch.cat([images for images, _ in drawn]),
+            torch.cat([targets for _, targets in drawn]),
+            torch.arange(len(patients)).repeat_interleave(images),
+        )
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def prepare(
+    patients: Sequence[Patient], config: PreprocessingConfig, device: torch.device, seed: int
+) -> Examples:
+    """Return the patients' scans as the network sees them at each step.
+
+    Scans without random draws are held in memory, at the training shape; otherwise each step loads the
+    scans that it needs.
+
+    Args:
+        seed: of random draws, which for each patient depend on the patient and the step alone.
+    """
+    if config.is_random:
+        return Examples(len(patients), lambda i, step: _drawn(patients[i], config, seed, step, device))
+    fixed = [
+        _stacked([fixed_pair(scan.load(), config) for scan in patient.scans], device)
+        for patient in patients
+    ]
+    return Examples(len(fixed), lambda i, step: fixed[i])
+
+
+def _drawn(
+    patient: Patient, config: PreprocessingConfig, seed: int, step: int, device: torch.device
+) -> Pair:
+    pairs = []
+    for number, scan in enumerate(patient.scans):
+        text = f"{seed} {patient.pseudonym} {step} {number}"
+        own = int.from_bytes(sha256(text.encode()).digest()[:4])
+        pairs += drawn_pairs(scan.load(), config, own)
+    return _stacked(pairs, device)
+
+
+def _stacked(pairs: Sequence[Pair], device: torch.device) -> Pair:
+    images, targets = zip(*pairs, strict=True)
+    return torch.stack(images).to(device), torch.stack(targets).to(device)
