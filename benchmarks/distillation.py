@@ -36,14 +36,14 @@ from privacy.distillation import DistillationConfig, answers, distil
 from privacy.mechanisms import LocalPrivacy, mechanism_for
 from privacy.noise import NoiseSource
 from sites.cohort import Patient, pseudonym_key
-from sites.contribution.transfer_set import transfer_images
 from sites.datasets import decathlon
 from sites.imaging.preprocessing import fixed_pair
-from sites.orders import CPU
+from sites.local_models import CPU
 from sites.progress import ignore_progress
 from sites.study import Study
 from sites.training.dp_sgd import train_privately
 from sites.training.examples import prepare
+from sites.transfer_set import transfer_images
 
 SYNTHESIS: dict[str, Any] = {
     "along": [0, -1, 0.4], "half_length": [0.6, 0.9], "radius": [0.22, 0.42], "t1_share": 0.7,

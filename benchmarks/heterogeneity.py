@@ -56,7 +56,7 @@ from sites.imaging.intake import Scan
 from sites.imaging.preprocessing import PreprocessingConfig, fixed_pair, prepare
 from sites.imaging.profile import profile_of
 from sites.imaging.reading import Reading
-from sites.orders import CPU, left_by, network_for
+from sites.local_models import CPU, network_for, stored_params
 from sites.study import Study
 
 ALONE, TOGETHER, PREDICTIONS = "alone", "together", "predictions"
@@ -204,8 +204,8 @@ def measure(name: str, what: str, folder: Path, rounds: int) -> dict[str, float]
 def _model_at(run: Run, hospital: Hospital) -> torch.nn.Module:
     """Return the model that a hospital ends with: its personal one, or with its own layers, or all's."""
     last = order(run, run.study.rounds, "evaluate", hospital.name)
-    personal = left_by(hospital, "personal", last, run.study.rounds)
-    local: Params = left_by(hospital, "local", last, run.study.rounds) or {}
+    personal = stored_params(hospital, "personal", last, run.study.rounds)
+    local: Params = stored_params(hospital, "local", last, run.study.rounds) or {}
     common = run.model(run.records()[-1])
     return network_for(run.study.network, run.study, CPU, personal or {**common, **local})
 

@@ -34,7 +34,8 @@ from privacy.ledger import LedgerError
 from privacy.release import ModelManifest
 from privacy.signing import public_hex, sign
 from sites.datasets.phantoms import Scanner, make_wards
-from sites.exchange.exchange import Exchange, model_place, statement_place
+from sites.exchange.exchange import Exchange
+from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.orders import Order
 from sites.protocol.dispatch import carry_out
@@ -89,7 +90,7 @@ class Scene:
         )  # fmt: skip
         self.exchange.put_object(data, "coordinator")
         signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
-        self.exchange.put_statement(model_place(RUN, round - 1), signed)
+        self.exchange.put_statement(Place.model(RUN, round - 1), signed)
 
     def contribute(self, round: int) -> None:
         """Carry out a round, as the hospital's process does."""
@@ -101,7 +102,7 @@ class Scene:
 
     def statement(self, round: int) -> bytes | None:
         """Return what the hospital laid down for a round."""
-        return self.exchange.statement(statement_place(RUN, round, "contribute", "north"))
+        return self.exchange.statement(Place.statement(RUN, round, "contribute", "north"))
 
 
 def set_scene(folder: Path) -> Scene:

@@ -21,7 +21,7 @@ from flows.runs.run import Run
 from models import checkpoints
 from models.params import Params
 from sites.datasets import decathlon
-from sites.orders import CPU, network_for
+from sites.local_models import CPU, network_for
 from sites.study import Study
 
 HONEST = "honest"

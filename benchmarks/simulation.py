@@ -29,7 +29,8 @@ from sites.hospital import Hospital
 from sites.imaging.preprocessing import PreprocessingConfig, fixed_pair
 from sites.imaging.reading import Reading
 from sites.inference import predictor
-from sites.orders import CPU, Phase, network_for
+from sites.local_models import CPU, network_for
+from sites.orders import Phase
 from sites.progress import ignore_progress
 from sites.protocol.dispatch import carry_out
 from sites.study import Study

@@ -27,7 +27,8 @@ from privacy.release import ModelManifest
 from privacy.signing import public_hex, sign
 from sites.datasets.decathlon import make_hospitals
 from sites.datasets.phantoms import describe_cases
-from sites.exchange.exchange import Exchange, model_place
+from sites.exchange.exchange import Exchange
+from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.imaging.checks import read_cases
 from sites.imaging.reading import reader
@@ -72,7 +73,7 @@ def seconds_to_first_step(
     )  # fmt: skip
     exchange.put_object(data, "coordinator")
     signed = sign(manifest.model_dump(mode="json"), "coordinator", key)
-    exchange.put_statement(model_place(RUN, round - 1), signed)
+    exchange.put_statement(Place.model(RUN, round - 1), signed)
     order = Order(
         phase="contribute", site=hospital.name, study=study, run=RUN, round=round, attempt=1,
         exchange=exchange.url, coordinator=public_hex(key),

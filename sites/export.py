@@ -5,7 +5,6 @@ from importlib.metadata import version
 from typing import Any
 
 from models.checkpoints import to_bytes
-from models.params import Params
 from privacy.accounting import epsilon, reported_epsilon
 from privacy.ledger import Charge, LedgerError
 from privacy.release import (
@@ -14,7 +13,6 @@ from privacy.release import (
     Departure,
     EventRecord,
     MetricsPolicy,
-    Noise,
     Readiness,
     Refusal,
     ReleaseManifest,
@@ -27,24 +25,26 @@ from privacy.release import (
 from privacy.signing import sign
 from sites.admission.admission import training_for
 from sites.code_version import code_sha256
-from sites.exchange.exchange import Exchange, statement_place
+from sites.exchange.exchange import Exchange
+from sites.exchange.places import Place
 from sites.hospital import Hospital
+from sites.local_models import GlobalModel
 from sites.notifications import call
-from sites.orders import GlobalModel
 from sites.study import Study
+from sites.update import Update
 
 LOW = 0.9
 """From this share of a hospital's budget on, its budget is low."""
 
 
-def release(
-    hospital: Hospital, study: Study, charge: Charge, learned: Params, base: GlobalModel, noise: Noise
+def settle_with_release(
+    hospital: Hospital, study: Study, charge: Charge, update: Update, base: GlobalModel
 ) -> None:
-    """Put what was learned from a global model, paid for by `charge`, into the outbox and settle it.
+    """Make a release of an update, write it to the outbox, and settle the charge that paid for it.
 
     The files are flushed to disk before the ledger's one transaction; nothing is published here.
     """
-    data = to_bytes(learned)
+    data = to_bytes(update.tensors)
     statement = ReleaseManifest(
         kind="release",
         content=study.export,
@@ -52,10 +52,10 @@ def release(
         chain_head=base.chain_head,
         payload_sha256=hospital.outbox.put_tensors(data),
         payload_bytes=len(data),
-        tensors={name: tuple(learned[name].shape) for name in sorted(learned)},
+        tensors={name: tuple(update.tensors[name].shape) for name in sorted(update.tensors)},
         declared_training=hospital.policy.declared_training,
         plain_releases=hospital.ledger.plain_charges(),
-        noise=noise,
+        noise=update.noise,
         **_spent(hospital, study, charge.run),
         **_common(hospital, study.sha256, charge),
     )
@@ -63,8 +63,11 @@ def release(
     _call_where_the_budget_ends(hospital, charge)
 
 
-def spoilt(hospital: Hospital, study: Study, charge: Charge, reason: str) -> None:
-    """Settle a charge with a refusal: there is nothing to release, and no second try to choose from."""
+def settle_without_release(hospital: Hospital, study: Study, charge: Charge, reason: str) -> None:
+    """Settle a charge without a release (training diverged).
+
+    There is no second attempt: choosing between attempts would itself leak.
+    """
     statement = Refusal(kind="refusal", reason=reason, **_common(hospital, study.sha256, charge))
     hospital.ledger.settle(charge, _into_outbox(hospital, statement))
 
@@ -170,7 +173,7 @@ def publish(hospital: Hospital, exchange: Exchange, act: Charge) -> None:
     statement, sha256 = statement_of(hospital, act)
     if isinstance(statement, ReleaseManifest):
         exchange.put_object(hospital.outbox.tensors(statement.payload_sha256), hospital.name)
-    place = statement_place(act.run, act.round, act.purpose, hospital.name)
+    place = Place.statement(act.run, act.round, act.purpose, hospital.name)
     exchange.put_statement(place, hospital.outbox.statement(sha256))
 
 

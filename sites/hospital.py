@@ -189,7 +189,7 @@ class Hospital:
         return load_cohort(cases, declared, self.policy, study.task, self.pseudonym_key)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Let one process at a time work for this hospital: two would share files and charges."""
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.state / "lock").open("w") as lock:

@@ -1,10 +1,11 @@
 """A hospital's own process: `python -m sites.worker FOLDER`, orders in, one line out for each.
 
 It reads one request a line (JSON) on standard input: an order from the machine that it shares with the
-coordinator, an errand, or a word about what waits for approval. It answers on standard output with lines
-of progress (public constants of the study) and `{"done": true}`, `{"waiting": "join"}` or
-`{"failed": "<class of error>"}`; details go to the hospital's own `state/site.log`. It knows one folder,
-and it ends when its standard input closes, which the system does when its parent dies.
+coordinator, the reference of an order in the exchange, or an answer to what waits for approval. It
+answers on standard output with lines of progress (public constants of the study) and `{"done": true}`,
+`{"waiting": "join"}` or `{"failed": "<class of error>"}`; details go to the hospital's own
+`state/site.log`. It knows one folder, and it ends when its standard input closes, which the system
+does when its parent dies.
 """
 
 import argparse
@@ -38,13 +39,13 @@ def _listen(orders: "queue.Queue[str]") -> None:
 def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> None:
     import torch
 
-    from sites.admission.approvals import ApprovalNeeded, Word, decide_by_code
+    from sites.admission.approvals import ApprovalNeeded, CodeAnswer, decide_by_code
     from sites.admission.resources import limit_memory
     from sites.code_version import code_sha256
     from sites.hospital import Hospital
     from sites.orders import Order
     from sites.protocol.dispatch import carry_out
-    from sites.protocol.order_inbox import Errand, run_errand
+    from sites.protocol.order_inbox import OrderRef, carry_out_ref
 
     code_sha256()  # of what was imported, before an upgrade changes the files
     hospital = Hospital.open(folder, test_noise)
@@ -63,11 +64,11 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
         try:
             hospital = Hospital.open(folder, test_noise)  # as the policy is now
             request = json.loads(line)
-            if "word" in request:
-                word = Word.model_validate(request["word"])
-                decide_by_code(hospital, word.code, word.by)
-            elif "errand" in request:
-                run_errand(hospital, Errand.model_validate(request["errand"]), _report)
+            if "answer" in request:
+                answer = CodeAnswer.model_validate(request["answer"])
+                decide_by_code(hospital, answer.code, answer.by)
+            elif "order_ref" in request:
+                carry_out_ref(hospital, OrderRef.model_validate(request["order_ref"]), _report)
             else:
                 carry_out(hospital, Order.model_validate(request), _report)
             _say({"done": True})

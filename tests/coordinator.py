@@ -11,7 +11,8 @@ from models import params as P
 from models.files import sha256_of
 from privacy.release import ModelManifest, parse_statement
 from privacy.signing import public_hex, sign, verified
-from sites.exchange.exchange import COORDINATOR, Exchange, model_place, statement_place
+from sites.exchange.exchange import COORDINATOR, Exchange
+from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.orders import Order, Phase, refusal_of
 from sites.protocol.dispatch import carry_out
@@ -34,7 +35,7 @@ class Coordinator:
             round=round, model_sha256=sha256_of(data), chain_head="0" * 64,
         )  # fmt: skip
         signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
-        self.exchange.put_statement(model_place(self.run, round), signed)
+        self.exchange.put_statement(Place.model(self.run, round), signed)
         return self.exchange.put_object(data, COORDINATOR)
 
     def order(self, hospital: Hospital, phase: Phase, round: int, attempt: int = 1) -> Any:
@@ -44,7 +45,7 @@ class Coordinator:
         )  # fmt: skip
         carry_out(hospital, order, lambda *_: None)
         found = [
-            self.exchange.statement(statement_place(self.run, round, act, hospital.name))
+            self.exchange.statement(Place.statement(self.run, round, act, hospital.name))
             for act in (refusal_of(phase, attempt), phase)
         ]
         data = next(statement for statement in found if statement is not None)

@@ -15,7 +15,7 @@ from models import params as P
 from privacy.accounting import Budget, PrivacyEvent, epsilon
 from privacy.mechanisms import mechanism_for
 from privacy.signing import public_hex, sign
-from sites.exchange.exchange import statement_place
+from sites.exchange.places import Place
 
 SITES = ("east", "north", "south")
 HASH = "0" * 64
@@ -60,7 +60,7 @@ class Federation:
         }  # fmt: skip
         statement |= {name: value for name, value in fields.items() if name != "instead"}
         data = sign(statement | fields.pop("instead", {}), site, self.keys[signer or site])
-        self.run.exchange.put_statement(statement_place(self.run.name, round, phase, site), data)
+        self.run.exchange.put_statement(Place.statement(self.run.name, round, phase, site), data)
 
     def accept(self, site: str, round: int) -> None:
         budget = {"epsilon": 50, "delta": 1e-3}

@@ -497,7 +497,7 @@ def init(
 ) -> None:
     """Set up a hospital's folder: its policy and its key; print what the coordinator has to know."""
     with clear_errors():
-        from sites.setup.initialise import found
+        from sites.setup.initialise import initialise
 
         policy = {
             "name": name,
@@ -508,7 +508,7 @@ def init(
             **({"networks": network} if network else {}),
             "coordinator": {"key": key, "exchange": exchange, "api": api},
         }
-        hospital = found(folder, policy)
+        hospital = initialise(folder, policy)
         typer.echo(
             f"{folder / 'site.yaml'} is the hospital's policy; read it and narrow it as you like."
         )
@@ -564,16 +564,16 @@ def _carry_out_open(folder: Path, study: str, flow: str) -> None:
     from sites.admission.approvals import ApprovalNeeded
     from sites.hospital import Hospital
     from sites.progress import ignore_progress
-    from sites.protocol.order_inbox import open_errands, run_errand
+    from sites.protocol.order_inbox import carry_out_ref, open_orders
 
     hospital = Hospital.open(folder)
-    errands = open_errands(hospital, study, flow)
-    if not errands:
+    refs = open_orders(hospital, study, flow)
+    if not refs:
         typer.echo(f"Nothing is ordered of study {study} that waits for an answer.")
-    for errand in errands:
+    for ref in refs:
         try:
-            run_errand(hospital, errand, ignore_progress)
-            typer.echo(f"{errand.phase} of {errand.run}, round {errand.round}: answered.")
+            carry_out_ref(hospital, ref, ignore_progress)
+            typer.echo(f"{ref.phase} of {ref.run}, round {ref.round}: answered.")
         except ApprovalNeeded as needed:
             typer.echo(f"{needed}; see `wardround site waiting`.")
 
@@ -768,24 +768,24 @@ def resolve(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Charge what a ledger restored from a backup has forgotten, and accept the clock as it is."""
+    """Charge what a ledger restored from a backup misses, and accept the clock as it is."""
     with clear_errors():
-        from flows.cli.site_tables import forgotten_table
-        from sites.admission.ledger_recovery import resolve as charge_forgotten
+        from flows.cli.site_tables import missing_table
+        from sites.admission.ledger_recovery import recover_ledger
         from sites.exchange.exchange import Exchange
         from sites.hospital import Hospital
 
         hospital = Hospital.open(folder)
         exchanges = [Exchange(url) for url in sorted(hospital.exchanges | {*(exchange or ())})]
-        table, count = forgotten_table(hospital, exchanges)
+        table, count = missing_table(hospital, exchanges)
         if count:
             Console().print(table)
             typer.echo("Each patient of the hospital is charged for them.")
         else:
             typer.echo("The ledger knows everything that was said; only the clock is accepted.")
         if yes or typer.confirm("Go on?"):
-            with hospital.alone():
-                charge_forgotten(hospital, exchanges)
+            with hospital.lock():
+                recover_ledger(hospital, exchanges)
             typer.echo(f"Done: epsilon {hospital.ledger.spent(hospital.policy.budget.delta):.3f}.")
 
 
@@ -809,7 +809,7 @@ def take_in(
         from sites.hospital import Hospital
 
         hospital = Hospital.open(folder)
-        with hospital.alone():
+        with hospital.lock():
             done = import_export(hospital, export)
         typer.echo(f"{done.cases} new cases of {done.patients} patients are in {hospital.data}.")
         for reason, count in sorted(done.left_out.items()):

@@ -13,7 +13,7 @@ from models.objectives import ClassificationConfig, SegmentationConfig, TaskConf
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import LedgerError
 from sites.admission.approvals import waiting
-from sites.admission.ledger_recovery import forgotten
+from sites.admission.ledger_recovery import missing_statements
 from sites.cohort import case_id, evaluator, pseudonym
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
@@ -154,9 +154,9 @@ def outbox_table(folder: Path) -> Table:
     return table
 
 
-def forgotten_table(hospital: Hospital, exchanges: list[Exchange]) -> tuple[Table, int]:
+def missing_table(hospital: Hospital, exchanges: list[Exchange]) -> tuple[Table, int]:
     """Return what the hospital has said and its ledger does not know, and how much that is."""
-    found = list(forgotten(hospital, exchanges))
+    found = list(missing_statements(hospital, exchanges))
     table = Table(title=f"{hospital.name}: {len(found)} statements that the ledger does not know")
     for heading in ("run", "round", "act", "kind", "what it cost"):
         table.add_column(heading)

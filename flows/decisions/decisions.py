@@ -26,7 +26,8 @@ from models.objectives import Name
 from privacy.release import Sha256
 from privacy.signing import sign, verified
 from sites import yaml_files
-from sites.exchange.exchange import AlreadyWritten, decision_place
+from sites.exchange.exchange import AlreadyWritten
+from sites.exchange.places import Place
 
 Role = Literal["clinician", "officer"]
 ROLES: Sequence[Role] = get_args(Role)
@@ -403,7 +404,7 @@ def lay_down(run: Run) -> None:
     """
     for path in sorted(_folder(run).glob("*.json")):
         try:
-            run.exchange.put_statement(decision_place(run.name, int(path.stem)), path.read_bytes())
+            run.exchange.put_statement(Place.decision(run.name, int(path.stem)), path.read_bytes())
         except AlreadyWritten as error:
             raise BrokenRun(
                 f"{path} is not the decision that the exchange has under this number: one of the two "

@@ -26,9 +26,10 @@ from models.config import Config
 from models.objectives import Name
 from privacy.signing import public_hex, sign, verified
 from sites import yaml_files
-from sites.exchange.exchange import COORDINATOR, Exchange, order_place
+from sites.exchange.exchange import COORDINATOR, Exchange
+from sites.exchange.places import Place
 from sites.orders import Order, is_answered
-from sites.protocol.order_inbox import Errand, flow_for
+from sites.protocol.order_inbox import OrderRef, flow_for
 
 POLL_S = 1.0
 LONGEST_PAUSE_S = 30
@@ -124,7 +125,7 @@ class RemoteHospital:
 
     def _laid_down(self, order: Order, timeout_s: float) -> Order:
         """Return the order as it lies in the exchange, from now on or from an earlier try."""
-        place = order_place(order.run, order.round, order.phase, order.attempt, self.name)
+        place = Place.order(order.run, order.round, order.phase, order.attempt, self.name)
         data = self.exchange.statement(place)
         if data is None:
             expires_ms = _now_ms() + int(1000 * timeout_s)
@@ -135,12 +136,12 @@ class RemoteHospital:
 
     def _told(self, order: Order, times: int) -> tuple[FlowRun | None, str]:
         """Have Prefect tell the hospital's worker; return the run in which it works, or the trouble."""
-        errand = Errand(run=order.run, round=order.round, phase=order.phase, attempt=order.attempt)
+        ref = OrderRef(run=order.run, round=order.round, phase=order.phase, attempt=order.attempt)
         named = f"{order.run} {order.round} {order.phase} {self.name} {order.attempt}"
         try:
             told: FlowRun = run_deployment(  # type: ignore[assignment]  # not in an event loop
                 name=f"{flow_for(order.phase)}/{self.name}",
-                parameters=errand.model_dump(mode="json"),
+                parameters=ref.model_dump(mode="json"),
                 flow_run_name=f"{order.study.name} {order.phase} {order.round} {self.name}",
                 idempotency_key=f"{named} {times}",
                 tags=[order.run, self.name],

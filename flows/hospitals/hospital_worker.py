@@ -24,18 +24,18 @@ from pydantic import ValidationError
 
 from flows.hospitals.processes import PASSED_ON, HospitalFailed, HospitalProcess, HospitalWaits
 from flows.hospitals.restricted_worker import InstalledWorker
-from sites.admission.approvals import Word
+from sites.admission.approvals import CodeAnswer
 from sites.exchange.storage import AUTH
 from sites.hospital import Hospital
 from sites.notifications import WEBHOOK
-from sites.protocol.order_inbox import FLOWS, Errand
+from sites.protocol.order_inbox import FLOWS, OrderRef
 
 NETWORK = ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
 SITE_PASSED_ON = (*PASSED_ON, *NETWORK, AUTH, WEBHOOK)
 """What a hospital's process sees of the worker's environment: what it needs to reach the exchange."""
 
 LONGEST_S = 7 * 24 * 3600.0
-"""How long a hospital works for one errand at most; orders expire long before."""
+"""How long a hospital works for one order at most; orders expire long before."""
 
 
 class HospitalWorker(InstalledWorker):
@@ -51,14 +51,14 @@ class HospitalWorker(InstalledWorker):
         self.process = HospitalProcess(hospital.name, folder, test_noise, passed_on=SITE_PASSED_ON)
 
     async def work(self, flow: str, flow_run: FlowRun) -> State[Any]:
-        """Have the hospital's process carry out the errand that a run names."""
-        errand = _errand_in(flow, flow_run.parameters)
-        times, word = await self._said(flow_run)
-        if word is not None:
+        """Have the hospital's process carry out the order that a run names."""
+        ref = _ref_in(flow, flow_run.parameters)
+        times, answer = await self._answered(flow_run)
+        if answer is not None:
             with suppress(HospitalFailed):  # a wrong code; whatever waits goes on waiting
-                await run_sync(self.process.request, {"word": word}, LONGEST_S)
+                await run_sync(self.process.request, {"answer": answer}, LONGEST_S)
         try:
-            request = {"errand": errand.model_dump(mode="json")}
+            request = {"order_ref": ref.model_dump(mode="json")}
             await run_sync(self.process.request, request, LONGEST_S)
         except HospitalWaits as waits:
             return await self._waiting(flow_run, str(waits), times + 1)
@@ -82,7 +82,7 @@ class HospitalWorker(InstalledWorker):
                 work_pool_name=self._work_pool_name,
                 job_variables={},
                 pull_steps=[],
-                parameter_openapi_schema=Errand.model_json_schema(),
+                parameter_openapi_schema=OrderRef.model_json_schema(),
                 enforce_parameter_schema=True,
                 description=f"{flow} at {self.name}: an order that lies in the exchange, by its name.",
             )
@@ -100,31 +100,31 @@ class HospitalWorker(InstalledWorker):
             f"{self.name} waits for its approval to {act}. Run `wardround site waiting` there: it shows "
             f"the terms and the code. Without that code nothing that is said here counts."
         )
-        form = {keyset["schema"]: Word.model_json_schema(), keyset["description"]: text}
+        form = {keyset["schema"]: CodeAnswer.model_json_schema(), keyset["description"]: text}
         for name, value in form.items():
             await self.client.create_flow_run_input(flow_run.id, name, json.dumps(value))
         state: State[Any] = Suspended(timeout_seconds=int(LONGEST_S), pause_key=key)
         state.state_details.run_input_keyset = {str(part): name for part, name in keyset.items()}
         return state
 
-    async def _said(self, flow_run: FlowRun) -> tuple[int, Mapping[str, Any] | None]:
+    async def _answered(self, flow_run: FlowRun) -> tuple[int, Mapping[str, Any] | None]:
         """Return how often somebody has filled in the form of a run, and what he said last."""
-        word = None
+        answer = None
         for times in count(1):
             keyset = keyset_from_base_key(f"suspended-approval-{times}")
             try:
                 value = await self.client.read_flow_run_input(flow_run.id, keyset["response"])
             except (PrefectException, httpx.HTTPStatusError):
-                return times - 1, word
-            word = json.loads(value)
+                return times - 1, answer
+            answer = json.loads(value)
         raise AssertionError("unreachable")
 
 
-def _errand_in(flow: str, parameters: Mapping[str, Any]) -> Errand:
+def _ref_in(flow: str, parameters: Mapping[str, Any]) -> OrderRef:
     try:
-        errand = Errand.model_validate(parameters)
+        ref = OrderRef.model_validate(parameters)
     except ValidationError as error:
         raise ValueError("Expected the parameters run, round, phase and attempt.") from error
-    if errand.phase not in FLOWS[flow]:
+    if ref.phase not in FLOWS[flow]:
         raise ValueError(f"Expected a phase of {', '.join(FLOWS[flow])} in {flow}.")
-    return errand
+    return ref

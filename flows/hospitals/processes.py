@@ -105,7 +105,7 @@ class HospitalProcess:
             self._invited.start()
 
     def request(self, request: Mapping[str, Any], timeout_s: float) -> None:
-        """Hand the process a request, an order or an errand, and wait until it is done.
+        """Hand the process a request, an order or its reference, and wait until it is done.
 
         Raises:
             HospitalLeftOut: it took longer than `timeout_s`; the process was killed.

@@ -43,9 +43,7 @@ def sent(run: Run, site: str, until: int) -> list[Sent]:
 
 def _statements(run: Run, site: str, until: int) -> Iterator[bytes]:
     for place in sorted(run.exchange.statements_of(site)):
-        name, _, rest = place.rpartition("/")[2].partition(".")
-        round = rest.partition(".")[0]
-        if name == run.name and round.isdecimal() and int(round) <= until:
+        if place.kind == "statement" and place.run == run.name and place.round <= until:
             data = run.exchange.statement(place)
             if data is not None:
                 yield data

@@ -81,7 +81,7 @@ def _open_order(run: Run, site: str) -> Order | None:
     exchange = Exchange(run.description.exchange)
     found: list[Order] = []
     for place in exchange.orders_of(site):
-        if place.rpartition("/")[2].startswith(f"{run.name}.") and (data := exchange.statement(place)):
+        if place.run == run.name and (data := exchange.statement(place)):
             fields = verified(data, "coordinator", {"coordinator": run.public_key})
             found.append(Order.model_validate(fields))
     waiting = [order for order in found if _is_open(exchange, order)]

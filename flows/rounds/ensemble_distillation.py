@@ -21,9 +21,9 @@ from models.strategies import Contribution
 from privacy import predictions
 from privacy.distillation import DistillationConfig, imitate
 from privacy.release import RejectedRelease, ReleaseManifest
-from sites.contribution.transfer_set import transfer_images
-from sites.orders import CPU, network_for
+from sites.local_models import CPU, network_for
 from sites.study import Study
+from sites.transfer_set import transfer_images
 
 
 def check_ready(study: Study, home: Home) -> None:

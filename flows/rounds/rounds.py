@@ -38,13 +38,8 @@ from privacy.release import (
     parse_statement,
 )
 from privacy.signing import BadSignature, canonical, sign, verified
-from sites.exchange.exchange import (
-    COORDINATOR,
-    model_place,
-    released_place,
-    revocation_place,
-    statement_place,
-)
+from sites.exchange.exchange import COORDINATOR
+from sites.exchange.places import Place
 from sites.orders import Order, Phase, refusal_of
 from sites.study import Study
 
@@ -105,7 +100,7 @@ def publish_model(run: Run, round: int, params: Params) -> str:
         return published
     data = checkpoints.to_bytes(params)
     write_atomically(run.model_path(round), data)
-    return _lay_down(run, round, data, model_place(run.name, round))
+    return _lay_down(run, round, data, Place.model(run.name, round))
 
 
 def _lay_down(run: Run, round: int, data: bytes, place: str, of: str = "") -> str:
@@ -137,7 +132,7 @@ def publish_released(run: Run, round: int, base: RoundRecord) -> None:
     """Lay down, signed, the model that each hospital which allows it has released in a round."""
     for site in comparing(run, round):
         data = released_model(run, round, base, site)
-        _lay_down(run, round, data, released_place(run.name, round, site), of=site)
+        _lay_down(run, round, data, Place.released(run.name, round, site), of=site)
 
 
 def released_model(run: Run, round: int, base: RoundRecord, site: str) -> bytes:
@@ -149,7 +144,7 @@ def released_model(run: Run, round: int, base: RoundRecord, site: str) -> bytes:
 
 
 def _published(run: Run, round: int) -> str | None:
-    data = run.exchange.statement(model_place(run.name, round))
+    data = run.exchange.statement(Place.model(run.name, round))
     if data is None:
         return None
     said = ModelManifest.model_validate(verified(data, "coordinator", {"coordinator": run.public_key}))
@@ -190,7 +185,7 @@ def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers
 def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, bytes] | None:
     """Return a hospital's statement on a phase, or its refusal in this attempt, with its purpose."""
     for act in (phase, refusal_of(phase, run.attempt)):
-        data = run.exchange.statement(statement_place(run.name, round, act, site))
+        data = run.exchange.statement(Place.statement(run.name, round, act, site))
         if data is not None:
             return act, data
     return None
@@ -198,7 +193,7 @@ def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, byte
 
 def has_left(run: Run, site: str) -> bool:
     """Return whether a hospital said, with the key of the roster, that it has left the study."""
-    data = run.exchange.statement(statement_place(run.name, 0, "leave", site))
+    data = run.exchange.statement(Place.statement(run.name, 0, "leave", site))
     if data is None:
         return False
     try:
@@ -213,7 +208,7 @@ def has_left(run: Run, site: str) -> bool:
 def check_key_is_good(run: Run, site: str) -> None:
     """Raise `RejectedRelease` where a hospital has revoked the key that the roster has for it."""
     key = run.description.roster[site]
-    data = run.exchange.statement(revocation_place(site, key))
+    data = run.exchange.statement(Place.revocation(site, key))
     if data is None:
         return
     try:
@@ -271,7 +266,7 @@ def decided(run: Run, round: int) -> Answers | None:
     found: dict[str, Statement] = {}
     signed = {site: Signed.model_validate(each) for site, each in note["taken"].items()}
     for site, each in signed.items():
-        place = statement_place(run.name, note["rounds"][site], "contribute", site)
+        place = Place.statement(run.name, note["rounds"][site], "contribute", site)
         data = run.exchange.statement(place)
         if data is None or sha256_of(data) != each.statement_sha256:
             raise BrokenRun(f"The releases of round {round} are not those that it took in.")

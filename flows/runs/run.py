@@ -22,7 +22,8 @@ from models.files import sha256_of, write_atomically
 from privacy.accounting import Accountant, Budget
 from privacy.release import EventRecord, HeadManifest, Sha256
 from privacy.signing import BadSignature, canonical, private_key, public_hex, sign, verified
-from sites.exchange.exchange import Exchange, head_place
+from sites.exchange.exchange import Exchange
+from sites.exchange.places import Place
 from sites.study import Study
 
 GENESIS = "0" * 64
@@ -370,7 +371,7 @@ class Run:
         """Lay down, signed, that a round is on record; again it does nothing."""
         said = HeadManifest(kind="head", run=self.name, round=record.round, record_sha256=record.sha256)
         statement = sign(said.model_dump(mode="json"), "coordinator", self.key)
-        self.exchange.put_statement(head_place(self.name, record.round), statement)
+        self.exchange.put_statement(Place.head(self.name, record.round), statement)
 
     def mark_finished(self) -> None:
         """Note that every round is on record and in MLflow."""

@@ -60,13 +60,7 @@ from privacy.release import (
     parse_statement,
 )
 from privacy.signing import BadSignature, Roster, verified
-from sites.exchange.exchange import (
-    decision_place,
-    head_place,
-    model_place,
-    released_place,
-    statement_place,
-)
+from sites.exchange.places import Place
 from sites.orders import Order, Phase, refusal_of
 from sites.yaml_files import ConfigError
 
@@ -166,7 +160,7 @@ def _of_chain(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
         yield f"{run.name} is finished, and its newest record is of round {records[-1].round}."
     for record in records:
         try:
-            said = HeadManifest.model_validate(_coordinators(run, head_place(run.name, record.round)))
+            said = HeadManifest.model_validate(_coordinators(run, Place.head(run.name, record.round)))
             if (said.run, said.round, said.record_sha256) != (run.name, record.round, record.sha256):
                 yield f"The signed head of round {record.round} is another than the record's."
         except (BadSignature, ValidationError, LookupError) as error:
@@ -241,7 +235,7 @@ def _of_orders(run: Run) -> Iterator[str]:
 def _of_acceptances(run: Run, roster: Roster | None) -> Iterator[str]:
     for site in sorted(run.description.everybody):
         selves = run.description.selves(site)
-        places = (statement_place(run.name, r, "join", site) for r in range(run.study.rounds + 1))
+        places = (Place.statement(run.name, r, "join", site) for r in range(run.study.rounds + 1))
         found = (data for data in map(run.exchange.statement, places) if data is not None)
         keys = {*(each.accepted_with for each in selves), *_keys_of(run, site)}
         if roster is not None:
@@ -279,7 +273,7 @@ def _refusals(run: Run, round: int, phase: Phase, site: str, keys: set[str]) -> 
     """Yield for what reasons a hospital has refused a phase of a round, in any attempt."""
     for attempt in range(1, run.attempt + 1):
         act = refusal_of(phase, attempt)
-        data = run.exchange.statement(statement_place(run.name, round, act, site))
+        data = run.exchange.statement(Place.statement(run.name, round, act, site))
         said = None if data is None else _signed_by(data, site, keys)
         if isinstance(said, Refusal):
             with suppress(RejectedRelease):
@@ -371,7 +365,7 @@ def _hospitals(
     run: Run, round: int, phase: str, site: str, key: str, named: RoundRecord | object
 ) -> Statement:
     """Return a hospital's statement as the exchange has it, by the hash that a record names."""
-    data = run.exchange.statement(statement_place(run.name, round, phase, site))
+    data = run.exchange.statement(Place.statement(run.name, round, phase, site))
     if data is None:
         raise LookupError("its statement is not in the exchange.")
     if sha256_of(data) != getattr(named, "statement_sha256", ""):
@@ -439,7 +433,7 @@ def _of_scores(run: Run, records: Sequence[RoundRecord], record: RoundRecord) ->
     if not _alike(quality, record.quality):
         yield f"The quality of round {record.round} is not the mean of its scores."
     for site in sorted(run.description.everybody.keys() - record.scored.keys() - record.unscored.keys()):
-        place = statement_place(run.name, record.round, "evaluate", site)
+        place = Place.statement(run.name, record.round, "evaluate", site)
         if run.exchange.statement(place) is not None:
             yield f"The scores of {site} in round {record.round} are not on record, nor is why."
 
@@ -452,7 +446,7 @@ def _of_comparisons(run: Run, before: RoundRecord, record: RoundRecord) -> Itera
     released = dict(_released(run, before, record))
     for site, sha256 in sorted(released.items()):
         try:
-            place = released_place(run.name, record.round, site)
+            place = Place.released(run.name, record.round, site)
             said = ModelManifest.model_validate(_coordinators(run, place))
         except (BadSignature, ValidationError, LookupError) as error:
             if _has_stayed(run, site):  # it may have left before models were compared
@@ -475,7 +469,7 @@ def _of_comparisons(run: Run, before: RoundRecord, record: RoundRecord) -> Itera
     for site in sorted(
         run.description.everybody.keys() - record.compared.keys() - record.uncompared.keys()
     ):
-        data = run.exchange.statement(statement_place(run.name, record.round, "compare", site))
+        data = run.exchange.statement(Place.statement(run.name, record.round, "compare", site))
         said_there = None if data is None else _signed_by(data, site, _known_keys(run, site, None))
         if isinstance(said_there, Comparison) and said_there.metrics:
             yield f"The comparison of {site} in round {record.round} is not on record, nor is why."
@@ -498,7 +492,7 @@ def _of_models(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
     """Yield where a model is not what its round's releases make of the one before."""
     for record in records:
         try:
-            said = ModelManifest.model_validate(_coordinators(run, model_place(run.name, record.round)))
+            said = ModelManifest.model_validate(_coordinators(run, Place.model(run.name, record.round)))
             _ = run.model(record)
         except (BadSignature, ValidationError, LookupError) as error:
             yield f"The model of round {record.round}: its statement: {error}"
@@ -578,6 +572,6 @@ def _of_decisions(
                 yield f"Decision {decision.number} released a model without what is due for it."
     here = decisions.folder_bytes(run)
     for number in range(1, len(here) + 2):
-        there = run.exchange.statement(decision_place(run.name, number))
+        there = run.exchange.statement(Place.decision(run.name, number))
         if there != here.get(number):
             yield f"Decision {number} is not the same here and in the exchange."

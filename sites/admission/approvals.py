@@ -54,21 +54,21 @@ class Request(Config):
     terms: dict[str, Any]
 
 
-Verdict = Literal["approved", "refused"]
+Answer = Literal["approved", "refused"]
 
 
-class Word(Config):
+class CodeAnswer(Config):
     """What a person says from afar about something that waits: the code that stands for yes or no."""
 
     code: Annotated[str, Field(max_length=100)]
     by: Annotated[str, Field(min_length=1, max_length=100)]
 
 
-class Decision(Config):
+class ApprovalRow(Config):
     """What a person said about terms, by their hash."""
 
     terms: Sha256
-    verdict: Verdict
+    answer: Answer
     by: str
     at_ms: int
 
@@ -82,7 +82,7 @@ class Waiting:
 
     request: Request
     terms: str
-    codes: Mapping[Verdict, str]
+    codes: Mapping[Answer, str]
 
 
 def check_join(hospital: Hospital, study: Study, run: str) -> None:
@@ -125,13 +125,13 @@ def waiting(hospital: Hospital) -> list[Waiting]:
     found = []
     for path in _folder(hospital).glob("*.request.json"):
         terms = path.name.removesuffix(".request.json")
-        if _decision(hospital, terms) is None:
+        if _stored_row(hospital, terms) is None:
             request = Request.model_validate_json(path.read_bytes())
             found.append(Waiting(request, terms, _codes(hospital, terms)))
     return sorted(found, key=lambda each: each.request.asked_ms)
 
 
-def decide(hospital: Hospital, named: str, verdict: Verdict, by: str) -> tuple[str, Request]:
+def decide(hospital: Hospital, named: str, answer: Answer, by: str) -> tuple[str, Request]:
     """Put down what a person says about the terms whose hash begins with `named`; return both.
 
     Saying the same again changes nothing.
@@ -145,13 +145,13 @@ def decide(hospital: Hospital, named: str, verdict: Verdict, by: str) -> tuple[s
         listed = ", ".join(each.terms[:12] for each in waiting(hospital)) or "nothing"
         raise ConfigError(f"Expected the beginning of one that waits ({listed}), got {named!r}.")
     terms = found[0].name.removesuffix(".request.json")
-    if known := _decision(hospital, terms):
-        if known.verdict != verdict:
-            raise ConfigError(f"{terms[:12]} was {known.verdict} by {known.by}; a word stands.")
+    if known := _stored_row(hospital, terms):
+        if known.answer != answer:
+            raise ConfigError(f"{terms[:12]} was {known.answer} by {known.by}; a word stands.")
     else:
-        decision = Decision(terms=terms, verdict=verdict, by=by, at_ms=_now_ms())
-        signed = sign(decision.model_dump(mode="json"), hospital.name, hospital.key)
-        write_atomically(_row(hospital, terms), signed)
+        row = ApprovalRow(terms=terms, answer=answer, by=by, at_ms=_now_ms())
+        signed = sign(row.model_dump(mode="json"), hospital.name, hospital.key)
+        write_atomically(_row_path(hospital, terms), signed)
     return terms, Request.model_validate_json(found[0].read_bytes())
 
 
@@ -162,19 +162,19 @@ def decide_by_code(hospital: Hospital, code: str, by: str) -> None:
         ConfigError: nothing that waits has this code.
     """
     for each in waiting(hospital):
-        for verdict, known in each.codes.items():
+        for answer, known in each.codes.items():
             if hmac.compare_digest(known.encode(), code.strip().encode()):
-                decide(hospital, each.terms, verdict, f"{by} (from afar)")
+                decide(hospital, each.terms, answer, f"{by} (from afar)")
                 return
     raise ConfigError("Expected a code that `wardround site waiting` shows, got another.")
 
 
 def _check(hospital: Hospital, act: Act, named: tuple[str, str, int], terms: Mapping[str, Any]) -> None:
     digest = sha256(canonical({"act": act, **terms})).hexdigest()
-    decision = _decision(hospital, digest)
-    if decision and decision.verdict == "refused":  # also under a policy that asks nobody any more
+    row = _stored_row(hospital, digest)
+    if row and row.answer == "refused":  # also under a policy that asks nobody any more
         raise Refused("the hospital does not take part")  # why is its own affair
-    if decision is None and getattr(hospital.policy.approve, act) == "manual":
+    if row is None and getattr(hospital.policy.approve, act) == "manual":
         _ask(hospital, act, named, terms, digest)
         raise ApprovalNeeded(act, digest)
 
@@ -198,25 +198,25 @@ def _ask(
     )
 
 
-def _decision(hospital: Hospital, digest: str) -> Decision | None:
+def _stored_row(hospital: Hospital, digest: str) -> ApprovalRow | None:
     """Return the row about terms, None where there is none that this hospital has signed."""
-    path = _row(hospital, digest)
+    path = _row_path(hospital, digest)
     if not path.exists():
         return None
     try:
-        decision = Decision.model_validate(hospital.verified(path.read_bytes()))
+        row = ApprovalRow.model_validate(hospital.verified(path.read_bytes()))
     except (BadSignature, ValueError) as error:
         raise ConfigError(f"{path}: expected a row that this hospital signed: {error}") from error
-    if decision.terms != digest:
+    if row.terms != digest:
         raise ConfigError(f"{path}: expected a row about these terms, got one about others.")
-    return decision
+    return row
 
 
-def _codes(hospital: Hospital, digest: str) -> dict[Verdict, str]:
-    secret, verdicts = hospital.key.private_bytes_raw(), get_args(Verdict)
+def _codes(hospital: Hospital, digest: str) -> dict[Answer, str]:
+    secret, answers = hospital.key.private_bytes_raw(), get_args(Answer)
     return {
-        verdict: hmac.new(secret, f"{verdict} {digest}".encode(), sha256).hexdigest()[:CODE_LENGTH]
-        for verdict in verdicts
+        answer: hmac.new(secret, f"{answer} {digest}".encode(), sha256).hexdigest()[:CODE_LENGTH]
+        for answer in answers
     }
 
 
@@ -224,7 +224,7 @@ def _folder(hospital: Hospital) -> Path:
     return hospital.state / "approvals"
 
 
-def _row(hospital: Hospital, digest: str) -> Path:
+def _row_path(hospital: Hospital, digest: str) -> Path:
     return _folder(hospital) / f"{digest}.json"
 
 

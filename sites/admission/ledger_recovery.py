@@ -1,9 +1,9 @@
-"""What a hospital has said and its ledger does not know: the sign of a ledger restored from a backup.
+"""Recovery of a ledger that was restored from a backup and misses charges.
 
-Every statement is recorded before it is laid down in the exchange, and names the ledger's head of that
-moment. So a statement in the exchange that is not on record, or one in the outbox that names a head
-which the ledger never had, was paid for by charges that are missing. Until they are charged again the
-hospital takes no part; its owner does that with `wardround site resolve`.
+Every statement is recorded in the ledger before it is written to the exchange, and names the ledger's
+head at that time. So charges are missing where a statement in the exchange is not recorded, or where one
+in the outbox names a head that the ledger never had. Until they are charged again the hospital takes no
+part; its owner does that with `wardround site recover-ledger`.
 
 A statement counts if the hospital signed it. While the ledger has no charge at all, any statement under
 the hospital's name counts: where the whole of `state/` is lost, the key is lost too.
@@ -21,7 +21,8 @@ from privacy.accounting import PrivacyEvent
 from privacy.ledger import Charge, LedgerError
 from privacy.release import RejectedRelease, ReleaseManifest, Statement, parse_statement
 from privacy.signing import BadSignature
-from sites.exchange.exchange import Exchange, statement_place
+from sites.exchange.exchange import Exchange
+from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.policy.policy import Refused
 
@@ -31,8 +32,8 @@ PAYLOAD_BYTES = 2**32
 
 
 @dataclass(frozen=True)
-class Said:
-    """A statement of this hospital, and the bytes in which it stood."""
+class PublishedStatement:
+    """A statement that this hospital has published, and its bytes."""
 
     statement: Statement
     data: bytes
@@ -50,64 +51,64 @@ class Said:
         return self.statement.event is not None or isinstance(self.statement, ReleaseManifest)
 
 
-def check_memory(hospital: Hospital, exchange: Exchange) -> None:
-    """Raise `Refused` if outbox or exchanges hold what the ledger has forgotten."""
+def check_complete(hospital: Hospital, exchange: Exchange) -> None:
+    """Raise `Refused` if outbox or exchanges hold statements that the ledger misses."""
     urls = hospital.exchanges - {exchange.url}
-    if any(forgotten(hospital, map(Exchange, sorted(urls)), needed=exchange)):
+    if any(missing_statements(hospital, map(Exchange, sorted(urls)), needed=exchange)):
         raise Refused(
             "the hospital's ledger is older than what the hospital has published, as after a restored "
-            "backup; its owner runs `wardround site resolve`"
+            "backup; its owner runs `wardround site recover-ledger`"
         )
 
 
-def forgotten(
+def missing_statements(
     hospital: Hospital, exchanges: Iterable[Exchange], needed: Exchange | None = None
-) -> Iterator[Said]:
-    """Yield the statements of this hospital in its outbox and in exchanges that are not on record.
+) -> Iterator[PublishedStatement]:
+    """Yield this hospital's statements in its outbox and in exchanges that the ledger misses.
 
-    Of `exchanges` one that can't be listed any more is passed over; the `needed` one has to be.
+    An exchange of `exchanges` that can't be listed any more is skipped; the `needed` one must be listed.
     """
-    lying = [(exchange, place) for exchange in exchanges for place in _places(hospital, exchange)]
+    written = [(exchange, place) for exchange in exchanges for place in _places(hospital, exchange)]
     if needed:
-        lying += [(needed, place) for place in needed.statements_of(hospital.name)]
+        written += [(needed, place) for place in needed.statements_of(hospital.name)]
     entries = hospital.ledger.entries()  # after the listing: whatever was laid down is recorded
     recorded = {e.file for e in entries}
     heads = {hospital.ledger.genesis, *(e.hash for e in entries)}
-    for said in unrecorded(hospital):
-        if said.statement.ledger_head not in heads:
-            yield said
+    for published in unrecorded(hospital):
+        if published.statement.ledger_head not in heads:
+            yield published
     known = {
-        statement_place(e.charge.run, e.charge.round, e.charge.purpose, hospital.name)
+        Place.statement(e.charge.run, e.charge.round, e.charge.purpose, hospital.name)
         for e in entries
         if e.file
     }
     trusts_anyone = not any(e.action == "reserve" for e in entries)
-    for exchange, place in lying:
-        found = None if place in known else _lying_at(hospital, exchange, place, trusts_anyone)
+    for exchange, place in written:
+        found = None if place in known else _statement_at(hospital, exchange, place, trusts_anyone)
         if found and sha256_of(found.data) not in recorded:
             yield found
 
 
-def unrecorded(hospital: Hospital) -> Iterator[Said]:
+def unrecorded(hospital: Hospital) -> Iterator[PublishedStatement]:
     """Yield the outbox's statements that the ledger does not name: a crash or a backup left them."""
     recorded = {e.file for e in hospital.ledger.entries()}
     for sha256 in sorted(hospital.outbox.statements() - recorded):
-        said = _parsed(hospital.outbox.statement(sha256))
-        if said:
-            yield said
+        published = _parsed(hospital.outbox.statement(sha256))
+        if published:
+            yield published
 
 
-def resolve(hospital: Hospital, exchanges: list[Exchange]) -> list[Said]:
-    """Charge everything that was forgotten to everybody the hospital knows; return what it was.
+def recover_ledger(hospital: Hospital, exchanges: list[Exchange]) -> list[PublishedStatement]:
+    """Charge every missing statement to each patient that the hospital knows; return the statements.
 
-    Who was eligible then is forgotten too, so each patient pays. Where a statement counts more charges
-    of its run than are on record afterwards, unreleased ones are missing as well and are charged. Both
-    are read off the outbox, so an interrupted call can be made again.
+    The lost charges' cohorts are lost too, so each patient pays. Where a statement counts more charges
+    of its run than are recorded afterwards, charges without a release are missing as well and are
+    charged. Both are read off the outbox, so an interrupted call can be repeated.
     """
-    found = {sha256_of(said.data): said for said in forgotten(hospital, exchanges)}
-    for sha256, said in found.items():
-        _into_outbox(hospital, said, exchanges)
-        _charge(hospital, said, sha256)
+    found = {sha256_of(each.data): each for each in missing_statements(hospital, exchanges)}
+    for sha256, published in found.items():
+        _into_outbox(hospital, published, exchanges)
+        _charge(hospital, published, sha256)
     for sha256 in sorted(hospital.outbox.statements()):
         if kept := _parsed(hospital.outbox.statement(sha256)):
             _charge_unreleased(hospital, kept)
@@ -115,12 +116,12 @@ def resolve(hospital: Hospital, exchanges: list[Exchange]) -> list[Said]:
     return list(found.values())
 
 
-def _charge(hospital: Hospital, said: Said, sha256: str) -> None:
+def _charge(hospital: Hospital, published: PublishedStatement, sha256: str) -> None:
     """Charge one statement, or record it where it cost nothing; a second one of an act costs again."""
-    ledger, act = hospital.ledger, said.act
+    ledger, act = hospital.ledger, published.act
     if ledger.file_of(act):
         act = replace(act, purpose=f"{act.purpose}-again-{sha256[:12]}")
-    if not said.is_charged:
+    if not published.is_charged:
         ledger.publish(act, sha256)
         return
     try:
@@ -130,20 +131,20 @@ def _charge(hospital: Hospital, said: Said, sha256: str) -> None:
         ledger.recover(again, hospital.everybody, sha256)
 
 
-def _charge_unreleased(hospital: Hospital, said: Said) -> None:
+def _charge_unreleased(hospital: Hospital, published: PublishedStatement) -> None:
     """Charge as many events, as one, as the statement counts more than the ledger of its run."""
-    act, missing = said.act, said.statement.charges - hospital.ledger.count(said.act)
+    act, missing = published.act, published.statement.charges - hospital.ledger.count(published.act)
     if act.event is None or missing <= 0:
         return
     lost = replace(
         act,
-        purpose=f"{act.purpose}-unreleased-{said.statement.ledger_head[:12]}",
+        purpose=f"{act.purpose}-unreleased-{published.statement.ledger_head[:12]}",
         event=replace(act.event, steps=act.event.steps * missing),
     )
     hospital.ledger.recover(lost, hospital.everybody, "")
 
 
-def _places(hospital: Hospital, exchange: Exchange) -> set[str]:
+def _places(hospital: Hospital, exchange: Exchange) -> set[Place]:
     try:
         return exchange.statements_of(hospital.name)
     except (OSError, ValueError) as error:
@@ -151,30 +152,32 @@ def _places(hospital: Hospital, exchange: Exchange) -> set[str]:
         return set()
 
 
-def _lying_at(hospital: Hospital, exchange: Exchange, place: str, trusts_anyone: bool) -> Said | None:
+def _statement_at(
+    hospital: Hospital, exchange: Exchange, place: Place, trusts_anyone: bool
+) -> PublishedStatement | None:
     """Return the statement at a place of the exchange, if it is this hospital's and belongs there."""
     data = None
     with suppress(OSError, CorruptCheckpoint):
         data = exchange.statement(place)
     if not data:
         return None
-    said = _parsed(data)
-    if not said or said.statement.site != hospital.name:
+    published = _parsed(data)
+    if not published or published.statement.site != hospital.name:
         return None
-    s = said.statement
-    if statement_place(s.run, s.round, s.purpose, hospital.name) != place:
+    s = published.statement
+    if Place.statement(s.run, s.round, s.purpose, hospital.name) != place:
         return None
     try:
         hospital.verified(data)
     except BadSignature:
-        return said if trusts_anyone else None
-    return said
+        return published if trusts_anyone else None
+    return published
 
 
-def _into_outbox(hospital: Hospital, said: Said, exchanges: list[Exchange]) -> None:
+def _into_outbox(hospital: Hospital, published: PublishedStatement, exchanges: list[Exchange]) -> None:
     """Put a statement, and the tensors that it names where they can be had, back into the outbox."""
-    hospital.outbox.put_statement(said.data)
-    statement = said.statement
+    hospital.outbox.put_statement(published.data)
+    statement = published.statement
     if not isinstance(statement, ReleaseManifest) or statement.payload_bytes > PAYLOAD_BYTES:
         return
     for exchange in exchanges:
@@ -183,9 +186,9 @@ def _into_outbox(hospital: Hospital, said: Said, exchanges: list[Exchange]) -> N
             hospital.outbox.put_tensors(payload)
 
 
-def _parsed(data: bytes) -> Said | None:
+def _parsed(data: bytes) -> PublishedStatement | None:
     """Return the statement in `data`, whoever signed it; None if it is none."""
     try:
-        return Said(parse_statement(json.loads(data)["statement"]), data)
+        return PublishedStatement(parse_statement(json.loads(data)["statement"]), data)
     except (ValueError, KeyError, TypeError, RecursionError, RejectedRelease):
         return None

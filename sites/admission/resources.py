@@ -17,7 +17,7 @@ KEPT_MODELS = 2
 """Global models of a run that stay: what a round starts from, and the one before for its corrections."""
 
 
-def check_room(hospital: Hospital) -> None:
+def check_disk(hospital: Hospital) -> None:
     """Raise `Refused` where `state/` has outgrown the policy's `disk_mb`, the cache's share aside."""
     policy = hospital.policy
     if policy.disk_mb is None:
@@ -37,7 +37,7 @@ def limit_memory(device: DeviceConfig) -> None:
 
 
 @contextmanager
-def alone_on(device: DeviceConfig) -> Iterator[None]:
+def exclusive_device(device: DeviceConfig) -> Iterator[None]:
     """Wait until no other hospital of this machine trains on an accelerator, and hold it."""
     if device.kind == "cpu":
         yield

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 
-from models import params as P
 from models.objectives import build_task
 from privacy.accounting import reported_epsilon
 from privacy.distillation import distil
@@ -19,16 +18,17 @@ from privacy.soundness import check_soundness
 from sites import export
 from sites.admission.admission import teacher_for, training_for
 from sites.admission.approvals import check_join
-from sites.admission.resources import alone_on, check_room
+from sites.admission.resources import check_disk, exclusive_device
 from sites.cohort import Cohort
-from sites.contribution.local_update import Lesson, end, forget, learn
-from sites.contribution.transfer_set import NoTransferImages, contents, transfer_images
+from sites.contribution.local_update import LocalTraining, end, forget, local_update
 from sites.hospital import Hospital
-from sites.orders import Order, check_in_time, global_model, network_for, with_local_layers
+from sites.local_models import global_model, network_for, with_local_layers
+from sites.orders import Order, check_in_time
 from sites.policy.policy import Refused
 from sites.progress import Progress
 from sites.study import Study
 from sites.training.examples import prepare
+from sites.transfer_set import NoTransferImages, contents, transfer_images
 
 log = logging.getLogger("wardround.site")
 
@@ -71,8 +71,8 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     patients = _cohort(hospital, study).training
     charge = replace(act, event=mechanism.event if mechanism else None)
     if not hospital.ledger.has_started(charge):
-        check_room(hospital)
-    with alone_on(hospital.policy.device):
+        check_disk(hospital)
+    with exclusive_device(hospital.policy.device):
         check_in_time(order)
         charged = hospital.ledger.reserve(charge, hospital.eligible.training)
         patients = tuple(patient for patient in patients if patient.pseudonym in charged)
@@ -81,13 +81,15 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
             examples = prepare(patients, study.preprocessing, hospital.device, seed)
             check_in_time(order)
         hospital.ledger.start(charge)
-        lesson = Lesson(hospital, order, model.params, start, patients, examples, mechanism, progress)
-        tensors, noise = learn(lesson)
-    if not P.all_finite(tensors):
-        forget(hospital, order)
-        export.spoilt(hospital, study, charge, "the training diverged; its cost stays charged")
+        update = local_update(
+            LocalTraining(hospital, order, model.params, start, patients, examples, mechanism, progress)
+        )
+    if update.is_finite:
+        export.settle_with_release(hospital, study, charge, update, model)
     else:
-        export.release(hospital, study, charge, tensors, model, noise)
+        forget(hospital, order)
+        diverged = "the training diverged; its cost stays charged"
+        export.settle_without_release(hospital, study, charge, diverged)
     end(hospital, order)
 
 

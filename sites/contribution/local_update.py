@@ -1,7 +1,7 @@
-"""How a hospital learns in a round: by itself, or through a teacher.
+"""The local update of a round: training, and distillation where a study distils.
 
-What leaves is what `learn` returns. The teacher and layers of the hospital's own stay in its state, from
-round to round.
+Only the `Update` that `local_update` returns may leave, through `sites.export`. Teachers and local
+layers stay in the hospital's state from round to round.
 """
 
 import copy
@@ -22,34 +22,36 @@ from models.params import Params
 from models.strategies import variate_after
 from models.unfinished import Unfinished
 from privacy import predictions
-from privacy.distillation import DistillationConfig, answers, distil
+from privacy.distillation import DistillationConfig, Exclusive, answers, distil
 from privacy.mechanisms import Mechanism
 from privacy.release import Noise
 from privacy.signing import canonical
 from sites.admission.admission import teacher_for, training_for
 from sites.code_version import code_sha256
 from sites.cohort import Patient
-from sites.contribution.transfer_set import transfer_images
 from sites.hospital import Hospital
-from sites.orders import Order, fits, left_by, network_for
+from sites.local_models import fits, network_for, stored_params
+from sites.orders import Order
 from sites.progress import Progress
 from sites.training.config import TrainingConfig
 from sites.training.dp_sgd import train_privately
 from sites.training.examples import Examples
 from sites.training.sgd import train_plainly
+from sites.transfer_set import transfer_images
+from sites.update import Update
 
 KEPT = ("teacher", "local", "clip", "variate", "student")
-"""What learning leaves in a hospital for later rounds."""
+"""Kinds of parameters that a round stores at the hospital for later rounds."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A hospital's round of learning.
+class LocalTraining:
+    """A hospital's training in one round.
 
     Attributes:
         base: the global model's parameters.
-        start: the same with the layers that this hospital keeps to itself.
-        patients: whose `examples` these are.
+        start: the same with this hospital's local layers.
+        patients: the patients of `examples`, in the same order.
         mechanism: None in a study without privacy.
     """
 
@@ -64,14 +66,14 @@ class Lesson:
 
     @property
     def config(self) -> TrainingConfig:
-        """How this hospital trains in this round."""
+        """The training configuration of this hospital in this round."""
         study = self.order.study
         return training_for(self.hospital.policy, study).in_round(self.order.round, study.rounds)
 
     def unfinished(self, what: str) -> Unfinished:
-        """Return where this round's training, or `what` else follows it, is kept while it lasts.
+        """Return the storage of an unfinished training, or of `what` follows it.
 
-        It is bound to everything on which that depends: what changes meanwhile begins anew.
+        Its name depends on everything that the result depends on: after a change, work begins anew.
         """
         order, hospital = self.order, self.hospital
         depends_on = [
@@ -90,22 +92,22 @@ class Lesson:
         return Unfinished(path, hospital.policy.device.checkpoint_s)
 
     def keep(self, kind: str, params: Params) -> None:
-        """Keep parameters at the hospital for later rounds."""
+        """Store parameters at the hospital for later rounds."""
         checkpoints.write(self.hospital.stored(kind, self.order.run, self.order.round), params)
 
-    def left_before(self, kind: str, *, exactly: bool = False) -> Params | None:
-        """Return what the newest round before this one kept; with `exactly`, the one just before."""
-        return left_by(self.hospital, kind, self.order, self.order.round - 1, exactly=exactly)
+    def stored_before(self, kind: str, *, exactly: bool = False) -> Params | None:
+        """Return what the newest earlier round stored; with `exactly`, the previous round alone."""
+        return stored_params(self.hospital, kind, self.order, self.order.round - 1, exactly=exactly)
 
 
 def forget(hospital: Hospital, order: Order) -> None:
-    """Delete what learning left in this round: it is to begin anew, or came to nothing."""
+    """Delete what this round stored: it begins anew, or its training diverged."""
     for kind in KEPT:
         hospital.stored(kind, order.run, order.round).unlink(missing_ok=True)
 
 
 def end(hospital: Hospital, order: Order) -> None:
-    """Delete what was kept of a round's training while it lasted, and of earlier ones of its run."""
+    """Delete the unfinished trainings of a run, once a round has ended."""
     shutil.rmtree(_unfinished_folder(hospital, order), ignore_errors=True)
 
 
@@ -113,62 +115,103 @@ def _unfinished_folder(hospital: Hospital, order: Order) -> Path:
     return hospital.state / "unfinished" / order.run
 
 
-def learn(lesson: Lesson) -> tuple[dict[str, torch.Tensor], Noise]:
-    """Learn from the patients; return the tensors that leave, and what noise is in them.
+def local_update(training: LocalTraining) -> Update:
+    """Train on the hospital's patients, distil where the study distils; return the update.
 
-    Training that diverged returns values that are not finite.
+    Training that diverged gives an update whose values are not finite.
     """
-    order, hospital = lesson.order, lesson.hospital
-    study, distillation = order.study, order.study.distillation
-    forget(hospital, order)
-    network = network_for(study.network, study, hospital.device, lesson.start)
-    correction = _correction(lesson)
-    if distillation is None:
-        noise = _train(lesson, network, correction)
-        return _change(lesson, network, correction), noise
-    images = transfer_images(study, distillation, hospital.public).to(hospital.device)
-    rng = torch.Generator().manual_seed(study.seed_for(order.round, hospital.name, "distil"))
-    exclusive = build_task(study.task).exclusive
-    teacher = copy.deepcopy(network)
-    if own := teacher_for(hospital.policy, study):
-        left = lesson.left_before("teacher")
-        known = left if left is not None and fits(left, own, study) else None
-        teacher = network_for(own, study, hospital.device, known)
-        distil(network, teacher, images, distillation, rng, exclusive)
-    noise = _train(lesson, teacher, correction)
-    lesson.keep("teacher", P.of(teacher))
+    study, hospital = training.order.study, training.hospital
+    forget(hospital, training.order)
+    network = network_for(study.network, study, hospital.device, training.start)
+    correction = _correction(training)
+    if study.distillation is None:
+        noise = _train(training, network, correction)
+        return Update(_change(training, network, correction), noise)
+    transfer = _Transfer.of(training, study.distillation)
+    teacher = _teacher(training, network, transfer)
+    noise = _train(training, teacher, correction)
+    training.keep("teacher", P.of(teacher))
     if study.export == "predictions":
-        return _answers(lesson, teacher, images, distillation), noise
-    lesson.progress("distil", 0, distillation.steps)
-    # another try at the training may have ended in another teacher, whose student is another
-    taught = lesson.unfinished(f"student of {sha256_of(checkpoints.to_bytes(P.of(teacher)))}")
-    distil(teacher, network, images, distillation, rng, exclusive, taught)
-    lesson.progress("distil", distillation.steps, distillation.steps)
-    lesson.keep("student", P.of(network))
-    return _change(lesson, network, correction), noise
+        return Update(_answers(teacher, transfer), noise)
+    _distil(training, teacher, network, transfer)
+    return Update(_change(training, network, correction), noise)
 
 
-def _train(lesson: Lesson, network: nn.Module, correction: Params | None) -> Noise:
-    hospital, order, mechanism = lesson.hospital, lesson.order, lesson.mechanism
-    study, config, progress = order.study, lesson.config, lesson.progress
+@dataclass(frozen=True)
+class _Transfer:
+    """A round's distillation: transfer images, configuration, random order, and the task's classes."""
+
+    images: torch.Tensor
+    config: DistillationConfig
+    rng: torch.Generator
+    exclusive: Exclusive
+
+    @classmethod
+    def of(cls, training: LocalTraining, config: DistillationConfig) -> "_Transfer":
+        hospital, order = training.hospital, training.order
+        study = order.study
+        return cls(
+            images=transfer_images(study, config, hospital.public).to(hospital.device),
+            config=config,
+            rng=torch.Generator().manual_seed(study.seed_for(order.round, hospital.name, "distil")),
+            exclusive=build_task(study.task).exclusive,
+        )
+
+    def distil(self, teacher: nn.Module, student: nn.Module, unfinished: Unfinished | None) -> None:
+        """Let a student imitate a teacher."""
+        distil(teacher, student, self.images, self.config, self.rng, self.exclusive, unfinished)
+
+
+def _teacher(training: LocalTraining, student: nn.Module, transfer: _Transfer) -> nn.Module:
+    """Return the teacher before its training: the student's copy, or the hospital's own network.
+
+    The hospital's own network starts from the newest stored teacher and imitates the student first.
+    """
+    hospital, study = training.hospital, training.order.study
+    own = teacher_for(hospital.policy, study)
+    if own is None:
+        return copy.deepcopy(student)
+    stored = training.stored_before("teacher")
+    known = stored if stored is not None and fits(stored, own, study) else None
+    teacher = network_for(own, study, hospital.device, known)
+    transfer.distil(student, teacher, None)
+    return teacher
+
+
+def _distil(
+    training: LocalTraining, teacher: nn.Module, student: nn.Module, transfer: _Transfer
+) -> None:
+    """Let the student imitate the teacher, and store the student."""
+    steps = transfer.config.steps
+    training.progress("distil", 0, steps)
+    # another attempt at the training may have ended in another teacher, whose student is another
+    purpose = f"student of {sha256_of(checkpoints.to_bytes(P.of(teacher)))}"
+    transfer.distil(teacher, student, training.unfinished(purpose))
+    training.progress("distil", steps, steps)
+    training.keep("student", P.of(student))
+
+
+def _train(training: LocalTraining, network: nn.Module, correction: Params | None) -> Noise:
+    hospital, order, mechanism = training.hospital, training.order, training.mechanism
+    study, config, progress = order.study, training.config, training.progress
     task, local_loss = build_task(study.task), study.strategy.build().local_loss
     if correction is not None:
         local_loss = partial(_along, correction)
     progress("train", 0, config.steps)
     if mechanism is None:
         rng = torch.Generator().manual_seed(study.seed_for(order.round, hospital.name, "lots"))
-        unfinished = lesson.unfinished("training")
-        train_plainly(network, task, lesson.examples, config, rng, local_loss, progress, unfinished)
+        unfinished = training.unfinished("training")
+        train_plainly(network, task, training.examples, config, rng, local_loss, progress, unfinished)
         return "none"
     source, noise = hospital.noise(f"{study.sha256} {order.round}")
-    if before := lesson.left_before("clip"):
+    if before := training.stored_before("clip"):
         mechanism = mechanism.starting_at(float(before["norm"]))
     left = train_privately(
-        network, task, lesson.examples, config, mechanism, source, local_loss, progress,
-        lesson.unfinished("training"),
+        network, task, training.examples, config, mechanism, source, local_loss, progress,
+        training.unfinished("training"),
     )  # fmt: skip
     if left is not mechanism:
-        lesson.keep("clip", {"norm": torch.tensor(left.clip.norm)})
+        training.keep("clip", {"norm": torch.tensor(left.clip.norm)})
     return noise
 
 
@@ -177,43 +220,44 @@ def _along(correction: Params, own: Params, _: Params) -> torch.Tensor:
     return torch.stack([(correction[name].to(own[name]) * own[name]).sum() for name in own]).sum()
 
 
-def _change(lesson: Lesson, network: nn.Module, correction: Params | None) -> dict[str, torch.Tensor]:
-    """Return how the shared layers changed, and keep those that the hospital has to itself."""
-    strategy, trained = lesson.order.study.bound_strategy(), P.of(network.cpu())
+def _change(
+    training: LocalTraining, network: nn.Module, correction: Params | None
+) -> dict[str, torch.Tensor]:
+    """Return the change of the shared layers, and store the local layers."""
+    strategy, trained = training.order.study.bound_strategy(), P.of(network.cpu())
     local = {name: trained[name] for name in trained if strategy.is_local(name)}
     if local:
-        lesson.keep("local", local)
-    change = strategy.shared(P.subtract(trained, lesson.start))
+        training.keep("local", local)
+    change = strategy.shared(P.subtract(trained, training.start))
     if strategy.corrects and P.all_finite(change):
         before = {name: -correction[name] for name in correction} if correction else None
-        lesson.keep("variate", variate_after(change, _length(lesson, lesson.order.round), before))
+        training.keep("variate", variate_after(change, _length(training, training.order.round), before))
     return change
 
 
-def _answers(
-    lesson: Lesson, teacher: nn.Module, images: torch.Tensor, distillation: DistillationConfig
-) -> dict[str, torch.Tensor]:
-    """Return a teacher's answers on the transfer images, packed; as they are where one is not finite."""
-    found = answers(teacher, images, distillation, build_task(lesson.order.study.task).exclusive)
+def _answers(teacher: nn.Module, transfer: _Transfer) -> dict[str, torch.Tensor]:
+    """Return a teacher's answers on the transfer images, packed; unpacked where one is not finite."""
+    found = answers(teacher, transfer.images, transfer.config, transfer.exclusive)
     if not found.isfinite().all():
         return {predictions.NAME: found}
-    return predictions.to_tensors(found, distillation.temperature)
+    return predictions.to_tensors(found, transfer.config.temperature)
 
 
-def _correction(lesson: Lesson) -> Params | None:
-    """Return c - c_k, which a strategy adds to each local step; None where it does not, or not yet.
+def _correction(training: LocalTraining) -> Params | None:
+    """Return c - c_k, the correction that SCAFFOLD adds to each local step; None for plain steps.
 
-    A hospital that was not there in the round before has no variate of its own, and takes plain steps.
+    A hospital that took no part in the previous round has no variate of its own and takes plain steps
+    (Karimireddy et al. 2020, SCAFFOLD, https://arxiv.org/abs/1910.06378).
     """
-    round = lesson.order.round - 1
-    own = lesson.left_before("variate", exactly=True) if round else None
-    path = lesson.hospital.stored("global", lesson.order.run, round - 1)
-    if not lesson.order.study.strategy.build().corrects or own is None or not path.exists():
+    round = training.order.round - 1
+    own = training.stored_before("variate", exactly=True) if round else None
+    path = training.hospital.stored("global", training.order.run, round - 1)
+    if not training.order.study.strategy.build().corrects or own is None or not path.exists():
         return None
-    moved = P.subtract(lesson.base, checkpoints.StoredParams(path))
-    return P.subtract(variate_after(moved, _length(lesson, round)), own)
+    moved = P.subtract(training.base, checkpoints.StoredParams(path))
+    return P.subtract(variate_after(moved, _length(training, round)), own)
 
 
-def _length(lesson: Lesson, round: int) -> float:
-    study = lesson.order.study
+def _length(training: LocalTraining, round: int) -> float:
+    study = training.order.study
     return study.training.length(round, study.rounds)

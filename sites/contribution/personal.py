@@ -19,7 +19,8 @@ from sites.admission.admission import training_for
 from sites.evaluation.scoring import score
 from sites.hospital import Hospital
 from sites.inference import predictor
-from sites.orders import Order, global_model, left_by, network_for
+from sites.local_models import global_model, network_for, stored_params
+from sites.orders import Order
 from sites.progress import ignore_progress
 from sites.training.examples import prepare
 from sites.training.sgd import train_plainly
@@ -27,7 +28,7 @@ from sites.training.sgd import train_plainly
 log = logging.getLogger("wardround.site")
 
 
-def keep_up(hospital: Hospital, order: Order) -> None:
+def update_personal_model(hospital: Hospital, order: Order) -> None:
     """Do the personal part of an act that is published; a fault is the hospital's own affair."""
     loss = order.study.strategy.build().personal_loss
     if loss is None:
@@ -48,7 +49,7 @@ def _train(hospital: Hospital, order: Order, loss: LocalLoss) -> None:
         return
     model = global_model(hospital, order)
     base = {name: model.params[name].to(hospital.device) for name in model.params}
-    start = left_by(hospital, "personal", order, order.round - 1) or base
+    start = stored_params(hospital, "personal", order, order.round - 1) or base
     network = network_for(study.network, study, hospital.device, start)
     seed = study.seed_for(order.round, hospital.name, "personal")
     patients = hospital.cohort(study).training
@@ -63,7 +64,7 @@ def _train(hospital: Hospital, order: Order, loss: LocalLoss) -> None:
 def _note(hospital: Hospital, order: Order) -> None:
     """Note how the personal model does beside the global one, for the hospital alone."""
     study, patients = order.study, hospital.cohort(order.study).evaluation
-    own = left_by(hospital, "personal", order, order.round)
+    own = stored_params(hospital, "personal", order, order.round)
     if not patients or own is None:
         return
     task, common = build_task(study.task), global_model(hospital, order).params

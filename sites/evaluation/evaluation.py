@@ -18,16 +18,15 @@ from sites.evaluation.scoring import intervals, kept, noised_score, score, worst
 from sites.hospital import Hospital
 from sites.imaging.preprocessing import Prepared
 from sites.inference import predictor
-from sites.orders import (
-    Order,
-    check_in_time,
+from sites.local_models import (
     fits,
     global_model,
-    left_by,
     network_for,
     released_model,
+    stored_params,
     with_local_layers,
 )
+from sites.orders import Order, check_in_time
 from sites.policy.policy import NoisedMetrics, Refused
 from sites.progress import Progress
 from sites.study import Study
@@ -144,7 +143,10 @@ def _metrics_of(
     hospital: Hospital, order: Order, kind: str, patients: Sequence[Patient]
 ) -> dict[str, float]:
     """Return the metrics of a network that the round left at this hospital; none if it left none."""
-    study, params = order.study, left_by(hospital, kind, order, order.round, exactly=kind != "personal")
+    study, params = (
+        order.study,
+        stored_params(hospital, kind, order, order.round, exactly=kind != "personal"),
+    )
     own = teacher_for(hospital.policy, study) if kind == "teacher" else None
     config = own or study.network
     if params is None or not fits(params, config, study):

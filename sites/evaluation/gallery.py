@@ -14,7 +14,7 @@ from sites.cohort import evaluator
 from sites.hospital import Hospital
 from sites.imaging.intake import read_case
 from sites.inference import predictor
-from sites.orders import CPU, network_for
+from sites.local_models import CPU, network_for
 from sites.study import Study
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from models.checkpoints import CorruptCheckpoint
 from models.files import sha256_of, write_atomically
+from sites.exchange.places import Place
 from sites.exchange.storage import Storage, storage_at
 
 STATEMENT_BYTES = 2**20
@@ -65,7 +66,7 @@ class Exchange:
             raise CorruptCheckpoint(f"The object {sha256} of the exchange has other content.")
         return data
 
-    def put_statement(self, place: str, data: bytes) -> None:
+    def put_statement(self, place: Place, data: bytes) -> None:
         """Lay down a signed statement; the same bytes again do nothing.
 
         Raises:
@@ -73,7 +74,7 @@ class Exchange:
         """
         self._write_once(f"{place}.json", data)
 
-    def statement(self, place: str) -> bytes | None:
+    def statement(self, place: Place) -> bytes | None:
         """Return the statement at `place`, or None while there is none.
 
         Raises:
@@ -84,27 +85,22 @@ class Exchange:
         except FileNotFoundError:
             return None
 
-    def statements_of(self, site: str) -> set[str]:
-        """Return the places of everything that lies under a hospital's name."""
-        return self._places_in(_folder_of(site))
+    def statements_of(self, site: str) -> set[Place]:
+        """Return the places of everything that a hospital has written, revocations included."""
+        return self._places_in(f"statements/{site}")
 
-    def orders_of(self, site: str) -> set[str]:
+    def orders_of(self, site: str) -> set[Place]:
         """Return the places of every order for a hospital."""
         return self._places_in(f"orders/{site}")
 
-    def rounds_of(self, run: str) -> set[tuple[int, str]]:
-        """Return the rounds of which the coordinator has laid down a `model` or a `head` of a run."""
-        found = set()
-        for place in self._places_in("models"):
-            name, _, rest = place.rpartition("/")[2].partition(".")
-            number, _, kind = rest.partition(".")
-            if name == run and number.isdecimal():
-                found.add((int(number), kind or "model"))
-        return found
+    def models_of(self, run: str) -> set[Place]:
+        """Return the places of the coordinator's statements about a run."""
+        return {place for place in self._places_in("models") if place.run == run}
 
-    def _places_in(self, folder: str) -> set[str]:
-        names = self._storage.names(folder)
-        return {f"{folder}/{name.removesuffix('.json')}" for name in names if name.endswith(".json")}
+    def _places_in(self, folder: str) -> set[Place]:
+        found = (name for name in self._storage.names(folder) if name.endswith(".json"))
+        parsed = (Place.parse(f"{folder}/{name.removesuffix('.json')}") for name in found)
+        return {place for place in parsed if place is not None}
 
     def _write_once(self, name: str, data: bytes) -> None:
         lying = self._lying_at(name, data)
@@ -126,42 +122,3 @@ class Exchange:
             return None
         except CorruptCheckpoint:
             return b""
-
-
-def statement_place(run: str, round: int, phase: str, site: str) -> str:
-    """Return where a hospital's statement on a phase of a round lies in the exchange."""
-    return f"{_folder_of(site)}/{run}.{round:03d}.{phase}"
-
-
-def revocation_place(site: str, public_key: str) -> str:
-    """Return where a hospital says that one of its keys is no longer good."""
-    return f"{_folder_of(site)}/revoked.{public_key[:32]}"
-
-
-def order_place(run: str, round: int, phase: str, attempt: int, site: str) -> str:
-    """Return where the coordinator's order for a phase of a round lies in the exchange."""
-    return f"orders/{site}/{run}.{round:03d}.{phase}.{attempt}"
-
-
-def released_place(run: str, round: int, site: str) -> str:
-    """Return where the coordinator's statement on a hospital's released model lies."""
-    return f"models/{run}.{round:03d}.of-{site}"
-
-
-def head_place(run: str, round: int) -> str:
-    """Return where the coordinator's statement on the record of a finished round lies."""
-    return f"models/{run}.{round:03d}.head"
-
-
-def decision_place(run: str, number: int) -> str:
-    """Return where a decision about a run's models lies, which the coordinator has put on record."""
-    return f"models/{run}.decision-{number:04d}"
-
-
-def _folder_of(site: str) -> str:
-    return f"statements/{site}"
-
-
-def model_place(run: str, round: int) -> str:
-    """Return where the coordinator's statement on a global model lies in the exchange."""
-    return f"models/{run}.{round:03d}"

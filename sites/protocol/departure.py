@@ -13,7 +13,8 @@ from privacy.ledger import Charge
 from privacy.release import Revocation
 from privacy.signing import public_hex, sign
 from sites import export
-from sites.exchange.exchange import AlreadyWritten, Exchange, revocation_place
+from sites.exchange.exchange import AlreadyWritten, Exchange
+from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.policy.policy import Refused
 from sites.yaml_files import ConfigError
@@ -33,7 +34,7 @@ def leave(hospital: Hospital, study: str) -> tuple[list[str], list[str]]:
     if not runs:
         raise ConfigError(f"Expected a study in which {hospital.name} takes part, got {study!r}.")
     write_atomically(_mark(hospital, study), b"")
-    with hospital.alone():  # whatever is at work for the study ends at its next step
+    with hospital.lock():  # whatever is at work for the study ends at its next step
         untold: list[str] = []
         for run, exchange, study_sha256 in runs:
             shutil.rmtree(hospital.state / "unfinished" / run, ignore_errors=True)
@@ -73,7 +74,7 @@ def change_key(hospital: Hospital, *, force: bool = False) -> tuple[str, list[st
         at_ms=int(time.time() * 1000),
     )
     signed = sign(said.model_dump(mode="json"), hospital.name, old)
-    place = revocation_place(hospital.name, public_hex(old))
+    place = Place.revocation(hospital.name, public_hex(old))
     named = {hospital.policy.coordinator.exchange} if hospital.policy.coordinator else set()
     unrevoked = []
     for url in sorted(hospital.exchanges | named):
@@ -87,7 +88,7 @@ def change_key(hospital: Hospital, *, force: bool = False) -> tuple[str, list[st
             f"worker's environment, or with --force: it then counts there until federation.yaml names "
             f"the new one."
         )
-    with hospital.alone():
+    with hospital.lock():
         return hospital.renew_key(), unrevoked
 
 

@@ -14,9 +14,9 @@ from privacy.release import ReleaseManifest
 from sites import export
 from sites.admission.admission import admit
 from sites.admission.approvals import check_export
-from sites.admission.ledger_recovery import check_memory, unrecorded
+from sites.admission.ledger_recovery import check_complete, unrecorded
 from sites.contribution.contribution import check, contribute, join
-from sites.contribution.personal import keep_up
+from sites.contribution.personal import update_personal_model
 from sites.evaluation.evaluation import compare, evaluate, tell
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
@@ -47,7 +47,7 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
         ClockWentBack: nothing was charged; the order stays good until somebody has set the clock.
     """
     act = Charge(order.study.name, order.run, order.round, order.phase, event=None)
-    with hospital.alone():
+    with hospital.lock():
         if hospital.drained.exists():
             raise Drained("the hospital takes no orders before `wardround site drain --off`")
         _carry_out(hospital, order, act, progress)
@@ -64,7 +64,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
         _check_address(exchange)
         hospital.bind(order.run, study.sha256, order.exchange)
         hospital.remember(order.run, study)
-        check_memory(hospital, exchange)
+        check_complete(hospital, exchange)
         _take_up(hospital, act)
         if hospital.ledger.file_of(act) is None:
             _check_hours(hospital, order)
@@ -73,7 +73,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
         _check_export(hospital, act)
         check_has_not_left(hospital, study.name)
         export.publish(hospital, exchange, act)
-        keep_up(hospital, order)
+        update_personal_model(hospital, order)
     except (Refused, BudgetExceeded) as reason:
         log.warning("%s, round %d of %s: refused: %s", act.purpose, act.round, act.run, reason)
         refused = replace(act, purpose=refusal_of(order.phase, order.attempt))

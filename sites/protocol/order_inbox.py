@@ -1,6 +1,6 @@
 """Orders that a hospital fetches itself: whoever names one can neither write it nor change it.
 
-What reaches a hospital from outside is an errand, which only names an order in the exchange that the
+What reaches a hospital from outside is an `OrderRef`, which only names an order in the exchange that the
 hospital's policy states. The order counts if the coordinator that the policy names has signed it for
 this hospital, and until it expires.
 """
@@ -16,7 +16,8 @@ from models.config import Config
 from models.files import write_atomically
 from privacy.signing import BadSignature, verified
 from sites.admission.approvals import ApprovalNeeded
-from sites.exchange.exchange import Exchange, order_place, statement_place
+from sites.exchange.exchange import Exchange
+from sites.exchange.places import Place
 from sites.exchange.storage import StorageFailed
 from sites.hospital import Hospital
 from sites.orders import PROTOCOL, Expired, Order, Phase, RunName, check_in_time
@@ -41,7 +42,7 @@ PAUSE_S = 5
 """How long a hospital waits before it tries an exchange again that could not be reached."""
 
 
-class Errand(Config):
+class OrderRef(Config):
     """The name of an order, which is all that a server may tell a hospital."""
 
     run: RunName
@@ -54,18 +55,18 @@ class BadOrder(Exception):
     """There is no such order, nobody who may give orders signed it, or its time is over."""
 
 
-def run_errand(hospital: Hospital, errand: Errand, progress: Progress) -> None:
-    """Carry out the order that an errand names, through times in which the exchange is out of reach.
+def carry_out_ref(hospital: Hospital, ref: OrderRef, progress: Progress) -> None:
+    """Carry out the order that a reference names, through times in which the exchange is out of reach.
 
     Raises:
         BadOrder: nothing was done, or not all before the order expired.
         StorageFailed: the exchange was out of reach for too long.
-        ApprovalNeeded: it waits for a person; the errand is remembered with what he is asked.
+        ApprovalNeeded: it waits for a person; the reference is stored with the request.
     """
     until = time.time() + PATIENCE_S
     while True:
         try:
-            order = fetch(hospital, errand)
+            order = fetch(hospital, ref)
             carry_out(hospital, order, _until_over(hospital, order, progress))
             return
         except Closed as closed:
@@ -74,7 +75,7 @@ def run_errand(hospital: Hospital, errand: Errand, progress: Progress) -> None:
         except (Expired, Drained) as error:
             raise BadOrder(str(error)) from error
         except ApprovalNeeded as needed:
-            write_atomically(_errand_path(hospital, needed.terms), errand.model_dump_json().encode())
+            write_atomically(_ref_path(hospital, needed.terms), ref.model_dump_json().encode())
             raise
         except StorageFailed:
             if time.time() + PAUSE_S > until:
@@ -92,55 +93,53 @@ def drain(hospital: Hospital, *, on: bool) -> None:
         return
     hospital.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     hospital.drained.touch()
-    with hospital.alone():
+    with hospital.lock():
         pass
 
 
 def resume(hospital: Hospital, terms: str, progress: Progress) -> bool:
-    """Go on with the errand that waited for a word about terms; return whether there was one.
+    """Go on with the order that waited for an approval of terms; return whether there was one.
 
-    Raises what `run_errand` raises.
+    Raises what `carry_out_ref` raises.
     """
-    path = _errand_path(hospital, terms)
+    path = _ref_path(hospital, terms)
     if not path.exists():
         return False
-    run_errand(hospital, Errand.model_validate_json(path.read_bytes()), progress)
+    carry_out_ref(hospital, OrderRef.model_validate_json(path.read_bytes()), progress)
     return True
 
 
-def open_errands(hospital: Hospital, study: str, flow: str) -> list[Errand]:
+def open_orders(hospital: Hospital, study: str, flow: str) -> list[OrderRef]:
     """Return the orders of a study that this hospital has not answered and still can, oldest first.
 
     Args:
         flow: one of `FLOWS`, which says what kind of order is asked for.
     """
     exchange = Exchange(coordinator_of(hospital).exchange)
-    found: list[tuple[int, Errand]] = []
+    found: list[tuple[int, OrderRef]] = []
     for place in exchange.orders_of(hospital.name):
-        name = place.rpartition("/")[2].split(".")
         try:
-            run, round, phase, attempt = name
-            errand = Errand.model_validate(
-                {"run": run, "round": int(round), "phase": phase, "attempt": int(attempt)}
+            ref = OrderRef.model_validate(
+                {"run": place.run, "round": place.round, "phase": place.act, "attempt": place.attempt}
             )
-            order = fetch(hospital, errand)
+            order = fetch(hospital, ref)
             check_in_time(order)
         except (ValueError, BadOrder, Expired):
             continue
-        answer = statement_place(order.run, order.round, order.phase, hospital.name)
+        answer = Place.statement(order.run, order.round, order.phase, hospital.name)
         if (
             order.study.name == study
             and order.phase in FLOWS[flow]
             and exchange.statement(answer) is None
         ):
-            found.append((order.expires_ms or 0, errand))
-    return [errand for _, errand in sorted(found, key=lambda pair: pair[0])]
+            found.append((order.expires_ms or 0, ref))
+    return [ref for _, ref in sorted(found, key=lambda pair: pair[0])]
 
 
-def fetch(hospital: Hospital, errand: Errand) -> Order:
-    """Return the order that an errand names, as the coordinator signed it for this hospital."""
+def fetch(hospital: Hospital, ref: OrderRef) -> Order:
+    """Return the order that a reference names, as the coordinator signed it for this hospital."""
     coordinator = coordinator_of(hospital)
-    place = order_place(errand.run, errand.round, errand.phase, errand.attempt, hospital.name)
+    place = Place.order(ref.run, ref.round, ref.phase, ref.attempt, hospital.name)
     data = Exchange(coordinator.exchange).statement(place)
     if data is None:
         raise BadOrder("the exchange holds no such order")
@@ -151,7 +150,7 @@ def fetch(hospital: Hospital, errand: Errand) -> Order:
     except (BadSignature, ValueError) as error:
         raise BadOrder(f"the order can't be trusted: {type(error).__name__}") from error
     named = (order.run, order.round, order.phase, order.attempt, order.site)
-    if named != (errand.run, errand.round, errand.phase, errand.attempt, hospital.name):
+    if named != (ref.run, ref.round, ref.phase, ref.attempt, hospital.name):
         raise BadOrder("the order is another than its place says")
     if order.coordinator != coordinator.key:
         raise BadOrder("the order names another coordinator than the policy")
@@ -186,8 +185,8 @@ def coordinator_of(hospital: Hospital) -> CoordinatorConfig:
     return hospital.policy.coordinator
 
 
-def _errand_path(hospital: Hospital, terms: str) -> Path:
-    return hospital.state / "approvals" / f"{terms}.errand.json"
+def _ref_path(hospital: Hospital, terms: str) -> Path:
+    return hospital.state / "approvals" / f"{terms}.ref.json"
 
 
 def _wait_for(closed: Closed) -> float:

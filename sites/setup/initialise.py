@@ -19,7 +19,7 @@ FIRST_POLICY: Mapping[str, Any] = {
 """What a new hospital's policy says where nothing else was asked for."""
 
 
-def found(folder: Path, policy: Mapping[str, Any]) -> Hospital:
+def initialise(folder: Path, policy: Mapping[str, Any]) -> Hospital:
     """Write a hospital's `site.yaml` and make its keys; return the hospital.
 
     Raises:

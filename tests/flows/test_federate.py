@@ -28,7 +28,7 @@ from sites.evaluation.scoring import score
 from sites.hospital import Hospital
 from sites.imaging.listing import read_listing
 from sites.inference import predictor
-from sites.orders import network_for
+from sites.local_models import network_for
 
 COMMAND = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]
 

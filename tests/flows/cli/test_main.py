@@ -17,7 +17,8 @@ from privacy.ledger import Charge
 from privacy.signing import public_hex, sign
 from sites.cohort import pseudonym
 from sites.datasets.public_sets import DECATHLON, PICTURES
-from sites.exchange.exchange import Exchange, order_place, statement_place
+from sites.exchange.exchange import Exchange
+from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.orders import Order
 
@@ -334,6 +335,6 @@ def test_a_coordinators_question_is_answered_by_hand(home: Path, study_with, edi
         coordinator=key, expires_ms=int(1000 * (time.time() + 60)),
     )  # fmt: skip
     signed = sign(order.model_dump(mode="json"), "coordinator", hub.key)
-    hub.exchange.put_statement(order_place("small-1", 0, "check", 1, "north"), signed)
+    hub.exchange.put_statement(Place.order("small-1", 0, "check", 1, "north"), signed)
     assert "check of small-1, round 0: answered." in call("site", "check", "small", ward).stdout
-    assert hub.exchange.statement(statement_place("small-1", 0, "check", "north"))
+    assert hub.exchange.statement(Place.statement("small-1", 0, "check", "north"))

@@ -275,7 +275,7 @@ def test_whoever_has_the_password_can_run_nothing_at_a_hospital(hub: Hub, staffe
     shell = f"touch {marker}"
     step = {"prefect.deployments.steps.run_shell_script": {"script": shell}}
     variables = {"command": shell, "env": {"BASH_ENV": shell, "PYTHONSTARTUP": shell}, "image": "evil"}
-    errand = {"run": "no-such-run", "round": 1, "phase": "contribute", "attempt": 1}
+    ref = {"run": "no-such-run", "round": 1, "phase": "contribute", "attempt": 1}
     known = hub.deployment("site-round", "north")
     hub.ask("PATCH", f"deployments/{known['id']}", job_variables=variables, pull_steps=[step],
             entrypoint="os:system", path="/", enforce_parameter_schema=False)  # fmt: skip
@@ -283,11 +283,11 @@ def test_whoever_has_the_password_can_run_nothing_at_a_hospital(hub: Hub, staffe
     other = hub.ask("POST", "deployments/", name="evil", flow_id=evil["id"], work_pool_name="north",
                     entrypoint="os:system", pull_steps=[step], job_variables=variables)  # fmt: skip
     tried = [
-        (known, errand, "FAILED"),
-        (known, {**errand, "command": shell}, "FAILED"),
-        (known, {**errand, "phase": "evaluate"}, "FAILED"),
-        (known, {**errand, "run": "../../etc/passwd"}, "FAILED"),
-        (other, errand, "FAILED"),
+        (known, ref, "FAILED"),
+        (known, {**ref, "command": shell}, "FAILED"),
+        (known, {**ref, "phase": "evaluate"}, "FAILED"),
+        (known, {**ref, "run": "../../etc/passwd"}, "FAILED"),
+        (other, ref, "FAILED"),
     ]
     for deployment, parameters, state in tried:
         started = hub.ask("POST", f"deployments/{deployment['id']}/create_flow_run",

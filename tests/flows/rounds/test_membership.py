@@ -11,7 +11,7 @@ from flows.rounds import membership, rounds
 from flows.runs.run import Run, runs_of
 from privacy.release import Revocation
 from privacy.signing import public_hex, sign
-from sites.exchange.exchange import revocation_place
+from sites.exchange.places import Place
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def revoke(federation: Federation, site: str, signer: str) -> None:
     public = public_hex(federation.keys[site])
     said = Revocation(kind="revocation", site=site, public_key=public, at_ms=1)
     signed = sign(said.model_dump(mode="json"), site, federation.keys[signer])
-    federation.run.exchange.put_statement(revocation_place(site, public), signed)
+    federation.run.exchange.put_statement(Place.revocation(site, public), signed)
 
 
 def test_a_hospital_that_accepts_later_takes_part_from_the_next_round_on(

@@ -19,8 +19,8 @@ from models.files import sha256_of
 from models.networks import SegResNetConfig, UNetConfig
 from privacy import predictions
 from privacy.distillation import imitation_loss
-from sites.contribution.transfer_set import transfer_images
-from sites.exchange.exchange import statement_place
+from sites.exchange.places import Place
+from sites.transfer_set import transfer_images
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_statement_that_is_none_leaves_out_its_hospital_alone(
 ) -> None:
     for site in ("east", "north"):
         federation.release(site)
-    place = statement_place(federation.run.name, 1, "contribute", "south")
+    place = Place.statement(federation.run.name, 1, "contribute", "south")
     federation.run.exchange.put_statement(place, data)
     taken = federation.take_in()
     assert set(taken.taken) == {"east", "north"}
@@ -136,8 +136,8 @@ def test_a_statement_signed_by_another_hospital_is_rejected(federation: Federati
 
 def test_another_rounds_release_is_no_release_of_this_one(federation: Federation) -> None:
     federation.release("south")
-    first = statement_place(federation.run.name, 1, "contribute", "south")
-    second = statement_place(federation.run.name, 2, "contribute", "south")
+    first = Place.statement(federation.run.name, 1, "contribute", "south")
+    second = Place.statement(federation.run.name, 2, "contribute", "south")
     federation.run.exchange.put_statement(second, federation.run.exchange.statement(first))
     answers = rounds.answers(federation.run, 2, "contribute", ("south",))
     assert "another study, run, round" in answers.left_out["south"]

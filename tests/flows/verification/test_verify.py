@@ -30,7 +30,7 @@ from models.files import sha256_of
 from privacy.accounting import Budget
 from privacy.release import Refusal, Revocation
 from privacy.signing import canonical, public_hex, sign
-from sites.exchange.exchange import order_place, revocation_place, statement_place
+from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.orders import refusal_of
 
@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Iterator[Ru
     copied = moved(finished, tmp_path_factory.mktemp("verified") / "home")
     for site in ("north", "south"):  # as among hospitals behind firewalls, who fetch their orders
         order = rounds.order(copied, 1, "contribute", site)
-        place = order_place(copied.name, 1, "contribute", order.attempt, site)
+        place = Place.order(copied.name, 1, "contribute", order.attempt, site)
         data = sign(order.model_dump(mode="json"), "coordinator", copied.key)
         copied.exchange.put_statement(place, data)
     patched = pytest.MonkeyPatch()
@@ -650,11 +650,11 @@ def test_what_a_hospital_declares_when_it_comes_back_leaves_earlier_rounds_as_th
             "since": last + 1,
         }
     )
-    said = run.exchange.statement(statement_place(run.name, 0, "join", "east"))
+    said = run.exchange.statement(Place.statement(run.name, 0, "join", "east"))
     declared = {"declared_training": came_back.declared_training, "round": last, "group": "3 T",
                 "budget": came_back.budget.model_dump()}  # fmt: skip
     again = json.loads(said)["statement"] | declared
-    path = Path(run.description.exchange) / f"{statement_place(run.name, last, 'join', 'east')}.json"
+    path = Path(run.description.exchange) / f"{Place.statement(run.name, last, 'join', 'east')}.json"
     key = Hospital.open(run.home.folder / "wards" / "east").key
     described = json.loads((run.folder / "run.json").read_bytes())
     described["participants"]["east"] = came_back.model_dump(mode="json")
@@ -667,8 +667,8 @@ def test_what_a_hospital_declares_when_it_comes_back_leaves_earlier_rounds_as_th
 
 
 def test_an_acceptance_that_nobody_took_is_no_fault(run: Run) -> None:
-    said = run.exchange.statement(statement_place(run.name, 0, "join", "east"))
-    path = Path(run.description.exchange) / f"{statement_place(run.name, 1, 'join', 'east')}.json"
+    said = run.exchange.statement(Place.statement(run.name, 0, "join", "east"))
+    path = Path(run.description.exchange) / f"{Place.statement(run.name, 1, 'join', 'east')}.json"
     other = json.loads(said)["statement"] | {"round": 1, "declared_patients": 99}
     key = Hospital.open(run.home.folder / "wards" / "east").key
     for signer in (key, Ed25519PrivateKey.generate()):  # as after a restored backup, or a changed key
@@ -683,7 +683,7 @@ def test_a_refusal_is_told_as_its_hospital_has_signed_it(run: Run) -> None:
         kind="refusal", study=run.study.name, study_sha256=run.study.sha256, run=run.name, round=0,
         purpose=act, site="east", reason="not in August", ledger_head="0" * 64, event=None, charges=0,
     )  # fmt: skip
-    place = Path(run.description.exchange) / f"{statement_place(run.name, 0, act, 'east')}.json"
+    place = Path(run.description.exchange) / f"{Place.statement(run.name, 0, act, 'east')}.json"
     with replaced(place, sign(said.model_dump(mode="json"), "east", key)):
         for reason, fits in (("not in August", True), ("never", False)):
             told = {"east": f"it refused: {reason}"}
@@ -691,7 +691,7 @@ def test_a_refusal_is_told_as_its_hospital_has_signed_it(run: Run) -> None:
                 assert (next(faults(Run.open(run.home, run.name)), None) is None) == fits
     old = Ed25519PrivateKey.generate()
     given_up = Revocation(kind="revocation", site="east", public_key=public_hex(old), at_ms=0)
-    revoked = Path(run.description.exchange) / f"{revocation_place('east', public_hex(old))}.json"
+    revoked = Path(run.description.exchange) / f"{Place.revocation('east', public_hex(old))}.json"
     told = {"east": "it refused: not in August"}
     with (
         replaced(place, sign(said.model_dump(mode="json"), "east", old)),

@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privacy.signing import sign
 from sites.admission.approvals import ApprovalNeeded, decide, decide_by_code, waiting
-from sites.exchange.exchange import Exchange, statement_place
+from sites.exchange.exchange import Exchange
+from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.yaml_files import ConfigError
 
@@ -33,7 +34,7 @@ def opened(tmp_path: Path, small_wards, edit) -> Callable[..., Hospital]:
 
 
 def said(coordinator: Coordinator, act: str, round: int) -> bytes | None:
-    return coordinator.exchange.statement(statement_place("small-1", round, act, "north"))
+    return coordinator.exchange.statement(Place.statement("small-1", round, act, "north"))
 
 
 def test_joining_waits_for_a_word_and_then_happens(coordinator: Coordinator, opened) -> None:
@@ -138,7 +139,7 @@ def test_a_row_that_the_hospital_did_not_sign_counts_for_nothing(
         coordinator.order(hospital, "join", 0)
     (asked,) = waiting(hospital)
     row = hospital.state / "approvals" / f"{asked.terms}.json"
-    word = {"terms": asked.terms, "verdict": "approved", "by": "x", "at_ms": 1}
+    word = {"terms": asked.terms, "answer": "approved", "by": "x", "at_ms": 1}
     row.write_bytes(sign(word, "north", Ed25519PrivateKey.generate()))
     with pytest.raises(ConfigError, match="expected a row that this hospital signed"):
         coordinator.order(hospital, "join", 0)

@@ -18,11 +18,13 @@ from models.files import sha256_of
 from privacy.ledger import Charge, LedgerError
 from privacy.release import ModelManifest, RejectedRelease, parse_statement
 from privacy.signing import public_hex, sign
-from sites.admission.ledger_recovery import forgotten, resolve
-from sites.exchange.exchange import Exchange, model_place, statement_place
+from sites.admission.ledger_recovery import missing_statements, recover_ledger
+from sites.exchange.exchange import Exchange
+from sites.exchange.places import Place
 from sites.exchange.storage import Filesystem, StorageFailed
 from sites.hospital import Hospital
-from sites.orders import Order, Phase, left_by, refusal_of
+from sites.local_models import stored_params
+from sites.orders import Order, Phase, refusal_of
 from sites.protocol.dispatch import carry_out
 from sites.study import Study
 
@@ -45,7 +47,7 @@ class Federation:
                 model_sha256=sha256_of(model), chain_head="0" * 64,
             )  # fmt: skip
             signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
-            self.exchange.put_statement(model_place(RUN, round), signed)
+            self.exchange.put_statement(Place.model(RUN, round), signed)
 
     @property
     def hospital(self) -> Hospital:
@@ -63,7 +65,7 @@ class Federation:
         )  # fmt: skip
         carry_out(self.hospital, order, lambda *_: None)
         for act in (refusal_of(phase, attempt), phase):
-            data = self.exchange.statement(statement_place(RUN, round, act, self.hospital.name))
+            data = self.exchange.statement(Place.statement(RUN, round, act, self.hospital.name))
             if data is not None:
                 statement = parse_statement(json.loads(data)["statement"])
                 return getattr(statement, "reason", statement.kind)
@@ -119,9 +121,9 @@ def test_a_ledger_behind_what_was_published_is_refused_until_the_difference_is_c
     assert "older than what the hospital has published" in federation.ask("contribute", 4)
     assert federation.spent < spent
     hospital = federation.hospital
-    resolve(hospital, [federation.exchange])
+    recover_ledger(hospital, [federation.exchange])
     assert federation.spent == pytest.approx(spent)
-    assert not list(forgotten(hospital, [federation.exchange]))
+    assert not list(missing_statements(hospital, [federation.exchange]))
     assert hospital.ledger.patients() == hospital.everybody
     assert federation.ask("contribute", 4, attempt=2) == "release"
 
@@ -131,19 +133,19 @@ def test_the_outbox_alone_shows_that_the_ledger_is_behind(federation: Federation
     spent = federation.spent
     restored("the ledger")
     elsewhere = Exchange(str(federation.folder.parent / "another-exchange"))
-    (found,) = forgotten(federation.hospital, [elsewhere])
+    (found,) = missing_statements(federation.hospital, [elsewhere])
     assert (found.act.purpose, found.act.round) == ("contribute", 2)
-    resolve(federation.hospital, [elsewhere])
+    recover_ledger(federation.hospital, [elsewhere])
     assert federation.spent == pytest.approx(spent)
 
 
 def test_a_charge_that_was_never_released_is_charged_again_too(federation: Federation, restored) -> None:
-    with power_cut_at("sites.export.release"):
+    with power_cut_at("sites.export.settle_with_release"):
         federation.ask("contribute", 2)
     federation.ask("contribute", 3)
     spent = federation.spent
     restored("the ledger")
-    resolve(federation.hospital, [federation.exchange])
+    recover_ledger(federation.hospital, [federation.exchange])
     assert federation.spent == pytest.approx(spent)
     purposes = [charge.purpose for charge in federation.hospital.ledger.charges()]
     assert purposes[:2] == ["contribute", "contribute"]
@@ -153,7 +155,7 @@ def test_a_charge_that_was_never_released_is_charged_again_too(federation: Feder
 def test_what_a_crash_left_in_the_outbox_is_no_sign_of_a_backup(federation: Federation) -> None:
     with power_cut_at("privacy.ledger.Ledger.settle"):
         federation.ask("contribute", 1)
-    assert not list(forgotten(federation.hospital, [federation.exchange]))
+    assert not list(missing_statements(federation.hospital, [federation.exchange]))
     assert federation.ask("contribute", 1) == "release"
     assert len(federation.hospital.ledger.charges()) == 1
 
@@ -170,10 +172,10 @@ def test_two_statements_of_one_act_are_charged_once(federation: Federation, rest
     carry_out(hospital, order, lambda *_: None)
     spent = federation.spent
     restored("the ledger")
-    assert len(list(forgotten(federation.hospital, [federation.exchange]))) >= 2
-    resolve(federation.hospital, [federation.exchange])
+    assert len(list(missing_statements(federation.hospital, [federation.exchange]))) >= 2
+    recover_ledger(federation.hospital, [federation.exchange])
     assert federation.spent == pytest.approx(spent)
-    assert not list(forgotten(federation.hospital, [federation.exchange]))
+    assert not list(missing_statements(federation.hospital, [federation.exchange]))
 
 
 def test_what_is_no_statement_of_this_hospital_does_not_stop_it(federation: Federation) -> None:
@@ -194,16 +196,16 @@ def test_a_ledger_of_another_hospital_is_refused_and_nothing_is_lost(
     assert (federation.folder / "state" / "ledger.sqlite").read_bytes() == before
 
 
-def test_an_interrupted_resolve_can_be_made_again(federation: Federation, restored) -> None:
-    with power_cut_at("sites.export.release"):
+def test_an_interrupted_recovery_can_be_repeated(federation: Federation, restored) -> None:
+    with power_cut_at("sites.export.settle_with_release"):
         federation.ask("contribute", 2)
     federation.ask("contribute", 3)
     spent = federation.spent
     restored("the ledger")
     with power_cut_at("sites.admission.ledger_recovery._charge_unreleased"):
-        resolve(federation.hospital, [federation.exchange])
+        recover_ledger(federation.hospital, [federation.exchange])
     assert federation.spent < spent
-    resolve(federation.hospital, [federation.exchange])
+    recover_ledger(federation.hospital, [federation.exchange])
     assert federation.spent == pytest.approx(spent)
 
 
@@ -218,7 +220,7 @@ def test_every_exchange_that_the_hospital_remembers_is_looked_into(
         exchange=elsewhere.url, coordinator=public_hex(federation.key),
     )  # fmt: skip
     carry_out(federation.hospital, order, lambda *_: None)
-    answer = elsewhere.statement(statement_place("other-1", 0, refusal_of("join", 1), "east"))
+    answer = elsewhere.statement(Place.statement("other-1", 0, refusal_of("join", 1), "east"))
     assert b"older than what the hospital has published" in (answer or b"")
 
 
@@ -237,10 +239,10 @@ def test_what_a_forgotten_round_left_in_the_hospital_is_not_used(
         phase="contribute", site="east", study=study, run=RUN, round=3, attempt=1,
         exchange=federation.exchange.url, coordinator=public_hex(federation.key),
     )  # fmt: skip
-    found = left_by(hospital, "teacher", order, 2)
+    found = stored_params(hospital, "teacher", order, 2)
     assert found is not None
     assert found.path == hospital.stored("teacher", RUN, 1)
-    assert left_by(hospital, "teacher", order, 2, exactly=True) is None
+    assert stored_params(hospital, "teacher", order, 2, exactly=True) is None
 
 
 def test_a_release_that_a_crash_left_in_the_outbox_is_the_one_that_leaves(
@@ -272,11 +274,11 @@ def test_an_exchange_that_forges_statements_changes_nothing(federation: Federati
         ("contribute", 3, {"event": event, "charges": 5000}),
         ("evaluate", 1, {"event": None}),
     ):
-        place = statement_place(RUN, round, act, "east")
+        place = Place.statement(RUN, round, act, "east")
         federation.exchange.put_statement(place, forged(act, round, **fields))
     spent = federation.spent
-    assert not list(forgotten(federation.hospital, [federation.exchange]))
-    resolve(federation.hospital, [federation.exchange])
+    assert not list(missing_statements(federation.hospital, [federation.exchange]))
+    recover_ledger(federation.hospital, [federation.exchange])
     assert federation.spent == spent
 
 
@@ -303,7 +305,7 @@ def test_an_exchange_full_of_odd_files_stops_neither_orders_nor_the_owner(
     (folder / "d.json").write_bytes(b" " * (2**20 + 1))
     os.mkfifo(folder / "e.json")
     assert federation.ask("contribute", 1) == "release"
-    assert not resolve(federation.hospital, [federation.exchange])
+    assert not recover_ledger(federation.hospital, [federation.exchange])
 
 
 def test_an_address_that_is_no_exchange_is_refused_before_it_is_kept(federation: Federation) -> None:
@@ -317,7 +319,7 @@ def test_an_address_that_is_no_exchange_is_refused_before_it_is_kept(federation:
 
 
 def test_two_processes_of_a_hospital_do_not_work_at_once(federation: Federation) -> None:
-    with federation.hospital.alone():
+    with federation.hospital.lock():
         waiting = Thread(target=federation.ask, args=("contribute", 1))
         waiting.start()
         waiting.join(2)

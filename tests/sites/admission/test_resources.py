@@ -8,7 +8,7 @@ import pytest
 from coordinator import Coordinator, first_model
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sites.admission.resources import MB, alone_on, check_room
+from sites.admission.resources import MB, check_disk, exclusive_device
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
 from sites.policy.policy import DeviceConfig, Refused
@@ -47,11 +47,11 @@ def test_old_global_models_make_room_and_the_newest_two_of_a_run_stay(ward: Path
         path = hospital.stored("global", "small-1", round)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(MB))
-    check_room(hospital)
+    check_disk(hospital)
     assert sorted(p.stem for p in path.parent.iterdir()) == ["002", "003"]
     (hospital.state / "teacher").write_bytes(bytes(2 * MB))
     with pytest.raises(Refused, match="disk"):
-        check_room(hospital)
+        check_disk(hospital)
 
 
 def test_one_hospital_at_a_time_trains_on_an_accelerator(tmp_path: Path, monkeypatch) -> None:
@@ -59,7 +59,7 @@ def test_one_hospital_at_a_time_trains_on_an_accelerator(tmp_path: Path, monkeyp
     first, second = (DeviceConfig(kind="cuda", index=index) for index in (0, 1))
 
     def hold(device: DeviceConfig, held) -> None:
-        with alone_on(device):
+        with exclusive_device(device):
             held.set()
             time.sleep(60)
 

@@ -17,11 +17,11 @@ from models import params as P
 from privacy import predictions
 from privacy.mechanisms import mechanism_for
 from sites.contribution import personal
-from sites.contribution.transfer_set import transfer_images
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
 from sites.study import Study
 from sites.training.config import TrainingConfig
+from sites.transfer_set import transfer_images
 
 PLAIN = {"privacy": {"mode": "none"}, "distillation": None, "export": "weights"}
 PREDICTIONS = {

@@ -14,7 +14,10 @@ from webserver import Webserver, free_port, needs_nginx, password_of, wait_for, 
 
 from models.checkpoints import CorruptCheckpoint
 from sites.exchange.exchange import AlreadyWritten, Exchange
+from sites.exchange.places import Place
 from sites.exchange.storage import AUTH, StorageFailed, storage_at
+
+PLACE = Place.statement("r", 1, "contribute", "north")
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +49,14 @@ def test_over_https_files_are_written_once_and_found_again(north: Exchange, serv
     sha256 = north.put_object(data, "north")
     assert north.put_object(data, "north") == sha256
     assert north.object(sha256, "north", len(data)) == data
-    assert north.statement("statements/north/r.001.contribute") is None
-    north.put_statement("statements/north/r.001.contribute", b"first")
-    north.put_statement("statements/north/r.001.contribute", b"first")
+    assert north.statement(PLACE) is None
+    north.put_statement(PLACE, b"first")
+    north.put_statement(PLACE, b"first")
     for other in (b"other", b"a longer one"):
         with pytest.raises(AlreadyWritten):
-            north.put_statement("statements/north/r.001.contribute", other)
-    assert north.statement("statements/north/r.001.contribute") == b"first"
-    assert north.statements_of("north") == {"statements/north/r.001.contribute"}
+            north.put_statement(PLACE, other)
+    assert north.statement(PLACE) == b"first"
+    assert north.statements_of("north") == {PLACE}
     with pytest.raises(CorruptCheckpoint, match="at most"):
         north.object(sha256, "north", len(data) - 1)
     with pytest.raises(FileNotFoundError):
@@ -226,21 +229,21 @@ def test_over_sftp_files_are_written_once_and_a_server_that_is_not_known_gets_no
     sha256 = exchange.put_object(data, "north")
     assert exchange.object(sha256, "north", len(data)) == data
     assert (tmp_path / "exchange" / "objects" / "north" / sha256).read_bytes() == data
-    assert exchange.statement("statements/north/r.001.contribute") is None
+    assert exchange.statement(PLACE) is None
     for _ in range(2):
-        exchange.put_statement("statements/north/r.001.contribute", b"first")
+        exchange.put_statement(PLACE, b"first")
     with pytest.raises(AlreadyWritten):
-        exchange.put_statement("statements/north/r.001.contribute", b"other")
-    assert exchange.statements_of("north") == {"statements/north/r.001.contribute"}
+        exchange.put_statement(PLACE, b"other")
+    assert exchange.statements_of("north") == {PLACE}
     assert exchange.orders_of("north") == set()
     with pytest.raises(CorruptCheckpoint, match="at most"):
         exchange.object(sha256, "north", len(data) - 1)
     exchange._storage._open.filesystem.client.close()  # as when the server was started again
     with pytest.raises(StorageFailed):
-        exchange.statement("statements/north/r.001.contribute")
-    assert exchange.statement("statements/north/r.001.contribute") == b"first"
+        exchange.statement(PLACE)
+    assert exchange.statement(PLACE) == b"first"
     with pytest.raises(StorageFailed):
-        Exchange("sftp://127.0.0.1:9/x").statement("statements/north/r.001.contribute")
+        Exchange("sftp://127.0.0.1:9/x").statement(PLACE)
     (tmp_path / "home" / ".ssh" / "known_hosts").unlink()
     with pytest.raises(StorageFailed, match="can't be reached"):
         Exchange(over_ssh).put_statement("statements/north/r.002.contribute", b"never")

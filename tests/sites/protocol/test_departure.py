@@ -10,7 +10,8 @@ from privacy.ledger import Charge
 from privacy.release import Revocation, parse_statement
 from privacy.signing import verified
 from sites import export
-from sites.exchange.exchange import Exchange, revocation_place, statement_place
+from sites.exchange.exchange import Exchange
+from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.protocol.departure import change_key, leave
 from sites.yaml_files import ConfigError
@@ -38,7 +39,7 @@ def test_a_hospital_that_left_says_so_refuses_all_that_follows_and_keeps_ledger_
     unfinished.touch()
     charged, kept = hospital.ledger.charges(), hospital.outbox.statements()
     assert leave(hospital, "small") == (["small-1"], [])
-    place = statement_place(coordinator.run, 0, "leave", "east")
+    place = Place.statement(coordinator.run, 0, "leave", "east")
     said = coordinator.exchange.statement(place) or b""
     departure = parse_statement(verified(said, "east", {"east": hospital.public_key}))
     assert departure.kind == "departure"
@@ -70,7 +71,7 @@ def test_unsent_work_is_given_up_and_its_charge_stays(
         coordinator.order(hospital, "contribute", 1)
     leave(hospital, "small")
     coordinator.order(hospital, "contribute", 1)
-    assert coordinator.exchange.statement(statement_place("small-1", 1, "contribute", "east")) is None
+    assert coordinator.exchange.statement(Place.statement("small-1", 1, "contribute", "east")) is None
     assert len(hospital.ledger.charges()) == 1
 
 
@@ -83,7 +84,7 @@ def test_a_new_key_signs_from_now_on_the_old_one_is_revoked_and_what_it_signed_s
     assert not unrevoked
     again = Hospital.open(hospital.folder, test_noise=1)
     assert again.public_key == new != old
-    data = coordinator.exchange.statement(revocation_place("east", old)) or b""
+    data = coordinator.exchange.statement(Place.revocation("east", old)) or b""
     revoked = Revocation.model_validate(verified(data, "east", {"east": old}))
     assert revoked.public_key == old
     for sha256 in again.outbox.statements():
@@ -100,10 +101,10 @@ def test_an_exchange_that_cannot_be_told_or_is_taken_is_named_and_stops_neither_
     hospital.bind("small-0", "0" * 64, dead)
     hospital.ledger.publish(Charge("small", "small-0", 0, "join", event=None), "0" * 64)
     old = hospital.public_key
-    coordinator.exchange.put_statement(revocation_place("east", old), b"somebody was here before")
+    coordinator.exchange.put_statement(Place.revocation("east", old), b"somebody was here before")
     runs, untold = leave(hospital, "small")
     assert (runs, untold) == (["small-0", "small-1"], [dead])
-    assert coordinator.exchange.statement(statement_place("small-1", 0, "leave", "east"))
+    assert coordinator.exchange.statement(Place.statement("small-1", 0, "leave", "east"))
     with pytest.raises(ConfigError, match="could not be revoked at"):
         change_key(hospital)
     assert Hospital.open(hospital.folder).public_key == old

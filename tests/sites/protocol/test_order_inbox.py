@@ -14,7 +14,8 @@ from privacy.signing import public_hex, sign, verified
 from sites import orders
 from sites.admission.approvals import waiting
 from sites.contribution import contribution
-from sites.exchange.exchange import Exchange, order_place, statement_place
+from sites.exchange.exchange import Exchange
+from sites.exchange.places import Place
 from sites.exchange.storage import Filesystem, StorageFailed
 from sites.hospital import Hospital
 from sites.orders import Expired, Order
@@ -22,10 +23,10 @@ from sites.policy.opening_hours import Closed
 from sites.progress import ignore_progress
 from sites.protocol import order_inbox
 from sites.protocol.dispatch import carry_out
-from sites.protocol.order_inbox import BadOrder, Errand, drain, fetch, run_errand
+from sites.protocol.order_inbox import BadOrder, OrderRef, carry_out_ref, drain, fetch
 from sites.yaml_files import ConfigError
 
-JOIN = Errand(run="small-1", round=0, phase="join", attempt=1)
+JOIN = OrderRef(run="small-1", round=0, phase="join", attempt=1)
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def lay_down(hub: Coordinator, key: Ed25519PrivateKey | None = None, **changes: 
     )  # fmt: skip
     fields = order.model_dump(mode="json") | changes
     data = sign(fields, "coordinator", key or hub.key)
-    hub.exchange.put_statement(order_place("small-1", 0, "join", 1, "north"), data)
+    hub.exchange.put_statement(Place.order("small-1", 0, "join", 1, "north"), data)
 
 
 def lay_down_at(hub: Coordinator, phase: str, round: int) -> None:
@@ -68,16 +69,16 @@ def lay_down_at(hub: Coordinator, phase: str, round: int) -> None:
         expires_ms=int(1000 * (time.time() + 3 * 3600)),
     )  # fmt: skip
     data = sign(order.model_dump(mode="json"), "coordinator", hub.key)
-    hub.exchange.put_statement(order_place("small-1", round, phase, 1, "north"), data)
+    hub.exchange.put_statement(Place.order("small-1", round, phase, 1, "north"), data)
 
 
 def is_answered(coordinator: Coordinator) -> bool:
-    return coordinator.exchange.statement(statement_place("small-1", 0, "join", "north")) is not None
+    return coordinator.exchange.statement(Place.statement("small-1", 0, "join", "north")) is not None
 
 
 def test_a_signed_order_is_carried_out(hospital: Hospital, coordinator: Coordinator) -> None:
     lay_down(coordinator)
-    run_errand(hospital, JOIN, ignore_progress)
+    carry_out_ref(hospital, JOIN, ignore_progress)
     assert is_answered(coordinator)
 
 
@@ -86,7 +87,7 @@ def test_an_order_in_another_protocol_waits_until_both_are_upgraded(
 ) -> None:
     lay_down(coordinator, protocol=99, unheard_of="a field of later code")
     with pytest.raises(BadOrder, match="speaks protocol 99, this hospital 1"):
-        run_errand(hospital, JOIN, ignore_progress)
+        carry_out_ref(hospital, JOIN, ignore_progress)
     assert not coordinator.exchange.statements_of("north")
 
 
@@ -95,9 +96,9 @@ def test_a_hospital_says_whether_it_could_take_part_and_nobody_has_to_approve_th
 ) -> None:
     edit(hospital.folder / "site.yaml", approve={"join": "manual", "export": "manual"})
     lay_down_at(coordinator, "check", 0)
-    errand = JOIN.model_copy(update={"phase": "check"})
-    run_errand(Hospital.open(hospital.folder), errand, ignore_progress)
-    data = coordinator.exchange.statement(statement_place("small-1", 0, "check", "north")) or b""
+    ref = JOIN.model_copy(update={"phase": "check"})
+    carry_out_ref(Hospital.open(hospital.folder), ref, ignore_progress)
+    data = coordinator.exchange.statement(Place.statement("small-1", 0, "check", "north")) or b""
     said = verified(data, "north", {"north": hospital.public_key})
     assert said["kind"] == "readiness"
     assert said["event"] is None
@@ -113,16 +114,16 @@ def test_a_drained_hospital_takes_no_order_until_it_is_told_to_and_the_order_sta
     lay_down(coordinator)
     drain(hospital, on=True)
     with pytest.raises(BadOrder, match="takes no orders before"):
-        run_errand(hospital, JOIN, ignore_progress)
+        carry_out_ref(hospital, JOIN, ignore_progress)
     assert not is_answered(coordinator)
     drain(hospital, on=False)
-    run_errand(hospital, JOIN, ignore_progress)
+    carry_out_ref(hospital, JOIN, ignore_progress)
     assert is_answered(coordinator)
 
 
 def test_draining_waits_for_the_order_at_work(hospital: Hospital) -> None:
     with ThreadPoolExecutor(1) as thread:
-        with hospital.alone():
+        with hospital.lock():
             drained = thread.submit(drain, hospital, on=True)
             time.sleep(0.5)
             assert not drained.done()
@@ -143,16 +144,16 @@ def test_outside_its_hours_a_hospital_refuses_what_cannot_wait_and_waits_with_th
     assert coordinator.order(closed, "join", 0).kind == "acceptance"
     assert coordinator.order(closed, "evaluate", 0).reason == "the hospital works at other hours"
     lay_down_at(coordinator, "contribute", 1)
-    errand = JOIN.model_copy(update={"round": 1, "phase": "contribute"})
+    ref = JOIN.model_copy(update={"round": 1, "phase": "contribute"})
     with pytest.raises(Closed):
-        carry_out(closed, fetch(closed, errand), ignore_progress)
-    place = statement_place("small-1", 1, "contribute", "north")
+        carry_out(closed, fetch(closed, ref), ignore_progress)
+    place = Place.statement("small-1", 1, "contribute", "north")
     assert coordinator.exchange.statement(place) is None
     edit(hospital.folder / "site.yaml", hours=hours_from_now(-1, 1))
-    run_errand(Hospital.open(hospital.folder), errand, ignore_progress)
+    carry_out_ref(Hospital.open(hospital.folder), ref, ignore_progress)
     sent = coordinator.exchange.statement(place)
     edit(hospital.folder / "site.yaml", hours=hours_from_now(2, 4))
-    run_errand(Hospital.open(hospital.folder), errand, ignore_progress)  # what is done needs no hours
+    carry_out_ref(Hospital.open(hospital.folder), ref, ignore_progress)  # what is done needs no hours
     assert coordinator.exchange.statement(place) == sent
 
 
@@ -171,8 +172,8 @@ def test_a_training_stops_at_the_end_of_the_hours_and_goes_on_in_the_next_ones(
             raise Closed(datetime.now())
 
     monkeypatch.setattr(order_inbox, "check_open", closes_once)
-    errand = JOIN.model_copy(update={"round": 1, "phase": "contribute"})
-    run_errand(Hospital.open(hospital.folder), errand,
+    ref = JOIN.model_copy(update={"round": 1, "phase": "contribute"})
+    carry_out_ref(Hospital.open(hospital.folder), ref,
                lambda what, step, of: steps.append(step) if what == "train" else None)  # fmt: skip
     assert steps == [0, 1, -1, 0]  # nothing was left to train
     assert len(Hospital.open(hospital.folder).ledger.charges()) == 1
@@ -196,7 +197,7 @@ def test_an_order_for_something_else_or_of_another_time_does_nothing(
 ) -> None:
     lay_down(coordinator, **changes)
     with pytest.raises(BadOrder):
-        run_errand(hospital, JOIN, ignore_progress)
+        carry_out_ref(hospital, JOIN, ignore_progress)
     assert not is_answered(coordinator)
     assert not hospital.ledger.entries()
 
@@ -205,17 +206,17 @@ def test_an_order_that_nobody_gave_or_somebody_else_signed_does_nothing(
     hospital: Hospital, coordinator: Coordinator
 ) -> None:
     with pytest.raises(BadOrder, match="holds no such order"):
-        run_errand(hospital, JOIN, ignore_progress)
+        carry_out_ref(hospital, JOIN, ignore_progress)
     lay_down(coordinator, Ed25519PrivateKey.generate())
     with pytest.raises(BadOrder, match="can't be trusted"):
-        run_errand(hospital, JOIN, ignore_progress)
+        carry_out_ref(hospital, JOIN, ignore_progress)
     assert not hospital.ledger.entries()
 
 
 def test_a_hospital_that_knows_no_coordinator_fetches_no_orders(hospital: Hospital, edit) -> None:
     edit(hospital.folder / "site.yaml", coordinator=None)
     with pytest.raises(ConfigError, match=r"expected \{key, exchange, api\}"):
-        run_errand(Hospital.open(hospital.folder), JOIN, ignore_progress)
+        carry_out_ref(Hospital.open(hospital.folder), JOIN, ignore_progress)
 
 
 def test_an_order_that_expires_while_it_is_carried_out_comes_to_nothing(
@@ -252,7 +253,7 @@ def test_a_hospital_waits_for_an_exchange_that_is_out_of_reach(
     lay_down(coordinator)
     monkeypatch.setattr(order_inbox, "PAUSE_S", 0.01)
     failed = out_of_reach(monkeypatch, 3)
-    run_errand(hospital, JOIN, ignore_progress)
+    carry_out_ref(hospital, JOIN, ignore_progress)
     assert failed() == 3
     assert is_answered(coordinator)
 
@@ -261,11 +262,11 @@ def test_what_was_ordered_can_be_found_and_done_by_hand(
     hospital: Hospital, coordinator: Coordinator
 ) -> None:
     lay_down(coordinator)
-    assert order_inbox.open_errands(hospital, "small", "site-round") == [JOIN]
-    assert not order_inbox.open_errands(hospital, "small", "site-score")
-    assert not order_inbox.open_errands(hospital, "other", "site-round")
-    run_errand(hospital, JOIN, ignore_progress)
-    assert not order_inbox.open_errands(hospital, "small", "site-round")
+    assert order_inbox.open_orders(hospital, "small", "site-round") == [JOIN]
+    assert not order_inbox.open_orders(hospital, "small", "site-score")
+    assert not order_inbox.open_orders(hospital, "other", "site-round")
+    carry_out_ref(hospital, JOIN, ignore_progress)
+    assert not order_inbox.open_orders(hospital, "small", "site-round")
 
 
 @pytest.mark.parametrize("changes", [{"expires_ms": 1}, {"attempt": 2}])
@@ -274,7 +275,7 @@ def test_an_order_that_does_not_hold_is_not_found(
 ) -> None:
     lay_down(coordinator, **changes)
     coordinator.exchange.put_statement("orders/north/no-order-at-all", b"{}")
-    assert not order_inbox.open_errands(hospital, "small", "site-round")
+    assert not order_inbox.open_orders(hospital, "small", "site-round")
 
 
 def test_an_order_that_expires_while_scans_are_read_is_not_paid_for(

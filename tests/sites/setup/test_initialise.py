@@ -4,7 +4,7 @@ import pytest
 
 from privacy.signing import public_hex
 from sites.hospital import Hospital
-from sites.setup.initialise import found
+from sites.setup.initialise import initialise
 from sites.yaml_files import ConfigError
 
 POLICY = {
@@ -21,7 +21,7 @@ POLICY = {
 
 
 def test_a_new_hospital_has_a_policy_and_keys_that_nobody_else_can_read(tmp_path: Path) -> None:
-    hospital = found(tmp_path / "north", POLICY)
+    hospital = initialise(tmp_path / "north", POLICY)
     again = Hospital.open(tmp_path / "north")
     assert again.public_key == hospital.public_key == public_hex(hospital.key)
     assert again.policy.coordinator and again.policy.coordinator.api == "https://hub.example.org/api"
@@ -31,10 +31,10 @@ def test_a_new_hospital_has_a_policy_and_keys_that_nobody_else_can_read(tmp_path
 
 
 def test_a_policy_that_is_there_stays(tmp_path: Path) -> None:
-    found(tmp_path, POLICY)
+    initialise(tmp_path, POLICY)
     before = (tmp_path / "site.yaml").read_bytes()
     with pytest.raises(ConfigError, match="edit it instead"):
-        found(tmp_path, {**POLICY, "name": "other"})
+        initialise(tmp_path, {**POLICY, "name": "other"})
     assert (tmp_path / "site.yaml").read_bytes() == before
 
 
@@ -52,6 +52,6 @@ def test_a_wrong_answer_is_named_and_leaves_nothing(
     tmp_path: Path, changes: dict[str, object], named: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"site\.yaml: {named}: expected"):
-        found(tmp_path, POLICY | changes)
+        initialise(tmp_path, POLICY | changes)
     assert not (tmp_path / "site.yaml").exists()
     assert not (tmp_path / "state").exists()

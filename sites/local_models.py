@@ -1,0 +1,115 @@
+"""Models at a hospital: global ones that the coordinator signed, and parameters that never leave.
+
+A global model is used only if the coordinator signed it for this run and round.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models import checkpoints
+from models import params as P
+from models.checkpoints import CorruptCheckpoint, StoredParams
+from models.networks import NetworkConfig
+from models.params import Params
+from privacy.ledger import Charge
+from privacy.release import ModelManifest
+from privacy.signing import BadSignature, verified
+from sites.exchange.exchange import COORDINATOR, Exchange
+from sites.exchange.places import Place
+from sites.hospital import Hospital
+from sites.orders import Order
+from sites.policy.policy import Refused
+from sites.study import Study
+
+MODEL_BYTES = 2**34
+"""The largest global model that a hospital fetches."""
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class GlobalModel:
+    """A global model as the coordinator signed it."""
+
+    sha256: str
+    params: Params
+    chain_head: str
+
+
+def global_model(hospital: Hospital, order: Order) -> GlobalModel:
+    """Return the model to start from: the one after the round before, or the one to evaluate."""
+    round = order.round - 1 if order.phase == "contribute" else order.round
+    place, path = Place.model(order.run, round), hospital.stored("global", order.run, round)
+    return _model_at(place, path, order, round, "")
+
+
+def released_model(hospital: Hospital, order: Order, site: str) -> GlobalModel:
+    """Return the model that a hospital has released in a round, as the coordinator signed it."""
+    place, path = Place.released(order.run, order.round, site), hospital.state / "compared" / site
+    return _model_at(place, path, order, order.round, site)
+
+
+def _model_at(place: Place, path: Path, order: Order, round: int, of: str) -> GlobalModel:
+    exchange = Exchange(order.exchange)
+    data = exchange.statement(place)
+    if data is None:
+        raise Refused(f"the exchange holds no global model of round {round}")
+    try:
+        fields = verified(data, "coordinator", {"coordinator": order.coordinator})
+        manifest = ModelManifest.model_validate(fields)
+        named = (manifest.study_sha256, manifest.run, manifest.round, manifest.of)
+        if named != (order.study.sha256, order.run, round, of):
+            raise Refused("the global model's statement is of another study, run or round")
+        exchange.fetch_object(manifest.model_sha256, COORDINATOR, path, MODEL_BYTES)
+        params = checkpoints.read(path, manifest.model_sha256)
+        P.check_like(params, P.of(network_for(order.study.network, order.study, CPU, None)))
+        if not P.all_finite(params):
+            raise CorruptCheckpoint("a value is NaN or infinite")
+        return GlobalModel(manifest.model_sha256, params, manifest.chain_head)
+    except (BadSignature, ValueError, FileNotFoundError) as error:
+        raise Refused(f"the global model of round {round} can't be trusted: {error}") from error
+
+
+def stored_params(
+    hospital: Hospital, kind: str, order: Order, round: int, *, exactly: bool = False
+) -> StoredParams | None:
+    """Return the newest stored parameters of a kind up to `round`; with `exactly`, of that round alone.
+
+    Parameters count only if the ledger has settled their round: files of interrupted attempts, and files
+    whose charge a restored ledger has lost, are ignored.
+    """
+    for number in range(round, round - 1 if exactly else 0, -1):
+        path = hospital.stored(kind, order.run, number)
+        act = Charge(order.study.name, order.run, number, "contribute", event=None)
+        if path.exists() and hospital.ledger.file_of(act) is not None:
+            return StoredParams(path)
+    return None
+
+
+def fits(params: Params, config: NetworkConfig, study: Study) -> bool:
+    """Return whether parameters fit a network; a hospital may have changed its network since."""
+    try:
+        P.check_like(params, P.of(network_for(config, study, CPU, None)))
+    except ValueError:
+        return False
+    return True
+
+
+def network_for(
+    config: NetworkConfig, study: Study, device: torch.device, params: Params | None
+) -> nn.Module:
+    """Return a network with these parameters, or with first ones drawn from the study's seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(study.seed_for(0, "", f"first {config.name}"))
+        network = config.build(study.task.dims, study.task.out_channels)
+    if params is not None:
+        P.load_into(network, params)
+    return network.to(device)
+
+
+def with_local_layers(hospital: Hospital, order: Order, params: Params, round: int) -> Params:
+    """Return `params` with the layers that this hospital does not share, as a round stored them."""
+    return {**params, **(stored_params(hospital, "local", order, round) or {})}
