@@ -36,6 +36,7 @@ import yaml
 from flows.coordination.remote import public_key
 from flows.runs.paths import Home
 from flows.runs.run import Run, runs_of
+from flows.servers.environment import mlflow_server, prefect_server, prefect_settings
 from privacy.ledger import Entry
 from sites.datasets.phantoms import Scanner, make_wards
 from sites.exchange.storage import AUTH
@@ -178,13 +179,13 @@ class Federation:
         elif name == "prefect":
             database = f"postgresql+asyncpg://postgres@127.0.0.1:{self.ports['postgres']}/postgres"
             environment |= {
-                **self.home.prefect_environment,
+                **prefect_settings(self.home),
                 "PREFECT_API_DATABASE_CONNECTION_URL": database,
                 "PREFECT_SERVER_API_AUTH_STRING": PASSWORD,
             }
-            command = [part.format(port=port) for part in self.home.prefect.command]
+            command = [part.format(port=port) for part in prefect_server(self.home).command]
         elif name == "mlflow":
-            server = self.home.mlflow
+            server = mlflow_server(self.home)
             environment |= server.environment
             for prepared in server.prepare:
                 subprocess.run(prepared, env=environment, check=True, capture_output=True)
@@ -385,8 +386,8 @@ def _act(entry: Entry) -> tuple[str, int, str]:
 
 
 def _released(run: Run, site: str) -> list[str]:
-    taken = (release for record in run.records() for release in record.releases)
-    return [release.statement_sha256 for release in taken if release.site == site]
+    records = (record for record in run.records() if site in record.releases)
+    return [record.releases[site].statement_sha256 for record in records]
 
 
 def chaos(options: argparse.Namespace) -> tuple[Counts, list[str]]:

@@ -41,18 +41,18 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
         "dice_after": round(last.quality["dice"], 4),
         "rise": round(last.quality["dice"] - first.quality["dice"], 4),
         "sites": {
-            release.site: {
-                "dice_before": _dice(first.scores, release.site),
-                "dice_after": _dice(last.scores, release.site),
-                "epsilon": round(release.epsilon or 0, 3),
+            site: {
+                "dice_before": _dice(first.metrics, site),
+                "dice_after": _dice(last.metrics, site),
+                "epsilon": round(release.statement.epsilon or 0, 3),
             }
-            for release in last.releases
+            for site, release in last.releases.items()
         },
     }
 
 
-def _dice(scores: dict[str, dict[str, float]], site: str) -> float | None:
-    value = scores.get(site, {}).get("dice")
+def _dice(metrics: dict[str, dict[str, float]], site: str) -> float | None:
+    value = metrics.get(site, {}).get("dice")
     return None if value is None else round(value, 4)
 
 

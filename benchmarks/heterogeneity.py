@@ -43,7 +43,7 @@ from simulation import (
     trained_alone,
 )
 
-from flows.rounds.rounds import order
+from flows.rounds.statements import order
 from flows.runs.run import Run
 from models.params import Params
 from models.strategies import STRATEGIES

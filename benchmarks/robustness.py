@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from simulation import DATA, HIPPOCAMPUS, Alter, Remembering, copied, federate, make_keys, quiet, scored
 
-from flows.rounds.rounds import Answers, TooFewHospitals, release_path
+from flows.rounds.releases import release_path
+from flows.rounds.statements import Answers, TooFewHospitals
 from flows.runs.run import Run
 from models import checkpoints
 from models.params import Params

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from flows.rounds import rounds
+from flows.rounds import aggregation, global_model, recording, releases, statements
 from flows.rounds.membership import participants
-from flows.rounds.rounds import NO_ANSWERS, Answers
+from flows.rounds.statements import NO_ANSWERS, Answers
 from flows.runs.paths import Home
-from flows.runs.run import RoundRecord, Run
+from flows.runs.records import RoundRecord
+from flows.runs.run import Run
 from models.objectives import build_task
 from models.params import Params
 from sites.cohort import Cohort, Patient
@@ -111,14 +112,14 @@ def federate(study: Study, wards: Sequence[Path], folder: Path, alter: Alter | N
     run = Run.create(Home(folder), study, roster, Home(folder).exchange)
     run.begin_attempt()
     answers = _ask(run, hospitals, 0, "join")
-    run = run.with_participants(participants(run, answers), answers.left_out)
-    record = _finish(run, hospitals, 0, rounds.first_model(study), NO_ANSWERS)
+    run = run.with_participants(participants(run, answers), answers.absent)
+    record = _finish(run, hospitals, 0, global_model.first_model(study), NO_ANSWERS)
     for number in range(1, study.rounds + 1):
         answers = _ask(run, hospitals, number, "contribute")
-        taken = rounds.take_in(run, number, record, answers)
+        taken = releases.accept_releases(run, number, record, answers)
         if alter:
             alter(run, number, taken)
-        model = rounds.aggregate(run, number, record, taken)
+        model = aggregation.aggregate(run, number, record, taken)
         record = _finish(run, hospitals, number, model, taken)
     return run
 
@@ -126,23 +127,23 @@ def federate(study: Study, wards: Sequence[Path], folder: Path, alter: Alter | N
 def _finish(
     run: Run, hospitals: Mapping[str, Hospital], number: int, model: Params, taken: Answers
 ) -> RoundRecord:
-    sha256 = rounds.publish_model(run, number, model)
+    sha256 = global_model.publish_model(run, number, model)
     is_evaluated = run.study.is_evaluated(number)
     scores = _ask(run, hospitals, number, "evaluate") if is_evaluated else NO_ANSWERS
-    record = rounds.record(run, number, sha256, taken, scores, time.time())
+    record = recording.round_record(run, number, sha256, taken, scores, time.time())
     run.keep(record)
     return record
 
 
 def _ask(run: Run, hospitals: Mapping[str, Hospital], number: int, phase: Phase) -> Answers:
     for hospital in hospitals.values():
-        carry_out(hospital, rounds.order(run, number, phase, hospital.name), ignore_progress)
-    return rounds.answers(run, number, phase, sorted(hospitals))
+        carry_out(hospital, statements.order(run, number, phase, hospital.name), ignore_progress)
+    return statements.answers(run, number, phase, sorted(hospitals))
 
 
 def trained_alone(study: Study, cohorts: Sequence[Cohort], *, lots: int = 1) -> nn.Module:
     """Return the network of one who has all these patients: as many steps, of `lots` times the lot."""
-    network = network_for(study.network, study, CPU, rounds.first_model(study))
+    network = network_for(study.network, study, CPU, global_model.first_model(study))
     patients = [patient for cohort in cohorts for patient in cohort.training]
     examples = prepare(patients, study.preprocessing, CPU, 0)
     rng, task = torch.Generator().manual_seed(study.seed), build_task(study.task)

@@ -20,7 +20,7 @@ import torch
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows.rounds.rounds import first_model
+from flows.rounds.global_model import first_model
 from models import checkpoints
 from models.files import sha256_of
 from privacy.release import ModelManifest

@@ -14,21 +14,23 @@ from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
-from flows.decisions import decisions
-from flows.decisions.decisions import BadVerdict, Evidence, NotReleased, Terms
-from flows.release import gate
-from flows.release.gate import FLOW
-from flows.release.reviews import POLL_S
-from flows.reporting.publish import tell_decisions
+from flows.decisions import chain
+from flows.decisions.chain import NotReleased
+from flows.decisions.people import load_people
+from flows.decisions.verdicts import BadVerdict, Evidence, Terms, terms_of
+from flows.release import champion, evidence
+from flows.release.reviews import FLOW, POLL_S
+from flows.reporting.publish import publish_decisions_page
 from flows.runs.paths import Home
-from flows.runs.run import RoundRecord, Run
+from flows.runs.records import RoundRecord
+from flows.runs.run import Run
 from privacy.signing import canonical
 
 
 class SignedVerdict(RunInput):
-    """What Prefect's form takes."""
+    """The form that Prefect's page shows."""
 
-    signed: str = Field(description="What `wardround review sign` has printed.")
+    signed: str = Field(description="The text that `wardround review sign` has printed.")
 
 
 @flow(name=FLOW, flow_run_name=FLOW + " {run} {round}")
@@ -39,42 +41,42 @@ def promote(run: str, round: int, home: str, wait_s: float) -> str:
 
     Raises:
         NotReleased: a criterion is not met, somebody has refused, or nobody has decided in time.
-        NotTakenBack: what was revoked can't be taken back under this account.
-        RunBusy: another promotion of this run is at work.
+        NotTakenBack: this account may not withdraw a revoked model.
+        RunBusy: another promotion of this run holds its lock.
     """
     opened = Run.open(Home(Path(home)), run)
-    record = gate.record_of(opened, round)
-    decisions.load_people(opened.home)  # before anybody waits for somebody
-    with gate.alone(opened):
-        gate.withdraw(opened)  # what an interruption has kept from being taken back
-        tell_decisions(opened)
-        evidence = sufficient(opened, record)
-        if gate.missing_roles(opened, record):
+    record = evidence.record_of(opened, round)
+    load_people(opened.home)  # before anybody waits for somebody
+    with champion.promotion_lock(opened):
+        champion.withdraw(opened)  # a revoked model that an interruption has kept
+        publish_decisions_page(opened)
+        found = sufficient(opened, record)
+        if champion.missing_roles(opened, record):
             wait_for_people(opened, record, wait_s)
             opened = opened.again()  # a hospital may have joined meanwhile
-            evidence = sufficient(opened, record)
-        return gate.release(opened, record, evidence)
+            found = sufficient(opened, record)
+        return champion.release_model(opened, record, found)
 
 
 def sufficient(run: Run, record: RoundRecord) -> Sequence[Evidence]:
     """Return the evidence for a model; raise `NotReleased` where a criterion is missing or failed."""
-    evidence = gate.gather(run, record)
-    gate.check_evidence(evidence)
-    return evidence
+    found = evidence.gather(run, record)
+    evidence.check_evidence(found)
+    return found
 
 
 def wait_for_people(run: Run, record: RoundRecord, wait_s: float) -> None:
-    """Pause until every role has approved; the form of the paused run takes what a person has signed."""
+    """Pause until every role has approved; the form of the paused run takes signed verdicts."""
     until = time.monotonic() + wait_s
-    terms = decisions.terms_of(run, record)
-    wrong, times = "", len(decisions.decisions(run))
-    while missing := gate.missing_roles(run, record):
+    terms = terms_of(run, record)
+    wrong, times = "", len(chain.decisions(run))
+    while missing := champion.missing_roles(run, record):
         left = until - time.monotonic()
         if left <= 0:
             raise NotReleased(f"The approval of these is missing: {', '.join(missing)}.")
         form = SignedVerdict.with_initial_data(description=_request(terms, missing, wrong))
         try:
-            said = pause_flow_run(
+            entered = pause_flow_run(
                 wait_for_input=form,
                 timeout=max(1, int(left)),
                 poll_interval=POLL_S,
@@ -85,9 +87,9 @@ def wait_for_people(run: Run, record: RoundRecord, wait_s: float) -> None:
             continue
         times += 1
         try:
-            decisions.take_in(run, said.signed, decisions.load_people(run.home))
-            tell_decisions(run)
-            gate.withdraw(run)
+            chain.record_verdict(run, entered.signed, load_people(run.home))
+            publish_decisions_page(run)
+            champion.withdraw(run)
             wrong = ""
         except BadVerdict as error:
             wrong = str(error)

@@ -1,7 +1,7 @@
-"""What the hospitals' scans are like, before a study starts and as time goes on: a flow of its own.
+"""The survey flow: what hospitals' scans are like, before a study starts and as time goes on.
 
-Each hospital tells what its policy lets it (`sites.evaluation.survey`). What has moved since the last
-survey of the same study is the drift: 0 where a histogram is as it was, 1 where nothing of it is.
+Each hospital answers as its policy allows (`sites.evaluation.survey`). The drift compares an answer with
+the hospital's last one for the same study.
 """
 
 import json
@@ -18,71 +18,54 @@ from pathlib import Path
 from prefect import flow
 from rich.table import Table
 
-from flows.coordination.local import wards_in
 from flows.federate import SIDE_BY_SIDE, ask_all
-from flows.hospitals import processes as hospitals
+from flows.hospitals.processes import warm
+from flows.hospitals.session import session
+from flows.rounds.statements import Answers
 from flows.runs.paths import Home
+from flows.runs.records import SurveyRecord
 from flows.runs.run import Run, surveys_of
 from flows.tracking.surveys import log_survey
-from models.config import Config
 from models.files import write_atomically
 from privacy.release import Survey
 from sites.evaluation.survey import drift
 from sites.study import load_study
-
-DRIFTED = 0.25
-"""From this drift on a person should look."""
-
-
-class SurveyRecord(Config):
-    """A survey: what each hospital told, and how far that is from what it told before."""
-
-    study: str
-    run: str
-    number: int
-    started_ms: int
-    told: dict[str, Survey]
-    left_out: dict[str, str]
-    drift: dict[str, dict[str, float]]
-
-    @property
-    def drifted(self) -> dict[str, list[str]]:
-        """By hospital the histograms that a person should look at."""
-        found = {
-            site: [name for name, moved in each.items() if moved >= DRIFTED]
-            for site, each in self.drift.items()
-        }
-        return {site: names for site, names in found.items() if names}
+from sites.wards import wards_in
 
 
 @flow(name="survey", task_runner=SIDE_BY_SIDE)  # type: ignore[arg-type]  # Prefect's own type
 def survey(study: str, sites: str, home: str) -> None:
-    """Ask the hospitals in the folder `sites` what their scans are like, and put it on record."""
+    """Ask the hospitals in the folder `sites` about their scans, and record their answers."""
     place, asked = Home(Path(home)), load_study(Path(study))
     wards = wards_in(Path(sites))
-    before = _last_told(place, asked.name)
-    with hospitals.warm(wards, lambda name, what, step, of: None) as processes:
+    before = _last_surveys(place, asked.name)
+    with warm(wards, lambda name, what, step, of: None) as processes:
         roster = {name: processes[name].public_key() for name in wards}
         run = Run.create(place, asked, roster, place.exchange, kind="survey")
-        with run.locked():
+        with run.locked(), session(run, processes):
             run.begin_attempt()
             answers = ask_all(run, 0, "survey", sorted(wards))
-    told = {site: each for site, each in answers.taken.items() if isinstance(each, Survey)}
-    record = SurveyRecord(
-        study=asked.name,
+    record = _record(run, answers, before)
+    write_atomically(run.folder / "survey.json", record.model_dump_json(indent=1).encode())
+    log_survey(record)
+
+
+def _record(run: Run, answers: Answers, before: Mapping[str, Survey]) -> SurveyRecord:
+    found = {site: signed.statement for site, signed in answers.taken.items()}
+    surveys = {site: each for site, each in found.items() if isinstance(each, Survey)}
+    return SurveyRecord(
+        study=run.study.name,
         run=run.name,
-        number=len(surveys_of(place, asked.name)),
+        number=len(surveys_of(run.home, run.study.name)),
         started_ms=run.description.started_ms,
-        told=told,
-        left_out=dict(answers.left_out),
+        surveys=surveys,
+        absent=dict(answers.absent),
         drift={
             site: drift(before[site].histograms, each.histograms)
-            for site, each in told.items()
+            for site, each in surveys.items()
             if site in before
         },
     )
-    write_atomically(run.folder / "survey.json", record.model_dump_json(indent=1).encode())
-    log_survey(record)
 
 
 def serve(study: str, sites: str, home: str, every_hours: float | None, cron: str | None) -> None:
@@ -137,18 +120,18 @@ def table(record: SurveyRecord) -> Table:
     shown = Table(title=f"{record.study}: what the hospitals' scans are like")
     for heading in ("hospital", "patients (declared)", "statistics", "bins told", "drift"):
         shown.add_column(heading)
-    for site, each in sorted(record.told.items()):
+    for site, each in sorted(record.surveys.items()):
         bins = [value for histogram in each.histograms.values() for value in histogram]
-        told = f"{sum(value is not None for value in bins)} of {len(bins)}"
+        stated = f"{sum(value is not None for value in bins)} of {len(bins)}"
         drifted = record.drifted.get(site, [])
         moved = ", ".join(f"{name} {record.drift[site][name]:.2f}" for name in drifted)
         first = "the first survey" if site not in record.drift else "little"
-        shown.add_row(site, str(each.declared_patients), each.statistics_policy, told, moved or first)
-    for site, reason in sorted(record.left_out.items()):
-        shown.add_row(site, "", "", "", reason)
+        shown.add_row(site, str(each.declared_patients), each.statistics_policy, stated, moved or first)
+    for site, why in sorted(record.absent.items()):
+        shown.add_row(site, "", "", "", str(why))
     return shown
 
 
-def _last_told(home: Home, study: str) -> Mapping[str, Survey]:
+def _last_surveys(home: Home, study: str) -> Mapping[str, Survey]:
     newest = last(home, study)
-    return newest.told if newest else {}
+    return newest.surveys if newest else {}

@@ -19,7 +19,7 @@ import torch
 import yaml
 from homes import moved
 
-from flows.runs.paths import QUIET
+from flows.servers.environment import QUIET, mlflow_server
 from flows.servers.loopback import running
 from sites.datasets.phantoms import Scanner, make_wards
 from sites.notifications import WEBHOOK
@@ -169,7 +169,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, untouched: Path) -> Path:
 def with_mlflow(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Iterator[tuple[Path, str]]:
     """A copy of the finished home and its MLflow's address; `homes.put_back` undoes what a test did."""
     home = moved(finished, tmp_path_factory.mktemp("with-mlflow") / "home").home
-    with running(home.mlflow) as url:
+    with running(mlflow_server(home)) as url:
         yield home.folder, url
 
 

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows.rounds import rounds
-from flows.rounds.rounds import NO_ANSWERS
+from flows.rounds import aggregation, global_model, recording, releases, statements
+from flows.rounds.statements import NO_ANSWERS
 from flows.runs.paths import Home
-from flows.runs.run import Participant, RoundRecord, Run
+from flows.runs.records import Participant, RoundRecord
+from flows.runs.run import Run
 from models import checkpoints
 from models import params as P
-from privacy.accounting import Budget, PrivacyEvent, epsilon
+from privacy.accounting import PrivacyEvent, epsilon
 from privacy.mechanisms import mechanism_for
 from privacy.signing import public_hex, sign
 from sites.exchange.places import Place
@@ -21,27 +22,36 @@ SITES = ("east", "north", "south")
 HASH = "0" * 64
 
 
+def participant(run: Run, site: str, *, key: str = HASH, since: int = 1, **fields: Any) -> Participant:
+    """Return a hospital that has accepted a run, with some fields of its acceptance changed."""
+    acceptance = {
+        "kind": "acceptance", "study": run.study.name, "study_sha256": run.study.sha256,
+        "run": run.name, "round": 0, "purpose": "join", "site": site, "ledger_head": HASH,
+        "event": None, "charges": 0, "steps": run.study.training.steps, "declared_training": 15,
+        "declared_patients": 20, "budget": {"epsilon": 50, "delta": 1e-3}, "version": "0.1.0",
+        "code_sha256": HASH,
+    } | fields  # fmt: skip
+    return Participant(statement=acceptance, statement_sha256=HASH, public_key=key, key=key, since=since)
+
+
+def declaring(member: Participant, **fields: Any) -> Participant:
+    """Return a participant whose acceptance declares something else."""
+    return member.model_copy(update={"statement": member.statement.model_copy(update=fields)})
+
+
 class Federation:
     """A run among hospitals whose every word the test decides."""
 
     def __init__(self, folder: Path, study: Any) -> None:
         self.keys = {site: Ed25519PrivateKey.generate() for site in SITES}
         roster = {site: public_hex(key) for site, key in self.keys.items()}
-        budget = Budget(epsilon=50, delta=1e-3)
         run = Run.create(Home(folder), study, roster, Home(folder).exchange)
         run.begin_attempt()
         self.run = run.with_participants(
-            {
-                site: Participant(
-                    public_key=roster[site], declared_patients=20, declared_training=15,
-                    steps=study.training.steps, budget=budget,
-                )
-                for site in SITES
-            },
-            {},
-        )  # fmt: skip
-        model = rounds.publish_model(self.run, 0, rounds.first_model(study))
-        self.base: RoundRecord = rounds.record(self.run, 0, model, NO_ANSWERS, NO_ANSWERS, 0)
+            {site: participant(run, site, key=roster[site]) for site in SITES}, {}
+        )
+        model = global_model.publish_model(self.run, 0, global_model.first_model(study))
+        self.base: RoundRecord = recording.round_record(self.run, 0, model, NO_ANSWERS, NO_ANSWERS, 0)
         self.run.keep(self.base)
         self.event: PrivacyEvent = mechanism_for(
             study.privacy, rounds=study.rounds, steps=study.training.steps, lot=None, declared=15
@@ -83,16 +93,16 @@ class Federation:
         }  # fmt: skip
         self.say(site, **{**told, **fields})
 
-    def take_in(self, round: int = 1) -> rounds.Answers:
+    def take_in(self, round: int = 1) -> statements.Answers:
         members = sorted(self.run.description.participants)
-        answers = rounds.answers(self.run, round, "contribute", members)
-        return rounds.take_in(self.run, round, self.base, answers)
+        answers = statements.answers(self.run, round, "contribute", members)
+        return releases.accept_releases(self.run, round, self.base, answers)
 
-    def finish(self, round: int) -> rounds.Answers:
+    def finish(self, round: int) -> statements.Answers:
         """Finish a round with what was released for it; the next one starts from its model."""
         taken = self.take_in(round)
-        model = rounds.aggregate(self.run, round, self.base, taken)
-        sha256 = rounds.publish_model(self.run, round, model)
-        self.base = rounds.record(self.run, round, sha256, taken, NO_ANSWERS, 0)
+        model = aggregation.aggregate(self.run, round, self.base, taken)
+        sha256 = global_model.publish_model(self.run, round, model)
+        self.base = recording.round_record(self.run, round, sha256, taken, NO_ANSWERS, 0)
         self.run.keep(self.base)
         return taken

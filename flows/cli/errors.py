@@ -13,8 +13,9 @@ BAD_INPUT = 2
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Turn our own errors into one message and an exit code; anything else is a fault of ours."""
-    from flows.decisions.decisions import BadVerdict, NotReleased, NotTakenBack
-    from flows.rounds.rounds import TooFewHospitals
+    from flows.decisions.chain import NotReleased, NotTakenBack
+    from flows.decisions.verdicts import BadVerdict
+    from flows.rounds.statements import TooFewHospitals
     from flows.runs.run import BrokenRun, NotAllowed, RunBusy, StoreFailed
     from flows.servers.loopback import ServerError
     from models.checkpoints import CorruptCheckpoint

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from flows.cli.errors import clear_errors
 from flows.cli.review import RoundOption, RunArgument, review_app
+from flows.servers.environment import mlflow_server
 
 if TYPE_CHECKING:
     from flows.reporting.progress import Live
@@ -146,19 +147,19 @@ def verify(
 ) -> None:
     """Check every signature and number of a run and re-compute its models; exit code 1 at a fault."""
     with clear_errors():
-        from flows.coordination.remote import mlflow, prefect_environment
         from flows.runs.paths import Home
         from flows.runs.run import named_run
+        from flows.servers.environment import set_prefect, with_mlflow
 
         opened = named_run(Home(Path.cwd()), run)
         roster = None
         if federation:
-            prefect_environment(opened.home)
+            set_prefect(opened.home)
             from flows.hospitals.federation import load_federation
 
             roster = load_federation(federation).hospitals
-        with mlflow(opened.home):
-            from flows.decisions.decisions import people_in
+        with with_mlflow(opened.home):
+            from flows.decisions.people import people_in
             from flows.verification.verify import Anchors, faults
 
             anchors = Anchors(roster, people_in(people) if people else None, decision)
@@ -175,17 +176,17 @@ def verify(
 def log(run: RunArgument = None) -> None:
     """Log in MLflow what it lacks of a run that is on record here, as when its store is a new one."""
     with clear_errors():
-        from flows.coordination.remote import mlflow
         from flows.runs.paths import Home
         from flows.runs.run import named_run
+        from flows.servers.environment import with_mlflow
 
         opened = named_run(Home(Path.cwd()), run)
-        with mlflow(opened.home), opened.locked():
-            from flows.reporting.publish import tell_again
+        with with_mlflow(opened.home), opened.locked():
+            from flows.reporting.publish import backfill
             from flows.tracking.tracking import Tracking
 
             with Tracking(opened) as tracking:
-                tell_again(opened, tracking, opened.records())
+                backfill(opened, tracking, opened.records())
                 typer.echo(f"MLflow has all of {opened.name}: {tracking.page}")
 
 
@@ -197,16 +198,16 @@ def promote(
 ) -> None:
     """Release a model: check its evidence, wait for a clinician's and an officer's word, publish it."""
     with clear_errors():
-        from flows.coordination.remote import prefect_and_mlflow
         from flows.runs.paths import Home
         from flows.runs.run import named_run
+        from flows.servers.environment import with_prefect_and_mlflow
 
         opened = named_run(Home(Path.cwd()), run)
-        with prefect_and_mlflow(opened.home):
+        with with_prefect_and_mlflow(opened.home):
             from flows import promote as promotion
-            from flows.release import gate
+            from flows.release import evidence
 
-            record = gate.record_of(opened, round)
+            record = evidence.record_of(opened, round)
             typer.echo(f"{opened.name}, round {record.round}: checking its evidence ...")
             version = promotion.promote(opened.name, record.round, str(opened.home.folder), wait_s)
             typer.echo(f"Released: version {version} is the champion.")
@@ -290,11 +291,11 @@ def coordinate() -> None:
     with clear_errors():
         import asyncio
 
-        from flows.coordination.remote import use_prefect
         from flows.runs.paths import Home
+        from flows.servers.environment import require_prefect
 
         home = Home(Path.cwd())
-        use_prefect(home)
+        require_prefect(home)
         from flows.coordination.coordinator_worker import CoordinatorWorker
 
         asyncio.run(CoordinatorWorker(home).start(printer=typer.echo))
@@ -428,16 +429,17 @@ def survey(
 ) -> None:
     """Ask the hospitals what their scans are like, and what has moved since the last time."""
     with clear_errors():
-        from flows.coordination.local import servers, wards_in
         from flows.runs.paths import Home
+        from flows.servers.environment import own_servers
         from sites.study import load_study
+        from sites.wards import wards_in
         from sites.yaml_files import ConfigError
 
         if every_hours and cron:
             raise ConfigError("Expected --every-hours or --cron, got both.")
         home, asked = Home(Path.cwd()), load_study(study)
         wards_in(sites)
-        with servers(home):
+        with own_servers(home):
             from flows import survey as surveys
 
             if every_hours or cron:
@@ -466,7 +468,7 @@ def ui(
         home = Home(Path.cwd())
         if not (home.folder / "mlruns" / "mlflow.db").exists():
             raise ConfigError(f"{home.folder}: nothing is recorded here; train a study first.")
-        with running(home.mlflow, port) as url:
+        with running(mlflow_server(home), port) as url:
             for title, link in links(url):
                 typer.echo(f"{title:<32} {link}")
             typer.echo("Ctrl-C ends it.")
@@ -523,7 +525,7 @@ def work(folder: SiteArgument = Path(), test_noise: TestNoiseOption = None) -> N
         import asyncio
         import os
 
-        from flows.runs.paths import QUIET
+        from flows.servers.environment import QUIET
         from sites.hospital import Hospital
         from sites.protocol.order_inbox import coordinator_of
 
@@ -709,7 +711,7 @@ def own_ui(
     with clear_errors():
         import os
 
-        from flows.runs.paths import QUIET
+        from flows.servers.environment import QUIET
 
         os.environ.update({**QUIET, **os.environ})
         from flows.tracking.hospital_store import fill, own_store
@@ -859,15 +861,16 @@ def _end_with_parent() -> None:
 
 
 def _train(study: "Study", sites: Path, test_noise: int | None, *, new: bool = False) -> None:
-    from flows.coordination.local import train, wards_in
+    from flows.coordination.local import train
     from flows.reporting.progress import Live
     from flows.runs.paths import Home
+    from sites.wards import wards_in
 
     live = Live(Console())
     wards = wards_in(sites, test_noise)
     finished = train(Home(Path.cwd()), study, wards, live, test_noise=test_noise, new=new)
     _tell(live, finished)
-    live.say("see it in MLflow: make ui")
+    live.print("see it in MLflow: make ui")
 
 
 def _train_remotely(study: "Study", federation: Path, *, new: bool) -> None:
@@ -883,7 +886,7 @@ def _tell(live: "Live", finished: "Run") -> None:
     from flows.reporting.progress import summary
 
     live.console.print(summary(finished))
-    live.say(f"records, models and releases: {finished.folder.relative_to(Path.cwd())}")
+    live.print(f"records, models and releases: {finished.folder.relative_to(Path.cwd())}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 
 from flows.hospitals.processes import HospitalFailed, HospitalProcess
-from flows.rounds import rounds
-from flows.rounds.rounds import NO_ANSWERS
+from flows.rounds import global_model, recording, statements
+from flows.rounds.statements import NO_ANSWERS
 from flows.runs.paths import Home
 from flows.runs.run import Run
 from privacy.release import ReleaseManifest
@@ -48,8 +48,8 @@ def rehearse(hospital: Hospital, study: Study) -> Iterator[Tried]:
             roster = {hospital.name: process.public_key()}
             run = Run.create(home, study, roster, home.exchange, kind="rehearsal")
             run.begin_attempt()
-            model = rounds.publish_model(run, 0, rounds.first_model(study))
-            run.keep(rounds.record(run, 0, model, NO_ANSWERS, NO_ANSWERS, time.time()))
+            model = global_model.publish_model(run, 0, global_model.first_model(study))
+            run.keep(recording.round_record(run, 0, model, NO_ANSWERS, NO_ANSWERS, time.time()))
             for phase, number in ACTS:
                 tried = _act(run, process, phase, number)
                 yield tried
@@ -73,13 +73,13 @@ def _process(hospital: Hospital) -> Iterator[HospitalProcess]:
 def _act(run: Run, process: HospitalProcess, phase: Phase, number: int) -> Tried:
     started, site = time.monotonic(), process.name
     try:
-        process.carry_out(rounds.order(run, number, phase, site), run.study.sites.deadline_s)
+        process.carry_out(statements.order(run, number, phase, site), run.study.sites.deadline_s)
     except HospitalFailed as error:
         return Tried(phase, time.monotonic() - started, f"failed: {error}", is_fine=False)
-    seconds, found = time.monotonic() - started, rounds.answers(run, number, phase, [site])
-    if site in found.left_out:
-        return Tried(phase, seconds, found.left_out[site], is_fine=False)
-    statement = found.taken[site]
+    seconds, found = time.monotonic() - started, statements.answers(run, number, phase, [site])
+    if site in found.absent:
+        return Tried(phase, seconds, str(found.absent[site]), is_fine=False)
+    statement = found.taken[site].statement
     if isinstance(statement, ReleaseManifest):
         spent = "no privacy" if statement.epsilon is None else f"epsilon {statement.epsilon:.3f}"
         return Tried(phase, seconds, f"{statement.payload_bytes:,} bytes, {spent}", is_fine=True)

@@ -10,8 +10,9 @@ from rich.console import Console
 from flows.cli.errors import clear_errors
 
 if TYPE_CHECKING:
-    from flows.decisions.decisions import Verdict
-    from flows.runs.run import RoundRecord, Run
+    from flows.decisions.verdicts import Verdict
+    from flows.runs.records import RoundRecord
+    from flows.runs.run import Run
 
 review_app = typer.Typer(help="Decide about models: approve, refuse, revoke.", no_args_is_help=True)
 
@@ -33,7 +34,7 @@ def key(name: AsOption, role: RoleOption, file: KeyOption) -> None:
     with clear_errors():
         from pydantic import TypeAdapter, ValidationError
 
-        from flows.decisions.decisions import BadVerdict
+        from flows.decisions.verdicts import BadVerdict
         from models.objectives import Name
         from privacy.signing import private_key, public_hex
 
@@ -50,15 +51,15 @@ def key(name: AsOption, role: RoleOption, file: KeyOption) -> None:
 def show(run: RunArgument = None, round: RoundOption = None) -> None:
     """Show a model's evidence, who has decided, and whose word is missing."""
     with clear_errors():
-        from flows.coordination.remote import mlflow
         from flows.runs.paths import Home
         from flows.runs.run import named_run
+        from flows.servers.environment import with_mlflow
 
         opened = named_run(Home(Path.cwd()), run)
-        with mlflow(opened.home):
-            from flows.release import gate, reviews
+        with with_mlflow(opened.home):
+            from flows.release import evidence, reviews
 
-            record = gate.record_of(opened, round)
+            record = evidence.record_of(opened, round)
             Console().print(reviews.evidence_table(opened, record))
             Console().print(reviews.decisions_table(opened, record))
             typer.echo("To decide elsewhere, sign these terms with `wardround review sign`:")
@@ -79,7 +80,7 @@ def sign(
     with clear_errors():
         from pydantic import ValidationError
 
-        from flows.decisions.decisions import BadVerdict, Terms, signed_verdict
+        from flows.decisions.verdicts import BadVerdict, Terms, signed_verdict
         from privacy.signing import private_key
 
         try:
@@ -124,17 +125,17 @@ def enter(
 ) -> None:
     """Put on record what a person has signed on another machine."""
     with clear_errors():
-        from flows.coordination.remote import mlflow
         from flows.runs.paths import Home
         from flows.runs.run import named_run
+        from flows.servers.environment import with_mlflow
 
         opened = named_run(Home(Path.cwd()), run)
-        with mlflow(opened.home):
-            from flows.decisions import decisions
-            from flows.release import gate, reviews
+        with with_mlflow(opened.home):
+            from flows.decisions import verdicts
+            from flows.release import evidence, reviews
 
-            about = decisions.round_in(signed)
-            record = gate.record_of(opened, about)
+            about = verdicts.round_in(signed)
+            record = evidence.record_of(opened, about)
             _told(opened, record, reviews.enter(opened, record, signed))
 
 
@@ -142,27 +143,27 @@ def enter(
 def withdraw(run: RunArgument = None) -> None:
     """Take what was revoked back in MLflow, as the officer's account, where `revoke` could not."""
     with clear_errors():
-        from flows.coordination.remote import mlflow
         from flows.runs.paths import Home
         from flows.runs.run import named_run
+        from flows.servers.environment import with_mlflow
 
         opened = named_run(Home(Path.cwd()), run)
-        with mlflow(opened.home):
-            from flows.release import gate
-            from flows.reporting.publish import tell_decisions
+        with with_mlflow(opened.home):
+            from flows.release import champion
+            from flows.reporting.publish import publish_decisions_page
 
-            taken_back = gate.withdraw(opened)
-            tell_decisions(opened)  # also what an interruption has kept from MLflow
+            taken_back = champion.withdraw(opened)
+            publish_decisions_page(opened)  # also what an interruption has kept from MLflow
             typer.echo(f"Taken back: version {', '.join(taken_back) or 'none'}.")
             _tell_champion(opened)
 
 
 def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path, reason: str) -> None:
     with clear_errors():
-        from flows.coordination.remote import mlflow
-        from flows.decisions.decisions import BadVerdict
+        from flows.decisions.verdicts import BadVerdict
         from flows.runs.paths import Home
         from flows.runs.run import named_run
+        from flows.servers.environment import with_mlflow
         from privacy.signing import private_key
 
         opened = named_run(Home(Path.cwd()), run)
@@ -174,10 +175,10 @@ def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path
                 f"that was looked at; say which with --round."
             )
         _check_key(key)
-        with mlflow(opened.home):
-            from flows.release import gate, reviews
+        with with_mlflow(opened.home):
+            from flows.release import evidence, reviews
 
-            record = gate.record_of(opened, round)
+            record = evidence.record_of(opened, round)
             said = reviews.decide(opened, record, word, name, private_key(key), reason)
             _told(opened, record, said)
 
@@ -185,7 +186,7 @@ def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path
 def _released(run: "Run", named: str | None) -> tuple["Run", int]:
     """Return the champion's run and round: the study's, or that of a run that was named."""
     from flows.decisions import release_status
-    from flows.decisions.decisions import BadVerdict
+    from flows.decisions.verdicts import BadVerdict
     from flows.runs.run import Run
 
     chains = release_status.chains_of(run.home, run.study.name)
@@ -201,13 +202,13 @@ def _released(run: "Run", named: str | None) -> tuple["Run", int]:
 
 def _told(run: "Run", record: "RoundRecord", said: "Verdict") -> None:
     """Say what was put on record, and what follows."""
-    from flows.decisions import decisions, release_status
+    from flows.decisions import chain, release_status
     from flows.release import reviews
 
     typer.echo(f"{said.word} by {said.person} ({said.role}): {run.name}, round {record.round}.")
-    typer.echo(f"Keep this for `wardround verify --decision`: {decisions.heads(run)[-1]}")
+    typer.echo(f"Keep this for `wardround verify --decision`: {chain.heads(run)[-1]}")
     if said.word == "revoked":
-        if not release_status.was_released(decisions.decisions(run), said.terms):
+        if not release_status.was_released(chain.decisions(run), said.terms):
             typer.echo("That model was never released, so nothing was taken back.")
         _tell_champion(run)
     elif missing := reviews.missing(run, record):

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from flows.coordination.remote import use_prefect
-from flows.hospitals.processes import HospitalFailed, Reachable
-from flows.rounds import rounds
+from flows.hospitals.processes import HospitalFailed
+from flows.hospitals.session import Reachable
+from flows.rounds import statements
 from flows.runs.paths import Home
 from flows.runs.run import Run
+from flows.servers.environment import require_prefect
 from privacy.signing import private_key
 from sites.exchange.exchange import Exchange
 from sites.study import Study
@@ -25,7 +26,7 @@ def readiness(home: Home, study: Study, federation: Path) -> dict[str, str]:
     Raises:
         ConfigError: the file is wrong, or it is not said where Prefect's API is.
     """
-    use_prefect(home)
+    require_prefect(home)
     from flows.hospitals.federation import (  # Prefect reads its environment
         RemoteHospital,
         load_federation,
@@ -47,11 +48,13 @@ def ask_all(run: Run, hospitals: Mapping[str, Reachable]) -> dict[str, str]:
 
     def ask(site: str) -> str:
         try:
-            hospitals[site].carry_out(rounds.order(run, 0, "check", site), run.study.sites.deadline_s)
+            hospitals[site].carry_out(
+                statements.order(run, 0, "check", site), run.study.sites.deadline_s
+            )
         except HospitalFailed as error:
             return str(error)
-        answer = rounds.answers(run, 0, "check", [site])
-        return READY if site in answer.taken else answer.left_out[site]
+        answer = statements.answers(run, 0, "check", [site])
+        return READY if site in answer.taken else str(answer.absent[site])
 
     with ThreadPoolExecutor(len(hospitals)) as threads:
         return dict(zip(hospitals, threads.map(ask, hospitals), strict=True))

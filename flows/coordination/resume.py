@@ -4,9 +4,10 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from flows.hospitals.session import Reachable, session
 from flows.reporting.progress import Live
 from flows.rounds.membership import with_roster
-from flows.rounds.rounds import TooFewHospitals
+from flows.rounds.statements import TooFewHospitals
 from flows.runs.locks import held
 from flows.runs.paths import Home
 from flows.runs.run import Run, RunBusy, started_runs
@@ -15,7 +16,7 @@ from sites.yaml_files import ConfigError
 
 
 @contextmanager
-def alone(home: Home, study: Study) -> Iterator[None]:
+def study_lock(home: Home, study: Study) -> Iterator[None]:
     """Let one coordinator at a time begin or train runs of a study; raise `RunBusy` in any other."""
     path = home.state / "studies" / f"{study.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,11 +48,11 @@ def run_for(
     return Run.create(home, study, roster, exchange)
 
 
-def train_rounds(run: Run, live: Live) -> Run:
-    """Train a run's study to its last round, with Prefect and MLflow and the hospitals within reach.
+def train_rounds(run: Run, hospitals: Mapping[str, Reachable], live: Live) -> Run:
+    """Train a run's study to its last round, with Prefect, MLflow and the hospitals within reach.
 
     Raises:
-        TooFewHospitals: too few accept (then the run is gone again), or too few contribute.
+        TooFewHospitals: too few accept (then the run's folder is deleted), or too few contribute.
         ConfigError: MLflow has a study of this name that is another coordinator's.
     """
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
@@ -60,21 +61,19 @@ def train_rounds(run: Run, live: Live) -> Run:
     from flows.reporting.prefect_artifacts import announce_standstill
     from flows.tracking.tracking import check_free
 
-    federate.ON_RECORD.append(live.round)
+    live.print(f"run {run.name}")
     try:
-        live.say(f"run {run.name}")
         check_free(run)  # before any hospital is asked
         if run.study.prior and not run.records():
-            live.say("the first model learns from synthetic images, which can take minutes ...")
+            live.print("the first model learns from synthetic images, which can take minutes ...")
         # Without heartbeats a flow ends at once, not a second later; nobody listens to them here.
-        with live.showing(), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        quick = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+        with session(run, hospitals, live.round), live.showing(), quick:
             federate.federate(run.name, str(run.home.folder), sorted(run.description.roster))
     except (TooFewHospitals, ConfigError) as error:
         if isinstance(error, TooFewHospitals):
-            announce_standstill(run, error.reasons)
+            announce_standstill(run, error.absent)
         if not Run.open(run.home, run.name).description.everybody:
             shutil.rmtree(run.folder)
         raise
-    finally:
-        federate.ON_RECORD.remove(live.round)
     return Run.open(run.home, run.name)

@@ -1,27 +1,19 @@
-"""What the decisions about a study's models come to, whatever MLflow says: releases, and the champion.
+"""Release status of a study's models, computed from the decisions alone, whatever MLflow has.
 
-| link of a chain   | what it changes                                                             |
-|-------------------|-----------------------------------------------------------------------------|
-| an approval       | nothing yet                                                                 |
-| an objection      | the versions released before it stand no more, whatever is approved later   |
-| released as v     | v stands until the first of its approvals expires, and is the champion      |
-| v withdrawn       | v stands no more; was it the champion, the one released before it is, if any |
+| link of a chain   | effect                                                                          |
+|-------------------|---------------------------------------------------------------------------------|
+| an approval       | none yet                                                                        |
+| an objection      | versions released before it count no more, even if the model is approved later  |
+| released as v     | v counts until the first of its approvals expires, and becomes the champion     |
+| v withdrawn       | v counts no more; if it was the champion, the one released before it is, if any |
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flows.decisions.decisions import (
-    ROLES,
-    Decision,
-    Outcome,
-    Role,
-    Terms,
-    Verdict,
-    approvals,
-    decisions,
-    objections,
-)
+from flows.decisions.chain import approvals, decisions, objections
+from flows.decisions.people import ROLES, Role
+from flows.decisions.verdicts import Decision, ReleaseOutcome, Terms, Verdict
 from flows.runs.dates import day
 from flows.runs.paths import Home
 from flows.runs.run import runs_of
@@ -33,10 +25,10 @@ Chain = Sequence[Decision]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A version that was released: of which model, when, on whose approvals; who has objected since."""
+class ReleasedVersion:
+    """A released version: its outcome, the approvals it rests on, and the objections since."""
 
-    outcome: Outcome
+    outcome: ReleaseOutcome
     given: Mapping[Role, Verdict]
     at_ms: int
     against: tuple[Verdict, ...] = ()
@@ -48,56 +40,56 @@ class Standing:
 
     @property
     def terms(self) -> Terms:
-        """Which model it is."""
+        """The model that it holds."""
         return self.outcome.terms
 
     @property
     def until_ms(self) -> int:
-        """When the first of its approvals expires."""
+        """The time at which the first of its approvals expires."""
         return _until_ms(self.given)
 
     @property
     def tags(self) -> dict[str, str]:
-        """What the version says of itself in MLflow."""
+        """The version's tags in MLflow about its approvals."""
         return tags_of(self.given)
 
 
 def chains_of(home: Home, study: str) -> list[Chain]:
-    """Return the decisions of all of a study's runs that lie here; raises as `decisions` does."""
+    """Return the decisions of all of a study's runs in a home; raises as `decisions` does."""
     return [decisions(run) for run in runs_of(home) if run.study.name == study]
 
 
-def released(known: Chain) -> dict[str, Standing]:
-    """Return by version what a run's decisions have released and not withdrawn, the newest last."""
-    found: dict[str, Standing] = {}
+def released(known: Chain) -> dict[str, ReleasedVersion]:
+    """Return by number the versions that a run has released and not withdrawn, the newest last."""
+    found: dict[str, ReleasedVersion] = {}
     for at, decision in enumerate(known):
         if outcome := decision.outcome:
             found = {v: each for v, each in found.items() if each.terms != outcome.terms}
             if outcome.what == "released":
                 given = approvals(known[:at], outcome.terms, decision.at_ms)
-                found[outcome.version] = Standing(outcome, given, decision.at_ms)
-        elif (said := decision.verdict) and said.word != "approved":
+                found[outcome.version] = ReleasedVersion(outcome, given, decision.at_ms)
+        elif (verdict := decision.verdict) and verdict.word != "approved":
             for number, each in found.items():
-                if each.terms == said.terms:
-                    found[number] = replace(each, against=(*each.against, said))
+                if each.terms == verdict.terms:
+                    found[number] = replace(each, against=(*each.against, verdict))
     return found
 
 
 def was_released(known: Chain, terms: Terms) -> bool:
-    """Return whether a model was ever released, whatever became of it."""
+    """Return whether a model was ever released, even if it was withdrawn since."""
     outcomes = (link.outcome for link in known if link.outcome)
     return any(each.what == "released" and each.terms == terms for each in outcomes)
 
 
-def revoked(known: Chain) -> list[Standing]:
-    """Return what was released, and objected to since, and is not withdrawn yet."""
+def revoked(known: Chain) -> list[ReleasedVersion]:
+    """Return the released versions with an objection that are not withdrawn yet."""
     return [each for each in released(known).values() if each.against]
 
 
-def newest_standing(chains: Sequence[Chain], at_ms: int) -> str:
-    """Return the version released last that still stands at a time, empty if none does.
+def newest_approved(chains: Sequence[Chain], at_ms: int) -> str:
+    """Return the newest released version that counts at a time, empty if none does.
 
-    Nobody has objected to it, and none of its approvals has expired.
+    It counts if nobody has objected to it and none of its approvals has expired.
     """
     before = [[link for link in chain if link.at_ms <= at_ms] for chain in chains]
     standing = [
@@ -110,38 +102,38 @@ def newest_standing(chains: Sequence[Chain], at_ms: int) -> str:
 
 
 def champion(chains: Sequence[Chain]) -> str:
-    """Return the version that the decisions of a study's runs have made the champion, empty if none."""
+    """Return the version that the decisions of a study's runs make the champion, empty if none."""
     links = sorted((link for chain in chains for link in chain), key=lambda link: link.at_ms)
     crowned = ""
     for link in links:
         if link.outcome and link.outcome.what == "released":
             crowned = link.outcome.version
         elif link.outcome and link.outcome.version == crowned:
-            crowned = newest_standing(chains, link.at_ms)
+            crowned = newest_approved(chains, link.at_ms)
     return crowned
 
 
 def newest_ms(chains: Sequence[Chain]) -> int:
-    """Return when a study's runs decided last, 0 if they never did."""
+    """Return the date of the newest decision of a study's runs, 0 without one."""
     return max((chain[-1].at_ms for chain in chains if chain), default=0)
 
 
 def in_words(known: Chain) -> str:
-    """Return in one line which model of a run is released, and what was said last."""
+    """Return in one line which model of a run is released, and the newest decision."""
     if not known:
         return CANDIDATE
     stands = [each for each in released(known).values() if not each.against]
     shown = [_released(each) for each in stands[-1:]]
     last = known[-1]
     if last.terms and last.terms not in [each.terms for each in stands[-1:]]:
-        shown.append(f"round {last.terms.round} {', '.join(_said(known, last.terms))}")
+        shown.append(f"round {last.terms.round} {', '.join(_verdict_texts(known, last.terms))}")
     return "; ".join(shown) if stands else f"no: {'; '.join(shown)}"
 
 
 def waits_for(known: Chain, newest: int) -> str:
-    """Return in one line who has to approve which model, as it was when somebody decided last.
+    """Return in one line the roles that have to approve, and the model, as of the newest decision.
 
-    It is about the model that was decided about last, by default that of the round `newest`.
+    The model is that of the newest decision, by default that of the round `newest`.
     """
     terms = next((link.terms for link in reversed(known) if link.terms), None)
     if terms is None:
@@ -154,7 +146,7 @@ def waits_for(known: Chain, newest: int) -> str:
 
 
 def tags_of(given: Mapping[Role, Verdict]) -> dict[str, str]:
-    """Return what a version says in MLflow of the approvals on which it is released."""
+    """Return the tags of a version about the approvals on which it is released."""
     return {
         **{
             f"wardround.approved_by.{role}": f"{v.person}, until {day(v.expires_ms)}"
@@ -168,12 +160,12 @@ def _until_ms(given: Mapping[Role, Verdict]) -> int:
     return min((verdict.expires_ms for verdict in given.values()), default=0)
 
 
-def _released(each: Standing) -> str:
+def _released(each: ReleasedVersion) -> str:
     by = " and ".join(f"{verdict.person} ({role})" for role, verdict in sorted(each.given.items()))
     return f"round {each.terms.round} as version {each.version}, approved by {by}"
 
 
-def _said(known: Chain, terms: Terms) -> Iterator[str]:
+def _verdict_texts(known: Chain, terms: Terms) -> Iterator[str]:
     for role, verdict in sorted(approvals(known, terms, known[-1].at_ms).items()):
         yield f"approved by {verdict.person} ({role})"
     for verdict in objections(known, terms):

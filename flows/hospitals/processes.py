@@ -1,9 +1,7 @@
 """Hospitals on this machine: one warm process for each, restarted when it is killed.
 
-What asks a hospital is `Reachable`; `REACHABLE` holds those that the tasks of this process can ask.
-
-A process is given one hospital's folder and nothing of the others; it imports torch once, serves
-many rounds, and ends when this process does.
+A process knows one hospital's folder and nothing of the others; it imports torch once, serves many
+rounds, and ends when this process does.
 """
 
 import json
@@ -17,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sites.orders import Order
 
@@ -46,23 +44,6 @@ class HospitalLeftOut(HospitalFailed):
 
 class HospitalWaits(Exception):
     """A person of the hospital has to approve first; the same can be asked again until then."""
-
-
-class Reachable(Protocol):
-    """A hospital that can be asked, wherever it is."""
-
-    def carry_out(self, order: Order, timeout_s: float) -> None:
-        """Have an order carried out; its outcome lies in the exchange afterwards.
-
-        Raises:
-            HospitalLeftOut: it took longer than `timeout_s`, or its work was cancelled.
-            HospitalFailed: it could not do it, and may be asked again.
-        """
-        ...
-
-    def invite(self, order: Order) -> None:
-        """Have an order carried out without waiting, while the run lasts; again changes nothing."""
-        ...
 
 
 @dataclass
@@ -230,34 +211,18 @@ def end_session(process: "subprocess.Popen[Any]") -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-REACHABLE: dict[str, Reachable] = {}
-"""The hospitals that tasks of this process can ask, by name."""
-
-
-@contextmanager
-def reachable(hospitals: Mapping[str, Reachable]) -> Iterator[None]:
-    """Make hospitals known to `ask` for a while."""
-    REACHABLE.update(hospitals)
-    try:
-        yield
-    finally:
-        for name in hospitals:
-            del REACHABLE[name]
-
-
 @contextmanager
 def warm(
     folders: Mapping[str, Path], on_progress: OnProgress, test_noise: int | None = None
 ) -> Iterator[dict[str, HospitalProcess]]:
-    """Start a process for each hospital and make them known to `ask`; end them all afterwards."""
+    """Start a process for each hospital; end them all afterwards."""
     processes = {
         name: HospitalProcess(name, folder, test_noise, on_progress) for name, folder in folders.items()
     }
-    with reachable(processes):
-        try:
-            for process in processes.values():
-                process.start()
-            yield processes
-        finally:
-            for process in processes.values():
-                process.close()
+    try:
+        for process in processes.values():
+            process.start()
+        yield processes
+    finally:
+        for process in processes.values():
+            process.close()

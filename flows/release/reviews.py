@@ -1,4 +1,4 @@
-"""What a person who decides about a model sees, and how his word reaches a gate that waits for it."""
+"""Reviews: a model as the people who decide see it, and the way of their verdicts to the gate."""
 
 import os
 import time
@@ -7,17 +7,23 @@ from contextlib import suppress
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.table import Table
 
-from flows.decisions import decisions
-from flows.decisions.decisions import BadVerdict, NotReleased, Verdict, Word
-from flows.release import gate
-from flows.release.gate import FLOW
-from flows.reporting.publish import tell_decisions
-from flows.runs.run import RoundRecord, Run
+from flows.decisions import chain
+from flows.decisions.chain import NotReleased
+from flows.decisions.people import load_people
+from flows.decisions.verdicts import BadVerdict, Verdict, VerdictWord, signed_verdict, terms_of
+from flows.release import champion, evidence
+from flows.reporting.publish import publish_decisions_page
+from flows.runs.records import RoundRecord
+from flows.runs.run import Run
+from flows.servers.environment import prefect_server, set_prefect
 from flows.servers.loopback import url_of
 from privacy.signing import canonical
 
+FLOW = "promote"
+"""The name of the flow that waits for people; its runs are also named by run and round."""
+
 POLL_S = 1
-"""How often a gate that waits looks for a word."""
+"""Seconds between a waiting gate's looks for a verdict."""
 
 
 def evidence_table(run: Run, record: RoundRecord) -> Table:
@@ -25,74 +31,72 @@ def evidence_table(run: Run, record: RoundRecord) -> Table:
     table = Table(title=f"{run.name}, round {record.round}: evidence")
     for heading in ("criterion", "due", "found", "will do"):
         table.add_column(heading)
-    for each in gate.gather(run, record):
+    for each in evidence.gather(run, record):
         table.add_row(each.criterion, each.due, each.found, "yes" if each.is_met else "no")
     return table
 
 
 def decisions_table(run: Run, record: RoundRecord) -> Table:
-    """Return what was decided about a model, and whose approval is missing."""
+    """Return the decisions about a model as a table, and the roles whose approval is missing."""
     table = Table(title="decisions", caption=_caption(run, record), min_width=60)
-    for heading in ("who", "said", "reason"):
+    for heading in ("who", "verdict", "reason"):
         table.add_column(heading)
-    terms = decisions.terms_of(run, record)
-    for each in decisions.decisions(run):
-        if (said := each.verdict) and said.terms == terms:
-            table.add_row(f"{said.person} ({said.role})", said.word, said.reason)
+    terms = terms_of(run, record)
+    for each in chain.decisions(run):
+        if (verdict := each.verdict) and verdict.terms == terms:
+            table.add_row(f"{verdict.person} ({verdict.role})", verdict.word, verdict.reason)
         elif each.outcome and each.outcome.terms == terms:
             table.add_row("release gate", each.outcome.what, f"version {each.outcome.version}")
     return table
 
 
 def terms_text(run: Run, record: RoundRecord) -> str:
-    """Return what a verdict on a model has to name, as one line."""
-    return canonical(decisions.terms_of(run, record).model_dump(mode="json")).decode()
+    """Return the terms that a verdict on a model has to name, as one line."""
+    return canonical(terms_of(run, record).model_dump(mode="json")).decode()
 
 
 def decide(
-    run: Run, record: RoundRecord, word: Word, name: str, key: Ed25519PrivateKey, reason: str
+    run: Run, record: RoundRecord, word: VerdictWord, name: str, key: Ed25519PrivateKey, reason: str
 ) -> Verdict:
-    """Sign a verdict, put it on record, and wake a gate that waits for it.
+    """Sign a verdict, record it, and wake a gate that waits for it.
 
     Raises:
         BadVerdict: the person may not decide, or signs with another key than people.yaml has.
     """
-    people = decisions.load_people(run.home)
-    if name not in people.people:
-        raise BadVerdict(f"{name!r} is not in people.yaml, which says who may decide.")
+    known = load_people(run.home).people
+    if name not in known:
+        raise BadVerdict(f"{name!r} is not in people.yaml, which lists the people who may decide.")
     days = run.study.promotion.approval_days if run.study.promotion else 1
-    text = decisions.signed_verdict(
-        decisions.terms_of(run, record), word, name, people.people[name].role, key, days, reason
-    )
+    text = signed_verdict(terms_of(run, record), word, name, known[name].role, key, days, reason)
     return enter(run, record, text)
 
 
 def enter(run: Run, record: RoundRecord, text: str) -> Verdict:
-    """Put a signed verdict on record, tell it in MLflow, and wake a gate that waits for it.
+    """Record a signed verdict, publish it in MLflow, and wake a gate that waits for it.
 
-    Was a released model objected to, it is taken back.
+    A released model with an objection is withdrawn.
 
     Raises:
         BadVerdict: it does not count.
-        NotTakenBack: it is on record, and this account may not take the model back.
+        NotTakenBack: it is recorded, and this account may not withdraw the model.
     """
-    said = decisions.take_in(run, text, decisions.load_people(run.home))
-    tell_decisions(run)
+    verdict = chain.record_verdict(run, text, load_people(run.home))
+    publish_decisions_page(run)
     _wake(run, record, text)
-    gate.withdraw(run)
-    return said
+    champion.withdraw(run)
+    return verdict
 
 
 def missing(run: Run, record: RoundRecord) -> list[str]:
-    """Return whose approval is missing, nobody's where somebody objects."""
+    """Return the roles whose approval is missing, none where somebody objects."""
     with suppress(NotReleased):
-        return gate.missing_roles(run, record)
+        return champion.missing_roles(run, record)
     return []
 
 
 def _caption(run: Run, record: RoundRecord) -> str:
     try:
-        roles = gate.missing_roles(run, record)
+        roles = champion.missing_roles(run, record)
     except NotReleased as error:
         return str(error)
     return f"missing: {', '.join(roles)}" if roles else "every role has approved"
@@ -100,11 +104,11 @@ def _caption(run: Run, record: RoundRecord) -> str:
 
 def _wake(run: Run, record: RoundRecord, text: str) -> None:
     """Resume the gate's paused flow run, if one waits at a Prefect server within reach."""
-    own = url_of(run.home.prefect)
+    own = url_of(prefect_server(run.home))
     api = os.environ.get("PREFECT_API_URL") or (f"{own}/api" if own else "")
     if not api:
         return
-    os.environ.update({**run.home.prefect_environment, **os.environ})
+    set_prefect(run.home)
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName

@@ -1,4 +1,4 @@
-"""What a hospital has sent in a run, as it lies in the exchange: kinds, numbers and bytes."""
+"""Disclosures: everything that a hospital has sent in a run, by kind, number and bytes."""
 
 import json
 from collections import Counter
@@ -11,18 +11,18 @@ from privacy.release import RejectedRelease, ReleaseManifest, parse_statement
 WORDS = {
     "acceptance": "acceptance, with the numbers it declares",
     "refusal": "refusal, with its reason",
-    "readiness": "word that it is ready",
-    "departure": "word that it leaves",
+    "readiness": "statement that it is ready",
+    "departure": "statement that it leaves",
     "release": "release",
     "scores": "quality of the global model",
     "comparison": "quality of hospitals' models",
 }
-"""What a statement tells, in words for the reader of a report."""
+"""A statement's kind in words, for the reader of a report."""
 UNREADABLE = "file that is no statement"
 
 
 @dataclass(frozen=True)
-class Sent:
+class Disclosure:
     """Everything of one kind that a hospital has sent: how often, how many bytes."""
 
     kind: str
@@ -30,15 +30,15 @@ class Sent:
     bytes: int
 
 
-def sent(run: Run, site: str, until: int) -> list[Sent]:
-    """Return what a hospital has sent up to a round, the largest first; a release with its tensors."""
+def disclosures(run: Run, site: str, until: int) -> list[Disclosure]:
+    """Return a hospital's disclosures up to a round, the largest first; a release counts its tensors."""
     count: Counter[str] = Counter()
     size: Counter[str] = Counter()
     for data in _statements(run, site, until):
         kind, more = _read(data)
         count[kind] += 1
         size[kind] += len(data) + more
-    return [Sent(kind, count[kind], size[kind]) for kind, _ in size.most_common()]
+    return [Disclosure(kind, count[kind], size[kind]) for kind, _ in size.most_common()]
 
 
 def _statements(run: Run, site: str, until: int) -> Iterator[bytes]:
@@ -52,8 +52,8 @@ def _statements(run: Run, site: str, until: int) -> Iterator[bytes]:
 def _read(data: bytes) -> tuple[str, int]:
     """Return a statement's kind, and the bytes of the tensors that it names."""
     try:
-        said = parse_statement(json.loads(data)["statement"])
+        statement = parse_statement(json.loads(data)["statement"])
     except (RejectedRelease, ValueError, LookupError, TypeError):
         return UNREADABLE, 0
-    payload = said.payload_bytes if isinstance(said, ReleaseManifest) else 0
-    return WORDS.get(said.kind, said.kind), payload
+    payload = statement.payload_bytes if isinstance(statement, ReleaseManifest) else 0
+    return WORDS.get(statement.kind, statement.kind), payload

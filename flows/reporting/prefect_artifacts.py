@@ -1,6 +1,6 @@
-"""What Prefect's UI shows of a run: a table and a bar for each round, a link to MLflow, and events.
+"""A run on Prefect's pages: a table and a bar for each round, a link to MLflow, and events.
 
-They are for people and for automations. Nothing here decides anything, so a server that is out of reach
+They are for people and for automations. No decision depends on them, so a server that is out of reach
 loses a picture and no round.
 """
 
@@ -23,17 +23,17 @@ from prefect.events import emit_event
 from prefect.exceptions import PrefectException
 from prefect.states import Crashed
 
-from flows.rounds.rounds import REFUSED
-from flows.runs.run import RoundRecord, Run, runs_of
+from flows.runs.records import Absence, RoundRecord
+from flows.runs.run import Run, runs_of
 from sites.export import LOW
 from sites.notifications import call
 
 CALLS = frozenset({"wardround.site.missing", "wardround.site.refused", "wardround.budget.low"})
-"""The events of a round for which a person is called, too (`sites.notifications`)."""
+"""The events of a round that also notify a person (`sites.notifications`)."""
 
 
 def announce(run: Run, record: RoundRecord, mlflow: str) -> None:
-    """Show a round that is on record, and tell who wants to know; `mlflow` is the run's page there."""
+    """Show a recorded round, and notify people; `mlflow` is the run's page there."""
     for name, payload in events(run, record):
         emit_event(name, {"prefect.resource.id": f"wardround.run.{run.name}"}, payload=payload)
         if name in CALLS:
@@ -47,19 +47,19 @@ def announce(run: Run, record: RoundRecord, mlflow: str) -> None:
             create_link_artifact(mlflow, "MLflow", f"{key}-mlflow", "Every round, model and epsilon")
 
 
-def announce_standstill(run: Run, reasons: Mapping[str, str]) -> None:
-    """Tell who wants to know, and call a person, because a run stands for lack of these hospitals."""
+def announce_standstill(run: Run, absent: Mapping[str, Absence]) -> None:
+    """Emit an event, and notify a person, for each hospital whose absence stops a run."""
     about = {"prefect.resource.id": f"wardround.run.{run.name}"}
-    for site, reason in sorted(reasons.items()):
-        payload = {"run": run.name, "study": run.study.name, "site": site, "reason": reason}
+    for site, why in sorted(absent.items()):
+        payload = {"run": run.name, "study": run.study.name, "site": site, "reason": str(why)}
         emit_event("wardround.site.missing", about, payload=payload)
-        call("wardround.site.missing", f"{run.name} stands without {site}: {reason}", **payload)
+        call("wardround.site.missing", f"{run.name} stands without {site}: {why}", **payload)
 
 
-def end_what_was_left(run: Run) -> None:
-    """Say of the flow runs in which earlier coordinators were killed that they are over.
+def end_stale_flow_runs(run: Run) -> None:
+    """End the flow runs of this run and its study in which earlier coordinators were killed.
 
-    They are those of this run, which the caller has locked, and of its study's finished ones.
+    They are those of this run, which the caller has locked, and of its study's finished runs.
     """
     names = [run.name, *(known.name for known in runs_of(run.home, run.study) if known.is_finished)]
     left = FlowRunFilter(
@@ -76,33 +76,33 @@ def end_what_was_left(run: Run) -> None:
 
 
 def rows(run: Run, record: RoundRecord) -> list[dict[str, Any]]:
-    """Return a round as a table: a row for each hospital, of public values."""
-    releases = {release.site: release for release in record.releases}
-    shown = []
+    """Return a round as a table of public values: a row for each hospital."""
+    absent, metrics = record.absences("release"), record.metrics
+    found = []
     for site, participant in sorted(run.description.members(record.round).items()):
-        release = releases.get(site)
-        metrics = record.scores.get(site, {})
+        release = record.releases[site].statement if site in record.releases else None
         row: dict[str, Any] = {
             "hospital": site,
             "epsilon": "" if release is None or release.epsilon is None else f"{release.epsilon:.3f}",
-            "of budget": f"{participant.budget.epsilon:g}",
+            "of budget": f"{participant.statement.budget.epsilon:g}",
             "bytes": release.payload_bytes if release else 0,
-            "missing because": record.left_out.get(site, ""),
+            "missing because": str(absent.get(site, "")),
         }
-        row |= {name: f"{value:.3f}" for name, value in metrics.items() if "/" not in name}
-        shown.append(row)
-    return shown
+        row |= {name: f"{value:.3f}" for name, value in metrics.get(site, {}).items() if "/" not in name}
+        found.append(row)
+    return found
 
 
 def events(run: Run, record: RoundRecord) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the events of a round, with what they tell."""
-    told = {"run": run.name, "study": run.study.name, "round": record.round}
-    for site, reason in sorted(record.left_out.items()):
-        kind = "refused" if reason.startswith(REFUSED) else "missing"
-        yield f"wardround.site.{kind}", {**told, "site": site, "reason": reason}
-    for release in record.releases:
-        budget = run.description.member(release.site, record.round).budget.epsilon
-        if release.epsilon is not None and release.epsilon >= LOW * budget:
-            spent = {"site": release.site, "epsilon": release.epsilon, "budget": budget}
-            yield "wardround.budget.low", {**told, **spent}
-    yield "wardround.round.done", {**told, "quality": dict(record.quality)}
+    """Yield the events of a round with their payloads."""
+    about = {"run": run.name, "study": run.study.name, "round": record.round}
+    for site, why in record.absences("release").items():
+        kind = "refused" if why.kind == "refused" else "missing"
+        yield f"wardround.site.{kind}", {**about, "site": site, "reason": str(why)}
+    for site, release in record.releases.items():
+        epsilon = release.statement.epsilon
+        budget = run.description.member(site, record.round).statement.budget.epsilon
+        if epsilon is not None and epsilon >= LOW * budget:
+            spent = {"site": site, "epsilon": epsilon, "budget": budget}
+            yield "wardround.budget.low", {**about, **spent}
+    yield "wardround.round.done", {**about, "quality": dict(record.quality)}

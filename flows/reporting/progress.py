@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere."""
+"""Progress of a run for a person: bars on a terminal, plain lines elsewhere."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from flows.reporting.status import Status
-from flows.runs.run import Accepted, RoundRecord, Run
+from flows.runs.records import RoundRecord
+from flows.runs.run import Run
+from privacy.release import ReleaseManifest
 
 
 class Live:
@@ -32,7 +34,7 @@ class Live:
             yield
         self._bars = None
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print one line above the bars."""
         self.console.print(text, highlight=False, markup=False)
 
@@ -41,13 +43,13 @@ class Live:
         self._move(hospital, step, of, what)
 
     def round(self, run: Run, record: RoundRecord) -> None:
-        """Show that a round is on record."""
+        """Show that a round is recorded."""
         self._move("rounds", record.round, run.study.rounds, "")
         what = "before training" if record.round == 0 else f"{record.seconds:.1f} s"
         parts = [f"round {record.round}/{run.study.rounds}", *_headline(run, record), what]
-        self.say("  ".join(parts))
-        for site, reason in sorted(record.left_out.items()):
-            self.say(f"  without {site}: {reason}")
+        self.print("  ".join(parts))
+        for site, why in record.absences("release").items():
+            self.print(f"  without {site}: {why}")
 
     def _move(self, row: str, step: int, of: int, note: str) -> None:
         if self._bars is None:
@@ -60,35 +62,31 @@ class Live:
 def _headline(run: Run, record: RoundRecord) -> list[str]:
     parts = []
     if run.study.is_evaluated(record.round):
-        name = headline_metric(record)
+        name = record.headline
         parts.append(f"{name} {record.quality[name]:.3f}" if name else "no metrics published")
-    spent = [release.epsilon for release in record.releases if release.epsilon is not None]
+    epsilons = [release.statement.epsilon for release in record.releases.values()]
+    spent = [epsilon for epsilon in epsilons if epsilon is not None]
     return [*parts, f"epsilon {max(spent):.2f}"] if spent else parts
 
 
-def headline_metric(record: RoundRecord) -> str | None:
-    """Return the metric that stands for a round's quality, None if no hospital published any."""
-    return next((name for name in ("dice", "auroc", "accuracy") if name in record.quality), None)
-
-
 def summary(run: Run) -> Table:
-    """Return the table with which a run ends: a row for each hospital."""
+    """Return the table that ends a run: a row for each hospital."""
     records = run.records()
     first, last = records[0], records[-1]
-    name = headline_metric(last) or "dice"
+    name = last.headline or "dice"
     table = Table(title=f"{run.study.name}, {last.round} rounds")
     for heading in ("hospital", "patients (declared)", f"{name} before", f"{name} now",
                     "epsilon of budget", "bytes sent"):  # fmt: skip
         table.add_column(heading, justify="left" if heading == "hospital" else "right")
     for site, participant in sorted(run.description.everybody.items()):
-        mine = [r for record in records for r in record.releases if r.site == site]
+        mine = [record.releases[site].statement for record in records if site in record.releases]
         spent = [r.epsilon for r in mine if r.epsilon is not None]
         table.add_row(
             site,
-            str(participant.declared_patients),
-            _shown(first.scores.get(site, {}).get(name)),
-            _shown(last.scores.get(site, {}).get(name)),
-            f"{spent[-1]:.2f} of {participant.budget.epsilon:g}{_caveat(mine[-1])}"
+            str(participant.statement.declared_patients),
+            _shown(first.metrics.get(site, {}).get(name)),
+            _shown(last.metrics.get(site, {}).get(name)),
+            f"{spent[-1]:.2f} of {participant.statement.budget.epsilon:g}{_caveat(mine[-1])}"
             if spent
             else "no privacy",
             f"{sum(r.payload_bytes for r in mine):,}",
@@ -97,8 +95,8 @@ def summary(run: Run) -> Table:
 
 
 def status_table(status: Status) -> Table:
-    """Return where a run stands as a table: a row for each hospital."""
-    state = "finished" if status.is_finished else f"round {status.round} of {status.rounds} is on record"
+    """Return the status of a run as a table: a row for each hospital."""
+    state = "finished" if status.is_finished else f"round {status.round} of {status.rounds} is recorded"
     table = Table(title=f"{status.run}: {state}")
     for heading in ("hospital", "takes part", "last release", "epsilon", "is asked", "last seen"):
         table.add_column(heading)
@@ -119,7 +117,7 @@ def _time_of(at_ms: int) -> str:
     return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%H:%M:%S} UTC"
 
 
-def _caveat(release: Accepted) -> str:
+def _caveat(release: ReleaseManifest) -> str:
     caveats = [f"+ {release.plain_releases} without privacy"] if release.plain_releases else []
     caveats += ["test noise"] if release.noise == "test" else []
     return f" ({', '.join(caveats)})" if caveats else ""

@@ -1,9 +1,9 @@
-"""The report of a run, and the model card in it: one HTML file for people, of public values alone.
+"""The report of a run, with its model card: one HTML file for people, with public values only.
 
-It holds no script and asks for nothing from outside, so it can be attached, archived and printed.
+It has no script and loads nothing from outside, so it can be attached, archived and printed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -15,15 +15,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from flows.decisions import decisions
-from flows.reporting.disclosures import Sent, sent
-from flows.reporting.progress import headline_metric
+from flows.decisions import chain, verdicts
+from flows.reporting.disclosures import Disclosure, disclosures
 from flows.runs.dates import minute
-from flows.runs.run import Accepted, Participant, RoundRecord, Run
+from flows.runs.records import Part, RoundRecord
+from flows.runs.run import Run
 from flows.tracking.colours import colours
 from flows.tracking.metrics import by_group, fairness
 from models.objectives import flat, metric_names
 from privacy.accounting import PrivacyEvent, most_found
+from privacy.release import Acceptance, ReleaseManifest
 
 FALSE_ALARMS = 0.05
 NOT_STATED = "not stated"
@@ -38,29 +39,37 @@ CONTENTS = {
     "weights": "the change of the network's weights",
     "predictions": "predictions for public or synthetic images",
 }
-"""What a release holds, by what the study exports."""
+"""The content of a release, by the study's `export`."""
+PARTS: Mapping[Part, str] = {
+    "release": "",
+    "scores": ", its figures",
+    "comparison": ", its comparison of models",
+}
+"""The parts of a hospital's round, as the table of absences names them."""
 HASH_SALT = "wardround"
-"""Makes the names inside of a drawing the same each time."""
+"""Makes the identifiers inside a drawing the same each time."""
 
 
 @dataclass(frozen=True)
 class HospitalPage:
-    """What a report says of one hospital."""
+    """A report's facts about one hospital."""
 
     name: str
-    public: Participant
-    releases: Sequence[tuple[int, Accepted]]
+    public: Acceptance
+    since: int
+    key: str
+    releases: Sequence[tuple[int, ReleaseManifest]]
     how: str
-    sent: Sequence[Sent]
+    disclosures: Sequence[Disclosure]
 
     @property
     def epsilon(self) -> float | None:
-        """What the run has spent here, None without privacy."""
+        """The epsilon that the run has spent here, None without privacy."""
         return self.releases[-1][1].epsilon if self.releases else None
 
     @property
     def caveats(self) -> list[str]:
-        """What its epsilon does not say by itself."""
+        """The caveats about its epsilon."""
         if not self.releases:
             return []
         last = self.releases[-1][1]
@@ -75,7 +84,7 @@ class HospitalPage:
 
 @dataclass(frozen=True)
 class Quality:
-    """A row of the table of quality: a metric at a hospital, with what was told beside it."""
+    """A row of the table of quality: a metric at a hospital, with its interval and worst case."""
 
     hospital: str
     metric: str
@@ -86,14 +95,14 @@ class Quality:
     worst_case: float | None
 
 
-def report(run: Run, until: int | None = None, pending: decisions.Outcome | None = None) -> bytes:
+def report(run: Run, until: int | None = None, pending: verdicts.ReleaseOutcome | None = None) -> bytes:
     """Return the report of a run up to a round, its newest by default, as the bytes of an HTML file.
 
     Args:
-        pending: what is about to become of the model, and is not on record yet.
+        pending: an outcome for the model that is about to be recorded.
     """
     records = run.records()[: None if until is None else until + 1]
-    known = decisions.decisions(run)
+    known = chain.decisions(run)
     scored = _scored(records)
     hospitals = [_page(run, records, site) for site in sorted(run.description.everybody)]
     environment = Environment(
@@ -109,9 +118,9 @@ def report(run: Run, until: int | None = None, pending: decisions.Outcome | None
         hospitals=hospitals,
         quality=list(_quality(run, records)),
         scored=scored,
-        headline=headline_metric(scored) or "",
-        fairness=fairness(scored.scores),
-        groups=by_group(scored.scores, run.description.members(scored.round)),
+        headline=scored.headline or "",
+        fairness=fairness(scored.metrics),
+        groups=by_group(scored.metrics, run.description.members(scored.round)),
         quality_plot=_quality_plot(run, records),
         epsilon_plot=_epsilon_plot(run, hospitals),
         absences=list(_absences(run, records)),
@@ -127,13 +136,16 @@ def report(run: Run, until: int | None = None, pending: decisions.Outcome | None
 
 
 def _page(run: Run, records: Sequence[RoundRecord], site: str) -> HospitalPage:
-    told = [record.metrics[site] for record in records if site in record.metrics]
+    policies = [r.scores[site].statement.metrics_policy for r in records if site in r.scores]
+    member = run.description.member(site, records[-1].round)
     return HospitalPage(
         name=site,
-        public=run.description.member(site, records[-1].round),
-        releases=[(r.round, each) for r in records for each in r.releases if each.site == site],
-        how=HOW[told[-1]] if told else "nothing was told",
-        sent=sent(run, site, records[-1].round),
+        public=member.statement,
+        since=member.since,
+        key=member.key,
+        releases=[(r.round, r.releases[site].statement) for r in records if site in r.releases],
+        how=HOW[policies[-1]] if policies else "nothing was published",
+        disclosures=disclosures(run, site, records[-1].round),
     )
 
 
@@ -147,13 +159,13 @@ def _quality(run: Run, records: Sequence[RoundRecord]) -> list[Quality]:
     first, last = records[0], _scored(records)
     rows = []
     for metric in sorted(metric_names(run.study.task)):
-        for site, metrics in sorted(last.scores.items()):
+        for site, metrics in sorted(last.metrics.items()):
             if metric in metrics:
                 rows.append(
                     Quality(
                         hospital=site,
                         metric=metric,
-                        before=first.scores.get(site, {}).get(metric),
+                        before=first.metrics.get(site, {}).get(metric),
                         now=metrics[metric],
                         low=metrics.get(f"low/{flat(metric)}"),
                         high=metrics.get(f"high/{flat(metric)}"),
@@ -164,28 +176,27 @@ def _quality(run: Run, records: Sequence[RoundRecord]) -> list[Quality]:
 
 
 def _absences(run: Run, records: Sequence[RoundRecord]) -> Iterator[tuple[str, str, str]]:
-    """Yield every refusal and dropout: when, which hospital, and why."""
+    """Yield every refusal and dropout: the time, the hospital, the reason."""
     known = run.description
     for site, why in sorted(known.refused.items()):
-        yield "start", site, why
+        yield "start", site, str(why)
     for site in sorted(known.everybody):
-        contributed = {r.round for r in records for each in r.releases if each.site == site}
-        away = [r.round for r in records[1:] if r.round not in contributed and site not in r.left_out]
-        first = known.selves(site)[0].since
-        yield from (
-            (_rounds(each), site, "it had not joined yet") for each in _stretches(away, 0, first)
-        )
-        last = records[-1].round + 1
-        yield from ((_rounds(each), site, "it had left") for each in _stretches(away, first, last))
+        away = [r.round for r in records[1:] if not _has_release(r, site)]
+        first, last = known.acceptances(site)[0].since, records[-1].round + 1
+        before, after = _stretches(away, 0, first), _stretches(away, first, last)
+        yield from ((_rounds(each), site, "it had not joined yet") for each in before)
+        yield from ((_rounds(each), site, "it had left") for each in after)
         if site in known.departed:
             yield "", site, "it has left the study"
     for record in records:
-        for site, why in sorted(record.left_out.items()):
-            yield f"{record.round}", site, why
-        for site, why in sorted(record.unscored.items()):
-            yield f"{record.round}, its figures", site, why
-        for site, why in sorted(record.uncompared.items()):
-            yield f"{record.round}, its comparison of models", site, why
+        for part, words in PARTS.items():
+            for site, why in record.absences(part).items():
+                yield f"{record.round}{words}", site, str(why)
+
+
+def _has_release(record: RoundRecord, site: str) -> bool:
+    """Return whether a record has a hospital's release, or why it is missing."""
+    return site in record.hospitals and record.hospitals[site].release is not None
 
 
 def _stretches(rounds: Sequence[int], start: int, end: int) -> list[list[int]]:
@@ -218,13 +229,13 @@ def _software(records: Sequence[RoundRecord]) -> Iterator[tuple[str, dict[str, s
 
 
 def _quality_plot(run: Run, records: Sequence[RoundRecord]) -> Markup:
-    name = headline_metric(_scored(records))
+    name = _scored(records).headline
     if name is None:
         return Markup()
     colour = colours(run.description)
     figure, axes = _figure(name, records[-1].round)
-    for site in sorted({site for record in records for site in record.scores}):
-        points = [(r.round, r.scores[site][name]) for r in records if name in r.scores.get(site, {})]
+    for site in sorted({site for record in records for site in record.metrics}):
+        points = [(r.round, r.metrics[site][name]) for r in records if name in r.metrics.get(site, {})]
         _line(axes, points, site, colour[site])
     axes.set_ylim(0, 1)
     axes.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""Where a federation stands: who takes part, whom the run waits for, who was seen when."""
+"""The status of the newest run: its hospitals, the orders that it waits for, when workers were seen."""
 
 import os
 import time
@@ -17,10 +17,10 @@ class HospitalStatus:
     """One hospital in the newest run.
 
     Attributes:
-        last_round: of its last release that a round took in; None before the first.
-        asked: what it has been asked and has not answered, such as `contribute 3`; empty if nothing.
-        until_ms: when that answer is too late.
-        last_seen: of its worker, as Prefect knows it; empty where Prefect is not asked.
+        last_round: of its last accepted release; None before the first.
+        asked: the order that it has not answered, such as `contribute 3`; empty if none.
+        until_ms: the time from which that answer is too late.
+        last_seen: the last heartbeat of its worker, as Prefect knows it; empty without Prefect.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Status:
 
 
 def status(home: Home) -> Status | None:
-    """Return where the newest run of a home stands, None before the first."""
+    """Return the status of the newest run of a home, None before the first."""
     runs = runs_of(home)
     if not runs:
         return None
@@ -53,7 +53,7 @@ def status(home: Home) -> Status | None:
     seen = _last_seen(sorted(run.description.roster))
     hospitals = []
     for site in sorted(run.description.roster):
-        mine = [(record.round, r) for record in records for r in record.releases if r.site == site]
+        mine = [(r.round, r.releases[site].statement) for r in records if site in r.releases]
         order = None if run.is_finished else _open_order(run, site)
         hospitals.append(
             HospitalStatus(
@@ -94,7 +94,7 @@ def _is_open(exchange: Exchange, order: Order) -> bool:
 
 
 def _last_seen(sites: Sequence[str]) -> dict[str, str]:
-    """Return when each hospital's worker was last heard of, where Prefect's API is known."""
+    """Return the last heartbeat of each hospital's worker, where the environment names Prefect's API."""
     if not os.environ.get("PREFECT_API_URL"):
         return {}
     from flows.hospitals.heartbeats import quiet_seconds

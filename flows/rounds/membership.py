@@ -1,69 +1,70 @@
-"""Who takes part in a run: who accepted at its start, who joins later, who has left."""
+"""Members of a run: who accepted at its start, who joins later, who has left."""
 
 from collections.abc import Iterable, Mapping
 
-from flows.rounds.rounds import Answers, TooFewHospitals, answers, has_left
-from flows.runs.run import Participant, Run
-from privacy.release import Acceptance
+from flows.rounds.statements import Answers, TooFewHospitals, answers, has_left
+from flows.runs.records import Participant, Signed
+from flows.runs.run import Run
+from privacy.release import Acceptance, Statement
 
 
 def participants(run: Run, asked: Answers) -> dict[str, Participant]:
     """Return the hospitals that accepted; raise `TooFewHospitals` under the study's minimum."""
     accepted = {
-        site: _participant(run, statement, since=1)
-        for site, statement in asked.taken.items()
-        if isinstance(statement, Acceptance)
+        site: _participant(run, signed, since=1)
+        for site, signed in asked.taken.items()
+        if isinstance(signed.statement, Acceptance)
     }
     if len(accepted) < run.study.sites.min:
-        raise TooFewHospitals(len(accepted), run.study, asked.left_out, round=None)
+        raise TooFewHospitals(len(accepted), run.study, asked.absent, round=None)
     return accepted
 
 
 def absent(run: Run) -> list[str]:
-    """Return the hospitals of the roster that take no part and may still."""
+    """Return the hospitals of the roster that take no part and may still join."""
     others = run.description.roster.keys() - run.description.participants.keys()
     return sorted(site for site in others if not has_left(run, site))
 
 
-def before_round(run: Run, number: int, asked: int) -> Run:
-    """Return the run with whom has accepted meanwhile, without whom has left.
+def before_round(run: Run, number: int, invited: int) -> Run:
+    """Return the run with the hospitals that accepted meanwhile, without those that have left.
 
-    Of a hospital that comes back the run keeps what it had declared before, and why it had refused.
+    The run keeps the earlier acceptances of a hospital that comes back, and why it had refused.
 
     Args:
-        asked: the round in which absent hospitals were asked to join; a late answer to the run's first
+        invited: the round in whose name absent hospitals were invited; a late answer to the run's first
             question counts too.
     """
-    known, rounds = run.description, (asked, 0)
+    known, rounds = run.description, (invited, 0)
     joined = {
-        site: _participant(run, statement, since=number)
+        site: _participant(run, signed, since=number)
         for site in absent(run)
-        for statement in [_acceptance(run, site, rounds)]
-        if statement
+        for signed in [_acceptance(run, site, rounds)]
+        if signed
     }
     left = {site: member for site, member in known.participants.items() if has_left(run, site)}
     if not joined and not left:
         return run
     staying = {site: member for site, member in known.participants.items() if site not in left}
+    back = joined.keys() & known.departed.keys()
     return run.with_participants(
         {**staying, **joined},
         known.refused,
         {**{site: m for site, m in known.departed.items() if site not in joined}, **left},
-        former=known.former
-        | {site: known.selves(site) for site in joined.keys() & known.departed.keys()},
+        former=known.former | {site: known.acceptances(site) for site in back},
     )
 
 
 def with_roster(run: Run, roster: Mapping[str, str]) -> Run:
-    """Return a run that goes on under another roster: who is not on it takes no part while that is so.
+    """Return a run that goes on under another roster.
 
-    Keys that have changed hold from now on.
+    A hospital that is not on it takes no part while that is so. Keys that have changed hold from now on.
     """
     known = run.description
     if roster == known.roster:
         return run
     staying = {
-        site: member.model_copy(update={"public_key": roster[site]})
+        site: member.model_copy(update={"key": roster[site]})
         for site, member in known.participants.items()
         if site in roster
     }
@@ -71,26 +72,15 @@ def with_roster(run: Run, roster: Mapping[str, str]) -> Run:
     return run.with_participants(staying, known.refused, {**known.departed, **left}, roster)
 
 
-def _participant(run: Run, statement: Acceptance, since: int) -> Participant:
-    return Participant(
-        public_key=run.description.roster[statement.site],
-        accepted_with=run.description.roster[statement.site],
-        declared_patients=statement.declared_patients,
-        declared_training=statement.declared_training,
-        steps=statement.steps,
-        budget=statement.budget,
-        version=statement.version,
-        code_sha256=statement.code_sha256,
-        cross_site=statement.cross_site,
-        group=statement.group,
-        since=since,
-    )
+def _participant(run: Run, signed: Signed[Statement], since: int) -> Participant:
+    key = run.description.roster[signed.statement.site]
+    return Participant(**dict(signed), key=key, since=since)
 
 
-def _acceptance(run: Run, site: str, rounds: Iterable[int]) -> Acceptance | None:
+def _acceptance(run: Run, site: str, rounds: Iterable[int]) -> Signed[Statement] | None:
     """Return a hospital's acceptance in the first of these rounds that has one, None where none has."""
     for round in rounds:
-        said = answers(run, round, "join", [site]).taken.get(site)
-        if isinstance(said, Acceptance):
-            return said
+        signed = answers(run, round, "join", [site]).taken.get(site)
+        if signed and isinstance(signed.statement, Acceptance):
+            return signed
     return None

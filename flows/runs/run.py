@@ -15,134 +15,54 @@ from pydantic import Field
 
 from flows.runs.locks import held
 from flows.runs.paths import Home
+from flows.runs.records import GENESIS, Absence, Participant, RoundRecord
 from models import checkpoints
 from models.checkpoints import StoredParams
 from models.config import Config
-from models.files import sha256_of, write_atomically
-from privacy.accounting import Accountant, Budget
-from privacy.release import EventRecord, HeadManifest, Sha256
-from privacy.signing import BadSignature, canonical, private_key, public_hex, sign, verified
+from models.errors import AskSomebody, ReportToUs, WaitAndRepeat
+from models.files import write_atomically
+from privacy.release import HeadManifest
+from privacy.signing import BadSignature, private_key, public_hex, sign, verified
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.study import Study
 
-GENESIS = "0" * 64
 
-
-class RunBusy(Exception):
+class RunBusy(WaitAndRepeat):
     """Another coordinator works on this run."""
 
-
-class StoreFailed(Exception):
-    """MLflow's store took not all of what is on record; what lacks is logged at the next start."""
+    next_step = "wait until the other command has ended, then repeat this one."
 
 
-class NotAllowed(Exception):
-    """The account under which this process speaks to MLflow may not do that."""
+class StoreFailed(WaitAndRepeat):
+    """MLflow stored only part of the record; the missing entries are logged at the next start."""
 
 
-class BrokenRun(Exception):
-    """A run's folder is not as it was left."""
+class NotAllowed(AskSomebody):
+    """MLflow denies this process's account a write."""
+
+    next_step = (
+        "repeat the command with the MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of the "
+        "account that the message names."
+    )
 
 
-class Participant(Config):
-    """A hospital that has accepted: public numbers, the key that signs for it, its code, its start.
-
-    `accepted_with` is the key that signed the acceptance, which may have been changed since.
-    """
-
-    public_key: str
-    accepted_with: str = ""
-    declared_patients: int
-    declared_training: int
-    steps: int
-    budget: Budget
-    version: str = ""
-    code_sha256: str = ""
-    since: int = 1
-    cross_site: bool = False
-    group: str | None = None
-
-
-class Signed(Config):
-    """A hospital's statement by its sha256, and the key that has signed it."""
-
-    statement_sha256: Sha256
-    public_key: Sha256
-
-
-class Accepted(Signed):
-    """One release that a round took in, with its weight and the local steps behind it.
-
-    `staleness` is how many rounds late it was; `weight` says already what that leaves of it.
-    """
-
-    site: str
-    payload_sha256: Sha256
-    payload_bytes: int
-    weight: float
-    staleness: int = 0
-    steps: int
-    event: EventRecord | None
-    epsilon: float | None
-    epsilon_reported: dict[Accountant, float]
-    plain_releases: int
-    noise: str
-    ledger_head: Sha256
-
-
-class RoundRecord(Config):
-    """A finished round, chained to the one before by `previous`, its sha256.
-
-    `left_out` says why a hospital's release is missing; `scores` holds what hospitals published of
-    the model's quality, `metrics` how they published it (exact, noised, withheld), `scored` in which
-    statements, `unscored` why nothing was heard of a hospital that was asked, and `quality` the
-    declared-n mean. `cross_site` holds by hospital how each hospital's released model did there,
-    `compared` in which statements, `uncompared` why nothing was heard of one. `train_seconds` is what
-    the coordinator waited for each contribution, `software` the versions of its libraries. Round 0 is
-    the model before training.
-    """
-
-    study: str
-    study_sha256: Sha256
-    run: str
-    round: int
-    previous: Sha256
-    base_sha256: Sha256
-    model_sha256: Sha256
-    releases: tuple[Accepted, ...]
-    left_out: dict[str, str]
-    scores: dict[str, dict[str, float]]
-    metrics: dict[str, str]
-    scored: dict[str, Signed]
-    unscored: dict[str, str] = Field(default_factory=dict, exclude_if=lambda reasons: not reasons)
-    cross_site: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
-    compared: dict[str, Signed] = Field(default_factory=dict)
-    uncompared: dict[str, str] = Field(default_factory=dict, exclude_if=lambda reasons: not reasons)
-    quality: dict[str, float]
-    train_seconds: dict[str, float]
-    seconds: float
-    finished_ms: int
-    software: dict[str, str] = Field(default_factory=dict, exclude_if=lambda versions: not versions)
-
-    @property
-    def data(self) -> bytes:
-        """The record's one JSON text."""
-        return canonical(self.model_dump(mode="json"))
-
-    @property
-    def sha256(self) -> str:
-        """The head of the chain once this record is the newest."""
-        return sha256_of(self.data)
+class BrokenRun(ReportToUs):
+    """A run's folder is not as Wardround left it."""
 
 
 Kind = Literal["training", "survey", "rehearsal", "check"]
 
 
 class RunDescription(Config):
-    """What was fixed when the run started, and who takes part: from the start, since later, no more.
+    """A run's fixed facts, and its hospitals: from the start, since later, no more.
 
-    `former` holds what hospitals that left and came back declared before: earlier rounds stand on it.
+    Attributes:
+        roster: each hospital's public key.
+        participants: who takes part now.
+        refused: why other hospitals of the roster took no part at the start.
+        departed: who took part and has left.
+        former: earlier acceptances of hospitals that left and came back; earlier rounds rest on them.
     """
 
     run: str
@@ -152,23 +72,23 @@ class RunDescription(Config):
     started_ms: int
     roster: dict[str, str] = Field(default_factory=dict)
     participants: dict[str, Participant] = Field(default_factory=dict)
-    refused: dict[str, str] = Field(default_factory=dict)
+    refused: dict[str, Absence] = Field(default_factory=dict)
     departed: dict[str, Participant] = Field(default_factory=dict)
     former: dict[str, tuple[Participant, ...]] = Field(default_factory=dict)
 
     @property
     def everybody(self) -> dict[str, Participant]:
-        """Whoever took part in any round, as each is now or was at the last."""
+        """Every hospital that took part in any round, with its newest acceptance."""
         return {**self.departed, **self.participants}
 
-    def selves(self, site: str) -> tuple[Participant, ...]:
-        """Return what a hospital declared each time that it joined, the first time first."""
+    def acceptances(self, site: str) -> tuple[Participant, ...]:
+        """Return a hospital's acceptances in the order in which it joined."""
         return (*self.former.get(site, ()), self.everybody[site])
 
     def member(self, site: str, round: int) -> Participant:
         """Return a hospital as it takes part in a round; before its first, as it joined first."""
-        selves = self.selves(site)
-        return next((each for each in reversed(selves) if each.since <= round), selves[0])
+        joined = self.acceptances(site)
+        return next((each for each in reversed(joined) if each.since <= round), joined[0])
 
     def members(self, round: int) -> dict[str, Participant]:
         """Return everybody as they take part in a round."""
@@ -240,12 +160,12 @@ class Run:
 
     @property
     def study(self) -> Study:
-        """What the run trains."""
+        """The study that the run trains."""
         return self.description.study
 
     @property
     def exchange(self) -> Exchange:
-        """Where the run's models and releases are laid down."""
+        """The exchange that holds the run's models and releases."""
         return Exchange(self.description.exchange)
 
     @cached_property
@@ -271,7 +191,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator["Run"]:
-        """Hold the run alone; raise `RunBusy` where another coordinator holds it."""
+        """Hold the run's lock; raise `RunBusy` where another coordinator holds it."""
         busy = RunBusy(f"Another coordinator works on run {self.name}.")
         with held(self.folder / "lock", busy):
             yield self
@@ -279,7 +199,7 @@ class Run:
     def with_participants(
         self,
         participants: Mapping[str, Participant],
-        refused: Mapping[str, str],
+        refused: Mapping[str, Absence],
         departed: Mapping[str, Participant] | None = None,
         roster: Mapping[str, str] | None = None,
         former: Mapping[str, tuple[Participant, ...]] | None = None,
@@ -297,11 +217,11 @@ class Run:
         return Run(self.folder, self.home, description)
 
     def model_path(self, round: int) -> Path:
-        """Return where the global model after a round lies."""
+        """Return the path of the global model after a round."""
         return self.folder / "models" / f"{round:03d}.safetensors"
 
     def state_path(self, round: int) -> Path:
-        """Return where the strategy's state after a round lies."""
+        """Return the path of the strategy's state after a round."""
         return self.folder / "strategy" / f"{round:03d}.safetensors"
 
     def model(self, record: RoundRecord) -> StoredParams:
@@ -309,7 +229,7 @@ class Run:
         return checkpoints.read(self.model_path(record.round), record.model_sha256)
 
     def note_call(self, round: int, phase: str, site: str, seconds: float, failure: str) -> None:
-        """Note how long a hospital took for a phase of a round, and what went wrong, if anything."""
+        """Store how long a hospital took for a phase of a round, and what went wrong, if anything."""
         data = json.dumps({"seconds": seconds, "failure": failure}).encode()
         write_atomically(self._call_path(round, phase, site), data)
 
@@ -364,22 +284,22 @@ class Run:
         return records[-1].sha256 if records else GENESIS
 
     def keep(self, record: RoundRecord) -> None:
-        """Put a finished round on record: with this one file the round is done."""
+        """Record a finished round: with this one file the round is done."""
         write_atomically(self._record_path(record.round), record.data)
 
     def publish_head(self, record: RoundRecord) -> None:
-        """Lay down, signed, that a round is on record; again it does nothing."""
-        said = HeadManifest(kind="head", run=self.name, round=record.round, record_sha256=record.sha256)
-        statement = sign(said.model_dump(mode="json"), "coordinator", self.key)
+        """Write the signed head of a recorded round to the exchange; again it does nothing."""
+        head = HeadManifest(kind="head", run=self.name, round=record.round, record_sha256=record.sha256)
+        statement = sign(head.model_dump(mode="json"), "coordinator", self.key)
         self.exchange.put_statement(Place.head(self.name, record.round), statement)
 
     def mark_finished(self) -> None:
-        """Note that every round is on record and in MLflow."""
+        """Mark the run as finished: every round is recorded, and in MLflow."""
         write_atomically(self.folder / "finished", b"")
 
     @property
     def is_finished(self) -> bool:
-        """Whether every round is on record and in MLflow."""
+        """Whether every round is recorded, and in MLflow."""
         return (self.folder / "finished").exists()
 
     def _record_path(self, round: int) -> Path:

@@ -13,12 +13,12 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from numpy.typing import NDArray
 
 from flows import served_model
-from flows.coordination.remote import mlflow
 from flows.decisions import release_status
 from flows.runs.dates import day
 from flows.runs.paths import Home
 from flows.runs.run import BrokenRun, named_run
 from flows.served_model import ServedModel, UnfitImage
+from flows.servers.environment import with_mlflow
 from flows.tracking import registry
 from models.files import write_atomically
 from sites.imaging.images import Image, Unreadable, read_image
@@ -65,7 +65,7 @@ def _registered(home: Home, named: str, into: Path) -> Path:
     name, _, wanted = named.partition("/")
     alias = registry.CHAMPION if name.endswith("-approved") else registry.CANDIDATE
     try:
-        with mlflow(home):
+        with with_mlflow(home):
             found = registry.fetch(name, wanted or alias, into)
     except LookupError as error:
         raise ConfigError(

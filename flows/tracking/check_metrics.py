@@ -11,9 +11,10 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from flows import served_model
-from flows.decisions import decisions
+from flows.decisions import chain
 from flows.runs import artifacts
-from flows.runs.run import RoundRecord, Run, StoreFailed
+from flows.runs.records import RoundRecord
+from flows.runs.run import Run, StoreFailed
 from flows.tracking import metrics, pictures, registry
 from flows.tracking.errors import ERRORS
 from flows.tracking.metrics import GLOBAL
@@ -68,7 +69,7 @@ def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord])
         for path in _every_file(client, by_site[name].info.run_id):
             yield f"MLflow shows {path} of {name}, which the coordinator has not signed for"
     told = by_site[GLOBAL].data.tags.get("wardround.decisions", "")
-    if told and told not in decisions.heads(run):
+    if told and told not in chain.heads(run):
         yield "MLflow names a decision that is not among the run's"
 
 
@@ -77,9 +78,9 @@ def _expected(run: Run, records: Sequence[RoundRecord], name: str) -> dict[str, 
     expected: dict[str, dict[int, float]] = {}
     for record in records:
         values = (
-            metrics.of_everybody(record, run.description.members(record.round))
+            metrics.global_metrics(record, run.description.members(record.round))
             if name == GLOBAL
-            else metrics.of_site(record, name, run.description.member(name, record.round))
+            else metrics.site_metrics(record, name, run.description.member(name, record.round))
         )
         for metric, value in values.items():
             expected.setdefault(metric, {})[record.round] = value

@@ -8,10 +8,11 @@ from pathlib import Path
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from flows.decisions import decisions, release_status
-from flows.decisions.release_status import Standing
+from flows.decisions import chain, release_status
+from flows.decisions.release_status import ReleasedVersion
 from flows.runs import artifacts
-from flows.runs.run import BrokenRun, RoundRecord, Run, StoreFailed, runs_of
+from flows.runs.records import RoundRecord
+from flows.runs.run import BrokenRun, Run, StoreFailed, runs_of
 from flows.tracking import metrics, registry
 from flows.tracking.check_metrics import files_faults
 from flows.tracking.errors import ERRORS
@@ -29,12 +30,12 @@ def released_faults(run: Run) -> Iterator[str]:
     for new ones.
     """
     try:
-        known = decisions.decisions(run)
+        known = chain.decisions(run)
         yield from _of_versions(MlflowClient(), run, known)
         yield from _of_candidates(MlflowClient(), run)
         yield from _of_champion(run)
         yield from _of_undecided(MlflowClient(), run)
-        with artifacts.alone(run):  # nothing is half told
+        with artifacts.artifact_lock(run):  # nothing is half told
             told = list(_of_words(run))
         yield from told
     except (*ERRORS, StoreFailed) as error:
@@ -66,7 +67,9 @@ def _of_versions(client: MlflowClient, run: Run, known: release_status.Chain) ->
             yield f"version {number} of the approved models names {run.name}, and is no model of it"
 
 
-def _of_version(run: Run, record: RoundRecord, version: ModelVersion, stands: Standing) -> Iterator[str]:
+def _of_version(
+    run: Run, record: RoundRecord, version: ModelVersion, stands: ReleasedVersion
+) -> Iterator[str]:
     name = registry.approved(run.study.name)
     where = f"version {version.version} of the approved models"
     due = {**registry.tags_of(run, record), **stands.tags}

@@ -16,5 +16,7 @@ PALETTE = tuple(to_hex(colormaps["tab20"](place)) for place in (*range(0, 20, 2)
 
 def colours(description: RunDescription) -> Mapping[str, str]:
     """Return the colour `#rrggbb` of each hospital, by when it joined: who joins later changes none."""
-    joined = sorted(description.everybody, key=lambda site: (description.selves(site)[0].since, site))
+    joined = sorted(
+        description.everybody, key=lambda site: (description.acceptances(site)[0].since, site)
+    )
     return dict(zip(joined, cycle(PALETTE), strict=False))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.runs.paths import mlflow_server
+from flows.servers.environment import store_server
 from flows.servers.loopback import running
 from flows.tracking.gallery import log_gallery, page_of
 from models.pictures import overlay_grid
@@ -21,7 +21,7 @@ HARDEST = 6
 def own_store(folder: Path, port: int | None) -> Iterator[str]:
     """Run the hospital's own MLflow server; give its address."""
     state = Hospital.open(folder).state
-    with running(mlflow_server(state / "mlflow", state / "servers" / "mlflow"), port) as url:
+    with running(store_server(state / "mlflow", state / "servers" / "mlflow"), port) as url:
         yield url
 
 

@@ -1,35 +1,38 @@
-"""The numbers of a round as MLflow holds them: a line for each hospital, and one for all together.
+"""Metrics, tags and parameters of a run in MLflow: a line for each hospital, and one for all together.
 
-Whatever is logged is computed here from the round's record, so it can be compared with it at any time.
+Everything that is logged is computed here from the round's record, so it can be compared with the record
+at any time.
 """
 
 from collections.abc import Mapping
 
-from flows.decisions import decisions, release_status
-from flows.runs.run import Accepted, Participant, RoundRecord, Run
+from flows.decisions import chain, release_status
+from flows.runs.records import Participant, RoundRecord
+from flows.runs.run import Run
 from flows.runs.versions import installed
 from flows.tracking.colours import TOGETHER, colours
 from models.objectives import LOWER_IS_BETTER
+from privacy.release import ReleaseManifest
 
 GLOBAL = "GLOBAL"
 NOTE, COLOUR = "mlflow.note.content", "mlflow.runColor"
 CROSS_SITE = "cross_site.csv"
 NO_CRITERIA = "nobody: the study has no `promotion`"
-METRICS = {
+POLICIES = {
     "exact": "exact (evaluation patients: no DP)",
     "noised": "noised (charged to the ledger)",
     "withheld": "withheld",
 }
-"""How a hospital's figures came about, in words for the reader of MLflow."""
+"""A hospital's metrics policy in words, for the reader of MLflow."""
 
 
 def run_name(run: Run, name: str) -> str:
-    """Return what a line is called: the run, and below it each hospital."""
+    """Return the name of a line: the run's, and below it each hospital's."""
     return run.name if name == GLOBAL else name
 
 
 def fixed_tags(run: Run, name: str) -> dict[str, str]:
-    """Return what a line is and which colour it has in charts, whatever the rounds bring."""
+    """Return the tags of a line that no round changes, and its colour in charts."""
     return {
         COLOUR: TOGETHER if name == GLOBAL else colours(run.description)[name],
         "wardround.study": run.study.name,
@@ -40,24 +43,24 @@ def fixed_tags(run: Run, name: str) -> dict[str, str]:
 
 
 def params(run: Run, name: str) -> dict[str, str]:
-    """Return a line's parameters: the study, or what a hospital declared when it joined first."""
+    """Return a line's parameters: the study, or a hospital's first acceptance."""
     if name == GLOBAL:
         study = _flat(run.study.model_dump(mode="json"))
         return {key: str(value) for key, value in {"study_sha256": run.study.sha256, **study}.items()}
-    hospital = run.description.member(name, 0)
+    acceptance = run.description.member(name, 0).statement
     values = {
-        "declared_patients": hospital.declared_patients,
-        "steps": hospital.steps,
-        "budget/epsilon": hospital.budget.epsilon,
-        "budget/delta": hospital.budget.delta,
-        "version/wardround": hospital.version,
-        "code_sha256": hospital.code_sha256,
+        "declared_patients": acceptance.declared_patients,
+        "steps": acceptance.steps,
+        "budget/epsilon": acceptance.budget.epsilon,
+        "budget/delta": acceptance.budget.delta,
+        "version/wardround": acceptance.version,
+        "code_sha256": acceptance.code_sha256,
     }
     return {key: str(value) for key, value in values.items()}
 
 
 def state_tags(run: Run, record: RoundRecord) -> dict[str, str]:
-    """Return what a person wants to know first of a run after a round."""
+    """Return the tags that a person wants to see first after a round."""
     return {
         "wardround.rounds_done": f"{record.round} of {run.study.rounds}",
         "wardround.missing": _missing(record),
@@ -65,31 +68,31 @@ def state_tags(run: Run, record: RoundRecord) -> dict[str, str]:
 
 
 def decided_tags(run: Run) -> dict[str, str]:
-    """Return what the page of a run says of the decisions about its models, and its note with them.
+    """Return the tags of a run's page about the decisions on its models, and the page's note.
 
     Raises:
         BrokenRun: the chain of decisions is not as it was left.
     """
-    known, heads = decisions.decisions(run), decisions.heads(run)
+    known, heads = chain.decisions(run), chain.heads(run)
     newest = {"wardround.decisions": heads[-1]} if heads else {}
-    record, said = run.records()[-1], release_status.in_words(known)
+    record, status = run.records()[-1], release_status.in_words(known)
     waits = release_status.waits_for(known, record.round) if run.study.promotion else NO_CRITERIA
     return {
-        "wardround.released": said,
+        "wardround.released": status,
         "wardround.waits_for": waits,
-        NOTE: _note(run, record, said, waits),
+        NOTE: _note(run, record, status, waits),
         **newest,
     }
 
 
-def _note(run: Run, record: RoundRecord, said: str, waits: str) -> str:
-    """Return what stands on a run's page in Markdown: what MLflow cuts off in tags stands here whole."""
+def _note(run: Run, record: RoundRecord, status: str, waits: str) -> str:
+    """Return the note on a run's page in Markdown; it repeats what MLflow cuts off in tags."""
     study = run.study
     return "\n\n".join(
         [
-            f"**Released**: {said}. **Waits for**: {waits}.",
-            f"Round {record.round} of {study.rounds} is on record; {len(record.releases)} hospitals "
-            f"contributed to it, missing: {_missing(record)}. `report.html` among the artifacts says "
+            f"**Released**: {status}. **Waits for**: {waits}.",
+            f"Round {record.round} of {study.rounds} is recorded; {len(record.releases)} hospitals "
+            f"contributed to it, missing: {_missing(record)}. `report.html` among the artifacts has "
             f"the rest.",
             study.purpose or study.name,
         ]
@@ -97,7 +100,7 @@ def _note(run: Run, record: RoundRecord, said: str, waits: str) -> str:
 
 
 def _missing(record: RoundRecord) -> str:
-    return ", ".join(sorted(record.left_out)) or "nobody"
+    return ", ".join(record.absences("release")) or "nobody"
 
 
 def versions() -> dict[str, str]:
@@ -106,61 +109,62 @@ def versions() -> dict[str, str]:
 
 
 def caveats(record: RoundRecord, site: str) -> dict[str, str]:
-    """Return as tags what a hospital's figures and epsilon do not say by themselves."""
+    """Return as tags the caveats about a hospital's figures and epsilon."""
     tags = {}
-    if site in record.metrics:
-        tags["wardround.metrics"] = METRICS[record.metrics[site]]
-    for release in record.releases:
-        if release.site == site:
-            tags["wardround.noise"] = release.noise
-            if release.plain_releases:
-                tags["wardround.plain_releases"] = str(release.plain_releases)
+    if site in record.scores:
+        tags["wardround.metrics"] = POLICIES[record.scores[site].statement.metrics_policy]
+    if site in record.releases:
+        release = record.releases[site].statement
+        tags["wardround.noise"] = release.noise
+        if release.plain_releases:
+            tags["wardround.plain_releases"] = str(release.plain_releases)
     return tags
 
 
-def of_site(record: RoundRecord, site: str, hospital: Participant) -> dict[str, float]:
-    """Return what a round says of one hospital."""
-    values = {f"val/{name}": value for name, value in record.scores.get(site, {}).items()}
-    for release in record.releases:
-        if release.site == site:
-            values |= _privacy(release) | {"exchange/bytes_up": float(release.payload_bytes)}
-            if release.epsilon is not None:
-                values["privacy/budget"] = hospital.budget.epsilon
-    if site in record.train_seconds:
-        values["perf/train_seconds"] = record.train_seconds[site]
+def site_metrics(record: RoundRecord, site: str, hospital: Participant) -> dict[str, float]:
+    """Return the metrics of one hospital after a round."""
+    values = {f"val/{name}": value for name, value in record.metrics.get(site, {}).items()}
+    if site in record.releases:
+        release = record.releases[site].statement
+        values |= _privacy(release) | {"exchange/bytes_up": float(release.payload_bytes)}
+        if release.epsilon is not None:
+            values["privacy/budget"] = hospital.statement.budget.epsilon
+    if site in record.hospitals and (seconds := record.hospitals[site].seconds) is not None:
+        values["perf/train_seconds"] = seconds
     return values
 
 
-def of_everybody(record: RoundRecord, hospitals: Mapping[str, Participant]) -> dict[str, float]:
-    """Return what a round says of all hospitals together; an epsilon is the largest of any."""
+def global_metrics(record: RoundRecord, hospitals: Mapping[str, Participant]) -> dict[str, float]:
+    """Return the metrics of all hospitals together; an epsilon is the largest of any."""
     values = {f"val/{name}": value for name, value in record.quality.items()}
-    values |= {f"val/{name}": value for name, value in fairness(record.scores).items()}
-    values |= {f"val/{name}": value for name, value in by_group(record.scores, hospitals).items()}
-    spent = [_privacy(release) for release in record.releases]
+    values |= {f"val/{name}": value for name, value in fairness(record.metrics).items()}
+    values |= {f"val/{name}": value for name, value in by_group(record.metrics, hospitals).items()}
+    releases = [release.statement for release in record.releases.values()]
+    spent = [_privacy(release) for release in releases]
     for name in sorted({name for epsilons in spent for name in epsilons}):
         values[name] = max(epsilons[name] for epsilons in spent if name in epsilons)
-    values["exchange/bytes_up"] = float(sum(r.payload_bytes for r in record.releases))
+    values["exchange/bytes_up"] = float(sum(release.payload_bytes for release in releases))
     values["perf/round_seconds"] = record.seconds
-    values["sites/contributed"] = float(len(record.releases))
+    values["sites/contributed"] = float(len(releases))
     return values
 
 
-def fairness(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def fairness(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Return `worst_site/<metric>` and `gap/<metric>` over the hospitals that published a metric.
 
     >>> fairness({"a": {"dice": 0.75}, "b": {"dice": 0.5}})
     {'worst_site/dice': 0.5, 'gap/dice': 0.25}
     """
     found: dict[str, float] = {}
-    for name in sorted({name for metrics in scores.values() for name in metrics if "/" not in name}):
-        values = [metrics[name] for metrics in scores.values() if name in metrics]
+    for name in sorted({name for each in metrics.values() for name in each if "/" not in name}):
+        values = [each[name] for each in metrics.values() if name in each]
         found[f"worst_site/{name}"] = max(values) if name in LOWER_IS_BETTER else min(values)
         found[f"gap/{name}"] = max(values) - min(values)
     return found
 
 
 def cross_site_csv(record: RoundRecord) -> str:
-    """Return how each hospital's released model did at each: a line for each pair and metric."""
+    """Return the metrics of each hospital's released model at each: a line for each pair and metric."""
     rows = [
         f"{at},{of},{name},{value:.6g}"
         for at, row in sorted(record.cross_site.items())
@@ -171,20 +175,25 @@ def cross_site_csv(record: RoundRecord) -> str:
 
 
 def by_group(
-    scores: Mapping[str, Mapping[str, float]], hospitals: Mapping[str, Participant]
+    metrics: Mapping[str, Mapping[str, float]], hospitals: Mapping[str, Participant]
 ) -> dict[str, float]:
     """Return `group/<metric>-<group>`: declared-n means over the hospitals of a declared group."""
     found: dict[str, float] = {}
-    for group in sorted({h.group for h in hospitals.values() if h.group}):
-        inside = {site: m for site, m in scores.items() if hospitals[site].group == group}
-        for name in sorted({name for m in inside.values() for name in m if "/" not in name}):
-            pairs = [(hospitals[s].declared_training, m[name]) for s, m in inside.items() if name in m]
+    group_of = {site: hospital.statement.group for site, hospital in hospitals.items()}
+    for group in sorted({group for group in group_of.values() if group}):
+        inside = {site: each for site, each in metrics.items() if group_of[site] == group}
+        for name in sorted({name for each in inside.values() for name in each if "/" not in name}):
+            pairs = [
+                (hospitals[site].statement.declared_training, each[name])
+                for site, each in inside.items()
+                if name in each
+            ]
             mean = sum(n * value for n, value in pairs) / sum(n for n, _ in pairs)
             found[f"group/{name}-{group}"] = mean
     return found
 
 
-def _privacy(release: Accepted) -> dict[str, float]:
+def _privacy(release: ReleaseManifest) -> dict[str, float]:
     if release.epsilon is None:
         return {}
     reported = {f"privacy/epsilon_{name}": eps for name, eps in release.epsilon_reported.items()}

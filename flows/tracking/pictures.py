@@ -8,7 +8,8 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from flows.runs import artifacts
-from flows.runs.run import RoundRecord, Run
+from flows.runs.records import RoundRecord
+from flows.runs.run import Run
 from flows.tracking import reference_cases
 
 REFERENCES = "reference cases"

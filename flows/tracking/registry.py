@@ -24,7 +24,8 @@ from requests.exceptions import ConnectionError as Unreachable
 
 from flows import served_model
 from flows.runs import artifacts
-from flows.runs.run import RoundRecord, Run, StoreFailed, runs_of
+from flows.runs.records import RoundRecord
+from flows.runs.run import Run, StoreFailed, runs_of
 from flows.runs.versions import installed
 from flows.tracking.errors import reading, writing
 from models.files import sha256_of
@@ -145,7 +146,8 @@ def listing(folder: Path) -> bytes:
 
 def tags_of(run: Run, record: RoundRecord) -> dict[str, str]:
     """Return what a version says of its model."""
-    spent = [release.epsilon for release in record.releases if release.epsilon is not None]
+    epsilons = [release.statement.epsilon for release in record.releases.values()]
+    spent = [epsilon for epsilon in epsilons if epsilon is not None]
     return {
         "wardround.study": run.study.name,
         "wardround.run": run.name,
@@ -184,7 +186,7 @@ def write_approved(run: Run, record: RoundRecord, tags: Mapping[str, str], repor
     return str(known.version)
 
 
-def crown(study: str, version: str) -> None:
+def make_champion(study: str, version: str) -> None:
     """Make a version of `<study>-approved` the champion, none where `version` is empty.
 
     Raises:
@@ -241,7 +243,7 @@ def withdraw(study: str, version: str, reason: str, follower: str) -> None:
     with writing(f"that version {version} of {name} was revoked", _officers(name)):
         MlflowClient().set_model_version_tag(name, version, REVOKED, reason[:500] or "yes")
     if champion(study) == version:
-        crown(study, follower)
+        make_champion(study, follower)
 
 
 def champion(study: str) -> str:

@@ -1,29 +1,26 @@
 """Surveys in MLflow: an experiment of their own, a run for each hospital, a step each time."""
 
-from typing import TYPE_CHECKING
-
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-if TYPE_CHECKING:
-    from flows.survey import SurveyRecord
+from flows.runs.records import SurveyRecord
 
 
-def log_survey(record: "SurveyRecord") -> None:
+def log_survey(record: SurveyRecord) -> None:
     """Log a survey in the experiment `<study>-survey`: a run for each hospital, a step each time."""
     client, name = MlflowClient(), f"{record.study}-survey"
     found = client.get_experiment_by_name(name)
     experiment = found.experiment_id if found else client.create_experiment(name)
-    for site, told in record.told.items():
+    for site, survey in record.surveys.items():
         mlflow_run = _survey_run(client, experiment, record.study, site)
         values = {f"drift/{key}": moved for key, moved in record.drift.get(site, {}).items()}
         client.log_batch(
             mlflow_run,
             [Metric(key, moved, record.started_ms, record.number) for key, moved in values.items()],
         )
-        client.log_text(mlflow_run, told.model_dump_json(indent=1), f"surveys/{record.run}.json")
+        client.log_text(mlflow_run, survey.model_dump_json(indent=1), f"surveys/{record.run}.json")
         tags = {
-            "wardround.statistics": told.statistics_policy,
+            "wardround.statistics": survey.statistics_policy,
             "wardround.drifted": ", ".join(record.drifted.get(site, [])) or "nothing",
         }
         for key, tag in tags.items():

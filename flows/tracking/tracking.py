@@ -15,7 +15,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
 
 from flows.runs import artifacts
-from flows.runs.run import NotAllowed, RoundRecord, Run, StoreFailed
+from flows.runs.records import RoundRecord
+from flows.runs.run import NotAllowed, Run, StoreFailed
 from flows.tracking import metrics as lines
 from flows.tracking import pictures, registry, views
 from flows.tracking.errors import reading, writing
@@ -149,7 +150,7 @@ class Tracking(AbstractContextManager["Tracking"]):
                 self._children[site] = self._mlflow_run(site, parent=self._parent)
                 self._client.set_tag(self._children[site], "wardround.chain_head", run.head)
 
-    def untold(self, records: Sequence[RoundRecord]) -> Sequence[RoundRecord]:
+    def unlogged(self, records: Sequence[RoundRecord]) -> Sequence[RoundRecord]:
         """Return those of a run's records that MLflow may lack: from the one that it names on."""
         with reading(f"which rounds of {self._run.name} it has"):
             told = self._client.get_run(self._parent).data.tags.get("wardround.chain_head")
@@ -169,7 +170,9 @@ class Tracking(AbstractContextManager["Tracking"]):
         for site in self._children:
             self._log_site(site, record)
         self._log(
-            self._parent, record, lines.of_everybody(record, self._run.description.members(record.round))
+            self._parent,
+            record,
+            lines.global_metrics(record, self._run.description.members(record.round)),
         )
         self._client.log_text(
             self._parent, record.data.decode(), f"rounds/round-{record.round:03d}.json"
@@ -190,7 +193,7 @@ class Tracking(AbstractContextManager["Tracking"]):
         for key, value in lines.caveats(record, site).items():
             self._client.set_tag(self._children[site], key, value)
         hospital = self._run.description.member(site, record.round)
-        self._log(self._children[site], record, lines.of_site(record, site, hospital))
+        self._log(self._children[site], record, lines.site_metrics(record, site, hospital))
 
     def _log(self, mlflow_run: str, record: RoundRecord, values: Mapping[str, float]) -> None:
         metrics = [

@@ -104,8 +104,8 @@ def _every_metric(run: Run) -> set[str]:
     overall = [name for name in metric_names(study.task) if "/" not in name]
     fairness = (f"{kind}/{name}" for kind in ("worst_site", "gap") for name in overall)
     known = run.description
-    groups = {each.group for site in known.everybody for each in known.selves(site) if each.group}
-    grouped = (f"group/{name}-{group}" for name in overall for group in groups)
+    groups = {each.statement.group for site in known.everybody for each in known.acceptances(site)}
+    grouped = (f"group/{name}-{group}" for name in overall for group in groups if group)
     private = ("epsilon", "budget", *(f"epsilon_{name}" for name in ("prv", "pld", "rdp")))
     return {
         *(f"val/{name}" for name in (*study.metric_names, *fairness, *grouped)),

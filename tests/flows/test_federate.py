@@ -15,9 +15,11 @@ import pytest
 import torch
 import yaml
 
-from flows.rounds.rounds import first_model
+from flows.rounds.global_model import first_model
 from flows.runs.paths import Home
-from flows.runs.run import GENESIS, Run, runs_of
+from flows.runs.records import GENESIS
+from flows.runs.run import Run, runs_of
+from flows.servers.environment import mlflow_server, prefect_server
 from flows.servers.loopback import running
 from flows.verification.verify import faults
 from models import checkpoints
@@ -41,7 +43,7 @@ def newest(home: Path) -> Run:
 def mlflow_client(finished: Path) -> Iterator[object]:
     from mlflow.tracking import MlflowClient
 
-    with running(Home(finished).mlflow) as url:
+    with running(mlflow_server(Home(finished))) as url:
         yield MlflowClient(url)
 
 
@@ -71,9 +73,9 @@ def test_each_global_model_is_the_declared_mean_of_its_releases(finished: Path) 
     base, *rounds = run.records()
     for record in rounds:
         folder = run.folder / "releases" / f"round-{record.round:03d}"
-        assert sorted(r.site for r in record.releases) == ["east", "north", "south"]
-        assert {r.weight for r in record.releases} == {15}  # declared, not the true 12 to 16
-        changes = [checkpoints.StoredParams(folder / f"{r.site}.safetensors") for r in record.releases]
+        assert sorted(record.releases) == ["east", "north", "south"]
+        assert {r.weight for r in record.releases.values()} == {15}  # declared, not the true 12 to 16
+        changes = [checkpoints.StoredParams(folder / f"{site}.safetensors") for site in record.releases]
         for name, tensor in run.model(base).items():
             mean = sum(change[name].double() for change in changes) / 3
             expected = tensor + mean.float()
@@ -101,8 +103,8 @@ def test_each_released_model_is_scored_at_every_hospital_that_allows_it(finished
 def test_epsilon_is_the_ledgers_and_stays_within_the_study(finished: Path) -> None:
     run = newest(finished)
     last = run.records()[-1]
-    for release in last.releases:
-        ledger = Hospital.open(finished / "wards" / release.site).ledger
+    for site, accepted in last.releases.items():
+        ledger, release = Hospital.open(finished / "wards" / site).ledger, accepted.statement
         assert release.epsilon == pytest.approx(ledger.spent(1e-3, run.name))
         assert 19.9 < release.epsilon <= 20.000001
         assert release.noise == "test"
@@ -137,7 +139,7 @@ def test_the_runs_page_says_how_far_it_is_who_is_missing_and_whom_it_waits_for(
     assert told["wardround.released"] == "no: a candidate"
     assert told["wardround.waits_for"] == "clinician and officer, about round 2"
     note = told["mlflow.note.content"]
-    assert "Round 2 of 2 is on record; 3 hospitals contributed to it, missing: nobody." in note
+    assert "Round 2 of 2 is recorded; 3 hospitals contributed to it, missing: nobody." in note
     assert "**Released**: no: a candidate. **Waits for**: clinician and officer, about round 2." in note
 
 
@@ -152,7 +154,8 @@ def test_mlflow_shows_what_the_records_say_from_the_baseline_on(finished: Path, 
 
         for name in ("dice", "dice/head", "dice/tail", "hd95_mm"):
             expected = {
-                r.round: (r.quality if site == "GLOBAL" else r.scores[site])[name] for r in run.records()
+                r.round: (r.quality if site == "GLOBAL" else r.metrics[site])[name]
+                for r in run.records()
             }
             assert history(f"val/{name}") == pytest.approx(expected)
         spent = history("privacy/epsilon")
@@ -203,9 +206,10 @@ def test_every_round_has_a_registered_model_that_predicts_in_a_fresh_process_wit
     assert candidate.version == by_round[2].version
     for record in run.records()[1:]:
         tags = by_round[record.round].tags
+        spent = record.releases["east"].statement.epsilon
         assert tags["wardround.sha256"] == record.model_sha256
         assert float(tags["val/dice"]) == pytest.approx(record.quality["dice"], abs=1e-4)
-        assert float(tags["privacy/epsilon"]) == pytest.approx(record.releases[0].epsilon, abs=1e-3)
+        assert float(tags["privacy/epsilon"]) == pytest.approx(spent, abs=1e-3)
     environment = {
         **os.environ,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -240,15 +244,18 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(
 ) -> None:
     home = tmp_path / "home"
     shutil.copytree(untouched, home)
-    with running(Home(home).prefect), running(Home(home).mlflow):  # they outlive the coordinator
+    with (
+        running(prefect_server(Home(home))),
+        running(mlflow_server(Home(home))),
+    ):  # they outlive the coordinator
         kill_and_go_on(home)
     disturbed, undisturbed = newest(home).records(), newest(finished).records()
     assert len(runs_of(Home(home))) == 1
     assert [r.model_sha256 for r in disturbed] == [r.model_sha256 for r in undisturbed]
-    for release in disturbed[-1].releases:
-        entries = Hospital.open(home / "wards" / release.site).ledger.entries()
+    for site in disturbed[-1].releases:
+        entries = Hospital.open(home / "wards" / site).ledger.entries()
         assert [e.action for e in entries].count("reserve") == 2
-        assert release.epsilon <= 20.000001
+        assert disturbed[-1].releases[site].statement.epsilon <= 20.000001
 
 
 def kill_and_go_on(home: Path) -> None:
@@ -306,7 +313,7 @@ def test_a_run_that_is_verified_while_it_trains_fits_each_time(
 ) -> None:
     home = tmp_path / "home"
     shutil.copytree(untouched, home)
-    with running(Home(home).mlflow) as url:
+    with running(mlflow_server(Home(home))) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         with subprocess.Popen(COMMAND, cwd=home, stdout=subprocess.DEVNULL) as training:
             found: list[list[str]] = []
@@ -353,7 +360,7 @@ def test_hospitals_that_refuse_stop_a_run_before_anything_is_recorded_or_spent(
     assert not list((home / "mlruns" / "artifacts").glob("*")) if (home / "mlruns").exists() else True
     for ward in (home / "wards").iterdir():
         assert Hospital.open(ward).ledger.spent(1e-3) == 0
-    with running(Home(home).mlflow) as url:
+    with running(mlflow_server(Home(home))) as url:
         from mlflow.tracking import MlflowClient
 
         assert [e.name for e in MlflowClient(url).search_experiments()] == ["Default"]

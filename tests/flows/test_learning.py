@@ -52,7 +52,9 @@ def test_unlike_hospitals_learn_to_tell_pneumonia_on_the_sets_own_validation_par
     source = shared_data / "pneumoniamnist" / "pneumoniamnist_trainval.npz"
     run = train(study, "pneumonia", source, tmp_path)
     last = run.records()[-1]
-    assert all(release.epsilon is None or release.epsilon <= 8.0005 for release in last.releases)
+    assert all(
+        r.statement.epsilon is None or r.statement.epsilon <= 8.0005 for r in last.releases.values()
+    )
     network = run.study.network.build(2, 2).eval()
     P.load_into(network, run.model(last))
     with np.load(source) as arrays:
@@ -75,8 +77,8 @@ def test_the_federation_with_privacy_learns_real_scans_within_its_budget_and_stu
     run = train_on_hippocampus("hippocampus", shared_data, tmp_path)
     last = run.records()[-1]
     assert last.round == run.study.rounds
-    assert {release.site for release in last.releases} == set(run.description.participants)
-    assert all(7.99 < release.epsilon <= 8.0005 for release in last.releases)
+    assert set(last.releases) == set(run.description.participants)
+    assert all(7.99 < r.statement.epsilon <= 8.0005 for r in last.releases.values())
     assert last.quality["dice"] >= 0.55
     assert last.quality["student/dice"] >= last.quality["teacher/dice"] - 0.01
 

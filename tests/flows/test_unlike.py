@@ -8,6 +8,7 @@ import pytest
 
 from flows.runs.paths import Home
 from flows.runs.run import Run, runs_of
+from flows.servers.environment import mlflow_server
 from flows.servers.loopback import running
 from sites.hospital import Hospital
 
@@ -40,14 +41,13 @@ def test_hospitals_of_any_architecture_and_speed_teach_one_student_by_their_answ
         evaluation={"teachers": True},
     )
     first, *_, last = run.records()
-    assert {release.site: release.steps for release in last.releases} == {
-        "east": 1, "north": 2, "south": 2,
-    }  # fmt: skip
-    assert all(release.event.steps == release.steps for release in last.releases)
+    steps = {site: run.description.member(site, 1).statement.steps for site in last.releases}
+    assert steps == {"east": 1, "north": 2, "south": 2}
+    assert all(r.statement.event.steps == steps[site] for site, r in last.releases.items())
     assert last.model_sha256 != first.model_sha256
-    assert "teacher/dice" in last.scores["east"]
-    for release in last.releases:
-        outbox = Hospital.open(run.home.folder / "wards" / release.site).outbox
+    assert "teacher/dice" in last.metrics["east"]
+    for site, accepted in last.releases.items():
+        outbox, release = Hospital.open(run.home.folder / "wards" / site).outbox, accepted.statement
         assert len(outbox.tensors(release.payload_sha256)) == release.payload_bytes
 
 
@@ -57,7 +57,7 @@ def test_a_registered_model_says_that_layers_of_it_stayed_at_the_hospitals(train
         {}, strategy={"name": "fed_per"}, privacy={"mode": "none"}, export="weights", distillation=None
     )
     local = [name for name in run.model(run.records()[-1]) if run.study.bound_strategy().is_local(name)]
-    with running(run.home.mlflow) as url:
+    with running(mlflow_server(run.home)) as url:
         from mlflow.tracking import MlflowClient
 
         versions = MlflowClient(url).search_model_versions("name = 'small-candidates'")

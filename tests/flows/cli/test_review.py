@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from flows.cli.main import app
 from flows.cli.review import review_app
-from flows.decisions import decisions
-from flows.release import gate
+from flows.decisions import chain, verdicts
+from flows.release import champion, evidence
 from flows.runs.run import Run
 from flows.tracking import registry
 
@@ -64,19 +64,19 @@ def test_a_model_is_shown_approved_here_and_elsewhere_revoked_and_taken_back(
     for said in ("mean dice", "at least 0.001", "lineage", "verified", "missing: clinician, officer"):
         assert said in shown.output
     terms = shown.output.strip().splitlines()[-1]
-    assert json.loads(terms) == decisions.terms_of(run, run.records()[-1]).model_dump()
+    assert json.loads(terms) == verdicts.terms_of(run, run.records()[-1]).model_dump()
 
     signed = review("sign", terms, "--word", "approved", "--role", "clinician", *by("ada", tmp_path))
     entered = review("enter", signed.stdout.strip())
     assert f"approved by ada (clinician): {run.name}, round 2." in entered.output
     assert "Still missing: officer." in entered.output
-    kept = decisions.heads(run)[-1]
+    kept = chain.heads(run)[-1]
     assert f"Keep this for `wardround verify --decision`: {kept}" in entered.output
 
     approved = review("approve", "--reason", "read the report", *by("bo", tmp_path))
     assert approved.exit_code == 0 and "Still missing" not in approved.output
     record = run.records()[-1]
-    assert gate.release(run, record, gate.gather(run, record)) == "1"
+    assert champion.release_model(run, record, evidence.gather(run, record)) == "1"
     shown = review("show")
     assert "every role has approved" in shown.output and "read the report" in shown.output
     assert predict("small-approved", "released.nii.gz").exit_code == 0
@@ -105,12 +105,12 @@ def test_what_is_revoked_is_the_champion_unless_another_is_named(
     for name in ("ada", "bo"):
         assert review("approve", "--round", "1", *by(name, tmp_path)).exit_code == 0
     record = run.records()[1]
-    gate.release(run, record, gate.gather(run, record))
+    champion.release_model(run, record, evidence.gather(run, record))
     other = review("revoke", "--round", "2", "--reason", "bad", *by("bo", tmp_path))
     assert "never released, so nothing was taken back" in other.output
     assert "The champion is version 1." in other.output
-    champion = review("revoke", "--reason", "bad", *by("bo", tmp_path))
-    assert "round 1." in champion.output and "The champion is version none." in champion.output
+    revoked = review("revoke", "--reason", "bad", *by("bo", tmp_path))
+    assert "round 1." in revoked.output and "The champion is version none." in revoked.output
 
 
 def test_a_refusal_of_a_released_model_takes_it_back_too(
@@ -119,7 +119,7 @@ def test_a_refusal_of_a_released_model_takes_it_back_too(
     for name in ("ada", "bo"):
         assert review("approve", *by(name, tmp_path)).exit_code == 0
     record = run.records()[-1]
-    gate.release(run, record, gate.gather(run, record))
+    champion.release_model(run, record, evidence.gather(run, record))
     refused = review("refuse", "--reason", "no", *by("ada", tmp_path))
     assert refused.exit_code == 0 and registry.champion("small") == ""
 
@@ -127,7 +127,7 @@ def test_a_refusal_of_a_released_model_takes_it_back_too(
 def test_what_counts_for_nothing_is_told_in_one_message_and_puts_nothing_on_record(
     run: Run, review: Review, tmp_path: Path
 ) -> None:
-    terms = decisions.terms_of(run, run.records()[-1]).model_dump_json()
+    terms = verdicts.terms_of(run, run.records()[-1]).model_dump_json()
     short = tmp_path / "short"
     short.write_bytes(b"x" * 31)
     endless = json.dumps({"signer": "ada", "statement": {"terms": {"round": 0}}, "signature": ""})
@@ -151,7 +151,7 @@ def test_what_counts_for_nothing_is_told_in_one_message_and_puts_nothing_on_reco
         assert isinstance(found.exception, SystemExit)
         assert len(found.stderr.strip().splitlines()) == 1
         assert re.search(message, found.stderr), found.stderr
-    assert decisions.decisions(run) == [] and not (tmp_path / "new").exists()
+    assert chain.decisions(run) == [] and not (tmp_path / "new").exists()
 
 
 def test_of_a_run_that_goes_on_the_round_has_to_be_named(

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from flows.runs.paths import Home
+from flows.servers.environment import mlflow_server, prefect_server, prefect_settings
 from flows.servers.loopback import running
 
 ROOT = Path(__file__).parents[3]
@@ -63,7 +64,7 @@ def test_what_prefect_yaml_puts_up_is_scheduled_and_run_by_the_coordinators_work
     (home / "prefect.yaml").write_text(yaml.safe_dump(deployed))
     federation = {"exchange": str(home / "exchange"), "hospitals": {"nobody": "0" * 64}}
     (home / "federation.yaml").write_text(yaml.safe_dump(federation))
-    with running(Home(home).prefect) as prefect, running(Home(home).mlflow) as mlflow:
+    with running(prefect_server(Home(home))) as prefect, running(mlflow_server(Home(home))) as mlflow:
         api = f"{prefect}/api"
 
         def ask(method: str, place: str, **content: Any) -> Any:
@@ -72,7 +73,7 @@ def test_what_prefect_yaml_puts_up_is_scheduled_and_run_by_the_coordinators_work
             reply.raise_for_status()
             return reply.json()
 
-        environment = {**os.environ, **Home(home).prefect_environment, "PREFECT_API_URL": api,
+        environment = {**os.environ, **prefect_settings(Home(home)), "PREFECT_API_URL": api,
                        "MLFLOW_TRACKING_URI": mlflow, "PYTHONPATH": str(ROOT)}  # fmt: skip
         coordinate = [sys.executable, "-m", "flows.cli", "coordinate"]
         worker = subprocess.Popen(coordinate, cwd=home, env=environment)

@@ -5,34 +5,28 @@ from pathlib import Path
 
 import pytest
 import yaml
+from puppets import participant
 
-from flows.coordination.resume import alone, is_interrupted, run_for
+from flows.coordination.resume import is_interrupted, run_for, study_lock
 from flows.runs.paths import Home
 from flows.runs.run import Run, RunBusy, started_runs
-from privacy.accounting import Budget
 from sites.yaml_files import ConfigError
 
 ROSTER = {"north": "0" * 64}
 
 
 def begun(run: Run) -> Run:
-    from flows.runs.run import Participant
-
-    member = Participant(
-        public_key="0" * 64, declared_patients=20, declared_training=15, steps=2,
-        budget=Budget(epsilon=8, delta=1e-4),
-    )  # fmt: skip
-    return run.with_participants({"north": member}, {})
+    return run.with_participants({"north": participant(run, "north")}, {})
 
 
 def test_two_coordinators_never_train_one_study_at_a_time(tmp_path: Path, study_with) -> None:
     home = Home(tmp_path)
-    with alone(home, study_with()):
-        with pytest.raises(RunBusy, match="trains study small"), alone(home, study_with()):
+    with study_lock(home, study_with()):
+        with pytest.raises(RunBusy, match="trains study small"), study_lock(home, study_with()):
             pass
-        with alone(home, study_with(name="other")):
+        with study_lock(home, study_with(name="other")):
             pass
-    with alone(home, study_with()):
+    with study_lock(home, study_with()):
         pass
 
 

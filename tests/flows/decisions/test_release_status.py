@@ -5,17 +5,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.decisions.decisions import Decision, Outcome, Terms, Verdict
 from flows.decisions.release_status import (
     CANDIDATE,
     champion,
     in_words,
-    newest_standing,
+    newest_approved,
     released,
     revoked,
     waits_for,
 )
-from flows.runs.run import GENESIS
+from flows.decisions.verdicts import Decision, ReleaseOutcome, Terms, Verdict
+from flows.runs.records import GENESIS
 from privacy.signing import public_hex, sign
 
 KEYS = {name: Ed25519PrivateKey.generate() for name in ("ada", "bo")}
@@ -40,7 +40,7 @@ def said(at_ms: int, terms: Terms, name: str, word: str = "approved", for_ms: in
 
 
 def became(at_ms: int, terms: Terms, what: str, version: str) -> Decision:
-    return link(at_ms, outcome=Outcome(what=what, terms=terms, version=version))
+    return link(at_ms, outcome=ReleaseOutcome(what=what, terms=terms, version=version))
 
 
 def release(at_ms: int, terms: Terms, version: str, for_ms: int = LONG) -> list[Decision]:
@@ -54,7 +54,7 @@ def revocation(at_ms: int, terms: Terms, version: str) -> list[Decision]:
 
 def test_nothing_decided_is_a_candidate_and_no_champion() -> None:
     assert in_words([]) == CANDIDATE
-    assert champion([[], []]) == "" == newest_standing([[]], 0)
+    assert champion([[], []]) == "" == newest_approved([[]], 0)
 
 
 def test_the_model_released_last_is_the_champion_until_it_is_withdrawn() -> None:
@@ -96,11 +96,11 @@ def test_an_objection_to_what_was_released_is_undone_by_no_later_approval() -> N
     for name in KEYS:
         chain.append(said(30, about(1), name))
         assert revoked(chain) == [released(chain)["1"]]
-        assert newest_standing([chain], 40) == ""
+        assert newest_approved([chain], 40) == ""
         assert in_words(chain).startswith("no: round 1 approved by")
     chain.append(became(41, about(1), "withdrawn", "1"))
     chain.append(became(42, about(1), "released", "1"))
-    assert revoked(chain) == [] and newest_standing([chain], 50) == "1" == champion([chain])
+    assert revoked(chain) == [] and newest_approved([chain], 50) == "1" == champion([chain])
 
 
 def test_a_version_of_a_new_store_takes_the_place_of_the_one_that_its_model_had() -> None:
@@ -113,7 +113,7 @@ def test_nothing_follows_whose_approvals_have_expired() -> None:
     chain = [*release(10, about(1), "1", for_ms=50), *release(20, about(2), "2")]
     assert champion([[*chain, *revocation(40, about(2), "2")]]) == "1"
     assert champion([[*chain, *revocation(60, about(2), "2")]]) == ""
-    assert newest_standing([chain], 59) == "2" and newest_standing([chain[:3]], 60) == ""
+    assert newest_approved([chain], 59) == "2" and newest_approved([chain[:3]], 60) == ""
 
 
 def test_a_renewed_release_stands_until_the_first_of_its_new_approvals_expires() -> None:

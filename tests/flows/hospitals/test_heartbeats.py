@@ -11,6 +11,7 @@ import pytest
 from listener import came
 
 from flows.runs.paths import Home
+from flows.servers.environment import prefect_server, prefect_settings
 from flows.servers.loopback import running
 
 WATCHING = """
@@ -48,8 +49,8 @@ def test_a_person_is_called_once_when_the_worker_that_is_waited_for_falls_silent
 ) -> None:
     study_file()
     home = Home(tmp_path)
-    with running(home.prefect) as url:
-        environment = {**os.environ, **home.prefect_environment, "PREFECT_API_URL": f"{url}/api"}
+    with running(prefect_server(home)) as url:
+        environment = {**os.environ, **prefect_settings(home), "PREFECT_API_URL": f"{url}/api"}
         done = subprocess.run(
             [sys.executable, "-c", WATCHING], env=environment, cwd=tmp_path, capture_output=True,
             text=True, timeout=120,

@@ -27,6 +27,7 @@ from flows.coordination.remote import public_key
 from flows.reporting.report import report
 from flows.runs.paths import Home
 from flows.runs.run import Run, runs_of, started_runs
+from flows.servers.environment import mlflow_server, prefect_server
 from flows.servers.loopback import running
 from flows.verification.verify import faults
 from sites.admission.approvals import waiting
@@ -143,8 +144,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory, small_wards) -> Iterator[Hub]:
     patched.setenv("PREFECT_SERVER_API_AUTH_STRING", PASSWORD)
     with ExitStack() as stack:
         stack.callback(patched.undo)
-        prefect = stack.enter_context(running(home.prefect))
-        mlflow = stack.enter_context(running(home.mlflow))
+        prefect = stack.enter_context(running(prefect_server(home)))
+        mlflow = stack.enter_context(running(mlflow_server(home)))
         server = stack.enter_context(webserver(folder, WARDS, urlsplit(prefect).port or 0))
         made = Hub(folder, server.url, mlflow, prefect)
         roster = {}
@@ -202,7 +203,7 @@ def test_hospitals_behind_a_web_server_train_through_kills_as_if_nothing_had_hap
     records = hub.newest().records()
     assert [record.round for record in records] == [0, 1, 2]
     for record in records[1:]:
-        assert sorted(release.site for release in record.releases) == ["east", "north"]
+        assert sorted(record.releases) == ["east", "north"]
     for ward in WARDS:
         assert charges(hub.ward(ward), hub.newest().name) == [1, 2]
     command = [sys.executable, "-m", "flows.cli", "status", "--json"]
@@ -260,7 +261,7 @@ def test_a_hospital_whose_worker_comes_late_joins_between_rounds_and_one_may_lea
             said, _ = coordinator.communicate(timeout=600)
     assert coordinator.returncode == 0, said
     assert sorted(hub.newest().description.departed) == ["north"]
-    assert [release.site for release in hub.newest().records()[-1].releases] == ["east"]
+    assert list(hub.newest().records()[-1].releases) == ["east"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", hub.mlflow)
     monkeypatch.setenv("SSL_CERT_FILE", str(hub.folder / "hub.pem"))
     assert list(faults(hub.newest())) == []

@@ -1,47 +1,61 @@
 """What Prefect's UI is told of a round: public values, and what a person has to look at."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from puppets import participant
 
 from flows.reporting.prefect_artifacts import events, rows
+from flows.rounds.statements import SILENT
 from flows.runs.paths import Home
-from flows.runs.run import GENESIS, Accepted, Participant, RoundRecord, Run
-from privacy.accounting import Budget
+from flows.runs.records import GENESIS, Absence, HospitalRound, RoundRecord
+from flows.runs.run import Run
 
 
 @pytest.fixture
 def run(tmp_path: Path, study_with) -> Run:
     home = Home(tmp_path)
     made = Run.create(home, study_with(), {"north": "0" * 64, "east": "1" * 64}, home.exchange)
-    member = Participant(
-        public_key="0" * 64, declared_patients=20, declared_training=15, steps=2,
-        budget=Budget(epsilon=8, delta=1e-4),
-    )  # fmt: skip
-    return made.with_participants({"north": member, "east": member}, {})
+    budget = {"epsilon": 8, "delta": 1e-4}
+    members = {site: participant(made, site, budget=budget) for site in ("north", "east")}
+    return made.with_participants(members, {})
 
 
-def record_of(run: Run, epsilon: float, **left_out: str) -> RoundRecord:
-    release = Accepted(
-        site="north", statement_sha256=GENESIS, public_key=GENESIS, payload_sha256=GENESIS,
-        payload_bytes=1000, weight=15, steps=2, event=None, epsilon=epsilon, epsilon_reported={},
-        plain_releases=0, noise="system",
-        ledger_head=GENESIS,
-    )  # fmt: skip
-    fields: dict[str, Any] = dict.fromkeys(
-        ("study_sha256", "previous", "base_sha256", "model_sha256"), GENESIS
-    )
-    return RoundRecord(
-        study="small", run=run.name, round=1, releases=(release,), left_out=left_out,
-        scores={"north": {"dice": 0.5, "dice/head": 0.4}}, metrics={"north": "exact"},
-        scored={},
-        quality={"dice": 0.5}, train_seconds={}, seconds=1.0, finished_ms=1, **fields,
+def record_of(run: Run, epsilon: float, east: Absence | None = None) -> RoundRecord:
+    about = {
+        "study": "small", "study_sha256": GENESIS, "run": run.name, "round": 1, "site": "north",
+        "ledger_head": GENESIS, "charges": 1,
+    }  # fmt: skip
+    event = {"noise_multiplier": 5.0, "sampling_rate": 1.0, "steps": 2}
+    manifest = about | {
+        "kind": "release", "purpose": "contribute", "content": "student", "base_sha256": GENESIS,
+        "chain_head": GENESIS, "payload_sha256": GENESIS, "payload_bytes": 1000, "tensors": {},
+        "declared_training": 15, "event": event, "epsilon": epsilon, "delta": 1e-4,
+        "epsilon_reported": {"prv": epsilon}, "plain_releases": 0, "noise": "system",
+    }  # fmt: skip
+    scores = about | {
+        "kind": "scores", "purpose": "evaluate", "event": None, "model_sha256": GENESIS,
+        "chain_head": GENESIS, "metrics_policy": "exact", "metrics": {"dice": 0.5, "dice/head": 0.4},
+    }  # fmt: skip
+    signed = {"statement_sha256": GENESIS, "public_key": GENESIS}
+    return RoundRecord.model_validate(
+        {
+            "study": "small", "run": run.name, "round": 1, "quality": {"dice": 0.5}, "seconds": 1.0,
+            "finished_ms": 1, "software": {},
+            "hospitals": {
+                "east": HospitalRound(release=east),
+                "north": {
+                    "release": {"statement": manifest, "weight": 15, **signed},
+                    "scores": {"statement": scores, **signed},
+                },
+            },
+            **dict.fromkeys(("study_sha256", "previous", "base_sha256", "model_sha256"), GENESIS),
+        }
     )  # fmt: skip
 
 
 def test_each_hospital_has_a_row_and_the_missing_one_its_reason(run: Run) -> None:
-    east, north = rows(run, record_of(run, 1.0, east="it did not answer within the deadline"))
+    east, north = rows(run, record_of(run, 1.0, SILENT))
     assert (east["hospital"], east["bytes"]) == ("east", 0)
     assert "did not answer" in east["missing because"]
     assert (north["epsilon"], north["of budget"], north["dice"]) == ("1.000", "8", "0.500")
@@ -52,13 +66,17 @@ def test_each_hospital_has_a_row_and_the_missing_one_its_reason(run: Run) -> Non
     ("epsilon", "reason", "names"),
     [
         (1.0, None, ["wardround.round.done"]),
-        (1.0, "it refused: no", ["wardround.site.refused", "wardround.round.done"]),
-        (1.0, "its run was cancelled", ["wardround.site.missing", "wardround.round.done"]),
+        (1.0, Absence(kind="refused", text="no"), ["wardround.site.refused", "wardround.round.done"]),
+        (
+            1.0,
+            Absence(kind="missing", text="its run was cancelled"),
+            ["wardround.site.missing", "wardround.round.done"],
+        ),
         (7.5, None, ["wardround.budget.low", "wardround.round.done"]),
     ],
 )
 def test_events_tell_of_refusals_and_budgets_that_end(
-    run: Run, epsilon: float, reason: str | None, names: list[str]
+    run: Run, epsilon: float, reason: Absence | None, names: list[str]
 ) -> None:
-    record = record_of(run, epsilon, **({"east": reason} if reason else {}))
+    record = record_of(run, epsilon, reason)
     assert [name for name, _ in events(run, record)] == names

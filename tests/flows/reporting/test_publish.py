@@ -16,14 +16,17 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking._tracking_service import utils
 from puppets import Federation
 
-from flows.decisions.decisions import People, Person, signed_verdict, take_in, terms_of
-from flows.release import gate
-from flows.reporting.publish import tell_again, tell_decisions
+from flows.decisions.chain import record_verdict
+from flows.decisions.people import People, Person
+from flows.decisions.verdicts import signed_verdict, terms_of
+from flows.release import champion, evidence
+from flows.reporting.publish import backfill, publish_decisions_page
 from flows.rounds import membership
-from flows.rounds.rounds import SILENT
+from flows.rounds.statements import SILENT
 from flows.runs import artifacts
 from flows.runs.paths import Home
 from flows.runs.run import Run, StoreFailed, runs_of
+from flows.servers.environment import mlflow_server
 from flows.servers.loopback import running
 from flows.tracking import registry
 from flows.tracking.check_metrics import differences
@@ -43,7 +46,7 @@ def approved(run: Run) -> Run:
     (run.home.folder / "people.yaml").write_text(yaml.safe_dump(people.model_dump()))
     for name, role in PEOPLE.items():
         text = signed_verdict(terms_of(run, run.records()[-1]), "approved", name, role, KEYS[name], 9)
-        take_in(run, text, people)
+        record_verdict(run, text, people)
     return run
 
 
@@ -60,18 +63,18 @@ def test_a_new_store_gets_all_that_is_on_record_and_then_what_is_released(
 ) -> None:
     run = approved(moved(finished, tmp_path / "home"))
     record = run.records()[-1]
-    with running(run.home.mlflow) as url:
+    with running(mlflow_server(run.home)) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        gate.release(run, record, gate.gather(run, record))
+        champion.release_model(run, record, evidence.gather(run, record))
         assert list(faults(run)) == []
     wait_until_stopped(url)
     shutil.rmtree(run.home.folder / "mlruns")
     utils._artifact_repos_cache.clear()
-    with running(run.home.mlflow) as url:
+    with running(mlflow_server(run.home)) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         assert "`wardround log` tells MLflow what it lacks" in next(faults(run))
         with pytest.raises(StoreFailed, match=f"`wardround log {run.name}` logs what is on record"):
-            tell_decisions(run)
+            publish_decisions_page(run)
         done = subprocess.run(
             [sys.executable, "-m", "flows.cli", "log"],
             cwd=run.home.folder,
@@ -81,7 +84,11 @@ def test_a_new_store_gets_all_that_is_on_record_and_then_what_is_released(
         assert done.returncode == 0 and f"MLflow has all of {run.name}: {url}/#/exp" in done.stdout
         assert list(lineage_faults(run)) == []
         assert registry.champion("small") == ""
-        assert gate.release(run, record, gate.gather(run, record)) == "1" == registry.champion("small")
+        assert (
+            champion.release_model(run, record, evidence.gather(run, record))
+            == "1"
+            == registry.champion("small")
+        )
         assert list(faults(run)) == []
         (parent,) = MlflowClient(url).search_runs(
             [MlflowClient(url).get_experiment_by_name("small").experiment_id],
@@ -103,8 +110,8 @@ def wait_until_stopped(url: str) -> None:
 def test_only_the_rounds_that_mlflow_may_lack_are_told_again(run: Run) -> None:
     records = run.records()
     tracking = Tracking(run)
-    assert tracking.untold(records) == records[-1:]  # it may be there in part
-    assert tracking.untold(records[:2]) == records[:2]  # what MLflow names is none of these
+    assert tracking.unlogged(records) == records[-1:]  # it may be there in part
+    assert tracking.unlogged(records[:2]) == records[:2]  # what MLflow names is none of these
 
 
 def test_a_run_that_mlflow_calls_finished_before_its_last_round_is_named(run: Run) -> None:
@@ -118,7 +125,7 @@ def test_a_store_in_which_another_coordinator_has_a_study_of_this_name_is_left_a
     finished: Path, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = moved(finished, tmp_path / "home")
-    with running(run.home.mlflow) as url:
+    with running(mlflow_server(run.home)) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         before = told_in(url)
     wait_until_stopped(url)
@@ -130,7 +137,7 @@ def test_a_store_in_which_another_coordinator_has_a_study_of_this_name_is_left_a
     assert tried.returncode == 2 and "Traceback" not in tried.stderr
     assert "small: expected an experiment of this coordinator's in MLflow" in tried.stderr
     assert run.public_key in tried.stderr and not runs_of(Home(other))
-    with running(Home(other).mlflow) as url:
+    with running(mlflow_server(Home(other))) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         assert told_in(url) == before
 
@@ -158,13 +165,13 @@ def told_in(url: str) -> list[dict[str, object]]:
 
 def test_what_is_gone_from_a_store_is_told_again_and_what_is_there_stays(run: Run) -> None:
     client = MlflowClient()
-    tell_decisions(run)
+    publish_decisions_page(run)
     lost = next((run.home.folder / "mlruns").rglob("rounds/round-001.json"))
     lost.unlink()
     client.delete_model_version("small-candidates", "1")
     assert list(faults(run))
     with Tracking(run) as tracking:
-        tell_again(run, tracking, run.records())
+        backfill(run, tracking, run.records())
     assert list(faults(run)) == []
     assert client.get_model_version_by_alias("small-candidates", "candidate").version == "2"
     experiment = client.get_experiment_by_name("small").experiment_id
@@ -173,8 +180,8 @@ def test_what_is_gone_from_a_store_is_told_again_and_what_is_there_stays(run: Ru
 
 
 def test_whoever_tells_waits_for_whoever_tells_already(run: Run) -> None:
-    other = threading.Thread(target=tell_decisions, args=(run,))
-    with artifacts.alone(run):
+    other = threading.Thread(target=publish_decisions_page, args=(run,))
+    with artifacts.artifact_lock(run):
         other.start()
         other.join(3)
         assert other.is_alive()
@@ -186,11 +193,11 @@ def test_whoever_tells_waits_for_whoever_tells_already(run: Run) -> None:
 def test_a_picture_whose_signatures_were_interrupted_is_signed_for_the_next_time(run: Run) -> None:
     for lost in (".webp.json", ".png.json", ".json"):
         (run.folder / "finished").unlink(missing_ok=True)
-        for signed in (run.folder / "shown").glob(f"images*step%2B2%2B*{lost}"):
+        for signed in (run.folder / "artifacts").glob(f"images*step%2B2%2B*{lost}"):
             signed.unlink()
         assert "has not signed for a picture of round 2" in next(faults(run))
         with Tracking(run) as tracking:
-            tell_again(run, tracking, run.records())
+            backfill(run, tracking, run.records())
         assert list(lineage_faults(run)) == []
     pictures = list((run.home.folder / "mlruns").rglob("*step+2*.png"))
     assert len(pictures) == 1  # none was drawn once more
@@ -204,10 +211,10 @@ def test_a_hospital_that_joins_while_a_run_trains_fits_from_then_on(
     known = federation.run.description.participants
     there = {site: member for site, member in known.items() if site != "south"}
     run = federation.run.with_participants(there, {"south": SILENT})
-    with running(run.home.mlflow) as url:
+    with running(mlflow_server(run.home)) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         with Tracking(run) as tracking:
-            tell_again(run, tracking, run.records())
+            backfill(run, tracking, run.records())
             federation.accept("south", 1)
             joined = membership.before_round(run, 1, 1)
             assert "south" in joined.description.participants

@@ -12,6 +12,7 @@ import pytest
 from homes import moved
 
 from flows.reporting.report import report
+from flows.runs.records import Absence
 from flows.runs.run import Run
 from privacy.accounting import PrivacyEvent, most_found
 from sites.hospital import Hospital
@@ -55,14 +56,14 @@ def test_it_asks_for_nothing_from_outside(run: Run) -> None:
 
 def test_it_says_what_each_hospital_declared_reached_spent_and_sent(run: Run) -> None:
     words, last = " ".join(Text(report(run)).words.split()), run.records()[-1]
-    for release in last.releases:
-        told = Path(run.description.exchange, "statements", release.site)
+    for site, release in last.releases.items():
+        folder = Path(run.description.exchange, "statements", site)
         sent = sum(
-            r.payload_bytes for rec in run.records() for r in rec.releases if r.site == release.site
-        ) + sum(file.stat().st_size for file in told.glob(f"{run.name}.*.contribute.json"))
-        for said in (release.site, f"{release.epsilon:.3f}", f"{sent:,}"):
-            assert said in words
-    for scores in last.scores.values():
+            r.releases[site].statement.payload_bytes for r in run.records() if site in r.releases
+        ) + sum(file.stat().st_size for file in folder.glob(f"{run.name}.*.contribute.json"))
+        for stated in (site, f"{release.statement.epsilon:.3f}", f"{sent:,}"):
+            assert stated in words
+    for scores in last.metrics.values():
         assert f"{scores['dice/head']:.3f}" in words
     for kind in ("acceptance, with", "quality of the global model", "quality of hospitals' models"):
         assert kind in words
@@ -101,23 +102,23 @@ def test_its_quality_has_a_row_for_each_structure_and_hospital_with_interval_and
     rows = {tuple(row[:2]): row[2:] for row in table_under("Quality", report(run))[1:]}
     for metric in ("dice", "dice/head", "dice/tail", "hd95_mm"):
         for site in HOSPITALS:
-            told, flat = last.scores[site], metric.replace("/", "-")
+            told, flat = last.metrics[site], metric.replace("/", "-")
             low, high, worst = (told.get(f"{kind}/{flat}") for kind in ("low", "high", "worst_case"))
             interval = "not stated" if low is None else f"{low:.3f} to {high:.3f}"
-            due = [f"{first.scores[site][metric]:.3f}", f"{told[metric]:.3f}", interval,
+            due = [f"{first.metrics[site][metric]:.3f}", f"{told[metric]:.3f}", interval,
                    "not stated" if worst is None else f"{worst:.3f}"]  # fmt: skip
             assert rows[metric, site] == due
     assert any(row[2] != "not stated" for row in rows.values() if len(row) > 2)
     assert any(row[3] != "not stated" for row in rows.values() if len(row) > 3)
     shaded = re.findall(r'<tr class="worst">(.*?)</tr>', report(run).decode(), re.DOTALL)
-    worst = min(HOSPITALS, key=lambda site: last.scores[site]["dice"])
+    worst = min(HOSPITALS, key=lambda site: last.metrics[site]["dice"])
     assert len(shaded) == 1 and f"<td>{worst}</td>" in shaded[0]
 
 
 def test_its_fairness_and_its_matrix_say_what_the_record_says(run: Run) -> None:
     page, last = report(run), run.records()[-1]
     fairness = {row[0]: row[1:] for row in table_under("Fairness", page)[1:]}
-    dice = {site: last.scores[site]["dice"] for site in HOSPITALS}
+    dice = {site: last.metrics[site]["dice"] for site in HOSPITALS}
     assert fairness["dice"] == [
         f"{min(dice.values()):.3f}",
         f"{max(dice.values()) - min(dice.values()):.3f}",
@@ -156,13 +157,13 @@ def test_it_tells_software_as_the_records_have_it_and_absences_as_they_were(run:
         update={
             "participants": others,
             "departed": {"south": south},
-            "refused": {"east": "it refused: no"},
+            "refused": {"east": Absence(kind="refused", text="no")},
         }
     )
     records = run.records()
     for number, gone in ((1, {"east"}), (2, {"south"})):
-        releases = tuple(r for r in records[number].releases if r.site not in gone)
-        kept = records[number].model_copy(update={"releases": releases})
+        staying = {s: h for s, h in records[number].hospitals.items() if s not in gone}
+        kept = records[number].model_copy(update={"hospitals": staying})
         (run.folder / "rounds" / f"round-{number:03d}.json").write_bytes(kept.data)
         if number == 1:
             records[2] = records[2].model_copy(update={"previous": kept.sha256})
@@ -193,8 +194,11 @@ def test_what_is_stated_is_told_and_can_change_nothing_else_on_the_page(run: Run
 
 def test_figures_of_an_earlier_model_are_called_so_where_the_newest_was_not_evaluated(run: Run) -> None:
     records = run.records()
-    silent = {"scores": {}, "scored": {}, "metrics": {}, "quality": {}, "cross_site": {}, "compared": {}}
-    kept = records[2].model_copy(update=silent)
+    silent = {
+        site: each.model_copy(update={"scores": None, "comparison": None})
+        for site, each in records[2].hospitals.items()
+    }
+    kept = records[2].model_copy(update={"hospitals": silent, "quality": {}})
     (run.folder / "rounds" / "round-002.json").write_bytes(kept.data)
     page = report(run)
     words = " ".join(Text(page).words.split())
@@ -203,7 +207,7 @@ def test_figures_of_an_earlier_model_are_called_so_where_the_newest_was_not_eval
         in words
     )
     rows = {tuple(row[:2]): row[2:] for row in table_under("Quality", page)[1:]}
-    assert rows["dice", "north"][1] == f"{records[1].scores['north']['dice']:.3f}"
+    assert rows["dice", "north"][1] == f"{records[1].metrics['north']['dice']:.3f}"
     fairness = {row[0] for row in table_under("Fairness", page)}
     assert {"dice", "dice of group bright"} <= fairness
     assert "worst hospital in dice" in words and len(re.findall("<svg", page.decode())) == 2
@@ -225,7 +229,7 @@ def test_it_is_made_of_what_the_coordinator_holds_in_which_no_true_count_is(run:
             case.patient for case in Hospital.open(run.home.folder / "wards" / name).listing.cases
         }
         counts[name] = len(patients)
-        assert counts[name] != run.description.participants[name].declared_patients
+        assert counts[name] != run.description.participants[name].statement.declared_patients
     shutil.rmtree(run.home.folder / "wards")
     assert report(run) == page
     for name, true in counts.items():
@@ -251,9 +255,8 @@ def test_it_is_the_same_each_time(run: Run) -> None:
 
 
 def test_what_epsilon_means_is_what_the_best_test_can_tell(run: Run) -> None:
-    release = run.records()[-1].releases[0]
-    events = [PrivacyEvent(**r.event.model_dump()) for rec in run.records() for r in rec.releases
-              if r.site == release.site]  # fmt: skip
+    releases = [record.releases["north"].statement for record in run.records()[1:]]
+    events = [PrivacyEvent(**release.event.model_dump()) for release in releases]
     found = most_found(events, 1e-3)
     assert re.search(
         rf"rightly tell {100 * found:.0f} of 100 who did", " ".join(Text(report(run)).words.split())

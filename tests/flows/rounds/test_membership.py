@@ -7,7 +7,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from puppets import Federation
 
-from flows.rounds import membership, rounds
+from flows.rounds import aggregation, global_model, membership, recording, releases, statements
 from flows.runs.run import Run, runs_of
 from privacy.release import Revocation
 from privacy.signing import public_hex, sign
@@ -24,7 +24,7 @@ def without_south(federation: Federation) -> Federation:
     """South was not there when the run began."""
     known = federation.run.description
     there = {site: member for site, member in known.participants.items() if site != "south"}
-    federation.run = federation.run.with_participants(there, {"south": rounds.SILENT})
+    federation.run = federation.run.with_participants(there, {"south": statements.SILENT})
     return federation
 
 
@@ -77,7 +77,7 @@ def test_a_hospital_that_has_left_is_asked_no_more_and_its_releases_stay(federat
     assert sorted(federation.run.description.participants) == ["east", "north"]
     assert sorted(federation.run.description.departed) == ["south"]
     assert membership.absent(federation.run) == []
-    assert [release.site for release in federation.base.releases] == ["east", "north", "south"]
+    assert sorted(federation.base.releases) == ["east", "north", "south"]
     assert "south" in federation.run.description.everybody
 
 
@@ -87,7 +87,7 @@ def test_under_another_roster_a_run_goes_on_with_whom_is_on_it(federation: Feder
     roster = {"north": public_hex(new), "east": known["east"], "west": "0" * 64}
     changed = membership.with_roster(federation.run, roster)
     assert sorted(changed.description.participants) == ["east", "north"]
-    assert changed.description.participants["north"].public_key == public_hex(new)
+    assert changed.description.participants["north"].key == public_hex(new)
     assert sorted(changed.description.departed) == ["south"]
     assert membership.absent(changed) == ["west"]
     assert membership.with_roster(changed, roster) is changed
@@ -107,7 +107,7 @@ def test_what_a_hospital_declares_when_it_comes_back_changes_no_earlier_round(
         federation.release(site)
     federation.finish(1)
     scores = {"east": {"dice": 0.5}, "north": {"dice": 0.5}, "south": {"dice": 0.9}}
-    before = rounds.quality_of(federation.run, 1, scores)
+    before = recording.quality_of(federation.run, 1, scores)
     known = federation.run.description.roster
     without = {site: key for site, key in known.items() if site != "south"}
     federation.run = membership.with_roster(federation.run, without)
@@ -116,12 +116,15 @@ def test_what_a_hospital_declares_when_it_comes_back_changes_no_earlier_round(
                    steps=federation.run.study.training.steps, version="0.1.0", code_sha256="0" * 64,
                    budget={"epsilon": 9, "delta": 1e-3}, group="3 T")  # fmt: skip
     run = membership.before_round(federation.run, 3, 2)
-    assert rounds.quality_of(run, 1, scores) == before
-    assert rounds.quality_of(run, 3, scores)["dice"] > before["dice"]
+    assert recording.quality_of(run, 1, scores) == before
+    assert recording.quality_of(run, 3, scores)["dice"] > before["dice"]
     then, now = (Run.open(run.home, run.name).description.member("south", r) for r in (2, 3))
-    assert (then.declared_training, then.budget.epsilon, then.group) == (15, 50, None)
-    assert (now.declared_training, now.budget.epsilon, now.group) == (150, 9, "3 T")
-    assert [each.since for each in run.description.selves("south")] == [1, 3]
+    then_declared, now_declared = then.statement, now.statement
+    facts = (then_declared.declared_training, then_declared.budget.epsilon, then_declared.group)
+    assert facts == (15, 50, None)
+    facts = (now_declared.declared_training, now_declared.budget.epsilon, now_declared.group)
+    assert facts == (150, 9, "3 T")
+    assert [each.since for each in run.description.acceptances("south")] == [1, 3]
     assert run.description.members(2)["south"] == then
 
 
@@ -129,12 +132,12 @@ def test_nothing_that_is_signed_with_a_revoked_key_counts(federation: Federation
     for site in ("east", "north", "south"):
         federation.release(site)
     revoke(federation, "south", signer="north")  # nobody else can revoke it
-    assert not federation.take_in().left_out
+    assert not federation.take_in().absent
     federation = Federation(federation.run.home.folder / "again", federation.run.study)
     for site in ("east", "north", "south"):
         federation.release(site)
     revoke(federation, "south", signer="south")
-    assert "has revoked its key" in federation.take_in().left_out["south"]
+    assert "has revoked its key" in federation.take_in().absent["south"].text
 
 
 def test_a_revoked_key_can_neither_leave_nor_join(federation: Federation) -> None:
@@ -162,7 +165,7 @@ def test_a_release_of_a_hospital_that_has_left_before_the_round_was_decided_does
     for site in ("east", "north", "south"):
         federation.release(site)
     federation.say("south", "leave", 0, kind="departure")
-    assert federation.take_in().left_out == {"south": "it has left the study"}
+    assert federation.take_in().absent == {"south": statements.LEFT}
 
 
 @pytest.mark.parametrize("change", ["leaves", "is removed", "changes its key", "revokes its key"])
@@ -173,7 +176,7 @@ def test_a_decided_round_ends_as_it_was_decided_whatever_becomes_of_a_hospital(
     for site in ("east", "north", "south"):
         federation.release(site)
     taken = federation.take_in()
-    model = rounds.aggregate(federation.run, 1, federation.base, taken)
+    model = aggregation.aggregate(federation.run, 1, federation.base, taken)
     roster = dict(federation.run.description.roster)
     if change == "leaves":
         federation.say("south", "leave", 0, kind="departure")
@@ -185,13 +188,13 @@ def test_a_decided_round_ends_as_it_was_decided_whatever_becomes_of_a_hospital(
     else:
         revoke(federation, "south", signer="south")
     federation.run = membership.with_roster(federation.run, roster)
-    again = rounds.decided(federation.run, 1)
+    again = releases.decided(federation.run, 1)
     assert again == taken
-    after = rounds.aggregate(federation.run, 1, federation.base, again)
+    after = aggregation.aggregate(federation.run, 1, federation.base, again)
     assert all(torch.equal(after[name], tensor) for name, tensor in model.items())
-    sha256 = rounds.publish_model(federation.run, 1, after)
-    record = rounds.record(federation.run, 1, sha256, again, rounds.NO_ANSWERS, 0)
-    assert [release.site for release in record.releases] == ["east", "north", "south"]
+    sha256 = global_model.publish_model(federation.run, 1, after)
+    record = recording.round_record(federation.run, 1, sha256, again, statements.NO_ANSWERS, 0)
+    assert sorted(record.releases) == ["east", "north", "south"]
 
 
 def late_release(federation: Federation, round: int, base_sha256: str, scale: float) -> None:
@@ -207,7 +210,7 @@ def test_a_late_release_is_refused_by_default(federation: Federation) -> None:
         if round == 2:
             late_release(federation, 1, first, 0.05)
         taken = federation.finish(round)
-        assert dict(taken.left_out) == {"south": rounds.SILENT}
+        assert dict(taken.absent) == {"south": statements.SILENT}
 
 
 def test_where_a_study_takes_late_releases_they_count_less_by_their_age(
@@ -225,14 +228,14 @@ def test_where_a_study_takes_late_releases_they_count_less_by_their_age(
         federation.release(site, round=2, epsilon=50.0)
     late_release(federation, 1, first, 0.06)
     taken = federation.finish(2)
-    assert not taken.left_out
-    assert rounds.decided(federation.run, 2) == taken
+    assert not taken.absent
+    assert releases.decided(federation.run, 2) == taken
     after = federation.run.model(federation.base)
     for name, tensor in before.items():
         moved = (0.01 + 0.01 + 0.06 / 2) / 2.5
         assert (after[name] - tensor).mean().item() == pytest.approx(moved, rel=1e-3)
-    (south,) = (release for release in federation.base.releases if release.site == "south")
-    assert (south.staleness, south.weight) == (1, 7.5)
+    south = federation.base.releases["south"]
+    assert (federation.base.round - south.statement.round, south.weight) == (1, 7.5)
 
 
 def test_a_late_release_counts_once_and_never_after_a_newer_one_or_when_it_is_too_old(
@@ -250,5 +253,6 @@ def test_a_late_release_counts_once_and_never_after_a_newer_one_or_when_it_is_to
             late_release(federation, number, bases[number - 1], 0.02)
         federation.finish(round)
         bases[round] = federation.base.model_sha256
-        found[round] = [r.staleness for r in federation.base.releases if r.site == "south"]
+        south = federation.base.releases.get("south")
+        found[round] = [round - south.statement.round] if south else []
     assert found == {1: [], 2: [1], 3: [], 4: [], 5: []}

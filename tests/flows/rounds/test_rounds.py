@@ -1,6 +1,5 @@
 """The coordinator against hospitals that lie, fail or stay silent; without Prefect."""
 
-import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from puppets import HASH, SITES, Federation
+from puppets import HASH, SITES, Federation, declaring
 
-from flows.rounds import rounds
-from flows.rounds.rounds import NO_ANSWERS, SILENT, Answers, TooFewHospitals
-from flows.runs.run import RoundRecord
+from flows.rounds import aggregation, global_model, recording, releases, statements
+from flows.rounds.statements import NO_ANSWERS, SILENT, Answers, TooFewHospitals
+from flows.runs.records import Absence, RoundRecord
 from models import checkpoints
 from models import params as P
 from models.files import sha256_of
@@ -32,8 +31,8 @@ def test_a_silent_hospital_is_left_out_and_the_others_are_averaged(federation: F
     federation.release("east")
     federation.release("north", federation.change(0.03))
     taken = federation.take_in()
-    assert dict(taken.left_out) == {"south": SILENT}
-    model = rounds.aggregate(federation.run, 1, federation.base, taken)
+    assert dict(taken.absent) == {"south": SILENT}
+    model = aggregation.aggregate(federation.run, 1, federation.base, taken)
     for name, tensor in federation.run.model(federation.base).items():
         assert torch.allclose(model[name], tensor + 0.02, atol=1e-6)
 
@@ -44,14 +43,13 @@ def test_who_leaves_between_release_and_scores_is_named_in_the_record(federation
     taken, known = federation.take_in(), federation.run.description
     staying = {site: member for site, member in known.participants.items() if site != "south"}
     without = federation.run.with_participants(staying, {}, {"south": known.participants["south"]})
-    left_out = Answers({}, {}, {"east": SILENT, "north": SILENT})
-    record = rounds.record(without, 1, "0" * 64, taken, left_out, 0.0)
-    assert record.unscored == {"east": SILENT, "north": SILENT, "south": rounds.UNASKED}
+    silent = Answers({}, {"east": SILENT, "north": SILENT})
+    record = recording.round_record(without, 1, "0" * 64, taken, silent, 0.0)
+    absences = {"east": SILENT, "north": SILENT, "south": recording.UNASKED}
+    assert record.absences("scores") == absences
+    assert sorted(record.releases) == sorted(SITES)
     assert record.software.keys() >= {"wardround", "torch"}
-    earlier = json.loads(record.data)
-    for since in ("software", "unscored"):  # as records were before they had these
-        del earlier[since]
-    assert json.loads(RoundRecord.model_validate(earlier).data) == earlier
+    assert RoundRecord.model_validate_json(record.data) == record
 
 
 def test_too_few_releases_stop_the_round_with_every_reason(federation: Federation) -> None:
@@ -60,7 +58,7 @@ def test_too_few_releases_stop_the_round_with_every_reason(federation: Federatio
     with pytest.raises(TooFewHospitals, match=r"(?s)at least 2 .* in round 1 .*moon") as caught:
         federation.take_in()
     assert caught.value.begun
-    assert rounds.decided(federation.run, 1) is None
+    assert releases.decided(federation.run, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -91,7 +89,7 @@ def test_a_release_that_does_not_fit_leaves_out_its_hospital_alone(
     federation.release("south", **fields)
     taken = federation.take_in()
     assert set(taken.taken) == {"east", "north"}
-    assert reason in taken.left_out["south"]
+    assert reason in str(taken.absent["south"])
 
 
 @pytest.mark.parametrize(
@@ -125,13 +123,13 @@ def test_a_statement_that_is_none_leaves_out_its_hospital_alone(
     federation.run.exchange.put_statement(place, data)
     taken = federation.take_in()
     assert set(taken.taken) == {"east", "north"}
-    assert "rejected" in taken.left_out["south"]
+    assert "rejected" in str(taken.absent["south"])
 
 
 def test_a_statement_signed_by_another_hospital_is_rejected(federation: Federation) -> None:
     federation.say("south", kind="refusal", reason="x", signer="north")
-    answers = rounds.answers(federation.run, 1, "contribute", SITES)
-    assert "does not fit its statement" in answers.left_out["south"]
+    answers = statements.answers(federation.run, 1, "contribute", SITES)
+    assert "does not fit its statement" in str(answers.absent["south"])
 
 
 def test_another_rounds_release_is_no_release_of_this_one(federation: Federation) -> None:
@@ -139,25 +137,23 @@ def test_another_rounds_release_is_no_release_of_this_one(federation: Federation
     first = Place.statement(federation.run.name, 1, "contribute", "south")
     second = Place.statement(federation.run.name, 2, "contribute", "south")
     federation.run.exchange.put_statement(second, federation.run.exchange.statement(first))
-    answers = rounds.answers(federation.run, 2, "contribute", ("south",))
-    assert "another study, run, round" in answers.left_out["south"]
+    answers = statements.answers(federation.run, 2, "contribute", ("south",))
+    assert "another study, run, round" in str(answers.absent["south"])
 
 
 def test_a_metric_that_the_study_has_not_is_rejected(federation: Federation) -> None:
     scores = {"kind": "scores", "model_sha256": HASH, "chain_head": HASH, "metrics_policy": "exact"}
     federation.say("south", "evaluate", 0, **scores, metrics={"dice": 0.5})
     federation.say("north", "evaluate", 0, **scores, metrics={"greatness": 0.5})
-    answers = rounds.answers(federation.run, 0, "evaluate", SITES)
+    answers = statements.answers(federation.run, 0, "evaluate", SITES)
     assert set(answers.taken) == {"south"}
-    assert "no metric 'greatness'" in answers.left_out["north"]
+    assert "no metric 'greatness'" in str(answers.absent["north"])
 
 
 def test_a_declared_number_for_which_there_is_no_mechanism_leaves_out_its_hospital_alone(
     federation: Federation,
 ) -> None:
-    absurd = federation.run.description.participants["south"].model_copy(
-        update={"declared_training": 10**6}
-    )
+    absurd = declaring(federation.run.description.participants["south"], declared_training=10**6)
     federation.run = federation.run.with_participants(
         {**federation.run.description.participants, "south": absurd}, {}
     )
@@ -166,7 +162,7 @@ def test_a_declared_number_for_which_there_is_no_mechanism_leaves_out_its_hospit
     federation.release("south", declared_training=10**6)
     taken = federation.take_in()
     assert set(taken.taken) == {"east", "north"}
-    assert "delta < 1/1000000" in taken.left_out["south"]
+    assert "delta < 1/1000000" in str(taken.absent["south"])
 
 
 def test_a_decided_round_keeps_to_its_releases_when_a_late_one_comes(federation: Federation) -> None:
@@ -174,17 +170,18 @@ def test_a_decided_round_keeps_to_its_releases_when_a_late_one_comes(federation:
         federation.release(site)
     before = federation.take_in()
     federation.release("south", federation.change(9.0))
-    decided = rounds.decided(federation.run, 1)
+    decided = releases.decided(federation.run, 1)
     assert decided is not None
-    assert dict(decided.signed) == dict(before.signed)
-    assert dict(decided.left_out) == {"south": SILENT}
+    assert dict(decided.taken) == dict(before.taken)
+    assert dict(decided.absent) == {"south": SILENT}
 
 
 def test_a_refusal_holds_for_its_attempt_alone(federation: Federation) -> None:
     federation.say("south", "contribute-refused-1", kind="refusal", reason="not today")
-    assert "not today" in rounds.answers(federation.run, 1, "contribute", SITES).left_out["south"]
+    refused = statements.answers(federation.run, 1, "contribute", SITES).absent["south"]
+    assert refused == Absence(kind="refused", text="not today")
     federation.run.begin_attempt()
-    assert rounds.answers(federation.run, 1, "contribute", SITES).left_out["south"] == SILENT
+    assert statements.answers(federation.run, 1, "contribute", SITES).absent["south"] == SILENT
 
 
 def test_quality_is_the_mean_by_declared_patients_over_what_was_published(
@@ -194,8 +191,10 @@ def test_quality_is_the_mean_by_declared_patients_over_what_was_published(
     federation.say("south", "evaluate", 0, **scores, metrics_policy="exact", metrics={"dice": 0.2})
     federation.say("north", "evaluate", 0, **scores, metrics_policy="exact", metrics={"dice": 0.6})
     federation.say("east", "evaluate", 0, **scores, metrics_policy="withheld", metrics={})
-    scored = rounds.answers(federation.run, 0, "evaluate", SITES)
-    record = rounds.record(federation.run, 0, federation.base.model_sha256, NO_ANSWERS, scored, 0)
+    scored = statements.answers(federation.run, 0, "evaluate", SITES)
+    record = recording.round_record(
+        federation.run, 0, federation.base.model_sha256, NO_ANSWERS, scored, 0
+    )
     assert record.quality == {"dice": pytest.approx(0.4)}
 
 
@@ -236,14 +235,17 @@ def test_the_global_student_learns_from_the_ensemble_whatever_the_teachers_are(
     images = transfer_images(study, study.distillation, fusing.run.home.public)
     student = study.network.build(3, 3)
     losses = []
-    for params in (fusing.run.model(fusing.base), rounds.aggregate(fusing.run, 1, fusing.base, taken)):
+    for params in (
+        fusing.run.model(fusing.base),
+        aggregation.aggregate(fusing.run, 1, fusing.base, taken),
+    ):
         P.load_into(student, params)
         with torch.no_grad():
             mean = torch.stack([teacher(images) for teacher in teachers]).mean(0)
             losses.append(imitation_loss(student(images), mean, 2.0).item())
     assert losses[1] < 0.7 * losses[0]
-    again = rounds.aggregate(fusing.run, 1, fusing.base, taken)
-    first = rounds.aggregate(fusing.run, 1, fusing.base, taken)
+    again = aggregation.aggregate(fusing.run, 1, fusing.base, taken)
+    first = aggregation.aggregate(fusing.run, 1, fusing.base, taken)
     assert all(torch.equal(again[name], first[name]) for name in first)
 
 
@@ -269,7 +271,7 @@ def test_predictions_that_are_none_leave_out_their_hospital_alone(
     fusing.release("south", tensors, content="predictions")
     taken = fusing.take_in()
     assert set(taken.taken) == {"east", "north"}
-    assert "rejected" in taken.left_out["south"]
+    assert "rejected" in str(taken.absent["south"])
 
 
 @pytest.mark.parametrize(("steps", "is_taken"), [(1, False), (2, True), (3, True), (4, False)])
@@ -283,26 +285,26 @@ def test_a_hospital_takes_as_many_steps_as_the_study_has_place_for(
         "south", "join", 0, kind="acceptance", steps=steps, declared_training=15,
         declared_patients=20, budget=budget, charges=0, version="0.1.0", code_sha256=HASH,
     )  # fmt: skip
-    answers = rounds.answers(federation.run, 0, "join", ("south",))
+    answers = statements.answers(federation.run, 0, "join", ("south",))
     assert ("south" in answers.taken) == is_taken
 
 
 def test_the_cost_of_fewer_steps_is_that_of_the_hospitals_own(tmp_path: Path, study_with) -> None:
     training = {"steps": 2, "fewest_steps": 1, "lr": 0.1, "lot": "all"}
     federation = Federation(tmp_path, study_with(training=training))
-    slow = federation.run.description.participants["south"].model_copy(update={"steps": 1})
+    slow = declaring(federation.run.description.participants["south"], steps=1)
     federation.run = federation.run.with_participants(
         {**federation.run.description.participants, "south": slow}, {}
     )
     for site in SITES:
         federation.release(site)  # south's as if it had taken two
-    assert "not the study's" in federation.take_in().left_out["south"]
+    assert "not the study's" in str(federation.take_in().absent["south"])
 
 
 def test_with_a_prior_the_first_model_knows_the_shapes(study_with) -> None:
-    without = rounds.first_model(study_with())
+    without = global_model.first_model(study_with())
     prior = {"steps": 3, "images": 8}
-    a, b = (rounds.first_model(study_with(prior=prior)) for _ in range(2))
+    a, b = (global_model.first_model(study_with(prior=prior)) for _ in range(2))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], without[name]) for name in a)
 
@@ -311,8 +313,8 @@ def test_a_model_that_was_laid_down_before_an_interruption_stays_the_rounds(
     federation: Federation,
 ) -> None:
     first, second = federation.change(0.1), federation.change(0.2)
-    sha256 = rounds.publish_model(federation.run, 1, first)
-    assert rounds.publish_model(federation.run, 1, second) == sha256
+    sha256 = global_model.publish_model(federation.run, 1, first)
+    assert global_model.publish_model(federation.run, 1, second) == sha256
     stored = checkpoints.read(federation.run.model_path(1), sha256)
     assert all(torch.equal(stored[name], first[name]) for name in first)
 
@@ -323,7 +325,7 @@ def test_the_prior_gives_the_same_bits_on_any_number_of_threads(study_with) -> N
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(sha256_of(checkpoints.to_bytes(rounds.first_model(study))))
+            found.append(sha256_of(checkpoints.to_bytes(global_model.first_model(study))))
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)

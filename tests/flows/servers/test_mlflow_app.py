@@ -5,11 +5,12 @@ from pathlib import Path
 import httpx
 
 from flows.runs.paths import Home
+from flows.servers.environment import mlflow_server
 from flows.servers.loopback import running
 
 
 def test_nobody_on_the_machine_can_use_mlflows_assistant_or_make_its_demo(tmp_path: Path) -> None:
-    with running(Home(tmp_path).mlflow) as url, httpx.Client() as client:
+    with running(mlflow_server(Home(tmp_path))) as url, httpx.Client() as client:
         for method, path in (
             ("PUT", "assistant/config"), ("POST", "assistant/message"), ("POST", "demo/generate"),
         ):  # fmt: skip

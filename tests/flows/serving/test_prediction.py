@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from flows import served_model
 from flows.cli.main import app
 from flows.runs.run import Run
+from flows.servers.environment import mlflow_server
 from flows.servers.loopback import running
 from flows.serving import bundle, prediction
 from models import params as P
@@ -162,7 +163,7 @@ def test_a_name_that_nothing_has_is_told_from_a_store_that_can_not_be_asked(
     asked = ("predict", "no-such-run", scan_of(run.home.folder / "wards" / "east"), "-o", "mask.nii.gz")
     result = call(*asked)
     assert result.exit_code == 1 and "MLflow has not told version candidate" in result.stderr
-    with running(run.home.mlflow) as url:
+    with running(mlflow_server(run.home)) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         result = call(*asked)
     assert result.exit_code == 2 and "expected a model's folder" in result.stderr

@@ -23,13 +23,14 @@ from requests import HTTPError
 from webserver import certify, free_port
 
 from flows.cli.errors import clear_errors
-from flows.decisions import decisions
-from flows.decisions.decisions import NotReleased, NotTakenBack, People, Person
-from flows.release import gate
-from flows.reporting.publish import tell_decisions
+from flows.decisions import chain, verdicts
+from flows.decisions.chain import NotReleased, NotTakenBack
+from flows.decisions.people import People, Person
+from flows.release import champion, evidence
+from flows.reporting.publish import publish_decisions_page
 from flows.reporting.report import report
-from flows.runs.paths import QUIET
 from flows.runs.run import Run
+from flows.servers.environment import QUIET
 from flows.tracking import registry
 from flows.tracking.access import Accounts, own_experiment, set_up
 from flows.tracking.tracking import Tracking, attach_report
@@ -221,23 +222,23 @@ def test_nobody_but_the_officer_can_release_a_model(server: Protected, run: Run,
     record = run.records()[-1]
     people = People(people={n: Person(role=ROLES[n], key=public_hex(k)) for n, k in KEYS.items()})
     (run.home.folder / "people.yaml").write_text(yaml.safe_dump(people.model_dump()))
-    terms = decisions.terms_of(run, record)
+    terms = verdicts.terms_of(run, record)
     for name, key in KEYS.items():
-        text = decisions.signed_verdict(terms, "approved", name, ROLES[name], key, 30)
-        decisions.take_in(run, text, people)
+        text = verdicts.signed_verdict(terms, "approved", name, ROLES[name], key, 30)
+        chain.record_verdict(run, text, people)
     for account in ("coordinator", "ada", "north"):
         with server.as_(account) as client:
             if account != "north":
                 with pytest.raises(NotReleased, match="data-protection officer's can"):
-                    gate.release(run, record, gate.gather(run, record))
+                    champion.release_model(run, record, evidence.gather(run, record))
             assert forbidden(lambda: crown(client, "1"))
     with server.as_("bo") as client:
-        version = gate.release(run, record, gate.gather(run, record))
-        champion = client.get_model_version_by_alias("small-approved", "champion")
-        assert champion.version == version
+        version = champion.release_model(run, record, evidence.gather(run, record))
+        crowned = client.get_model_version_by_alias("small-approved", "champion")
+        assert crowned.version == version
         files = registry.fetch("small-approved", "champion", tmp_path).folder
         assert (files / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
-        model_id = champion.source.removeprefix("models:/")
+        model_id = crowned.source.removeprefix("models:/")
     for account in ("coordinator", "ada", "south"):
         with server.as_(account) as client:
             assert forbidden(lambda: crown(client, version))
@@ -248,19 +249,19 @@ def test_nobody_but_the_officer_can_release_a_model(server: Protected, run: Run,
     with server.as_("ada"):  # who can read everything, and sees what the officer could not write
         assert "`wardround promote` under the coordinator's account tells" in next(faults(run))
     with server.as_("coordinator"):
-        tell_decisions(run)
+        publish_decisions_page(run)
     with server.as_("ada"):
         assert list(faults(run)) == []
-    text = decisions.signed_verdict(terms, "revoked", "bo", "officer", KEYS["bo"], 30)
-    decisions.take_in(run, text, people)
+    text = verdicts.signed_verdict(terms, "revoked", "bo", "officer", KEYS["bo"], 30)
+    chain.record_verdict(run, text, people)
     with server.as_("coordinator"):
         with pytest.raises(
             NotTakenBack, match="The objection is on record.*`wardround review withdraw`"
         ):
-            gate.withdraw(run)
+            champion.withdraw(run)
         assert registry.champion("small") == version
     with server.as_("bo"):
-        assert gate.withdraw(run) == [version] and registry.champion("small") == ""
+        assert champion.withdraw(run) == [version] and registry.champion("small") == ""
 
 
 def crown(client: MlflowClient, version: str) -> None:

@@ -17,8 +17,9 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 from puppets import SITES, Federation
 
 from flows.reporting.report import report
-from flows.rounds import rounds
+from flows.rounds import recording
 from flows.runs.run import Run
+from flows.servers.environment import mlflow_server
 from flows.servers.loopback import running
 from flows.tracking import hospital_store, reference_cases, views
 from flows.tracking.colours import TOGETHER, colours
@@ -44,7 +45,7 @@ def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def links(run: Run) -> Iterator[dict[str, str]]:
-    with running(run.home.mlflow) as url:
+    with running(mlflow_server(run.home)) as url:
         yield dict(views.links(url))
 
 
@@ -175,9 +176,9 @@ def test_a_study_that_classifies_is_shown_by_its_area_under_the_curve(
     federation = Federation(tmp_path, study)
     scores = {site: {"auroc": 0.5 + i / 10, "accuracy": 0.6} for i, site in enumerate(SITES)}
     record = federation.base.model_copy(
-        update={"scores": scores, "quality": rounds.quality_of(federation.run, 0, scores)}
+        update={"scores": scores, "quality": recording.quality_of(federation.run, 0, scores)}
     )
-    with running(federation.run.home.mlflow) as url:
+    with running(mlflow_server(federation.run.home)) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         with Tracking(federation.run) as tracking:
             tracking.log(record)

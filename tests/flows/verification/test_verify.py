@@ -17,17 +17,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from homes import moved, replaced
 from mlflow.tracking import MlflowClient
 
-from flows.decisions import decisions
-from flows.decisions.decisions import People, Person, signed_verdict, take_in, terms_of
-from flows.release import gate
-from flows.rounds import rounds
+from flows.decisions import chain
+from flows.decisions.chain import record_verdict
+from flows.decisions.people import People, Person
+from flows.decisions.verdicts import signed_verdict, terms_of
+from flows.release import champion, evidence
+from flows.rounds import recording, statements
 from flows.runs.run import Run
+from flows.servers.environment import mlflow_server
 from flows.servers.loopback import running
 from flows.tracking.check_registry import released_faults
 from flows.tracking.tracking import Tracking
 from flows.verification.verify import Anchors, faults, lineage_faults
 from models.files import sha256_of
-from privacy.accounting import Budget
 from privacy.release import Refusal, Revocation
 from privacy.signing import canonical, public_hex, sign
 from sites.exchange.places import Place
@@ -46,20 +48,20 @@ def run(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Iterator[Ru
     """A run that two people have approved, with its MLflow server."""
     copied = moved(finished, tmp_path_factory.mktemp("verified") / "home")
     for site in ("north", "south"):  # as among hospitals behind firewalls, who fetch their orders
-        order = rounds.order(copied, 1, "contribute", site)
+        order = statements.order(copied, 1, "contribute", site)
         place = Place.order(copied.name, 1, "contribute", order.attempt, site)
         data = sign(order.model_dump(mode="json"), "coordinator", copied.key)
         copied.exchange.put_statement(place, data)
     patched = pytest.MonkeyPatch()
-    with running(copied.home.mlflow) as url:
+    with running(mlflow_server(copied.home)) as url:
         patched.setenv("MLFLOW_TRACKING_URI", url)
         record = copied.records()[-1]
         people = People(people={n: Person(role=r, key=public_hex(k)) for n, (r, k) in PEOPLE.items()})
         (copied.home.folder / "people.yaml").write_text(yaml.safe_dump(people.model_dump()))
         for name, (role, key) in PEOPLE.items():
             text = signed_verdict(terms_of(copied, record), "approved", name, role, key, 30)
-            take_in(copied, text, people)
-        gate.release(copied, record, gate.gather(copied, record))
+            record_verdict(copied, text, people)
+        champion.release_model(copied, record, evidence.gather(copied, record))
         yield copied
     patched.undo()
 
@@ -183,19 +185,19 @@ def a_decision_by_nobody(run: Run) -> AbstractContextManager[None]:
     return resigned(DECISION_2, lambda content: content.update(signed=text))(run)
 
 
-@contextmanager
-def scores_left_out(run: Run) -> Iterator[None]:
+def scores_left_out(run: Run) -> AbstractContextManager[None]:
     """The coordinator leaves a hospital's figures out of the newest record, and signs its head again."""
-    path = run.folder / "rounds" / "round-002.json"
-    content = json.loads(path.read_bytes())
-    for what in ("scores", "scored", "metrics"):
-        del content[what]["south"]
-    content["quality"] = rounds.quality_of(run, 2, content["scores"])
-    data = canonical(content)
-    head = in_exchange("models/RUN.002.head.json")
-    told = {"record_sha256": sha256_of(data)}
-    with replaced(path, data), resigned(head, lambda c: c.update(told))(run):
-        yield
+
+    def change(record: dict[str, Any]) -> None:
+        record["hospitals"]["south"]["scores"] = None
+        metrics = {
+            site: each["scores"]["statement"]["metrics"]
+            for site, each in record["hospitals"].items()
+            if each["scores"]
+        }
+        record["quality"] = recording.quality_of(run, 2, metrics)
+
+    return in_newest_record(run, change)
 
 
 def in_newest_record(
@@ -219,27 +221,28 @@ def in_newest_record(
     return altered()
 
 
-def comparison_refused(run: Run) -> AbstractContextManager[None]:
-    def change(record: dict[str, Any]) -> None:
-        del record["compared"]["north"], record["cross_site"]["north"]
-        record["uncompared"] = {"north": "it refused: no"}
+def comparison_becomes(run: Run, other: dict[str, str] | None) -> AbstractContextManager[None]:
+    return in_newest_record(run, lambda r: r["hospitals"]["north"].update(comparison=other))
 
-    return in_newest_record(run, change)
+
+def comparison_refused(run: Run) -> AbstractContextManager[None]:
+    return comparison_becomes(run, {"kind": "refused", "text": "no"})
 
 
 def comparison_left_out(run: Run) -> AbstractContextManager[None]:
-    return in_newest_record(run, lambda r: (r["compared"].pop("north"), r["cross_site"].pop("north")))
+    return comparison_becomes(run, None)
 
 
 @contextmanager
 def comparison_of_other_models(run: Run) -> Iterator[None]:
     """A hospital compares, under its own key, what nobody has released; the record names that."""
     path = in_exchange("statements/north/RUN.002.compare.json")(run)
-    said = json.loads(path.read_bytes())["statement"]
-    said["models"]["south"] = "0" * 64
-    data = sign(said, "north", Hospital.open(run.home.folder / "wards" / "north").key)
-    named = {"statement_sha256": sha256_of(data)}
-    with replaced(path, data), in_newest_record(run, lambda r: r["compared"]["north"].update(named)):
+    comparison = json.loads(path.read_bytes())["statement"]
+    comparison["models"]["south"] = "0" * 64
+    data = sign(comparison, "north", Hospital.open(run.home.folder / "wards" / "north").key)
+    named = {"statement": comparison, "statement_sha256": sha256_of(data)}
+    change = in_newest_record(run, lambda r: r["hospitals"]["north"]["comparison"].update(named))
+    with replaced(path, data), change:
         yield
 
 
@@ -273,11 +276,10 @@ def accepted_with_another_number(run: Run) -> Iterator[None]:
     content = json.loads(path.read_bytes())["statement"] | {"declared_training": 99}
     key = Hospital.open(run.home.folder / "wards" / "east").key
     described = json.loads((run.folder / "run.json").read_bytes())
-    described["participants"]["east"]["declared_training"] = 99
-    with (
-        replaced(path, sign(content, "east", key)),
-        replaced(run.folder / "run.json", canonical(described)),
-    ):
+    data = sign(content, "east", key)
+    accepted = {"statement": content, "statement_sha256": sha256_of(data)}
+    described["participants"]["east"].update(accepted)
+    with replaced(path, data), replaced(run.folder / "run.json", canonical(described)):
         yield
 
 
@@ -363,7 +365,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         become(MODEL_1, file_of("models/000.safetensors")), "The model of round 1"),
     "a number of a record": (edit(RECORD_2, lambda r: r["quality"].update(dice=0.9)), "head of round 2"),
     "a number within the chain": (edit(RECORD_1, lambda r: r.update(seconds=0.1)), "does not follow"),
-    "an epsilon of a record": (edit(RECORD_1, lambda r: r["releases"][0].update(epsilon=0.1)), "not follow"),
+    "an epsilon of a record": (edit(RECORD_1, lambda r: r["hospitals"]["east"]["release"]["statement"].update(epsilon=0.1)), "not follow"),
     "a dropped round": (remove(RECORD_1), "one of which is missing"),
     "an older chain": (remove(RECORD_2), "newest record is of round 1"),
     "an older chain of an unfinished run": (both(remove(RECORD_2), remove(FINISHED)), "head of round 2"),
@@ -380,25 +382,25 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "a byte of an acceptance": (flip(ACCEPTED), "no acceptance of east"),
     "an acceptance that is gone": (remove(ACCEPTED), "no acceptance of east"),
     "a declared number": (
-        edit(DESCRIPTION, lambda d: d["participants"]["east"].update(declared_patients=99)),
-        "other declared numbers of east"),
+        edit(DESCRIPTION, lambda d: d["participants"]["east"]["statement"].update(declared_patients=99)),
+        "another acceptance of east than east has signed"),
     "a weight": (
-        edit(DESCRIPTION, lambda d: d["participants"]["east"].update(declared_training=99)),
-        "other declared numbers of east"),
+        edit(DESCRIPTION, lambda d: d["participants"]["east"]["statement"].update(declared_training=99)),
+        "another acceptance of east than east has signed"),
     "the study": (edit(DESCRIPTION, lambda d: d["study"].update(seed=5)), "of another study or run"),
     "a hospital's budget": (
-        edit(DESCRIPTION, lambda d: d["participants"]["east"]["budget"].update(epsilon=1.0)),
-        "other declared numbers of east"),
+        edit(DESCRIPTION, lambda d: d["participants"]["east"]["statement"]["budget"].update(epsilon=1.0)),
+        "another acceptance of east than east has signed"),
     "what a hospital declared before it came back": (
         edit(DESCRIPTION, lambda d: d.update(
-            former={"east": [d["participants"]["east"] | {"declared_training": 99}]})),
-        "other declared numbers of east"),
+            former={"east": [d["participants"]["east"] | {"statement_sha256": "0" * 64}]})),
+        "another acceptance of east than east has signed"),
     "an acceptance with another number than the releases": (
         accepted_with_another_number, "of east in round 1 is of another number of patients"),
-    "scores that are left out": (scores_left_out, "scores of south in round 2 are not on record, nor is why"),
+    "scores that are left out": (scores_left_out, "scores of south in round 2 are not recorded, nor is why"),
     "a refusal that nobody signed": (
-        edit(DESCRIPTION, lambda d: d.update(refused={"west": "it refused: no"})),
-        "west has not signed what it is said to refuse in round 0: no"),
+        edit(DESCRIPTION, lambda d: d.update(refused={"west": {"kind": "refused", "text": "no"}})),
+        "west has not signed its refusal in round 0: no"),
     "a byte of a hospital's statement": (flip(SAID_1), "another statement than the record names"),
     "a statement that is gone": (remove(SAID_1), "not in the exchange"),
     "a replayed release": (become(SAID_2, SAID_1), "another statement than the record names"),
@@ -409,9 +411,9 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "a comparison": (
         flip(in_exchange("statements/north/RUN.002.compare.json")), "The comparison of north in round 2"),
     "a comparison that is left out": (
-        comparison_left_out, "comparison of north in round 2 is not on record, nor is why"),
+        comparison_left_out, "comparison of north in round 2 is not recorded, nor is why"),
     "a comparison that is said to be refused": (
-        comparison_refused, "north has not signed what it is said to refuse in round 2: no"),
+        comparison_refused, "north has not signed its refusal in round 2: no"),
     "an approval's words on a candidate": (
         sql("INSERT INTO model_version_tags SELECT DISTINCT 'wardround.approved_by.officer', 'bo', name,"
             " version, workspace FROM model_version_tags WHERE name='small-candidates' AND version=2",
@@ -565,13 +567,13 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
             shown_at("images")(run) / "reference cases+step+2+timestamp+1+x.png", b"a picture"),
         r"MLflow shows images/reference cases\+step\+2\+timestamp\+1\+x.png, which the coordinator has not"),
     "a signature for one of a picture's files": (
-        remove(lambda run: next((run.folder / "shown").glob("images*step%2B2%2B*.webp.json"))),
+        remove(lambda run: next((run.folder / "artifacts").glob("images*step%2B2%2B*.webp.json"))),
         "has not signed for a picture of round 2"),
     "a table in MLflow": (flip(shown_at("cross_site.csv")), "cross_site.csv, or shows another one"),
     "what the coordinator has signed for": (
-        flip(lambda run: run.folder / "shown" / "report.html.json"), "report.html.json: "),
+        flip(lambda run: run.folder / "artifacts" / "report.html.json"), "report.html.json: "),
     "a signature for a report that is gone": (
-        remove(lambda run: run.folder / "shown" / "report.html.json"), "has not signed for report.html"),
+        remove(lambda run: run.folder / "artifacts" / "report.html.json"), "has not signed for report.html"),
     "the last decision dropped": (remove(DECISION_3), "Decision 3 is not the same"),
     "the last decision dropped in the exchange": (remove(LAID_3), "Decision 3 is not the same"),
     "an outcome's evidence": (
@@ -642,27 +644,19 @@ def test_what_a_hospital_declares_when_it_comes_back_leaves_earlier_rounds_as_th
 ) -> None:
     last = run.records()[-1].round
     known = run.description.participants["east"]
-    came_back = known.model_copy(
-        update={
-            "declared_training": 10 * known.declared_training,
-            "budget": Budget(epsilon=9, delta=1e-3),
-            "group": "3 T",
-            "since": last + 1,
-        }
-    )
-    said = run.exchange.statement(Place.statement(run.name, 0, "join", "east"))
-    declared = {"declared_training": came_back.declared_training, "round": last, "group": "3 T",
-                "budget": came_back.budget.model_dump()}  # fmt: skip
-    again = json.loads(said)["statement"] | declared
+    signed = run.exchange.statement(Place.statement(run.name, 0, "join", "east"))
+    declared = {"declared_training": 10 * known.statement.declared_training, "round": last,
+                "group": "3 T", "budget": {"epsilon": 9, "delta": 1e-3}}  # fmt: skip
+    again = json.loads(signed)["statement"] | declared
     path = Path(run.description.exchange) / f"{Place.statement(run.name, last, 'join', 'east')}.json"
-    key = Hospital.open(run.home.folder / "wards" / "east").key
+    data = sign(again, "east", Hospital.open(run.home.folder / "wards" / "east").key)
     described = json.loads((run.folder / "run.json").read_bytes())
-    described["participants"]["east"] = came_back.model_dump(mode="json")
-    described["former"] = {"east": [known.model_dump(mode="json")]}
-    with (
-        replaced(path, sign(again, "east", key)),
-        replaced(run.folder / "run.json", canonical(described)),
-    ):
+    former = described["participants"]["east"]
+    described["participants"]["east"] = former | {
+        "statement": again, "statement_sha256": sha256_of(data), "since": last + 1,
+    }  # fmt: skip
+    described["former"] = {"east": [former]}
+    with replaced(path, data), replaced(run.folder / "run.json", canonical(described)):
         assert list(faults(Run.open(run.home, run.name))) == []
 
 
@@ -686,13 +680,13 @@ def test_a_refusal_is_told_as_its_hospital_has_signed_it(run: Run) -> None:
     place = Path(run.description.exchange) / f"{Place.statement(run.name, 0, act, 'east')}.json"
     with replaced(place, sign(said.model_dump(mode="json"), "east", key)):
         for reason, fits in (("not in August", True), ("never", False)):
-            told = {"east": f"it refused: {reason}"}
+            told = {"east": {"kind": "refused", "text": reason}}
             with edit(DESCRIPTION, lambda d, told=told: d.update(refused=told))(run):
                 assert (next(faults(Run.open(run.home, run.name)), None) is None) == fits
     old = Ed25519PrivateKey.generate()
     given_up = Revocation(kind="revocation", site="east", public_key=public_hex(old), at_ms=0)
     revoked = Path(run.description.exchange) / f"{Place.revocation('east', public_hex(old))}.json"
-    told = {"east": "it refused: not in August"}
+    told = {"east": {"kind": "refused", "text": "not in August"}}
     with (
         replaced(place, sign(said.model_dump(mode="json"), "east", old)),
         edit(DESCRIPTION, lambda d: d.update(refused=told))(run),
@@ -713,7 +707,7 @@ def test_an_acceptance_under_a_key_that_the_reader_does_not_know_is_none(run: Ru
     path = ACCEPTED(run)
     forged = sign(json.loads(path.read_bytes())["statement"], "east", stranger)
     other = edit(
-        DESCRIPTION, lambda d: d["participants"]["east"].update(accepted_with=public_hex(stranger))
+        DESCRIPTION, lambda d: d["participants"]["east"].update(public_key=public_hex(stranger))
     )
     with replaced(path, forged), other(run):
         found = list(faults(Run.open(run.home, run.name), Anchors(run.description.roster)))
@@ -734,7 +728,7 @@ def test_the_command_takes_what_its_reader_knows_and_ends_with_1_at_a_fault(
 ) -> None:
     people = tmp_path / "mine.yaml"
     shutil.copy(run.home.folder / "people.yaml", people)
-    for decision, code in ((decisions.heads(run)[0], 0), ("0" * 64, 1)):
+    for decision, code in ((chain.heads(run)[0], 0), ("0" * 64, 1)):
         command = [sys.executable, "-m", "flows.cli", "verify", "--people", str(people), "--json"]
         done = subprocess.run(
             [*command, "--decision", decision], cwd=run.home.folder, capture_output=True, text=True
@@ -745,7 +739,7 @@ def test_the_command_takes_what_its_reader_knows_and_ends_with_1_at_a_fault(
 
 def test_a_person_whom_the_reader_does_not_know_and_a_decision_that_is_gone_are_named(run: Run) -> None:
     known = People(people={n: Person(role=r, key=public_hex(k)) for n, (r, k) in PEOPLE.items()})
-    kept = decisions.heads(run)[-1]
+    kept = chain.heads(run)[-1]
     assert list(faults(run, Anchors(people=known, decision=kept))) == []
     strange = People(people={"ada": known.people["ada"]})
     assert "has a key of bo" in next(faults(run, Anchors(people=strange)))
@@ -767,4 +761,4 @@ def test_a_champion_of_no_run_here_is_named_and_hinders_no_release_of_another(ru
 def test_nothing_of_that_is_left(run: Run) -> None:
     assert list(faults(run)) == []
     assert len(ALTERATIONS) >= 30
-    assert len(decisions.decisions(run)) == 3
+    assert len(chain.decisions(run)) == 3

@@ -1,0 +1,115 @@
+"""Evidence for the release of a model: a finding for each criterion of its study.
+
+Missing evidence counts as failed.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from flows.decisions.chain import NotReleased
+from flows.decisions.criteria import ATTACK, CALIBRATION, EPSILON, LINEAGE, mean_of, worst_of
+from flows.decisions.verdicts import Evidence
+from flows.runs.records import RoundRecord
+from flows.runs.run import Run
+from flows.verification.verify import lineage_faults
+from privacy.accounting import TOLERANCE
+from sites.study import PromotionConfig
+
+
+def record_of(run: Run, round: int | None) -> RoundRecord:
+    """Return the record of a round, of the newest one by default; raise `NotReleased` without one."""
+    records = run.records()
+    if not records or records[-1].round == 0:
+        raise NotReleased(f"{run.name} has no trained model.")
+    number = records[-1].round if round is None else round
+    if not 1 <= number <= records[-1].round:
+        raise NotReleased(f"Expected a round from 1 to {records[-1].round} of {run.name}, got {number}.")
+    return records[number]
+
+
+def gather(run: Run, record: RoundRecord) -> tuple[Evidence, ...]:
+    """Return the evidence for each criterion of the study, and for the run's lineage."""
+    criteria = run.study.promotion
+    if criteria is None:
+        raise NotReleased(
+            f"Study {run.study.name} has no `promotion`, which states the criteria of a release."
+        )
+    fault = next(lineage_faults(run), None)
+    lineage = Evidence(
+        criterion=LINEAGE,
+        due="verified",
+        found=fault or "verified",
+        is_met=fault is None,
+    )
+    return (*measured(run, record, criteria), lineage)
+
+
+def measured(run: Run, record: RoundRecord, criteria: PromotionConfig) -> Iterator[Evidence]:
+    """Yield the evidence for each criterion that a study names."""
+    name = criteria.metric
+    if criteria.mean is not None:
+        yield _at_least(mean_of(criteria), criteria.mean, *_mean(run, record, name))
+    if criteria.worst_site is not None:
+        yield _at_least(worst_of(criteria), criteria.worst_site, *_worst(run, record, name))
+    if criteria.calibration_error is not None:
+        found = _mean(run, record, "calibration_error")
+        yield _at_most(CALIBRATION, criteria.calibration_error, *found)
+    if criteria.epsilon is not None:
+        most = criteria.epsilon * (1 + TOLERANCE)  # as a hospital's ledger allows it
+        yield _at_most(EPSILON, most, *_epsilon(run, record))
+    if criteria.attack_auc is not None:
+        yield _at_most(ATTACK, criteria.attack_auc, None, "no privacy audit is recorded")
+
+
+def check_evidence(evidence: Sequence[Evidence]) -> None:
+    """Raise `NotReleased`, which names each criterion that is missing or failed."""
+    failed = [e for e in evidence if not e.is_met]
+    if failed:
+        lines = "".join(f"\n  {e.criterion}: {e.due}; {e.found}" for e in failed)
+        raise NotReleased(f"The evidence does not suffice:{lines}")
+
+
+def _mean(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:
+    """Return the mean over the hospitals, or None and who did not publish it."""
+    _, silent = _published(run, record, name)
+    return (None, silent) if silent else (record.quality.get(name), "nobody published it")
+
+
+def _worst(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:
+    """Return the worst hospital's value, or None and who did not publish it."""
+    values, silent = _published(run, record, name)
+    return (None, silent) if silent else (min(values.values()), "")
+
+
+def _published(run: Run, record: RoundRecord, name: str) -> tuple[dict[str, float], str]:
+    """Return a metric by hospital of a run, and a sentence on those that did not publish it."""
+    members = {site for each in run.records()[: record.round + 1] for site in each.releases}
+    metrics = record.metrics
+    values = {site: metrics[site][name] for site in members if name in metrics.get(site, {})}
+    silent = ", ".join(sorted(members - values.keys()))
+    return values, f"{silent} did not publish it" if silent else ""
+
+
+def _epsilon(run: Run, record: RoundRecord) -> tuple[float | None, str]:
+    """Return the largest epsilon of any hospital in the run, or None and why none bounds it."""
+    records = run.records()[: record.round + 1]
+    releases = [r.statement for each in records for r in each.releases.values()]
+    spent = [release.epsilon for release in releases if release.epsilon is not None]
+    if len(spent) < len(releases) or not spent:
+        return None, "a release states none"
+    if any(release.noise == "test" for release in releases):
+        return None, "repeatable test noise protects nobody"
+    if plain := sorted({release.site for release in releases if release.plain_releases}):
+        return None, f"{', '.join(plain)} made releases without privacy of the same patients"
+    return max(spent), ""
+
+
+def _at_least(criterion: str, least: float, found: float | None, why: str) -> Evidence:
+    shown = f"missing: {why}" if found is None else f"{found:.4f}"
+    is_met = found is not None and found >= least
+    return Evidence(criterion=criterion, due=f"at least {least:g}", found=shown, is_met=is_met)
+
+
+def _at_most(criterion: str, most: float, found: float | None, why: str) -> Evidence:
+    shown = f"missing: {why}" if found is None else f"{found:.4f}"
+    is_met = found is not None and found <= most
+    return Evidence(criterion=criterion, due=f"at most {most:g}", found=shown, is_met=is_met)

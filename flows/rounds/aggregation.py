@@ -1,0 +1,55 @@
+"""Aggregation: the next global model of a round's releases, one release in memory at a time."""
+
+from flows.rounds import ensemble_distillation
+from flows.rounds.releases import release_path, weight_of
+from flows.rounds.statements import Answers
+from flows.runs.records import RoundRecord
+from flows.runs.run import Run
+from models import checkpoints
+from models.checkpoints import StoredParams
+from models.params import Params
+from models.strategies import Contribution
+from privacy.release import ReleaseManifest
+
+
+def aggregate(run: Run, round: int, base: RoundRecord, taken: Answers) -> Params:
+    """Return the next global model, and store the strategy's state beside it."""
+    path = run.state_path(round - 1)
+    before = StoredParams(path) if path.exists() else None
+    params, state = next_model(run, round, run.model(base), before, taken)
+    if state:
+        checkpoints.write(run.state_path(round), state)
+    return params
+
+
+def next_model(
+    run: Run, round: int, params: Params, state: Params | None, taken: Answers
+) -> tuple[Params, Params]:
+    """Return the next global model and the strategy's state: the strategy over the round's releases.
+
+    Weights are the declared numbers of training patients; tensors are read one at a time.
+
+    Args:
+        state: of the round before, None before the first.
+    """
+    releases = [
+        _contribution(run, round, signed.statement)
+        for _, signed in sorted(taken.taken.items())
+        if isinstance(signed.statement, ReleaseManifest)
+    ]
+    if run.study.export == "predictions":
+        return ensemble_distillation.student_of(run, round, params, releases), {}
+    strategy = run.study.bound_strategy()
+    if state is None:
+        state = strategy.init(strategy.shared(params))
+    return strategy.next_params(params, state, releases)
+
+
+def _contribution(run: Run, round: int, manifest: ReleaseManifest) -> Contribution:
+    steps = run.description.member(manifest.site, manifest.round).statement.steps
+    training = run.study.training.model_copy(update={"steps": steps})
+    return Contribution(
+        weight_of(run, round, manifest),
+        StoredParams(release_path(run, round, manifest.site)),
+        training.length(manifest.round, run.study.rounds),
+    )

@@ -1,0 +1,96 @@
+"""Global models: made, signed, and published in the exchange; hospitals' released models beside them."""
+
+import torch
+
+from flows.rounds.releases import decided, release_path
+from flows.runs.records import RoundRecord
+from flows.runs.run import Run
+from models import checkpoints
+from models import params as P
+from models.checkpoints import StoredParams
+from models.files import write_atomically
+from models.objectives import build_task
+from models.params import Params
+from models.prior import learn_prior
+from models.repeatable import one_thread
+from privacy.release import ModelManifest
+from privacy.signing import sign, verified
+from sites.exchange.exchange import COORDINATOR
+from sites.exchange.places import Place
+from sites.study import Study
+
+
+def first_model(study: Study) -> dict[str, torch.Tensor]:
+    """Return the parameters before training: drawn from the seed, then trained on the prior's images."""
+    seed = study.seed_for(0, "", "first model")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = study.network.build(study.task.dims, study.task.out_channels)
+    if study.prior:
+        shape, num_labels = study.preprocessing.shape, len(study.task.labels)
+        loss = build_task(study.task).loss
+        with one_thread():
+            learn_prior(network, loss, shape, num_labels, study.prior, study.synthesis, seed)
+    return P.of(network)
+
+
+def publish_model(run: Run, round: int, params: Params) -> str:
+    """Store a global model and publish it with a signed statement; return its sha256.
+
+    A model that was published before an interruption stays the round's model, whatever `params` are.
+    """
+    if published := _published(run, round):
+        return published
+    data = checkpoints.to_bytes(params)
+    write_atomically(run.model_path(round), data)
+    return _publish(run, round, data, Place.model(run.name, round))
+
+
+def _publish(run: Run, round: int, data: bytes, place: Place, of: str = "") -> str:
+    """Write a model to the exchange, then the signed statement that names it; return its sha256."""
+    manifest = ModelManifest(
+        kind="model",
+        study=run.study.name,
+        study_sha256=run.study.sha256,
+        run=run.name,
+        round=round,
+        model_sha256=run.exchange.put_object(data, COORDINATOR),
+        chain_head=run.head,
+        of=of,
+    )
+    statement = sign(manifest.model_dump(mode="json"), "coordinator", run.key)
+    run.exchange.put_statement(place, statement)
+    return manifest.model_sha256
+
+
+def _published(run: Run, round: int) -> str | None:
+    data = run.exchange.statement(Place.model(run.name, round))
+    if data is None:
+        return None
+    fields = verified(data, "coordinator", {"coordinator": run.public_key})
+    manifest = ModelManifest.model_validate(fields)
+    checkpoints.read(run.model_path(round), manifest.model_sha256)
+    return manifest.model_sha256
+
+
+def compared_hospitals(run: Run, round: int) -> list[str]:
+    """Return the hospitals whose released models of a round are compared, at each of them."""
+    members, accepted = run.description.participants, decided(run, round)
+    taken = accepted.taken if accepted else {}
+    in_time = {site for site, signed in taken.items() if signed.statement.round == round}
+    return sorted(site for site in members.keys() & in_time if members[site].statement.cross_site)
+
+
+def publish_released(run: Run, round: int, base: RoundRecord) -> None:
+    """Publish, signed, the model that each hospital which allows it has released in a round."""
+    for site in compared_hospitals(run, round):
+        data = released_model(run, round, base, site)
+        _publish(run, round, data, Place.released(run.name, round, site), of=site)
+
+
+def released_model(run: Run, round: int, base: RoundRecord, site: str) -> bytes:
+    """Return the model that a hospital has released: its round's base with its change alone."""
+    params = run.model(base)
+    change = StoredParams(release_path(run, round, site))
+    shared = P.add(run.study.bound_strategy().shared(params), change)
+    return checkpoints.to_bytes({**params, **shared})

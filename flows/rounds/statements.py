@@ -1,0 +1,191 @@
+"""Orders to hospitals, and their answers: signed statements read from the exchange and checked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flows.runs.records import Absence, Signed
+from flows.runs.run import Run
+from models.checkpoints import CorruptCheckpoint
+from models.errors import AskSomebody
+from models.files import sha256_of
+from privacy.release import (
+    Acceptance,
+    Comparison,
+    Departure,
+    Refusal,
+    RejectedRelease,
+    Revocation,
+    Scores,
+    Statement,
+    parse_statement,
+)
+from privacy.signing import BadSignature, verified
+from sites.exchange.places import Place
+from sites.orders import Order, Phase, refusal_of
+from sites.study import Study
+
+PHASES: Mapping[str, Sequence[Phase]] = {"none": ("contribute",), "local": ("contribute",)}
+"""The phases of a round, one after the other, by privacy mode."""
+
+SILENT = Absence(kind="missing", text="it did not answer within the deadline")
+LEFT = Absence(kind="missing", text="it has left the study")
+
+
+class TooFewHospitals(AskSomebody):
+    """Fewer hospitals than the study's minimum; the message lists each one's reason.
+
+    `begun` tells whether the run had begun: before, nothing was recorded and nothing spent.
+    """
+
+    def __init__(
+        self, found: int, study: Study, absent: Mapping[str, Absence], round: int | None
+    ) -> None:
+        self.begun, self.absent = round is not None, dict(absent)
+        when = f"in round {round}" if self.begun else "to start a run"
+        lines = "".join(f"\n  {site}: {why}" for site, why in sorted(absent.items()))
+        super().__init__(
+            f"Expected at least {study.sites.min} hospitals {when} of study {study.name}, "
+            f"got {found}.{lines}"
+        )
+        goes_on = (
+            "the same command goes on from the last finished round, `--new` begins another run."
+            if self.begun
+            else "nothing was recorded or spent; repeat the command then."
+        )
+        self.next_step = f"ask the hospitals that are missing; {goes_on}"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Hospitals' answers to one question: `taken` by hospital, and why the others' are missing."""
+
+    taken: Mapping[str, Signed[Statement]]
+    absent: Mapping[str, Absence]
+
+    def of(self, site: str) -> Signed[Statement] | Absence | None:
+        """Return a hospital's answer, or why it is missing; None where it was not asked."""
+        return self.taken.get(site) or self.absent.get(site)
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """The hospitals that were asked."""
+        return frozenset(self.taken.keys() | self.absent.keys())
+
+
+NO_ANSWERS = Answers({}, {})
+"""For round 0, in which nobody is asked to contribute."""
+
+
+def order(run: Run, round: int, phase: Phase, site: str, models: Sequence[str] = ()) -> Order:
+    """Return the order of a phase for a hospital: public values only.
+
+    Args:
+        models: the hospitals whose released models are to be compared.
+    """
+    return Order(
+        phase=phase,
+        study=run.study,
+        site=site,
+        run=run.name,
+        round=round,
+        attempt=run.attempt,
+        exchange=run.description.exchange,
+        coordinator=run.public_key,
+        models=tuple(models),
+    )
+
+
+def answers(run: Run, round: int, phase: Phase, sites: Sequence[str]) -> Answers:
+    """Return the hospitals' answers to a phase of a round, read from the exchange and verified."""
+    taken: dict[str, Signed[Statement]] = {}
+    absent: dict[str, Absence] = {}
+    for site in sorted(sites):
+        found = _answer(run, round, phase, site)
+        if isinstance(found, Absence):
+            absent[site] = found
+        else:
+            taken[site] = found
+    return Answers(taken, absent)
+
+
+def _answer(run: Run, round: int, phase: Phase, site: str) -> Signed[Statement] | Absence:
+    try:
+        check_key_is_good(run, site)
+        if has_left(run, site):
+            return LEFT
+        found = _statement(run, round, phase, site)
+        if found is None:
+            failure = run.failure(round, phase, site)
+            return Absence(kind="missing", text=failure) if failure else SILENT
+        purpose, data = found
+        statement = parse_statement(verified(data, site, run.description.roster))
+        check_addressed(run, round, purpose, site, statement)
+    except (BadSignature, RejectedRelease, CorruptCheckpoint, OSError) as error:
+        return Absence(kind="rejected", text=str(error))
+    if isinstance(statement, Refusal):
+        return Absence(kind="refused", text=statement.reason)
+    return signed(statement, data, run.description.roster[site])
+
+
+def signed(statement: Statement, data: bytes, public_key: str) -> Signed[Statement]:
+    """Return a verified statement with the sha256 of its signed file and the key that signed it."""
+    return Signed[Statement](
+        statement=statement, statement_sha256=sha256_of(data), public_key=public_key
+    )
+
+
+def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, bytes] | None:
+    """Return a hospital's statement on a phase, or its refusal in this attempt, with its purpose."""
+    for act in (phase, refusal_of(phase, run.attempt)):
+        data = run.exchange.statement(Place.statement(run.name, round, act, site))
+        if data is not None:
+            return act, data
+    return None
+
+
+def has_left(run: Run, site: str) -> bool:
+    """Return whether a hospital has stated, with the roster's key, that it has left the study."""
+    data = run.exchange.statement(Place.statement(run.name, 0, "leave", site))
+    if data is None:
+        return False
+    try:
+        check_key_is_good(run, site)
+        statement = parse_statement(verified(data, site, run.description.roster))
+        check_addressed(run, 0, "leave", site, statement)
+    except (BadSignature, RejectedRelease):
+        return False
+    return isinstance(statement, Departure)
+
+
+def check_key_is_good(run: Run, site: str) -> None:
+    """Raise `RejectedRelease` where a hospital has revoked the key that the roster has for it."""
+    key = run.description.roster[site]
+    data = run.exchange.statement(Place.revocation(site, key))
+    if data is None:
+        return
+    try:
+        revocation = Revocation.model_validate(verified(data, site, {site: key}))
+    except ValueError:  # signed by somebody else
+        return
+    if (revocation.site, revocation.public_key) == (site, key):
+        raise RejectedRelease("it has revoked its key; put its new one into federation.yaml")
+
+
+def check_addressed(run: Run, round: int, purpose: str, site: str, statement: Statement) -> None:
+    """Raise `RejectedRelease` unless a statement is of this run, round, act and hospital."""
+    found = (statement.study_sha256, statement.run, statement.round, statement.purpose, statement.site)
+    if found != (run.study.sha256, run.name, round, purpose, site):
+        raise RejectedRelease("it is about another study, run, round, act or hospital")
+    training = run.study.training
+    if isinstance(statement, Acceptance) and not (
+        (training.fewest_steps or training.steps) <= statement.steps <= training.steps
+    ):
+        raise RejectedRelease(f"the study has no place for {statement.steps} steps a round")
+    if isinstance(statement, Scores):
+        unknown = sorted(statement.metrics.keys() - run.study.metric_names)
+        if unknown:
+            raise RejectedRelease(f"the study has no metric {unknown[0]!r}")
+    if isinstance(statement, Comparison):
+        names = {name for metrics in statement.metrics.values() for name in metrics}
+        if names - run.study.metric_names or statement.models.keys() != statement.metrics.keys():
+            raise RejectedRelease("it compares in a metric that the study has not, or no model")

@@ -1,0 +1,190 @@
+"""The record of a round, and what it is made of: a signed statement of each hospital, or its absence."""
+
+from collections.abc import Mapping
+from typing import Generic, Literal, TypeVar
+
+from models.config import Config
+from models.files import sha256_of
+from privacy.release import (
+    Acceptance,
+    Comparison,
+    ReleaseManifest,
+    Scores,
+    Sha256,
+    Statement,
+    Survey,
+)
+from privacy.signing import canonical
+
+GENESIS = "0" * 64
+"""The predecessor of a chain's first link."""
+
+HEADLINES = ("dice", "auroc", "accuracy")
+"""Metrics that stand for a model's quality, in order of preference."""
+
+S_co = TypeVar("S_co", bound=Statement, covariant=True)
+Part = Literal["release", "scores", "comparison"]
+"""The parts that a hospital has in a round."""
+
+
+class Signed(Config, Generic[S_co]):
+    """A hospital's statement, the sha256 of the signed file, and the public key that signed it."""
+
+    statement: S_co
+    statement_sha256: Sha256
+    public_key: Sha256
+
+
+class Absence(Config):
+    """The reason why a hospital's statement is missing.
+
+    Attributes:
+        kind: `refused` by the hospital, in words that it has signed; `missing`: nothing came, or the
+            hospital was not asked; `rejected` by the coordinator: something came and does not count.
+        text: the hospital's own words for `refused`, the coordinator's for the others.
+    """
+
+    kind: Literal["refused", "missing", "rejected"]
+    text: str
+
+    def __str__(self) -> str:
+        prefix = {"refused": "it refused: ", "missing": "", "rejected": "its answer was rejected: "}
+        return prefix[self.kind] + self.text
+
+
+class AcceptedRelease(Signed[ReleaseManifest]):
+    """A release that a round accepted. `weight` already counts how late the release was."""
+
+    weight: float
+
+
+class HospitalRound(Config):
+    """One hospital's part of a round: statements, or why they are missing; None where none was due.
+
+    Attributes:
+        release: what it contributed.
+        scores: how the round's model does on its evaluation patients.
+        comparison: how hospitals' released models do there.
+        seconds: how long the coordinator waited for its contribution.
+    """
+
+    release: AcceptedRelease | Absence | None = None
+    scores: Signed[Scores] | Absence | None = None
+    comparison: Signed[Comparison] | Absence | None = None
+    seconds: float | None = None
+
+
+class RoundRecord(Config):
+    """A finished round, chained to the one before by `previous`, its sha256.
+
+    Round 0 is the model before training.
+
+    Attributes:
+        base_sha256: of the model that the round started from.
+        model_sha256: of the model that it ended with.
+        hospitals: each hospital's part.
+        quality: each metric's mean over the hospitals that published it, by declared patients.
+        software: the versions of the coordinator's libraries.
+    """
+
+    study: str
+    study_sha256: Sha256
+    run: str
+    round: int
+    previous: Sha256
+    base_sha256: Sha256
+    model_sha256: Sha256
+    hospitals: dict[str, HospitalRound]
+    quality: dict[str, float]
+    seconds: float
+    finished_ms: int
+    software: dict[str, str]
+
+    @property
+    def data(self) -> bytes:
+        """The record's one JSON text."""
+        return canonical(self.model_dump(mode="json"))
+
+    @property
+    def sha256(self) -> str:
+        """The head of the chain while this record is the newest."""
+        return sha256_of(self.data)
+
+    @property
+    def releases(self) -> dict[str, AcceptedRelease]:
+        """The accepted releases by hospital."""
+        found = {site: each.release for site, each in self.hospitals.items()}
+        return {site: r for site, r in found.items() if isinstance(r, AcceptedRelease)}
+
+    @property
+    def scores(self) -> dict[str, Signed[Scores]]:
+        """The hospitals' signed scores of the round's model."""
+        found = {site: each.scores for site, each in self.hospitals.items()}
+        return {site: s for site, s in found.items() if isinstance(s, Signed)}
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The metrics of the round's model by hospital."""
+        return {site: dict(signed.statement.metrics) for site, signed in self.scores.items()}
+
+    @property
+    def comparisons(self) -> dict[str, Signed[Comparison]]:
+        """The hospitals' signed comparisons of released models; a withheld one is left out."""
+        found = {site: each.comparison for site, each in self.hospitals.items()}
+        return {site: c for site, c in found.items() if isinstance(c, Signed) and c.statement.metrics}
+
+    @property
+    def cross_site(self) -> dict[str, dict[str, dict[str, float]]]:
+        """By hospital: how each hospital's released model does there."""
+        return {
+            site: {of: dict(metrics) for of, metrics in signed.statement.metrics.items()}
+            for site, signed in self.comparisons.items()
+        }
+
+    @property
+    def headline(self) -> str | None:
+        """The metric that stands for the model's quality, None if no hospital published any."""
+        return next((name for name in HEADLINES if name in self.quality), None)
+
+    def absences(self, part: Part) -> dict[str, Absence]:
+        """Return by hospital why a part is missing."""
+        found = {site: getattr(each, part) for site, each in sorted(self.hospitals.items())}
+        return {site: why for site, why in found.items() if isinstance(why, Absence)}
+
+
+class Participant(Signed[Acceptance]):
+    """A hospital that takes part: its signed acceptance, the key that signs for it now, its first round.
+
+    `public_key` signed the acceptance; `key` may have replaced it since.
+    """
+
+    key: Sha256
+    since: int = 1
+
+
+DRIFTED = 0.25
+"""From this drift on a person should look at a histogram."""
+
+
+class SurveyRecord(Config):
+    """A survey: each hospital's answer, and how far it is from the hospital's answer before.
+
+    A drift is 0 where a histogram is unchanged, 1 where old and new share nothing.
+    """
+
+    study: str
+    run: str
+    number: int
+    started_ms: int
+    surveys: dict[str, Survey]
+    absent: dict[str, Absence]
+    drift: dict[str, dict[str, float]]
+
+    @property
+    def drifted(self) -> Mapping[str, list[str]]:
+        """By hospital the histograms that a person should look at."""
+        found = {
+            site: [name for name, moved in each.items() if moved >= DRIFTED]
+            for site, each in self.drift.items()
+        }
+        return {site: names for site, names in found.items() if names}

@@ -1,0 +1,91 @@
+"""Statements as the exchange has them, with the keys that count for a reader."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from flows.rounds.statements import check_addressed
+from flows.runs.records import GENESIS, RoundRecord
+from flows.runs.run import Run
+from models.files import sha256_of
+from privacy.release import RejectedRelease, Revocation, Statement, parse_statement
+from privacy.signing import BadSignature, Roster, verified
+from sites.exchange.places import Place
+
+
+def coordinators_statement(run: Run, place: Place) -> dict[str, object]:
+    """Return the coordinator's statement at a place.
+
+    Raises:
+        BadSignature: the coordinator did not sign it.
+        LookupError: there is none.
+    """
+    data = run.exchange.statement(place)
+    if data is None:
+        raise LookupError("it is not in the exchange.")
+    return run.coordinators(data)
+
+
+def recorded_statement(
+    run: Run, round: int, phase: str, site: str, public_key: str, statement_sha256: str
+) -> Statement:
+    """Return a hospital's statement from the exchange, by the key and the hash that a record names.
+
+    Raises:
+        BadSignature: the key did not sign it.
+        RejectedRelease: it is about another act.
+        LookupError: there is none, or another one than the record names.
+    """
+    data = run.exchange.statement(Place.statement(run.name, round, phase, site))
+    if data is None:
+        raise LookupError("its statement is not in the exchange.")
+    if sha256_of(data) != statement_sha256:
+        raise LookupError("the exchange has another statement than the record names.")
+    statement = parse_statement(verified(data, site, {site: public_key}))
+    check_addressed(run, round, phase, site, statement)
+    return statement
+
+
+def signed_by(data: bytes, site: str, keys: set[str]) -> Statement | None:
+    """Return a hospital's statement, None where none of its keys signed one."""
+    for key in sorted(keys):
+        with suppress(BadSignature, RejectedRelease, ValueError):
+            return parse_statement(verified(data, site, {site: key}))
+    return None
+
+
+def known_keys(run: Run, site: str, roster: Roster | None) -> set[str]:
+    """Return the keys of a hospital that count for a reader: those of the reader's roster, if given."""
+    if roster is not None:
+        return {roster.get(site, "")}
+    known = run.description
+    joined = known.acceptances(site) if site in known.everybody else ()
+    keys = {key for each in joined for key in (each.key, each.public_key)}
+    return {known.roster.get(site, ""), *keys, *recorded_keys(run, site), *_revoked(run, site)}
+
+
+def recorded_keys(run: Run, site: str) -> set[str]:
+    """Return the keys that signed a hospital's recorded releases."""
+    return {record.releases[site].public_key for record in run.records() if site in record.releases}
+
+
+def _revoked(run: Run, site: str) -> Iterator[str]:
+    """Yield the keys that a hospital has revoked, each in a statement that the key itself signed."""
+    for place in sorted(run.exchange.statements_of(site)):
+        if place.kind != "revocation":
+            continue
+        data = run.exchange.statement(place) or b""
+        with suppress(ValueError, LookupError, TypeError):
+            key = str(json.loads(data)["statement"]["public_key"])
+            yield Revocation.model_validate(verified(data, site, {site: key})).public_key
+
+
+def head_before(records: Sequence[RoundRecord], round: int) -> str:
+    """Return the head of the chain when a round's model was published."""
+    return records[round - 1].sha256 if round else GENESIS
+
+
+def has_stayed(run: Run, site: str) -> bool:
+    """Return whether a hospital has taken part ever since it joined."""
+    known = run.description
+    return site in known.participants and len(known.acceptances(site)) == 1
