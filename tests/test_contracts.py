@@ -41,7 +41,7 @@ def test_an_import_that_a_contract_forbids_breaks_it(copied: Path, module: str) 
     line, contract = PLANTED[module]
     path = copied / module
     path.write_text(f"{path.read_text()}\n{line}\n")
-    verdicts = [row for row in broken(copied).splitlines() if row.endswith("BROKEN")]
+    verdicts = [row for row in broken(copied).splitlines() if " BROKEN" in row]
     assert any(row.startswith(contract) for row in verdicts), verdicts
 
 
