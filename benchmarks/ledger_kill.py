@@ -30,6 +30,7 @@ from models import checkpoints
 from models import params as P
 from models.files import sha256_of
 from privacy import ledger as ledger_module
+from privacy import ledger_file
 from privacy.ledger import LedgerError
 from privacy.release import ModelManifest
 from privacy.signing import public_hex, sign
@@ -130,9 +131,9 @@ def fail_at(point: int) -> None:
         return wrapper
 
     of_os: list[tuple[object, str]] = [(os, n) for n in ("fsync", "replace", "link", "unlink", "open")]
-    for owner, name in [*of_os, (ledger_module._Book, "append")]:
+    for owner, name in [*of_os, (ledger_module, "append")]:
         setattr(owner, name, counted(getattr(owner, name)))
-    vars(ledger_module)["sqlite3"] = _CountingSqlite(counted)
+    vars(ledger_file)["sqlite3"] = _CountingSqlite(counted)
 
 
 class _CountingSqlite:

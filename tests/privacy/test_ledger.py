@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from privacy import ledger as ledger_module
+from privacy import ledger_file
 from privacy.accounting import Budget, PrivacyEvent, epsilon
 from privacy.ledger import BudgetExceeded, Charge, ClockWentBack, Ledger, LedgerError
 
@@ -417,7 +417,7 @@ def test_nobody_writes_into_a_ledger_while_it_is_taken_up(
     path, seen = tmp_path / "state" / "ledger.sqlite", []
     ledger.reserve(CHARGE, ALL)
     as_in_format_1(path)
-    copy = ledger_module._copy
+    copy = ledger_file._copy
 
     def copy_and_look(*paths: Path) -> None:
         copy(*paths)
@@ -425,7 +425,7 @@ def test_nobody_writes_into_a_ledger_while_it_is_taken_up(
         done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
         seen.append(done.stderr)
 
-    monkeypatch.setattr(ledger_module, "_copy", copy_and_look)
+    monkeypatch.setattr(ledger_file, "_copy", copy_and_look)
     Ledger(path, BUDGET, OWNER)
     (said,) = seen
     assert "database is locked" in said

@@ -1,0 +1,165 @@
+"""The content of a hospital's ledger: charges, entries, cohorts, and the accounts that follow from them.
+
+It knows no file. `privacy.ledger_file` reads and writes it, `privacy.ledger` decides about it.
+"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Literal
+
+from privacy.accounting import PrivacyEvent
+from privacy.signing import canonical
+
+CLOCK_SLACK_S = 60
+"""How far the clock may fall behind the newest entry: time servers correct it by less."""
+
+Action = Literal["reserve", "start", "settle", "void", "publish", "resolve"]
+Patients = Collection[str]
+"""Patients under their keyed hashes."""
+
+
+class LedgerError(Exception):
+    """The ledger is broken, or was asked for a step out of order."""
+
+
+class ClockWentBack(Exception):
+    """The clock is behind the ledger's newest entry, so times in the ledger would mean nothing."""
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What one act of a hospital asks of the ledger; study, run, round and purpose tell them apart.
+
+    `event` is None for an act that costs nothing, and for a release without differential privacy,
+    which a policy has to allow.
+    """
+
+    study: str
+    run: str
+    round: int
+    purpose: str
+    event: PrivacyEvent | None
+
+    def is_same_act(self, other: "Charge") -> bool:
+        """Return whether both are the same purpose of the same round."""
+        mine = (self.study, self.run, self.round, self.purpose)
+        return mine == (other.study, other.run, other.round, other.purpose)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the ledger. `cohort` names the patients of a reservation, by their list's sha256."""
+
+    seq: int
+    at: float
+    action: Action
+    charge: Charge
+    cohort: str
+    file: str
+    previous: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class Book:
+    """A ledger's content within one transaction."""
+
+    genesis: str
+    cohorts: Mapping[str, frozenset[str]]
+    entries: list[Entry]
+
+    @property
+    def head(self) -> str:
+        """The hash of the newest entry."""
+        return self.entries[-1].hash if self.entries else self.genesis
+
+    def histories(self, run: str | None = None) -> list[list[PrivacyEvent]]:
+        """Return the events of each class of patients, by one run or by all."""
+        standing = self._charged(run)
+        return [_of(cohorts, standing) for cohorts in self.classes()]
+
+    def classes(self) -> set[frozenset[str]]:
+        """Return the classes of patients, each by the cohorts on which its patients stand."""
+        return set(self._accounts().values())
+
+    def histories_of(self, patients: Patients) -> list[list[PrivacyEvent]]:
+        """Return the events of each class that has one of `patients`; new ones have none."""
+        accounts = self._accounts()
+        classes = {accounts.get(patient, frozenset()) for patient in patients}
+        standing = self._charged()
+        return [_of(cohorts, standing) for cohorts in classes]
+
+    def _accounts(self) -> dict[str, frozenset[str]]:
+        """Return the cohorts on which each patient stands."""
+        of: defaultdict[str, set[str]] = defaultdict(set)
+        for cohort, patients in self.cohorts.items():
+            for patient in patients:
+                of[patient].add(cohort)
+        return {patient: frozenset(cohorts) for patient, cohorts in of.items()}
+
+    def _charged(self, run: str | None = None) -> list[tuple[str, PrivacyEvent]]:
+        """Return the events that stand, each with its cohort."""
+        return [
+            (entry.cohort, entry.charge.event)
+            for entry in standing_of(self.entries)
+            if entry.charge.event is not None and run in (None, entry.charge.run)
+        ]
+
+    def check_clock(self) -> None:
+        """Raise ClockWentBack if it is earlier than the newest entry's time."""
+        if self.entries and time.time() < self.entries[-1].at - CLOCK_SLACK_S:
+            newest, now = (
+                f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+                for at in (self.entries[-1].at, time.time())
+            )
+            raise ClockWentBack(
+                f"Expected a time after the ledger's newest entry, {newest}, got {now}. Set the clock; "
+                f"if it was the older time that was wrong, `wardround site resolve` accepts the new one."
+            )
+
+
+def check_some(patients: Patients) -> None:
+    """Raise LedgerError if there are no patients."""
+    if not patients:
+        raise LedgerError("Expected at least one patient to charge, got none.")
+
+
+def _of(cohorts: frozenset[str], charged: list[tuple[str, PrivacyEvent]]) -> list[PrivacyEvent]:
+    return [event for cohort, event in charged if cohort in cohorts]
+
+
+def cohort_name(patients: Iterable[str]) -> str:
+    """Return the sha256 of a list of patients, whatever their order."""
+    return sha256(canonical(sorted(set(patients)))).hexdigest()
+
+
+def hash_of(seq: int, at: float, action: str, charge: str, cohort: str, file: str, previous: str) -> str:
+    """Return the hash of an entry; `charge` is the text that is stored."""
+    return sha256(canonical([seq, at, action, charge, cohort, file, previous])).hexdigest()
+
+
+def charge_from(text: str) -> Charge:
+    """Return the charge that is stored as `text`.
+
+    Raises:
+        ValueError, TypeError, KeyError: the text is no charge.
+    """
+    fields = json.loads(text)
+    event = fields.pop("event")
+    return Charge(**fields, event=PrivacyEvent(**event) if event else None)
+
+
+def standing_of(entries: list[Entry]) -> list[Entry]:
+    """Return the reservations that were not given back."""
+    standing: list[Entry] = []
+    for entry in entries:
+        if entry.action == "reserve":
+            standing.append(entry)
+        elif entry.action == "void":
+            standing = [e for e in standing if not e.charge.is_same_act(entry.charge)]
+    return standing
