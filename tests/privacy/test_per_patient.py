@@ -10,12 +10,12 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from models.objectives import SegmentationConfig, build_task
+from privacy.layer_rules import rule_of
 from privacy.per_patient import (
     UnsupportedLayer,
     _Back,
     _Book,
     _go_back,
-    _rule_of,
     _squared_norms,
     check_layers,
     clipped_sums,
@@ -243,7 +243,7 @@ def test_norms_of_linear_layers_from_inner_products_are_those_of_the_gradients(
 def assert_ghost_norms_agree(layer: nn.Module, images: Tensor) -> None:
     layer, images = layer.double(), images.double()
     cotangent = torch.randn_like(layer(images))
-    rule = _rule_of(layer)
+    rule = rule_of(layer)
     ghost = _Back(layer, rule, images, (), cotangent).ghost_norms()
     gradients = rule.backward(layer, images, (), cotangent, needs_x=False)[1]["weight"]()
     assert torch.allclose(ghost, gradients.flatten(1).norm(dim=1).square(), rtol=1e-10)
