@@ -1,8 +1,8 @@
-"""Opponents of a network in training: one changes images against it, one guesses who took part.
+"""Opponents of a network in training: one changes images against it, one guesses the training patients.
 
 The attack on a scan uses that scan, its target and the network alone, so a patient's gradient on
-attacked images depends on no other patient, and clipping bounds it as before. The one who guesses
-learns from all patients at once, so he is for training without differential privacy.
+attacked images depends on no other patient, and clipping bounds it as before. The attacker who guesses
+learns from all patients at once, so this attacker is for training without differential privacy.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class AttackConfig(Config):
-    """How far, and how, images are changed: each voxel by at most `radius`, as the network sees it.
+    """The attack on images: each voxel of the network's input changes by at most `radius`.
 
-    `fgsm` is one step of the radius (Goodfellow et al. 2015, section 4); `pgd` takes `steps` of
-    2.5 radius / steps, each time back into the radius, from the image on (Madry et al. 2018, eq. 2.1).
+    `fgsm` is one step of size `radius` (Goodfellow et al. 2015, Explaining and Harnessing Adversarial
+    Examples, section 4, https://arxiv.org/abs/1412.6572). `pgd` starts at the image and takes `steps`
+    steps of 2.5 radius / steps, each projected back into the radius (Madry et al. 2018, Towards Deep
+    Learning Models Resistant to Adversarial Attacks, eq. 2.1, https://arxiv.org/abs/1706.06083).
     """
 
     kind: Literal["fgsm", "pgd"]
@@ -48,12 +50,14 @@ def attacked(
 
 
 class MembershipConfig(Config):
-    """An attacker who learns to tell who trained, while the network learns to give him nothing.
+    """An attacker who learns to guess the training patients, while the network learns to prevent it.
 
     Attributes:
-        strength: how much the network heeds him, beside its own loss (Nasr et al. 2018, equation 4).
+        strength: the weight of the attacker's gain in the network's loss (Nasr et al. 2018, Machine
+            Learning with Membership Privacy using Adversarial Regularization, equation 4,
+            https://arxiv.org/abs/1807.05852).
         reference: the share of the training patients who are kept out of training; the attacker
-            learns from them how the network treats strangers.
+            learns from them how the network answers on strangers.
     """
 
     strength: Annotated[float, Field(gt=0, le=100)]
@@ -71,7 +75,7 @@ class MembershipAttacker:
         self._optimizer = torch.optim.Adam(self._guess.parameters(), lr=1e-2)
 
     def learn(self, members: Tensor, strangers: Tensor) -> None:
-        """Take one step to tell the signals of `members` `(N, 3)` from those of `strangers` `(M, 3)`."""
+        """Take one step to separate `members` `(N, 3)` from `strangers` `(M, 3)` by their signals."""
         self._optimizer.zero_grad()
         right = functional.logsigmoid(self._guess(members.detach())).mean()
         right = right + functional.logsigmoid(-self._guess(strangers.detach())).mean()
@@ -79,18 +83,18 @@ class MembershipAttacker:
         self._optimizer.step()
 
     def gain(self, members: Tensor) -> Tensor:
-        """Return each member's part of the attacker's gain, log h / 2, `(N,)`: 0 if he is certain."""
+        """Return each member's part of the attacker's gain, log h / 2, `(N,)`: 0 if certain."""
         own: Tensor = functional.logsigmoid(self._guess(members)).squeeze(1) / 2
         return own
 
 
 def signals(losses: Tensor, logits: Tensor) -> Tensor:
-    """Return what an attacker sees of each scan, `(N, 3)`: its loss, mean confidence and mean entropy.
+    """Return the attacker's input for each scan, `(N, 3)`: its loss, mean confidence and mean entropy.
 
     Args:
-        logits: `(N, C, ...)` of classes of which one holds.
+        logits: `(N, C, ...)`, of classes of which exactly one is true.
     """
-    said = logits.log_softmax(1)
-    confidence = said.exp().amax(1).reshape(len(logits), -1).mean(1)
-    entropy = -(said.exp() * said).sum(1).reshape(len(logits), -1).mean(1)
+    log_probs = logits.log_softmax(1)
+    confidence = log_probs.exp().amax(1).reshape(len(logits), -1).mean(1)
+    entropy = -(log_probs.exp() * log_probs).sum(1).reshape(len(logits), -1).mean(1)
     return torch.stack([losses, confidence, entropy], 1)

@@ -15,7 +15,7 @@ from models.params import Params
 
 
 class CorruptCheckpoint(ValueError):
-    """A file is not the safetensors file that its sha256 promised."""
+    """A file is not a safetensors file, or not the one with the expected sha256."""
 
 
 def to_bytes(params: Params) -> bytes:
@@ -32,10 +32,10 @@ def write(path: Path, params: Params) -> str:
 
 @dataclass(frozen=True)
 class StoredParams(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, each read from the mapped file when it is asked for.
+    """The tensors of a safetensors file, each read from the mapped file when it is accessed.
 
-    A `StoredParams` can be read again and again and holds no tensor itself, so that forty
-    hospitals' releases cost the memory of one tensor at a time.
+    A `StoredParams` can be read repeatedly and holds no tensor itself, so the releases of forty
+    hospitals cost the memory of one tensor at a time.
     """
 
     path: Path
@@ -72,14 +72,14 @@ class StoredParams(Mapping[str, Tensor]):
         try:
             return safe_open(self.path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise CorruptCheckpoint(f"{self.path.name} is no safetensors file: {error}") from error
+            raise CorruptCheckpoint(f"{self.path.name} is not a safetensors file: {error}") from error
 
 
 def read(path: Path, sha256: str, dtype: torch.dtype = torch.float32) -> StoredParams:
     """Return the tensors of `path`, all of one type, after checking that the file has this `sha256`.
 
     Raises:
-        CorruptCheckpoint: the file's content is not the one promised.
+        CorruptCheckpoint: the file's content has another sha256, or a tensor another type.
     """
     found = sha256_of(path.read_bytes())
     if found != sha256:

@@ -1,4 +1,4 @@
-"""The base of everything that is read from a study or a policy: frozen, strict, no unknown keys."""
+"""The base class of all settings read from a study or a policy: frozen, strict, no unknown keys."""
 
 from pydantic import BaseModel, ConfigDict
 

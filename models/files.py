@@ -1,4 +1,4 @@
-"""Files that are whole or not there, known by their sha256. It imports nothing heavy."""
+"""Files that are complete or absent, identified by their sha256. This module imports nothing heavy."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ def sha256_of(data: bytes) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` such that a crash leaves the old file or the new one, never a part.
+    """Write `data` to `path`; a crash leaves the old file or the new one, never a part.
 
     The file and its folder are flushed to disk before this returns.
     """
@@ -24,7 +24,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError:
-        partial.unlink(missing_ok=True)  # of a full disk, too, nothing is left behind
+        partial.unlink(missing_ok=True)  # leave no partial file, even when the disk is full
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -1,8 +1,8 @@
-"""The MONAI networks a study may name, each with the arguments that it may set.
+"""The MONAI networks that a study may name, each with the arguments that the study may set.
 
 No network here has batch statistics (instance or group norm only): one patient's output never
-depends on another patient, which per-patient clipping needs. Where MONAI has batch norm and no other
-choice, Opacus' fixer puts group norm in its place.
+depends on another patient, which per-patient clipping needs. Where MONAI offers only batch norm,
+Opacus' fixer replaces it with group norm.
 """
 
 from abc import abstractmethod
@@ -19,7 +19,7 @@ from models.config import Config
 
 Kind = Literal["segmentation", "classification"]
 LEAST_SIDE = 64
-"""A side with which every network here can be tried."""
+"""A side length, in voxels, that every network here accepts."""
 Channels = Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -27,8 +27,8 @@ class _NetworkConfig(Config):
     """A network by its name in MONAI.
 
     Attributes:
-        kind: what it is for.
-        fixed: how Opacus' fixer is called that puts group norm for batch norm; None where nothing is.
+        kind: the task that it is for.
+        fixed: arguments of Opacus' fixer, which replaces batch norm with group norm; None: no fixer.
     """
 
     kind: ClassVar[Kind]
@@ -38,7 +38,7 @@ class _NetworkConfig(Config):
 
     @abstractmethod
     def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
-        """Return what MONAI's class is called with."""
+        """Return the arguments of MONAI's class."""
 
     def build(self, dims: int, out_channels: int) -> nn.Module:
         """Return the network for images `(B, 1, *spatial)`."""
@@ -50,7 +50,11 @@ class _NetworkConfig(Config):
 
 
 class UNetConfig(_NetworkConfig):
-    """MONAI's residual UNet (Kerfoot et al. 2018), instance norm; each level halves the image."""
+    """MONAI's residual UNet with instance norm; each level but the first halves the image.
+
+    (Kerfoot et al. 2018, Left-Ventricle Quantification Using Residual U-Net,
+    https://doi.org/10.1007/978-3-030-12029-0_40.)
+    """
 
     kind: ClassVar[Kind] = "segmentation"
 
@@ -60,11 +64,11 @@ class UNetConfig(_NetworkConfig):
 
     @property
     def divisor(self) -> int:
-        """The number that each side of an image must be a multiple of."""
+        """The number that must divide each side of an image."""
         return 1 << (len(self.channels) - 1)
 
     def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
-        """Return what MONAI's class is called with."""
+        """Return the arguments of MONAI's class."""
         return {
             "spatial_dims": dims,
             "in_channels": 1,
@@ -76,7 +80,11 @@ class UNetConfig(_NetworkConfig):
 
 
 class SegResNetConfig(_NetworkConfig):
-    """MONAI's SegResNet (Myronenko 2018), group norm; each level but the first halves the image."""
+    """MONAI's SegResNet with group norm; each level but the first halves the image.
+
+    (Myronenko 2018, 3D MRI brain tumor segmentation using autoencoder regularization,
+    https://arxiv.org/abs/1810.11654.)
+    """
 
     kind: ClassVar[Kind] = "segmentation"
 
@@ -86,11 +94,11 @@ class SegResNetConfig(_NetworkConfig):
 
     @property
     def divisor(self) -> int:
-        """The number that each side of an image must be a multiple of."""
+        """The number that must divide each side of an image."""
         return 1 << (len(self.blocks_down) - 1)
 
     def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
-        """Return what MONAI's class is called with."""
+        """Return the arguments of MONAI's class."""
         return {
             "spatial_dims": dims,
             "in_channels": 1,
@@ -102,9 +110,11 @@ class SegResNetConfig(_NetworkConfig):
 
 
 class BasicUNetConfig(_NetworkConfig):
-    """MONAI's BasicUNet (Falk et al. 2019), instance norm; four levels, each halves the image.
+    """MONAI's BasicUNet with instance norm; it halves the image four times.
 
     `features` are the channels of the five levels, and of the last layer before the output.
+    (Falk et al. 2019, U-Net: deep learning for cell counting, detection, and morphometry,
+    https://doi.org/10.1038/s41592-018-0261-2.)
     """
 
     kind: ClassVar[Kind] = "segmentation"
@@ -114,7 +124,7 @@ class BasicUNetConfig(_NetworkConfig):
     features: Annotated[tuple[Channels, ...], Field(min_length=6, max_length=6)]
 
     def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
-        """Return what MONAI's class is called with."""
+        """Return the arguments of MONAI's class."""
         return {
             "spatial_dims": dims,
             "in_channels": 1,
@@ -124,9 +134,10 @@ class BasicUNetConfig(_NetworkConfig):
 
 
 class DynUNetConfig(_NetworkConfig):
-    """MONAI's DynUNet, the network of nnU-Net (Isensee et al. 2021), instance norm, no deep supervision.
+    """MONAI's DynUNet, the network of nnU-Net, with instance norm and no deep supervision.
 
-    Each level but the first halves the image.
+    Each level but the first halves the image. (Isensee et al. 2021, nnU-Net,
+    https://doi.org/10.1038/s41592-020-01008-z.)
     """
 
     kind: ClassVar[Kind] = "segmentation"
@@ -137,11 +148,11 @@ class DynUNetConfig(_NetworkConfig):
 
     @property
     def divisor(self) -> int:
-        """The number that each side of an image must be a multiple of."""
+        """The number that must divide each side of an image."""
         return 1 << (len(self.filters) - 1)
 
     def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
-        """Return what MONAI's class is called with."""
+        """Return the arguments of MONAI's class."""
         levels = len(self.filters)
         return {
             "spatial_dims": dims,
@@ -156,7 +167,10 @@ class DynUNetConfig(_NetworkConfig):
 
 
 class AttentionUnetConfig(_NetworkConfig):
-    """MONAI's AttentionUnet (Oktay et al. 2018) with group norm for batch norm."""
+    """MONAI's AttentionUnet with group norm instead of batch norm.
+
+    (Oktay et al. 2018, Attention U-Net, https://arxiv.org/abs/1804.03999.)
+    """
 
     kind: ClassVar[Kind] = "segmentation"
     fixed: ClassVar[Mapping[str, Any] | None] = {}
@@ -166,11 +180,11 @@ class AttentionUnetConfig(_NetworkConfig):
 
     @property
     def divisor(self) -> int:
-        """The number that each side of an image must be a multiple of."""
+        """The number that must divide each side of an image."""
         return 1 << (len(self.channels) - 1)
 
     def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
-        """Return what MONAI's class is called with."""
+        """Return the arguments of MONAI's class."""
         return {
             "spatial_dims": dims,
             "in_channels": 1,
@@ -181,9 +195,11 @@ class AttentionUnetConfig(_NetworkConfig):
 
 
 class ResNetConfig(_NetworkConfig):
-    """MONAI's resnet10 or resnet18 (He et al. 2016; Chen et al. 2019) with group norm for batch norm.
+    """MONAI's resnet10 or resnet18 with group norm instead of batch norm.
 
-    `width` is that of the first of its four levels; each later one is twice as wide.
+    `width` is the number of channels of the first of four levels; each later level has twice as many.
+    (He et al. 2016, Deep Residual Learning, https://arxiv.org/abs/1512.03385; Chen et al. 2019, Med3D,
+    https://arxiv.org/abs/1904.00625.)
     """
 
     kind: ClassVar[Kind] = "classification"
@@ -194,7 +210,7 @@ class ResNetConfig(_NetworkConfig):
     width: Literal[8, 16, 32, 64] = 64
 
     def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
-        """Return what MONAI's class is called with."""
+        """Return the arguments of MONAI's class."""
         return {
             "spatial_dims": dims,
             "n_input_channels": 1,
@@ -204,7 +220,10 @@ class ResNetConfig(_NetworkConfig):
 
 
 class DenseNet121Config(_NetworkConfig):
-    """MONAI's DenseNet121 (Huang et al. 2017) with group norm for batch norm."""
+    """MONAI's DenseNet121 with group norm instead of batch norm.
+
+    (Huang et al. 2017, Densely Connected Convolutional Networks, https://arxiv.org/abs/1608.06993.)
+    """
 
     kind: ClassVar[Kind] = "classification"
     divisor: ClassVar[int] = 32
@@ -214,7 +233,7 @@ class DenseNet121Config(_NetworkConfig):
     growth_rate: Annotated[int, Field(ge=8, le=32, multiple_of=8)] = 32
 
     def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
-        """Return what MONAI's class is called with."""
+        """Return the arguments of MONAI's class."""
         return {
             "spatial_dims": dims,
             "in_channels": 1,
@@ -226,10 +245,10 @@ class DenseNet121Config(_NetworkConfig):
 
 
 def last_layers(network: nn.Module, count: int) -> frozenset[str]:
-    """Return the names of the parameters of the last `count` layers to act on an image.
+    """Return the names of the parameters of the last `count` layers that process an image.
 
     Raises:
-        ValueError: the network has no more layers than that.
+        ValueError: the network has `count` layers or fewer.
     """
     acted: list[str] = []
     hooks = [
@@ -245,7 +264,7 @@ def last_layers(network: nn.Module, count: int) -> frozenset[str]:
         for hook in hooks:
             hook.remove()
     if count >= len(acted):
-        raise ValueError(f"Expected fewer than {len(acted)} layers, which the network has, got {count}.")
+        raise ValueError(f"Expected fewer layers than the network has ({len(acted)}), got {count}.")
     return frozenset(
         f"{place}.{name}"
         for place in acted[-count:]

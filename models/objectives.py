@@ -1,7 +1,7 @@
-"""A task's mathematics: loss per scan, activation, metrics. Segmentation and classification.
+"""The mathematics of a task: loss per scan, activation, metrics. Segmentation and classification.
 
 The loss returns one number per scan and never mixes scans, which per-patient clipping needs
-(MONAI's own losses do not all promise it: reductions and broadcasting can mix a batch).
+(not all of MONAI's losses guarantee it: reductions and broadcasting can mix a batch).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ class _TaskConfig(Config):
 class SegmentationConfig(_TaskConfig):
     """Voxel-wise labels: 0 is background, `labels` names 1, 2, ... in order.
 
-    `tolerance_mm` is how far two surfaces may lie apart and still agree, for `surface_dice`.
+    `tolerance_mm` is the largest distance at which two surfaces still agree, for `surface_dice`.
     """
 
     kind: Literal["segmentation"]
@@ -58,7 +58,7 @@ class SegmentationConfig(_TaskConfig):
 
 
 class ClassificationConfig(_TaskConfig):
-    """One class per scan, or with `multi_label` any number: `labels` names 0, 1, ... in order."""
+    """One class per scan, or any number with `multi_label`: `labels` names 0, 1, ... in order."""
 
     kind: Literal["classification"]
     multi_label: bool = False
@@ -80,15 +80,18 @@ TaskConfig = Annotated[SegmentationConfig | ClassificationConfig, Field(discrimi
 
 Outcome = Mapping[str, float]
 LOWER_IS_BETTER = frozenset({"hd95_mm", "calibration_error"})
-"""The metrics of which less is better; of all others more is."""
+"""The metrics for which a smaller value is better; for all others a larger one is."""
 SPREAD = ("low", "high", "worst_case")
-"""What is told of a metric beside its mean: no means can be taken of these over hospitals."""
+"""Values reported beside the mean of a metric; averages of these over hospitals mean nothing."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network said of one scan, beside the truth: probabilities `(C, *spatial)` or `(C,)`,
-    target `(*spatial)`, `()` or, of several labels, `(C,)`, voxel spacing in mm."""
+    """A network's answer for one scan, with the truth.
+
+    `probabilities` are `(C, *spatial)` or `(C,)`; `target` is `(*spatial)`, `()` or, with several
+    labels, `(C,)`; `spacing_mm` is the voxel spacing.
+    """
 
     probabilities: Tensor
     target: Tensor
@@ -100,11 +103,11 @@ class Task:
     """The functions of a task.
 
     `loss(logits (N, C, ...), target (N, ...)) -> (N,)`; `activation(logits) -> probabilities`;
-    `of_patient(scans) -> kept` gives what the metrics need of one patient's predictions, which is
-    small; `over_patients([kept, ...]) -> {name: value}` gives the metrics: a patient counts once,
-    however many scans he has. `bounded(scans) -> {name: value}` gives those of one patient's metrics
-    that always lie in [0, 1] and whose mean over patients is the metric. `exclusive(logits) ->
-    (N, C, ...)` gives logits of which a softmax makes the probabilities.
+    `of_patient(scans) -> kept` returns the small part of one patient's predictions that the metrics
+    need; `over_patients([kept, ...]) -> {name: value}` returns the metrics: a patient counts once,
+    with any number of scans. `bounded(scans) -> {name: value}` returns those of one patient's metrics
+    that are always in [0, 1] and whose mean over patients is the metric. `exclusive(logits) ->
+    (N, C, ...)` returns logits whose softmax gives the probabilities.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -115,12 +118,12 @@ class Task:
     exclusive: Callable[[Tensor], Tensor] = lambda logits: logits
 
     def metrics(self, patients: Iterable[Iterable[Prediction]]) -> dict[str, float]:
-        """Return the metrics over patients, of whom each lists his scans' predictions."""
+        """Return the metrics over patients; each patient is a list of predictions, one per scan."""
         return self.over_patients([self.of_patient(scans) for scans in patients])
 
 
 def build_task(config: SegmentationConfig | ClassificationConfig) -> Task:
-    """Return the functions of the task that a study describes."""
+    """Return the functions of the task that `config` describes."""
     if config.kind == "segmentation":
         return Task(
             dice_and_cross_entropy,
@@ -163,7 +166,7 @@ def spread_names(names: Iterable[str]) -> frozenset[str]:
 
 
 def flat(name: str) -> str:
-    """Return a metric's name as it stands behind another slash."""
+    """Return a metric's name without slashes, for use after another slash."""
     return name.replace("/", "-")
 
 
@@ -188,7 +191,8 @@ _soft_dice = DiceLoss(include_background=False, softmax=True, reduction="none")
 def dice_and_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Return each scan's soft Dice loss over the foreground plus its mean cross-entropy, `(N,)`.
 
-    (Milletari et al. 2016; the sum as in nnU-Net, Isensee et al. 2021.)
+    (Milletari et al. 2016, V-Net, https://arxiv.org/abs/1606.04797; the sum as in Isensee et al. 2021,
+    nnU-Net, https://doi.org/10.1038/s41592-020-01008-z.)
     """
     dice: Tensor = _soft_dice(logits, one_hot(target, logits.shape[1])).flatten(1).mean(1)
     return dice + functional.cross_entropy(logits, target, reduction="none").flatten(1).mean(1)
@@ -239,7 +243,7 @@ def _dice_of_labels(
 
 
 def dice_outcome(scan: Prediction, config: SegmentationConfig) -> dict[str, float]:
-    """Return one scan's `dice/<label>` and their mean `dice`; where both are empty it is 1."""
+    """Return one scan's `dice/<label>` and their mean `dice`; Dice is 1 if both masks are empty."""
     predicted, truth = _masks(scan, config)
     dice = compute_dice(predicted, truth, include_background=False, ignore_empty=False)[0]
     outcome = {f"dice/{name}": float(dice[i]) for i, name in enumerate(config.labels.values())}
@@ -254,10 +258,11 @@ def _masks(scan: Prediction, config: SegmentationConfig) -> tuple[Tensor, Tensor
 
 
 def segmentation_outcome(scan: Prediction, config: SegmentationConfig) -> dict[str, float]:
-    """Return one scan's `dice/<label>` and, as means over the labels, the others of `metric_names`.
+    """Return one scan's `dice/<label>`, and `dice`, `hd95_mm`, `surface_dice` as means over labels.
 
     `surface_dice` is the share of both surfaces within `tolerance_mm` of each other (Nikolov et al.
-    2021).
+    2021, Clinically Applicable Segmentation of Head and Neck Anatomy for Radiotherapy,
+    https://arxiv.org/abs/1809.04430).
 
     | truth, prediction | Dice, surface Dice | HD95                        |
     |-------------------|--------------------|-----------------------------|
@@ -297,7 +302,7 @@ def _of_surfaces(
 
 
 def _of_patient(scans: Iterable[Prediction]) -> tuple[Tensor, Tensor]:
-    """Return the mean probabilities over a patient's scans, and the target of his first."""
+    """Return the mean probabilities over a patient's scans, and the target of the first scan."""
     listed = list(scans)
     return torch.stack([scan.probabilities for scan in listed]).mean(0), listed[0].target
 
@@ -318,19 +323,19 @@ def _share_right(scans: Iterable[Prediction]) -> dict[str, float]:
 
 
 def _multi_label_metrics(patients: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Return the metrics of `_classification_metrics` as means over the labels, each said yes or no to.
+    """Return the metrics of `_classification_metrics` as means over the labels, each answered yes or no.
 
-    A label that holds for nobody, or for everybody, has no part in `auroc`.
+    `auroc` leaves out a label that is true for no patient, or for all of them.
     """
     probabilities, target = _stacked(patients)
-    says, holds = probabilities >= 0.5, target > 0
-    is_right = (says == holds).float()
+    predicted, holds = probabilities >= 0.5, target > 0
+    is_right = (predicted == holds).float()
     found = [
         float(is_right[:, c][holds[:, c] == value].mean())
         for c in range(target.shape[1])
         for value in set(holds[:, c].tolist())
     ]
-    confidence = torch.where(says, probabilities, 1 - probabilities)
+    confidence = torch.where(predicted, probabilities, 1 - probabilities)
     outcome = {
         "accuracy": float(is_right.mean()),
         "balanced_accuracy": _mean(found),
@@ -346,10 +351,11 @@ def _multi_label_metrics(patients: Sequence[tuple[Tensor, Tensor]]) -> dict[str,
 def _classification_metrics(patients: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Return `accuracy`, `balanced_accuracy`, `calibration_error` and, where it is defined, `auroc`.
 
-    Over patients: a patient's probabilities are the mean over his scans; his class is his first scan's.
-    `balanced_accuracy` is the mean over the classes that occur of the share found, `calibration_error`
-    the expected one in ten bins of confidence (Guo et al. 2017, equation 3), `auroc` the mean one
-    against the rest, where every class occurs.
+    Over patients: a patient's probabilities are the mean over the patient's scans; the class is that of
+    the first scan. `balanced_accuracy` is the mean, over the classes that occur, of the share found.
+    `calibration_error` is the expected calibration error in ten bins of confidence (Guo et al. 2017, On
+    Calibration of Modern Neural Networks, equation 3, https://arxiv.org/abs/1706.04599). `auroc` is the
+    mean of one class against the rest; it is defined if every class occurs.
     """
     probabilities, target = _stacked(patients)
     is_right = (probabilities.argmax(1) == target).float()
@@ -366,7 +372,7 @@ def _classification_metrics(patients: Sequence[tuple[Tensor, Tensor]]) -> dict[s
 
 
 def _calibration_error(confidence: Tensor, is_right: Tensor) -> float:
-    """Return the mean gap between confidence and accuracy over ten bins, by the bins' sizes, `(N,)`."""
+    """Return the gap between confidence and accuracy `(N,)`, averaged over ten bins by their sizes."""
     bins = (confidence * 10).long().clamp(max=9)
     gaps = torch.zeros(10).index_add_(0, bins, confidence.float() - is_right)
     return float(gaps.abs().sum() / len(confidence))

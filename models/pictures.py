@@ -1,4 +1,4 @@
-"""Overlays of truth and prediction, drawn for people: one picture of several cases, the worst first."""
+"""Overlays of truth and prediction: one picture of several cases, the worst first."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ DOTS_PER_INCH = 80
 
 @dataclass(frozen=True)
 class PicturedCase:
-    """A case as it is drawn.
+    """A case to draw.
 
     Attributes:
-        name: what stands above it.
+        name: the title above it.
         image: `(*spatial)` intensities.
         truth: `(*spatial)` labels.
         prediction: `(*spatial)` labels.
-        dice: its mean over the labels.
+        dice: the mean Dice over the labels.
     """
 
     name: str
@@ -34,14 +34,14 @@ class PicturedCase:
 
 
 def worst_first(cases: Sequence[PicturedCase]) -> list[PicturedCase]:
-    """Return cases by rising Dice; equal ones by name."""
+    """Return cases in order of rising Dice; cases with equal Dice by name."""
     return sorted(cases, key=lambda case: (case.dice, case.name))
 
 
 def overlay_grid(cases: Sequence[PicturedCase], labels: Mapping[int, str], title: str) -> Image.Image:
     """Return cases side by side, each in the slice that shows most of the truth; the worst first.
 
-    Truth is drawn as a line, the prediction as a dashed one, a colour for each label.
+    Truth is a solid line, the prediction a dashed one; each label has a colour.
     """
     rows = -(-len(cases) // COLUMNS)
     figure = Figure(figsize=(3 * COLUMNS, 3.2 * rows + 0.6), dpi=DOTS_PER_INCH, layout="constrained")
@@ -70,7 +70,7 @@ def overlay_grid(cases: Sequence[PicturedCase], labels: Mapping[int, str], title
 
 
 def _slice(values: NDArray[np.generic], truth: NDArray[np.integer]) -> NDArray[np.generic]:
-    """Return the slice across the last axis in which most of the truth lies, first axis to the right."""
+    """Return the slice across the last axis with most of the truth, first axis to the right."""
     if values.ndim == 2:
         return values.T
     most = int((truth > 0).sum(axis=(0, 1)).argmax())

@@ -1,4 +1,4 @@
-"""A first model that has learned the task's shapes from synthetic images, before any patient is seen."""
+"""A first model that learns the task's shapes from synthetic images, before it sees any patient."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -13,7 +13,7 @@ from models.synthesis import SynthesisConfig, labelled_image
 
 
 class PriorConfig(Config):
-    """How long a first model learns, from so many synthetic images."""
+    """Training of the first model: number of steps, synthetic images, batch size, learning rate."""
 
     steps: Annotated[int, Field(ge=1, le=100_000)]
     images: Annotated[int, Field(ge=8, le=10_000)] = 512
@@ -30,7 +30,7 @@ def learn_prior(
     synthesis: SynthesisConfig,
     seed: int,
 ) -> None:
-    """Train `network`, in place, to segment synthetic images of `shape`; no patient has a part in it.
+    """Train `network`, in place, to segment synthetic images of `shape`; no patient's data is used.
 
     Args:
         loss: `(logits (N, C, ...), targets (N, ...)) -> (N,)`.

@@ -1,4 +1,4 @@
-"""Training that gives the same bits again, whatever machine goes on with it."""
+"""Training that gives the same bits again, on whichever computer it continues."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread: how it divides sums among several depends on how many there are."""
+    """Let torch use one thread: with several threads, rounding in sums depends on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

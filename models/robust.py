@@ -1,8 +1,8 @@
-"""Aggregation that holds while some hospitals send anything: sign-flipped, scaled, or random changes.
+"""Aggregation that tolerates some faulty hospitals: sign-flipped, scaled, or random changes.
 
-Every hospital has one vote here, whatever number of patients it declares: that number is its own word.
+Every hospital has one vote here, for any declared number of patients: nobody can check that number.
 Tensors are read one name at a time from all hospitals, so memory holds K copies of one tensor, not K
-models. The rules trust that an honest majority sends alike changes; unlike hospitals weaken that.
+models. The rules assume that an honest majority sends similar changes; different hospitals weaken that.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,7 +14,7 @@ from models import params as P
 from models.params import Params
 
 Changes = Sequence[Params]
-"""Each hospital's change of the global model, read lazily."""
+"""Each hospital's change to the global model, read lazily."""
 
 
 class TooFewVotes(ValueError):
@@ -22,12 +22,15 @@ class TooFewVotes(ValueError):
 
 
 def votes_to_trim(faulty: int) -> int:
-    """Return the hospitals without which a trimmed mean has nothing left."""
+    """Return the least number of hospitals that a trimmed mean needs."""
     return 2 * faulty + 1
 
 
 def votes_for_krum(faulty: int) -> int:
-    """Return the hospitals that Krum's proof needs (Blanchard et al. 2017, proposition 1)."""
+    """Return the least number of hospitals that Krum's proof needs.
+
+    (Blanchard et al. 2017, Krum, proposition 1, https://arxiv.org/abs/1703.02757.)
+    """
     return 2 * faulty + 3
 
 
@@ -44,13 +47,17 @@ def _by_tensor(changes: Changes, rule: Callable[[Tensor], Tensor]) -> dict[str, 
 def median(changes: Changes) -> dict[str, Tensor]:
     """Return each coordinate's median, the mean of the middle two of an even number.
 
-    (Yin et al. 2018, definition 1.)
+    (Yin et al. 2018, Byzantine-Robust Distributed Learning, definition 1,
+    https://arxiv.org/abs/1803.01498.)
     """
     return _by_tensor(changes, lambda stack: stack.quantile(0.5, dim=0))
 
 
 def trimmed_mean(changes: Changes, faulty: int) -> dict[str, Tensor]:
-    """Return each coordinate's mean without its `faulty` largest and smallest (Yin et al. 2018, def. 2).
+    """Return each coordinate's mean without its `faulty` largest and `faulty` smallest values.
+
+    (Yin et al. 2018, Byzantine-Robust Distributed Learning, definition 2,
+    https://arxiv.org/abs/1803.01498.)
 
     Raises:
         TooFewVotes: at most 2 `faulty` hospitals contributed.
@@ -61,9 +68,10 @@ def trimmed_mean(changes: Changes, faulty: int) -> dict[str, Tensor]:
 
 
 def krum(changes: Changes, faulty: int, chosen: int = 1) -> dict[str, Tensor]:
-    """Return the mean of the `chosen` changes that lie closest to their K - faulty - 2 nearest others.
+    """Return the mean of the `chosen` changes that are closest to their K - faulty - 2 nearest others.
 
-    One is Krum, several are multi-Krum (Blanchard et al. 2017, section 4).
+    One is Krum, several are multi-Krum (Blanchard et al. 2017, Krum, section 4,
+    https://arxiv.org/abs/1703.02757).
 
     Raises:
         TooFewVotes: fewer than 2 `faulty` + 3 hospitals contributed.
@@ -82,8 +90,8 @@ def geometric_median(
 ) -> dict[str, Tensor]:
     """Return the point with the smallest sum of distances to the changes, by smoothed Weiszfeld steps.
 
-    (RFA: Pillutla et al. 2022, algorithm 2.) It stays in the span of the changes, so each step needs
-    only their inner products, which are read once.
+    (Pillutla et al. 2022, RFA, algorithm 2, https://arxiv.org/abs/1912.13445.) The point stays in the
+    span of the changes, so each step needs only their inner products, which are computed once.
     """
     gram = _inner_products(changes)
     scale = float(gram.diagonal().mean().clamp(min=1e-300)) ** 0.5
@@ -99,7 +107,8 @@ def geometric_median(
 def norm_bounded_mean(changes: Changes, factor: float) -> dict[str, Tensor]:
     """Return the mean of the changes, each scaled down to at most `factor` times their median norm.
 
-    (Norm bounding: Sun et al. 2019, section 4, with the bound taken from the round itself.)
+    (Sun et al. 2019, Can You Really Backdoor Federated Learning?, section 4,
+    https://arxiv.org/abs/1911.07963; here the bound comes from the round itself.)
     """
     norms = torch.tensor([P.norm(change) for change in changes], dtype=torch.double)
     bound = factor * norms.quantile(0.5)

@@ -1,6 +1,6 @@
-"""Strategies: how hospitals' contributions become the next global model. A table of functions.
+"""Strategies, which make the next global model from the hospitals' contributions: a table of functions.
 
-Adding one is one function that returns a `Strategy`, and one line in `STRATEGIES`; its arguments
+A new strategy is one function that returns a `Strategy`, and one line in `STRATEGIES`; its arguments
 are the keys that a study may set.
 """
 
@@ -25,13 +25,13 @@ State = Mapping[str, Tensor]
 
 
 class Contribution(NamedTuple):
-    """What a hospital did in a round.
+    """The contribution of one hospital to a round.
 
     Attributes:
         weight: its public weight, the declared number of patients.
-        change: of the global model.
-        length: how far its steps would have moved a parameter along a constant gradient; only the
-            hospitals' ratios count.
+        change: the change to the global model.
+        length: the distance that its steps would have moved a parameter along a constant gradient; only
+            the ratios between hospitals matter.
     """
 
     weight: float
@@ -40,7 +40,7 @@ class Contribution(NamedTuple):
 
 
 Contributions = Collection[Contribution]
-"""All of a round's; a change is read lazily, again and again."""
+"""All contributions of a round; a change is read lazily, and more than once."""
 
 
 LocalLoss = Callable[[Params, Params], Tensor]
@@ -48,22 +48,22 @@ LocalLoss = Callable[[Params, Params], Tensor]
 
 @dataclass(frozen=True)
 class Strategy:
-    """What hospitals do beside training, and what the coordinator does with their releases.
+    """The hospitals' part beside training, and the coordinator's rule for their releases.
 
     Attributes:
         init: the coordinator's state for given first parameters, as named tensors.
         apply: `(params, state, contributions) -> (params, state)`, pure.
         local_loss: `(own, global) -> ()`, added to the loss of each local step. It never sees a
             patient, so its gradient is added after the noise and costs no privacy.
-        personal_loss: the same for a personal model that each hospital trains beside the shared one,
-            and keeps to itself; None where there is none.
-        pull: the curvature of either.
-        is_local: whether the parameter of this name stays at its hospital.
-        local_of: the parameters of a network that stay at their hospital, where only the network tells.
-        corrects: whether hospitals correct their steps by control variates (`variate_after`).
-        counts_steps: whether a change is taken to grow with its hospital's steps.
-        fewest: hospitals without which a round has no result.
-        weighs: whether hospitals count by their declared patients; else each has one vote.
+        personal_loss: the same for a personal model that each hospital trains beside the shared one
+            and never sends; None if there is none.
+        pull: the curvature of either loss.
+        is_local: `(name) -> bool`, True for a parameter that stays at its hospital.
+        local_of: `(network) -> names` of the parameters that stay, if they depend on the network.
+        corrects: True if hospitals correct their steps by control variates (`variate_after`).
+        counts_steps: True if a change is expected to grow with its hospital's steps.
+        fewest: the least number of hospitals with which a round has a result.
+        weighs: True if hospitals count by their declared patients; else each has one vote.
     """
 
     apply: Callable[[Params, State, Contributions], tuple[dict[str, Tensor], State]]
@@ -82,7 +82,7 @@ class Strategy:
         """Return the strategy for this network: `is_local` knows its parameters.
 
         Raises:
-            ValueError: there would be nothing local in this network, or nothing else.
+            ValueError: no parameter of this network would be local, or all of them.
         """
         if self.local_of is None:
             return self
@@ -98,7 +98,7 @@ class Strategy:
     def next_params(
         self, params: Params, state: State, contributions: Contributions
     ) -> tuple[dict[str, Tensor], State]:
-        """Return all parameters after a round: the shared ones moved, the local ones as they were."""
+        """Return all parameters after a round: the shared ones changed, the local ones unchanged."""
         moved, state = self.apply(self.shared(params), state, contributions)
         return {**params, **moved}, state
 
@@ -114,22 +114,29 @@ def _mean(contributions: Contributions) -> dict[str, Tensor]:
 
 
 def fed_avg() -> Strategy:
-    """FedAvg: w <- w + sum_k (n_k / n) delta_k (McMahan et al. 2017, algorithm 1)."""
+    """FedAvg: w <- w + sum_k (n_k / n) delta_k.
+
+    (McMahan et al. 2017, algorithm 1, https://arxiv.org/abs/1602.05629.)
+    """
     return Strategy(apply=_average)
 
 
 @validate_call
 def fed_prox(mu: Annotated[float, Field(gt=0)] = 0.01) -> Strategy:
-    """FedProx: FedAvg whose local loss gains mu/2 |w - w_global|^2 (Li et al. 2020, eq. 2)."""
+    """FedProx: FedAvg whose local loss gains mu/2 |w - w_global|^2.
+
+    (Li et al. 2020, equation 2, https://arxiv.org/abs/1812.06127.)
+    """
     return Strategy(apply=_average, local_loss=_proximal(mu), pull=mu)
 
 
 @validate_call
 def ditto(strength: Annotated[float, Field(gt=0)] = 0.1) -> Strategy:
-    """Ditto: FedAvg, and beside it personal models near the global one (Li et al. 2021, algorithm 1).
+    """Ditto: FedAvg, and beside it personal models near the global one.
 
-    A personal model minimises its hospital's loss plus strength/2 |v - w_global|^2. Nothing of the
-    shared model depends on it, and it never leaves.
+    A personal model minimises its hospital's loss plus strength/2 |v - w_global|^2. The shared model
+    does not depend on it, and it never leaves its hospital.
+    (Li et al. 2021, algorithm 1, https://arxiv.org/abs/2012.04221.)
     """
     return Strategy(apply=_average, personal_loss=_proximal(strength), pull=strength)
 
@@ -144,8 +151,8 @@ def _proximal(mu: float) -> LocalLoss:
 def fed_nova() -> Strategy:
     """FedNova: w <- w + (sum_k p_k l_k) sum_k p_k delta_k / l_k, where p_k = n_k / n.
 
-    (Wang et al. 2020, equation 8; l_k is its |a_k|_1.) With it a hospital that takes fewer steps, and
-    comes less far, pulls as hard as the others.
+    (Wang et al. 2020, equation 8, https://arxiv.org/abs/2007.07481; l_k is its |a_k|_1.) A hospital that
+    takes fewer steps has as much influence as the others.
     """
 
     def apply(
@@ -165,7 +172,10 @@ def fed_nova() -> Strategy:
 def fed_avg_m(
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9, lr: Annotated[float, Field(gt=0)] = 1.0
 ) -> Strategy:
-    """FedAvgM: v <- beta v + mean delta; w <- w + lr v (Hsu et al. 2019, section 4.3)."""
+    """FedAvgM: v <- beta v + mean delta; w <- w + lr v.
+
+    (Hsu et al. 2019, section 4.3, https://arxiv.org/abs/1909.06335.)
+    """
 
     def init(params: Params) -> State:
         return {name: torch.zeros_like(params[name]) for name in params}
@@ -191,30 +201,32 @@ def _norm_parameters(network: nn.Module) -> frozenset[str]:
 
 
 def fed_bn() -> Strategy:
-    """FedBN: FedAvg of all but the norm layers, which stay at their hospital (Li et al. 2021, alg. 1).
+    """FedBN: FedAvg of all but the norm layers, which stay at their hospital.
 
-    Under privacy they train in the same step, under the same clip norm and noise as what leaves.
+    Under privacy they train in the same step, under the same clip norm and noise as the shared layers
+    (Li et al. 2021, algorithm 1, https://arxiv.org/abs/2102.07623).
     """
     return Strategy(apply=_average, local_of=_norm_parameters)
 
 
 @validate_call
 def fed_per(layers: Annotated[int, Field(ge=1, le=20)] = 1) -> Strategy:
-    """Local heads: FedAvg of all but the last layers, which stay (Arivazhagan et al. 2019, section 3).
+    """FedPer: FedAvg of all but the last layers, which stay at their hospital.
 
-    Whatever has parameters of its own counts as a layer, a norm or an activation too.
-
-    Under privacy they train in the same step, under the same clip norm and noise as what leaves.
+    A norm or an activation counts as a layer too if it has parameters.
+    Under privacy the last layers train in the same step, under the same clip norm and noise as the rest.
+    (Arivazhagan et al. 2019, section 3, https://arxiv.org/abs/1912.00818.)
     """
     return Strategy(apply=_average, local_of=lambda network: last_layers(network, layers))
 
 
 def scaffold() -> Strategy:
-    """SCAFFOLD with option II: each local step gains c - c_k (Karimireddy et al. 2020, algorithm 1).
+    """SCAFFOLD with option II: each local step gains c - c_k.
 
-    A hospital's variate c_k follows from what it has released, the common one c from two global models,
-    so neither costs privacy or has to be sent. c is that of the algorithm in rounds to which everybody
-    contributes with the same weight; else it weighs hospitals as the average does.
+    A hospital's variate c_k follows from its releases, the common one c from two global models, so
+    neither costs privacy or has to be sent. c equals the algorithm's in rounds to which all hospitals
+    contribute with the same weight; else it weighs hospitals as the average does.
+    (Karimireddy et al. 2020, algorithm 1, https://arxiv.org/abs/1910.06378.)
     """
     return Strategy(apply=_average, corrects=True)
 
@@ -222,11 +234,11 @@ def scaffold() -> Strategy:
 def variate_after(change: Params, length: float, before: Params | None = None) -> dict[str, Tensor]:
     """Return a control variate: the mean gradient that a change over a round stands for.
 
-    c+ = before - change / length (Karimireddy et al. 2020, algorithm 1, option II), where `before` is
-    c_k - c for a hospital, and nothing for the common variate.
+    c+ = before - change / length (Karimireddy et al. 2020, SCAFFOLD, algorithm 1, option II,
+    https://arxiv.org/abs/1910.06378), where `before` is c_k - c for a hospital, None for the common one.
 
     Args:
-        length: local steps times their rate, K eta; with momentum, as `TrainingConfig.length` says.
+        length: local steps times their rate, K eta; with momentum, see `TrainingConfig.length`.
 
     >>> variate_after({"w": torch.tensor([-2.0])}, length=0.5)
     {'w': tensor([4.])}
@@ -238,13 +250,13 @@ def variate_after(change: Params, length: float, before: Params | None = None) -
 Positive = Annotated[float, Field(gt=0)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
 SecondMoment = Callable[[Tensor, Tensor], Tensor]
-"""From the second moment and the squared mean change of a round to the next second moment."""
+"""`(second moment, squared mean change of a round) -> next second moment`."""
 
 
 def _adaptive(second: SecondMoment, lr: float, beta1: float, tau: float) -> Strategy:
     """FedOpt: m <- b1 m + (1-b1) d; v <- second(v, d^2); w <- w + lr m / (sqrt(v) + tau).
 
-    (Reddi et al. 2021, algorithm 2, with v starting at tau^2.)
+    (Reddi et al. 2021, algorithm 2, https://arxiv.org/abs/2003.00295, with v starting at tau^2.)
     """
 
     def init(params: Params) -> State:
@@ -268,7 +280,7 @@ def _adaptive(second: SecondMoment, lr: float, beta1: float, tau: float) -> Stra
 def fed_adam(
     lr: Positive = 0.01, beta1: Below1 = 0.9, beta2: Below1 = 0.99, tau: Positive = 1e-3
 ) -> Strategy:
-    """FedAdam: FedOpt with v <- b2 v + (1-b2) d^2 (Reddi et al. 2021, algorithm 2)."""
+    """FedAdam: FedOpt (`_adaptive`) with v <- b2 v + (1-b2) d^2."""
     return _adaptive(lambda v, d2: beta2 * v + (1 - beta2) * d2, lr, beta1, tau)
 
 
@@ -276,13 +288,13 @@ def fed_adam(
 def fed_yogi(
     lr: Positive = 0.01, beta1: Below1 = 0.9, beta2: Below1 = 0.99, tau: Positive = 1e-3
 ) -> Strategy:
-    """FedYogi: FedOpt with v <- v - (1-b2) d^2 sign(v - d^2) (Reddi et al. 2021, algorithm 2)."""
+    """FedYogi: FedOpt (`_adaptive`) with v <- v - (1-b2) d^2 sign(v - d^2)."""
     return _adaptive(lambda v, d2: v - (1 - beta2) * d2 * (v - d2).sign(), lr, beta1, tau)
 
 
 @validate_call
 def fed_adagrad(lr: Positive = 0.01, beta1: Below1 = 0.0, tau: Positive = 1e-3) -> Strategy:
-    """FedAdagrad: FedOpt with v <- v + d^2 (Reddi et al. 2021, algorithm 2)."""
+    """FedAdagrad: FedOpt (`_adaptive`) with v <- v + d^2."""
     return _adaptive(lambda v, d2: v + d2, lr, beta1, tau)
 
 
@@ -296,7 +308,7 @@ def _robust(rule: Callable[[robust.Changes], dict[str, Tensor]], fewest: int = 1
 
 
 def coordinate_median() -> Strategy:
-    """Each coordinate moves by the median of the changes (Yin et al. 2018, definition 1)."""
+    """Move each coordinate by the median of the changes (source: `robust.median`)."""
     return _robust(robust.median)
 
 
@@ -305,7 +317,7 @@ Faulty = Annotated[int, Field(ge=1)]
 
 @validate_call
 def trimmed_mean(faulty: Faulty = 1) -> Strategy:
-    """Each coordinate moves by the mean without the extreme changes (Yin et al. 2018, definition 2)."""
+    """Move each coordinate by the mean without the extreme changes (source: `robust.trimmed_mean`)."""
     return _robust(
         lambda changes: robust.trimmed_mean(changes, faulty), fewest=robust.votes_to_trim(faulty)
     )
@@ -313,20 +325,20 @@ def trimmed_mean(faulty: Faulty = 1) -> Strategy:
 
 @validate_call
 def krum(faulty: Faulty = 1, chosen: Annotated[int, Field(ge=1)] = 1) -> Strategy:
-    """Krum, and multi-Krum where several are `chosen` (Blanchard et al. 2017, section 4)."""
+    """Krum, and multi-Krum if several are `chosen` (source: `robust.krum`)."""
     return _robust(
         lambda changes: robust.krum(changes, faulty, chosen), fewest=robust.votes_for_krum(faulty)
     )
 
 
 def geometric_median() -> Strategy:
-    """RFA: the model moves by the changes' geometric median (Pillutla et al. 2022, algorithm 2)."""
+    """RFA: the model moves by the changes' geometric median (source: `robust.geometric_median`)."""
     return _robust(robust.geometric_median)
 
 
 @validate_call
 def norm_bounding(factor: Positive = 1.0) -> Strategy:
-    """Norm bounding: a mean of changes none of which is much longer than most (Sun et al. 2019)."""
+    """Norm bounding: the mean after long changes are shortened (source: `robust.norm_bounded_mean`)."""
     return _robust(lambda changes: robust.norm_bounded_mean(changes, factor))
 
 
@@ -351,7 +363,7 @@ STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
 
 
 class StrategyConfig(Config):
-    """A strategy by name, with that strategy's own arguments beside it."""
+    """A strategy by name, with the strategy's own arguments as further keys."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,8 +1,8 @@
 """Synthetic images of labelled shapes: public by construction, drawn from no patient.
 
-Bent tapered tubes among neighbours, with contrasts of which no two are the same, in the manner of
-SynthSeg (Billot et al. 2023), so that a network has to learn shape; and textures for tasks without
-shapes. A study may say what its anatomy is known to look like, never what its patients do.
+Bent, tapered tubes among neighbours, each image with its own random contrast, so that a network has to
+learn shape (as in Billot et al. 2023, SynthSeg, https://doi.org/10.1016/j.media.2023.102789); and
+textures for tasks without shapes. A study may describe its anatomy as textbooks do, never its patients.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ Size = Annotated[float, Field(gt=0, le=1)]
 
 
 class SynthesisConfig(Config):
-    """What synthetic images look like; lengths are in half sides of the image.
+    """Appearance of synthetic images; the unit of lengths is half a side of the image.
 
     Attributes:
         along: the direction from the first label to the last in the image's axes (which are R, A, S
-            in 3D), as far as anatomy tells it; without one a tube lies in any direction.
-        turn_deg: how far a tube's direction may be off `along`, about.
-        half_length: the least and the greatest half length of a tube.
-        radius: the least and the greatest radius at its thick end.
+            in 3D), if anatomy fixes one; without it a tube has any direction.
+        turn_deg: the typical angle between a tube's direction and `along`.
+        half_length: the smallest and the largest half length of a tube.
+        radius: the smallest and the largest radius at its thick end.
         t1_share: the share of images with the contrast of T1-weighted MR: dark fluid, grey matter and
-            bright white matter around a tube of grey matter. The others have any contrast.
+            bright white matter around a tube of grey matter. The other images have any contrast.
     """
 
     along: Annotated[tuple[float, ...], Field(min_length=2, max_length=3)] | None = None
@@ -43,7 +43,7 @@ class SynthesisConfig(Config):
     def _ordered(self) -> "SynthesisConfig":
         for key, (low, high) in (("half_length", self.half_length), ("radius", self.radius)):
             if low > high:
-                raise ValueError(f"{key}: expected the least first, got {[low, high]}")
+                raise ValueError(f"{key}: expected the smaller number first, got {[low, high]}")
         if self.along is not None and not any(self.along):
             raise ValueError("along: expected a direction, got zeros")
         return self
@@ -72,7 +72,7 @@ def tube(
 ) -> Labels:
     """Return a bent, tapered tube, cut along its axis into the labels 1 to `num_labels`.
 
-    The tube lies somewhere near the middle of an image of `shape` (2D or 3D); 0 is background.
+    The tube is near the middle of an image of `shape` (2D or 3D); 0 is background.
     """
     return _tube(shape, num_labels, rng, config).labels
 
@@ -102,7 +102,8 @@ def labelled_image(
 def texture(shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
     """Return a z-scored image without labels: noise with a random power law, or dead leaves.
 
-    From such images networks learn much of what natural ones teach (Baradad et al. 2021).
+    Networks learn useful features from such images (Baradad et al. 2021, Learning to See by Looking at
+    Noise, https://arxiv.org/abs/2106.05963).
     """
     return z_scored(_power_law(shape, rng) if rng.random() < 0.5 else _dead_leaves(shape, rng))
 
@@ -158,7 +159,7 @@ def _contrast(
 
 
 def _neighbours(drawn: _Tube, rng: np.random.Generator) -> list[NDArray[np.bool_]]:
-    """Return the two sides of a layer that covers the tube."""
+    """Return the two halves of a layer that covers the tube."""
     layer = drawn.distance < drawn.radius * rng.uniform(1.05, 1.4) + 0.06
     turn = rng.uniform(0, 2 * np.pi)
     side = drawn.across[..., 0] * np.cos(turn)

@@ -1,4 +1,4 @@
-"""Where an unfinished training stands, so that one that was killed goes on from there, bit for bit."""
+"""The stored state of an unfinished training, so that a killed training continues, bit for bit."""
 
 import logging
 import time
@@ -19,10 +19,10 @@ log = logging.getLogger("wardround.models")
 
 @dataclass
 class Unfinished:
-    """The place of one training's state: a file that its name binds to all that the training depends on.
+    """The file of one training's state; its name depends on everything that the training depends on.
 
     Attributes:
-        every_s: how many seconds of work may be lost.
+        every_s: the seconds of work that may be lost.
     """
 
     path: Path
@@ -30,29 +30,29 @@ class Unfinished:
     _kept_at: float = field(default_factory=time.monotonic)
 
     def read(self) -> Params | None:
-        """Return what was kept, None if nothing was or it can't be read."""
+        """Return the stored state; None if there is none or it can't be read."""
         if not self.path.exists():
             return None
         try:
             stored = StoredParams(self.path)
             return {name: stored[name] for name in stored}
         except CorruptCheckpoint:
-            log.warning("an unfinished training can't be read and begins anew")
+            log.warning("the state of an unfinished training can't be read; the training starts again")
             return None
 
     def keep(self, state: Callable[[], Params], *, is_last: bool = False) -> None:
-        """Keep a state once it is time, or where it `is_last`. A full disk costs the state alone."""
+        """Store a state every `every_s` seconds, or if it `is_last`; a full disk is only logged."""
         if not is_last and time.monotonic() - self._kept_at < self.every_s:
             return
         try:
             checkpoints.write(self.path, state())
         except OSError as error:
-            log.warning("an unfinished training can't be kept: %s", type(error).__name__)
+            log.warning("the state of an unfinished training can't be stored: %s", type(error).__name__)
         self._kept_at = time.monotonic()
 
 
 def state_of(network: nn.Module, optimizer: Optimizer, step: int) -> dict[str, Tensor]:
-    """Return where a training stands after `step` steps; `restore` puts it back."""
+    """Return the state of a training after `step` steps, for `restore`."""
     state = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
     for number, kept in optimizer.state_dict()["state"].items():
         for name, tensor in kept.items():
@@ -62,7 +62,7 @@ def state_of(network: nn.Module, optimizer: Optimizer, step: int) -> dict[str, T
 
 
 def restore(network: nn.Module, optimizer: Optimizer, state: Params) -> int:
-    """Put network and optimizer where `state_of` found them; return how many steps were taken."""
+    """Load a state from `state_of` into network and optimizer; return the number of steps taken."""
     named: dict[str, Tensor] = {}
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in state.items():

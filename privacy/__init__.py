@@ -1,1 +1,1 @@
-"""What may leave a hospital, and at what cost."""
+"""Data that may leave a hospital, and its cost in privacy."""

@@ -1,19 +1,22 @@
-"""What private trainings cost together, in epsilon at a given delta.
+"""The total cost of private trainings, in epsilon at a given delta.
 
 Adjacency is zero-out at the patient: one patient's contribution becomes zero, while declared
-counts, rates and divisors stay as they are. Whatever is enforced stays valid when later studies
-are chosen after earlier results were seen (a privacy filter):
+counts, rates and divisors stay unchanged. The enforced epsilon stays valid when later studies are
+chosen after earlier results were seen (a privacy filter):
 
 - `gaussian`: steps over all patients are Gaussian mechanisms; 1/sigma^2 adds up (Smith and Thakurta
-  2022) and the sum converts exactly (Balle and Wang 2018);
-- `renyi`: Renyi DP adds up, sampled steps included (Feldman and Zrnic 2021; Lecuyer 2021 for several
-  orders), computed by Opacus.
+  2022, Fully Adaptive Composition for Gaussian DP, https://arxiv.org/abs/2210.17520) and the sum
+  converts exactly (Balle and Wang 2018, Analytical Gaussian Mechanism,
+  https://arxiv.org/abs/1805.06530);
+- `renyi`: Renyi DP adds up, sampled steps included (Feldman and Zrnic 2021, Individual Privacy
+  Accounting via a Renyi Filter, https://arxiv.org/abs/2008.11193; for several orders Lecuyer 2021,
+  Practical Privacy Filters and Odometers, https://arxiv.org/abs/2103.01379), computed by Opacus.
 
-Which of the two is fixed for a ledger in advance: to change over once a sampled step comes would let
-an outcome choose the rule, and then neither holds.
+The rule is fixed for a ledger in advance. To change it when a sampled step comes would let an outcome
+choose the rule, and then neither guarantee holds.
 
 Tighter figures (privacy loss distributions, by Google's dp-accounting; PRV, by Opacus) hold for a
-schedule that was fixed in advance, and are reported beside it; they decide nothing.
+schedule that was fixed in advance. They are reported beside the enforced epsilon and decide nothing.
 """
 
 import math
@@ -35,16 +38,18 @@ from scipy.special import log_ndtr, ndtr, ndtri
 from models.config import Config
 
 LEAST_NOISE, MOST_NOISE = 1e-3, 1e4
-"""Noise multipliers outside of these protect nobody, or leave nothing to learn: none is taken from
-a statement, or solved for."""
+"""Bounds of noise multipliers: smaller ones protect nobody, larger ones leave nothing to learn.
+
+`LEAST_NOISE` bounds the statements that are accepted, `MOST_NOISE` the search of `noise_for`.
+"""
 ORDERS = list(RDPAccountant.DEFAULT_ALPHAS)
 TOLERANCE = 1e-9
-"""Relative slack for sums of floats, far below anything that matters."""
+"""Relative tolerance for rounding in sums of floats."""
 
 Accountant = Literal["prv", "pld", "rdp"]
 Filter = Literal["gaussian", "renyi"]
 History = tuple[tuple[float, float, int], ...]
-"""Events as accountants take them, in no order that matters: (noise multiplier, rate, steps)."""
+"""Events as input of the accountants: (noise multiplier, rate, steps); their order does not matter."""
 
 
 class Budget(Config):
@@ -60,7 +65,7 @@ class Budget(Config):
 
 @dataclass(frozen=True)
 class PrivacyEvent:
-    """`steps` Gaussian mechanisms, each on a fresh sample that a patient enters with `sampling_rate`.
+    """`steps` Gaussian mechanisms, each on a fresh sample; a patient is in it with `sampling_rate`.
 
     Raises:
         ValueError: a noise multiplier that is not positive and finite, a rate outside (0, 1], no steps.
@@ -82,7 +87,8 @@ class PrivacyEvent:
 def gaussian_epsilon(mu: float, delta: float) -> float:
     """Return the exact epsilon of a Gaussian mechanism of sensitivity mu and noise 1.
 
-    Solves delta = Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2) (Balle and Wang 2018, theorem 8).
+    Solves delta = Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2) (Balle and Wang 2018, Analytical
+    Gaussian Mechanism, theorem 8, https://arxiv.org/abs/1805.06530).
 
     >>> round(gaussian_epsilon(mu=40**0.5 / 2.7535, delta=0.0044), 1)
     8.0
@@ -101,11 +107,11 @@ def _gaussian_delta(epsilon: float, mu: float) -> float:
 
 
 def epsilon(events: Iterable[PrivacyEvent], delta: float, rule: Filter | None = None) -> float:
-    """Return the epsilon of `events` together: never less than what was spent.
+    """Return the epsilon of `events` together, an upper bound on the true cost.
 
     Args:
-        rule: which filter enforces it; None for events that are one schedule fixed in advance, where
-            the exact rule serves unless a step is sampled.
+        rule: the filter that enforces it. None for events of one schedule that is fixed in advance: then
+            the exact rule applies unless a step is sampled.
 
     Raises:
         ValueError: a sampled step under the rule for Gaussian mechanisms.
@@ -121,11 +127,13 @@ def epsilon(events: Iterable[PrivacyEvent], delta: float, rule: Filter | None = 
 
 
 def most_found(events: Iterable[PrivacyEvent], delta: float, false_alarms: float = 0.05) -> float:
-    """Return the largest share of patients of whom any test can tell that they took part.
+    """Return the largest share of participating patients that any test can identify as participants.
 
-    The test may know everything else, and wrongly accuse `false_alarms` of those who did not. For steps
-    over all patients this is exact (Dong, Roth and Su 2022, equation 6), else it is what epsilon at
-    `delta` allows (Kairouz et al. 2015, theorem 2.1).
+    The test may know everything else, and wrongly name a share of `false_alarms` of the others. For
+    steps over all patients the result is exact (Dong, Roth and Su 2022, Gaussian Differential Privacy,
+    equation 6, https://arxiv.org/abs/1905.02383). Else it is the bound from epsilon at `delta` (Kairouz
+    et al. 2015, The Composition Theorem for Differential Privacy, theorem 2.1,
+    https://arxiv.org/abs/1311.0776).
 
     >>> round(most_found([PrivacyEvent(noise_multiplier=2.0, sampling_rate=1, steps=4)], 1e-5), 2)
     0.26
@@ -140,7 +148,7 @@ def most_found(events: Iterable[PrivacyEvent], delta: float, false_alarms: float
 
 
 def reported_epsilon(events: Iterable[PrivacyEvent], delta: float, accountant: Accountant) -> float:
-    """Return the epsilon that a library's accountant gives for `events` together, as one schedule.
+    """Return the epsilon of a library's accountant for `events` together, as one schedule.
 
     `prv` and `rdp` are Opacus', `pld` is Google's with zero-out adjacency (`REPLACE_SPECIAL`).
 
@@ -160,8 +168,8 @@ def reported_epsilon(events: Iterable[PrivacyEvent], delta: float, accountant: A
 
 @lru_cache(maxsize=1024)
 def _pld(history: History, delta: float) -> float:
-    # A grid as fine as the library's own up to epsilon 10, and as many points beyond: at its
-    # own step an epsilon of some hundreds takes gigabytes.
+    # The library's own grid up to epsilon 10, a coarser one of as many points beyond: with the
+    # library's own step an epsilon of some hundreds takes gigabytes.
     interval = 1e-4 * max(1.0, _renyi(history, delta) / 10)
     accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, interval)
     for noise, rate, steps in history:
@@ -175,7 +183,7 @@ def _prv(history: History, delta: float) -> float:
     accountant = PRVAccountant()
     accountant.history = list(history)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of overflows in the tails, which Opacus handles itself
+        warnings.simplefilter("ignore")  # overflows in the tails, which Opacus handles
         return float(accountant.get_epsilon(delta))
 
 
@@ -190,7 +198,7 @@ def _renyi(history: History, delta: float) -> float:
 @lru_cache(maxsize=4096)
 def _renyi_of_a_step(noise: float, rate: float) -> tuple[float, ...]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the log(0) that Opacus handles itself
+        warnings.simplefilter("ignore")  # log(0), which Opacus handles
         found = rdp.compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=ORDERS)
     return tuple(float(value) for value in found)
 
@@ -203,10 +211,10 @@ _ACCOUNTANTS: Mapping[Accountant, Callable[[History, float], float]] = {
 
 
 def noise_for(budget: Budget, *, sampling_rate: float, steps: int) -> float:
-    """Return the least noise multiplier with which `steps` steps stay within `budget`.
+    """Return the smallest noise multiplier that keeps `steps` steps within `budget`.
 
     Raises:
-        ValueError: no noise does; sampled steps have a least epsilon that Renyi DP can show.
+        ValueError: no noise is enough: for sampled steps Renyi DP has a smallest epsilon to prove.
 
     >>> round(noise_for(Budget(epsilon=8, delta=0.0044), sampling_rate=1, steps=40), 2)
     2.75
@@ -221,7 +229,7 @@ def noise_for(budget: Budget, *, sampling_rate: float, steps: int) -> float:
         upper *= 2
         if upper > MOST_NOISE:
             raise ValueError(
-                f"Expected a budget that some noise can keep, got epsilon {budget.epsilon:g} at delta "
+                f"Expected a budget that some noise can meet, got epsilon {budget.epsilon:g} at delta "
                 f"{budget.delta:g} for {steps} steps at rate {sampling_rate:g}. Take a larger epsilon, "
                 f"fewer steps or every patient in each step."
             )

@@ -1,13 +1,14 @@
 """Distillation before export: a student learns from the teacher on images that show no patient.
 
-Why the student, or the teacher's answers, cost nothing beyond the teacher: they are a function of the
+The student, and the teacher's answers, cost no privacy beyond the teacher. They are a function of the
 teacher's weights (paid for by DP-SGD), the global model (published) and the transfer images (public).
-That is post-processing (Dwork and Roth 2014, proposition 2.1), and it holds because
+This is post-processing (Dwork and Roth 2014, The Algorithmic Foundations of Differential Privacy,
+proposition 2.1, https://doi.org/10.1561/0400000042), and it holds because
 
-- the transfer images are synthetic, drawn from the study's seed, or of a public set that the hospital
-  itself calls public;
+- the transfer images are synthetic, drawn from the study's seed, or from a set that the hospital
+  itself declares public;
 - each image is normalised by its own intensities, never by a cohort's;
-- the number of steps is the study's; no checkpoint is chosen by looking at a patient.
+- the study fixes the number of steps; no checkpoint is chosen by its results on patients.
 """
 
 import math
@@ -25,25 +26,25 @@ from models.networks import NetworkConfig
 from models.unfinished import Unfinished, restore, state_of
 
 Exclusive = Callable[[Tensor], Tensor]
-"""Makes of a network's answers logits `(N, C, ...)` of classes of which one holds."""
+"""From a network's answers to logits `(N, C, ...)` of classes of which exactly one is true."""
 
 
 class PublicImages(Config):
-    """The images of a public set: an npz file with an array `images`, known by its sha256."""
+    """The images of a public set: an npz file with an array `images`, identified by its sha256."""
 
     public: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class DistillationConfig(Config):
-    """How the teacher is distilled. The student is the study's network.
+    """Settings of the distillation. The student is the study's network.
 
     Attributes:
         transfer: the images on which the student learns.
-        teacher: the network that learns at the hospital, by default the study's own; another one
+        teacher: the network that learns at the hospital, by default the study's own. Another network
             stays at the hospital from round to round and first learns from the global model. A
-            hospital may choose one for itself.
-        ensemble: where predictions leave, how hospitals' answers count: by declared patients alone, or
-            also by how certain each is of the image at hand.
+            hospital may choose its own.
+        ensemble: the weight of a hospital's answers, if the study exports predictions: its declared
+            patients, or these together with its certainty about each image.
     """
 
     transfer: Literal["synthetic"] | PublicImages
@@ -65,7 +66,7 @@ def distil(
     exclusive: Exclusive = lambda logits: logits,
     unfinished: Unfinished | None = None,
 ) -> None:
-    """Train `student`, in place, to answer on `images` `(N, 1, *spatial)` as `teacher` does."""
+    """Train `student`, in place, to give `teacher`'s answers on `images` `(N, 1, *spatial)`."""
     targets = answers(teacher, images, config, exclusive)
     imitate(student, images, targets, config, rng, exclusive, unfinished)
 
@@ -77,7 +78,7 @@ def answers(
     config: DistillationConfig,
     exclusive: Exclusive = lambda logits: logits,
 ) -> Tensor:
-    """Return what `teacher` answers on `images`, as logits `(N, C, ...)` of which one class holds."""
+    """Return `teacher`'s answers on `images`, as logits `(N, C, ...)` of which one class is true."""
     return torch.cat([exclusive(teacher(part)) for part in torch.split(images, config.batch)])
 
 
@@ -94,10 +95,10 @@ def imitate(
 
     Args:
         images: `(N, 1, *spatial)`.
-        targets: logits `(N, C, ...)` of classes of which one holds.
-        rng: decides which images make a batch; nothing secret.
-        exclusive: makes such logits of the student's answers.
-        unfinished: where it is kept how far this has come, and where it goes on from.
+        targets: logits `(N, C, ...)` of classes of which exactly one is true.
+        rng: draws the images of each batch; it is not secret.
+        exclusive: turns the student's answers into such logits.
+        unfinished: the stored state, from which an interrupted training continues.
     """
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr)
     kept = unfinished.read() if unfinished else None
@@ -108,8 +109,8 @@ def imitate(
             continue
         for group in optimizer.param_groups:
             group["lr"] = config.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
-        said = exclusive(student(images[batch]))
-        loss = imitation_loss(said, targets[batch], config.temperature)
+        logits = exclusive(student(images[batch]))
+        loss = imitation_loss(logits, targets[batch], config.temperature)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -121,7 +122,8 @@ def imitation_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tenso
     """Return the scalar loss of a student's logits against a teacher's, both `(B, C, ...)`.
 
     KL at the study's temperature, weighted 3, plus a soft Dice of the probabilities over all classes
-    but the first (Hinton et al. 2015, with the T^2 of its section 2).
+    but the first (Hinton et al. 2015, Distilling the Knowledge in a Neural Network, with the T^2 of its
+    section 2, https://arxiv.org/abs/1503.02531).
     """
     soft = functional.log_softmax(logits / temperature, 1)
     target = functional.log_softmax(targets / temperature, 1)

@@ -1,7 +1,8 @@
-"""Rules for layers: how a layer of each kind runs, and how the gradients of each scan follow from it.
+"""Rules for layers: the forward pass of each kind, and the gradients of each scan in its backward pass.
 
-The rule of a convolution folds the batch into the channels, so that each scan is a group of its own
-(Rochette et al. 2019, section 3.1).
+The rule of a convolution is one call of the ordinary backward kernel. It folds the batch into the
+channels, so that each scan is its own group and nothing is unfolded (Rochette et al. 2019, Efficient
+Per-Example Gradient Computations in CNNs, section 3.1, https://arxiv.org/abs/1912.06015).
 """
 
 from collections.abc import Callable
@@ -15,14 +16,14 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 Later = dict[str, Callable[[], Tensor]]
-"""What gives a parameter's gradients of each scan `(N, *shape)`, for those who want them."""
+"""By parameter, a function that computes its gradients of each scan, `(N, *shape)`."""
 
 
 class Rule(Protocol):
-    """How one kind of layer runs, and what its cotangent says of its input and its parameters."""
+    """The forward pass of one kind of layer, and the gradients of its input and its parameters."""
 
     def forward(self, layer: Any, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the output, and what `backward` needs beside the input."""
+        """Return the output, and the tensors that `backward` needs beside the input."""
 
     def backward(
         self, layer: Any, x: Tensor, kept: tuple[Tensor, ...], g: Tensor, needs_x: bool
@@ -65,8 +66,8 @@ class Convolution:
         return not layer.transposed and layer.groups == 1 and 2 * prod(g.shape[2:]) <= g.shape[1]
 
     def positions(self, layer: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the weight meets at each of L positions, `(N, L, I * kernel)`, and the cotangent
-        there, `(N, L, O)`."""
+        """Return the weight's input at each of L positions, `(N, L, I * kernel)`, and the cotangent
+        at each, `(N, L, O)`."""
         if _is_pointwise(layer):
             return x.flatten(2).mT, g.flatten(2).mT
         margins = [side for side in reversed(_padding(layer)) for _ in range(2)]
@@ -96,7 +97,7 @@ def _geometry(layer: _ConvNd) -> dict[str, Any]:
 
 
 def _padding(layer: _ConvNd) -> tuple[int, ...]:
-    """Return the padding in numbers; `same` needs an odd reach on every axis."""
+    """Return the padding in numbers; `same` needs an even d * (k - 1) on every axis."""
     if layer.padding == "valid":
         return (0,) * len(layer.kernel_size)
     if layer.padding == "same":
@@ -113,7 +114,7 @@ def _is_pointwise(layer: _ConvNd) -> bool:
 def _convolution_backward(
     g: Tensor, x: Tensor, weight: Tensor, geometry: dict[str, Any], which: int
 ) -> Tensor:
-    """Return one of the ordinary gradients of a convolution: 0 the input's, 1 the weight's."""
+    """Return one of the ordinary gradients of a convolution: 0 for the input, 1 for the weight."""
     mask = [which == 0, which == 1, False]
     gradients = torch.ops.aten.convolution_backward(
         g, x, weight, None, *(geometry[k] for k in ("stride", "padding", "dilation")),
@@ -186,7 +187,7 @@ class _ChannelNorm:
     def backward(
         self, layer: Any, x: Tensor, kept: tuple[Tensor, ...], g: Tensor, needs_x: bool
     ) -> tuple[Tensor | None, Later]:
-        # The batch is folded into the channels: one scan whose channels are everybody's.
+        # The batch is folded into the channels: one scan with the channels of all scans.
         count, channels, positions = _sizes(x)
         mean, rstd = (s.reshape(1, -1) for s in kept)
         gx, weight, bias = torch.ops.aten.native_group_norm_backward(
@@ -273,7 +274,7 @@ class _Embedding:
 
 
 def rule_of(layer: nn.Module) -> Rule | None:
-    """Return how a layer is done, None where it can't be done exactly."""
+    """Return the rule of a layer; None if no rule is exact for it."""
     for kind, rule, is_exact in _RULES:
         if isinstance(layer, kind):
             return rule if is_exact(layer) and _runs_as_torch_has_it(layer) else None
@@ -281,7 +282,7 @@ def rule_of(layer: nn.Module) -> Rule | None:
 
 
 def _runs_as_torch_has_it(layer: nn.Module) -> bool:
-    """Return whether a layer's forward pass is its kind's own and not a subclass's."""
+    """Return whether a layer's forward pass is torch's own, not that of a subclass or an instance."""
     for method in ("forward", "_conv_forward"):
         owner = next((c for c in type(layer).__mro__ if method in vars(c)), None)
         if method in vars(layer) or (owner and not owner.__module__.startswith("torch.nn.modules.")):

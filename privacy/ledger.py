@@ -1,12 +1,12 @@
-"""A hospital's own record of what its patients have spent, in SQLite, append-only and hash-chained.
+"""A hospital's own record of its patients' privacy spending, in SQLite, append-only and hash-chained.
 
-Order of a charge: `reserve` and `start` before anything is computed from a patient that could leave,
-`settle` once the release lies in the outbox. A charge counts from the reservation on; only one that was
-never started can be given back (`void`), because choosing among outputs is itself a release.
+Order of a charge: `reserve` and `start` before any computation on patients whose result could leave the
+hospital, `settle` when the release is in the outbox. A charge counts from its reservation on. Only a
+charge that was never started can be given back (`void`): choosing between outputs would itself leak.
 
-Each patient has an account under his keyed hash. A reservation names everybody who may take part in
-the event (its cohort), fixed before it; patients with the same history form a class, which is composed
-once. What the hospital has spent is the maximum over its classes, those who have left included.
+Each patient has an account under a keyed hash. A reservation names, before the event, all patients who
+may take part in it (its cohort). Patients with the same history form a class; its events are composed
+once. The hospital has spent the maximum over its classes, patients who have left included.
 """
 
 import time
@@ -31,7 +31,10 @@ __all__ = ["BudgetExceeded", "Charge", "ClockWentBack", "Entry", "Ledger", "Ledg
 
 
 class BudgetExceeded(Exception):
-    """A charge does not fit. Attributes: `spent`, `asked` (both together), `budget`, `rounds_left`."""
+    """A charge exceeds the budget.
+
+    Attributes: `spent`, `asked` (`spent` and the charge together), `budget`, `rounds_left`.
+    """
 
     def __init__(self, spent: float, asked: float, budget: Budget, rounds_left: int) -> None:
         self.spent, self.asked, self.budget, self.rounds_left = spent, asked, budget, rounds_left
@@ -43,7 +46,7 @@ class BudgetExceeded(Exception):
 
 
 class Ledger:
-    """The ledger in one SQLite file. Every method is one transaction, safe across processes."""
+    """The ledger in one SQLite file. Each method is one transaction, safe across processes."""
 
     def __init__(
         self,
@@ -57,15 +60,15 @@ class Ledger:
         """Open or make the ledger in `path`.
 
         Args:
-            budget: what all studies together may spend on a patient.
-            owner: stands for the key of the patients' keyed hashes; under another key the accounts
-                would be other people's, so a ledger and its key belong together.
-            rule: the filter that enforces the budget; `gaussian` takes no sampled steps.
-            allow_plain: whether releases without differential privacy may be charged.
+            budget: the most that all studies together may spend on a patient.
+            owner: a name for the key of the patients' keyed hashes; with another key the accounts would
+                be other patients', so a ledger and its key belong together.
+            rule: the filter that enforces the budget; `gaussian` refuses sampled steps.
+            allow_plain: True if releases without differential privacy may be charged.
 
         Raises:
-            LedgerError: the file is no ledger, another hospital's, of a later format, or its chain is
-                broken. It is left as it was.
+            LedgerError: the file is not a ledger, belongs to another hospital, has a later format, or
+                its chain is broken. The file is unchanged.
         """
         self._path = path
         self._budget = budget
@@ -79,16 +82,17 @@ class Ledger:
     def reserve(self, charge: Charge, patients: Patients) -> frozenset[str]:
         """Charge the ledger for `patients`, and return those who may take part in the event.
 
-        They are `patients`, unless this very charge stands already: then they are those for whom
+        They are `patients`, unless this charge is already in force: then they are the patients for whom
         it was made, and nothing is charged.
 
         Args:
-            patients: everybody who is eligible, whatever his images show.
+            patients: all eligible patients, independent of the content of their images.
 
         Raises:
             BudgetExceeded: it does not fit; nothing was charged.
             ClockWentBack: nothing was charged.
-            LedgerError: another event stands for the same act, or there are no patients.
+            LedgerError: another event is charged for the same act, there are no patients, or this
+                ledger allows no such charge.
         """
         check_some(patients)
         with transaction(self._path) as db:
@@ -97,14 +101,14 @@ class Ledger:
             if standing:
                 if standing[0].charge != charge:
                     raise LedgerError(
-                        f"Round {charge.round} of run {charge.run} is charged with another event "
-                        f"already; a round's event never changes."
+                        f"Round {charge.round} of run {charge.run} is already charged with another "
+                        f"event; a round's event never changes."
                     )
                 return book.cohorts[standing[0].cohort]
             if charge.event is None and not self._allow_plain:
-                raise LedgerError("This ledger pays for no release without differential privacy.")
+                raise LedgerError("This ledger allows no release without differential privacy.")
             if charge.event is not None and charge.event.sampling_rate < 1 and self._rule == "gaussian":
-                raise LedgerError("This ledger pays for steps over all patients only.")
+                raise LedgerError("This ledger allows only steps over all patients, got a sampled step.")
             if charge.event is not None:
                 self._check(book.histories_of(patients), charge.event, 1)
             book.check_clock()
@@ -112,14 +116,15 @@ class Ledger:
             return frozenset(patients)
 
     def recover(self, charge: Charge, patients: Patients, file: str) -> None:
-        """Charge what this ledger has forgotten, whether it fits or not; again does nothing.
+        """Charge an act that is missing from this ledger, even beyond the budget.
 
-        For a ledger that was restored from a backup: `file` is the statement in which the act ended,
-        or empty where it never left.
+        For a ledger that was restored from a backup: `file` is the sha256 of the statement in which the
+        act ended, or empty if no statement was sent. Repeating it charges nothing if the recorded
+        cohort names all `patients`.
 
         Raises:
-            LedgerError: another event or another file is on record for the same act, or there are
-                no patients.
+            LedgerError: another event or another file is recorded for the same act, or there are no
+                patients.
         """
         check_some(patients)
         with transaction(self._path) as db:
@@ -127,7 +132,7 @@ class Ledger:
             mine = [e for e in book.entries if e.charge.is_same_act(charge) and e.action != "publish"]
             if any(e.charge != charge or e.file not in ("", file) for e in mine):
                 raise LedgerError(
-                    f"Round {charge.round} of run {charge.run} is on record with another event or file."
+                    f"Round {charge.round} of run {charge.run} is recorded with another event or file."
                 )
             standing = [e for e in standing_of(mine) if e.charge == charge]
             covered = frozenset[str]().union(*(book.cohorts[e.cohort] for e in standing))
@@ -143,24 +148,24 @@ class Ledger:
                     append(db, book, action, charge, file=file if action == "settle" else "")
 
     def has_started(self, charge: Charge) -> bool:
-        """Return whether training has started under a charge that stands for this act."""
+        """Return whether training has started for this act."""
         mine = [e.action for e in self.entries() if e.charge.is_same_act(charge)]
         return "start" in mine or "settle" in mine
 
     def resolve(self) -> None:
-        """Record that the hospital's owner takes ledger and clock for right as they are now."""
+        """Record that the hospital's owner confirms the ledger and the clock as they are now."""
         with transaction(self._path) as db:
             at, nothing = time.time(), Charge("", "", 0, "resolve", event=None)
             append(db, read(db, self._genesis), "resolve", nothing, at=at)
 
     def charges(self, run: str | None = None) -> list[Charge]:
-        """Return the charges that stand, of one run or of all."""
+        """Return the charges in force (not given back), of one run or of all."""
         return [e.charge for e in standing_of(self.entries()) if run in (None, e.charge.run)]
 
     def count(self, charge: Charge) -> int:
-        """Return how many events like this charge's its run has on record for acts of this kind.
+        """Return the number of events like this charge's in its run, for acts of this kind.
 
-        A charge for what was never released may stand for several events at once.
+        A charge for acts that were never released may cover several events at once.
         """
         event = charge.event
         if event is None:
@@ -174,15 +179,15 @@ class Ledger:
             self._check(read(db, self._genesis).histories_of(patients), event, times)
 
     def start(self, charge: Charge) -> None:
-        """Record that training starts: from here on the charge can't be given back."""
+        """Record that training starts: from now on the charge can't be given back."""
         self._follow(charge, "start", "", after={"reserve", "start"})
 
     def settle(self, charge: Charge, file: str) -> None:
-        """Record the outbox file (its sha256) that the charge paid for; again is no second time."""
+        """Record the outbox file (its sha256) that the charge paid for; repeating it changes nothing."""
         self._follow(charge, "settle", file, after={"start", "settle"})
 
     def void(self, charge: Charge) -> None:
-        """Give a reservation back that was never started.
+        """Give back a reservation that was never started.
 
         Raises:
             LedgerError: training has started, or nothing is reserved.
@@ -197,14 +202,14 @@ class Ledger:
                 append(db, book, "publish", charge, file=file)
 
     def file_of(self, charge: Charge) -> str | None:
-        """Return the sha256 of the outbox file in which this act ended, once it has."""
+        """Return the sha256 of the outbox file in which this act ended; None if it has not ended."""
         files = [e.file for e in self.entries() if e.file and e.charge.is_same_act(charge)]
         return files[0] if files else None
 
     def histories(self, run: str | None = None) -> list[list[PrivacyEvent]]:
         """Return the private events of each class of patients, by one run or by all.
 
-        Patients with the same events form a class; nobody's account is missing.
+        Patients with the same events form a class; every account is in one.
         """
         with transaction(self._path) as db:
             return read(db, self._genesis).histories(run)
@@ -212,13 +217,13 @@ class Ledger:
     def spent(self, delta: float, run: str | None = None) -> float:
         """Return the epsilon spent so far, by one run or by all, at `delta`.
 
-        It is the maximum over the classes of patients. Releases without differential privacy are
-        not in it; `plain_charges` counts them.
+        It is the maximum over the classes of patients. It does not include releases without
+        differential privacy; `plain_charges` counts them.
         """
         return max((epsilon(events, delta, self._rule) for events in self.histories(run)), default=0.0)
 
     def spent_after(self, delta: float) -> list[tuple[Entry, float]]:
-        """Return each reservation with the epsilon at `delta` that was spent by then."""
+        """Return each reservation with the epsilon at `delta` that was spent up to and including it."""
         with transaction(self._path) as db:
             book = read(db, self._genesis)
         standing = {entry.seq for entry in standing_of(book.entries)}
@@ -236,7 +241,7 @@ class Ledger:
         return after
 
     def plain_charges(self) -> int:
-        """Return how many charges were made without differential privacy."""
+        """Return the number of charges that were made without differential privacy."""
         return sum(e.action == "reserve" and e.charge.event is None for e in self.entries())
 
     def entries(self) -> list[Entry]:
@@ -245,29 +250,29 @@ class Ledger:
             return read(db, self._genesis).entries
 
     def writers(self) -> list[tuple[int, str]]:
-        """Return which version of Wardround wrote from which entry on."""
+        """Return the versions of Wardround that wrote, each with its first entry's number."""
         with transaction(self._path) as db:
             return writers_in(db)
 
     def charges_of(self, patient: str) -> list[Charge]:
-        """Return the charges that stand in whose event a patient could take part, oldest first."""
+        """Return the charges in force in whose event a patient could take part, oldest first."""
         with transaction(self._path) as db:
             book = read(db, self._genesis)
         return [e.charge for e in standing_of(book.entries) if patient in book.cohorts[e.cohort]]
 
     def patients(self) -> frozenset[str]:
-        """Return everybody who has an account."""
+        """Return all patients who have an account."""
         with transaction(self._path) as db:
             return frozenset[str]().union(*read(db, self._genesis).cohorts.values())
 
     @property
     def genesis(self) -> str:
-        """What the first entry follows from."""
+        """The hash that the first entry follows."""
         return self._genesis
 
     @property
     def head(self) -> str:
-        """The hash of the newest entry: it vouches for all before it."""
+        """The hash of the newest entry, which depends on all entries before it."""
         with transaction(self._path) as db:
             return read(db, self._genesis).head
 

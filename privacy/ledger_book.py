@@ -1,6 +1,6 @@
 """The content of a hospital's ledger: charges, entries, cohorts, and the accounts that follow from them.
 
-It knows no file. `privacy.ledger_file` reads and writes it, `privacy.ledger` decides about it.
+This module uses no file: `privacy.ledger_file` reads and writes, `privacy.ledger` checks and charges.
 """
 
 import json
@@ -16,27 +16,27 @@ from privacy.accounting import PrivacyEvent
 from privacy.signing import canonical
 
 CLOCK_SLACK_S = 60
-"""How far the clock may fall behind the newest entry: time servers correct it by less."""
+"""Seconds that the clock may be behind the newest entry: time servers correct clocks by less."""
 
 Action = Literal["reserve", "start", "settle", "void", "publish", "resolve"]
 Patients = Collection[str]
-"""Patients under their keyed hashes."""
+"""Patients by their keyed hashes."""
 
 
 class LedgerError(Exception):
-    """The ledger is broken, or was asked for a step out of order."""
+    """The ledger is broken, or a step came out of order."""
 
 
 class ClockWentBack(Exception):
-    """The clock is behind the ledger's newest entry, so times in the ledger would mean nothing."""
+    """The clock is behind the ledger's newest entry, so a new entry would have a wrong time."""
 
 
 @dataclass(frozen=True)
 class Charge:
-    """What one act of a hospital asks of the ledger; study, run, round and purpose tell them apart.
+    """The cost of one act of a hospital; study, run, round and purpose identify the act.
 
     `event` is None for an act that costs nothing, and for a release without differential privacy,
-    which a policy has to allow.
+    which the hospital's policy has to allow.
     """
 
     study: str
@@ -46,14 +46,14 @@ class Charge:
     event: PrivacyEvent | None
 
     def is_same_act(self, other: "Charge") -> bool:
-        """Return whether both are the same purpose of the same round."""
+        """Return whether both charges have the same study, run, round and purpose."""
         mine = (self.study, self.run, self.round, self.purpose)
         return mine == (other.study, other.run, other.round, other.purpose)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the ledger. `cohort` names the patients of a reservation, by their list's sha256."""
+    """One row of the ledger. `cohort` is the sha256 of the list of a reservation's patients."""
 
     seq: int
     at: float
@@ -84,18 +84,18 @@ class Book:
         return [_of(cohorts, standing) for cohorts in self.classes()]
 
     def classes(self) -> set[frozenset[str]]:
-        """Return the classes of patients, each by the cohorts on which its patients stand."""
+        """Return the classes of patients, each as the set of its patients' cohorts."""
         return set(self._accounts().values())
 
     def histories_of(self, patients: Patients) -> list[list[PrivacyEvent]]:
-        """Return the events of each class that has one of `patients`; new ones have none."""
+        """Return the events of each class that has one of `patients`; a new patient has no events."""
         accounts = self._accounts()
         classes = {accounts.get(patient, frozenset()) for patient in patients}
         standing = self._charged()
         return [_of(cohorts, standing) for cohorts in classes]
 
     def _accounts(self) -> dict[str, frozenset[str]]:
-        """Return the cohorts on which each patient stands."""
+        """Return the cohorts of each patient."""
         of: defaultdict[str, set[str]] = defaultdict(set)
         for cohort, patients in self.cohorts.items():
             for patient in patients:
@@ -103,7 +103,7 @@ class Book:
         return {patient: frozenset(cohorts) for patient, cohorts in of.items()}
 
     def _charged(self, run: str | None = None) -> list[tuple[str, PrivacyEvent]]:
-        """Return the events that stand, each with its cohort."""
+        """Return the events in force, each with its cohort."""
         return [
             (entry.cohort, entry.charge.event)
             for entry in standing_of(self.entries)
@@ -111,15 +111,15 @@ class Book:
         ]
 
     def check_clock(self) -> None:
-        """Raise ClockWentBack if it is earlier than the newest entry's time."""
+        """Raise ClockWentBack if the clock is more than CLOCK_SLACK_S behind the newest entry."""
         if self.entries and time.time() < self.entries[-1].at - CLOCK_SLACK_S:
             newest, now = (
                 f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
                 for at in (self.entries[-1].at, time.time())
             )
             raise ClockWentBack(
-                f"Expected a time after the ledger's newest entry, {newest}, got {now}. Set the clock; "
-                f"if it was the older time that was wrong, `wardround site resolve` accepts the new one."
+                f"Expected a time after the ledger's newest entry, {newest}, got {now}. Set the clock. "
+                f"If the older time was wrong, `wardround site resolve` accepts the new one."
             )
 
 
@@ -134,12 +134,12 @@ def _of(cohorts: frozenset[str], charged: list[tuple[str, PrivacyEvent]]) -> lis
 
 
 def cohort_name(patients: Iterable[str]) -> str:
-    """Return the sha256 of a list of patients, whatever their order."""
+    """Return the sha256 of a list of patients; their order does not matter."""
     return sha256(canonical(sorted(set(patients)))).hexdigest()
 
 
 def hash_of(seq: int, at: float, action: str, charge: str, cohort: str, file: str, previous: str) -> str:
-    """Return the hash of an entry; `charge` is the text that is stored."""
+    """Return the hash of an entry; `charge` is its stored text."""
     return sha256(canonical([seq, at, action, charge, cohort, file, previous])).hexdigest()
 
 
@@ -147,7 +147,7 @@ def charge_from(text: str) -> Charge:
     """Return the charge that is stored as `text`.
 
     Raises:
-        ValueError, TypeError, KeyError: the text is no charge.
+        ValueError, TypeError, KeyError: the text is not a charge.
     """
     fields = json.loads(text)
     event = fields.pop("event")
@@ -155,7 +155,7 @@ def charge_from(text: str) -> Charge:
 
 
 def standing_of(entries: list[Entry]) -> list[Entry]:
-    """Return the reservations that were not given back."""
+    """Return the reservations in force: those that were not given back."""
     standing: list[Entry] = []
     for entry in entries:
         if entry.action == "reserve":

@@ -1,7 +1,7 @@
 """A hospital's ledger as a SQLite file: its tables, its formats, its transactions, and its rows.
 
-Rows can be added and neither changed nor deleted; each is held against the hash of the one before it
-whenever the file is read.
+Rows can be added, but not changed or deleted. Each read checks every row against the hash of the row
+before it.
 """
 
 import sqlite3
@@ -28,7 +28,7 @@ from privacy.signing import canonical
 
 APPLICATION_ID = 0x57415244
 VERSION = 2
-"""The format. A ledger of an earlier one is taken up, after a copy of it was laid beside it."""
+"""The file format. A ledger of an earlier format is upgraded, after a copy of it is stored beside it."""
 
 
 def _append_only(table: str) -> tuple[str, ...]:
@@ -74,15 +74,15 @@ _LATER = {
         *_append_only("writers"),
     )
 }
-"""What makes a format of the one before it."""
+"""The statements that upgrade a ledger to a format from the one before it."""
 
 
 @contextmanager
 def transaction(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open the file in `path` for one transaction, which no other process interrupts.
+    """Open the file in `path` for one transaction; no other process can write during it.
 
     Raises:
-        LedgerError: the file is no database, or is locked or broken.
+        LedgerError: the file is not a database, or is locked or broken.
     """
     db = sqlite3.connect(path, timeout=60, isolation_level=None)
     try:
@@ -97,11 +97,11 @@ def transaction(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def prepare(db: sqlite3.Connection, path: Path, genesis: str) -> None:
-    """Make an empty database a ledger, check one that is not, and bring it to the present format.
+    """Create the tables in an empty database; check any other, and upgrade it to this format.
 
     Raises:
-        LedgerError: the file is no ledger, another hospital's, of a later format, or its chain is
-            broken. It is left as it was.
+        LedgerError: the file is not a ledger, belongs to another hospital, has a later format, or its
+            chain is broken. The file is unchanged.
     """
     if _is_empty(db):
         for statement in _FIRST:
@@ -109,7 +109,7 @@ def prepare(db: sqlite3.Connection, path: Path, genesis: str) -> None:
     found = _format_of(db)
     book = read(db, genesis)
     if found < VERSION:
-        _take_up(db, path, found, has_entries=bool(book.entries))
+        _upgrade(db, path, found, has_entries=bool(book.entries))
 
 
 def read(db: sqlite3.Connection, genesis: str) -> Book:
@@ -129,7 +129,7 @@ def append(
     file: str = "",
     at: float | None = None,
 ) -> None:
-    """Add an entry; its time is never before the one before it, unless `at` says so."""
+    """Add an entry; its time is never before that of the entry before it, unless `at` is given."""
     if at is None:
         at = max([time.time(), *(e.at for e in book.entries[-1:])])
     seq, previous = len(book.entries) + 1, book.head
@@ -146,7 +146,7 @@ def append(
 
 
 def enrol(db: sqlite3.Connection, patients: Patients) -> str:
-    """Record a list of patients, unless it is there already, and return its name."""
+    """Store a list of patients, unless it is stored already, and return its name."""
     cohort = cohort_name(patients)
     rows = [(cohort, patient) for patient in sorted(set(patients))]
     db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", rows)
@@ -154,7 +154,7 @@ def enrol(db: sqlite3.Connection, patients: Patients) -> str:
 
 
 def writers_in(db: sqlite3.Connection) -> list[tuple[int, str]]:
-    """Return which version of Wardround wrote from which entry on."""
+    """Return the versions of Wardround that wrote, each with its first entry's number."""
     return list(db.execute("SELECT seq, version FROM writers ORDER BY seq"))
 
 
@@ -164,8 +164,8 @@ def _is_empty(db: sqlite3.Connection) -> bool:
     return (tables, application) == (0, 0)
 
 
-def _take_up(db: sqlite3.Connection, path: Path, found: int, *, has_entries: bool) -> None:
-    """Make this format of an earlier one; its entries stay as they are."""
+def _upgrade(db: sqlite3.Connection, path: Path, found: int, *, has_entries: bool) -> None:
+    """Upgrade a ledger of an earlier format; its entries stay unchanged."""
     if has_entries:
         _copy(path, path.with_suffix(f".format-{found}.sqlite"))
     for number in range(found + 1, VERSION + 1):
@@ -175,7 +175,7 @@ def _take_up(db: sqlite3.Connection, path: Path, found: int, *, has_entries: boo
 
 
 def _copy(path: Path, into: Path) -> None:
-    """Copy a database through SQLite: whoever opens its file himself loses SQLite's lock on it."""
+    """Copy a database through SQLite: opening the file directly would drop SQLite's lock on it."""
     partial = into.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as copy:
@@ -184,13 +184,13 @@ def _copy(path: Path, into: Path) -> None:
 
 
 def _format_of(db: sqlite3.Connection) -> int:
-    """Return a ledger's format; raise `LedgerError` for a later one, or what is no ledger."""
+    """Return a ledger's format; raise `LedgerError` for a later format or another kind of file."""
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (found,) = db.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID or not 1 <= found <= VERSION:
         raise LedgerError(
             f"Expected a ledger of format {VERSION} or earlier, got a database of another kind, or one "
-            f"that a later Wardround wrote; it was left as it is."
+            f"that a later Wardround wrote. The file is unchanged."
         )
     return int(found)
 

@@ -1,7 +1,7 @@
 """The mechanism of a private training: clip, noise, divisor and the event that it costs, as one.
 
-Every number that must agree stands here once: who clips, who adds noise and who charges the
-ledger all ask the same `Mechanism`.
+Each number that must agree is stored here once: clipping, noise and the charge in the ledger all use
+the same `Mechanism`.
 """
 
 import math
@@ -16,30 +16,34 @@ from privacy.accounting import Accountant, Budget, PrivacyEvent, noise_for
 from privacy.noise import NoiseSource
 
 STABILITY = 0.01
-"""The gamma of normalised clipping: C g / (|g| + gamma) (Bu et al. 2022, AUTO-S)."""
+"""The gamma of normalised clipping: C g / (|g| + gamma).
+
+(Bu et al. 2022, Automatic Clipping, AUTO-S, https://arxiv.org/abs/2206.07136.)
+"""
 SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e6
-"""Clip norms beyond which float32 gradients lose their meaning."""
+"""Bounds of clip norms, beyond which float32 gradients lose their meaning."""
 
 
 class ClipConfig(Config):
-    """How a patient's gradient is bounded: `flat` min(1, C/|g|) g, or `normalised` C g/(|g|+.01)."""
+    """The bound on a patient's gradient: `flat` min(1, C/|g|) g, or `normalised` C g/(|g|+.01)."""
 
     kind: Literal["flat", "normalised"]
     norm: Annotated[float, Field(ge=SMALLEST_NORM, le=LARGEST_NORM)]
 
 
 class AdaptiveClip(Config):
-    """Flat clipping at a norm that follows a quantile of the patients' norms (Andrew et al. 2021).
+    """Flat clipping at a norm that follows a quantile of the patients' norms.
 
-    Each step also releases, with noise, how many patients' gradients were within the norm, and moves
-    the norm for the next step by `exp(-rate (share within - quantile))`. That release is paid for: the
-    gradients get so much more noise that both together cost what the gradients alone would.
+    Each step also releases, with noise, the number of patients whose gradients were within the norm, and
+    multiplies the norm of the next step by `exp(-rate (share within - quantile))`. That release is paid
+    for: the gradients get so much more noise that both together cost as much as the gradients alone.
+    (Andrew et al. 2021, DP Learning with Adaptive Clipping, https://arxiv.org/abs/1905.03871.)
 
     Attributes:
-        norm: where it begins.
+        norm: the norm of the first step.
         quantile: the share of patients who should not be clipped.
-        rate: how fast the norm follows.
-        count_share: the part of a step's cost, in 1/sigma^2, that goes to the count.
+        rate: the speed at which the norm follows.
+        count_share: the part of a step's cost, in 1/sigma^2, that pays for the count.
     """
 
     kind: Literal["adaptive"]
@@ -50,7 +54,7 @@ class AdaptiveClip(Config):
 
 
 class NoPrivacy(Config):
-    """A study without differential privacy; hospitals have to allow it in their policy."""
+    """A study without differential privacy, which hospitals have to allow in their policy."""
 
     mode: Literal["none"]
 
@@ -85,10 +89,10 @@ class Mechanism:
         - `divisor` comes from the declared number of patients, never from the true one.
 
     Attributes:
-        noise_multiplier: of all that a step releases together.
-        sampling_rate: the probability that a patient takes part in a step; 1 for every patient.
-        steps: steps in this round.
-        divisor: what the noisy sum is divided by.
+        noise_multiplier: the noise multiplier of all releases of a step together.
+        sampling_rate: the probability that a patient takes part in a step; 1 for all patients.
+        steps: the number of steps in this round.
+        divisor: the number that divides the noisy sum.
     """
 
     clip: ClipConfig | AdaptiveClip
@@ -99,7 +103,7 @@ class Mechanism:
 
     @property
     def event(self) -> PrivacyEvent:
-        """What one round of this mechanism costs."""
+        """The event that one round of this mechanism costs."""
         return PrivacyEvent(self.noise_multiplier, self.sampling_rate, self.steps)
 
     @property
@@ -109,9 +113,9 @@ class Mechanism:
         return self.noise_multiplier * self.clip.norm / math.sqrt(1 - share)
 
     def clip_factors(self, norms: Tensor) -> Tensor:
-        """Return what to multiply each patient's gradient by, given its norm, `(P,)` -> `(P,)`.
+        """Return the factor of each patient's gradient, given its norm, `(P,)` -> `(P,)`.
 
-        A norm that is not finite gives zero: one NaN would unbound the sum.
+        A norm that is not finite gives zero: with one NaN the sum would have no bound.
         """
         if self.clip.kind != "normalised":
             factors = (self.clip.norm / norms.clamp(min=1e-12)).clamp(max=1.0)
@@ -120,13 +124,14 @@ class Mechanism:
         return factors.where(norms.isfinite(), 0.0)
 
     def count_within(self, norms: Tensor) -> float:
-        """Return the sum over patients of 1/2 if a norm is within the clip norm, and else of -1/2."""
+        """Return the sum over patients of 1/2 if a norm is within the clip norm, else -1/2."""
         return float((norms <= self.clip.norm).double().sum()) - len(norms) / 2
 
     def adapted(self, count: float, noise: NoiseSource) -> "Mechanism":
-        """Return the mechanism of the next step, after this step's `count_within` all its patients.
+        """Return the mechanism of the next step; `count` is `count_within` of all patients of this step.
 
-        Only an adaptive norm moves (Andrew et al. 2021, algorithm 1); the count meets its noise here.
+        Only an adaptive norm changes; this method adds the count's noise. (Andrew et al. 2021, DP
+        Learning with Adaptive Clipping, algorithm 1, https://arxiv.org/abs/1905.03871.)
         """
         if not isinstance(self.clip, AdaptiveClip):
             return self
@@ -138,7 +143,7 @@ class Mechanism:
         return self.starting_at(norm)
 
     def starting_at(self, norm: float) -> "Mechanism":
-        """Return this mechanism with its clip norm at `norm`, as an earlier round left it."""
+        """Return this mechanism with clip norm `norm`, such as that of an earlier round's end."""
         bounded = min(max(norm, SMALLEST_NORM), LARGEST_NORM)
         return replace(self, clip=self.clip.model_copy(update={"norm": bounded}))
 
@@ -146,10 +151,10 @@ class Mechanism:
 def mechanism_for(
     privacy: LocalPrivacy, *, rounds: int, steps: int, lot: int | None, declared: int
 ) -> Mechanism:
-    """Return the mechanism that spends a study's budget over all its rounds and not more.
+    """Return the mechanism with which all rounds of a study spend at most its budget.
 
     Args:
-        lot: expected patients in a step (Poisson sampling); None for every patient in each step.
+        lot: the expected patients in a step (Poisson sampling); None for all patients in each step.
         declared: the hospital's public number of training patients.
 
     Raises:

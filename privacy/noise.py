@@ -1,4 +1,4 @@
-"""Where a hospital's randomness comes from: a stream cipher keyed by the operating system.
+"""The source of a hospital's randomness: a stream cipher with a key from the operating system.
 
 Opacus' `secure_mode` needs a package that is no longer maintained, and torch's own generators are
 predictable from their output; ChaCha20's stream is not.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class NoiseSource:
-    """A stream of random numbers whose key exists only in this object's memory."""
+    """A stream of random numbers whose key exists only in the memory of this object."""
 
     def __init__(self, key: bytes) -> None:
         self._stream = Cipher(ChaCha20(key, nonce=bytes(16)), mode=None).encryptor()
@@ -24,23 +24,23 @@ class NoiseSource:
 
     @classmethod
     def from_system(cls) -> "NoiseSource":
-        """Return a source keyed by the operating system's entropy."""
+        """Return a source whose key comes from the operating system's entropy."""
         return cls(secrets.token_bytes(32))
 
     @classmethod
     def for_test(cls, seed: int, purpose: str) -> "NoiseSource":
-        """Return a repeatable source, for made-up patients only."""
+        """Return a repeatable source, for synthetic patients only."""
         return cls(hashlib.sha256(f"wardround test noise {seed} {purpose}".encode()).digest())
 
     @property
     def drawn(self) -> int:
-        """How many uniform numbers were drawn so far."""
+        """The number of uniform numbers drawn so far."""
         return self._drawn
 
     def skip_to(self, drawn: int) -> None:
-        """Leave out what a killed training had drawn from a repeatable source.
+        """Skip the numbers that a killed training has drawn from a repeatable source.
 
-        One of the system's is new after a restart: whatever it leaves out, no number comes again.
+        A source from the system has a new key after a restart, so no number repeats there in any case.
         """
         while self._drawn < drawn:
             self.uniform(min(drawn - self._drawn, 2**20))
@@ -55,7 +55,9 @@ class NoiseSource:
         """Return N(0, std^2) noise of `shape` in float64.
 
         Each number is the sum of four Box-Muller normals over two, which hides the gaps of
-        floating point numbers (Mironov 2012; Holohan and Braghin 2021, section 5.1).
+        floating point numbers (Mironov 2012, On Significance of the Least Significant Bits for DP,
+        https://doi.org/10.1145/2382196.2382264; Holohan and Braghin 2021, Secure Random Sampling in DP,
+        section 5.1, https://arxiv.org/abs/2107.10138).
         """
         count = int(np.prod(shape))
         radius = np.sqrt(-2 * np.log(self.uniform(2 * count)))

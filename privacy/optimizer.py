@@ -1,4 +1,4 @@
-"""Opacus' DP optimizer over clipped sums of patients, with a `NoiseSource`'s noise."""
+"""Opacus' DP optimizer for clipped sums over patients, with the noise of a `NoiseSource`."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,16 +11,17 @@ from privacy.noise import NoiseSource
 
 
 class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not typed
-    """A `DPOptimizer` that is handed clipped sums over patients, microbatch by microbatch.
+    """A `DPOptimizer` that receives clipped sums over patients, microbatch by microbatch.
 
-    `accumulate` takes the sums, `step` adds the noise and moves the parameters. Clipping happens
-    where the gradients are (`privacy.per_patient.clipped_sums`), with the mechanism's own factors.
-    `mechanism` may be replaced between steps by its `adapted` one.
+    `accumulate` adds up the sums, `step` adds the noise and changes the parameters. Clipping happens
+    with the gradients (`privacy.per_patient.clipped_sums`), by the mechanism's own factors. `mechanism`
+    may be replaced between steps by its `adapted` one.
 
     Guarantees:
-        - each step adds the mechanism's noise once, however many microbatches it had, none included;
-        - sum and noise meet in float64 and are rounded to the parameters' type together, so the
-          gaps of float32 say nothing of the sum alone (Mironov 2012).
+        - each step adds the mechanism's noise once, for any number of microbatches, zero included;
+        - sum and noise are added in float64 and rounded to the parameters' type together, so the gaps
+          of float32 reveal nothing about the sum alone (Mironov 2012, On Significance of the Least
+          Significant Bits for DP, https://doi.org/10.1145/2382196.2382264).
     """
 
     def __init__(self, optimizer: Optimizer, mechanism: Mechanism, noise: NoiseSource) -> None:
@@ -36,7 +37,7 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not type
 
     @property
     def accumulated_iterations(self) -> int:
-        """How many lots a step has had: always one, whatever its microbatches (for accountants)."""
+        """The number of lots in a step, for accountants: always one, for any number of microbatches."""
         return 1
 
     def accumulate(self, sums: Sequence[Tensor]) -> None:
@@ -52,7 +53,7 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not type
             p.grad = (noisy / self.mechanism.divisor).to(p)
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # noqa: ARG002  # Opacus'
-        """Add the noise and let the accountant count; Opacus calls this before each step."""
+        """Add the noise and run the accountant's hook; Opacus calls this before each step."""
         self.add_noise()
         if self.step_hook:
             self.step_hook(self)

@@ -1,15 +1,16 @@
 """Exact gradients of each patient's loss, clipped and summed at about the speed of plain training.
 
-Each layer that has parameters runs as an autograd function which, on the way back, takes the
-gradient of every scan by itself from the layer's input and cotangent. For a convolution that is one
-call of the ordinary backward kernel in which the batch is folded into the channels and each scan is
-a group of its own (Rochette et al. 2019, section 3.1), so nothing is unfolded and no second backward
-pass runs. Where a layer's gradients of all patients would take more room than its input and cotangent,
-only their norms are kept, and the clipped sum is one more ordinary call once every norm is known
-(the book-keeping of Bu et al. 2023); where an output has few positions, those norms come from inner
-products of positions, without the gradients themselves (the ghost norm of Li et al. 2022). Networks
-stay as they are; in-place activations and additions work, because whatever autograd would refuse is
-refused here too.
+Each layer that has parameters runs as an autograd function. In the backward pass it computes the
+gradient of every scan separately, from the layer's input and cotangent (`privacy.layer_rules`). No
+second backward pass runs, and networks stay unchanged. In-place activations and additions work; what
+autograd refuses, an error refuses here too.
+
+If a layer's gradients of all patients need more memory than its input and cotangent, only their norms
+are kept. The clipped sum is then one more ordinary call, when every norm is known (the book-keeping of
+Bu et al. 2023, DP Optimization on Large Model at Small Cost, https://arxiv.org/abs/2210.00038). If an
+output has few positions, those norms come from inner products of positions, without the gradients (the
+ghost norm of Li et al. 2022, Large Language Models Can Be Strong DP Learners,
+https://arxiv.org/abs/2110.05679).
 """
 
 from collections.abc import Callable, Iterator
@@ -25,15 +26,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from privacy.layer_rules import Convolution, Later, Linear, Rule, rule_of
 
 BLOCK = 4096
-"""Numbers whose squares are added in their own type; sums of more lose too many digits in float32."""
+"""Size of blocks whose squares are summed in their own type; larger float32 sums lose digits."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Gradients = dict[str, Tensor]
-"""Gradients by the parameter's name, of each patient along the first axis."""
+"""Gradients by the parameter's name; the first axis is the patients."""
 
 
 class UnsupportedLayer(ValueError):
-    """A layer whose per-patient gradient can't be taken exactly; the message names it."""
+    """A layer whose per-patient gradient can't be computed exactly; the message names it."""
 
 
 def per_patient_gradients(
@@ -45,17 +46,17 @@ def per_patient_gradients(
 ) -> Gradients:
     """Return for each parameter the gradients `(P, *shape)` of P patients' losses.
 
-    A patient's loss is the mean over his scans, so his scans' gradients are summed *before*
-    anybody clips: several scans make one unit of privacy.
+    A patient's loss is the mean over the patient's scans. Their gradients are summed *before* clipping:
+    several scans make one unit of privacy.
 
     Args:
         loss: `(logits (N, ...), targets (N, ...)) -> (N,)`.
-        images: `(N, 1, *spatial)`, the scans of whole patients.
+        images: `(N, 1, *spatial)`, all scans of each patient.
         patient_of: `(N,)`, each scan's patient as 0 ... P-1, each with at least one scan.
 
     Raises:
-        UnsupportedLayer: a layer is of no known kind, mixes scans, or received no gradient.
-        ValueError: the loss is not one number a scan.
+        UnsupportedLayer: a layer is of an unknown kind, mixes scans, or received no gradient.
+        ValueError: the loss is not one number per scan.
     """
     book = _Book(patient_of, may_defer=False)
     _go_back(network, loss, images, targets, book)
@@ -72,8 +73,8 @@ def clipped_sums(
 ) -> Gradients:
     """Return for each parameter the sum over patients of their gradients times their clip factors.
 
-    The same as clipping and summing `per_patient_gradients`, in less room. A patient whose factor
-    is zero adds nothing, even where his gradient is not finite.
+    The same as clipping and summing `per_patient_gradients`, with less memory. A patient whose factor
+    is zero adds nothing, even if the patient's gradient is not finite.
 
     Args:
         clip_factors: the norms `(P,)` over all parameters -> the factors `(P,)`.
@@ -89,7 +90,7 @@ def _go_back(network: nn.Module, loss: Loss, images: Tensor, targets: Tensor, bo
         losses = loss(network(images), targets)
         if losses.shape != (len(images),):
             raise ValueError(
-                f"Expected a loss of shape ({len(images)},), one number a scan, "
+                f"Expected a loss of shape ({len(images)},), one number per scan, "
                 f"got {tuple(losses.shape)}."
             )
         parameters = dict(network.named_parameters())
@@ -100,12 +101,14 @@ def _go_back(network: nn.Module, loss: Loss, images: Tensor, targets: Tensor, bo
         if gradient is not None:
             raise UnsupportedLayer(f"{name} is used outside its own layer.")
         if name not in book.whole and name not in book.deferred:
-            raise UnsupportedLayer(f"{name} received no gradient; per-patient clipping needs each.")
+            raise UnsupportedLayer(
+                f"{name} received no gradient; per-patient clipping needs one for each parameter."
+            )
 
 
 @dataclass(frozen=True)
 class _Deferred:
-    """A parameter's gradients that are not kept: their squared norms, and how to have them again."""
+    """A parameter's gradients that are not kept: squared norms, and functions that recompute them."""
 
     squared_norms: Tensor
     of_each_scan: Callable[[], Tensor]
@@ -113,9 +116,9 @@ class _Deferred:
 
 
 class _Book:
-    """The gradients of one batch, parameter by parameter, as the layers come back.
+    """The gradients of one batch, parameter by parameter, filled in during the backward pass.
 
-    `whole` holds gradients of patients `(P, *shape)`, `deferred` what is too large for that.
+    `whole` holds gradients of patients `(P, *shape)`, `deferred` those that are too large to keep.
     """
 
     def __init__(self, patient_of: Tensor, *, may_defer: bool) -> None:
@@ -130,7 +133,7 @@ class _Book:
         self._may_defer = may_defer
 
     def enter(self, name: str, per_scan: Callable[[], Tensor], back: "_Back") -> None:
-        """Enter a parameter's gradients of each scan; a layer may come back twice."""
+        """Enter a parameter's gradients of each scan; a layer that is used twice enters twice."""
         if name in self.deferred:
             self.whole[name] = self._by_patient(self.deferred.pop(name).of_each_scan())
         if name in self.whole:
@@ -170,7 +173,7 @@ class _Book:
 
 @dataclass(frozen=True)
 class _Back:
-    """A layer on its way back: its input and cotangent."""
+    """A layer in the backward pass: its input and cotangent."""
 
     layer: Any
     rule: Rule
@@ -179,7 +182,7 @@ class _Back:
     g: Tensor
 
     def is_smaller_than_gradients(self, name: str) -> bool:
-        """Return whether keeping this takes less room than a weight's gradients, and will do."""
+        """Return whether this is smaller than the gradients of a weight, and can replace them."""
         is_weight = name.rpartition(".")[2] == "weight"
         if not is_weight or not isinstance(self.rule, Convolution | Linear):
             return False
@@ -187,10 +190,10 @@ class _Back:
         return self.x.numel() + self.g.numel() < len(self.x) * numel
 
     def rounding(self) -> Tensor:
-        """Return how far rounding can move each scan's part of the summed weight gradient, `(N,)`.
+        """Return a bound on rounding errors in each scan's part of the summed weight gradient, `(N,)`.
 
-        The norm is of exact gradients, the sum is taken in the layer's own type: where a scan's terms
-        cancel, their rounding remains. |x| |g| bounds the sum of their sizes (Cauchy-Schwarz).
+        The norm is of exact gradients, the sum is computed in the layer's own type: if a scan's terms
+        cancel, their rounding errors remain. |x| |g| bounds the sum of their sizes (Cauchy-Schwarz).
         """
         taps = prod(getattr(self.layer, "kernel_size", (1,)))
         x, g = (t.flatten(1).norm(dim=1) for t in (self.x, self.g))
@@ -198,11 +201,12 @@ class _Back:
         return allowance
 
     def ghost_norms(self) -> Tensor | None:
-        """Return the squared norms `(N,)` of the weight's gradients by way of inner products.
+        """Return the squared norms `(N,)` of the weight's gradients from inner products.
 
         The gradient is a sum over positions of outer products g_l u_l, so its squared norm is the sum
-        of (g_l . g_m)(u_l . u_m) over pairs of positions (Goodfellow 2015; Li et al. 2022). In float64,
-        since large terms may cancel. None where the gradients themselves are quicker.
+        of (g_l . g_m)(u_l . u_m) over pairs of positions (Goodfellow 2015, Efficient Per-Example
+        Gradient Computations, https://arxiv.org/abs/1510.01799; Li et al. 2022, cited at the top).
+        It is in float64, since large terms may cancel. None if the gradients themselves are faster.
         """
         assert isinstance(self.rule, Convolution | Linear)
         if not self.rule.has_few_positions(self.layer, self.g):
@@ -220,7 +224,7 @@ class _Back:
 
 
 def _squared_norms(gradients: Tensor) -> Tensor:
-    """Return `(P, *shape)` -> `(P,)`: the norms of blocks, and the sum of their squares in float64."""
+    """Return squared norms, `(P, *shape)` -> `(P,)`: norms of blocks, squares summed in float64."""
     flat = gradients.flatten(1)
     if flat.shape[1] <= BLOCK:
         norms: Tensor = flat.norm(dim=1)
@@ -237,7 +241,7 @@ def _as_scans(values: Tensor, like: Tensor) -> Tensor:
 
 
 def check_layers(network: nn.Module) -> None:
-    """Raise UnsupportedLayer, naming it, if a layer of `network` can't be done exactly."""
+    """Raise UnsupportedLayer, with its name, if a layer of `network` has no exact rule."""
     owners: dict[nn.Parameter, str] = {}
     for name, layer in network.named_modules():
         if isinstance(layer, _BatchNorm) or getattr(layer, "track_running_stats", False):
@@ -247,7 +251,7 @@ def check_layers(network: nn.Module) -> None:
             )
         own = dict(layer.named_parameters(recurse=False))
         if own and rule_of(layer) is None:
-            raise UnsupportedLayer(f"{name} ({type(layer).__name__}) is of no supported kind.")
+            raise UnsupportedLayer(f"{name} ({type(layer).__name__}) is of an unsupported kind.")
         for parameter in own.values():
             if owners.setdefault(parameter, name) != name:
                 raise UnsupportedLayer(f"{name} shares a parameter with {owners[parameter]}.")
@@ -257,7 +261,7 @@ def check_layers(network: nn.Module) -> None:
 
 @contextmanager
 def _recording(network: nn.Module, book: _Book) -> Iterator[Tensor]:
-    """Run the network's layers through their rules; yield what all their outputs depend on."""
+    """Run the network's layers by their rules; yield the tensor that all their outputs depend on."""
     check_layers(network)
     anchor = torch.zeros((), requires_grad=True)
     diverted = []
@@ -288,7 +292,7 @@ def _diverted(
         if len(x) != len(book.share):
             raise UnsupportedLayer(
                 f"{name} ({type(layer).__name__}) sees {len(x)} rows of {len(book.share)} scans, so a "
-                f"row is no scan."
+                f"row is not a scan."
             )
         y: Tensor = _Recorded.apply(x, anchor, layer, rule, keep)  # type: ignore[no-untyped-call]
         return y
@@ -315,7 +319,7 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        x, *kept = (t.detach() for t in ctx.saved_tensors)  # a way back to ctx would keep all alive
+        x, *kept = (t.detach() for t in ctx.saved_tensors)  # a reference to ctx would keep all alive
         back = _Back(ctx.layer, ctx.rule, x, tuple(kept), g)
         gx, gradients = back.rule.backward(back.layer, x, back.kept, g, ctx.needs_input_grad[0])
         ctx.keep(gradients, back)

@@ -1,7 +1,8 @@
-"""What leaves where a study exports predictions: a teacher's soft answers on the transfer images.
+"""Releases of predictions: a teacher's soft answers on the transfer images.
 
-(FedMD, Li and Wang 2019.) The coordinator makes one ensemble of them, from which the global student
-learns (FedDF, Lin et al. 2020, equation 1); so each hospital may have a network of its own.
+(Li and Wang 2019, FedMD, https://arxiv.org/abs/1910.03581.) The coordinator makes one ensemble of them,
+from which the global student learns (Lin et al. 2020, FedDF, equation 1,
+https://arxiv.org/abs/2006.07242); so each hospital may have its own network.
 """
 
 import zlib
@@ -14,20 +15,20 @@ import torch
 from torch import Tensor
 
 LEVELS = 255
-"""Steps from 0 to 1 in which a probability leaves."""
+"""The number of steps between 0 and 1 to which a probability is rounded."""
 NAME = "deflated"
-"""The one tensor of such a release."""
+"""The name of the only tensor of such a release."""
 LEAST = 1 / (4 * LEVELS)
-"""What a probability that left as 0 is taken for."""
+"""The value that replaces a probability rounded to 0."""
 
 
 def to_tensors(logits: Tensor, temperature: float) -> dict[str, Tensor]:
     """Return softened answers in eight bits, deflated: one tensor of bytes.
 
-    The first class's probability is what the others leave over, and does not leave itself.
+    The first class's probability is 1 minus the sum of the others, and is not sent.
 
     Args:
-        logits: `(N, C, ...)` of classes of which one holds.
+        logits: `(N, C, ...)` of classes of which exactly one is true.
     """
     soft = (logits / temperature).softmax(1)[:, 1:]
     steps = (soft * LEVELS).round().to(torch.uint8).cpu().numpy()
@@ -36,10 +37,10 @@ def to_tensors(logits: Tensor, temperature: float) -> dict[str, Tensor]:
 
 
 def from_tensors(packed: Tensor, shape: tuple[int, ...], temperature: float) -> Tensor:
-    """Return the logits `(N, C, ...)` of `shape` that `to_tensors` packed, exact to its eight bits.
+    """Return the logits `(N, C, ...)` of `shape` that `to_tensors` packed, exact to eight bits.
 
     Raises:
-        ValueError: it holds anything but that many probabilities; no more than them is unpacked.
+        ValueError: it does not hold exactly that many probabilities; at most one byte more is unpacked.
     """
     expected = prod(shape) // shape[1] * (shape[1] - 1)
     unpacker = zlib.decompressobj()
@@ -58,13 +59,12 @@ def from_tensors(packed: Tensor, shape: tuple[int, ...], temperature: float) -> 
 def ensemble(
     answers: Iterable[tuple[float, Tensor]], weighing: Literal["declared", "confidence"]
 ) -> Tensor:
-    """Return the weighted mean of hospitals' logits `(N, C, ...)`, holding one sum and one hospital's.
+    """Return the weighted mean of hospitals' logits `(N, C, ...)`; memory holds one sum and one item.
 
-    With `confidence` a hospital counts on each image by how far its mean entropy is from ignorance,
-    beside its weight.
+    With `confidence` a hospital's weight on each image is multiplied by its certainty: 1 - H / log C.
 
     Raises:
-        ValueError: nobody answered.
+        ValueError: there are no answers.
     """
     total: Tensor | None = None
     weights: Tensor | None = None
@@ -79,7 +79,7 @@ def ensemble(
 
 
 def _confidence(logits: Tensor) -> Tensor:
-    """Return 1 - H / log C for each image, above 0, `(N,)`: the mean over voxels of its entropy H."""
-    said = logits.log_softmax(1)
-    entropy = -(said.exp() * said).sum(1).reshape(len(logits), -1).mean(1)
+    """Return 1 - H / log C for each image, `(N,)`, at least 1e-3; H: mean entropy over voxels."""
+    log_probs = logits.log_softmax(1)
+    entropy = -(log_probs.exp() * log_probs).sum(1).reshape(len(logits), -1).mean(1)
     return (1 - entropy / torch.tensor(float(logits.shape[1])).log()).clamp(min=1e-3)

@@ -1,7 +1,7 @@
-"""What may cross the line between a hospital and the coordinator: signed statements and tensors.
+"""Data that hospital and coordinator may exchange: signed statements and tensors.
 
-A statement is a small JSON document of one of the kinds below. A `Release` is a statement about
-tensors that lie beside it, content-addressed; a raw update has no type here and never leaves.
+A statement is a small JSON document of one of the kinds below. A `Release` is a statement about tensors,
+which are stored beside it under their sha256. A raw update has no type here and never leaves.
 """
 
 from collections.abc import Mapping
@@ -39,12 +39,12 @@ class EventRecord(Config):
 
 
 class _Statement(Config):
-    """What every statement of a hospital says.
+    """The fields of every statement of a hospital.
 
     Attributes:
-        purpose: the act in which it ended, as the ledger names it.
-        event: what that cost, None where nothing.
-        charges: how many charges stand for acts of this kind in this run, this one included.
+        purpose: the act that ended in this statement, as the ledger names it.
+        event: the cost of that act, None if it cost nothing.
+        charges: the number of charges in force for acts of this kind in this run, this one included.
     """
 
     study: str
@@ -61,8 +61,8 @@ class _Statement(Config):
 class Acceptance(_Statement):
     """A hospital takes part, with these public numbers of patients and steps, this budget, this code.
 
-    `cross_site` tells whether its released model may be scored at others, `group` what its scans are
-    like.
+    `cross_site` states whether its released model may be scored at other hospitals, `group` the kind of
+    its scans.
     """
 
     kind: Literal["acceptance"]
@@ -90,19 +90,19 @@ class Readiness(_Statement):
 
 
 class Departure(_Statement):
-    """A hospital leaves the study: from here on nothing that it has signed for this run counts."""
+    """A hospital leaves the study: from now on nothing that it has signed for this run counts."""
 
     kind: Literal["departure"]
 
 
 class ReleaseManifest(_Statement):
-    """What a release is, for a person to read and the coordinator to check.
+    """The description of a release, for a person to read and the coordinator to check.
 
-    `epsilon` is what this run has spent at this hospital so far, at the study's `delta`, None without
-    privacy; `epsilon_reported` is the same by each of the study's accountants.
-    `plain_releases` were made of the same patients without privacy; no epsilon covers them.
-    `chain_head` is that of the round records as the base model's statement named it: so hospitals sign
-    what went before, and nobody can write it anew.
+    `epsilon` is the amount that this run has spent at this hospital so far, at the study's `delta`, None
+    without privacy; `epsilon_reported` is the same by each of the study's accountants.
+    `plain_releases` counts releases from the same patients without privacy; no epsilon covers them.
+    `chain_head` is the head of the round records that the base model's statement named. Hospitals thus
+    sign the earlier rounds, and nobody can rewrite them.
     """
 
     kind: Literal["release"]
@@ -129,9 +129,9 @@ class ReleaseManifest(_Statement):
 
 
 class Scores(_Statement):
-    """How a global model does on a hospital's evaluation patients, who never train.
+    """The metrics of a global model on a hospital's evaluation patients, who never train.
 
-    `chain_head` as in a release's manifest.
+    `chain_head` is the same as in a release's manifest.
     """
 
     kind: Literal["scores"]
@@ -143,14 +143,14 @@ class Scores(_Statement):
     @model_validator(mode="after")
     def _charged_if_and_only_if_noised(self) -> "Scores":
         if (self.metrics_policy == "noised") != (self.event is not None):
-            raise ValueError("expected an event exactly where metrics are noised")
+            raise ValueError("expected an event if and only if metrics are noised")
         return self
 
 
 class Comparison(_Statement):
-    """How hospitals' released models do on this hospital's evaluation patients; nothing if withheld.
+    """The metrics of hospitals' released models on this hospital's evaluation patients.
 
-    By hospital: the sha256 of its model, and the model's metrics here.
+    By hospital: the sha256 of its model, and the model's metrics here; no metrics if they are withheld.
     """
 
     kind: Literal["comparison"]
@@ -159,9 +159,9 @@ class Comparison(_Statement):
 
 
 class Survey(_Statement):
-    """What a hospital's scans are like: by histogram, the shares of the patients in its bins.
+    """Statistics of a hospital's scans: by histogram, the share of the patients in each bin.
 
-    A bin is None where it is not told; a hospital that withholds them tells no histogram.
+    A bin is None if it is suppressed. A hospital that withholds its statistics states no histogram.
     """
 
     kind: Literal["survey"]
@@ -172,12 +172,12 @@ class Survey(_Statement):
     @model_validator(mode="after")
     def _charged_if_and_only_if_noised(self) -> "Survey":
         if (self.statistics_policy == "noised") != (self.event is not None):
-            raise ValueError("expected an event exactly where statistics are noised")
+            raise ValueError("expected an event if and only if statistics are noised")
         return self
 
 
 class Revocation(Config):
-    """A hospital's statement, signed by a key of its own, that this key is no longer good."""
+    """A hospital's statement, signed with its own key, that this key is no longer valid."""
 
     kind: Literal["revocation"]
     site: str
@@ -188,8 +188,8 @@ class Revocation(Config):
 class ModelManifest(Config):
     """The coordinator's statement about a global model; round 0 is the one before training.
 
-    `chain_head` is that of the round records when the model was made, the newest of which is the round's
-    before. `of` is the hospital whose released model it is, empty for the global one.
+    `chain_head` is the head of the round records at the time of the model; the newest record is that of
+    the round before. `of` is the hospital that released the model, empty for the global model.
     """
 
     kind: Literal["model"]
@@ -216,12 +216,12 @@ _STATEMENT: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(disc
 
 
 class RejectedRelease(ValueError):
-    """The coordinator takes no account of a statement; the message says what does not fit."""
+    """A statement that the coordinator rejects; the message names the reason."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A hospital's release as the coordinator uses it: its manifest and its tensors, read lazily."""
+    """A hospital's release for the coordinator: its manifest and its tensors, read lazily."""
 
     manifest: ReleaseManifest
     tensors: StoredParams
@@ -231,7 +231,7 @@ def parse_statement(fields: Mapping[str, Any]) -> Statement:
     """Return the statement in `fields`.
 
     Raises:
-        RejectedRelease: it is none of the known kinds, or a field is missing, wrong or unknown.
+        RejectedRelease: its kind is unknown, or a field is missing, wrong or unknown.
     """
     try:
         return _STATEMENT.validate_python(fields)

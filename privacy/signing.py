@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 Roster = Mapping[str, str]
-"""Public keys by the name of the signer, as hexadecimal."""
+"""Public keys by the name of the signer, in hexadecimal."""
 
 
 class BadSignature(ValueError):
@@ -20,7 +20,7 @@ class BadSignature(ValueError):
 
 
 def canonical(statement: Mapping[str, Any] | Sequence[Any]) -> bytes:
-    """Return the one JSON text of plain values: sorted keys, no spaces, no NaN.
+    """Return the canonical JSON text of plain values: sorted keys, no spaces, no NaN.
 
     >>> canonical({"b": 1, "a": [2.5, None]})
     b'{"a":[2.5,null],"b":1}'
@@ -32,9 +32,9 @@ def canonical(statement: Mapping[str, Any] | Sequence[Any]) -> bytes:
 
 
 def secret_file(path: Path, make: Callable[[], bytes]) -> bytes:
-    """Return the secret in `path`, made by `make` on first use and readable by its owner alone.
+    """Return the secret in `path`, made by `make` on first use and readable only by its owner.
 
-    Two processes that make it at once agree on one; a crash leaves none or a whole one.
+    Two processes that make it at the same time use the same one. A crash leaves none or a whole one.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -57,7 +57,7 @@ def private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def public_hex(key: Ed25519PrivateKey) -> str:
-    """Return the public half of `key`, as the roster holds it."""
+    """Return the public half of `key`, in the form of the roster."""
     return key.public_key().public_bytes_raw().hex()
 
 
@@ -68,10 +68,10 @@ def sign(statement: Mapping[str, Any], signer: str, key: Ed25519PrivateKey) -> b
 
 
 def verified(data: bytes, signer: str, roster: Roster) -> dict[str, Any]:
-    """Return the statement in `data` if `signer` signed it with his key of the roster.
+    """Return the statement in `data` if `signer` signed it with the signer's key on the roster.
 
     Raises:
-        BadSignature: anything else; the message says what.
+        BadSignature: it is anything else; the message names the reason.
     """
     if signer not in roster:
         raise BadSignature(f"{signer!r} is not on the roster.")

@@ -1,8 +1,8 @@
-"""The gate before the first private step: what the guarantee rests on, tried on synthetic images.
+"""The check before the first private step: the conditions of the guarantee, tested on synthetic images.
 
-Whether a network and a loss keep patients apart cannot be read off their names. So before a hospital
-spends anything, the very functions that would train are tried on images that show nobody: on real
-patients a refusal would itself tell something.
+The names of a network and a loss do not show that they keep patients apart. So before a hospital spends
+anything, the same functions that would train are tested on images that show no patient. On real patients
+a refusal would itself reveal something.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from privacy.mechanisms import Mechanism
 from privacy.per_patient import UnsupportedLayer, clipped_sums, per_patient_gradients
 
 TOLERANCE = 1e-4
-"""Relative; rounding moves a gradient by less, another patient's image by far more."""
+"""Relative tolerance: rounding changes a gradient by less, another patient's image by far more."""
 
 
 class Unsound(ValueError):
@@ -30,14 +30,14 @@ def check_soundness(
 ) -> None:
     """Raise `Unsound` unless patients are kept apart and bounded.
 
-    Guarantees, once it returns: the loss is one number a scan; no layer has statistics of the batch;
-    every parameter receives a gradient; the first and the last patient's gradients are the same
-    whoever else is in the batch; leaving either out moves the clipped sum by the clip norm at most,
-    with one scan a patient and with two, at a norm that surely clips.
+    Guarantees, once it returns: the loss is one number per scan; no layer has statistics of the batch;
+    every parameter receives a gradient; the gradients of the first and of the last patient do not depend
+    on the other patients in the batch; without either patient the clipped sum changes by at most the
+    clip norm, with one scan per patient and with two, at a norm that is small enough to clip.
 
     Args:
         images: `(N, 1, *spatial)` with N >= 3, synthetic.
-        targets: `(N, ...)`, what the loss takes.
+        targets: `(N, ...)`, the targets of the loss.
     """
     if images.is_cuda and torch.backends.cudnn.allow_tf32:
         raise Unsound("precision: convolutions may run in TF32, too coarse for the clip's bound")

@@ -42,7 +42,7 @@ def test_a_changed_byte_is_found(tmp_path: Path) -> None:
 def test_a_pickle_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     torch.save({"a": torch.ones(4)}, path)
-    with pytest.raises(CorruptCheckpoint, match="no safetensors file"):
+    with pytest.raises(CorruptCheckpoint, match="not a safetensors file"):
         checkpoints.read(path, sha256_of(path.read_bytes()))
 
 

@@ -53,7 +53,7 @@ def test_with_the_contrast_of_t1_the_structure_is_between_fluid_and_white_matter
 
 
 def test_a_range_the_wrong_way_round_is_an_error() -> None:
-    with pytest.raises(ValueError, match="radius: expected the least first"):
+    with pytest.raises(ValueError, match="radius: expected the smaller number first"):
         synthesis.SynthesisConfig(radius=(0.4, 0.2))
 
 

@@ -132,7 +132,7 @@ def test_pld_and_prv_agree_on_any_usual_schedule(
 
 
 def test_sampling_in_the_ledgers_figure_never_costs_less_than_the_exact_one() -> None:
-    """What is enforced for a mixed history is an upper bound of the tight figures."""
+    """The enforced epsilon of a mixed history is an upper bound of the tight figures."""
     history = [PrivacyEvent(2.0, 1.0, 3), PrivacyEvent(1.5, 0.1, 30)]
     assert epsilon(history, 1e-5) > reported_epsilon(history, 1e-5, "pld")
 

@@ -149,7 +149,7 @@ def dump(path: Path) -> list[str]:
 def test_nobody_writes_into_a_ledger_while_it_is_taken_up(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever opens the file in this process drops SQLite's lock with it, as POSIX says."""
+    """Opening and closing the file in this process drops SQLite's lock on it, a rule of POSIX."""
     path, seen = tmp_path / "state" / "ledger.sqlite", []
     ledger.reserve(CHARGE, ALL)
     as_in_format_1(path)
@@ -163,8 +163,8 @@ def test_nobody_writes_into_a_ledger_while_it_is_taken_up(
 
     monkeypatch.setattr(ledger_file, "_copy", copy_and_look)
     Ledger(path, BUDGET, OWNER)
-    (said,) = seen
-    assert "database is locked" in said
+    (error,) = seen
+    assert "database is locked" in error
 
 
 def test_a_ledger_of_the_first_format_is_taken_up_with_all_it_knows_and_a_copy_stays(

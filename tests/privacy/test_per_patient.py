@@ -118,7 +118,7 @@ def test_the_network_is_as_it_was_afterwards_and_after_an_error() -> None:
     images = torch.randn(4, 1, 4, 4).double()
     before = network(images)
     per_patient_gradients(network, squares, images, torch.zeros(4), PATIENT_OF)
-    with pytest.raises(ValueError, match="one number a scan"):
+    with pytest.raises(ValueError, match="one number per scan"):
         per_patient_gradients(network, lambda y, t: y.mean(), images, torch.zeros(4), PATIENT_OF)
     assert torch.equal(network(images), before)
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
@@ -130,10 +130,10 @@ def test_the_network_is_as_it_was_afterwards_and_after_an_error() -> None:
     [
         (nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)), r"1 \(BatchNorm2d\) has statistics"),
         (nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True)), "0 .InstanceNorm2d. has stat"),
-        (nn.Sequential(nn.Bilinear(2, 2, 2)), r"0 \(Bilinear\) is of no supported kind"),
-        (nn.Sequential(nn.Conv2d(1, 2, 3, padding_mode="reflect")), "no supported kind"),
-        (nn.Sequential(nn.Conv2d(1, 2, 2, padding="same")), "no supported kind"),
-        (nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)), "no supported kind"),
+        (nn.Sequential(nn.Bilinear(2, 2, 2)), r"0 \(Bilinear\) is of an unsupported kind"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3, padding_mode="reflect")), "unsupported kind"),
+        (nn.Sequential(nn.Conv2d(1, 2, 2, padding="same")), "unsupported kind"),
+        (nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)), "unsupported kind"),
     ],
 )
 def test_a_layer_that_cannot_be_done_exactly_is_refused_by_name(
@@ -180,7 +180,7 @@ class UsedBeside(nn.Module):
 
 
 class Folded(nn.Module):
-    """Patches as rows: a row is no scan, and no patient either."""
+    """Patches as rows: a row is not a scan, and no patient either."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,9 +202,9 @@ class Named(nn.Module):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: nn.Sequential(Standardised(1, 1, 1)), r"0 \(Standardised\) is of no supported kind"),
-        (lambda: nn.Sequential(Doubled(1, 1, 1)), r"0 \(Doubled\) is of no supported kind"),
-        (replaced, r"0 \(Conv2d\) is of no supported kind"),
+        (lambda: nn.Sequential(Standardised(1, 1, 1)), r"0 \(Standardised\) is of an unsupported kind"),
+        (lambda: nn.Sequential(Doubled(1, 1, 1)), r"0 \(Doubled\) is of an unsupported kind"),
+        (replaced, r"0 \(Conv2d\) is of an unsupported kind"),
         (tied, "1 shares a parameter with 0"),
         (frozen, r"0 \(Conv2d\) is frozen"),
         (UsedBeside, "layer.weight is used outside its own layer"),
@@ -212,7 +212,7 @@ class Named(nn.Module):
         (Named, r"layer \(Conv2d\) takes more than one input"),
         (
             lambda: nn.ConvTranspose2d(1, 1, 2, stride=1, output_padding=1, dilation=2),
-            "is of no supported kind",
+            "is of an unsupported kind",
         ),
     ],
 )

@@ -23,10 +23,10 @@ def logits(*shape: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
     temperature=st.floats(0.5, 5),
 )
 def test_probabilities_come_back_to_within_their_eight_bits(shape, seed, scale, temperature) -> None:
-    said = logits(*shape, seed=seed, scale=scale)
-    packed = predictions.to_tensors(said, temperature)[predictions.NAME]
+    answer = logits(*shape, seed=seed, scale=scale)
+    packed = predictions.to_tensors(answer, temperature)[predictions.NAME]
     back = predictions.from_tensors(packed, shape, temperature)
-    soft, again = ((x / temperature).softmax(1) for x in (said, back))
+    soft, again = ((x / temperature).softmax(1) for x in (answer, back))
     assert again.shape == soft.shape
     assert (again - soft).abs().max() < shape[1] / predictions.LEVELS
 

@@ -36,7 +36,7 @@ class SeesThoseBefore(nn.Module):
 
 
 class LessTheMean(nn.Module):
-    """Mixes patients without any statistics that a type could tell."""
+    """Mixes patients without any statistics that its type would show."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What was seen to break patient-level privacy on MONAI networks, or to stop them: one test for each.
+"""Traps that break patient-level privacy on MONAI networks, or stop them: one test for each.
 
 Each shows the trap where it still exists in the libraries, and that nothing here falls into it.
 """
@@ -66,7 +66,7 @@ def batch(count: int = 2) -> tuple[Tensor, Tensor]:
 )
 def test_a_loss_of_monai_that_is_no_number_a_patient_is_refused(loss: nn.Module) -> None:
     images, targets = batch()
-    with pytest.raises((Unsound, RuntimeError), match="one number a scan|shape"):
+    with pytest.raises((Unsound, RuntimeError), match="one number per scan|shape"):
         check_soundness(unet(), loss, flat(0.1), images, targets[:, None])
 
 
