@@ -1,7 +1,7 @@
-"""Whether an image may show text: a name burned into the pixels outlives every header's cleaning.
+"""Search for text in an image's pixels: cleaning the header does not remove a name burned into them.
 
-A suspicion, not a reading: letters are drawn at one extreme of the intensities, are small, have
-much the same height, and stand in a row. Anatomy rarely does all four.
+The result is a suspicion; no text is read. Letters are at one extreme of the intensities, are small,
+have about the same height, and form a row. Anatomy rarely has all four properties.
 """
 
 from collections.abc import Iterator
@@ -12,13 +12,16 @@ from scipy import ndimage
 
 FEWEST_LETTERS = 5
 SMALLEST_SIDE = 48
-"""Images with a smaller side have no room for a name."""
+"""Images with a shorter side, in pixels, have no room for a name."""
 LETTER = (5, 64)
-"""The height of letters, in pixels."""
+"""The smallest and the largest height of a letter, in pixels."""
 NEAR = (0.03, 0.15, 0.35)
-"""Pixels within one of these shares of the range of an extreme may be drawn; soft edges widen it."""
+"""Distances from an extreme, as shares of the range, within which a pixel may belong to a letter.
+
+The larger shares are for letters with soft edges.
+"""
 MOST_DRAWN = 0.2
-"""Text covers less of an image than this share."""
+"""Text covers less than this share of an image."""
 Box = tuple[int, int, int, int]
 """Top, bottom, left, right."""
 
@@ -39,7 +42,7 @@ def _planes(image: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
 
 
 def _drawn(plane: NDArray[np.float32]) -> Iterator[NDArray[np.bool_]]:
-    """Yield what may be drawn in white, and in black, if that is a small part of the plane."""
+    """Yield masks of the brightest and of the darkest pixels, if they cover little of the plane."""
     low, high = float(plane.min()), float(plane.max())
     for margin in (share * (high - low) for share in NEAR):
         for mask in (plane >= high - margin, plane <= low + margin):
@@ -64,7 +67,7 @@ def _letters(mask: NDArray[np.bool_]) -> list[Box]:
 
 
 def _length_of_line(first: Box, letters: list[Box]) -> int:
-    """Return how many letters of the height and on the line of `first` follow each other closely."""
+    """Return the number of letters in the row from `first` on: alike in height, level and close."""
     last, count = first, 1
     height = first[1] - first[0]
     for box in letters:

@@ -1,7 +1,7 @@
-"""Scans as they were read, checked and prepared, kept on the hospital's disk from round to round.
+"""Cache of scans on the hospital's disk: read, checked and prepared, and kept from round to round.
 
-An entry is named by a hash of the files' content and of what was done to them, so a changed file or
-another task makes another entry, and no name of a patient, a file or a case is in the cache.
+An entry's name is a hash of the files' content and of the processing, so a changed file or another
+task makes another entry. The cache contains no name of a patient, a file or a case.
 """
 
 import json
@@ -32,24 +32,25 @@ from sites.imaging.reading import Reader, Reading, read_and_prepare, reader
 log = logging.getLogger("wardround.site")
 
 QUICK = (".png", ".jpg", ".jpeg", ".npz")
-"""Files that are read as quickly as an entry of the cache."""
+"""Ends of the names of files that are not cached: reading them is as fast as reading an entry."""
 VERSION = 4
-"""Raised whenever reading, checking or preparing a case changes."""
+"""Number to increase whenever reading, checking or preparing a case changes."""
 DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError)
-"""What an entry that is gone, damaged or of another version raises."""
+"""Errors on reading an entry that is gone, damaged or of another version."""
 
 
 @dataclass(frozen=True)
 class ScanCache:
-    """A cache folder of at most `max_bytes`; the entries unused for longest go first."""
+    """A cache folder of at most `max_bytes`; the entries unused for longest are deleted first."""
 
     folder: Path
     max_bytes: int
 
     def reader(self, data: Path, task: TaskConfig, config: PreprocessingConfig) -> Reader:
-        """Return what reads a folder's cases as `sites.imaging.reading.reader` does, or from here.
+        """Return a function that reads a folder's cases, from the cache where possible.
 
-        Its readings hold no image: each load reads the entry, or the files where it is gone.
+        It does the same as the function of `sites.imaging.reading.reader`. The reading of a cached case
+        holds no image: each load reads the entry, or the files if the entry is gone.
         """
         plainly = reader(data, task, config)
         unchecked: list[int] = []
@@ -63,7 +64,7 @@ class ScanCache:
                 profile, findings, prepared = read_and_prepare(data, case, task, config)
                 try:
                     unchecked.append(self._put(key, profile, findings, prepared))
-                except OSError as error:  # a full disk makes rounds slow, and stops none
+                except OSError as error:  # a full disk slows rounds down, but stops none
                     log.warning("a scan can't be kept in the cache: %s", type(error).__name__)
                     return Reading(profile, findings, lambda: prepared)
                 if sum(unchecked) > self.max_bytes / 10:
@@ -80,7 +81,7 @@ class ScanCache:
         return read
 
     def trim(self) -> None:
-        """Delete the entries unused for longest until the rest fit, and what a crash left of others."""
+        """Delete the entries unused for longest until the rest fit, and partial files of a crash."""
         for left in self.folder.glob(".*.partial"):
             left.unlink(missing_ok=True)
         entries = [(path.stat(), path) for path in self.folder.glob("*.safetensors")]
@@ -96,33 +97,33 @@ class ScanCache:
 
     def _known(self, key: str) -> tuple[Profile, tuple[Finding, ...]] | None:
         with suppress(*DAMAGED), safe_open(self._path(key), "pt") as file:
-            told = json.loads(file.metadata()["told"])
-            profile = _profile({**told["profile"], "coarse": file.get_tensor("coarse").clone()})
+            stored = json.loads(file.metadata()["told"])
+            profile = _profile({**stored["profile"], "coarse": file.get_tensor("coarse").clone()})
             os.utime(self._path(key))
-            return profile, tuple(Finding(**finding) for finding in told["findings"])
+            return profile, tuple(Finding(**finding) for finding in stored["findings"])
         return None
 
     def _prepared(self, key: str) -> Prepared | None:
         with suppress(*DAMAGED), safe_open(self._path(key), "pt") as file:
-            told = json.loads(file.metadata()["told"])
-            image = file.get_tensor("image").clone()  # else a window on a file that may go
+            stored = json.loads(file.metadata()["told"])
+            image = file.get_tensor("image").clone()  # a copy: the file may be deleted
             kept = file.get_tensor("target").clone()
-            has_truth = "truth" in file.keys()  # noqa: SIM118 (it is no mapping)
+            has_truth = "truth" in file.keys()  # noqa: SIM118 (it is not a mapping)
             truth = file.get_tensor("truth").clone() if has_truth else kept
-            if told["sum"] != _sum(image, kept, truth):
+            if stored["sum"] != _sum(image, kept, truth):
                 return None
             target = kept.long()
             return Prepared(
                 image=image,
                 target=target,
-                affine=np.asarray(told["affine"]),
+                affine=np.asarray(stored["affine"]),
                 truth=truth.long() if has_truth else target,
-                spacing_mm=tuple(told["profile"]["spacing_mm"]),
+                spacing_mm=tuple(stored["profile"]["spacing_mm"]),
             )
         return None
 
     def _put(self, key: str, profile: Profile, findings: tuple[Finding, ...], prepared: Prepared) -> int:
-        told = {
+        metadata = {
             "profile": {**vars(profile), "coarse": None},
             "findings": [vars(finding) for finding in findings],
             "affine": prepared.affine.tolist(),
@@ -132,24 +133,24 @@ class ScanCache:
         if prepared.truth is not prepared.target and not torch.equal(prepared.truth, prepared.target):
             tensors["truth"] = _small(prepared.truth)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        content = save(tensors, {"told": json.dumps(told)})
+        content = save(tensors, {"told": json.dumps(metadata)})
         write_atomically(self._path(key), content)
         return len(content)
 
 
-def _profile(told: dict[str, Any]) -> Profile:
-    """Return a profile from what JSON made of it."""
-    amounts = {int(label): amount for label, amount in told["amounts"].items()}
-    lists = {key: tuple(value) for key, value in told.items() if isinstance(value, list)}
-    return Profile(**{**told, **lists, "amounts": amounts})
+def _profile(stored: dict[str, Any]) -> Profile:
+    """Return a profile from its JSON form."""
+    amounts = {int(label): amount for label, amount in stored["amounts"].items()}
+    lists = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
+    return Profile(**{**stored, **lists, "amounts": amounts})
 
 
 def _sum(*tensors: Tensor) -> str:
-    """Return what tells whether a disk gave back what it was given."""
-    told = sha256()
+    """Return a checksum, which shows if the disk returns other bytes than were stored."""
+    digest = sha256()
     for tensor in tensors:
-        told.update(tensor.contiguous().numpy().tobytes())
-    return told.hexdigest()
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _small(labels: Tensor) -> Tensor:
@@ -158,7 +159,7 @@ def _small(labels: Tensor) -> Tensor:
 
 
 def _key(data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingConfig) -> str | None:
-    """Return the name of a case's entry; None where its files can't be read, or at once are."""
+    """Return the name of a case's entry; None if its files can't be read, or need no cache (`QUICK`)."""
     if case.image.partition("#")[0].lower().endswith(QUICK):
         return None
     try:
@@ -171,10 +172,10 @@ def _key(data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingCon
 
 
 def content_of(data: Path, name: str) -> str:
-    """Return a hash of a file's content, or of a folder's; the member of an npz is part of it.
+    """Return a hash of the content of a file or a folder; for an npz, the member's name is included.
 
     Raises:
-        OSError, ValueError: there is none, or not in the data folder.
+        OSError, ValueError: the file does not exist, or is outside the data folder.
     """
     file, _, member = name.partition("#")
     path = (data / file).resolve()
@@ -182,7 +183,7 @@ def content_of(data: Path, name: str) -> str:
         raise ValueError("outside the data folder")
     parts = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     if not all(part.resolve().is_relative_to(path) for part in parts):
-        raise ValueError("a file lies outside its folder")
+        raise ValueError("a file is outside its folder")
     hashes = [_file_hash(part, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     return sha256(canonical([hashes, member])).hexdigest()
 

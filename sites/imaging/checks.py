@@ -1,14 +1,14 @@
-"""What is wrong or odd in a hospital's data, and what becomes of it: `stop`, `skip` the case, or `warn`.
+"""Checks of a hospital's data, and the severity of each: `stop`, `skip` the case, or `warn`.
 
-| check                                    | looks at            | without a word in `site.yaml` |
-|------------------------------------------|---------------------|-------------------------------|
-| `sites.imaging.intake.BREAKING`          | one case            | as `on_broken_case` says      |
-| orientation, spacing, empty_label,       | one case            | warn                          |
-| identifying, burned_in                   |                     |                               |
-| intensity, duplicate, same_head,         | all cases together  | warn                          |
-| both_groups, split                       |                     |                               |
+| check                                    | looks at            | default of `site.yaml`         |
+|------------------------------------------|---------------------|--------------------------------|
+| `sites.imaging.intake.BREAKING`          | one case            | the value of `on_broken_case`  |
+| orientation, spacing, empty_label,       | one case            | warn                           |
+| identifying, burned_in                   |                     |                                |
+| intensity, duplicate, same_head,         | all cases together  | warn                           |
+| both_groups, split                       |                     |                                |
 
-A check across cases never skips one: whether a patient trains must not depend on another's images.
+A check across cases never skips a case: one patient's training must not depend on another's images.
 """
 
 from collections import defaultdict
@@ -29,22 +29,22 @@ Check = CaseCheck | CohortCheck
 Severity = Literal["stop", "skip", "warn"]
 
 APART = 3.0
-"""Intensity scales that differ by this factor with nothing between are different groups."""
+"""Neighbouring intensity scales that differ by more than this factor belong to different groups."""
 ALIKE = 0.98
-"""Correlation of two coarse images from which on they may show one head."""
+"""Smallest correlation of two coarse images that may show one head."""
 UNEVEN = 0.25
-"""A label's shares in the two groups may differ by this much."""
+"""Largest accepted difference between a label's shares in training and in evaluation."""
 BLOCK = 1024
-"""Images that are compared with all others at a time."""
+"""Number of images that are compared with all others at a time."""
 
 
 def severities(
     chosen: Mapping[Check, Severity], on_broken_case: Literal["skip", "stop"]
 ) -> dict[str, Severity]:
-    """Return what becomes of each finding; `chosen` overrides the defaults.
+    """Return the severity of each check; `chosen` overrides the defaults.
 
     Raises:
-        ValueError: a broken case is to be used all the same, or a check across cases to skip one.
+        ValueError: `chosen` has warn for a check of `BREAKING`, or skip for a check across cases.
     """
     defaults: dict[str, Severity] = dict.fromkeys(get_args(CaseCheck), "warn")
     defaults |= dict.fromkeys(BREAKING, on_broken_case)
@@ -54,8 +54,8 @@ def severities(
             raise ValueError(f"{check}: expected skip or stop, got warn: such a case can't train.")
         if check in get_args(CohortCheck) and severity == "skip":
             raise ValueError(
-                f"{check}: expected warn or stop, got skip: whether a patient trains must not depend "
-                f"on another's images."
+                f"{check}: expected warn or stop, got skip: one patient's training must not depend on "
+                f"another's images."
             )
     defaults.update(chosen.items())
     return defaults
@@ -63,7 +63,7 @@ def severities(
 
 @dataclass(frozen=True)
 class CheckedCase:
-    """A case that was read, with what is odd about it; `reading` is None where it can't be used."""
+    """A case with the findings about it; `reading` is None if the case can't be used."""
 
     files: CaseFiles
     reading: Reading | None
@@ -71,7 +71,7 @@ class CheckedCase:
 
 
 def read_cases(cases: Iterable[CaseFiles], read: Reader) -> list[CheckedCase]:
-    """Return every case as `read` gives it; a broken one has no reading, and the others go on."""
+    """Return every case with its reading; a broken case has none and does not stop the others."""
     checked = []
     for files in cases:
         try:
@@ -84,7 +84,7 @@ def read_cases(cases: Iterable[CaseFiles], read: Reader) -> list[CheckedCase]:
 
 @dataclass(frozen=True)
 class SharedFinding:
-    """What a check found in some cases together; `cases` are few, or none where it is about most."""
+    """A finding about several cases together; `cases` is empty if the finding is about many."""
 
     check: CohortCheck
     text: str
@@ -94,10 +94,10 @@ class SharedFinding:
 def check_together(
     cases: Sequence[CheckedCase], evaluates: Callable[[str], bool]
 ) -> list[SharedFinding]:
-    """Return what is odd about the usable cases together.
+    """Return the findings about the usable cases together.
 
     Args:
-        evaluates: whether a patient is one of those who evaluate.
+        evaluates: returns True for an evaluation patient.
     """
     usable = [(case.files, case.reading.profile) for case in cases if case.reading]
     if not usable:
@@ -113,7 +113,7 @@ Usable = Sequence[tuple[CaseFiles, Profile]]
 
 
 def _intensity_groups(usable: Usable) -> Iterator[SharedFinding]:
-    """Report the groups into which the images' intensity scales fall apart, such as CT among MR."""
+    """Report separate groups of intensity scales among the images, such as CT among MR."""
     scaled = sorted(((one.scale, files) for files, one in usable), key=lambda pair: pair[0])
     groups = [[scaled[0]]]
     for before, this in pairwise(scaled):
@@ -122,13 +122,13 @@ def _intensity_groups(usable: Usable) -> Iterator[SharedFinding]:
         groups[-1].append(this)
     for group in groups if len(groups) > 1 else ():
         low, high = group[0][0], group[-1][0]
-        text = f"{len(group)} images with a range of intensities of {low:.3g} to {high:.3g}"
+        text = f"{len(group)} images whose range of intensities is {low:.3g} to {high:.3g} wide"
         few = len(group) <= len(usable) // 10
         yield SharedFinding("intensity", text, tuple(files for _, files in group) if few else ())
 
 
 def _copies(usable: Usable, evaluates: Callable[[str], bool]) -> Iterator[SharedFinding]:
-    """Report images that are there twice, and those of two patients that look like one head."""
+    """Report images that occur more than once, and images of two patients that look like one head."""
     by_content: defaultdict[str, list[int]] = defaultdict(list)
     for i, (_, one) in enumerate(usable):
         by_content[one.content].append(i)
@@ -136,7 +136,7 @@ def _copies(usable: Usable, evaluates: Callable[[str], bool]) -> Iterator[Shared
     for group in by_content.values():
         if len(group) > 1:
             files = tuple(usable[i][0] for i in group)
-            yield SharedFinding("duplicate", "the same image more than once", files)
+            yield SharedFinding("duplicate", "the same image occurs more than once", files)
             exact |= set(combinations(group, 2))
     alike = _alike([one.coarse for _, one in usable])
     for a, b in sorted(alike | exact):
@@ -146,15 +146,15 @@ def _copies(usable: Usable, evaluates: Callable[[str], bool]) -> Iterator[Shared
         if (a, b) not in exact:
             yield SharedFinding("same_head", "images of two patients look like one head", pair)
         if evaluates(pair[0].patient) != evaluates(pair[1].patient):
-            text = "one head may be in training and in evaluation"
+            text = "one head may be in both training and evaluation"
             yield SharedFinding("both_groups", text, pair)
 
 
 def _uneven_split(usable: Usable, evaluates: Callable[[str], bool]) -> Iterator[SharedFinding]:
-    """Report labels that those who train, or those who evaluate, have too little of.
+    """Report labels that one of the two groups lacks, or has much more often than the other.
 
-    The split is by hash alone (docs/decisions/0006), so it may come out uneven; that is chance, and only
-    more patients help.
+    The split is by hash alone (docs/decisions/0006), so it may be uneven by chance; only more patients
+    help.
     """
     groups: dict[bool, dict[str, set[int]]] = {True: {}, False: {}}
     for files, one in usable:
@@ -168,8 +168,8 @@ def _uneven_split(usable: Usable, evaluates: Callable[[str], bool]) -> Iterator[
             for name in groups
         }
         if min(shares.values()) == 0 or abs(shares[True] - shares[False]) > UNEVEN:
-            text = f"label {label}: {shares[False]:.0%} of those who train have it, "
-            yield SharedFinding("split", f"{text}{shares[True]:.0%} of those who evaluate")
+            text = f"label {label}: {shares[False]:.0%} of the training patients have it, "
+            yield SharedFinding("split", f"{text}{shares[True]:.0%} of the evaluation patients")
 
 
 def _alike(coarse: Sequence[torch.Tensor]) -> set[tuple[int, int]]:

@@ -1,8 +1,8 @@
-"""A folder of DICOM files as one volume: its images sorted out, then laid out in space by highdicom.
+"""DICOM folders as volumes: select the images of the scan, then place them in space with highdicom.
 
 A scanner's folder holds more than the volume: localisers, screenshots, reports, several series. The
-one stack of parallel images with the most of them is the scan; a tie is an error, not a guess. A
-stack is the files of a series that have one size and direction, or one multi-frame file.
+stack of parallel images with the most images is the scan; a tie is an error, not a guess. A stack is
+the files of one series that have the same size and direction, or one multi-frame file.
 """
 
 import logging
@@ -22,29 +22,30 @@ from pydicom import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 for _library in ("pydicom", "highdicom", "nibabel"):
-    logging.getLogger(_library).setLevel(logging.CRITICAL)  # they log what files hold: names, too
+    logging.getLogger(_library).setLevel(logging.CRITICAL)  # their logs contain names from the files
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 SECONDARY = "1.2.840.10008.5.1.4.1.1.7"
-"""The SOP classes of secondary captures begin with this."""
+"""Start of the UIDs of SOP classes for secondary captures."""
 MOST_FILES = 5000
 LARGEST_FILE = 2**31
 FEWEST_SLICES = 4
-UNEVEN = "the slices make no volume: one may be missing, or they are turned or sheared"
+UNEVEN = "the slices do not form a volume: one may be missing, or they are turned or sheared"
 
 
 class UnfitSeries(Exception):
-    """A folder holds no images that make one volume. The message says nothing of the patient."""
+    """A folder holds no images that form one volume. The message contains nothing about the patient."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A folder's volume, and what its files say of the patient.
+    """A folder's volume, and text about the patient from its files.
 
     Attributes:
-        volume: intensities rescaled as the files say, the affine as NIfTI has it.
-        words: the patient's name and date of birth, where they stand in the files.
-        shows_text: the files say that text is burned into the pixels.
+        volume: intensities rescaled as the files state; the affine has NIfTI's axes.
+        words: the patient's name and date of birth, if the files contain them; empty if the files state
+            that the patient's identity was removed.
+        shows_text: a file states that text is burned into the pixels.
     """
 
     volume: nib.Nifti1Image
@@ -56,12 +57,12 @@ def series_in(folder: Path) -> Series:
     """Return the volume in a folder of DICOM files.
 
     Raises:
-        UnfitSeries: there is none, or more than one; a slice is missing, turned or there twice; the
-            files are of several patients.
+        UnfitSeries: there is no volume, or more than one; a slice is missing, turned or there twice; the
+            files belong to several patients.
     """
     stack = largest(stacks_of(images_in(folder)))
     if len({str(each.get("PatientID", "")) for each in stack}) > 1:
-        raise UnfitSeries("the files are of several patients")
+        raise UnfitSeries("the files belong to several patients")
     volume = _volume(stack)
     # DICOM's axes point to the patient's left and back, NIfTI's to the right and front
     affine = np.diag([-1, -1, 1, 1]) @ volume.affine
@@ -73,12 +74,12 @@ def series_in(folder: Path) -> Series:
 
 
 def patient_in(folder: Path) -> str:
-    """Return whose files a folder holds, by the first one that says so (PatientID), else ''."""
+    """Return the PatientID of the first file in a folder that has one, else ''."""
     inside = folder.resolve()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if not path.resolve().is_relative_to(inside):
             continue
-        with suppress(Exception):  # whatever is wrong with a file is found when it is read
+        with suppress(Exception):  # a damaged file is reported when it is read
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
             if patient := str(dataset.get("PatientID", "")).strip():
                 return patient
@@ -94,35 +95,35 @@ def _naming(dataset: Dataset) -> Iterator[str]:
 
 
 def images_in(folder: Path) -> list[Dataset]:
-    """Return every file of `folder` that holds images of a scan."""
+    """Return the data sets of all files in `folder` that hold images of a scan."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if len(files) > MOST_FILES:
         raise UnfitSeries(f"the folder holds more than {MOST_FILES} files")
     found: list[Dataset] = []
     for path in files:
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise UnfitSeries("a file lies outside the folder")
+            raise UnfitSeries("a file is outside the folder")
         try:
             dataset = read_file(path)
         except pydicom.errors.InvalidDicomError:
-            continue  # a DICOMDIR's neighbour, a text file
+            continue  # such as a text file
         if is_scan(dataset):
             found.append(dataset)
     return found
 
 
 def read_file(path: Path) -> Dataset:
-    """Return a DICOM file's data set, if it can be no larger in memory than on disk and in its rows.
+    """Return a DICOM file's data set, if the file's size and its rows limit the memory that it needs.
 
     Raises:
-        UnfitSeries: it is too large, or packed so that its size can't be known before.
-        InvalidDicomError: it is no DICOM file.
+        UnfitSeries: it is too large, or compressed so that its size can't be known before reading.
+        InvalidDicomError: it is not a DICOM file.
     """
     if path.stat().st_size > LARGEST_FILE:
         raise UnfitSeries("a file is larger than any scan")
     meta = pydicom.filereader.read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        raise UnfitSeries("a file is packed so that its size can't be known before")
+        raise UnfitSeries("a file is compressed so that its size can't be known before reading")
     dataset = pydicom.dcmread(path)
     numbers = (dataset.get(key) or 1 for key in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"))
     if 4 * prod(int(number) for number in numbers) > LARGEST_FILE:
@@ -131,7 +132,7 @@ def read_file(path: Path) -> Dataset:
 
 
 def is_scan(dataset: Dataset) -> bool:
-    """Return whether a file holds images of a scan, and no localiser, capture or report."""
+    """Return whether a file holds images of a scan, not a localiser, capture or report."""
     kinds = [str(kind).upper() for kind in dataset.get("ImageType", ())]
     is_capture = str(dataset.get("SOPClassUID", "")).startswith(SECONDARY) or "SECONDARY" in kinds
     has_place = "ImagePositionPatient" in dataset and "ImageOrientationPatient" in dataset
@@ -141,7 +142,7 @@ def is_scan(dataset: Dataset) -> bool:
 
 
 def stacks_of(datasets: Sequence[Dataset]) -> list[list[Dataset]]:
-    """Return images divided by series, size and direction: one series may hold several stacks."""
+    """Return images grouped by series, size and direction: one series may hold several stacks."""
     groups: defaultdict[tuple[object, ...], list[Dataset]] = defaultdict(list)
     for each in datasets:
         if _is_multi_frame(each):
@@ -161,12 +162,16 @@ def _count(stack: Sequence[Dataset]) -> int:
 
 
 def largest(stacks: list[list[Dataset]]) -> list[Dataset]:
-    """Return the stack with the most images; raise `UnfitSeries` if there is not one such."""
+    """Return the stack with the most images.
+
+    Raises:
+        UnfitSeries: there is none, two stacks have the most images, or it has too few slices.
+    """
     if not stacks:
         raise UnfitSeries("the folder holds no images of a scan")
     stacks = sorted(stacks, key=_count, reverse=True)
     if len(stacks) > 1 and _count(stacks[0]) == _count(stacks[1]):
-        raise UnfitSeries("the folder holds several series of the same length; list one folder each")
+        raise UnfitSeries("the folder holds several series of the same length; give each its own folder")
     if _count(stacks[0]) < FEWEST_SLICES:
         raise UnfitSeries(f"there are fewer than {FEWEST_SLICES} slices")
     return stacks[0]
@@ -182,7 +187,7 @@ def _volume(stack: list[Dataset]) -> Volume:
             return image.get_volume(dtype=np.float32)
         places = {tuple(np.round([float(x) for x in s.ImagePositionPatient], 3)) for s in stack}
         if len(places) < len(stack):
-            raise UnfitSeries("two slices lie at the same place")
+            raise UnfitSeries("two slices are at the same place")
         try:
             return get_volume_from_series(stack, dtype=np.float32)
         except ValueError as error:

@@ -1,6 +1,6 @@
-"""One image as it lies on a hospital's disk: NIfTI, a DICOM series, PNG or JPEG, or one of an npz file.
+"""Reading of one image from disk: NIfTI, a DICOM series, PNG, JPEG, or one of the images in an npz file.
 
-Whatever a damaged or hostile file does, the answer is an `Image` or an `Unreadable`; nothing is
+Every file, also a damaged or hostile one, gives an `Image` or the error `Unreadable`. Nothing is
 unpickled, no file outside the data folder is opened, nothing above `LARGEST_BYTES` is unpacked.
 """
 
@@ -23,17 +23,17 @@ from PIL import Image as Pictures
 from sites.imaging.dicom import UnfitSeries, series_in
 
 LARGEST_BYTES = 2**31
-"""More than any scan that this package trains on, as float32."""
+"""Largest size of an image as float32, above that of any scan that this package trains on."""
 SHORTEST_MM, LONGEST_MM = 1e-3, 1e3
-"""Beyond these a number is no voxel's side."""
+"""Limits of the side of a voxel; a file with other values is not used."""
 TEXTS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
-"""The fields of a NIfTI header that hold free text."""
+"""Fields of a NIfTI header that hold free text."""
 
 Fault = Literal["missing", "outside", "unreadable", "affine", "series"]
 
 
 class Unreadable(Exception):
-    """A file can't be used. The message names no file and nothing that the file holds."""
+    """A file can't be used. The message contains no file name and nothing that the file holds."""
 
     def __init__(self, fault: Fault, reason: str) -> None:
         self.fault = fault
@@ -46,11 +46,12 @@ class Image:
 
     Attributes:
         voxels: `(*spatial)`.
-        affine: `(4, 4)`, voxel to mm; of a plain picture the identity.
+        affine: `(4, 4)`, voxel to mm; the identity for a plain picture.
         spacing_mm: the voxel's sides, one for each axis of `voxels`.
-        words: text that the file carries beside its voxels, for the search for names.
-        shows_text: the file says that text is burned into its pixels.
-        turned_deg: how far the file's axes are from the patient's; None where it does not say.
+        words: text in the file beside its voxels, for the search for names.
+        shows_text: the file states that text is burned into its pixels.
+        turned_deg: the angle between the file's axes and the patient's; None if the file does not state
+            it.
     """
 
     voxels: NDArray[np.float32]
@@ -64,10 +65,10 @@ class Image:
 def read_image(data: Path, name: str) -> Image:
     """Return the image `name` of a data folder.
 
-    `file.npz#array/index` is one of many, `file.nii.gz#1` one channel of a file that has several.
+    `file.npz#array/index` is one image of many, `file.nii.gz#1` one channel of several.
 
     Raises:
-        Unreadable: see its `fault`.
+        Unreadable: the file can't be used; `fault` is the kind of reason.
     """
     file, _, member = name.partition("#")
     path = _path(data, file)
@@ -76,11 +77,11 @@ def read_image(data: Path, name: str) -> Image:
     except Unreadable:
         raise
     except MemoryError as error:
-        raise Unreadable("unreadable", "a file needs more memory than there is") from error
+        raise Unreadable("unreadable", "a file needs more memory than is available") from error
     except UnfitSeries as error:
         raise Unreadable("series", str(error)) from error
     except Exception as error:
-        # A damaged file can fail in any way that its reader can; none may stop the other cases.
+        # A damaged file can raise any error of its reader; none may stop the other cases.
         raise Unreadable("unreadable", f"a file can't be read: {type(error).__name__}") from error
 
 
@@ -92,10 +93,10 @@ def _path(data: Path, file: str) -> Path:
         OSError,
         ValueError,
         RuntimeError,
-    ):  # a loop of links, a name of odd characters, or too long for any file
+    ):  # a loop of links, or a name that has invalid characters or is too long
         raise Unreadable("missing", "a file is missing") from None
     if not path.is_relative_to(data.resolve()):
-        raise Unreadable("outside", "a file lies outside the data folder")
+        raise Unreadable("outside", "a file is outside the data folder")
     if not is_there:
         raise Unreadable("missing", "a file is missing")
     return path
@@ -105,11 +106,11 @@ def _reader_of(path: Path) -> Callable[[Path, str], Image]:
     if path.is_dir():
         return _read_series
     if not path.is_file():
-        raise Unreadable("unreadable", "it is neither a file nor a folder")
+        raise Unreadable("unreadable", "expected a file or a folder, got something else")
     for suffix, reader in _READERS.items():
         if path.name.lower().endswith(suffix):
             return reader
-    raise Unreadable("unreadable", f"expected a folder or one of {', '.join(_READERS)}")
+    raise Unreadable("unreadable", f"expected a folder or a file of type {', '.join(_READERS)}")
 
 
 def _read_nifti(path: Path, channel: str) -> Image:
@@ -126,10 +127,11 @@ def _from_nifti(image: nib.Nifti1Image) -> Image:
         raise Unreadable("affine", "the affine can't be inverted")
     sides = voxel_sizes(affine)
     if not all(SHORTEST_MM <= side <= LONGEST_MM for side in sides):
-        raise Unreadable("affine", "the sides of its voxels are no lengths")
+        limits = f"{SHORTEST_MM:g} to {LONGEST_MM:g} mm"
+        raise Unreadable("affine", f"the sides of its voxels are not within {limits}")
     stored = image.dataobj
     scaled = stored.get_scaled(np.float32) if hasattr(stored, "get_scaled") else stored
-    turn = io_orientation(affine)  # turning the array costs no second copy, as nibabel's image does
+    turn = io_orientation(affine)  # turning nibabel's image would need a second copy
     voxels = apply_orientation(np.asarray(scaled, dtype=np.float32), turn)
     turned = affine @ inv_ornt_aff(turn, shape[:3])
     spacing_mm = tuple(float(side) for side in voxel_sizes(turned))[: voxels.ndim]
@@ -140,7 +142,10 @@ def _from_nifti(image: nib.Nifti1Image) -> Image:
 
 
 def _turned_deg(image: nib.Nifti1Image) -> float | None:
-    """Return the largest angle between an axis of the voxels and the closest one of the patient."""
+    """Return the largest angle between an axis of the voxels and the patient's closest axis.
+
+    None if a NIfTI header states no orientation: qform_code and sform_code are 0.
+    """
     if isinstance(image, nib.Nifti1Image) and not (
         int(image.header["qform_code"]) or int(image.header["sform_code"])
     ):
@@ -160,7 +165,7 @@ def _words(image: nib.Nifti1Image) -> list[str]:
 
 
 def _check_gzip(path: Path) -> None:
-    """Read a gzip file to its end, where its checksum stands; nibabel stops before it."""
+    """Read a gzip file to its end, where its checksum is stored; nibabel does not read that far."""
     size = 0
     with gzip.open(path) as file:
         while part := file.read(2**20):
@@ -170,7 +175,7 @@ def _check_gzip(path: Path) -> None:
 
 def _check_size(size: int) -> None:
     if size > LARGEST_BYTES:
-        raise Unreadable("unreadable", "the file unpacks to more than a scan can be")
+        raise Unreadable("unreadable", "the unpacked file is larger than any scan")
 
 
 def _read_series(path: Path, _: str) -> Image:
@@ -190,10 +195,10 @@ def _read_picture(path: Path, _: str) -> Image:
 
 
 def read_stack(path: Path, array: str) -> NDArray[np.float32]:
-    """Return an array of an npz file, which holds many images: `(N, *spatial)`.
+    """Return an array of an npz file that holds many images: `(N, *spatial)`.
 
     Raises:
-        Unreadable: there is none, or it can't be read.
+        Unreadable: the array does not exist, or can't be read.
     """
     try:
         return np.asarray(_array_of(path, array), dtype=np.float32)
@@ -221,7 +226,7 @@ def _array_of(path: Path, array: str) -> NDArray[np.generic]:
 
 
 def _check_array(file: IO[bytes]) -> None:
-    """Check the size that an array's own header claims: numpy makes room for it before it reads."""
+    """Check the size that an array's header claims: numpy allocates that memory before it reads."""
     read = np.lib.format.read_array_header_1_0
     if np.lib.format.read_magic(file) != (1, 0):
         read = np.lib.format.read_array_header_2_0
@@ -242,4 +247,4 @@ _READERS: Mapping[str, Callable[[Path, str], Image]] = {
     ".jpeg": _read_picture,
     ".npz": _read_member,
 }
-"""How a file is read, by the end of its name."""
+"""The function that reads a file, by the end of the file's name."""

@@ -1,7 +1,7 @@
-"""A hospital's case as training takes it in: read, and checked by itself alone.
+"""Reading of one case for training, and the checks that look at this case alone.
 
-What a check says of one case depends on that case only. A check across cases (`sites.imaging.checks`)
-may warn or stop, and never leaves a case out: whether one patient trains must not depend on another.
+The result of a check here depends on one case only. A check across cases (`sites.imaging.checks`) may
+warn or stop, but never skips a case: one patient's training must not depend on another patient.
 """
 
 import re
@@ -24,11 +24,11 @@ Breaking = Literal[
 ]  # fmt: skip
 CaseCheck = Literal[Breaking, "orientation", "spacing", "empty_label", "identifying", "burned_in"]
 BREAKING: tuple[Breaking, ...] = get_args(Breaking)
-"""Faults with which a case can't train whatever a policy says."""
+"""Faults with which a case can't train under any policy."""
 
 SMALLEST_SIDE_MM, LARGEST_SIDE_MM = 0.05, 20.0
 MOST_TURNED_DEG = 30.0
-"""An axis turned further is about as close to another one of the patient's."""
+"""Largest accepted angle: an axis turned further is about as close to another axis of the patient."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Scan:
 
     Attributes:
         image: `(*spatial)` intensities.
-        target: `(*spatial)` labels, `()` the class, or `(C,)` 1 for each of several labels that holds.
+        target: `(*spatial)` labels, `()` the class, or `(C,)` with 1 for each label that holds.
         spacing_mm: the voxel's sides.
     """
 
@@ -48,30 +48,30 @@ class Scan:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found. `text` tells a kind of fault and numbers, nothing of who the patient is."""
+    """A fault that a check found. `text` states its kind and numbers, nothing about the patient."""
 
     check: str
     text: str
 
 
 class BrokenCase(Exception):
-    """A case can't be used. `case` names it, for the hospital's eyes only; the message does not."""
+    """A case can't be used. `case` is its name, for the hospital only; it is not in the message."""
 
     def __init__(self, case: str, finding: Finding) -> None:
         self.case, self.finding = case, finding
-        super().__init__(finding.text)  # no name: it may end in a log
+        super().__init__(finding.text)  # without the name: the message may be logged
 
 
 def read_scan(data: Path, case: CaseFiles, task: TaskConfig) -> Scan:
-    """Return the scan of `case`; raise `BrokenCase` with the first of `BREAKING` that holds."""
+    """Return the scan of `case`; raise `BrokenCase` with the first fault of `BREAKING`."""
     return read_case(data, case, task)[0]
 
 
 def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list[Finding]]:
-    """Return the scan of `case`, and what is odd about it though it can be used.
+    """Return the scan of `case`, and the findings with which it can still be used.
 
     Raises:
-        BrokenCase: one of `BREAKING` holds.
+        BrokenCase: the case has a fault of `BREAKING`.
     """
     image = _read(data, case, case.image, "image")
     if fault := image_fault(image.voxels, task):
@@ -98,13 +98,13 @@ def _broken(case: CaseFiles, check: Breaking, text: str) -> BrokenCase:
 
 
 def image_fault(image: NDArray[np.float32], task: TaskConfig) -> Finding | None:
-    """Return why no model of a task is trained on an image or asked about it, None where it can be."""
+    """Return the fault that excludes an image from a task's training and prediction, else None."""
     if image.ndim != task.dims:
         return Finding("dimensions", f"expected {task.dims} dimensions, got {image.ndim}")
     if not image.size or not np.isfinite(image).all():
         return Finding("not_finite", "the image is empty, or has NaN or infinite voxels")
     low, high = float(image.min()), float(image.max())
-    if high - low <= 1e-5 * max(abs(low), abs(high)):  # what float32 can't tell from rounding
+    if high - low <= 1e-5 * max(abs(low), abs(high)):  # less may be float32 rounding
         return Finding("constant", "the image is constant")
     return None
 
@@ -120,10 +120,10 @@ def _check_label(case: CaseFiles, image: Image, label: Image, task: Segmentation
     )
     apart = float(np.abs(np.subtract(*places)).max())
     if apart > min(image.spacing_mm):
-        text = f"image and label lie up to {apart:.1f} mm apart by their affines"
+        text = f"image and label are up to {apart:.1f} mm apart according to their affines"
         raise _broken(case, "label_affine", text)
     if strange := sorted(set(np.unique(label.voxels)) - {0, *task.labels}):
-        text = f"the label has the value {strange[0]:g}, not in the study"
+        text = f"the label has the value {strange[0]:g}, which is not in the study"
         raise _broken(case, "label_values", text)
 
 
@@ -132,7 +132,7 @@ def _class(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:
 
 
 def _several(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:
-    """Return 1 for each label that holds: `0;2` in the list, `none` where no label does."""
+    """Return `(C,)` with 1 for each label that holds: `0;2` in the list, `none` if no label holds."""
     target = np.zeros(len(task.labels), dtype=np.int64)
     for label in case.label.split(";") if case.label != NOTHING else ():
         target[_one_of(case, label.strip(), task)] = 1
@@ -141,28 +141,30 @@ def _several(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:
 
 def _one_of(case: CaseFiles, label: str, task: ClassificationConfig) -> int:
     if not label.isdecimal() or int(label) not in task.labels:
-        raise _broken(case, "label_values", "the label is none of the study's classes")
+        raise _broken(case, "label_values", "the label is not one of the study's classes")
     return int(label)
 
 
 def _odd(image: Image, target: NDArray[np.int64] | None) -> Iterator[Finding]:
     sides = image.spacing_mm
     if not all(SMALLEST_SIDE_MM <= side <= LARGEST_SIDE_MM for side in sides):
-        yield Finding("spacing", f"voxels of {' x '.join(f'{side:g}' for side in sides)} mm")
+        found = " x ".join(f"{side:g}" for side in sides)
+        limits = f"{SMALLEST_SIDE_MM:g} to {LARGEST_SIDE_MM:g} mm"
+        yield Finding("spacing", f"expected voxels with sides of {limits}, got {found} mm")
     if image.turned_deg is None:
-        yield Finding("orientation", "the file does not say how the patient lies in it")
+        yield Finding("orientation", "the file does not state the patient's orientation")
     elif image.turned_deg > MOST_TURNED_DEG:
         yield Finding("orientation", f"turned by {image.turned_deg:.0f} degrees from the patient's axes")
     if target is not None and not target.any():
         yield Finding("empty_label", "the label is empty")
     if suspicious(image.words):
-        yield Finding("identifying", "text in a file's header may name a person or a date of birth")
+        yield Finding("identifying", "text in a file's header may contain a name or a date of birth")
     if image.shows_text or may_show_text(image.voxels):
         yield Finding("burned_in", "the pixels may show text")
 
 
 def suspicious(words: tuple[str, ...]) -> bool:
-    """Return whether header text may name a person or a date.
+    """Return whether header text may contain a person's name or a date.
 
     >>> suspicious(("FSL5.0", "5.0.10")), suspicious(("MUELLER^ANNA 19560403",))
     (False, True)

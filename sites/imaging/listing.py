@@ -1,13 +1,17 @@
-"""Which scans a hospital has, and of which patients: in the Decathlon's layout, BIDS, or `cases.csv`.
+"""List of a hospital's scans and their patients, in the Decathlon's layout, BIDS, or `cases.csv`.
 
 | layout    | cases                                                | names of the labels        |
 |-----------|------------------------------------------------------|----------------------------|
 | cases     | `cases.csv`: patient, image, label, session          | `labels.csv`: value, name  |
 | Decathlon | `dataset.json`, with `subjects.csv`: image, subject  | `labels` of `dataset.json` |
-| BIDS      | `sub-*/[ses-*/]anat/*.nii[.gz]` (Gorgolewski 2016),  | `dseg.tsv`: index, name    |
+| BIDS      | `sub-*/[ses-*/]anat/*.nii[.gz]`,                     | `dseg.tsv`: index, name    |
 |           | labels `derivatives/*/sub-*/.../*_dseg.nii[.gz]`     |                            |
 
-In `cases.csv` the session may be left out, and the patient where DICOM files name him (PatientID).
+In `cases.csv` the session may be left out, and so may the patient if DICOM files contain a PatientID.
+
+Sources: Antonelli et al. 2022, The Medical Segmentation Decathlon,
+https://doi.org/10.1038/s41467-022-30695-9; Gorgolewski et al. 2016, The brain imaging data structure,
+https://doi.org/10.1038/sdata.2016.44.
 """
 
 import csv
@@ -22,13 +26,11 @@ from sites.imaging.dicom import patient_in
 from sites.yaml_files import ConfigError
 
 EXCLUDED = "excluded.csv"
-"""Patients who have withdrawn, in a hospital's folder: one column, `subject`."""
-
-
+"""File in a hospital's folder with the patients who have withdrawn: one column, `subject`."""
 NOTHING = "none"
-"""What a list says of a case of whose classes none holds."""
+"""Label in a list for a case to which no class applies."""
 CLASSES = re.compile(rf"{NOTHING}|\d+(;\s*\d+)*")
-"""How a list names the classes of a case."""
+"""Pattern of the classes of a case in a list."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class CaseFiles:
     """One scan as the hospital lists it.
 
     Attributes:
-        case: what hospital IT knows it by; it may hold a name, so it is for their eyes only.
+        case: its name at the hospital; it may contain a patient's name, so only hospital IT may see it.
         image: a file or, for a DICOM series, a folder, relative to the data; `file.npz#array/index`
             is one image of many.
         label: a file like `image`, or a class for classification.
@@ -51,18 +53,18 @@ class CaseFiles:
 
 @dataclass(frozen=True)
 class Listing:
-    """A hospital's cases, and what it declares of their labels: public, and its own word."""
+    """A hospital's cases, and the public names of their labels as the hospital declares them."""
 
     cases: tuple[CaseFiles, ...]
     labels: Mapping[int, str]
 
 
 def read_listing(data: Path) -> Listing:
-    """Return the listing in a data folder, whichever layout it has.
+    """Return the listing in a data folder of any of the layouts.
 
     Raises:
         ConfigError: the folder has none of the layouts, or more than one; a file is missing or has
-            another form; a case has no patient or is listed twice.
+            another form; there is no case; a case has no patient or is listed twice.
     """
     found = {name: layout for name, layout in LAYOUTS.items() if (data / name).exists()}
     if len(found) != 1:
@@ -75,15 +77,15 @@ def read_listing(data: Path) -> Listing:
         raise ConfigError(f"{data}: expected at least one case, found none.")
     images = [case.image for case in listing.cases]
     if len(set(images)) < len(images):
-        raise ConfigError(f"{data}: expected each image once in the list; one is there twice.")
+        raise ConfigError(f"{data}: expected each image once in the list; one is listed twice.")
     return listing
 
 
 def excluded_patients(path: Path) -> frozenset[str]:
-    """Return the patients whom the hospital has excluded; none where there is no such file.
+    """Return the patients whom the hospital has excluded; an empty set if there is no such file.
 
     Raises:
-        ConfigError: the file has no column `subject`, or an empty one.
+        ConfigError: the file has no column `subject`, or a row with an empty one.
     """
     if not path.exists():
         return frozenset()
@@ -91,7 +93,7 @@ def excluded_patients(path: Path) -> frozenset[str]:
 
 
 def _rows(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> Iterator[dict[str, str]]:
-    """Yield a table's rows, each with a value in every one of `columns`; raise ConfigError."""
+    """Yield a table's rows; raise ConfigError unless each has a value in every one of `columns`."""
     needs = f"{path}: expected the columns {', '.join(columns)}, each filled in every row"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -101,10 +103,10 @@ def _rows(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> Iterato
             for number, row in enumerate(rows, start=2):
                 values = {str(k): v.strip() for k, v in row.items() if isinstance(v, str)}
                 if not all(values.get(column) for column in columns):
-                    raise ConfigError(f"{needs}; line {number} has an empty one.")
+                    raise ConfigError(f"{needs}; line {number} has an empty cell.")
                 yield values
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; a hospital's data needs it.") from None
+        raise ConfigError(f"{path}: no such file; a hospital's data folder needs it.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: can't be read as a table: {type(error).__name__}.") from None
 
@@ -192,15 +194,15 @@ def _entities(path: Path) -> dict[str, str]:
 
 
 def _named_in(folder: Path, table: Path) -> str:
-    """Return the patient whom a DICOM series names, where the list names none."""
+    """Return the patient in the files of a DICOM series, for a row of the list without a patient."""
     patient = ""
-    with suppress(OSError, ValueError):  # no name of a file
+    with suppress(OSError, ValueError):  # not a valid file name
         if folder.resolve().is_relative_to(table.parent.resolve()) and folder.is_dir():
             patient = patient_in(folder)
     if not patient:
         raise ConfigError(
-            f"{table}: expected a patient in each row, or files that name one (DICOM's PatientID); a "
-            f"row has neither."
+            f"{table}: expected a patient in each row, or DICOM files with a PatientID; a row has "
+            f"neither."
         )
     return patient
 
@@ -210,4 +212,4 @@ LAYOUTS: Mapping[str, Callable[[Path], Listing]] = {
     "dataset.json": _from_decathlon,
     "dataset_description.json": _from_bids,
 }
-"""How each layout is read, by the file that tells it."""
+"""The function that reads each layout, by the file that identifies the layout."""

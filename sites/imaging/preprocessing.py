@@ -1,16 +1,16 @@
-"""From a scan to what a network sees, by MONAI's dictionary transforms, and back to the scan's voxels.
+"""Preparation of a scan for a network by MONAI's dictionary transforms, and the way back to its voxels.
 
-Whatever a network sees of an image depends on that image and the study alone, and what is drawn at
-random on that patient's own randomness: taking one patient away changes nothing for the others.
+A network's input depends on one image and the study alone; random draws depend on that patient's own
+randomness alone. So removing one patient changes nothing for the others.
 
-| step      | what it does                                                        | kept in the cache |
+| step      | effect                                                              | kept in the cache |
 |-----------|---------------------------------------------------------------------|-------------------|
 | spacing   | resamples to voxels of the study's size                             | yes               |
 | crop      | cuts away the margin in which nothing is brighter than the mean     | yes               |
 | intensity | brings the intensities to one scale                                 | yes               |
-| resize    | where `fit` is `resize`: the whole image at the training shape      | yes               |
+| resize    | if `fit` is `resize`: resamples the image to the training shape     | yes               |
 | fit       | pads and crops in the middle, or draws patches                      | no                |
-| augment   | draws changes for each patient by itself                            | no                |
+| augment   | draws random changes for each patient separately                    | no                |
 """
 
 from collections.abc import Sequence
@@ -53,15 +53,15 @@ Millimetres = Annotated[float, Field(ge=0.05, le=20)]
 Pair = tuple[Tensor, Tensor]
 BOTH = ("image", "target")
 MOST_VOXELS = 2**27
-"""More than resampling may make of a scan."""
+"""Largest number of voxels that resampling may produce."""
 
 
 class Unfit(ValueError):
-    """A scan can't be prepared as the study asks. The message tells nothing of who it shows."""
+    """A scan can't be prepared as the study asks. The message contains nothing about the patient."""
 
 
 class Percentiles(Config):
-    """Intensities between two percentiles of the image go to [-1, 1]; others are clipped."""
+    """Scaling of the intensities between two percentiles of the image to [-1, 1]; others are clipped."""
 
     kind: Literal["percentiles"]
     low: Annotated[float, Field(ge=0, lt=50)] = 0.5
@@ -69,7 +69,7 @@ class Percentiles(Config):
 
 
 class Window(Config):
-    """Intensities (CT: Hounsfield units) of a window go to [-1, 1]; others are clipped."""
+    """Scaling of the intensities in a window (CT: Hounsfield units) to [-1, 1]; others are clipped."""
 
     kind: Literal["window"]
     centre: float
@@ -77,9 +77,9 @@ class Window(Config):
 
 
 class Patches(Config):
-    """Training sees `per_scan` patches of each scan, the share `foreground` around a labelled voxel.
+    """Training on `per_scan` patches of each scan, the share `foreground` around a labelled voxel.
 
-    Predictions then slide over the whole image, with so much `overlap`.
+    A prediction uses windows that slide over the whole image with this `overlap`.
     """
 
     kind: Literal["patches"]
@@ -92,10 +92,11 @@ class Augmentation(Config):
     """Random changes of training images.
 
     Attributes:
-        copies: changed versions of each scan, which enter one gradient of their patient (the
-            multiplicity of De et al. 2022); privacy costs the same for any number.
+        copies: changed versions of each scan, all in one gradient of their patient; the privacy cost is
+            the same for any number (augmentation multiplicity: De et al. 2022, Unlocking High-Accuracy
+            Differentially Private Image Classification through Scale, https://arxiv.org/abs/2204.13650).
         flip: axes along which half of the images are mirrored.
-        rotate_deg: the largest turn about each axis.
+        rotate_deg: the largest rotation about each axis.
         scale: the largest change in size, as a share.
         intensity: the largest change of contrast, as a share, and of brightness.
         noise: the largest standard deviation of added noise.
@@ -110,7 +111,7 @@ class Augmentation(Config):
 
 
 class PreprocessingConfig(Config):
-    """What happens to a scan, in the order of the module's table; `shape` is what training sees."""
+    """Steps for a scan, in the order of the module's table; `shape` is the shape of training images."""
 
     shape: Annotated[tuple[Side, ...], Field(min_length=2, max_length=3)]
     spacing_mm: Annotated[tuple[Millimetres, ...], Field(min_length=2, max_length=3)] | None = None
@@ -121,20 +122,20 @@ class PreprocessingConfig(Config):
 
     @property
     def is_random(self) -> bool:
-        """Whether training sees something else of a scan at each step."""
+        """Return whether training uses a different version of a scan at each step."""
         return isinstance(self.fit, Patches) or self.augmentation is not None
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scan after everything that is the same at each step.
+    """A scan after all steps that are the same at each training step.
 
     Attributes:
         image: `(1, *spatial)`.
-        target: `(*spatial)` labels, `()` a class, or `(C,)` what holds of several.
+        target: `(*spatial)` labels, `()` a class, or `(C,)` with 1 for each of several labels that hold.
         affine: from the prepared image's voxels to mm.
-        truth: the scan's own labels, at its own voxels; `target` where that is no map of labels.
-        spacing_mm: the scan's own voxels' sides.
+        truth: the labels at the original scan's voxels; the same as `target` if that is not a label map.
+        spacing_mm: the sides of the original scan's voxels.
     """
 
     image: Tensor
@@ -145,28 +146,29 @@ class Prepared:
 
     @property
     def is_map(self) -> bool:
-        """Whether the target is a map of labels, and no class."""
+        """Return whether the target is a label map, not a class."""
         return self.target.shape == self.image.shape[1:]
 
     @property
     def is_own_grid(self) -> bool:
-        """Whether the prepared image has the scan's own voxels."""
+        """Return whether the prepared image has the voxels of the original scan."""
         return self.truth.shape == self.image.shape[1:] and np.array_equal(
             self.affine, _affine(self.spacing_mm)
         )
 
 
 def cached_part(config: PreprocessingConfig) -> dict[str, Any]:
-    """Return the plain values on which `prepare` depends."""
+    """Return the plain values on which the result of `prepare` depends."""
     keys = {"spacing_mm", "crop", "intensity"} | ({"shape"} if config.fit == "resize" else set())
     return config.model_dump(mode="json", include=keys)
 
 
 def prepare(scan: Scan, config: PreprocessingConfig) -> Prepared:
-    """Return a scan after everything that is the same at each step.
+    """Return a scan after all steps that are the same at each training step.
 
     Raises:
-        Unfit: resampling would make more than `MOST_VOXELS` of it, or nothing finite is left.
+        Unfit: resampling would produce more than `MOST_VOXELS` voxels, or the prepared image is empty or
+            has NaN or infinite voxels.
     """
     is_map = scan.target.ndim == scan.image.ndim
     keys = BOTH if is_map else ("image",)
@@ -179,7 +181,7 @@ def prepare(scan: Scan, config: PreprocessingConfig) -> Prepared:
     data = _deterministic(config, keys)(data)
     image = data["image"]
     if not image.numel() or not image.isfinite().all():
-        raise Unfit("nothing finite is left of the image once it is prepared")
+        raise Unfit("the prepared image is empty, or has NaN or infinite voxels")
     return Prepared(
         image=_plain(image),
         target=_plain(data["target"])[0].long() if is_map else target,
@@ -224,22 +226,22 @@ def _check_size(scan: Scan, config: PreprocessingConfig) -> None:
     if config.spacing_mm:
         ratios = zip(scan.image.shape, scan.spacing_mm, config.spacing_mm, strict=True)
         if prod(side * has / wants + 1 for side, has, wants in ratios) > MOST_VOXELS:
-            raise Unfit("at the study's spacing the scan would be larger than any scan is")
+            raise Unfit("at the study's spacing the image would be larger than any scan")
 
 
 def fixed_pair(prepared: Prepared, config: PreprocessingConfig) -> Pair:
-    """Return the image `(1, *shape)` and target that training sees where nothing is random."""
+    """Return the image `(1, *shape)` and target that training uses if nothing is random."""
     if prepared.image.shape[1:] == config.shape:
         return prepared.image, prepared.target
     return _pair(ResizeWithPadOrCropd(_keys(prepared), config.shape)(_data(prepared)))
 
 
 def drawn_pairs(prepared: Prepared, config: PreprocessingConfig, seed: int) -> list[Pair]:
-    """Return the images `(1, *shape)` and targets that training sees of a scan at one step.
+    """Return the images `(1, *shape)` and targets that training uses of a scan at one step.
 
-    There are `copies` times `per_scan` of them, drawn from `seed` alone.
+    Their number is `copies` times `per_scan` (1 without patches); they are drawn from `seed` alone.
     """
-    random = np.random.RandomState(seed)  # MONAI's transforms draw from nothing newer
+    random = np.random.RandomState(seed)  # MONAI's transforms need this older generator
     augmentation = config.augmentation or Augmentation()
     keys, pairs = _keys(prepared), []
     fit, changes = _fit(config, keys), _changes(augmentation, keys, len(config.shape))
@@ -295,9 +297,9 @@ def whole_image(prepared: Prepared, divisor: int) -> Tensor:
 
 
 def on_own_grid(probabilities: Tensor, prepared: Prepared) -> Tensor:
-    """Return probabilities `(C, *spatial)` at the prepared image's voxels at those of the scan itself.
+    """Return probabilities `(C, *spatial)` of the prepared image, resampled to the scan's own voxels.
 
-    Where the scan was cropped away, all of it is background.
+    Voxels that were cropped away are background.
     """
     if prepared.is_own_grid:
         return probabilities
@@ -328,7 +330,7 @@ def _pair(data: dict[str, Any]) -> Pair:
 
 
 def _plain(values: object) -> Tensor:
-    """Return a plain tensor from what MONAI's transforms give."""
+    """Return the output of MONAI's transforms as a plain tensor."""
     tensor = values.as_tensor() if isinstance(values, MetaTensor) else torch.as_tensor(values)
     return tensor.contiguous()
 

@@ -1,4 +1,4 @@
-"""What the checks and the surveys of a hospital need to know of a scan; it stays in the hospital."""
+"""Summary of a scan for a hospital's checks and surveys; it stays in the hospital."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from torch import Tensor, nn
 from sites.imaging.intake import Scan
 
 COARSE = 12
-"""Sides of the grid on which images are compared."""
+"""Cells a side of the grid on which images are compared."""
 INTENSITY_EDGES: NDArray[np.float64] = np.concatenate(
     [-np.logspace(4, 0, 9), np.zeros(1), np.logspace(0, 4, 9)]
 )
-"""Edges of the bins of intensities, the same for every scanner; the outer bins have no end."""
+"""Edges of the intensity bins, the same for every scanner; the outer bins are open."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A scan in small.
+    """Summary of a scan.
 
     Attributes:
         content: the sha256 of its voxels.
         scale: the range of its intensities, from the 1st to the 99th percentile.
-        coarse: the image on a grid of `COARSE` a side, as a vector of mean 0 and norm 1.
+        coarse: the image on a grid of `COARSE` cells a side, as a vector of mean 0 and norm 1.
         intensities: the share of the voxels in each bin of `INTENSITY_EDGES`.
-        shape, spacing_mm: of its voxels.
-        amounts: of a map, each label's volume in ml; else 1 for each class that holds.
+        shape, spacing_mm: number and sides of its voxels along each axis.
+        amounts: for a label map, each label's volume in ml; else 1 for each class that holds.
     """
 
     content: str
@@ -43,7 +43,7 @@ class Profile:
 
 
 def profile_of(scan: Scan) -> Profile:
-    """Return a scan in small."""
+    """Return the summary of a scan."""
     image = scan.image
     low, high = np.percentile(image, [1, 99])
     bins = np.bincount(np.digitize(image.ravel(), INTENSITY_EDGES), minlength=len(INTENSITY_EDGES) + 1)
@@ -74,7 +74,7 @@ def _amounts(scan: Scan) -> dict[int, float]:
 
 
 def _coarse(image: NDArray[np.float32]) -> Tensor:
-    """Return the image on a grid of `COARSE` a side, as a vector of mean 0 and norm 1."""
+    """Return the image on a grid of `COARSE` cells a side, as a vector of mean 0 and norm 1."""
     pool = nn.AdaptiveAvgPool3d(COARSE) if image.ndim == 3 else nn.AdaptiveAvgPool2d(COARSE)
     flat: Tensor = pool(torch.from_numpy(np.ascontiguousarray(image))[None, None]).flatten()
     centred = flat - flat.mean()

@@ -1,4 +1,4 @@
-"""A listed case as training and the checks use it: read, judged by itself alone, prepared when asked."""
+"""Listed cases as training and the checks use them: read, checked one by one, prepared for a network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from sites.imaging.profile import Profile, profile_of
 
 @dataclass(frozen=True)
 class Reading:
-    """A case that can be used: the scan in small, what is odd about it, and what loads it."""
+    """A usable case: the scan's summary, its findings, and the function that loads the prepared scan."""
 
     profile: Profile
     findings: tuple[Finding, ...]
@@ -24,7 +24,7 @@ Reader = Callable[[CaseFiles], Reading]
 
 
 def reader(data: Path, task: TaskConfig, config: PreprocessingConfig) -> Reader:
-    """Return what reads the cases of a data folder; it raises `BrokenCase` as `read_case` does."""
+    """Return a function that reads a data folder's cases; it raises `BrokenCase` as `read_case` does."""
 
     def read(case: CaseFiles) -> Reading:
         profile, findings, prepared = read_and_prepare(data, case, task, config)
@@ -36,10 +36,10 @@ def reader(data: Path, task: TaskConfig, config: PreprocessingConfig) -> Reader:
 def read_and_prepare(
     data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingConfig
 ) -> tuple[Profile, tuple[Finding, ...], Prepared]:
-    """Return a case in small, what is odd about it, and its scan prepared for a network.
+    """Return a case's summary, its findings, and its scan prepared for a network.
 
     Raises:
-        BrokenCase: it can't be used.
+        BrokenCase: the case can't be used.
     """
     scan, findings = read_case(data, case, task)
     try:
@@ -48,6 +48,6 @@ def read_and_prepare(
     except Unfit as error:
         raise BrokenCase(case.case, Finding("unfit", str(error))) from error
     except (RuntimeError, ValueError, IndexError, MemoryError) as error:
-        # A scan that a transform can't take is one broken case; it may not stop the others.
+        # A scan that a transform can't process is one broken case; it must not stop the others.
         text = f"the image can't be prepared as the study asks: {type(error).__name__}"
         raise BrokenCase(case.case, Finding("unfit", text)) from error

@@ -221,7 +221,7 @@ def test_a_public_set_is_used_where_the_hospital_keeps_it_and_calls_it_public(
         (None, "no file with the public set"),
         (np.zeros((3, 20, 20, 20)), "expected 8 images of 3 dimensions"),
         (np.zeros((9, 20, 20)), "expected 8 images of 3 dimensions"),
-        (np.full((9, 20, 20, 20), np.nan), "nothing finite is left of the image"),
+        (np.full((9, 20, 20, 20), np.nan), "the prepared image is empty, or has NaN"),
     ],
 )
 def test_a_public_set_that_is_missing_or_unfit_is_refused_and_nothing_is_spent(

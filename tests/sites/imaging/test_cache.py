@@ -151,10 +151,10 @@ def test_the_cache_names_no_patient_and_stays_private(ward: Path, study_with) ->
     hospital.cohort(study_with())
     folder = hospital.state / "cache"
     assert folder.stat().st_mode & 0o077 == 0
-    told = b"".join(path.name.encode() + path.read_bytes()[:2000] for path in folder.iterdir())
+    stored = b"".join(path.name.encode() + path.read_bytes()[:2000] for path in folder.iterdir())
     for case in hospital.cases:
-        assert case.patient.encode() not in told
-        assert case.case.encode() not in told
+        assert case.patient.encode() not in stored
+        assert case.case.encode() not in stored
 
 
 def test_a_cache_without_room_keeps_nothing_and_the_round_goes_on(ward: Path, edit, study_with) -> None:

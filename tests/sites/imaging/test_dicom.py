@@ -1,4 +1,4 @@
-"""Folders of DICOM files become volumes with the standard's affine, or say why not."""
+"""Folders of DICOM files become volumes with the standard's affine, or an error with the reason."""
 
 from pathlib import Path
 
@@ -51,10 +51,11 @@ def test_what_the_files_say_of_the_patient_is_flagged_and_what_was_cleaned_is_no
 def test_a_series_becomes_the_volume_with_the_standards_affine(tmp_path: Path) -> None:
     write_series(tmp_path / "scan")
     image = series_in(tmp_path / "scan").volume
-    # PS3.3 C.7.6.2.1.1, with x and y turned from the patient's left and back to right and front.
+    # DICOM PS3.3 C.7.6.2.1.1, with x and y turned from the patient's left and back to right and front:
+    # https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.html
     expected = np.array(
         [[-0.75, 0, 0, 5.0], [0, -1.5, 0, -7.0], [0, 0, 3, 10.0], [0, 0, 0, 1.0]]
-    )  # columns lie 0.75 mm apart, rows 1.5 mm
+    )  # columns are 0.75 mm apart, rows 1.5 mm
     reference = nib.Nifti1Image(VOLUME.transpose(2, 1, 0), expected)
     ours, theirs = (nib.as_closest_canonical(i) for i in (image, reference))
     assert np.allclose(ours.affine, theirs.affine, atol=1e-4)
@@ -116,8 +117,8 @@ def test_a_damaged_slice_is_unreadable_and_nothing_of_the_patient_is_told(
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(Unreadable) as caught:
         read_image(tmp_path, "scan")
-    told = str(caught.value) + caplog.text + "".join(capfd.readouterr())
-    assert not any(secret in told for secret in ("MUELLER", "MRN-4711", "19560403"))
+    output = str(caught.value) + caplog.text + "".join(capfd.readouterr())
+    assert not any(secret in output for secret in ("MUELLER", "MRN-4711", "19560403"))
 
 
 def test_no_attribute_of_the_patient_is_in_what_is_kept(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_scan_is_read_in_canonical_orientation_whatever_it_is_on_disk(
         ("image", np.ones_like, "constant"),
         ("image", lambda v: v[..., None], "expected 3 dimensions, got 4"),
         ("image", lambda v: v[:-1], "has shape"),
-        ("label", lambda v: v + (v == 2) * 5, "the value 7, not in the study"),
+        ("label", lambda v: v + (v == 2) * 5, "the value 7, which is not in the study"),
         ("label", lambda v: v[:, :-1], "its label"),
     ],
 )
@@ -121,5 +121,5 @@ def test_a_class_outside_the_studys_is_a_broken_case(ward: Path, case: CaseFiles
     task = ClassificationConfig(kind="classification", dims=3, labels={0: "normal", 1: "ill"})
     well = CaseFiles(case.case, case.patient, case.image, "1")
     assert read_scan(ward, well, task).target == 1
-    with pytest.raises(BrokenCase, match="none of the study's classes"):
+    with pytest.raises(BrokenCase, match="not one of the study's classes"):
         read_scan(ward, CaseFiles(case.case, case.patient, case.image, "2"), task)

@@ -79,7 +79,7 @@ def test_two_segmentations_of_one_bids_image_are_an_error(tmp_path: Path) -> Non
     [
         ("", "value,name\n0,a\n", "expected the columns image, label"),
         ("patient,image\np,i\n", "value,name\n0,a\n", "label is missing"),
-        ("patient,image,label\np,,0\n", "value,name\n0,a\n", "line 2 has an empty one"),
+        ("patient,image,label\np,,0\n", "value,name\n0,a\n", "line 2 has an empty cell"),
         ("patient,image,label\n", "value,name\n0,a\n", "at least one case"),
         ("patient,image,label\np,i,0\nq,i,0\n", "value,name\n0,a\n", "each image once"),
         ("patient,image,label\np,i,0\n", "value,name\nzero,a\n", "whole numbers"),

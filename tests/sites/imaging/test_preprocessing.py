@@ -24,7 +24,7 @@ def scan_of(shape: tuple[int, ...], spacing_mm: tuple[float, ...] | None = None)
 
 
 def ramp_of(shape: tuple[int, ...], spacing_mm: tuple[float, ...], axis: int) -> Scan:
-    """A scan whose intensity is the place in mm along an axis."""
+    """Return a scan whose intensity is the position in mm along an axis."""
     places = np.meshgrid(*[np.arange(n) * mm for n, mm in zip(shape, spacing_mm, strict=True)],
                          indexing="ij")[axis]  # fmt: skip
     return Scan(places.astype(np.float32), np.zeros(shape, np.int64), spacing_mm)
