@@ -1,4 +1,8 @@
-"""Hospitals made of one public set in the Decathlon's layout, divided by patient, never by scan."""
+"""Hospitals made from one public set in the Decathlon's layout, divided by patient, never by scan.
+
+Source: Antonelli et al. 2022, The Medical Segmentation Decathlon,
+https://doi.org/10.1038/s41467-022-30695-9.
+"""
 
 import csv
 import json
@@ -16,7 +20,7 @@ from sites.imaging.images import Unreadable, read_image
 from sites.yaml_files import ConfigError
 
 Skew = Literal["patients", "intensity", "size", "labels"]
-"""In what hospitals are unlike: how many patients they have, or which (see `_ORDERS`)."""
+"""Difference between the hospitals: their number of patients, or the kind of patients (`_ORDERS`)."""
 
 
 def make_hospitals(
@@ -27,15 +31,15 @@ def make_hospitals(
     channel: int | None = None,
     skew: Skew = "patients",
 ) -> list[Path]:
-    """Return the folders of `hospitals` hospitals under `out`, made of the set in `source`.
+    """Return the folders of `hospitals` hospitals under `out`, made from the set in `source`.
 
-    Where its images have several channels (prostate: T2 and ADC), `channel` is the one that is listed.
-    With the skew `patients` they are dealt at random; the first hospital gets most, the last about a
-    third as many. With another one hospitals are of one size, and patients sorted by what it names.
-    A hospital that is there already stays as it is.
+    If its images have several channels (prostate: T2 and ADC), `channel` is the one that is listed.
+    With the skew `patients`, patients are assigned at random; the first hospital gets most, the last
+    about a third as many. With another skew, the hospitals have the same size, and patients are sorted
+    by the value that the skew names. An existing hospital folder stays as it is.
 
     Raises:
-        ConfigError: `source` is no Decathlon folder, or has too few patients, or a scan can't be read.
+        ConfigError: `source` is not a Decathlon folder or has too few patients, or a scan can't be read.
     """
     labels, scans_of = _scans_by_patient(source)
     if hospitals < 1 or len(scans_of) < 10 * hospitals:
@@ -61,7 +65,7 @@ _ORDERS: Mapping[Skew, Callable[[NDArray[np.float32], NDArray[np.float32]], floa
     "size": lambda image, label: float(image.size),
     "labels": lambda image, label: float((label == 1).sum() / max((label > 0).sum(), 1)),
 }
-"""By what patients are sorted: the range of intensities, the voxels, the first label's share."""
+"""Value by which patients are sorted: range of intensities, number of voxels, share of label 1."""
 
 
 def _value(source: Path, case: str, channel: int | None, skew: Skew) -> float:
@@ -99,7 +103,7 @@ def _subjects(source: Path) -> dict[str, str]:
 
 
 def _inferred_subject(case: str) -> str:
-    """Return who a scan shows: of the hippocampus set, 2k-1 and 2k look like the sides of one head.
+    """Return the patient of a scan: hippocampus scans 2k-1 and 2k look like the two sides of one head.
 
     >>> _inferred_subject("hippocampus_007") == _inferred_subject("hippocampus_008")
     True

@@ -1,4 +1,4 @@
-"""A file from a public set's home: resumed where it broke off, kept only if its sum is right."""
+"""Download of public sets: resumed after an interruption, kept only if the checksum is right."""
 
 import shutil
 import tarfile
@@ -16,16 +16,16 @@ from sites.yaml_files import ConfigError
 PART = 2**20
 TRIES = 5
 Progress = Callable[[int, int | None], None]
-"""Told `(bytes so far, bytes in all)`; None where the server does not say."""
+"""Function of `(bytes so far, total bytes)`; the total is None if the server does not state it."""
 
 
 class DownloadFailed(ConfigError):
-    """A file could not be fetched; what has come stays, and is not asked for again."""
+    """A file could not be downloaded or unpacked; a part that arrived before a break is kept."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file on the web, known by its MD5: what its publisher states, no proof against an attacker."""
+    """A file on the web with the MD5 that its publisher states, which does not stop an attacker."""
 
     url: str
     md5: str
@@ -37,12 +37,12 @@ class Source:
 
 
 def fetch(source: Source, folder: Path, progress: Progress, wait_s: float = 1.0) -> Path:
-    """Return the file of `source` in `folder`, fetched unless it is there.
+    """Return the path of the file of `source` in `folder`; download it unless it is there.
 
-    An interrupted download goes on where it stopped, in the next try or the next call.
+    An interrupted download continues where it stopped, in the next try or the next call.
 
     Args:
-        wait_s: how long to wait before the second try; each later one waits twice as long.
+        wait_s: wait before the second try; before each later try the wait is twice as long.
 
     Raises:
         DownloadFailed: the server can't be reached, refuses, or has another file.
@@ -60,26 +60,26 @@ def fetch(source: Source, folder: Path, progress: Progress, wait_s: float = 1.0)
             if attempt == TRIES - 1:
                 raise DownloadFailed(
                     f"{source.url}: the connection broke {TRIES} times ({type(error).__name__}). "
-                    f"The same command goes on where it stopped."
+                    f"Run the same command again to continue."
                 ) from error
             time.sleep(wait_s * 2**attempt)
     if _md5(part) != source.md5:
         part.unlink()
         raise DownloadFailed(
             f"{source.url}: expected a file with the MD5 {source.md5}, got another one. It was deleted; "
-            f"ask again, or fetch the file yourself and give it with --from."
+            f"try again, or download the file yourself and pass it with --from."
         )
     part.replace(whole)
     return whole
 
 
 def _go_on(source: Source, part: Path, progress: Progress) -> None:
-    """Append to `part` what it lacks; begin anew where the server can't give a part."""
+    """Append the missing bytes to `part`; start from the beginning if the server can't send a part."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with httpx.stream("GET", source.url, headers=headers, follow_redirects=True, timeout=30) as reply:
         if reply.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # there is no more; the sum says whether it is the file
+            return  # no bytes are missing; the checksum decides
         if reply.status_code >= httpx.codes.BAD_REQUEST:
             raise DownloadFailed(f"{source.url}: the server answers {reply.status_code}.")
         if reply.status_code != httpx.codes.PARTIAL_CONTENT:
@@ -99,10 +99,10 @@ def _md5(path: Path) -> str:
 
 
 def unpacked(archive: Path) -> Path:
-    """Return the one folder in a tar archive, unpacked beside it unless it is there.
+    """Return the only folder in a tar archive; unpack it beside the archive unless it is there.
 
     Raises:
-        DownloadFailed: it holds anything but one folder, or a path that leads out of it.
+        DownloadFailed: the archive holds anything but one folder, or a path that leads out of it.
     """
     into = archive.with_suffix(".partial")
     shutil.rmtree(into, ignore_errors=True)
@@ -121,9 +121,9 @@ def unpacked(archive: Path) -> Path:
 
 
 def _top(tar: tarfile.TarFile) -> str:
-    """Return the one folder that an archive holds, beside what macOS puts there for itself."""
+    """Return the name of the only folder in an archive; files that macOS adds are ignored."""
     names = {member.name.removeprefix("./").split("/")[0] for member in tar.getmembers()}
     tops = {name for name in names if name and name != "." and not name.startswith("._")}
     if len(tops) != 1 or ".." in tops:
-        raise ValueError(f"it holds {sorted(tops)[:3]}")
+        raise ValueError(f"it contains {sorted(tops)[:3]}")
     return tops.pop()

@@ -1,4 +1,4 @@
-"""Hospitals out of one of MedMNIST's sets for classification, unlike in their labels."""
+"""Hospitals made from one of MedMNIST's sets for classification, with different shares of the labels."""
 
 import csv
 import shutil
@@ -23,17 +23,20 @@ Pictures = NDArray[np.uint8]
 def make_hospitals(
     source: Path, out: Path, hospitals: int, pictures: PictureSet, *, skew: float, seed: int
 ) -> list[Path]:
-    """Return the folders of `hospitals` hospitals under `out`, made of the training part of a set.
+    """Return the folders of `hospitals` hospitals under `out`, made from the training part of a set.
 
-    Every picture counts as a patient. Each class is dealt to the hospitals by a Dirichlet draw of
-    concentration `skew` (Hsu et al. 2019): the smaller, the more the hospitals differ. Where several
-    labels may hold, the first one counts. A hospital that is there already stays as it is.
+    Every picture counts as a patient. Each class is divided among the hospitals by a Dirichlet draw of
+    concentration `skew`: the smaller, the more the hospitals differ. Where several labels may hold, the
+    first one counts. An existing hospital folder stays as it is.
+
+    Source: Hsu et al. 2019, Measuring the Effects of Non-Identical Data Distribution for Federated
+    Visual Classification, https://arxiv.org/abs/1909.06335.
 
     Raises:
-        ConfigError: `source` is no such set, or a hospital would have fewer than 20 patients.
+        ConfigError: `source` is not such a set, or a hospital would have fewer than 20 patients.
     """
-    images, said = _training_part(source, pictures)
-    first = np.array([text.partition(";")[0] for text in said])
+    images, listed = _training_part(source, pictures)
+    first = np.array([text.partition(";")[0] for text in listed])
     rng = np.random.default_rng(seed)
     dealt: list[list[int]] = [[] for _ in range(hospitals)]
     for value in (*map(str, pictures.labels), NOTHING):
@@ -45,17 +48,17 @@ def make_hospitals(
     if min(map(len, dealt)) < 20:
         raise ConfigError(
             f"Expected at least 20 patients for each of {hospitals} hospitals; with skew {skew:g} and "
-            f"seed {seed} one has {min(map(len, dealt))}. Take fewer hospitals, more skew or another "
-            f"seed."
+            f"seed {seed} one has {min(map(len, dealt))}. Take fewer hospitals, a larger skew or "
+            f"another seed."
         )
     return [
-        _make(out / f"hospital-{k}", images, said, sorted(numbers), pictures.labels)
+        _make(out / f"hospital-{k}", images, listed, sorted(numbers), pictures.labels)
         for k, numbers in enumerate(dealt, start=1)
     ]
 
 
 def _training_part(source: Path, pictures: PictureSet) -> tuple[Pictures, list[str]]:
-    """Return the images `(N, *spatial)`, and what a list says of each one's labels."""
+    """Return the images `(N, *spatial)`, and the text of each image's labels for `cases.csv`."""
     try:
         with np.load(source, allow_pickle=False) as arrays:
             images, found = arrays["train_images"], arrays["train_labels"]
@@ -74,7 +77,7 @@ def _training_part(source: Path, pictures: PictureSet) -> tuple[Pictures, list[s
         or (not set(found.ravel().tolist()) <= known)
     ):
         raise ConfigError(
-            f"{source}: expected grey pictures (N, rows, columns) or volumes, and {width} values a "
+            f"{source}: expected grey pictures (N, rows, columns) or volumes, and {width} values per "
             f"picture among {sorted(known)}."
         )
     if not pictures.several:
@@ -84,7 +87,7 @@ def _training_part(source: Path, pictures: PictureSet) -> tuple[Pictures, list[s
 
 
 def _make(
-    ward: Path, images: Pictures, said: list[str], numbers: list[int], labels: Mapping[int, str]
+    ward: Path, images: Pictures, listed: list[str], numbers: list[int], labels: Mapping[int, str]
 ) -> Path:
     if ward.exists():
         return ward
@@ -96,7 +99,7 @@ def _make(
         writer.writerow(["patient", "image", "label"])
         for number in numbers:
             name = _save(images[number], partial, f"images/{number:05d}")
-            writer.writerow([f"patient-{number:05d}", name, said[number]])
+            writer.writerow([f"patient-{number:05d}", name, listed[number]])
     with (partial / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("value", "name"), *labels.items()])
     write_public_policy(partial, ward.name, len(numbers), NETWORKS, smallest=10)

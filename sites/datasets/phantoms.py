@@ -1,7 +1,7 @@
-"""Made-up hospitals: NIfTI volumes of a head with two structures, unlike from ward to ward.
+"""Synthetic hospitals: NIfTI volumes of a head with two structures, different in each hospital.
 
-What differs between the hospitals is what differs between real ones: contrast, noise, orientation
-on disk, number of patients; some patients have two scans.
+The hospitals differ as real ones do: in contrast, noise, orientation on disk and number of patients.
+Some patients have two scans.
 """
 
 import csv
@@ -26,16 +26,16 @@ PUBLIC = """\
 # The data are public, so studies without differential privacy may train here as well.
 # A hospital with its own patients leaves plain_studies at refuse.
 """
-"""What the policy of a hospital made of public data says of itself."""
+"""Comment in the policy of a hospital made from public data."""
 
 
 @dataclass(frozen=True)
 class Scanner:
-    """How a made-up hospital's volumes look.
+    """Properties of a synthetic hospital's volumes.
 
     Attributes:
         levels: mean intensity of air, head, structure 1, structure 2.
-        noise: standard deviation of the noise, in the levels' units.
+        noise: standard deviation of the noise, in the units of `levels`.
         orientation: axis codes of the voxels on disk.
     """
 
@@ -58,12 +58,12 @@ SHARE_SCANNED_TWICE = 0.25
 
 
 def make_wards(wards: Path, seed: int, scanners: Sequence[Scanner] = SCANNERS) -> list[Path]:
-    """Return the folders of made-up hospitals under `wards`, written where they are not.
+    """Return the folders of synthetic hospitals under `wards`; write those that are missing.
+
+    A hospital is renamed into place when it is complete, so an interrupted call leaves no partial one.
 
     Raises:
-        ConfigError: a folder of one's name holds something else, or other made-up patients.
-
-    A hospital is renamed into place when it is complete, so an interrupted call leaves no half.
+        ConfigError: a folder with a hospital's name holds something else, or patients of another seed.
     """
     return [_make_ward(wards, scanner, seed, i) for i, scanner in enumerate(scanners)]
 
@@ -86,13 +86,13 @@ def _make_ward(wards: Path, scanner: Scanner, seed: int, number: int) -> Path:
             rows.append((case, f"patient_{patient:03d}"))
     describe_cases(partial, rows, name=f"phantoms of seed {seed}", labels={1: "head", 2: "tail"})
     write_policy(partial, _policy(scanner))
-    pseudonym_key(partial / "state", lambda: rng.bytes(32))  # nobody to hide: the same everywhere
+    pseudonym_key(partial / "state", lambda: rng.bytes(32))  # nobody to protect: the same key everywhere
     partial.rename(ward)
     return ward
 
 
 def _check_made_of(ward: Path, seed: int) -> None:
-    """Raise ConfigError unless `ward` holds the made-up patients of this seed."""
+    """Raise ConfigError unless `ward` holds the synthetic patients of this seed."""
     found = json.loads((ward / "dataset.json").read_text(encoding="utf-8")).get("name")
     if found != f"phantoms of seed {seed}":
         raise ConfigError(
@@ -102,7 +102,7 @@ def _check_made_of(ward: Path, seed: int) -> None:
 
 
 def phantom(scanner: Scanner, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Return one made-up scan in RAS: intensities and labels, both of `SHAPE`."""
+    """Return one synthetic scan in RAS: intensities and labels, both of `SHAPE`."""
     label = synthesis.tube(SHAPE, 2, rng)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij"))
     axes = rng.uniform(0.85, 1.0, (3, 1, 1, 1))
@@ -153,7 +153,7 @@ def write_policy(ward: Path, policy: Mapping[str, object], comment: str = "") ->
 def write_public_policy(
     ward: Path, name: str, patients: int, networks: Sequence[str], *, smallest: int
 ) -> None:
-    """Write the `site.yaml` of a hospital made of public data; at least `smallest` patients train."""
+    """Write the `site.yaml` of a hospital made from public data; at least `smallest` patients train."""
     policy: dict[str, object] = {
         "name": name,
         "data": ".",

@@ -1,4 +1,4 @@
-"""Public sets of which hospitals can be made, and where their publishers keep them."""
+"""Public sets from which hospitals can be made, and their publishers' download addresses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +13,20 @@ DECATHLON: Mapping[str, Source] = {
     task.partition("_")[2].lower(): Source(url, DecathlonDataset.md5[task])
     for task, url in DecathlonDataset.resource.items()
 }
-"""The tasks of the Medical Segmentation Decathlon (Antonelli et al. 2022), as MONAI knows them."""
+"""The tasks of the Medical Segmentation Decathlon, with the addresses in MONAI.
+
+Source: Antonelli et al. 2022, The Medical Segmentation Decathlon,
+https://doi.org/10.1038/s41467-022-30695-9.
+"""
 
 
 @dataclass(frozen=True)
 class PictureSet:
-    """One of MedMNIST's sets of grey pictures or volumes (Yang et al. 2023).
+    """One of MedMNIST's sets of grey pictures or volumes.
 
-    `several`: any number of its labels may hold of a picture.
+    `several`: any number of its labels may hold for a picture.
+
+    Source: Yang et al. 2023, MedMNIST v2, https://doi.org/10.1038/s41597-022-01721-8.
     """
 
     source: Source

@@ -1,4 +1,4 @@
-"""Downloads from a real server on this machine that breaks off, forgets ranges, or has another file."""
+"""Downloads from a real local server that breaks the connection, ignores ranges, or has another file."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ CONTENT = bytes(range(256)) * 20_000
 
 @dataclass
 class Publisher:
-    """What the server does, and what it was asked for."""
+    """Behaviour of the server, and the requests that it got."""
 
     url: str = ""
     content: bytes = CONTENT
@@ -77,12 +77,12 @@ def quietly(have: int, of: int | None) -> None:
 
 
 def test_a_file_is_fetched_once_and_its_progress_told(publisher: Publisher, tmp_path: Path) -> None:
-    told: list[tuple[int, int | None]] = []
+    progress: list[tuple[int, int | None]] = []
     for _ in range(2):
-        path = fetch(publisher.source, tmp_path, lambda have, of: told.append((have, of)))
+        path = fetch(publisher.source, tmp_path, lambda have, of: progress.append((have, of)))
         assert path.read_bytes() == CONTENT
     assert publisher.asked == [None]
-    assert told[-1] == (len(CONTENT), len(CONTENT))
+    assert progress[-1] == (len(CONTENT), len(CONTENT))
     assert [path.name for path in tmp_path.iterdir()] == ["set.npz"]
 
 
@@ -92,7 +92,7 @@ def test_a_broken_download_goes_on_where_it_stopped(publisher: Publisher, tmp_pa
     assert path.read_bytes() == CONTENT
     assert publisher.asked[0] is None
     assert len(publisher.asked) == 3
-    assert publisher.sent < 1.5 * len(CONTENT)  # nothing that had come was asked for again
+    assert publisher.sent < 1.5 * len(CONTENT)  # bytes that had arrived were not requested again
 
 
 def test_the_next_call_goes_on_after_the_last_try(publisher: Publisher, tmp_path: Path) -> None:
@@ -189,11 +189,11 @@ def test_the_command_fetches_from_a_mirror_and_says_what_is_wrong_with_it(
     name: str, publisher: Publisher, tmp_path: Path
 ) -> None:
     where = ["--downloads", str(tmp_path / "d"), "--out", str(tmp_path / "wards")]
-    said = CliRunner().invoke(app, ["data", name, "--download", "--mirror", publisher.url, *where])
-    assert said.exit_code == 2
-    assert "expected a file with the MD5" in said.output
+    result = CliRunner().invoke(app, ["data", name, "--download", "--mirror", publisher.url, *where])
+    assert result.exit_code == 2
+    assert "expected a file with the MD5" in result.output
     assert len(publisher.asked) == 1
     assert not (tmp_path / "wards").exists()
-    said = CliRunner().invoke(app, ["data", name, *where])
-    assert said.exit_code == 2
-    assert "--download to fetch it" in said.output
+    result = CliRunner().invoke(app, ["data", name, *where])
+    assert result.exit_code == 2
+    assert "--download to fetch it" in result.output
