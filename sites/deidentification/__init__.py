@@ -1,1 +1,1 @@
-"""The import of an archive's export without what names the patients."""
+"""Import of an archive's export without anything that names the patients."""

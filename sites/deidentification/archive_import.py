@@ -1,9 +1,9 @@
-"""What an archive exports, taken into a hospital's data without what names the patients.
+"""Import of an archive's export into a hospital's data without anything that names the patients.
 
-An export is either in one of the layouts of `sites.imaging.listing`, or a tree of DICOM files, whose
-patients are those that the files name (PatientID). Every name becomes a keyed hash: of patients,
-files, UIDs. A series is renamed into place when it is complete, and the list is replaced last, so that
-an interrupted import is finished by asking again, and asking again changes nothing.
+An export has one of the layouts of `sites.imaging.listing`, or is a tree of DICOM files that contain
+the patients (PatientID). Names of patients and files, and UIDs, are replaced by keyed hashes. A series
+is renamed into place when it is complete, and the list is replaced last. So a second import completes
+an interrupted one, and changes nothing after a complete one.
 """
 
 import csv
@@ -43,7 +43,7 @@ COLUMNS = ("patient", "image", "label", "session")
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did: `cases` are new in the list; what was left out, by reason."""
+    """Result of an import: new cases in the list, their patients, and cases left out by reason."""
 
     cases: int
     patients: int
@@ -51,13 +51,13 @@ class Imported:
 
 
 def take_in(hospital: Hospital, export: Path) -> Imported:
-    """Take an export into the hospital's data, and its cases into `cases.csv`.
+    """Import an export into the hospital's data, and add its cases to `cases.csv`.
 
-    A case that is in the list already stays as it is there, whatever became of its label since.
+    A case that is already listed stays as it is in the list, even if its label has changed since.
 
     Raises:
-        ConfigError: there is no such folder, it is the hospital's own, or the hospital's data are
-            listed in another layout than `cases.csv`.
+        ConfigError: the folder does not exist, overlaps the hospital's own data, or the hospital's data
+            are listed in another layout than `cases.csv`.
     """
     data = hospital.data
     _check_places(data, export)
@@ -84,7 +84,7 @@ def _check_places(data: Path, export: Path) -> None:
         raise ConfigError(f"{export}: expected an export outside the hospital's own data.")
     if other := [name for name in LAYOUTS if name != "cases.csv" and (data / name).exists()]:
         raise ConfigError(
-            f"{data}: expected data that are listed in cases.csv, or none yet; found {other[0]}."
+            f"{data}: expected data that are listed in cases.csv, or no data; found {other[0]}."
         )
 
 
@@ -113,7 +113,7 @@ def _table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
 def _listed_cases(
     export: Path, data: Path, rename: Rename, left_out: Counter[str]
 ) -> Iterator[dict[str, str]]:
-    """Yield the cases of an export with a list of its own."""
+    """Yield the cases of an export that has its own list."""
     cases = read_listing(export).cases
     are_classes = all(CLASSES.fullmatch(case.label) for case in cases)
     for case in cases:
@@ -129,7 +129,7 @@ def _listed_cases(
 
 @contextmanager
 def _counted(left_out: Counter[str]) -> Iterator[None]:
-    """Count a case that can't be taken in by its reason, and go on with the others."""
+    """Count a case that can't be imported by its reason, and continue with the others."""
     try:
         yield
     except (Unreadable, NotCleaned, UnfitSeries) as reason:
@@ -139,14 +139,14 @@ def _counted(left_out: Counter[str]) -> Iterator[None]:
 
 
 def _take_file(export: Path, name: str, data: Path, kind: str, patient: str, rename: Rename) -> str:
-    """Copy a file or a DICOM folder of the export; return where it lies in the data."""
-    read_image(export, name)  # says what is wrong with it, and opens nothing outside the export
+    """Copy a file or a DICOM folder of the export; return its place in the data."""
+    read_image(export, name)  # raises if it can't be used, and opens nothing outside the export
     source = export / name
     if source.is_dir():
         return _put_series(data, largest(stacks_of(images_in(source))), kind, patient, rename)
     suffix = next((s for s in _COPIED if name.lower().endswith(s)), None)
     if suffix is None:
-        raise Unreadable("unreadable", f"a file is none of {', '.join(_COPIED)}")
+        raise Unreadable("unreadable", f"a file is not of type {', '.join(_COPIED)}")
     kept, copy = _COPIED[suffix]
     place = f"{kind}/{rename(f'file {patient} {name} {content_of(export, name)}')[:16]}{kept}"
     if not (data / place).exists():
@@ -161,13 +161,13 @@ _COPIED: Mapping[str, tuple[str, Callable[[Path], bytes]]] = {
     ".jpg": (".png", picture_without_text),
     ".jpeg": (".png", picture_without_text),
 }
-"""How a file is copied, and the end of its new name, by the end of its name."""
+"""The end of a copy's name and the function that copies, by the end of the file's name."""
 
 
 def _dicom_cases(
     export: Path, data: Path, rename: Rename, left_out: Counter[str]
 ) -> Iterator[dict[str, str]]:
-    """Yield a case for each series of a tree of DICOM files; its label is yet to be drawn."""
+    """Yield a case for each series of a tree of DICOM files; its label file does not exist yet."""
     for (name, *_), paths in sorted(_files_by_series(export, left_out).items()):
         patient = imported(rename(name))
         with _counted(left_out):
@@ -179,29 +179,29 @@ def _dicom_cases(
 
 
 def _files_by_series(export: Path, left_out: Counter[str]) -> dict[tuple[str, ...], list[Path]]:
-    """Return the files of each patient's each series, of those that hold images of a scan."""
+    """Return the files that hold images of a scan, by patient, study and series."""
     series: defaultdict[tuple[str, ...], list[Path]] = defaultdict(list)
     for path in sorted(export.rglob("*")):
         if not path.is_file():
             continue
         with _counted(left_out):
             if not path.resolve().is_relative_to(export.resolve()):
-                raise NotCleaned("a file lies outside the export")
+                raise NotCleaned("a file is outside the export")
             try:
                 dataset = read_file(path)
             except InvalidDicomError:
-                raise NotCleaned("a file is no DICOM file") from None
+                raise NotCleaned("a file is not a DICOM file") from None
             patient, uid = (str(dataset.get(key, "")).strip() for key in ("PatientID", SERIES))
             if not is_scan(dataset):
-                raise NotCleaned("a localiser, capture, report or picture without a place")
+                raise NotCleaned("a localiser, capture, report, or image without a position")
             if not patient or not uid:
-                raise NotCleaned("a file names no patient (PatientID), or no series")
+                raise NotCleaned(f"a file has no PatientID or no {SERIES}")
             series[patient, str(dataset.get("StudyInstanceUID", "")), uid].append(path)
     return dict(series)
 
 
 def _put_series(data: Path, datasets: Sequence[Dataset], kind: str, patient: str, rename: Rename) -> str:
-    """Write a series in the hospital's own names, also over a shorter one; return its place."""
+    """Write a series under the hospital's own names, also over a shorter one; return its place."""
     keys = ("PatientID", "StudyInstanceUID", SERIES)
     own = "\n".join(str(datasets[0].get(key, "")) for key in keys)
     place = f"{kind}/{rename(f'series {patient} {own}')[:16]}"

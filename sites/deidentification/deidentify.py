@@ -1,10 +1,11 @@
-"""Scans without what names a patient: DICOM, NIfTI, and pictures, rebuilt from what a scan needs.
+"""Removal of patients' names from DICOM, NIfTI and pictures, by rebuilding each from what a scan needs.
 
-A DICOM file is rebuilt from a list of the attributes that place its voxels in space and say how they
-were acquired. That is stricter than the basic profile (DICOM PS3.15, annex E, table E.1-1), which
-lists what has to go and lets hundreds of attributes with free text stay: all that the profile removes
-or empties is gone, its UIDs are replaced by keyed hashes, consistently, and the pixels are decoded and
-written anew: nothing hides behind them, above their bits, or in a compressed stream's comments.
+A DICOM file is rebuilt from a list of the attributes that place its voxels in space and describe the
+acquisition. That is stricter than the basic profile (DICOM PS3.15, annex E, table E.1-1,
+https://dicom.nema.org/medical/dicom/current/output/chtml/part15/chapter_E.html), which lists the
+attributes to remove and keeps hundreds with free text. No value that the profile removes or empties is
+kept. UIDs are replaced consistently by keyed hashes. The pixels are decoded and written again, so
+nothing is hidden behind them, in their unused bits, or in the comments of a compressed stream.
 """
 
 import gzip
@@ -34,7 +35,7 @@ NUMBERS = (
     "MagneticFieldStrength", "EchoTrainLength", "InStackPositionNumber", "TemporalPositionIndex",
     "DimensionIndexValues", "DimensionIndexPointer", "FunctionalGroupPointer",
 )  # fmt: skip
-"""Attributes that hold numbers alone, and are kept."""
+"""Attributes that hold only numbers, and are kept."""
 NUMERIC = frozenset({"DS", "IS", "FL", "FD", "US", "UL", "SS", "AT"})
 CODES: Mapping[str, frozenset[str]] = {
     "Modality": frozenset({"MR", "CT", "PT", "NM", "US", "DX", "CR", "MG", "XA", "OT"}),
@@ -48,43 +49,43 @@ CODES: Mapping[str, frozenset[str]] = {
     "RescaleType": frozenset({"HU", "US", "OD"}),
     "DimensionOrganizationType": frozenset({"3D", "3D_TEMPORAL"}),
 }  # fmt: skip
-"""Attributes that hold words of a list, each value kept if it is one of them."""
+"""Attributes with coded values, and the values that are kept."""
 IDENTIFIERS = (
     "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID",
     "DimensionOrganizationUID",
 )  # fmt: skip
-"""UIDs that tie files together; each becomes a keyed hash."""
+"""UIDs that link files; each is replaced by a keyed hash."""
 GROUPS = (
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelMeasuresSequence",
     "PlaneOrientationSequence", "PlanePositionSequence", "FrameContentSequence",
     "PixelValueTransformationSequence", "DimensionIndexSequence", "DimensionOrganizationSequence",
 )  # fmt: skip
-"""Sequences of a multi-frame file that are kept, with what of the above is in them."""
+"""Sequences of a multi-frame file that are kept, with the attributes above that are in them."""
 EMPTY = (
     "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber", "StudyID",
     "ReferringPhysicianName",
 )  # fmt: skip
-"""Attributes that a file has to have, and that the profile empties."""
+"""Attributes that a file must have and that the profile empties."""
 TABLES = ("ModalityLUTSequence", "RealWorldValueMappingSequence")
-"""What makes intensities by a table, which is not kept."""
+"""Attributes that compute intensities by a table; a file with one of them is not imported."""
 
 Rename = Callable[[str], str]
-"""From an identifier to a keyed hash of it, as hexadecimal digits."""
+"""Function from an identifier to its keyed hash, as hexadecimal digits."""
 
 
 class NotCleaned(Exception):
-    """A scan can't be taken in without what may name its patient. The message tells no value."""
+    """A scan can't be imported without data that may name its patient. The message contains no value."""
 
 
 def deidentified(dataset: Dataset, patient: str, rename: Rename) -> Dataset:
-    """Return a new data set of the same voxels at the same places, and of nobody.
+    """Return a new data set with the same voxels at the same places, and without the patient's identity.
 
     Args:
-        patient: what the patient is called from now on.
+        patient: the patient's new name and PatientID.
 
     Raises:
-        NotCleaned: the files say that text is burned into the pixels, or the voxels can't be had
-            without more of the file.
+        NotCleaned: the file states that text is burned into the pixels, or the voxels can't be copied
+            without other parts of the file.
     """
     if dataset.get("BurnedInAnnotation") == "YES":
         raise NotCleaned("text is burned into its pixels")
@@ -135,26 +136,30 @@ def _kept(dataset: Dataset, rename: Rename) -> Dataset:
 
 
 def _standard(uid: UID) -> UID:
-    """Return a SOP class's UID if it is one of the standard's own."""
+    """Return the UID of a SOP class that the DICOM standard defines; raise `NotCleaned` for another."""
     if not uid.name or uid.name == str(uid) or uid.is_private:
-        raise NotCleaned("its kind is none of the standard's")
+        raise NotCleaned("its SOP class is not one of the DICOM standard's")
     return uid
 
 
 def _voxels(dataset: Dataset) -> NDArray[np.integer]:
-    """Return the stored values `([frames], rows, columns)`, without bits that are not theirs."""
+    """Return the stored values `([frames], rows, columns)`, with the unused bits cleared."""
     if int(dataset.SamplesPerPixel) != 1 or int(dataset.BitsAllocated) not in (8, 16, 32):
-        raise NotCleaned("it is in colour, or of another kind of numbers")
+        raise NotCleaned("it is in colour, or its values do not have 8, 16 or 32 bits")
     values: NDArray[np.integer] = dataset.pixel_array
     stored, allocated = int(dataset.BitsStored), 8 * values.dtype.itemsize
     if int(dataset.HighBit) != stored - 1 or stored > allocated:
-        raise NotCleaned("its pixels are packed in an old way")
+        raise NotCleaned("its pixels use an outdated layout of bits (HighBit)")
     unused = allocated - stored
     return np.asarray((values << unused) >> unused).astype(values.dtype)
 
 
 def keyed_uid(uid: str, rename: Rename) -> UID:
-    """Return a UID (PS3.5 B.2) that stands for `uid` in this hospital alone."""
+    """Return a UID that replaces `uid` in this hospital only.
+
+    Source: DICOM PS3.5 B.2,
+    https://dicom.nema.org/medical/dicom/current/output/chtml/part05/sect_B.2.html.
+    """
     return UID(f"2.25.{int(rename(f'uid {uid}')[:30], 16)}")
 
 
@@ -168,11 +173,11 @@ def dicom_bytes(dataset: Dataset) -> bytes:
 def nifti_without_text(path: Path) -> bytes:
     """Return a NIfTI file's bytes, gzipped, with empty text fields and without extensions.
 
-    The voxels and the affine are the same bytes as before; what lies behind the voxels is gone.
+    The bytes of the voxels and the affine are unchanged; bytes after the voxels are removed.
     """
     image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
-        raise NotCleaned("it is no NIfTI file of one part")
+        raise NotCleaned("it is not a NIfTI file of one part")
     raw = path.read_bytes()
     raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     header, start = image.header.copy(), image.dataobj.offset
@@ -184,13 +189,13 @@ def nifti_without_text(path: Path) -> bytes:
     header["vox_offset"] = header.single_vox_offset
     stop = start + prod(image.shape) * image.get_data_dtype().itemsize
     if stop - start > LARGEST_BYTES or len(raw) < stop:
-        raise NotCleaned("it has not as many voxels as it says")
+        raise NotCleaned("it has fewer voxels than its header states, or is larger than any scan")
     no_extensions = b"\0" * 4
     return gzip.compress(header.binaryblock + no_extensions + raw[start:stop], mtime=0)
 
 
 def picture_without_text(path: Path) -> bytes:
-    """Return a PNG of the same pixels and nothing else."""
+    """Return the bytes of a PNG with the same pixels and nothing else."""
     file = BytesIO()
     with Pictures.open(path, formats=("PNG", "JPEG")) as picture:
         bare = Pictures.new(picture.mode, picture.size)

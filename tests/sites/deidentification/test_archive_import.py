@@ -1,4 +1,4 @@
-"""What an archive exports, planted with names, and what of it reaches a hospital's data."""
+"""Import of exports that contain many names: none of them reaches the hospital's data."""
 
 import csv
 import gzip
@@ -39,7 +39,7 @@ def hospital(tmp_path: Path, small_wards) -> Hospital:
 
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
-    """Two patients of an archive, one with two series, among what else an archive has."""
+    """Return an export of two patients, one with two series, and the other files of an archive."""
     folder = tmp_path / "export"
     request = Dataset()
     request.RequestedProcedureDescription = "Klinikum, for Anna Mueller"
@@ -55,7 +55,7 @@ def export(tmp_path: Path) -> Path:
 
 
 def everything(folder: Path) -> bytes:
-    """All that a reader of the data could see: names, bytes, and DICOM's values as text."""
+    """Return all that a reader of the data could see: names, bytes, and DICOM's values as text."""
     found = []
     for path in sorted(folder.rglob("*")):
         found.append(str(path.relative_to(folder)).encode())
@@ -70,12 +70,12 @@ def test_no_name_number_or_date_of_an_export_reaches_the_data(hospital, export) 
     done = take_in(hospital, export)
     assert (done.cases, done.patients) == (3, 2)
     assert done.left_out == {
-        "a file is no DICOM file": 1,
-        "a file names no patient (PatientID), or no series": 1,
-        "a localiser, capture, report or picture without a place": 1,
+        "a file is not a DICOM file": 1,
+        "a file has no PatientID or no SeriesInstanceUID": 1,
+        "a localiser, capture, report, or image without a position": 1,
     }
-    told = everything(hospital.data / "images") + (hospital.data / "cases.csv").read_bytes()
-    assert not SECRETS.search(told)
+    imported = everything(hospital.data / "images") + (hospital.data / "cases.csv").read_bytes()
+    assert not SECRETS.search(imported)
 
 
 def test_the_voxels_and_their_places_stay_and_the_profile_is_stated(hospital, export) -> None:
@@ -183,7 +183,7 @@ def test_no_value_planted_in_any_attribute_of_the_dictionary_is_left(hospital, t
 
 
 def assert_the_profile_is_kept(folder: Path, original: Path) -> None:
-    """Hold a file against dicom-anonymizer's table of the basic profile (edition 2024b)."""
+    """Check a file against dicom-anonymizer's table of the basic profile (edition 2024b)."""
     kept, before = (pydicom.dcmread(min(path.iterdir())) for path in (folder, original))
     for tag, action in initialize_actions_2024b().items():
         if len(tag) > 2 or tag[0] == 0x0002 or tag not in kept:
@@ -378,7 +378,7 @@ def test_an_export_that_can_not_be_one_is_refused_and_nothing_is_written(
 
 def test_data_that_are_listed_otherwise_are_left_alone(tmp_path: Path, small_wards, export) -> None:
     hospital = Hospital.open(small_wards(tmp_path / "others") / "north")
-    with pytest.raises(ConfigError, match=r"listed in cases.csv, or none yet; found dataset.json"):
+    with pytest.raises(ConfigError, match=r"listed in cases.csv, or no data; found dataset.json"):
         take_in(hospital, export)
 
 
