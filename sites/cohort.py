@@ -1,4 +1,4 @@
-"""A hospital's patients, under keyed hashes, split by hash: those who train and those who never do."""
+"""A hospital's patients under keyed hashes, split by hash: some train, the others never do."""
 
 import hmac
 import logging
@@ -24,7 +24,7 @@ _IMPORTED = re.compile("imported-([0-9a-f]{32})")
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient under his keyed hash, with his scans: one unit of privacy."""
+    """One patient under their keyed hash, with their scans: one unit of privacy."""
 
     pseudonym: str
     scans: tuple[Reading, ...]
@@ -32,7 +32,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class Cohort:
-    """The patients of a hospital; the two groups share nobody."""
+    """The patients of a hospital; no patient is in both groups."""
 
     training: tuple[Patient, ...]
     evaluation: tuple[Patient, ...]
@@ -40,7 +40,7 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Eligible:
-    """Who may take part in an event, under keyed hashes: fixed before it, whatever the images show."""
+    """Patients who may take part in an event, under keyed hashes: fixed before it, without their images."""
 
     training: frozenset[str]
     evaluation: frozenset[str]
@@ -52,14 +52,14 @@ def pseudonym_key(state: Path, make: Callable[[], bytes] = lambda: secrets.token
 
 
 def imported(pseudonym: str) -> str:
-    """Return what the list calls a patient whose scans were taken in under his keyed hash."""
+    """Return the name in the list of a patient whose scans were imported under their keyed hash."""
     return f"imported-{pseudonym}"
 
 
 def pseudonym(key: bytes, patient: str) -> str:
     """Return the keyed hash by which the hospital knows `patient`: 32 hexadecimal digits.
 
-    Listed by his name or as `imported`, he is one patient.
+    A patient listed by their own name and as `imported` is one patient.
     """
     if found := _IMPORTED.fullmatch(patient):
         return found[1]
@@ -67,9 +67,9 @@ def pseudonym(key: bytes, patient: str) -> str:
 
 
 def evaluates(pseudonym: str, fraction: float) -> bool:
-    """Return whether this patient is one of the `fraction` who evaluate.
+    """Return whether this patient belongs to the `fraction` who evaluate.
 
-    It depends on the pseudonym alone, so adding patients moves nobody to the other group.
+    The result depends on the pseudonym alone, so adding patients moves nobody to the other group.
     """
     return int(pseudonym[:13], 16) / 16**13 < fraction
 
@@ -91,12 +91,12 @@ def load_cohort(
     """Return the patients of `cases` whose scans can be used.
 
     Args:
-        declared: the labels that the hospital says its data have.
+        declared: the labels that the hospital declares for its data.
 
     Raises:
         Refused: the study has other labels than `declared`; a finding has the severity `stop`; fewer
-            training patients than `min_patients` remain. The text tells no count and no case; the
-            hospital's own log has each finding.
+            training patients than `min_patients` remain. The text contains no count and no case; each
+            finding is in the hospital's own log.
     """
     _check_labels(declared, task)
     patients: dict[str, list[Reading]] = {}
@@ -116,22 +116,22 @@ def load_cohort(
         evaluation=tuple(p for p in everybody if p.pseudonym in aside),
     )
     if len(cohort.training) < policy.min_patients:
-        raise Refused("fewer training patients than the policy's min_patients can be used")
+        raise Refused("fewer training patients can be used than the policy's min_patients")
     return cohort
 
 
 def evaluator(policy: Policy, key: bytes) -> Callable[[str], bool]:
-    """Return whether a patient, by the name in the list, is one of those who evaluate."""
+    """Return a function that checks if a patient, by their name in the list, evaluates."""
     return lambda patient: evaluates(pseudonym(key, patient), policy.evaluation_fraction)
 
 
 def case_id(key: bytes, case: CaseFiles) -> str:
-    """Return what a log calls a case: file names may hold patients' names."""
+    """Return the identifier of a case in logs: its file name may contain a patient's name."""
     return pseudonym(key, f"case {case.image}")[:12]
 
 
 def _gate(policy: Policy, case: CheckedCase, key: bytes) -> bool:
-    """Log a case's findings; return whether it is left out, raise `Refused` if it stops everything."""
+    """Log a case's findings; return whether to skip the case; raise `Refused` for the severity stop."""
     found = {policy.severities[finding.check]: finding for finding in case.findings}
     for finding in case.findings:
         log.warning("case %s: %s: %s", case_id(key, case.files), finding.check, finding.text)
@@ -141,14 +141,14 @@ def _gate(policy: Policy, case: CheckedCase, key: bytes) -> bool:
 
 
 def _stopped(finding: Finding | SharedFinding) -> str:
-    return f"a check of the hospital's data, {finding.check}, has the severity stop"
+    return f"the check {finding.check} of the hospital's data, with the severity stop, found a fault"
 
 
 def _check_labels(declared: Mapping[int, str], task: TaskConfig) -> None:
-    """Refuse a study with labels of its own choice: who is left out would tell who has which."""
+    """Refuse a study with other labels than declared: the cases left out would reveal their labels."""
     background = {0} if task.kind == "segmentation" else set()
     if set(declared) - background != set(task.labels):
         raise Refused(
-            f"the study's labels {sorted(task.labels)} are not those of the hospital's data, "
+            f"the study's labels {sorted(task.labels)} differ from those of the hospital's data, "
             f"{sorted(set(declared) - background)}"
         )

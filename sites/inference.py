@@ -1,4 +1,4 @@
-"""What a network says of a whole scan, at the scan's own voxels."""
+"""Prediction of a network for a whole scan, at the scan's own voxels."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,13 +22,13 @@ from sites.imaging.preprocessing import (
 from sites.study import Study
 
 Predict = Callable[[Prepared], Tensor]
-"""From a scan to probabilities `(C, *spatial)` at its own voxels, or `(C,)`."""
+"""Function from a scan to probabilities `(C, *spatial)` at its own voxels, or `(C,)`."""
 WINDOWS = 4
-"""Windows that a network sees at a time."""
+"""Number of windows in one batch of a network."""
 
 
 def predictor(network: nn.Module, study: Study, config: NetworkConfig, device: torch.device) -> Predict:
-    """Return what predicts a study's scans by `network`, which `config` describes."""
+    """Return a function that predicts a study's scans with `network`, which `config` describes."""
     activation = build_task(study.task).activation
     return partial(predict, network, activation, study.preprocessing, config.divisor, device=device)
 
@@ -42,7 +42,7 @@ def attacked_scan(
     prepared: Prepared,
     device: torch.device,
 ) -> Prepared:
-    """Return a scan whose prepared image was changed against the network; its truth stays."""
+    """Return a scan whose prepared image is attacked to mislead the network; its truth stays."""
     if not prepared.is_map:
         image, target = fixed_pair(prepared, config)
         changed = attacked(network, loss, image[None].to(device), target[None].to(device), attack)
@@ -66,14 +66,14 @@ def predict(
 ) -> Tensor:
     """Return probabilities `(C, *spatial)` at the scan's own voxels, or `(C,)` for a class.
 
-    | study                  | the network sees                                  |
-    |------------------------|---------------------------------------------------|
-    | classification         | the image as training does                        |
-    | segmentation, patches  | windows of the training shape that slide over it  |
-    | segmentation otherwise | all of it, whatever its size                      |
+    | study                  | input of the network                                     |
+    |------------------------|----------------------------------------------------------|
+    | classification         | the image as in training                                 |
+    | segmentation, patches  | windows of the training shape that slide over the image  |
+    | segmentation otherwise | the whole image, of any size                             |
 
     Args:
-        divisor: what the network needs the sides of an image to be multiples of.
+        divisor: the sides of the network's input must be multiples of it.
     """
     if not prepared.is_map:
         image = fixed_pair(prepared, config)[0][None].to(device)

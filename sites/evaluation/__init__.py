@@ -1,1 +1,1 @@
-"""How models do on a hospital's evaluation patients, and what its scans are like."""
+"""Scores of models on a hospital's evaluation patients, and the survey of its scans."""

@@ -1,4 +1,4 @@
-"""What a hospital tells of a model, and of its scans, as far as its policy lets it be known."""
+"""Publication of a hospital's scores of a model and of its survey, as far as its policy allows."""
 
 import hmac
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from sites.study import Study
 
 
 def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
-    """Score a global model on patients who never train, as far as the policy lets it be known."""
+    """Score a global model on patients who never train; publish as much as the policy allows."""
     study, policy = order.study, hospital.policy
     check_join(hospital, study, order.run)
     model = global_model(hospital, order)
@@ -66,7 +66,7 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     hospital.ledger.start(charge)
     patients = tuple(patient for patient in patients if patient.pseudonym in charged)
     if not patients:
-        raise Refused("everybody for whom this evaluation was charged has left")
+        raise Refused("no patient for whom this evaluation was charged is left in the data")
     noise, _source = hospital.noise(f"{study.sha256} {order.round} metrics")
     metrics = noised_score(
         predictor(network, study, study.network, hospital.device),
@@ -80,7 +80,7 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
 
 
 def compare(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
-    """Score other hospitals' released models, and the own, on patients who never train."""
+    """Score the released models of other hospitals and of this one on patients who never train."""
     study, policy = order.study, hospital.policy
     check_join(hospital, study, order.run)
     patients = hospital.cohort(study).evaluation
@@ -101,14 +101,14 @@ def compare(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
 
 
 def _secret_seed(hospital: Hospital, purpose: str) -> int:
-    """Return a seed that only this hospital can know."""
+    """Return a seed that only this hospital can compute."""
     return int.from_bytes(hmac.digest(hospital.pseudonym_key, purpose.encode(), "sha256")[:8])
 
 
 def _attacked_metrics(
     hospital: Hospital, study: Study, network: nn.Module, patients: Sequence[Patient]
 ) -> dict[str, float]:
-    """Return the metrics of attacked images, without those of single labels; none without an attack."""
+    """Return the metrics of attacked images, without those of single labels; empty without an attack."""
     attack, task = study.evaluation.attack, build_task(study.task)
     if attack is None:
         return {}
@@ -125,9 +125,9 @@ def _attacked_metrics(
 
 
 def _local_metrics(hospital: Hospital, order: Order, patients: Sequence[Patient]) -> dict[str, float]:
-    """Return the metrics of what the round left here: teacher and student where the study asks for them.
+    """Return the metrics of models that the round stored here: teacher and student, if the study asks.
 
-    Those of a personal model leave only in a study without privacy: nothing has paid for it.
+    Those of a personal model are published only in a study without privacy: no budget is charged for it.
     """
     study = order.study
     kinds = ["teacher", "student"] if study.evaluation.teachers else []
@@ -142,11 +142,9 @@ def _local_metrics(hospital: Hospital, order: Order, patients: Sequence[Patient]
 def _metrics_of(
     hospital: Hospital, order: Order, kind: str, patients: Sequence[Patient]
 ) -> dict[str, float]:
-    """Return the metrics of a network that the round left at this hospital; none if it left none."""
-    study, params = (
-        order.study,
-        stored_params(hospital, kind, order, order.round, exactly=kind != "personal"),
-    )
+    """Return the metrics of a network that the round stored at this hospital; empty if there is none."""
+    study, exactly = order.study, kind != "personal"
+    params = stored_params(hospital, kind, order, order.round, exactly=exactly)
     own = teacher_for(hospital.policy, study) if kind == "teacher" else None
     config = own or study.network
     if params is None or not fits(params, config, study):
@@ -161,13 +159,13 @@ def _overall(kind: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _metrics_event(config: NoisedMetrics, budget: Budget) -> PrivacyEvent:
-    """Return what one evaluation costs when all of a study's together may cost `config.epsilon`."""
+    """Return the event of one evaluation, if all of a study's together may cost `config.epsilon`."""
     whole = Budget(epsilon=config.epsilon, delta=budget.delta)
     return PrivacyEvent(noise_for(whole, sampling_rate=1, steps=config.evaluations), 1.0, 1)
 
 
 def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
-    """Tell what the hospital's scans are like, as far as its policy lets it be known."""
+    """Publish the survey of the hospital's scans, as far as its policy allows."""
     study, policy = order.study, hospital.policy
     statistics, declared = policy.statistics, policy.declared_patients
     if statistics == "withheld":
@@ -176,8 +174,8 @@ def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     cohort = hospital.cohort(study)
     patients = (*cohort.training, *cohort.evaluation)
     if statistics.kind == "suppressed":
-        told = survey.suppressed(patients, study.task, smallest=statistics.smallest)
-        export.survey(hospital, study, act, "suppressed", told)
+        shares = survey.suppressed(patients, study.task, smallest=statistics.smallest)
+        export.survey(hospital, study, act, "suppressed", shares)
         return
     budget = Budget(epsilon=statistics.epsilon, delta=policy.budget.delta)
     event = PrivacyEvent(noise_for(budget, sampling_rate=1, steps=1), 1.0, 1)
@@ -188,5 +186,5 @@ def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     hospital.ledger.start(charge)
     noise, _source = hospital.noise(f"{study.sha256} {order.run} survey")
     patients = tuple(patient for patient in patients if patient.pseudonym in charged)
-    told = survey.noised(patients, study.task, declared=declared, event=event, noise=noise)
-    export.survey(hospital, study, charge, "noised", told)
+    shares = survey.noised(patients, study.task, declared=declared, event=event, noise=noise)
+    export.survey(hospital, study, charge, "noised", shares)

@@ -1,6 +1,6 @@
-"""How models do on the hospital's own evaluation cases, for the hospital's own eyes: the hardest first.
+"""The hardest evaluation cases of this hospital for a model, for the hospital's own use only.
 
-Nothing here is published, and nothing of it goes into the outbox.
+Nothing here is published or written to the outbox.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from sites.study import Study
 
 @dataclass(frozen=True)
 class SeenModel:
-    """A global model that the hospital holds."""
+    """A global model that the hospital has stored."""
 
     study: Study
     run: str
@@ -29,7 +29,7 @@ class SeenModel:
 
 
 def seen_models(hospital: Hospital) -> Iterator[SeenModel]:
-    """Yield the global models of studies that segment, which the hospital has fetched and kept."""
+    """Yield the global models of segmentation studies that the hospital has fetched and stored."""
     for run, study in sorted(hospital.known_runs().items()):
         if study.task.kind != "segmentation":
             continue
@@ -40,7 +40,7 @@ def seen_models(hospital: Hospital) -> Iterator[SeenModel]:
 
 
 def hardest(hospital: Hospital, seen: SeenModel, count: int) -> list[PicturedCase]:
-    """Return the hospital's evaluation cases on which a model does worst, by their names in its list."""
+    """Return the evaluation cases with the lowest Dice of a model, under their names in the list."""
     study = seen.study
     if not isinstance(study.task, SegmentationConfig):
         return []
@@ -58,5 +58,5 @@ def hardest(hospital: Hospital, seen: SeenModel, count: int) -> list[PicturedCas
         scan, _ = read_case(hospital.data, case.files, study.task)
         prediction = probabilities.argmax(0).numpy()
         found.append(PicturedCase(case.files.case, scan.image, scan.target, prediction, outcome["dice"]))
-        found = worst_first(found)[:count]  # no more than so many scans in memory
+        found = worst_first(found)[:count]  # at most this many scans in memory
     return found

@@ -1,4 +1,4 @@
-"""How a model does on a hospital's evaluation patients, who never train."""
+"""Scores of a model on a hospital's evaluation patients, who never train."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,9 +13,9 @@ from sites.cohort import Patient
 from sites.inference import Predict
 
 FEWEST = 10
-"""Patients from which on an interval is told."""
+"""Smallest number of patients for which an interval is published."""
 DRAWS = 200
-"""How often patients are drawn for an interval."""
+"""Number of draws of patients for an interval."""
 
 
 def score(predict: Predict, task: Task, patients: Sequence[Patient]) -> dict[str, float]:
@@ -27,16 +27,19 @@ def score(predict: Predict, task: Task, patients: Sequence[Patient]) -> dict[str
 
 
 def kept(predict: Predict, task: Task, patients: Sequence[Patient]) -> list[Any]:
-    """Return what the metrics need of each patient, one scan in memory at a time."""
+    """Return the values of each patient that the metrics need, with one scan in memory at a time."""
     return [task.of_patient(_predictions(predict, patient)) for patient in patients]
 
 
 def intervals(task: Task, outcomes: Sequence[Any], seed: int) -> dict[str, float]:
     """Return `low/<metric>` and `high/<metric>`: the 95 % interval of each metric over patients.
 
-    Percentiles of the metrics of patients drawn with replacement (Efron 1979). Of fewer than `FEWEST`
-    patients the ends would be single patients' own figures, so there are none. A metric that some
-    draws lack has none either.
+    The ends are percentiles of the metrics of patients drawn with replacement. With fewer than `FEWEST`
+    patients the ends would be values of single patients, so no interval is returned. A metric that is
+    missing in some draws has no interval either.
+
+    Source: Efron 1979, Bootstrap Methods: Another Look at the Jackknife,
+    https://doi.org/10.1214/aos/1176344552.
     """
     if len(outcomes) < FEWEST:
         return {}
@@ -54,7 +57,7 @@ def intervals(task: Task, outcomes: Sequence[Any], seed: int) -> dict[str, float
 
 
 def worst_case(outcomes: Sequence[Any]) -> dict[str, float]:
-    """Return `worst_case/<metric>`: the worst patient's value of metrics that each patient has alone."""
+    """Return `worst_case/<metric>`: the worst patient's value of each metric defined for one patient."""
     if not all(isinstance(outcome, Mapping) for outcome in outcomes):
         return {}
     return {
@@ -74,9 +77,9 @@ def noised_score(
 ) -> dict[str, float]:
     """Return the mean metrics over patients with the Gaussian noise that `event` states.
 
-    Guarantees: d metrics of a patient lie in [0, 1], so zeroing him moves their sum by at most
-    sqrt(d) in L2; the divisor is the declared number of evaluation patients. Where there are
-    several labels, `dice` is the mean of their noised values, which costs nothing more.
+    Guarantees: each of a patient's d metrics is in [0, 1], so setting them to zero changes the sum by at
+    most sqrt(d) in L2; the divisor is the declared number of evaluation patients. If there are several
+    labels, `dice` is the mean of their noised values, at no extra privacy cost.
     """
     outcomes = [task.bounded(_predictions(predict, patient)) for patient in patients]
     names = sorted(outcomes[0])

@@ -1,16 +1,16 @@
-"""What a hospital tells of its scans before a study starts: shares of its patients in public bins.
+"""Survey of a hospital's scans before a study starts: shares of its patients in public bins.
 
-| told of each patient                          | bins                                        |
+| histogram                                     | bins                                        |
 |-----------------------------------------------|---------------------------------------------|
-| `scans`                                       | how many: 1, 2, 3, 4 or more                |
+| `scans`                                       | number of scans: 1, 2, 3, 4 or more         |
 | `spacing_mm/finest`, `spacing_mm/coarsest`    | the shortest and the longest side of voxels |
 | `intensity`                                   | the share of voxels in each bin             |
-| `volume_ml/<label>` of a segmentation         | 0 and up to 1000 ml and more                |
+| `volume_ml/<label>` of a segmentation         | from 0 to 1000 ml and more                  |
 | `class` of a classification                   | each class                                  |
-| `class/<label>` where several labels may hold | it does not, or it does                     |
+| `class/<label>` where several labels may hold | the label does not hold, or it does         |
 
-A patient adds one to each histogram, divided among its bins if his scans differ: non-negative numbers
-of sum 1, and so of L2 norm at most 1. What leaves is the policy's choice (`statistics`).
+A patient adds one to each histogram, divided among its bins if their scans differ: non-negative numbers
+with the sum 1, so with an L2 norm of at most 1. The policy (`statistics`) decides what is published.
 """
 
 from bisect import bisect_right
@@ -31,11 +31,11 @@ VOLUME_EDGES_ML = (1e-9, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 Histogram = NDArray[np.float64]
 Told = dict[str, list[float | None]]
-"""By histogram: the share of the patients in each bin, None where it is not told."""
+"""By histogram: the share of the patients in each bin, None if it is not published."""
 
 
 def histograms_of(patient: Patient, task: TaskConfig) -> dict[str, Histogram]:
-    """Return what one patient adds to each histogram: numbers from 0 to 1 that add up to 1."""
+    """Return the numbers that one patient adds to each histogram: from 0 to 1, with the sum 1."""
     each = [_of_scan(scan.profile, task) for scan in patient.scans]
     scans = np.eye(MOST_SCANS)[min(len(each), MOST_SCANS) - 1]
     return {"scans": scans, **{name: np.mean([one[name] for one in each], axis=0) for name in each[0]}}
@@ -60,7 +60,7 @@ def _one(edges: Sequence[float], value: float) -> Histogram:
 
 
 def bins(task: TaskConfig) -> dict[str, int]:
-    """Return each histogram of a task, and how many bins it has.
+    """Return the number of bins of each histogram of a task.
 
     >>> from models.objectives import ClassificationConfig
     >>> task = ClassificationConfig(kind="classification", dims=2, labels={0: "well", 1: "ill"})
@@ -81,7 +81,7 @@ def _label_bins(task: TaskConfig) -> dict[str, int]:
         return {f"volume_ml/{name}": len(VOLUME_EDGES_ML) + 1 for name in task.labels.values()}
     if task.multi_label:
         return {f"class/{name}": 2 for name in task.labels.values()}
-    return {"class": len(task.labels)}  # one histogram: the last class could be found from the others
+    return {"class": len(task.labels)}  # one histogram: the last class follows from the others
 
 
 def _tables(patients: Sequence[Patient], task: TaskConfig) -> dict[str, Histogram]:
@@ -94,26 +94,26 @@ def _tables(patients: Sequence[Patient], task: TaskConfig) -> dict[str, Histogra
 
 
 def suppressed(patients: Sequence[Patient], task: TaskConfig, *, smallest: int) -> Told:
-    """Return the shares of the patients in bins that `smallest` or more have a part in; others are None.
+    """Return the shares of the patients in bins with at least `smallest` patients; other bins are None.
 
-    They are rounded to 0.05, so that they do not tell exactly how many patients there are. They tell of
-    a patient who comes or goes between two surveys, though: only `noised` protects against that.
+    Shares are rounded to 0.05, so they do not reveal the exact number of patients. But two surveys may
+    reveal a patient who was added or removed between them: only `noised` protects against that.
 
-    Where those who have a part in what is left out are fewer than `smallest` together, whoever knows the
-    total could find them, so the next smallest bins are left out as well.
+    If fewer than `smallest` patients together are in the left-out bins, anybody who knows the total can
+    compute their share, so the next smallest bins are left out as well.
     """
-    told: Told = {}
+    published: Told = {}
     for name, table in _tables(patients, task).items():
         share, kept = table.sum(0) / max(len(table), 1), _kept(table, smallest)
-        told[name] = [
+        published[name] = [
             round(0.05 * round(float(value) / 0.05), 2) if keep else None
             for value, keep in zip(share, kept, strict=True)
         ]
-    return told
+    return published
 
 
 def _kept(table: Histogram, smallest: int) -> NDArray[np.bool_]:
-    """Return which bins of a histogram's table are told."""
+    """Return the mask of the bins of a histogram's table that are published."""
     members = (table > 0).sum(0)
     kept: NDArray[np.bool_] = members >= smallest
     while kept.any() and 0 < (table[:, ~kept] > 0).any(1).sum() < smallest:
@@ -131,22 +131,22 @@ def noised(
 ) -> Told:
     """Return every share with the Gaussian noise that `event` states.
 
-    Guarantees: zeroing a patient moves each of h histograms by at most 1 in L2, and all of them
-    together by at most sqrt(h); the divisor is the declared number of patients.
+    Guarantees: setting a patient's numbers to zero changes each of h histograms by at most 1 in L2, and
+    all of them together by at most sqrt(h); the divisor is the declared number of patients.
     """
-    told: Told = {}
+    published: Told = {}
     std = event.noise_multiplier * len(bins(task)) ** 0.5
     for name, table in _tables(patients, task).items():
         drawn = noise.normal((table.shape[1],), std).double().numpy()
-        told[name] = [float(x) for x in np.clip((table.sum(0) + drawn) / declared, 0, 1)]
-    return told
+        published[name] = [float(x) for x in np.clip((table.sum(0) + drawn) / declared, 0, 1)]
+    return published
 
 
 def drift(before: Mapping[str, Sequence[float | None]], now: Told) -> dict[str, float]:
-    """Return how far each histogram has moved: the total variation distance, from 0 to 1.
+    """Return the change of each histogram: the total variation distance, from 0 to 1.
 
-    Bins that either does not tell have no part in it; a histogram with fewer than two told in both is
-    left out.
+    Bins that are None in either survey are ignored; a histogram with fewer than two common bins is left
+    out.
 
     >>> drift({"scans": [0.5, 0.5, None]}, {"scans": [0.25, 0.75, 0.1]})
     {'scans': 0.25}

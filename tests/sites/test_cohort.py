@@ -88,7 +88,9 @@ def test_a_broken_case_is_skipped_and_the_log_has_its_fault_and_no_name(
 def test_a_broken_case_stops_where_the_policy_says_so_without_telling_which(ward: Path, edit) -> None:
     name = break_one(ward)
     edit(ward / "site.yaml", on_broken_case="stop")
-    with pytest.raises(Refused, match="not_finite, has the severity stop") as caught:
+    with pytest.raises(
+        Refused, match="not_finite of the hospital's data, with the severity stop"
+    ) as caught:
         cohort_of(ward)
     assert name not in str(caught.value)
 

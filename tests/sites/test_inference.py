@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 class Bright(torch.nn.Module):
-    """Answers with class 1 where the image is above zero; remembers what it was shown."""
+    """Network that answers class 1 where the image is above zero; it records the shapes of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,9 +48,9 @@ def test_a_prediction_lies_on_the_scans_own_voxels(
     window = {"kind": "window", "centre": 25, "width": 50}
     config = PreprocessingConfig(shape=(32,) * dims, intensity=window, **change)
     one = scan(shape, (1.0, 1.2, 0.8)[:dims])
-    said = predict(Bright(), lambda x: x.softmax(1), config, 8, prepare(one, config), CPU)
-    assert said.shape == (2, *shape)
-    found, truth = said.argmax(0).numpy() == 1, one.target == 1
+    predicted = predict(Bright(), lambda x: x.softmax(1), config, 8, prepare(one, config), CPU)
+    assert predicted.shape == (2, *shape)
+    found, truth = predicted.argmax(0).numpy() == 1, one.target == 1
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.8
     if set(change) <= {"fit"} and change.get("fit") != "resize":
         assert np.array_equal(found, truth)
@@ -73,5 +73,5 @@ def test_a_class_is_told_from_the_image_as_training_saw_it() -> None:
     one = Scan(scan((40, 50), (1.0, 1.0)).image, np.asarray(2), (1.0, 1.0))
     for fit in ("pad_or_crop", "resize"):
         config = PreprocessingConfig(shape=(16, 16), fit=fit)
-        said = predict(Mean(), lambda x: x.softmax(1), config, 8, prepare(one, config), CPU)
-        assert said.shape == (3,)
+        predicted = predict(Mean(), lambda x: x.softmax(1), config, 8, prepare(one, config), CPU)
+        assert predicted.shape == (3,)

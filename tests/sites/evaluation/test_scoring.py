@@ -19,7 +19,7 @@ TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "a"
 
 
 class Reads(torch.nn.Module):
-    """Answers with the label that stands in the image, which is normalised: low, middle, high."""
+    """Network that answers with the label in the normalised image: low, middle, high."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         ranks = [x < 0, (x >= 0) & (x < 2.4), x >= 2.4]
@@ -81,7 +81,7 @@ def test_an_interval_is_that_of_means_of_patients_drawn_with_replacement() -> No
     outcomes = outcomes_of(40)
     found = intervals(TASK, outcomes, 7)
     dice = np.array([outcome["dice"] for outcome in outcomes])
-    half = 1.96 * dice.std() / len(dice) ** 0.5  # of the normal distribution that the mean comes near
+    half = 1.96 * dice.std() / len(dice) ** 0.5  # of the normal distribution that the mean approaches
     assert found["low/dice"] == pytest.approx(dice.mean() - half, abs=0.03)
     assert found["high/dice"] == pytest.approx(dice.mean() + half, abs=0.03)
     assert found["low/dice-a"] == found["low/dice"] and found["high/hd95_mm"] > 9 * dice.mean()
@@ -92,15 +92,15 @@ def test_of_few_patients_no_interval_is_told_as_its_ends_would_be_single_ones() 
     assert intervals(TASK, outcomes_of(FEWEST - 1), 0) == {}
     few = outcomes_of(FEWEST)
     singles = {round(outcome["dice"], 9) for outcome in few}
-    told = intervals(TASK, few, 0)
-    assert not singles & {round(told["low/dice"], 9), round(told["high/dice"], 9)}
+    found = intervals(TASK, few, 0)
+    assert not singles & {round(found["low/dice"], 9), round(found["high/dice"], 9)}
 
 
 def test_the_worst_case_is_the_worst_patients_value_whatever_worse_means() -> None:
     found = worst_case(outcomes_of(12))
     assert found["worst_case/dice"] == min(o["dice"] for o in outcomes_of(12))
     assert found["worst_case/hd95_mm"] == max(o["hd95_mm"] for o in outcomes_of(12))
-    assert worst_case([(torch.zeros(2), torch.tensor(1))]) == {}  # of classes there is none
+    assert worst_case([(torch.zeros(2), torch.tensor(1))]) == {}  # classes have none
 
 
 def test_what_is_kept_of_patients_makes_the_metrics() -> None:

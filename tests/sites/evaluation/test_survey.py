@@ -56,9 +56,9 @@ def test_volumes_are_in_ml_by_the_voxels_sides() -> None:
 def test_a_cell_of_few_patients_is_not_told_nor_can_it_be_found_from_the_total() -> None:
     many = [patient(f"w{i}", [np.asarray(0)]) for i in range(40)]
     few = [patient(f"i{i}", [np.asarray(1)]) for i in range(4)]
-    told = suppressed([*many, *few], CLASSES, smallest=10)
-    assert told["class"] == [None, None]  # 40 well would tell of 4 ill
-    assert told["scans"] == [1.0, None, None, None]
+    published = suppressed([*many, *few], CLASSES, smallest=10)
+    assert published["class"] == [None, None]  # 40 well patients would reveal the 4 ill ones
+    assert published["scans"] == [1.0, None, None, None]
     enough = [*few, *(patient(f"j{i}", [np.asarray(1)]) for i in range(8))]
     assert suppressed([*many, *enough], CLASSES, smallest=10)["class"] == [0.75, 0.25]
 
@@ -85,11 +85,11 @@ def test_who_has_a_part_in_what_is_left_out_is_nobody_or_enough(
 
 
 def test_rounded_shares_fit_many_numbers_of_patients() -> None:
-    def told(count: int) -> object:
+    def published(count: int) -> object:
         everybody = [patient("x" * (i % 7), [np.asarray(int(i % 3 == 0))]) for i in range(count)]
         return suppressed(everybody, CLASSES, smallest=3)["class"]
 
-    assert told(60) == told(61) == told(62) == [0.65, 0.35]
+    assert published(60) == published(61) == published(62) == [0.65, 0.35]
 
 
 def test_noise_has_the_size_that_the_event_states_and_zeroing_a_patient_is_within_it() -> None:
@@ -111,8 +111,8 @@ def test_a_change_of_scanner_is_drift_and_the_same_scans_are_none() -> None:
     brighter = [patient(f"p{i}", [shape(200)], level=3000) for i in range(20)]
     first, again, other = (suppressed(each, SHAPES, smallest=5) for each in (before, before, brighter))
     assert set(drift(first, again).values()) == {0.0}
-    told = [[0.9, 0.1, None], [0.1, 0.9, None]]
-    assert drift({"intensity": told[0]}, {"intensity": told[1]}) == {"intensity": pytest.approx(0.8)}
+    shares = [[0.9, 0.1, None], [0.1, 0.9, None]]
+    assert drift({"intensity": shares[0]}, {"intensity": shares[1]}) == {"intensity": pytest.approx(0.8)}
     assert first["intensity"] != other["intensity"]
 
 

@@ -314,7 +314,7 @@ def test_a_study_cannot_choose_labels_to_learn_who_has_them(
     task = {"kind": "segmentation", "dims": 3, "labels": {1: "head"}}
     coordinator = coordinator_of(study_with(task=task))
     refusal = coordinator.order(hospital, "join", 0)
-    assert "are not those of the hospital's data" in refusal.reason
+    assert "differ from those of the hospital's data" in refusal.reason
 
 
 def test_a_training_that_diverges_stays_charged_and_is_not_tried_again(
