@@ -40,7 +40,7 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Eligible:
-    """Patients who may take part in an event, under keyed hashes: fixed before it, without their images."""
+    """Keyed hashes of patients who may take part in an event: fixed before it, whatever the images."""
 
     training: frozenset[str]
     evaluation: frozenset[str]

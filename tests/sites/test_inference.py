@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 class Bright(torch.nn.Module):
-    """Network that answers class 1 where the image is above zero; it records the shapes of its inputs."""
+    """Network that answers class 1 where the image is above zero, and records its input shapes."""
 
     def __init__(self) -> None:
         super().__init__()
