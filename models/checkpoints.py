@@ -10,11 +10,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from models.errors import ReportToUs
 from models.files import sha256_of, write_atomically
 from models.params import Params
 
 
-class CorruptCheckpoint(ValueError):
+class CorruptCheckpoint(ReportToUs, ValueError):
     """A file is not a safetensors file, or not the one with the expected sha256."""
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+from models.errors import AskSomebody
 from privacy.accounting import Budget, Filter, PrivacyEvent, epsilon
 from privacy.ledger_book import (
     Action,
@@ -30,7 +31,7 @@ from privacy.ledger_file import append, enrol, prepare, read, transaction, write
 __all__ = ["BudgetExceeded", "Charge", "ClockWentBack", "Entry", "Ledger", "LedgerError"]
 
 
-class BudgetExceeded(Exception):
+class BudgetExceeded(AskSomebody):
     """A charge exceeds the budget.
 
     Attributes: `spent`, `asked` (`spent` and the charge together), `budget`, `rounds_left`.

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Literal
 
+from models.errors import FixYourInput, ReportToUs
 from privacy.accounting import PrivacyEvent
 from privacy.signing import canonical
 
@@ -23,11 +24,11 @@ Patients = Collection[str]
 """Patients by their keyed hashes."""
 
 
-class LedgerError(Exception):
+class LedgerError(ReportToUs):
     """The ledger is broken, or a step came out of order."""
 
 
-class ClockWentBack(Exception):
+class ClockWentBack(FixYourInput):
     """The clock is behind the ledger's newest entry, so a new entry would have a wrong time."""
 
 

@@ -8,11 +8,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from models.config import Config
+from models.errors import FixYourInput
 
 C = TypeVar("C", bound=Config)
 
 
-class ConfigError(Exception):
+class ConfigError(FixYourInput):
     """A study or a policy is wrong; the message names the file, the key, what came, what is due."""
 
 

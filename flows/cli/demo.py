@@ -1,4 +1,4 @@
-"""The demo: made-up hospitals, a ready study, and what is left of an earlier demo."""
+"""The demo: made-up hospitals, a ready study, and the traces of an earlier demo."""
 
 import shutil
 from pathlib import Path
@@ -45,7 +45,7 @@ def delete(folder: Path) -> None:
             shutil.rmtree(run.folder)
 
 
-def shown(folder: Path, study: Study) -> bool:
+def show_finished(folder: Path, study: Study) -> bool:
     """Show the table of a finished demo, and return whether there is one."""
     finished = [run for run in runs_of(Home(folder), study) if run.is_finished]
     if not finished:

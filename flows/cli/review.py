@@ -7,19 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from flows.cli.errors import clear_errors
+from flows.cli.errors import cli_errors
+from flows.cli.options import RoundOption, RunArgument
 
 if TYPE_CHECKING:
     from flows.decisions.verdicts import Verdict
     from flows.runs.records import RoundRecord
     from flows.runs.run import Run
 
-review_app = typer.Typer(help="Decide about models: approve, refuse, revoke.", no_args_is_help=True)
+app = typer.Typer(help="Decide about models: approve, refuse, revoke.", no_args_is_help=True)
 
-RunArgument = Annotated[
-    str | None, typer.Argument(help="The run's name; by default the latest.", show_default=False)
-]
-RoundOption = Annotated[int | None, typer.Option(help="The round; by default the latest.")]
 AsOption = Annotated[str, typer.Option("--as", help="Who says it, as people.yaml names him.")]
 KeyOption = Annotated[Path, typer.Option("--key", help="The file with his private key.")]
 RoleOption = Annotated[Literal["clinician", "officer"], typer.Option(help="In which role.")]
@@ -28,10 +25,10 @@ Word = Literal["approved", "refused", "revoked"]
 KEY_BYTES = 32
 
 
-@review_app.command()
+@app.command()
 def key(name: AsOption, role: RoleOption, file: KeyOption) -> None:
     """Make a person's key, on his own machine; print the line for the coordinator's people.yaml."""
-    with clear_errors():
+    with cli_errors():
         from pydantic import TypeAdapter, ValidationError
 
         from flows.decisions.verdicts import BadVerdict
@@ -47,10 +44,10 @@ def key(name: AsOption, role: RoleOption, file: KeyOption) -> None:
         typer.echo(f"  {name}: {{role: {role}, key: {public_hex(private_key(file))}}}")
 
 
-@review_app.command()
+@app.command()
 def show(run: RunArgument = None, round: RoundOption = None) -> None:
     """Show a model's evidence, who has decided, and whose word is missing."""
-    with clear_errors():
+    with cli_errors():
         from flows.runs.paths import Home
         from flows.runs.run import named_run
         from flows.servers.environment import with_mlflow
@@ -66,7 +63,7 @@ def show(run: RunArgument = None, round: RoundOption = None) -> None:
             typer.echo(reviews.terms_text(opened, record))
 
 
-@review_app.command()
+@app.command()
 def sign(
     terms: Annotated[str, typer.Argument(help="The terms, as `review show` or the form shows them.")],
     word: Annotated[Word, typer.Option(help="What is said.")],
@@ -77,7 +74,7 @@ def sign(
     days: Annotated[int, typer.Option(min=1, max=365, help="How long an approval counts.")] = 30,
 ) -> None:
     """Print a signed verdict for Prefect's form, on a machine that has the person's key alone."""
-    with clear_errors():
+    with cli_errors():
         from pydantic import ValidationError
 
         from flows.decisions.verdicts import BadVerdict, Terms, signed_verdict
@@ -91,7 +88,7 @@ def sign(
         typer.echo(signed_verdict(about, word, name, role, private_key(key), days, reason))
 
 
-@review_app.command()
+@app.command()
 def approve(
     name: AsOption, key: KeyOption, run: RunArgument = None, round: RoundOption = None,
     reason: ReasonOption = "",
@@ -100,7 +97,7 @@ def approve(
     _decide(run, round, "approved", name, key, reason)
 
 
-@review_app.command()
+@app.command()
 def refuse(
     name: AsOption, key: KeyOption, reason: ReasonOption, run: RunArgument = None,
     round: RoundOption = None,
@@ -109,7 +106,7 @@ def refuse(
     _decide(run, round, "refused", name, key, reason)
 
 
-@review_app.command()
+@app.command()
 def revoke(
     name: AsOption, key: KeyOption, reason: ReasonOption, run: RunArgument = None,
     round: RoundOption = None,
@@ -118,13 +115,13 @@ def revoke(
     _decide(run, round, "revoked", name, key, reason)
 
 
-@review_app.command()
+@app.command()
 def enter(
     signed: Annotated[str, typer.Argument(help="What `review sign` has printed elsewhere.")],
     run: RunArgument = None,
 ) -> None:
     """Put on record what a person has signed on another machine."""
-    with clear_errors():
+    with cli_errors():
         from flows.runs.paths import Home
         from flows.runs.run import named_run
         from flows.servers.environment import with_mlflow
@@ -139,10 +136,10 @@ def enter(
             _told(opened, record, reviews.enter(opened, record, signed))
 
 
-@review_app.command()
+@app.command()
 def withdraw(run: RunArgument = None) -> None:
     """Take what was revoked back in MLflow, as the officer's account, where `revoke` could not."""
-    with clear_errors():
+    with cli_errors():
         from flows.runs.paths import Home
         from flows.runs.run import named_run
         from flows.servers.environment import with_mlflow
@@ -159,7 +156,7 @@ def withdraw(run: RunArgument = None) -> None:
 
 
 def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path, reason: str) -> None:
-    with clear_errors():
+    with cli_errors():
         from flows.decisions.verdicts import BadVerdict
         from flows.runs.paths import Home
         from flows.runs.run import named_run

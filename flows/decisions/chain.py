@@ -39,6 +39,9 @@ class NotReleased(AskSomebody):
 
     next_step = "ask the people or the hospitals that the message names, then promote again."
 
+    def __str__(self) -> str:
+        return f"Not released. {super().__str__()}"
+
 
 class NotTakenBack(AskSomebody):
     """A model with an objection is still the champion; the message names who can withdraw it."""

@@ -19,12 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.errors import WaitAndRepeat
 from models.files import write_atomically
 
 LOOPBACK = "127.0.0.1"
 
 
-class ServerError(Exception):
+class ServerError(WaitAndRepeat):
     """A server did not start; the message names its log."""
 
 

@@ -50,7 +50,7 @@ class Imported:
     left_out: Mapping[str, int]
 
 
-def take_in(hospital: Hospital, export: Path) -> Imported:
+def import_export(hospital: Hospital, export: Path) -> Imported:
     """Import an export into the hospital's data, and add its cases to `cases.csv`.
 
     A case that is already listed stays as it is in the list, even if its label has changed since.

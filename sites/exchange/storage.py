@@ -24,6 +24,7 @@ from paramiko.ssh_exception import SSHException
 from webdav4.client import Client, ClientError, HTTPError, ResourceAlreadyExists, ResourceNotFound
 
 from models.checkpoints import CorruptCheckpoint
+from models.errors import WaitAndRepeat
 
 AUTH = "WARDROUND_EXCHANGE_AUTH"
 """The environment's variable with `name:password` for an exchange over HTTPS."""
@@ -34,7 +35,7 @@ TIMEOUT_S = 60
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
-class StorageFailed(OSError):
+class StorageFailed(WaitAndRepeat, OSError):
     """The storage could not be reached, or would not do it; trying again later may help."""
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from models.config import Config
+from models.errors import AskSomebody
 from models.files import write_atomically
 from privacy.signing import BadSignature, verified
 from sites.admission.approvals import ApprovalNeeded
@@ -51,7 +52,7 @@ class OrderRef(Config):
     attempt: Annotated[int, Field(ge=1)]
 
 
-class BadOrder(Exception):
+class BadOrder(AskSomebody):
     """There is no such order, nobody who may give orders signed it, or its time is over."""
 
 

@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch import nn
-
-from flows.rounds.membership import participants
 from flows.rounds.rounds import (
     NO_ANSWERS,
     Answers,
@@ -27,6 +24,10 @@ from flows.rounds.rounds import (
     record,
     take_in,
 )
+from sites.training.training import prepare
+from torch import nn
+
+from flows.rounds.membership import participants
 from flows.runs.paths import Home
 from flows.runs.run import RoundRecord, Run
 from models import params as P
@@ -34,7 +35,6 @@ from privacy.noise import NoiseSource
 from sites.hospital import Hospital
 from sites.protocol.dispatch import carry_out
 from sites.study import Study
-from sites.training.training import prepare
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "fedavg_by_hand.py"

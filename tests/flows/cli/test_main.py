@@ -11,7 +11,8 @@ from coordinator import Coordinator
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from flows.cli.main import app, data_app
+from flows.cli.data import app as data_app
+from flows.cli.main import app
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import Charge
 from privacy.signing import public_hex, sign

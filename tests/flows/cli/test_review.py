@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from flows.cli.main import app
-from flows.cli.review import review_app
+from flows.cli.review import app as review_app
 from flows.decisions import chain, verdicts
 from flows.release import champion, evidence
 from flows.runs.run import Run

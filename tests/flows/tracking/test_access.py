@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 from requests import HTTPError
 from webserver import certify, free_port
 
-from flows.cli.errors import clear_errors
+from flows.cli.errors import cli_errors
 from flows.decisions import chain, verdicts
 from flows.decisions.chain import NotReleased, NotTakenBack
 from flows.decisions.people import People, Person
@@ -183,7 +183,7 @@ def test_a_clinician_reads_everything_and_writes_nothing(server: Protected, run:
 def test_a_training_under_an_account_that_may_not_write_ends_with_one_message(
     server: Protected, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with server.as_("ada"), pytest.raises(typer.Exit) as ended, clear_errors():
+    with server.as_("ada"), pytest.raises(typer.Exit) as ended, cli_errors():
         Tracking(run)
     assert ended.value.exit_code == 1
     told = " ".join(capsys.readouterr().err.split())

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from scanner import CAPTURE, VOLUME, write_series, write_slice
 
 from sites.deidentification import archive_import
-from sites.deidentification.archive_import import Imported, take_in
+from sites.deidentification.archive_import import Imported, import_export
 from sites.deidentification.deidentify import deidentified
 from sites.hospital import Hospital
 from sites.imaging.dicom import series_in
@@ -67,7 +67,7 @@ def everything(folder: Path) -> bytes:
 
 def test_no_name_number_or_date_of_an_export_reaches_the_data(hospital, export) -> None:
     assert SECRETS.search(everything(export))
-    done = take_in(hospital, export)
+    done = import_export(hospital, export)
     assert (done.cases, done.patients) == (3, 2)
     assert done.left_out == {
         "a file is not a DICOM file": 1,
@@ -79,7 +79,7 @@ def test_no_name_number_or_date_of_an_export_reaches_the_data(hospital, export) 
 
 
 def test_the_voxels_and_their_places_stay_and_the_profile_is_stated(hospital, export) -> None:
-    take_in(hospital, export)
+    import_export(hospital, export)
     before = series_in(export / "b").volume
     cases = read_listing(hospital.data).cases
     volumes = [series_in(hospital.data / case.image).volume for case in cases]
@@ -97,7 +97,7 @@ def test_the_voxels_and_their_places_stay_and_the_profile_is_stated(hospital, ex
 
 
 def test_two_series_of_a_patient_stay_his_and_uids_stay_linked(hospital, export) -> None:
-    take_in(hospital, export)
+    import_export(hospital, export)
     cases = read_listing(hospital.data).cases
     by_patient = {p: [c for c in cases if c.patient == p] for p in {c.patient for c in cases}}
     assert sorted(map(len, by_patient.values())) == [1, 2]
@@ -113,11 +113,11 @@ def test_two_series_of_a_patient_stay_his_and_uids_stay_linked(hospital, export)
 def test_importing_again_changes_nothing_and_keeps_what_was_written_into_the_list(
     hospital, export
 ) -> None:
-    take_in(hospital, export)
+    import_export(hospital, export)
     path = hospital.data / "cases.csv"
     path.write_text(path.read_text().replace("labels/", "drawn/"))
     before = everything(hospital.data)
-    assert take_in(hospital, export) == Imported(0, 0, take_in(hospital, export).left_out)
+    assert import_export(hospital, export) == Imported(0, 0, import_export(hospital, export).left_out)
     assert everything(hospital.data) == before
 
 
@@ -133,10 +133,10 @@ def test_an_interrupted_import_is_finished_by_asking_again(hospital, export, mon
     whole = archive_import.dicom_bytes
     monkeypatch.setattr(archive_import, "dicom_bytes", fails_late)
     with pytest.raises(KeyboardInterrupt):
-        take_in(hospital, export)
+        import_export(hospital, export)
     assert not (hospital.data / "cases.csv").exists()
     monkeypatch.undo()
-    assert take_in(hospital, export).cases == 3
+    assert import_export(hospital, export).cases == 3
     folders = list((hospital.data / "images").iterdir())
     assert [len(list(folder.iterdir())) for folder in folders] == [len(VOLUME)] * 3
 
@@ -144,10 +144,10 @@ def test_an_interrupted_import_is_finished_by_asking_again(hospital, export, mon
 def test_a_series_with_text_burned_into_its_pixels_is_left_out(hospital, tmp_path: Path) -> None:
     folder = tmp_path / "export"
     write_series(folder / "a", series="1.2.7", BurnedInAnnotation="YES")
-    assert take_in(hospital, folder) == Imported(0, 0, {"text is burned into its pixels": 1})
+    assert import_export(hospital, folder) == Imported(0, 0, {"text is burned into its pixels": 1})
     assert not list((hospital.data / "images").glob("*"))
     listed(folder, "MRN-4711,a,1")
-    assert take_in(hospital, folder) == Imported(0, 0, {"text is burned into its pixels": 1})
+    assert import_export(hospital, folder) == Imported(0, 0, {"text is burned into its pixels": 1})
 
 
 def test_no_value_planted_in_any_attribute_of_the_dictionary_is_left(hospital, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_no_value_planted_in_any_attribute_of_the_dictionary_is_left(hospital, t
     for path in folder.glob("1.2.3-*"):
         path.unlink()
     assert SECRETS.search(everything(tmp_path / "export"))
-    done = take_in(hospital, tmp_path / "export")
+    done = import_export(hospital, tmp_path / "export")
     assert done.cases == 1, done
     assert not SECRETS.search(everything(hospital.data / "images"))
     (case,) = read_listing(hospital.data).cases
@@ -210,13 +210,13 @@ def test_bits_above_those_that_are_stored_are_cleared_and_signs_stay(tmp_path: P
 def test_two_patients_whose_series_have_one_number_stay_two(hospital, tmp_path: Path) -> None:
     for name, number in (("a", "1"), ("b", "2")):
         write_series(tmp_path / "export" / name, series="1.2.7", PatientID=number)
-    assert take_in(hospital, tmp_path / "export").cases == 2
+    assert import_export(hospital, tmp_path / "export").cases == 2
     cases = read_listing(hospital.data).cases
     assert len({case.image for case in cases}) == len({case.patient for case in cases}) == 2
 
 
 def test_one_odd_file_stops_no_other(hospital, export) -> None:
-    good = take_in(hospital, export).cases
+    good = import_export(hospital, export).cases
     write_series(export / "odd", series="1.2.99", PatientID="1")
     for number, path in enumerate(sorted((export / "odd").iterdir())):
         dataset = pydicom.dcmread(path)
@@ -228,15 +228,15 @@ def test_one_odd_file_stops_no_other(hospital, export) -> None:
     (export / "odd" / "half.dcm").write_bytes((export / "odd" / path.name).read_bytes()[:400])
     for name in ("cases.csv",):
         (hospital.data / name).unlink()
-    assert take_in(hospital, export).cases == good
+    assert import_export(hospital, export).cases == good
 
 
 def test_a_series_that_has_grown_since_is_replaced(hospital, tmp_path: Path) -> None:
     write_series(tmp_path / "export", skip=(4, 5))
-    take_in(hospital, tmp_path / "export")
+    import_export(hospital, tmp_path / "export")
     for number in (4, 5):
         write_slice(tmp_path / "export", number, [-5.0, 7.0, 10.0 + 3 * number])
-    assert take_in(hospital, tmp_path / "export").cases == 0
+    assert import_export(hospital, tmp_path / "export").cases == 0
     (case,) = read_listing(hospital.data).cases
     assert series_in(hospital.data / case.image).volume.shape[0] in (6, 10, 12)
     assert len(list((hospital.data / case.image).iterdir())) == 6
@@ -254,7 +254,7 @@ def test_a_label_file_that_is_missing_is_no_class_and_its_name_stays_outside(
     folder.mkdir()
     nib.save(nib.Nifti1Image(np.ones((5, 5, 5), np.uint8), np.eye(4)), folder / "a.nii")
     listed(folder, "MRN-4711,a.nii,MUELLER_ANNA_seg.nii.gz")
-    assert take_in(hospital, folder) == Imported(0, 0, {"a file is missing": 1})
+    assert import_export(hospital, folder) == Imported(0, 0, {"a file is missing": 1})
     assert not (hospital.data / "cases.csv").exists()
 
 
@@ -275,7 +275,7 @@ def test_nothing_hides_in_a_nifti_file_behind_its_voxels_or_in_an_old_field(
     raw = gzip.compress(gzip.decompress(raw) + b"MUELLER") if suffix == ".nii.gz" else raw + b"MUELLER"
     (folder / f"a{suffix}").write_bytes(raw)
     listed(folder, f"MRN-4711,a{suffix},1")
-    assert take_in(hospital, folder).cases == 1
+    assert import_export(hospital, folder).cases == 1
     (case,) = read_listing(hospital.data).cases
     content = gzip.decompress((hospital.data / case.image).read_bytes())
     assert not SECRETS.search(content)
@@ -296,14 +296,14 @@ def test_names_of_labels_may_hold_commas(hospital, tmp_path: Path) -> None:
     (hospital.data / "labels.csv").unlink()
     nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), folder / "a.nii")
     listed(folder, "MRN-4711,a.nii,0", labels='0,"ventricle, left"\n')
-    take_in(hospital, folder)
+    import_export(hospital, folder)
     assert read_listing(hospital.data).labels == {0: "ventricle, left"}
 
 
 def test_a_patient_listed_by_name_and_imported_is_one_patient(hospital, export) -> None:
     nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), hospital.data / "old.nii.gz")
     listed(hospital.data, "MRN-4711,old.nii.gz,1")
-    take_in(hospital, export)
+    import_export(hospital, export)
     cases = hospital.cases
     assert len(cases) == 4
     assert len({case.patient for case in cases}) == 2
@@ -328,7 +328,7 @@ def test_a_listed_export_is_copied_without_text_and_its_voxels_are_the_same(
     (folder / "labels.csv").write_text("value,name\n1,head\n")
     lines = ["patient,image,label,session", "MRN-4711,MUELLER_ANNA.nii,label.nii.gz,19560403"]
     (folder / "cases.csv").write_text("\n".join([*lines, "MRN-4711,gone.nii,label.nii.gz,2"]))
-    done = take_in(hospital, folder)
+    done = import_export(hospital, folder)
     assert (done.cases, done.left_out) == (1, {"a file is missing": 1})
     (case,) = read_listing(hospital.data).cases
     copy, original = nib.load(hospital.data / case.image), nib.load(folder / "MUELLER_ANNA.nii")
@@ -348,7 +348,7 @@ def test_pictures_lose_their_text_and_classes_stay(hospital, tmp_path: Path) -> 
     Image.fromarray(pixels).save(folder / "a.png", pnginfo=about)
     (folder / "labels.csv").write_text("value,name\n0,well\n1,ill\n")
     (folder / "cases.csv").write_text("patient,image,label\nMRN-4711,a.png,1\n")
-    take_in(hospital, folder)
+    import_export(hospital, folder)
     (case,) = read_listing(hospital.data).cases
     assert case.label == "1"
     assert np.array_equal(np.asarray(Image.open(hospital.data / case.image)), pixels)
@@ -356,7 +356,7 @@ def test_pictures_lose_their_text_and_classes_stay(hospital, tmp_path: Path) -> 
 
 
 def test_a_patient_who_withdraws_is_excluded_by_his_own_name_or_his_keyed_hash(hospital, export) -> None:
-    take_in(hospital, export)
+    import_export(hospital, export)
     everybody = {case.patient for case in hospital.cases}
     twice = next(p for p in everybody if sum(c.patient == p for c in hospital.cases) == 2)
     for name in ("MRN-4711", twice):
@@ -372,14 +372,14 @@ def test_an_export_that_can_not_be_one_is_refused_and_nothing_is_written(
     place: str, reason: str, hospital, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
-        take_in(hospital, tmp_path / place)
+        import_export(hospital, tmp_path / place)
     assert not (hospital.data / "cases.csv").exists()
 
 
 def test_data_that_are_listed_otherwise_are_left_alone(tmp_path: Path, small_wards, export) -> None:
     hospital = Hospital.open(small_wards(tmp_path / "others") / "north")
     with pytest.raises(ConfigError, match=r"listed in cases.csv, or no data; found dataset.json"):
-        take_in(hospital, export)
+        import_export(hospital, export)
 
 
 def test_the_patient_of_a_dicom_case_may_come_from_its_files(tmp_path: Path) -> None:

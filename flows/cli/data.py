@@ -1,0 +1,123 @@
+"""The `wardround data` commands: hospitals made of synthetic or public data."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from flows.cli.errors import cli_errors
+
+if TYPE_CHECKING:
+    from sites.datasets.downloads import Source
+
+app = typer.Typer()
+
+
+FromOption = Annotated[Path | None, typer.Option("--from", help="Where the set lies, unpacked.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch it from its public home.")]
+DownloadsOption = Annotated[Path, typer.Option(help="Where downloads are kept.")]
+MirrorOption = Annotated[
+    str | None, typer.Option(help="Fetch it from this address instead; its sum has to be the same.")
+]
+OutOption = Annotated[Path, typer.Option(help="Where the hospitals go.")]
+HospitalsOption = Annotated[int, typer.Option(min=1)]
+SeedOption = Annotated[int, typer.Option(min=0)]
+
+
+@app.command()
+def phantoms(
+    out: OutOption = Path("wards"),
+    seed: SeedOption = 0,
+) -> None:
+    """Make four made-up hospitals."""
+    with cli_errors():
+        from sites.datasets.phantoms import make_wards
+
+        for ward in make_wards(out, seed):
+            typer.echo(ward)
+
+
+DOWNLOADS = Path(".wardround/downloads")
+
+
+def _decathlon(name: str) -> Callable[..., None]:
+    def make(
+        source: FromOption = None,
+        download: DownloadOption = False,
+        mirror: MirrorOption = None,
+        downloads: DownloadsOption = DOWNLOADS,
+        out: OutOption = Path("wards"),
+        hospitals: HospitalsOption = 4,
+        channel: Annotated[
+            int | None, typer.Option(min=0, help="Which channel, where images have several.")
+        ] = None,
+        skew: Annotated[
+            Literal["patients", "intensity", "size", "labels"],
+            typer.Option(help="In what the hospitals are unlike."),
+        ] = "patients",
+        seed: SeedOption = 0,
+    ) -> None:
+        with cli_errors():
+            from sites.datasets.decathlon import make_hospitals
+            from sites.datasets.downloads import unpacked
+            from sites.datasets.public_sets import DECATHLON
+
+            folder = source or unpacked(_fetched(DECATHLON[name], download, mirror, downloads))
+            for ward in make_hospitals(folder, out, hospitals, seed, channel, skew):
+                typer.echo(ward)
+
+    make.__doc__ = f"Divide the Decathlon's {name} scans among hospitals, by patient."
+    return make
+
+
+def _pictures(name: str) -> Callable[..., None]:
+    def make(
+        source: FromOption = None,
+        download: DownloadOption = False,
+        mirror: MirrorOption = None,
+        downloads: DownloadsOption = DOWNLOADS,
+        out: OutOption = Path("wards"),
+        hospitals: HospitalsOption = 4,
+        skew: Annotated[
+            float, typer.Option(min=0.01, help="Dirichlet's concentration: small for unlike hospitals.")
+        ] = 0.5,
+        seed: SeedOption = 0,
+    ) -> None:
+        with cli_errors():
+            from sites.datasets.medmnist import make_hospitals
+            from sites.datasets.public_sets import PICTURES
+
+            pictures = PICTURES[name]
+            file = source or _fetched(pictures.source, download, mirror, downloads)
+            for ward in make_hospitals(file, out, hospitals, pictures, skew=skew, seed=seed):
+                typer.echo(ward)
+
+    make.__doc__ = f"Divide MedMNIST's {name} set among hospitals that differ in their labels."
+    return make
+
+
+for _name in ("braintumour", "heart", "liver", "hippocampus", "prostate", "lung", "pancreas",
+              "hepaticvessel", "spleen", "colon"):  # fmt: skip
+    app.command(_name)(_decathlon(_name))
+for _name in ("pneumonia", "breast", "oct", "chest", "nodule3d", "adrenal3d", "fracture3d"):
+    app.command(_name)(_pictures(_name))
+
+
+def _fetched(source: "Source", download: bool, mirror: str | None, downloads: Path) -> Path:
+    """Return the file of a public set, with a bar while it comes."""
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+    from sites.datasets.downloads import fetch
+    from sites.yaml_files import ConfigError
+
+    if not download:
+        raise ConfigError("Expected --from with the set's place, or --download to fetch it.")
+    if mirror:
+        source = replace(source, url=f"{mirror.rstrip('/')}/{source.name}")
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar = bars.add_task(source.name, total=None)
+        return fetch(source, downloads, lambda have, of: bars.update(bar, completed=have, total=of))

@@ -1,0 +1,110 @@
+"""Commands about models: promote, predict, export-bundle, access."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.errors import cli_errors
+from flows.cli.options import (
+    ModelArgument,
+    RoundOption,
+    RunArgument,
+    StudyArgument,
+)
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer()
+
+
+@app.command()
+def promote(
+    run: RunArgument = None,
+    round: RoundOption = None,
+    wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for people.")] = 86400,
+) -> None:
+    """Release a model: check its evidence, wait for both approvals, make it the champion."""
+    with cli_errors():
+        from flows.runs.paths import Home
+        from flows.runs.run import named_run
+        from flows.servers.environment import with_prefect_and_mlflow
+
+        opened = named_run(Home(Path.cwd()), run)
+        with with_prefect_and_mlflow(opened.home):
+            from flows import promote as promotion
+            from flows.release import evidence
+
+            record = evidence.record_of(opened, round)
+            typer.echo(f"{opened.name}, round {record.round}: checking its evidence ...")
+            version = promotion.promote(opened.name, record.round, str(opened.home.folder), wait_s)
+            typer.echo(f"Released: version {version} is the champion.")
+
+
+@app.command()
+def predict(
+    model: ModelArgument,
+    image: Annotated[Path, typer.Argument(help="NIfTI, a DICOM series' folder, PNG or JPEG.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The mask, .nii.gz, on the image's own grid.")
+    ] = None,
+) -> None:
+    """Predict an image: write a mask, or print the probability of each class as JSON."""
+    with cli_errors():
+        from flows import served_model
+        from flows.runs.paths import Home
+        from flows.serving import prediction
+
+        if out is not None:
+            prediction.check_out(out)
+        with prediction.model_files(Home(Path.cwd()), model) as folder:
+            loaded = served_model.load(folder)
+        if out is None:
+            typer.echo(json.dumps(prediction.classes_of(loaded, image)))
+        else:
+            prediction.write_mask(prediction.mask_of(loaded, image), out)
+
+
+@app.command(name="export-bundle")
+def export_bundle(
+    model: ModelArgument, folder: Annotated[Path, typer.Argument(help="An empty folder.")]
+) -> None:
+    """Write a model as a MONAI bundle, for `python -m monai.bundle run`."""
+    with cli_errors():
+        from flows import served_model
+        from flows.runs.paths import Home
+        from flows.serving import bundle, prediction
+        from models.files import sha256_of
+
+        with prediction.model_files(Home(Path.cwd()), model) as files:
+            weights = (files / served_model.WEIGHTS).read_bytes()
+            bundle.write(served_model.load(files), weights, sha256_of(weights), folder)
+        typer.echo(f"{folder} is a MONAI bundle; docs/README.md in it says how to run it.")
+
+
+@app.command()
+def access(
+    study: StudyArgument,
+    accounts: Annotated[Path, typer.Argument(help="The accounts of each role; see docs/access.md.")],
+) -> None:
+    """Make a study's accounts and roles in a protected MLflow server, as its administrator."""
+    with cli_errors():
+        import os
+
+        from flows.runs.paths import Home
+        from sites import yaml_files
+        from sites.study import load_study
+
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            raise yaml_files.ConfigError(
+                "MLFLOW_TRACKING_URI: expected in the environment the protected server's address."
+            )
+        from flows.tracking.access import Accounts, set_up
+
+        passwords = Home(Path.cwd()).state / "access"
+        made = set_up(load_study(study).name, yaml_files.load(accounts, Accounts), passwords)
+        for name in made:
+            typer.echo(f"{name}: the password is in {(passwords / name).relative_to(Path.cwd())}")
+        typer.echo("Everybody else had an account; roles are as docs/access.md says.")

@@ -1,0 +1,133 @@
+"""Commands about runs: status, verify, relog, ui."""
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli.errors import cli_errors
+from flows.cli.options import (
+    AsJsonOption,
+    RunArgument,
+)
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer()
+
+
+@app.command()
+def status(
+    as_json: AsJsonOption = False,
+) -> None:
+    """Show the newest run: its hospitals, their last heartbeats, the orders that it waits for."""
+    with cli_errors():
+        from dataclasses import asdict
+
+        from flows.reporting.progress import status_table
+        from flows.reporting.status import status as newest_status
+        from flows.runs.paths import Home
+        from sites.yaml_files import ConfigError
+
+        found = newest_status(Home(Path.cwd()))
+        if found is None:
+            raise ConfigError(f"{Path.cwd()}: expected a run here, found none; train a study first.")
+        if as_json:
+            typer.echo(json.dumps(asdict(found)))
+        else:
+            Console().print(status_table(found))
+
+
+@app.command()
+def verify(
+    run: RunArgument = None,
+    federation: Annotated[
+        Path | None,
+        typer.Option(help="Your own federation.yaml: no other hospitals' keys count."),
+    ] = None,
+    people: Annotated[
+        Path | None,
+        typer.Option(help="Your own people.yaml: no other person's decisions count."),
+    ] = None,
+    decision: Annotated[
+        str,
+        typer.Option(
+            help="The sha256 of a decision, as `review` printed it; the run must still have it."
+        ),
+    ] = "",
+    as_json: AsJsonOption = False,
+) -> None:
+    """Check every signature and number of a run and re-compute its models; exit code 1 at a fault."""
+    with cli_errors():
+        from flows.runs.paths import Home
+        from flows.runs.run import named_run
+        from flows.servers.environment import set_prefect, with_mlflow
+
+        opened = named_run(Home(Path.cwd()), run)
+        roster = None
+        if federation:
+            set_prefect(opened.home)
+            from flows.hospitals.federation import load_federation
+
+            roster = load_federation(federation).hospitals
+        with with_mlflow(opened.home):
+            from flows.decisions.people import people_in
+            from flows.verification.verify import Anchors, faults
+
+            anchors = Anchors(roster, people_in(people) if people else None, decision)
+            fault = next(faults(opened, anchors), None)
+        if as_json:
+            typer.echo(json.dumps({"run": opened.name, "fault": fault}))
+        else:
+            rounds = len(opened.records()) if fault is None else 0
+            typer.echo(fault or f"{opened.name}: {rounds} records, and everything fits.")
+        raise typer.Exit(0 if fault is None else 1)
+
+
+@app.command()
+def relog(run: RunArgument = None) -> None:
+    """Log the entries of a recorded run that MLflow lacks, as in a new store."""
+    with cli_errors():
+        from flows.runs.paths import Home
+        from flows.runs.run import named_run
+        from flows.servers.environment import with_mlflow
+
+        opened = named_run(Home(Path.cwd()), run)
+        with with_mlflow(opened.home), opened.locked():
+            from flows.reporting.publish import backfill
+            from flows.tracking.tracking import Tracking
+
+            with Tracking(opened) as tracking:
+                backfill(opened, tracking, opened.records())
+                typer.echo(f"MLflow has all of {opened.name}: {tracking.page}")
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="The port on this machine.")] = 5000,
+) -> None:
+    """Open MLflow's UI on this folder's store, until Ctrl-C."""
+    with cli_errors():
+        from flows.runs.paths import Home
+        from flows.servers.environment import mlflow_server
+        from flows.servers.loopback import running
+        from flows.tracking.views import links
+        from sites.yaml_files import ConfigError
+
+        home = Home(Path.cwd())
+        if not (home.folder / "mlruns" / "mlflow.db").exists():
+            raise ConfigError(f"{home.folder}: nothing is recorded here; train a study first.")
+        with running(mlflow_server(home), port) as url:
+            for title, link in links(url):
+                typer.echo(f"{title:<32} {link}")
+            typer.echo("Ctrl-C ends it.")
+            sys.stdout.flush()
+            try:
+                threading.Event().wait()
+            except KeyboardInterrupt:
+                typer.echo("")

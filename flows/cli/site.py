@@ -1,0 +1,15 @@
+"""The `wardround site` commands: a hospital's own side."""
+
+from flows.cli.lazy import lazy_app
+
+COMMANDS = {
+    **dict.fromkeys(("init", "import", "check", "rehearse"), "flows.cli.site_data"),
+    **dict.fromkeys(
+        ("worker", "train", "score", "waiting", "approve", "refuse", "drain", "leave", "change-key"),
+        "flows.cli.site_orders",
+    ),
+    **dict.fromkeys(
+        ("ledger", "outbox", "scores", "withdrawn", "recover-ledger", "ui"), "flows.cli.site_books"
+    ),
+}
+app = lazy_app("At one hospital: its data, its orders, its ledger and outbox.", COMMANDS)

@@ -1,0 +1,117 @@
+"""`wardround site` commands about the hospital's books: ledger, outbox, scores, and its own pages."""
+
+import contextlib
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli.errors import cli_errors
+from flows.cli.options import (
+    SiteArgument,
+    YesOption,
+)
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer()
+
+
+@app.command()
+def ledger(
+    folder: SiteArgument = Path(),
+    verify: Annotated[bool, typer.Option(help="Check the chain and the outbox alone.")] = False,
+) -> None:
+    """Show the hospital's ledger, charge by charge."""
+    with cli_errors():
+        from flows.cli.site_tables import ledger_table, verified_entries
+        from sites.hospital import Hospital
+
+        if verify:
+            typer.echo(f"{verified_entries(folder)} entries, the chain and the outbox hold.")
+            for seq, version in Hospital.open(folder).ledger.writers():
+                typer.echo(f"from entry {seq} on written by Wardround {version}")
+        else:
+            Console().print(ledger_table(folder))
+
+
+@app.command()
+def outbox(folder: SiteArgument = Path()) -> None:
+    """List everything that has left the hospital."""
+    with cli_errors():
+        from flows.cli.site_tables import outbox_table
+
+        Console().print(outbox_table(folder))
+
+
+@app.command()
+def scores(folder: SiteArgument = Path()) -> None:
+    """Show the scores of the hospital's personal models; under privacy they never leave."""
+    with cli_errors():
+        from flows.cli.site_tables import scores_table
+
+        Console().print(scores_table(folder))
+
+
+@app.command()
+def withdrawn(folder: SiteArgument = Path()) -> None:
+    """List the rounds in which patients took part who have withdrawn since."""
+    with cli_errors():
+        from flows.cli.site_tables import withdrawn_table
+
+        Console().print(withdrawn_table(folder))
+
+
+@app.command(name="recover-ledger")
+def recover(
+    folder: SiteArgument = Path(),
+    exchange: Annotated[
+        list[str] | None,
+        typer.Option(help="Another exchange to search, beside those that the hospital knows."),
+    ] = None,
+    yes: YesOption = False,
+) -> None:
+    """Charge what a ledger restored from a backup misses, and accept the clock as it is."""
+    with cli_errors():
+        from flows.cli.site_tables import missing_table
+        from sites.admission.ledger_recovery import recover_ledger
+        from sites.exchange.exchange import Exchange
+        from sites.hospital import Hospital
+
+        hospital = Hospital.open(folder)
+        exchanges = [Exchange(url) for url in sorted(hospital.exchanges | {*(exchange or ())})]
+        table, count = missing_table(hospital, exchanges)
+        if count:
+            Console().print(table)
+            typer.echo("Each patient of the hospital is charged for them.")
+        else:
+            typer.echo("The ledger has every published statement; only the clock is accepted.")
+        if yes or typer.confirm("Go on?"):
+            with hospital.lock():
+                recover_ledger(hospital, exchanges)
+            typer.echo(f"Done: epsilon {hospital.ledger.spent(hospital.policy.budget.delta):.3f}.")
+
+
+@app.command(name="ui")
+def own_ui(
+    folder: SiteArgument = Path(),
+    port: Annotated[int, typer.Option(help="The port on this machine.")] = 5001,
+) -> None:
+    """Show the hospital's own hardest cases, on this machine only, until Ctrl-C."""
+    with cli_errors():
+        from flows.servers.environment import set_quiet
+
+        set_quiet()
+        from flows.tracking.hospital_store import fill, own_store
+
+        with own_store(folder, port) as url:
+            pages = fill(folder, url)
+            typer.echo("\n".join(pages) or "No model that segments has been seen here yet.")
+            typer.echo("Ctrl-C ends it.")
+            sys.stdout.flush()
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()

@@ -1,0 +1,124 @@
+"""`wardround site` commands about data: init, import, check, rehearse."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli.errors import cli_errors
+from flows.cli.options import (
+    SiteArgument,
+    StudyArgument,
+)
+
+if TYPE_CHECKING:
+    pass
+
+from flows.cli.site_orders import carry_out_open
+
+app = typer.Typer()
+
+
+@app.command()
+def init(
+    folder: SiteArgument = Path(),
+    name: Annotated[str, typer.Option(prompt="The hospital's name")] = "",
+    data: Annotated[
+        str, typer.Option(help="Where the scans and their list are, from the folder.")
+    ] = ".",
+    declared_patients: Annotated[
+        int, typer.Option(prompt="Public number of patients, rounded", min=1)
+    ] = 0,
+    epsilon: Annotated[float, typer.Option(prompt="Budget of all studies together: epsilon")] = 0.0,
+    delta: Annotated[float, typer.Option(prompt="at delta")] = 0.0,
+    metrics: Annotated[str, typer.Option(prompt="Metrics leave exact, or withheld")] = "",
+    network: Annotated[list[str] | None, typer.Option(help="A network that may train here.")] = None,
+    key: Annotated[str, typer.Option(prompt="The coordinator's public key")] = "",
+    exchange: Annotated[str, typer.Option(prompt="The exchange's address")] = "",
+    api: Annotated[str, typer.Option(prompt="Prefect's API's address")] = "",
+) -> None:
+    """Set up a hospital's folder: policy and keys; print the line for the coordinator."""
+    with cli_errors():
+        from sites.setup.initialise import initialise
+
+        policy = {
+            "name": name,
+            "data": data,
+            "declared_patients": declared_patients,
+            "budget": {"epsilon": epsilon, "delta": delta},
+            "metrics": metrics,
+            **({"networks": network} if network else {}),
+            "coordinator": {"key": key, "exchange": exchange, "api": api},
+        }
+        hospital = initialise(folder, policy)
+        typer.echo(
+            f"{folder / 'site.yaml'} is the hospital's policy; read it and narrow it as you like."
+        )
+        typer.echo("The coordinator puts this line under `hospitals:` in federation.yaml:")
+        typer.echo(f"  {hospital.name}: {hospital.public_key}")
+
+
+@app.command(name="import")
+def import_scans(
+    export: Annotated[Path, typer.Argument(help="The folder that an archive exported.")],
+    folder: SiteArgument = Path(),
+) -> None:
+    """Import scans into the hospital's data, without anything that names the patients."""
+    with cli_errors():
+        from sites.deidentification.archive_import import import_export
+        from sites.hospital import Hospital
+
+        hospital = Hospital.open(folder)
+        with hospital.lock():
+            done = import_export(hospital, export)
+        typer.echo(f"{done.cases} new cases of {done.patients} patients are in {hospital.data}.")
+        for reason, count in sorted(done.left_out.items()):
+            typer.echo(f"left out, {count}: {reason}")
+        typer.echo("`wardround site check` says which of them can be used.")
+
+
+@app.command()
+def check(
+    what: Annotated[
+        Path,
+        typer.Argument(help="The hospital's folder, or a study's name."),
+    ] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(help="The hospital's folder, after a study's name.")
+    ] = Path(),
+    study: Annotated[Path | None, typer.Option(help="Check against this study's task.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
+) -> None:
+    """Check every scan as a round would; exit code 1 if one is left out or the hospital is stopped.
+
+    With a study's name: answer its coordinator's open question whether this hospital could train it.
+    """
+    with cli_errors():
+        if not what.is_dir():
+            carry_out_open(folder, str(what), "site-check")
+            return
+        from flows.cli.site_tables import check_lines, check_table
+
+        lines = check_lines(what, study)
+        if as_json:
+            typer.echo(json.dumps([vars(line) for line in lines]))
+        else:
+            Console().print(check_table(lines) if lines else "Every case can be used.")
+        raise typer.Exit(1 if any(line.severity != "warn" for line in lines) else 0)
+
+
+@app.command()
+def rehearse(study: StudyArgument, folder: SiteArgument = Path()) -> None:
+    """Rehearse a round on made-up patients; nothing is charged and nothing leaves."""
+    with cli_errors():
+        from flows.cli.rehearsal import rehearse as try_round
+        from sites.hospital import Hospital
+        from sites.study import load_study
+
+        is_fine = True
+        for tried in try_round(Hospital.open(folder), load_study(study)):
+            typer.echo(f"rehearsal, {tried.what}: {tried.result} ({tried.seconds:.1f} s)")
+            is_fine &= tried.is_fine
+        raise typer.Exit(0 if is_fine else 1)

@@ -1,0 +1,190 @@
+"""Commands that train: demo, run, survey, check, coordinate, coordinator-key."""
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli.errors import cli_errors
+from flows.cli.options import (
+    AsJsonOption,
+    SitesOption,
+    StudyArgument,
+    TestNoiseOption,
+)
+
+if TYPE_CHECKING:
+    from flows.reporting.progress import Live
+    from flows.runs.run import Run
+    from sites.study import Study
+
+app = typer.Typer()
+
+
+@app.command()
+def demo(
+    fresh: Annotated[bool, typer.Option(help="Delete the demo's wards and runs first.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Other made-up patients, another start.")] = 0,
+    test_noise: TestNoiseOption = None,
+) -> None:
+    """Train among four made-up hospitals, from scans to MLflow."""
+    with cli_errors():
+        from flows.cli import demo as made_up
+
+        if fresh:
+            made_up.delete(Path.cwd())
+        study, wards = made_up.prepare(Path.cwd(), seed)
+        if not made_up.show_finished(Path.cwd(), study):
+            _train(study, wards, test_noise)
+
+
+@app.command()
+def run(
+    study: StudyArgument,
+    sites: SitesOption = Path("wards"),
+    federation: Annotated[
+        Path | None, typer.Option(help="A federation.yaml: real hospitals, instead of --sites.")
+    ] = None,
+    new: Annotated[bool, typer.Option(help="Leave an unfinished run and begin another.")] = False,
+    test_noise: TestNoiseOption = None,
+    attached: Annotated[
+        bool, typer.Option("--attached", hidden=True, help="End when standard input does.")
+    ] = False,
+) -> None:
+    """Train a study among hospitals, here or in a federation; an unfinished run goes on."""
+    with cli_errors():
+        if attached:
+            _end_with_parent()
+        from sites.study import load_study
+
+        if federation is None:
+            _train(load_study(study), sites, test_noise, new=new)
+        else:
+            _train_remotely(load_study(study), federation, new=new)
+
+
+@app.command()
+def survey(
+    study: StudyArgument,
+    sites: SitesOption = Path("wards"),
+    every_hours: Annotated[
+        float | None, typer.Option(min=0.001, help="Again and again, until Ctrl-C.")
+    ] = None,
+    cron: Annotated[str | None, typer.Option(help="The same, at these times, in UTC.")] = None,
+) -> None:
+    """Ask the hospitals what their scans are like, and show the drift since the last survey."""
+    with cli_errors():
+        from flows.runs.paths import Home
+        from flows.servers.environment import own_servers
+        from sites.study import load_study
+        from sites.wards import wards_in
+        from sites.yaml_files import ConfigError
+
+        if every_hours and cron:
+            raise ConfigError("Expected --every-hours or --cron, got both.")
+        home, asked = Home(Path.cwd()), load_study(study)
+        wards_in(sites)
+        with own_servers(home):
+            from flows import survey as surveys
+
+            if every_hours or cron:
+                typer.echo("Surveys are on schedule; Ctrl-C ends them.")
+                try:
+                    surveys.schedule(study, sites, home, every_hours, cron)
+                except KeyboardInterrupt:
+                    typer.echo("")
+                return
+            surveys.survey(str(study), str(sites), str(home.folder))
+        if newest := surveys.last(home, asked.name):
+            Console().print(surveys.table(newest))
+
+
+@app.command(name="check")
+def check_hospitals(
+    study: StudyArgument,
+    federation: Annotated[Path, typer.Option(help="A federation.yaml.")] = Path("federation.yaml"),
+    as_json: AsJsonOption = False,
+) -> None:
+    """Ask hospitals whether they could train a study as they are now; exit code 1 if one could not."""
+    with cli_errors():
+        from flows.coordination.readiness import READY, readiness
+        from flows.runs.paths import Home
+        from sites.study import load_study
+
+        found = readiness(Home(Path.cwd()), load_study(study), federation)
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            for site, answer in sorted(found.items()):
+                typer.echo(f"{site}: {answer}")
+        raise typer.Exit(0 if set(found.values()) == {READY} else 1)
+
+
+@app.command()
+def coordinate() -> None:
+    """Train the studies in studies/ on Prefect's schedules, until Ctrl-C."""
+    with cli_errors():
+        import asyncio
+
+        from flows.runs.paths import Home
+        from flows.servers.environment import require_prefect
+
+        home = Home(Path.cwd())
+        require_prefect(home)
+        from flows.coordination.coordinator_worker import CoordinatorWorker
+
+        asyncio.run(CoordinatorWorker(home).start(printer=typer.echo))
+
+
+@app.command()
+def coordinator_key() -> None:
+    """Print the coordinator's public key, for each hospital's site.yaml."""
+    with cli_errors():
+        from flows.coordination.remote import public_key
+        from flows.runs.paths import Home
+
+        typer.echo(public_key(Home(Path.cwd())))
+
+
+def _end_with_parent() -> None:
+    """End this process when its standard input closes, which the system does when its parent dies."""
+    import os
+
+    def wait() -> None:
+        sys.stdin.read()
+        os._exit(1)  # the run goes on from its last finished round
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _train(study: "Study", sites: Path, test_noise: int | None, *, new: bool = False) -> None:
+    from flows.coordination.local import train
+    from flows.reporting.progress import Live
+    from flows.runs.paths import Home
+    from sites.wards import wards_in
+
+    live = Live(Console())
+    wards = wards_in(sites, test_noise)
+    finished = train(Home(Path.cwd()), study, wards, live, test_noise=test_noise, new=new)
+    _summarise(live, finished)
+    live.print("see it in MLflow: make ui")
+
+
+def _train_remotely(study: "Study", federation: Path, *, new: bool) -> None:
+    from flows.coordination.remote import train
+    from flows.reporting.progress import Live
+    from flows.runs.paths import Home
+
+    live = Live(Console())
+    _summarise(live, train(Home(Path.cwd()), study, federation, live, new=new))
+
+
+def _summarise(live: "Live", finished: "Run") -> None:
+    from flows.reporting.progress import summary
+
+    live.console.print(summary(finished))
+    live.print(f"records, models and releases: {finished.folder.relative_to(Path.cwd())}")
