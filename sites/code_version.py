@@ -1,4 +1,4 @@
-"""Which code runs here: part of what a hospital approves, and what an unfinished training depends on."""
+"""Hash of the code that runs here: a hospital approves it, and an unfinished training depends on it."""
 
 from functools import cache
 from hashlib import sha256
@@ -11,7 +11,7 @@ ROOMS = ("flows", "sites", "privacy", "models")
 
 @cache
 def code_sha256() -> str:
-    """Return the hash of the code that runs here."""
+    """Return the sha256 of every Python file of the four rooms, computed once per process."""
     root = Path(__file__).parent.parent
     files = sorted(path for room in ROOMS for path in (root / room).rglob("*.py"))
     lines = [[str(path.relative_to(root)), sha256(path.read_bytes()).hexdigest()] for path in files]

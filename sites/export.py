@@ -1,4 +1,4 @@
-"""The one door: whatever leaves a hospital is signed, lies in its outbox and is in its ledger."""
+"""One door out of a hospital: what leaves is signed, stored in the outbox and recorded in the ledger."""
 
 from dataclasses import asdict
 from importlib.metadata import version
@@ -34,7 +34,7 @@ from sites.study import Study
 from sites.update import Update
 
 LOW = 0.9
-"""From this share of a hospital's budget on, its budget is low."""
+"""Share of the budget that must be spent before the hospital is warned of a low budget."""
 
 
 def settle_with_release(
@@ -42,7 +42,7 @@ def settle_with_release(
 ) -> None:
     """Make a release of an update, write it to the outbox, and settle the charge that paid for it.
 
-    The files are flushed to disk before the ledger's one transaction; nothing is published here.
+    The files are flushed to disk before the ledger's one transaction. Nothing is published here.
     """
     data = to_bytes(update.tensors)
     statement = ReleaseManifest(
@@ -60,7 +60,7 @@ def settle_with_release(
         **_common(hospital, study.sha256, charge),
     )
     hospital.ledger.settle(charge, _into_outbox(hospital, statement))
-    _call_where_the_budget_ends(hospital, charge)
+    _warn_of_low_budget(hospital, charge)
 
 
 def settle_without_release(hospital: Hospital, study: Study, charge: Charge, reason: str) -> None:
@@ -73,7 +73,7 @@ def settle_without_release(hospital: Hospital, study: Study, charge: Charge, rea
 
 
 def acceptance(hospital: Hospital, study: Study, act: Charge) -> None:
-    """Put the hospital's consent to a run into the outbox."""
+    """Write the hospital's acceptance of a run to the outbox, and record it."""
     policy = hospital.policy
     statement = Acceptance(
         kind="acceptance",
@@ -91,19 +91,19 @@ def acceptance(hospital: Hospital, study: Study, act: Charge) -> None:
 
 
 def readiness(hospital: Hospital, study: Study, act: Charge) -> None:
-    """Put into the outbox that the hospital could take part."""
+    """Write the statement that the hospital could take part to the outbox, and record it."""
     statement = Readiness(kind="readiness", **_common(hospital, study.sha256, act))
     hospital.ledger.publish(act, _into_outbox(hospital, statement))
 
 
 def refusal(hospital: Hospital, study: Study, act: Charge, reason: str) -> None:
-    """Put a refusal into the outbox; its reason tells of no patient and no count."""
+    """Write a refusal to the outbox, and record it; its reason must name no patient and no count."""
     statement = Refusal(kind="refusal", reason=reason, **_common(hospital, study.sha256, act))
     hospital.ledger.publish(act, _into_outbox(hospital, statement))
 
 
 def departure(hospital: Hospital, study_sha256: str, act: Charge) -> None:
-    """Put the hospital's leaving of a run into the outbox."""
+    """Write the statement that the hospital leaves a run to the outbox, and record it."""
     statement = Departure(kind="departure", **_common(hospital, study_sha256, act))
     hospital.ledger.publish(act, _into_outbox(hospital, statement))
 
@@ -116,7 +116,7 @@ def scores(
     policy: MetricsPolicy,
     metrics: dict[str, float],
 ) -> None:
-    """Put a global model's metrics into the outbox, and settle what they cost if they are noised."""
+    """Write a global model's metrics to the outbox; settle their charge if they are noised."""
     statement = Scores(
         kind="scores",
         model_sha256=model.sha256,
@@ -136,7 +136,12 @@ def comparison(
     models: dict[str, str],
     metrics: dict[str, dict[str, float]],
 ) -> None:
-    """Put into the outbox how hospitals' released models do here."""
+    """Write the metrics of hospitals' released models at this hospital to the outbox, and record them.
+
+    Args:
+        models: the sha256 of each compared model, by hospital.
+        metrics: the metrics of each compared model, by hospital.
+    """
     statement = Comparison(
         kind="comparison", models=models, metrics=metrics, **_common(hospital, study.sha256, act)
     )
@@ -150,7 +155,7 @@ def survey(
     policy: StatisticsPolicy,
     histograms: dict[str, list[float | None]],
 ) -> None:
-    """Put what a survey tells into the outbox, and settle what it costs if it is noised."""
+    """Write a survey's histograms to the outbox; settle their charge if they are noised."""
     statement = Survey(
         kind="survey",
         declared_patients=hospital.policy.declared_patients,
@@ -163,12 +168,12 @@ def survey(
 
 
 def publish(hospital: Hospital, exchange: Exchange, act: Charge) -> None:
-    """Lay the recorded statement of an act down in the exchange, after the tensors it names.
+    """Write the recorded statement of an act to the exchange, after the tensors that it names.
 
-    Again it lays down the same bytes, so a retry changes nothing.
+    A second call writes the same bytes, so a retry changes nothing.
 
     Raises:
-        LedgerError: the act has not ended in a statement.
+        LedgerError: the ledger records no statement of the act.
     """
     statement, sha256 = statement_of(hospital, act)
     if isinstance(statement, ReleaseManifest):
@@ -178,19 +183,21 @@ def publish(hospital: Hospital, exchange: Exchange, act: Charge) -> None:
 
 
 def statement_of(hospital: Hospital, act: Charge) -> tuple[Statement, str]:
-    """Return the statement in which an act ended, and the sha256 under which it lies in the outbox.
+    """Return the statement of an act, and the sha256 under which the outbox stores it.
 
     Raises:
-        LedgerError: the act has not ended in a statement.
+        LedgerError: the ledger records no statement of the act.
     """
     sha256 = hospital.ledger.file_of(act)
     if sha256 is None:
-        raise LedgerError(f"The {act.purpose} of round {act.round} has no file to publish.")
+        raise LedgerError(
+            f"Expected a recorded statement of {act.purpose}, round {act.round} of {act.run}, got none."
+        )
     return parse_statement(hospital.verified(hospital.outbox.statement(sha256))), sha256
 
 
-def _call_where_the_budget_ends(hospital: Hospital, charge: Charge) -> None:
-    """Call a person of the hospital with each charge from `LOW` of its budget on."""
+def _warn_of_low_budget(hospital: Hospital, charge: Charge) -> None:
+    """Call the webhook after a private charge if at least `LOW` of the budget is spent."""
     budget = hospital.policy.budget
     spent = hospital.ledger.spent(budget.delta)
     if charge.event is None or spent < LOW * budget.epsilon:
@@ -224,7 +231,7 @@ def _common(hospital: Hospital, study_sha256: str, act: Charge) -> dict[str, Any
 
 
 def _spent(hospital: Hospital, study: Study, run: str) -> dict[str, Any]:
-    """Return what the run has cost the patients whom it cost most."""
+    """Return the epsilon that the run has cost so far, for the patients with the highest cost."""
     if study.privacy.mode == "none":
         return {"epsilon": None, "delta": None, "epsilon_reported": {}}
     delta, accountants = study.privacy.delta, study.privacy.accountants

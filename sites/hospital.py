@@ -1,4 +1,4 @@
-"""One hospital as its own code sees it: a folder with a policy, data and private state."""
+"""Hospital: a folder with a policy, the data and private state, for code that runs at that hospital."""
 
 import fcntl
 import hmac
@@ -36,7 +36,7 @@ log = logging.getLogger("wardround.site")
 
 @dataclass(frozen=True)
 class Hospital:
-    """A hospital's folder. `test_noise` makes noise repeatable, at made-up hospitals alone."""
+    """A hospital's folder and policy. `test_noise` seeds repeatable noise, at made-up hospitals only."""
 
     folder: Path
     policy: Policy
@@ -47,13 +47,14 @@ class Hospital:
         """Open the hospital in `folder`.
 
         Raises:
-            ConfigError: the policy is wrong, or repeatable noise is asked for real patients.
+            ConfigError: the policy is wrong, or repeatable noise was asked for at a hospital with real
+            patients.
         """
         policy = load_policy(folder)
         if test_noise is not None and not policy.phantom:
             raise ConfigError(
                 f"{folder / 'site.yaml'}: phantom: expected true for repeatable noise, got false. "
-                f"Real patients' noise comes from the system's entropy alone."
+                f"Noise for real patients comes only from the system's entropy; leave out test noise."
             )
         return cls(folder, policy, test_noise)
 
@@ -94,17 +95,20 @@ class Hospital:
         return public_hex(self.key)
 
     def renew_key(self) -> str:
-        """Replace the private key by a new one, keep the old one's public half; return the new one's."""
+        """Replace the private key by a new one and return its public key.
+
+        The public key of the old one is stored, so that older statements can still be verified.
+        """
         keys, former = self.state / "keys", self.public_key
         write_atomically(keys / "former" / f"{former}.pub", b"")
         (keys / "hospital").unlink()
         return public_hex(private_key(keys / "hospital"))
 
     def verified(self, data: bytes) -> dict[str, Any]:
-        """Return the statement in `data` if this hospital signed it, be it with an earlier key.
+        """Return the statement in `data` if this hospital signed it, with its present or a former key.
 
         Raises:
-            BadSignature: it did not.
+            BadSignature: this hospital did not sign it.
         """
         former = sorted(path.stem for path in (self.state / "keys" / "former").glob("*.pub"))
         for key in former:
@@ -114,7 +118,7 @@ class Hospital:
 
     @property
     def device(self) -> torch.device:
-        """Where this hospital trains."""
+        """The device on which this hospital trains."""
         device = self.policy.device
         return torch.device("cpu" if device.kind == "cpu" else f"{device.kind}:{device.index}")
 
@@ -125,23 +129,23 @@ class Hospital:
 
     @property
     def public(self) -> Path:
-        """The folder with the sets of images that this hospital calls public."""
+        """The folder with the image sets that this hospital calls public."""
         return self.folder / "public"
 
     @property
     def listing(self) -> Listing:
-        """Everything that the hospital lists."""
+        """All cases in the hospital's list of scans, withdrawn patients included."""
         return read_listing(self.data)
 
     @property
     def cases(self) -> list[CaseFiles]:
-        """The listed cases of everybody who has not withdrawn (`excluded.csv`)."""
+        """The listed cases of the patients who have not withdrawn (`excluded.csv`)."""
         named = excluded_patients(self.folder / EXCLUDED)
         gone = {pseudonym(self.pseudonym_key, patient) for patient in named}
         known = {case: pseudonym(self.pseudonym_key, case.patient) for case in self.listing.cases}
         if gone - set(known.values()):
-            log.warning("%s names somebody who is in no list", EXCLUDED)
-        # listed by name and as imported, a patient gets one name here
+            log.warning("%s names a patient who is not in the list of scans", EXCLUDED)
+        # a patient who is listed both by name and as imported gets one name here
         name_of = {pseudo: case.patient for case, pseudo in reversed(known.items())}
         return [
             replace(case, patient=name_of[pseudo])
@@ -151,7 +155,7 @@ class Hospital:
 
     @property
     def data_sha256(self) -> str:
-        """The hash of the list of scans and of what each file looks like from outside."""
+        """The hash of the list of scans, and of the size and modification time of each file."""
         rows = []
         for case in sorted(self.cases, key=lambda case: (case.case, case.session)):
             files = [self.data / name.partition("#")[0] for name in (case.image, case.label)]
@@ -161,13 +165,13 @@ class Hospital:
 
     @property
     def everybody(self) -> frozenset[str]:
-        """Every patient that is listed or has an account, whether he has withdrawn or not."""
+        """All patients who are listed or have an account in the ledger, those who withdrew included."""
         listed = {pseudonym(self.pseudonym_key, case.patient) for case in self.listing.cases}
         return self.ledger.patients() | listed
 
     @property
     def eligible(self) -> Eligible:
-        """Who may take part in an event, whatever the images show."""
+        """The patients who may take part in an event, whatever their images show."""
         return eligible(self.cases, self.policy.evaluation_fraction, self.pseudonym_key)
 
     @property
@@ -176,7 +180,7 @@ class Hospital:
         return pseudonym_key(self.state)
 
     def checked_cases(self, task: TaskConfig, config: PreprocessingConfig) -> list[CheckedCase]:
-        """Return every case as it was read and checked, from the cache where it is there."""
+        """Return every case, read and checked; cases in the cache are not read again."""
         cache = ScanCache(self.state / "cache", self.policy.cache_mb * 2**20)
         checked = read_cases(self.cases, cache.reader(self.data, task, config))
         cache.trim()
@@ -190,33 +194,36 @@ class Hospital:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Let one process at a time work for this hospital: two would share files and charges."""
+        """Hold the hospital's lock: two processes at once would mix their files and charges."""
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.state / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def noise(self, purpose: str) -> tuple[NoiseSource, Noise]:
-        """Return a source of noise for one purpose, and what a manifest says of it."""
+        """Return a source of noise for one purpose, and the name of that source in a manifest."""
         if self.test_noise is None:
             return NoiseSource.from_system(), "system"
         return NoiseSource.for_test(self.test_noise, f"{self.name} {purpose}"), "test"
 
     def stored(self, kind: str, run: str, round: int) -> Path:
-        """Return where parameters of a kind, which never leave, lie after a round."""
+        """Return the path of the parameters of a kind after a round; these files never leave."""
         return self.state / kind / run / f"{round:03d}.safetensors"
 
     @property
     def drained(self) -> Path:
-        """The file that is there while the hospital takes no orders."""
+        """The path of a file that exists while the hospital accepts no orders."""
         return self.state / "drained"
 
     def scored(self, run: str, round: int) -> Path:
-        """Return where the hospital notes, for itself, how models did after a round."""
+        """Return the path of the metrics of the models after a round, for the hospital's own use."""
         return self.state / "scores" / run / f"{round:03d}.json"
 
     def trust(self, coordinator: str) -> None:
-        """Raise `Refused` unless this is the coordinator of the policy, or the one of first contact."""
+        """Raise `Refused` unless `coordinator` is the public key that this hospital trusts.
+
+        It trusts the key in its policy. Without one it stores the key of the first contact.
+        """
         if known := self.policy.coordinator:
             if known.key != coordinator:
                 raise Refused("the coordinator's key is not the one in the hospital's site.yaml")
@@ -227,29 +234,29 @@ class Hospital:
             write_atomically(path, coordinator.encode())
         if path.read_text() != coordinator:
             raise Refused(
-                "the coordinator's key is not the one that this hospital knows; if the change is "
-                "meant, the hospital deletes state/keys/coordinator.pub"
+                "the coordinator's key is not the one that this hospital knows; if the coordinator has "
+                "a new key, the hospital deletes state/keys/coordinator.pub"
             )
 
     @property
     def exchanges(self) -> frozenset[str]:
-        """The exchanges of all runs that this hospital remembers."""
+        """The addresses of the exchanges of all runs that this hospital has stored."""
         paths = (self.state / "runs").glob("*.json")
         return frozenset(json.loads(path.read_bytes())["exchange"] for path in paths)
 
     def remember(self, run: str, study: Study) -> None:
-        """Keep a run's study, for whoever looks at its models here."""
+        """Store a run's study, for people who look at its models at this hospital."""
         path = self.state / "studies" / f"{run}.json"
         if not path.exists():
             write_atomically(path, canonical(study.model_dump(mode="json")))
 
     def known_runs(self) -> dict[str, Study]:
-        """Return the runs that this hospital remembers with their studies."""
+        """Return the stored studies by name of their run."""
         paths = (self.state / "studies").glob("*.json")
         return {path.stem: Study.model_validate_json(path.read_bytes()) for path in paths}
 
     def bind(self, run: str, study_sha256: str, exchange: str) -> None:
-        """Pin a run's study and exchange on first contact; raise `Refused` if they ever change."""
+        """Store a run's study and exchange on first contact; raise `Refused` if they differ later."""
         path = self.state / "runs" / f"{run}.json"
         terms = canonical({"study_sha256": study_sha256, "exchange": exchange})
         if not path.exists():

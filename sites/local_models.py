@@ -1,4 +1,4 @@
-"""Models at a hospital: global ones that the coordinator signed, and parameters that never leave.
+"""Models at a hospital: global models that the coordinator signed, and parameters that never leave.
 
 A global model is used only if the coordinator signed it for this run and round.
 """
@@ -25,7 +25,7 @@ from sites.policy.policy import Refused
 from sites.study import Study
 
 MODEL_BYTES = 2**34
-"""The largest global model that a hospital fetches."""
+"""Size of the largest global model that a hospital fetches."""
 
 CPU = torch.device("cpu")
 
@@ -40,19 +40,26 @@ class GlobalModel:
 
 
 def global_model(hospital: Hospital, order: Order) -> GlobalModel:
-    """Return the model to start from: the one after the round before, or the one to evaluate."""
+    """Return the global model for an order.
+
+    For `contribute` it is the model after the previous round, otherwise the model of the order's round.
+
+    Raises:
+        Refused: the exchange holds no such model, or it is not signed, or not finite, or does not fit.
+    """
     round = order.round - 1 if order.phase == "contribute" else order.round
     place, path = Place.model(order.run, round), hospital.stored("global", order.run, round)
     return _model_at(place, path, order, round, "")
 
 
 def released_model(hospital: Hospital, order: Order, site: str) -> GlobalModel:
-    """Return the model that a hospital has released in a round, as the coordinator signed it."""
+    """Return the model that a hospital released in the order's round; raises as `global_model` does."""
     place, path = Place.released(order.run, order.round, site), hospital.state / "compared" / site
     return _model_at(place, path, order, order.round, site)
 
 
 def _model_at(place: Place, path: Path, order: Order, round: int, of: str) -> GlobalModel:
+    """Fetch the model that the statement at `place` names into `path`, check it and return it."""
     exchange = Exchange(order.exchange)
     data = exchange.statement(place)
     if data is None:
@@ -62,7 +69,7 @@ def _model_at(place: Place, path: Path, order: Order, round: int, of: str) -> Gl
         manifest = ModelManifest.model_validate(fields)
         named = (manifest.study_sha256, manifest.run, manifest.round, manifest.of)
         if named != (order.study.sha256, order.run, round, of):
-            raise Refused("the global model's statement is of another study, run or round")
+            raise Refused("the global model's statement names another study, run, round or hospital")
         exchange.fetch_object(manifest.model_sha256, COORDINATOR, path, MODEL_BYTES)
         params = checkpoints.read(path, manifest.model_sha256)
         P.check_like(params, P.of(network_for(order.study.network, order.study, CPU, None)))
@@ -90,7 +97,7 @@ def stored_params(
 
 
 def fits(params: Params, config: NetworkConfig, study: Study) -> bool:
-    """Return whether parameters fit a network; a hospital may have changed its network since."""
+    """Return whether parameters fit a network; a hospital may have changed its own network."""
     try:
         P.check_like(params, P.of(network_for(config, study, CPU, None)))
     except ValueError:
@@ -101,7 +108,7 @@ def fits(params: Params, config: NetworkConfig, study: Study) -> bool:
 def network_for(
     config: NetworkConfig, study: Study, device: torch.device, params: Params | None
 ) -> nn.Module:
-    """Return a network with these parameters, or with first ones drawn from the study's seed."""
+    """Return a network with these parameters; with None, initialised from the study's seed."""
     with torch.random.fork_rng():
         torch.manual_seed(study.seed_for(0, "", f"first {config.name}"))
         network = config.build(study.task.dims, study.task.out_channels)
@@ -111,5 +118,5 @@ def network_for(
 
 
 def with_local_layers(hospital: Hospital, order: Order, params: Params, round: int) -> Params:
-    """Return `params` with the layers that this hospital does not share, as a round stored them."""
+    """Return `params` with this hospital's local layers from the newest round up to `round`."""
     return {**params, **(stored_params(hospital, "local", order, round) or {})}

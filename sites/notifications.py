@@ -1,4 +1,4 @@
-"""Calls a person: something waits for him, or needs a look. It tells public names and numbers alone."""
+"""Webhook calls to a person: something waits for them or needs attention. Only public facts are sent."""
 
 import logging
 import os
@@ -11,30 +11,31 @@ import httpx
 from sites.exchange.storage import LOOPBACK
 
 WEBHOOK = "WARDROUND_WEBHOOK"
-"""The environment's variable with the address to which a call is posted, such as a chat's."""
+"""Environment variable with the address to which a call is posted, such as the webhook of a chat."""
 
 TIMEOUT_S = 10
 
 log = logging.getLogger("wardround.site")
 
 
-def call(what: str, text: str, **told: str | int | float) -> None:
-    """Post `{"text": ..., "what": ..., **told}` to whoever is to be called, if anybody.
+def call(what: str, text: str, **fields: str | int | float) -> None:
+    """Post `{"text": ..., "what": ..., **fields}` to the webhook, if its address is set.
 
-    A call that does not arrive costs nothing but itself: whatever it was about is on record elsewhere.
+    Only public names and numbers may be passed. A call that fails changes nothing else: its subject is
+    recorded elsewhere.
     """
     address = os.environ.get(WEBHOOK)
     if not address:
         return
-    threading.Thread(target=_post, args=(address, {"text": text, "what": what, **told})).start()
+    threading.Thread(target=_post, args=(address, {"text": text, "what": what, **fields})).start()
 
 
-def _post(address: str, told: Mapping[str, str | int | float]) -> None:
+def _post(address: str, content: Mapping[str, str | int | float]) -> None:
     try:
         parts = urlsplit(address)
         if parts.scheme != "https" and parts.hostname not in LOOPBACK:
-            log.warning("%s: expected an https address; nobody was called", WEBHOOK)
+            log.warning("%s: expected an https address; no call was sent", WEBHOOK)
             return
-        httpx.post(address, json=told, timeout=TIMEOUT_S)
+        httpx.post(address, json=content, timeout=TIMEOUT_S)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        log.warning("nobody could be called: %s", type(error).__name__)
+        log.warning("the webhook call failed: %s", type(error).__name__)

@@ -1,4 +1,4 @@
-"""The coordinator's orders to hospitals. An order holds public values only."""
+"""Orders of the coordinator to hospitals. An order holds public values only."""
 
 import time
 from typing import Annotated, Literal
@@ -14,12 +14,12 @@ from sites.study import Study
 Phase = Literal["check", "survey", "join", "contribute", "evaluate", "compare"]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
 PROTOCOL = 1
-"""What orders and statements look like. Raised whenever a hospital and a coordinator of different code
-could misunderstand each other; then neither does anything until the older one is upgraded."""
+"""Version of the format of orders and statements. It is raised with each change that a hospital and a
+coordinator with different code could misunderstand; both then wait until the older one is upgraded."""
 
 
 def refusal_of(phase: Phase, attempt: int) -> str:
-    """Return the name under which a refusal of a phase is recorded and laid down.
+    """Return the purpose under which the ledger and the exchange store a refusal of a phase.
 
     >>> refusal_of("contribute", 2)
     'contribute-refused-2'
@@ -28,19 +28,25 @@ def refusal_of(phase: Phase, attempt: int) -> str:
 
 
 class Order(Config):
-    """What the coordinator asks of a hospital: public values only.
+    """A request of the coordinator to one hospital, with public values only.
 
     Attributes:
-        site: the hospital that is asked.
-        attempt: counts the coordinator's starts of this run. A refusal holds for its attempt, so
-            that a hospital which was put right can take part when the run goes on.
-        exchange: where to read the global model and to lay down the answer.
-        coordinator: the coordinator's public key, which the hospital's policy names or which it pins on
-            first contact.
-        protocol: in which the coordinator speaks.
-        models: of which hospitals the released models are to be compared.
-        expires_ms: when the answer is too late to count, in milliseconds since 1970; None where whoever
-            asks waits for it.
+        phase: the work that is asked for. `check`: could the hospital join the run as it is now?
+            `survey`: report on its scans; `join`: accept the run or refuse it; `contribute`: train and
+            release; `evaluate`: score the global model; `compare`: score the models of other hospitals.
+        study: the whole study.
+        site: name of the hospital that is asked.
+        run: name of the run.
+        round: number of the round, from 0.
+        attempt: number of the coordinator's start of this run, from 1. A refusal is valid only for its
+            attempt, so a hospital that solved its problem can take part when the run continues.
+        exchange: address of the exchange that holds the global model and receives the answer.
+        coordinator: the coordinator's public key. The hospital's policy names it; otherwise the hospital
+            stores it on first contact.
+        protocol: the coordinator's version of the format of orders and statements.
+        models: the hospitals whose released models are compared; used in the phase `compare` only.
+        expires_ms: time from which an answer is too late, in milliseconds since 1970; None if the
+            coordinator waits for the answer without a limit.
     """
 
     phase: Phase
@@ -57,17 +63,17 @@ class Order(Config):
 
 
 class Expired(Exception):
-    """The order's answer would be too late to count, so nothing is begun and nothing spent for it."""
+    """An answer to the order would be too late, so nothing is started and nothing is charged."""
 
 
 def check_in_time(order: Order) -> None:
-    """Raise `Expired` once an order's answer would be too late."""
+    """Raise `Expired` if an answer to the order would be too late."""
     if order.expires_ms is not None and time.time() * 1000 >= order.expires_ms:
         raise Expired("the order has expired")
 
 
 def is_answered(exchange: Exchange, order: Order) -> bool:
-    """Return whether the answer to an order lies in the exchange, or its hospital's refusal."""
+    """Return whether the exchange holds the answer to an order, or the hospital's refusal of it."""
     acts = (order.phase, refusal_of(order.phase, order.attempt))
     places = (Place.statement(order.run, order.round, act, order.site) for act in acts)
     return any(exchange.statement(place) is not None for place in places)

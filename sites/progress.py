@@ -1,4 +1,4 @@
-"""Progress of a hospital's work, as a viewer may see it: constants of the study only."""
+"""Progress reports of a hospital's work: they hold only constants of the study."""
 
 from collections.abc import Callable
 
@@ -7,4 +7,4 @@ Progress = Callable[[str, int, int], None]
 
 
 def ignore_progress(_what: str, _step: int, _of: int) -> None:
-    """Report progress to nobody."""
+    """Do nothing with a progress report."""

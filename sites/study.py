@@ -1,4 +1,4 @@
-"""The study: what everybody agrees on before round 1, checked once, frozen, hashed."""
+"""Study: the settings that all hospitals agree on before round 1, checked once, frozen and hashed."""
 
 from functools import lru_cache
 from hashlib import sha256
@@ -23,18 +23,22 @@ from sites.training.config import TrainingConfig
 
 
 class StalenessConfig(Config):
-    """Releases that come after their round count in a later one, if their hospital has sent none since.
+    """Late releases: one that comes after its round counts in a later round, with a smaller weight.
+
+    It counts only if its hospital has sent no newer release.
 
     Attributes:
-        rounds: how many rounds late a release may be.
-        power: a release that is s rounds late counts (1 + s)^-power (Xie et al. 2019, section 5.2).
+        rounds: number of rounds that a release may be late; 1 to 10.
+        power: the weight of a release that is s rounds late is multiplied by (1 + s)^-power; 0.5 by
+            default (Xie et al. 2019, Asynchronous Federated Optimization, section 5.2,
+            https://arxiv.org/abs/1903.03934).
     """
 
     rounds: Annotated[int, Field(ge=1, le=10)]
     power: Annotated[float, Field(ge=0)] = 0.5
 
     def share(self, late: int) -> float:
-        """Return what is left of the weight of a release that is so many rounds late.
+        """Return the factor on the weight of a release that is `late` rounds late.
 
         >>> StalenessConfig(rounds=3).share(3)
         0.5
@@ -43,10 +47,12 @@ class StalenessConfig(Config):
 
 
 class QuorumConfig(Config):
-    """How many hospitals a round needs, and how long it waits for each.
+    """The number of hospitals that a round needs, and the time that it waits for them.
 
     Attributes:
-        staleness: what becomes of releases that come later; None refuses them.
+        min: the smallest number of hospitals that take part in the run and release in each round.
+        deadline_s: seconds that a round waits for a hospital's answer; 600 by default.
+        staleness: rule for releases that come after their round; without it they do not count.
     """
 
     min: PositiveInt
@@ -55,12 +61,16 @@ class QuorumConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Evaluate the first model, every `every`-th one and the last.
+    """Evaluation of global models: the model before training, every `every`-th one and the last one.
 
-    With an `attack`, hospitals with exact metrics also tell those of attacked images, `attacked/<name>`;
-    with `teachers`, those of their own teacher, `teacher/<name>`, and of its student before anything was
-    averaged, `student/<name>`. With `cross_site` each hospital's released model of the last round is
-    scored at every hospital that allows it.
+    Attributes:
+        every: rounds from one evaluation to the next; 1 by default.
+        attack: an attack on the evaluation images. Hospitals with exact metrics then also report those
+            of attacked images, `attacked/<name>`. None by default.
+        teachers: with `true`, hospitals with exact metrics also report those of their own teacher,
+            `teacher/<name>`, and of its student before averaging, `student/<name>`. `false` by default.
+        cross_site: with `true`, each hospital's released model of the last round is scored at every
+            hospital that allows it. `false` by default.
     """
 
     every: PositiveInt = 1
@@ -73,16 +83,19 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class PromotionConfig(Config):
-    """What a model needs before people may release it. Evidence that is missing counts as failed.
+    """Criteria that a model has to meet before people may release it.
+
+    A criterion that is left out is not checked. Evidence that is missing counts as failed. A mean over
+    hospitals is weighted by their declared numbers of training patients.
 
     Attributes:
-        metric: in which quality is measured, one of which more is better.
-        mean: the least declared-n mean over the hospitals.
-        worst_site: the least at every hospital that has released anything in the run.
-        calibration_error: the largest declared-n mean; for classification.
-        epsilon: the largest that any hospital has spent in the run.
-        attack_auc: the largest AUC of a privacy audit's attack.
-        approval_days: for how long a person's approval counts.
+        metric: the metric of quality; a larger value must be better.
+        mean: smallest accepted mean of the metric over the hospitals.
+        worst_site: smallest accepted value of the metric at each hospital that has released in the run.
+        calibration_error: largest accepted mean calibration error; for classification only.
+        epsilon: largest accepted epsilon that a hospital has spent in the run.
+        attack_auc: largest accepted AUC of the attack in a privacy audit.
+        approval_days: days for which a person's approval is valid; 30 by default.
     """
 
     metric: str
@@ -95,7 +108,10 @@ class PromotionConfig(Config):
 
 
 class CardConfig(Config):
-    """What only people can say of a model, for its card (Mitchell et al. 2019); '' is not stated."""
+    """Statements for the model card that only people can make; an empty text means not stated.
+
+    Source: Mitchell et al. 2019, Model Cards for Model Reporting, https://arxiv.org/abs/1810.03993.
+    """
 
     authors: str = ""
     licence: str = ""
@@ -111,7 +127,31 @@ class CardConfig(Config):
 
 
 class Study(Config):
-    """A study file's content. Every field is public: it may be printed, logged and tracked."""
+    """Content of a study file. Every field is public: it may be printed, logged and tracked.
+
+    Attributes:
+        name: name of the study: at most 40 lower-case letters, digits, `_` or `-`.
+        purpose: purpose of the study in plain text; empty by default.
+        task: segmentation or classification, the dimensions of the images, and the labels.
+        network: the network of the global model.
+        rounds: number of rounds, 1 to 1000.
+        sites: number of hospitals that a round needs, and its deadline.
+        preprocessing: steps from a scan to the input of the network.
+        synthesis: appearance of synthetic images.
+        prior: training of the first model on synthetic images. None by default: the first parameters
+            are drawn from the seed.
+        training: local training at a hospital in one round.
+        privacy: differential privacy of the training, or none.
+        distillation: distillation of the teacher into the student; None if and only if `export` is
+            `weights`.
+        export: content of a release: the change of the `student`, the change of the trained `weights`,
+            or the `predictions` on the transfer images.
+        strategy: rule that makes the next global model from the releases.
+        evaluation: schedule and kinds of evaluation.
+        promotion: criteria for a release of the model; None by default, which allows no release.
+        card: texts for the model card.
+        seed: seed of all public randomness; 0 by default. Noise for patients never depends on it.
+    """
 
     name: Name
     purpose: str = ""
@@ -141,7 +181,7 @@ class Study(Config):
             ("synthesis.along", self.synthesis.along),
         ):
             if sides is not None and len(sides) != dims:
-                raise ValueError(f"{key}: expected {dims} numbers as task.dims says, got {list(sides)}.")
+                raise ValueError(f"{key}: expected task.dims = {dims} numbers, got {list(sides)}.")
         augmentation = self.preprocessing.augmentation
         if augmentation and any(axis >= dims for axis in augmentation.flip):
             raise ValueError(
@@ -149,7 +189,7 @@ class Study(Config):
                 f"got {list(augmentation.flip)}."
             )
         if isinstance(self.preprocessing.fit, Patches) and kind != "segmentation":
-            raise ValueError("preprocessing.fit: expected patches for segmentation alone.")
+            raise ValueError("preprocessing.fit: expected patches for segmentation only.")
         if self.prior and kind != "segmentation":
             raise ValueError(
                 "prior: expected none; synthetic images have shapes to segment, and no classes."
@@ -172,13 +212,13 @@ class Study(Config):
             )
         if self.export == "predictions" and self.strategy.name != "fed_avg":
             raise ValueError(
-                f"strategy: expected fed_avg where predictions leave, of which one ensemble is made, "
-                f"got {self.strategy.name}."
+                f"strategy: expected fed_avg where predictions leave, as they are combined into one "
+                f"ensemble, got {self.strategy.name}."
             )
         if self.export == "predictions" and self.sites.staleness:
             raise ValueError(
-                "sites.staleness: expected none where predictions leave, of which each round makes one "
-                "ensemble; remove it."
+                "sites.staleness: expected none where predictions leave, which each round combines "
+                "into one ensemble; remove it."
             )
         if self.evaluation.teachers and not self.distillation:
             raise ValueError("evaluation.teachers: expected false; without distillation there are none.")
@@ -202,14 +242,14 @@ class Study(Config):
             )
         if strategy.counts_steps and self.export != "weights":
             raise ValueError(
-                f"strategy: expected {self.strategy.name} with export: weights alone; how far a student "
-                f"goes does not depend on its teacher's steps."
+                f"strategy: expected {self.strategy.name} with export: weights only; how far a student "
+                f"moves does not depend on its teacher's steps."
             )
         most = 2 * (1 + self.training.momentum) / self.training.lr
         if strategy.pull >= most:
             raise ValueError(
-                f"strategy: expected a pull below {most:g}, from which on steps of this rate overshoot, "
-                f"got {strategy.pull:g}."
+                f"strategy: expected a pull below {most:g}, got {strategy.pull:g}. Steps of this "
+                f"rate would overshoot; choose a weaker pull or a smaller training.lr."
             )
         if strategy.corrects and self.distillation and self.distillation.teacher:
             raise ValueError(
@@ -218,18 +258,18 @@ class Study(Config):
             )
         if self.sites.staleness and (not strategy.weighs or strategy.corrects):
             raise ValueError(
-                f"sites.staleness: expected none with {self.strategy.name}, in which late releases "
-                f"can't count less; remove it."
+                f"sites.staleness: expected none with {self.strategy.name}, which can't give late "
+                f"releases a smaller weight; remove it."
             )
         if strategy.corrects and self.training.fewest_steps is not None:
             raise ValueError(
-                "training.fewest_steps: expected none with scaffold, whose common variate follows from "
-                "equal numbers of steps; remove it."
+                "training.fewest_steps: expected none with scaffold, whose common variate needs equal "
+                "numbers of steps; remove it."
             )
         if self.training.membership and self.privacy.mode != "none":
             raise ValueError(
                 "training.membership: expected none under differential privacy; its attacker learns "
-                "from patients without noise, which nothing pays for."
+                "from patients without noise, and no charge covers that."
             )
         return self
 
@@ -253,12 +293,12 @@ class Study(Config):
 
     @property
     def sha256(self) -> str:
-        """The hash by which every statement of a run names the study."""
+        """The hash that every statement of a run names as its study."""
         return sha256(canonical(self.model_dump(mode="json"))).hexdigest()
 
     @property
     def metric_names(self) -> frozenset[str]:
-        """The metrics that a hospital's scores may have."""
+        """The names of the metrics that a hospital's scores may contain."""
         names = metric_names(self.task)
         others = [
             *(["attacked"] if self.evaluation.attack else []),
@@ -270,14 +310,14 @@ class Study(Config):
         return names | named | spread_names(names)
 
     def bound_strategy(self) -> Strategy:
-        """Return the strategy, which knows the parameters of the study's network."""
+        """Return the strategy, bound to the parameters of the study's network."""
         strategy = self.strategy.build()
         if strategy.local_of is None:
             return strategy
         return _bound(self.strategy, self.network, self.task.dims, self.task.out_channels)
 
     def seed_for(self, round: int, site: str, purpose: str) -> int:
-        """Return the seed of one public use of randomness; noise for patients never has one."""
+        """Return the seed of one public use of randomness; noise for patients never uses it."""
         text = f"{self.seed} {round} {site} {purpose}"
         return int.from_bytes(sha256(text.encode()).digest()[:6])
 
@@ -296,7 +336,7 @@ def _bound(strategy: StrategyConfig, network: NetworkConfig, dims: int, channels
 
 
 def check_network(study: Study, key: str, network: NetworkConfig) -> None:
-    """Raise ValueError, which names `key`, unless a network fits a study's task and images."""
+    """Raise ValueError, which names `key`, if a network does not fit a study's task or image shape."""
     kind, shape = study.task.kind, study.preprocessing.shape
     if network.kind != kind:
         raise ValueError(f"{key}: expected a network for {kind}, got {network.name} for {network.kind}.")

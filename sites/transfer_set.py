@@ -1,8 +1,8 @@
-"""The images on which a student learns from its teacher: the same everywhere, and no patient's.
+"""Transfer set: the images on which a student learns from its teacher, the same at every hospital.
 
-They are synthetic, drawn from the study's seed, or those of a public set. What is public a hospital
-decides itself: the study names a set by its sha256, and it is used where a file with that content lies
-in the hospital's folder `public/`.
+They show no patient. They are synthetic, drawn from the study's seed, or come from a public set that the
+study names by its sha256. Each hospital decides what it calls public: the set is used only if the
+hospital's folder `public/` holds a file with that content.
 """
 
 from contextlib import suppress
@@ -25,15 +25,15 @@ from sites.yaml_files import ConfigError
 
 
 class NoTransferImages(ConfigError):
-    """There are no images to distil on; the message says what is missing."""
+    """There are no images for distillation; the message states what is missing."""
 
 
 def transfer_images(study: Study, config: DistillationConfig, folder: Path) -> Tensor:
-    """Return the images of a study's distillation, `(N, 1, *shape)`, as its networks see them.
+    """Return the images of a study's distillation, `(N, 1, *shape)`, preprocessed for its networks.
 
     Raises:
-        NoTransferImages: `folder` has no file with the content that the study names, or it holds
-            no images that the study can use.
+        NoTransferImages: `folder` has no file with the content that the study names, or that file
+            holds no images that the study can use.
     """
     if isinstance(config.transfer, PublicImages):
         return _as_seen(
@@ -45,7 +45,10 @@ def transfer_images(study: Study, config: DistillationConfig, folder: Path) -> T
 
 
 def contents(study: Study, folder: Path) -> frozenset[str]:
-    """Return the sha256 of the voxels of each public image that a study distils on."""
+    """Return the sha256 of the voxels of each public image in a study's transfer set.
+
+    The result is empty for synthetic images, and for a study without distillation.
+    """
     config = study.distillation
     if config is None or not isinstance(config.transfer, PublicImages):
         return frozenset()
@@ -59,7 +62,7 @@ def contents(study: Study, folder: Path) -> frozenset[str]:
 def _synthetic(
     count: int, shape: tuple[int, ...], num_labels: int, synthesis: SynthesisConfig, seed: int
 ) -> Tensor:
-    """Return synthetic images: shapes with so many labels, or textures where there are none."""
+    """Return synthetic images: shapes with `num_labels` labels, or textures if it is 0."""
     rng = np.random.default_rng(seed)
 
     def draw() -> Floats:
@@ -71,7 +74,7 @@ def _synthetic(
 
 
 def _public(folder: Path, named: PublicImages, count: int, dims: int) -> list[Scan]:
-    """Return the first `count` of the array `images` of the npz file that the study names."""
+    """Return the first `count` images of the array `images` in the npz file that the study names."""
     file = _file_of(folder, named.public)
     try:
         images = read_stack(file, "images")
@@ -91,11 +94,11 @@ def _file_of(folder: Path, sha256: str) -> Path:
         with suppress(OSError), path.open("rb") as file:
             if file_digest(file, "sha256").hexdigest() == sha256:
                 return path
-    raise NoTransferImages(f"no file with the public set {sha256} lies in the folder {folder.name}/")
+    raise NoTransferImages(f"no file with the public set {sha256} is in the folder {folder.name}/")
 
 
 def _as_seen(scans: list[Scan], config: PreprocessingConfig) -> Tensor:
     try:
         return torch.stack([fixed_pair(prepare(scan, config), config)[0] for scan in scans])
     except (Unfit, RuntimeError, ValueError, IndexError) as error:
-        raise NoTransferImages(f"a public image can't be prepared as the study asks: {error}") from error
+        raise NoTransferImages(f"a public image can't be preprocessed for the study: {error}") from error

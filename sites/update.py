@@ -1,4 +1,4 @@
-"""A raw update: what a hospital learned in a round, before it passes the one door (`sites.export`)."""
+"""Raw update: the result of a hospital's round, before it passes the one door (`sites.export`)."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from privacy.release import Noise
 
 @dataclass(frozen=True)
 class Update:
-    """The tensors of a round at one hospital. Only `sites.export` makes a release of it.
+    """The tensors of a round at one hospital. Only `sites.export` turns them into a release.
 
-    Guarantees: no module of `flows` can import this type or what makes one (an import contract holds
-    that), so a raw update has no way past the outbox and the ledger.
+    Guarantees: an import contract keeps `flows` from importing this type and the code that makes one.
+    So a raw update cannot bypass the outbox and the ledger.
 
     Attributes:
         tensors: the change of shared layers, or packed predictions; not finite where training diverged.
-        noise: the source of the noise in them, as a manifest states it.
+        noise: the source of the noise in the tensors, as a manifest states it.
     """
 
     tensors: Params
@@ -24,5 +24,5 @@ class Update:
 
     @property
     def is_finite(self) -> bool:
-        """Whether every value is finite; a training that diverged has nothing to release."""
+        """True if every value is finite; training that diverged has nothing to release."""
         return P.all_finite(self.tensors)

@@ -1,11 +1,11 @@
-"""A hospital's own process: `python -m sites.worker FOLDER`, orders in, one line out for each.
+"""Process of one hospital, `python -m sites.worker FOLDER`: it reads orders and answers each.
 
-It reads one request a line (JSON) on standard input: an order from the machine that it shares with the
-coordinator, the reference of an order in the exchange, or an answer to what waits for approval. It
-answers on standard output with lines of progress (public constants of the study) and `{"done": true}`,
-`{"waiting": "join"}` or `{"failed": "<class of error>"}`; details go to the hospital's own
-`state/site.log`. It knows one folder, and it ends when its standard input closes, which the system
-does when its parent dies.
+It reads one JSON request a line from standard input. A request is one of three: an order, where the
+coordinator is on the same machine; a reference to an order in the exchange; or an answer to a request
+that waits for approval. On standard output it writes lines of progress (public constants of the study).
+It ends each request with `{"done": true}`, `{"waiting": "join"}` or `{"failed": "<class of error>"}`.
+Details go to the hospital's own `state/site.log`. The process uses one folder. It ends when its standard
+input closes, which the operating system does when the parent process dies.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
 def _listen(orders: "queue.Queue[str]") -> None:
     for line in sys.stdin:
         orders.put(line)
-    os._exit(0)  # the parent is gone or done with us; a training must not outlive it
+    os._exit(0)  # the parent has died or closed the pipe; training must not outlive it
 
 
 def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> None:
@@ -47,22 +47,22 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
     from sites.protocol.dispatch import carry_out
     from sites.protocol.order_inbox import OrderRef, carry_out_ref
 
-    code_sha256()  # of what was imported, before an upgrade changes the files
+    code_sha256()  # hash the imported code now, before an upgrade changes the files
     hospital = Hospital.open(folder, test_noise)
     hospital.state.mkdir(mode=0o700, exist_ok=True)
     logging.basicConfig(
         filename=hospital.state / "site.log",
         format="%(asctime)s %(levelname)s %(message)s",
-        force=True,  # Opacus sets up a log on standard error when it is imported
+        force=True,  # replaces the log on standard error that importing Opacus sets up
     )
     limit_memory(hospital.policy.device)
     torch.set_num_threads(hospital.policy.device.threads)
-    torch.backends.cudnn.allow_tf32 = False  # too coarse for the clip's bound
-    _say({"ready": True, "name": hospital.name, "public_key": hospital.public_key})
+    torch.backends.cudnn.allow_tf32 = False  # too coarse for the clip norm's bound
+    _answer({"ready": True, "name": hospital.name, "public_key": hospital.public_key})
     while True:
         line = orders.get()
         try:
-            hospital = Hospital.open(folder, test_noise)  # as the policy is now
+            hospital = Hospital.open(folder, test_noise)  # with the current policy
             request = json.loads(line)
             if "answer" in request:
                 answer = CodeAnswer.model_validate(request["answer"])
@@ -71,23 +71,23 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
                 carry_out_ref(hospital, OrderRef.model_validate(request["order_ref"]), _report)
             else:
                 carry_out(hospital, Order.model_validate(request), _report)
-            _say({"done": True})
+            _answer({"done": True})
         except ApprovalNeeded as needed:
-            _say({"waiting": needed.act})
+            _answer({"waiting": needed.act})
         except Exception as error:
-            # Whatever went wrong is for the hospital's eyes; outside, only its class is told.
+            # Details stay in the hospital's log; only the class of the error leaves.
             where = "".join(traceback.format_tb(error.__traceback__))  # no message: it may name a file
             logging.getLogger("wardround.site").error(
                 "the order failed: %s\n%s", type(error).__name__, where
             )
-            _say({"failed": type(error).__name__})
+            _answer({"failed": type(error).__name__})
 
 
 def _report(what: str, step: int, of: int) -> None:
-    _say({"progress": what, "step": step, "of": of})
+    _answer({"progress": what, "step": step, "of": of})
 
 
-def _say(answer: dict[str, object]) -> None:
+def _answer(answer: dict[str, object]) -> None:
     print(json.dumps(answer), flush=True)
 
 

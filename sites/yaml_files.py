@@ -1,4 +1,4 @@
-"""YAML files read into checked records; every fault names its file, its key and the way out."""
+"""Loader of YAML files into checked records; every error names the file, the key and the way out."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -14,14 +14,14 @@ C = TypeVar("C", bound=Config)
 
 
 class ConfigError(FixYourInput):
-    """A study or a policy is wrong; the message names the file, the key, what came, what is due."""
+    """A study or a policy is wrong; the message names file, key, value and what was expected."""
 
 
 def load(path: Path, model: type[C]) -> C:
     """Return the record in the YAML file `path`.
 
     Raises:
-        ConfigError: no such file, no YAML mapping, or the first key that is not as it should be.
+        ConfigError: there is no such file, it is no YAML mapping, or keys are wrong (each on one line).
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -39,7 +39,7 @@ def load(path: Path, model: type[C]) -> C:
 
 def _line(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in error["loc"])
-    if not key:  # about several keys; the message names them
+    if not key:  # the error concerns several keys; its message names them
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key. Remove it or correct its spelling."

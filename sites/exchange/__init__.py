@@ -1,1 +1,1 @@
-"""Storage shared with the coordinator, and the hospital's outbox."""
+"""Exchange: storage shared with the coordinator, and the hospital's outbox."""

@@ -1,7 +1,7 @@
-"""Where releases and global models are laid down and picked up: write-once files on any storage.
+"""Exchange of releases and global models: write-once files on any storage.
 
-Tensors are objects named by their sha256; a signed statement is written last, so that whoever reads
-it finds everything it names.
+Tensors are objects named by their sha256. A signed statement is written last, so a reader of a statement
+finds every object that it names.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ STATEMENT_BYTES = 2**20
 
 
 COORDINATOR = "coordinator"
-"""Whose objects the global models are."""
+"""Owner of the objects that hold global models."""
 
 
 class AlreadyWritten(Exception):
-    """Other bytes lie at this place of the exchange already, and nothing there is ever replaced."""
+    """The exchange already holds other bytes at this place; nothing in it is ever replaced."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Exchange:
     url: str
 
     def check(self) -> None:
-        """Raise ValueError unless the address is one that storage can be reached by."""
+        """Raise ValueError unless the URL is a valid address of a storage."""
         _ = self._storage
 
     @cached_property
@@ -39,38 +39,38 @@ class Exchange:
         return storage_at(self.url)
 
     def put_object(self, data: bytes, owner: str) -> str:
-        """Store `data` of a writer under its sha256 and return that; again does nothing.
+        """Store `data` of the writer `owner` under its sha256 and return the sha256.
 
-        Each writer has a folder of its own, so that nobody can take a name from another.
+        A second call changes nothing. Each writer has its own folder, so no writer can occupy a name of
+        another.
         """
         sha256 = sha256_of(data)
         self._write_once(f"objects/{owner}/{sha256}", data)
         return sha256
 
     def fetch_object(self, sha256: str, owner: str, into: Path, max_bytes: int) -> None:
-        """Write a writer's object of this sha256 to the file `into`, unless it lies there already.
+        """Write the object with this sha256 to the file `into`, unless the file already holds it.
 
         Raises:
-            FileNotFoundError: no such object.
-            CorruptCheckpoint: it is larger than `max_bytes`, or its bytes are not those that its
-                name promises.
+            FileNotFoundError: there is no such object.
+            CorruptCheckpoint: it is larger than `max_bytes`, or its content has another sha256.
         """
         if into.exists() and sha256_of(into.read_bytes()) == sha256:
             return
         write_atomically(into, self.object(sha256, owner, max_bytes))
 
     def object(self, sha256: str, owner: str, max_bytes: int) -> bytes:
-        """Return a writer's object of this sha256; raises as `fetch_object` does."""
+        """Return the object of `owner` with this sha256; raises as `fetch_object` does."""
         data = self._storage.read(f"objects/{owner}/{sha256}", max_bytes)
         if sha256_of(data) != sha256:
-            raise CorruptCheckpoint(f"The object {sha256} of the exchange has other content.")
+            raise CorruptCheckpoint(f"Expected the object {sha256} in the exchange, got other content.")
         return data
 
     def put_statement(self, place: Place, data: bytes) -> None:
-        """Lay down a signed statement; the same bytes again do nothing.
+        """Write a signed statement; writing the same bytes again changes nothing.
 
         Raises:
-            AlreadyWritten: another statement lies at `place`.
+            AlreadyWritten: there is another statement at `place`.
         """
         self._write_once(f"{place}.json", data)
 
@@ -86,7 +86,7 @@ class Exchange:
             return None
 
     def statements_of(self, site: str) -> set[Place]:
-        """Return the places of everything that a hospital has written, revocations included."""
+        """Return the places of all statements of a hospital, revocations included."""
         return self._places_in(f"statements/{site}")
 
     def orders_of(self, site: str) -> set[Place]:
@@ -103,19 +103,19 @@ class Exchange:
         return {place for place in parsed if place is not None}
 
     def _write_once(self, name: str, data: bytes) -> None:
-        lying = self._lying_at(name, data)
-        if lying is None:
+        present = self._present_at(name, data)
+        if present is None:
             try:
                 self._storage.write_new(name, data)
-            except FileExistsError:  # somebody was faster
-                lying = self._lying_at(name, data)
+            except FileExistsError:  # another process was faster
+                present = self._present_at(name, data)
             else:
                 return
-        if lying != data:
+        if present != data:
             raise AlreadyWritten(f"Expected nothing or the same bytes at {name} of {self.url}.")
 
-    def _lying_at(self, name: str, expected: bytes) -> bytes | None:
-        """Return what lies there, None where nothing does; of something longer no byte."""
+    def _present_at(self, name: str, expected: bytes) -> bytes | None:
+        """Return the bytes at `name`: None without a file, empty if it is longer than `expected`."""
         try:
             return self._storage.read(name, len(expected))
         except FileNotFoundError:

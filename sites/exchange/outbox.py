@@ -1,4 +1,7 @@
-"""Every byte that left the hospital, or is about to: files named by their sha256, never replaced."""
+"""Outbox: every byte that has left the hospital or will leave, in files named by their sha256.
+
+Files are never replaced.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,5 +47,7 @@ class Outbox:
     def _get(self, sha256: str, suffix: str) -> bytes:
         data = (self.folder / f"{sha256}{suffix}").read_bytes()
         if sha256_of(data) != sha256:
-            raise CorruptCheckpoint(f"The outbox file {sha256}{suffix} was changed.")
+            raise CorruptCheckpoint(
+                f"Expected the outbox file {sha256}{suffix} unchanged, got other content."
+            )
         return data

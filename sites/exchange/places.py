@@ -1,4 +1,4 @@
-"""Places in the exchange: one type that writes each name and reads it back.
+"""Places in the exchange: one type that builds each name and parses it.
 
 | kind       | name                                          | written by      |
 |------------|-----------------------------------------------|-----------------|
@@ -19,7 +19,7 @@ from typing import Literal
 Kind = Literal["statement", "revocation", "order", "model", "released", "head", "decision"]
 
 KEY_DIGITS = 32
-"""Digits of a public key that name its revocation."""
+"""Number of digits of a public key in the name of its revocation."""
 
 _RUN, _SITE = r"(?P<run>[a-z0-9][a-z0-9_-]*)", r"(?P<site>[^/]+)"
 _ROUND, _ACT = r"(?P<round>\d{3,})", r"(?P<act>[a-z][a-z0-9-]*)"
@@ -77,7 +77,7 @@ class Place:
 
     @classmethod
     def revocation(cls, site: str, public_key: str) -> "Place":
-        """Return the place where a hospital revokes one of its keys."""
+        """Return the place of a hospital's revocation of one of its keys."""
         return cls("revocation", site=site, key=public_key[:KEY_DIGITS])
 
     @classmethod
@@ -107,7 +107,7 @@ class Place:
 
     @classmethod
     def parse(cls, name: str) -> "Place | None":
-        """Return the place that a name in the exchange stands for, None for any other name."""
+        """Return the place with this name, None if it is no name of a place."""
         for kind, (_, form) in _FORMS.items():
             if found := form.fullmatch(name):
                 fields = {k: int(v) if k in _NUMBERS else v for k, v in found.groupdict().items()}
@@ -121,5 +121,5 @@ class Place:
 
     @property
     def folder(self) -> str:
-        """The folder of the exchange in which the place is."""
+        """The folder of the exchange that contains the place."""
         return str(self).rpartition("/")[0]

@@ -1,8 +1,8 @@
-"""Storage that an exchange lies on: files that are written once, read within bounds, and listed.
+"""Storage of an exchange: files are written once, read up to a size limit, and listed.
 
-`https://` is WebDAV behind the coordinator's web server, `sftp://` a folder behind an SSH server whose
-key is in `~/.ssh/known_hosts`; anything else is what fsspec knows, such as a folder. Every failure to
-reach it is an OSError.
+`https://` is WebDAV on the coordinator's web server. `sftp://` is a folder on an SSH server whose key is
+in `~/.ssh/known_hosts`. Any other address is a folder or a URL that fsspec supports. Every failure to
+reach the storage raises an OSError.
 """
 
 import os
@@ -27,44 +27,44 @@ from models.checkpoints import CorruptCheckpoint
 from models.errors import WaitAndRepeat
 
 AUTH = "WARDROUND_EXCHANGE_AUTH"
-"""The environment's variable with `name:password` for an exchange over HTTPS."""
+"""Environment variable with `name:password` for an exchange over HTTPS."""
 
 TIMEOUT_S = 60
-"""How long one read or write may hang, not how long a transfer may take."""
+"""Seconds that one read or write on the connection may block; a whole transfer may take longer."""
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class StorageFailed(WaitAndRepeat, OSError):
-    """The storage could not be reached, or would not do it; trying again later may help."""
+    """The storage could not be reached, or rejected the request; a later attempt may succeed."""
 
 
 class Storage(Protocol):
-    """Where files lie by name; a name has folders in it, separated by slashes."""
+    """Store of files by name; a name contains its folders, separated by slashes."""
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return a file's bytes.
 
         Raises:
-            FileNotFoundError: there is none.
-            CorruptCheckpoint: it is no file, or larger than `max_bytes`, and was not read.
+            FileNotFoundError: there is no such file.
+            CorruptCheckpoint: it is no file, or larger than `max_bytes`; the rest is not read.
         """
         ...
 
     def write_new(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all; raise FileExistsError where one lies already."""
+        """Write a complete file or nothing; raise FileExistsError if there already is one."""
         ...
 
     def names(self, folder: str) -> set[str]:
-        """Return the names of the files in a folder, none if there is no such folder."""
+        """Return the names of the files in a folder; empty if there is no such folder."""
         ...
 
 
 def storage_at(url: str) -> Storage:
-    """Return the storage by this address.
+    """Return the storage at an address.
 
     Raises:
-        ValueError: there is no such kind of storage, or a password would cross a network in the clear.
+        ValueError: this kind of storage is not supported, or a password would be sent unencrypted.
     """
     parts = urlsplit(url)
     if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK):
@@ -76,12 +76,12 @@ def storage_at(url: str) -> Storage:
     try:
         return Filesystem(*url_to_fs(url))
     except (ImportError, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"no storage by this address: {error}") from error
+        raise ValueError(f"no storage at this address: {error}") from error
 
 
 @dataclass(frozen=True)
 class Filesystem:
-    """A folder `root` on any filesystem of fsspec's."""
+    """A folder `root` on any filesystem that fsspec supports."""
 
     filesystem: AbstractFileSystem
     root: str
@@ -98,7 +98,7 @@ class Filesystem:
         return data
 
     def write_new(self, name: str, data: bytes) -> None:
-        """Write a file beside its place and move it there; see `Storage`."""
+        """Write a file under a partial name and move it to `name`; see `Storage`."""
         path = posixpath.join(self.root, name)
         if self.filesystem.exists(path):
             raise FileExistsError(name)
@@ -118,7 +118,7 @@ class Filesystem:
 
 @dataclass
 class Sftp:
-    """A folder on an SSH server; a connection that was lost is opened again by the next call."""
+    """A folder on an SSH server; the next call reopens a lost connection."""
 
     url: str
     _open: Filesystem | None = None
@@ -129,7 +129,7 @@ class Sftp:
             return folder.read(name, max_bytes)
 
     def write_new(self, name: str, data: bytes) -> None:
-        """Write a file beside its place and move it there; see `Storage`."""
+        """Write a file under a partial name and move it to `name`; see `Storage`."""
         with self._connected() as folder:
             folder.write_new(name, data)
 
@@ -155,8 +155,11 @@ class Sftp:
 
 @dataclass(frozen=True)
 class Webdav:
-    """A folder on a WebDAV server. A file is put beside its place and moved there, never over another:
-    the server of `deploy/` allows nothing else."""
+    """A folder on a WebDAV server.
+
+    A file is uploaded under a partial name and moved to its final name, which must be free. The server
+    that `deploy/` sets up allows nothing else.
+    """
 
     client: Client
 
@@ -168,14 +171,14 @@ class Webdav:
                 raise FileNotFoundError(name)
             reply.raise_for_status()
             data = bytearray()
-            for chunk in reply.iter_raw():  # as it came: nothing is unpacked on the way
+            for chunk in reply.iter_raw():  # without decompression, so the size limit holds
                 data += chunk
                 if len(data) > max_bytes:
                     raise _too_large(name, max_bytes)
             return bytes(data)
 
     def write_new(self, name: str, data: bytes) -> None:
-        """Put a file beside its place and move it there; see `Storage`."""
+        """Upload a file under a partial name and move it to `name`; see `Storage`."""
         partial = partial_of(name, data)
         with _as_os_errors():
             self.client.upload_fileobj(BytesIO(data), partial, overwrite=True, size=len(data))
@@ -196,19 +199,19 @@ class Webdav:
 
 
 class _KnownHosts(MissingHostKeyPolicy):  # type: ignore[misc]  # paramiko is not typed
-    """Talks to servers whose key is in `~/.ssh/known_hosts` alone, as ssh does."""
+    """Policy that accepts only servers whose key is in `~/.ssh/known_hosts`, as ssh does."""
 
     def missing_host_key(self, client: SSHClient, hostname: str, key: PKey) -> None:
-        """Raise SSHException unless the key is known; paramiko asks for keys it has not loaded."""
+        """Raise SSHException unless the key is known; paramiko calls this for keys it has not loaded."""
         del client
         path = Path.home() / ".ssh" / "known_hosts"
         known = HostKeys(str(path)) if path.exists() else HostKeys()
         if not known.check(hostname, key):
-            raise SSHException(f"expected the key of {hostname} in {path}, and it is not there")
+            raise SSHException(f"expected the key of {hostname} in {path}, found none")
 
 
 def partial_of(name: str, data: bytes) -> str:
-    """Return where a file lies while it is written: beside its place, named by its content.
+    """Return the name of a file while it is written: its final name with a hash of its content.
 
     >>> partial_of("objects/a", b"")
     'objects/a.e3b0c44298fc.partial'
@@ -219,7 +222,7 @@ def partial_of(name: str, data: bytes) -> str:
 def _client(url: str) -> Client:
     auth = os.environ.get(AUTH)
     if auth is not None and ":" not in auth:
-        raise ValueError(f"expected name:password in {AUTH}, got something without a colon")
+        raise ValueError(f"expected name:password in {AUTH}, got a text without a colon")
     name, _, password = (auth or "").partition(":")
     return Client(
         url,
@@ -232,7 +235,7 @@ def _client(url: str) -> Client:
 
 @contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """Raise whatever goes wrong with a server as the OSError that it is; no message names the server."""
+    """Convert every error of a server to an OSError; no message names the server."""
     try:
         yield
     except ResourceNotFound as error:

@@ -1,1 +1,1 @@
-"""The hospital's own limits."""
+"""Policy of a hospital: its own limits, and its opening hours."""

@@ -1,4 +1,4 @@
-"""The hours in which a hospital's machine may work, as its policy states them in that machine's time."""
+"""Opening hours of a hospital's machine, as its policy states them, in the machine's local time."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ _SPAN = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
 
 class Closed(Exception):
-    """The machine may not work now. Attributes: `opens`, when it may again."""
+    """The machine may not work now. Attributes: `opens`, the time from which it may work again."""
 
     def __init__(self, opens: datetime) -> None:
         self.opens = opens
@@ -25,18 +25,18 @@ def _is_span(text: str) -> str:
 
 
 Span = Annotated[str, AfterValidator(_is_span)]
-"""Hours of the day, such as `20:00-06:00`, over midnight where the first is later."""
+"""Span of the day such as `20:00-06:00`; it crosses midnight if the first time is the later one."""
 
 
 def check_open(hours: Sequence[Span], now: datetime | None = None) -> None:
-    """Raise `Closed` outside of all spans; none at all is always open."""
-    now = now or datetime.now()  # the machine's own time
+    """Raise `Closed` outside all spans; without any span the machine may always work."""
+    now = now or datetime.now()  # local time of the machine
     if hours and not any(_is_in(span, now.time()) for span in hours):
         raise Closed(min(_next(span, now) for span in hours))
 
 
 def _is_in(span: Span, now: time) -> bool:
-    """Return whether a time of the day lies in a span.
+    """Return whether a span contains a time of the day; its end is excluded.
 
     >>> _is_in("20:00-06:00", time(23, 30)), _is_in("20:00-06:00", time(6, 0))
     (True, False)
@@ -48,7 +48,7 @@ def _is_in(span: Span, now: time) -> bool:
 
 
 def _next(span: Span, now: datetime) -> datetime:
-    """Return when a span begins next."""
+    """Return the next time at which a span begins."""
     first = time.fromisoformat(span[:5])
     begins = now.replace(hour=first.hour, minute=first.minute, second=0, microsecond=0)
     return begins if begins > now else begins + timedelta(days=1)

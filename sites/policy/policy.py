@@ -1,4 +1,4 @@
-"""The hospital's own limits (`site.yaml`), which no study can widen."""
+"""Policy of a hospital (`site.yaml`): limits that no study can widen."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,18 +16,20 @@ from sites.policy.opening_hours import Span
 
 
 class Refused(Exception):
-    """The hospital takes no part. The message leaves the hospital: it tells of no patient."""
+    """The hospital takes no part. The message leaves the hospital: it must name no patient."""
 
 
 class DeviceConfig(Config):
-    """Where training runs, and how.
+    """Device for training, and limits on its use.
 
     Attributes:
-        index: which of the machine's accelerators; one hospital at a time trains on each.
-        threads: of the CPU.
-        memory_mb: what the hospital's process may have, if limited.
-        most_steps: how many steps a round may take, if limited.
-        checkpoint_s: how often it is kept how far a training has come: so much work a kill may cost.
+        kind: `cpu` (default), or `cuda` for an NVIDIA GPU.
+        index: number of the GPU, from 0 (default). One hospital at a time trains on each GPU.
+        memory_mb: most memory of the hospital's process, in MiB; no limit by default.
+        threads: number of CPU threads; 1 by default.
+        most_steps: most optimizer steps in a round; no limit by default.
+        checkpoint_s: seconds between two saved states of a training; 30 by default. If the process is
+            killed, about this much work is lost.
     """
 
     kind: Literal["cpu", "cuda"] = "cpu"
@@ -39,9 +41,13 @@ class DeviceConfig(Config):
 
 
 class ApprovalConfig(Config):
-    """Who lets the hospital join a study and a release leave: `auto`, the policy alone, or a person.
+    """Approval of runs and releases by the policy alone (`auto`, default) or by a person (`manual`).
 
-    Metrics and surveys leave as `metrics` and `statistics` say, without anybody's word.
+    Metrics and surveys need no approval; `metrics` and `statistics` decide what leaves.
+
+    Attributes:
+        join: approval to take part in a run.
+        export: approval of each release, before it leaves.
     """
 
     join: Literal["auto", "manual"] = "auto"
@@ -49,12 +55,14 @@ class ApprovalConfig(Config):
 
 
 class CoordinatorConfig(Config):
-    """The coordinator that a hospital works for.
+    """The coordinator whose orders a hospital carries out.
 
     Attributes:
-        key: its public key; nobody else's orders and models count.
-        exchange: where this hospital finds its orders and lays down its answers.
-        api: where Prefect's API answers, to say that there is work; over https, as its password needs.
+        key: its public key, 64 hexadecimal digits; only orders and models signed with it are accepted.
+        exchange: address of the exchange from which the hospital reads its orders and to which it writes
+            its answers.
+        api: address of Prefect's API, which reports that there is work. It must begin with `https://`,
+            which protects the password, or name this machine.
     """
 
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -63,9 +71,12 @@ class CoordinatorConfig(Config):
 
 
 class NoisedMetrics(Config):
-    """What the metrics of one run may cost an evaluation patient, over so many evaluations.
+    """Cost of noised metrics to the evaluation patients.
 
-    Later evaluations of the run are withheld.
+    Attributes:
+        epsilon: what all noised evaluations of one run together may cost an evaluation patient, at the
+            budget's delta.
+        evaluations: number of evaluations of a run among which it is divided; later ones are withheld.
     """
 
     epsilon: Annotated[float, Field(gt=0)]
@@ -73,47 +84,73 @@ class NoisedMetrics(Config):
 
 
 class SuppressedStatistics(Config):
-    """Surveys tell what `smallest` patients or more have in common. That is no differential privacy."""
+    """Surveys report bins with enough patients only; this is not differential privacy.
+
+    Attributes:
+        smallest: smallest number of patients in a reported bin; 10 by default, at least 3.
+    """
 
     kind: Literal["suppressed"]
     smallest: Annotated[int, Field(ge=3)] = 10
 
 
 class NoisedStatistics(Config):
-    """Every survey costs each patient this epsilon at the budget's delta."""
+    """Surveys with noise.
+
+    Attributes:
+        epsilon: what each survey costs every patient, at the budget's delta.
+    """
 
     kind: Literal["noised"]
     epsilon: Annotated[float, Field(gt=0)]
 
 
 class Policy(Config):
-    """A `site.yaml`.
+    """Content of a `site.yaml`.
 
     Attributes:
+        name: the hospital's name in the federation.
+        data: folder with the scans and their list, relative to `site.yaml`; by default its own folder.
         declared_patients: public number of patients, rounded by the hospital; every weight and
             divisor uses it, never the true count.
-        evaluation_fraction: of the patients, chosen by keyed hash; they never train in any study.
-        teacher: the hospital's own network, in studies that distil and are of its kind; by default the
-            study's.
-        metrics: `exact` figures of evaluation patients leave (no privacy is promised to them);
-            `noised` ones do, charged to the ledger as `noised_metrics` says; or they are `withheld`.
-        worst_case: whether the worst evaluation patient's figures leave beside the exact means.
-        cross_site: whether, in studies that compare, the hospital's released model is scored at other
-            hospitals, and theirs on its evaluation patients, where metrics are exact.
-        group: a public word for what the hospital's scans are like, by which reports compare.
-        statistics: what a survey may tell of the scans.
-        plain_studies: whether studies without differential privacy may train here.
-        sampled_steps: whether studies may sample patients for a step. With `allow` every charge is
-            counted by Renyi DP, full batches too (some 13 % more); choose before the first charge.
-        checks: what becomes of a finding (`stop`, `skip`, `warn`), where `sites.imaging.checks` has
-        another
+        min_patients: smallest number of usable training patients with which the hospital takes part.
+        min_evaluation_patients: smallest number of usable evaluation patients with which metrics leave.
+        evaluation_fraction: share of the patients who only evaluate, chosen by keyed hash; they never
+            train in any study. 0.25 by default.
+        budget: the most that all studies together may spend on any patient (epsilon, delta).
+        networks: names of the networks that may train here.
+        teacher: the hospital's own network for studies with distillation whose task is of its kind; by
+            default the study's.
+        metrics: `exact` metrics of evaluation patients leave (without any privacy guarantee); `noised`
+            metrics leave, and the ledger is charged as `noised_metrics` states; or they are `withheld`.
+        noised_metrics: cost of noised metrics; expected exactly if `metrics` is `noised`.
+        worst_case: `tell` also publishes the metrics of the worst evaluation patient beside the exact
+            means; `withhold` (default) does not.
+        cross_site: in studies that compare models, `allow` lets other hospitals score this hospital's
+            released model, and scores theirs on its evaluation patients where metrics are exact.
+            `refuse` by default.
+        group: a public name for the kind of the hospital's scans, by which reports compare; none by
             default.
-        cache_mb: how large the cache of read scans may grow.
-        disk_mb: how large `state/` may grow with the cache; without room no round is joined.
-        hours: when the hospital works, such as `20:00-06:00` in its machine's time; always, if empty.
-            A training that has begun goes on in the next hours, if the round waits for it so long.
-        coordinator: whom the hospital works for; not needed on one machine with the coordinator.
-        phantom: made-up patients; only then may noise be repeatable for tests.
+        statistics: what a survey of the scans may report: `withheld` (default), suppressed or noised.
+        plain_studies: `allow` lets studies without differential privacy train here; `refuse` by default.
+        sampled_steps: `allow` lets studies sample the patients of a step; `refuse` by default. With
+            `allow` every charge is counted by Renyi DP, full batches included (about 13 % more). Choose
+            before the first charge.
+        approve: approval of runs and releases by a person; by default by the policy alone.
+        on_broken_case: `skip` leaves out a case that can't be used; `stop` refuses the study.
+        checks: consequence of single findings (`stop`, `skip`, `warn`) that replaces the default in
+            `sites.imaging.checks`.
+        cache_mb: largest size of the cache of read scans, in MiB; 4096 by default.
+        disk_mb: largest size of `state/` with the cache, in MiB; without room no round is joined. No
+            limit by default.
+        hours: spans in which the hospital works, such as `20:00-06:00`, in its machine's local time;
+            always by default. A training that has started continues in the next span if the round still
+            waits for it.
+        device: device for training, and limits on its use.
+        coordinator: the coordinator whose orders the hospital fetches; not needed if both are on one
+            machine.
+        phantom: `true` marks made-up patients; only then may noise be repeatable for tests. `false` by
+            default.
     """
 
     name: Name
@@ -164,8 +201,8 @@ class Policy(Config):
             )
         if self.worst_case == "tell" and self.metrics != "exact":
             raise ValueError(
-                f"worst_case: expected withhold, as metrics is {self.metrics}; one patient's figures "
-                f"leave as they are or not at all."
+                f"worst_case: expected withhold, as metrics is {self.metrics}; one patient's metrics "
+                f"leave exactly or not at all."
             )
         return self
 
@@ -173,7 +210,7 @@ class Policy(Config):
     def _room_beside_the_cache(self) -> "Policy":
         if self.disk_mb is not None and self.disk_mb <= self.cache_mb:
             raise ValueError(
-                f"disk_mb: expected more than cache_mb, {self.cache_mb}, which is part of it, "
+                f"disk_mb: expected more than cache_mb = {self.cache_mb}, which is part of it, "
                 f"got {self.disk_mb}."
             )
         return self
@@ -185,7 +222,7 @@ class Policy(Config):
 
     @property
     def severities(self) -> dict[str, Severity]:
-        """What becomes of each finding of the checks."""
+        """The consequence of each finding of the checks: `stop`, `skip` or `warn`."""
         return severities(self.checks, self.on_broken_case)
 
     @property
@@ -200,7 +237,7 @@ class Policy(Config):
 
     @property
     def declared_training(self) -> int:
-        """The public number of patients who train: the declared ones less the evaluated share."""
+        """The public number of patients who train: `declared_patients` less the share who evaluate."""
         return max(1, round(self.declared_patients * (1 - self.evaluation_fraction)))
 
 
@@ -211,6 +248,6 @@ def load_policy(folder: Path) -> Policy:
     if not (folder / policy.data).is_dir():
         raise yaml_files.ConfigError(
             f"{path}: data: expected a folder, got {policy.data!r}, which is none. "
-            f"Give the folder with dataset.json, relative to site.yaml."
+            f"Give the folder with the list of scans, relative to site.yaml."
         )
     return policy

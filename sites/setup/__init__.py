@@ -1,1 +1,1 @@
-"""The first day of a hospital: policy, keys, a rehearsal."""
+"""Setup of a hospital: its first policy, its keys, and a rehearsal."""

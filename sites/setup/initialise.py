@@ -1,4 +1,4 @@
-"""The first day of a hospital: its policy is written down, and its key is made."""
+"""Creation of a hospital: writes its first policy and makes its keys."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,18 +16,20 @@ FIRST_POLICY: Mapping[str, Any] = {
     "networks": ["UNet"],
     "on_broken_case": "skip",
 }
-"""What a new hospital's policy says where nothing else was asked for."""
+"""Defaults in a new hospital's policy for keys that were not given."""
 
 
 def initialise(folder: Path, policy: Mapping[str, Any]) -> Hospital:
     """Write a hospital's `site.yaml` and make its keys; return the hospital.
 
     Raises:
-        ConfigError: there is a `site.yaml` already, which stays; or the policy is wrong.
+        ConfigError: `site.yaml` already exists (it is not changed), or the policy is wrong.
     """
     path = folder / "site.yaml"
     if path.exists():
-        raise ConfigError(f"{path}: expected no policy in a new hospital's folder; edit it instead.")
+        raise ConfigError(
+            f"{path}: expected no policy in a new hospital's folder, found one. Edit it instead."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, yaml.safe_dump({**FIRST_POLICY, **policy}, sort_keys=False).encode())
     try:

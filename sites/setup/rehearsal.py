@@ -1,4 +1,4 @@
-"""A copy of a hospital with made-up patients, in which a round is tried before the first real one."""
+"""Rehearsal: a copy of a hospital with made-up patients, to try a round before the first real one."""
 
 import csv
 from collections.abc import Mapping
@@ -18,25 +18,25 @@ SEED = 20
 
 
 def understudy(hospital: Hospital, study: Study, folder: Path) -> Hospital:
-    """Return a hospital in `folder` with this one's policy, and made-up patients who suit a study.
+    """Return a hospital in `folder` with this hospital's policy, and made-up patients that fit a study.
 
-    Its minima are lifted, as chance divides so few patients; it asks nobody's approval and shares
-    nothing with the real one but its public sets, which it reads.
+    The minimum numbers of patients are set to 1, because so few patients are divided by chance. The copy
+    needs no approval. It shares nothing with the real hospital except its public sets, which it reads.
     """
     rng = np.random.default_rng(SEED)
-    images, labels, said = [], [], []
+    images, labels, listed = [], [], []
     for _ in range(PATIENTS):
-        image, label, answer = _made_up(study, rng)
+        image, label, classes = _made_up(study, rng)
         images.append(image)
         labels.append(label)
-        said.append(answer)
+        listed.append(classes)
     folder.mkdir(parents=True)
     np.savez(folder / "scans.npz", images=np.stack(images), labels=np.stack(labels))
     with (folder / "cases.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["patient", "image", "label"])
-        for i, answer in enumerate(said):
-            label = answer or f"scans.npz#labels/{i}"
+        for i, classes in enumerate(listed):
+            label = classes or f"scans.npz#labels/{i}"
             writer.writerow([f"made-up-{i:02d}", f"scans.npz#images/{i}", label])
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("value", "name"), *study.task.labels.items()])
@@ -47,7 +47,10 @@ def understudy(hospital: Hospital, study: Study, folder: Path) -> Hospital:
 
 
 def _made_up(study: Study, rng: np.random.Generator) -> tuple[Any, Any, str]:
-    """Return an image, its labels, and what a list says of it where it is classified."""
+    """Return an image, its label image, and its classes as `cases.csv` lists them.
+
+    The classes are empty for segmentation; the label image is blank for classification.
+    """
     task, shape = study.task, study.preprocessing.shape
     if task.kind == "segmentation":
         image, label = labelled_image(shape, len(task.labels), rng, study.synthesis)

@@ -206,7 +206,7 @@ def test_an_excluded_name_that_is_not_listed_is_reported_without_the_name(
 ) -> None:
     (hospital.folder / "excluded.csv").write_text("subject\nsomebody-else\n")
     _ = hospital.eligible
-    assert "names somebody who is in no list" in caplog.text
+    assert "names a patient who is not in the list of scans" in caplog.text
     assert "somebody-else" not in caplog.text
 
 

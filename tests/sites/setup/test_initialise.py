@@ -33,7 +33,7 @@ def test_a_new_hospital_has_a_policy_and_keys_that_nobody_else_can_read(tmp_path
 def test_a_policy_that_is_there_stays(tmp_path: Path) -> None:
     initialise(tmp_path, POLICY)
     before = (tmp_path / "site.yaml").read_bytes()
-    with pytest.raises(ConfigError, match="edit it instead"):
+    with pytest.raises(ConfigError, match="Edit it instead"):
         initialise(tmp_path, {**POLICY, "name": "other"})
     assert (tmp_path / "site.yaml").read_bytes() == before
 
