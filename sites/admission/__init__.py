@@ -1,1 +1,1 @@
-"""Whether a study may train here, and what has to hold before it does."""
+"""Admission: checks that a study has to pass before it may train at this hospital."""

@@ -1,4 +1,4 @@
-"""Whether a hospital's policy lets a study in, and how. A study can never widen the policy."""
+"""Admission of a study by a hospital's policy; a study can never widen the policy."""
 
 from models.networks import NetworkConfig
 from sites.policy.policy import Policy, Refused
@@ -7,7 +7,7 @@ from sites.training.config import TrainingConfig
 
 
 def admit(policy: Policy, study: Study) -> None:
-    """Raise `Refused` with the reason unless the hospital's own limits allow the study."""
+    """Raise `Refused` with the reason if the hospital's own limits do not allow the study."""
     teacher = teacher_for(policy, study)
     for network in (study.network, teacher):
         if network and network.name not in policy.networks:
@@ -36,7 +36,7 @@ def admit(policy: Policy, study: Study) -> None:
 
 
 def teacher_for(policy: Policy, study: Study) -> NetworkConfig | None:
-    """Return the network that learns at this hospital, None where it is the study's own."""
+    """Return the network that trains as the teacher at this hospital; None for the study's own."""
     if study.distillation is None:
         return None
     if policy.teacher and policy.teacher.kind == study.task.kind:
@@ -45,13 +45,16 @@ def teacher_for(policy: Policy, study: Study) -> NetworkConfig | None:
 
 
 def training_for(policy: Policy, study: Study) -> TrainingConfig:
-    """Return how this hospital trains; raise `Refused` where the study asks for too many steps."""
+    """Return this hospital's training configuration; raise `Refused` if it would need too many steps.
+
+    The policy's `device.most_steps` lowers the number of steps as far as the study allows.
+    """
     most, fewest = policy.device.most_steps, study.training.fewest_steps
     if most is None or most >= study.training.steps:
         return study.training
     if fewest is None or most < fewest:
         raise Refused(
-            f"the study takes {study.training.steps} steps a round, and no fewer than "
+            f"the study takes {study.training.steps} steps a round, at least "
             f"{fewest or study.training.steps}; the policy's device.most_steps allows {most}"
         )
     return study.training.model_copy(update={"steps": most})

@@ -1,10 +1,10 @@
-"""What waits for a person of the hospital, and what he has said: signed rows in the hospital's state.
+"""Approvals: requests that wait for a person of the hospital, and their answers as signed rows.
 
-A policy with `approve: {join: manual}` lets a run in once its terms were approved: the study, the
-code, the networks, the list of scans, the budget. With `export: manual` each release leaves once its
-very bytes were approved. A row binds the hash of such terms, so whatever changes is asked again. Only a
-row counts: Prefect's UI can carry a word to the hospital, with the code that `wardround site waiting`
-shows there.
+With `approve: {join: manual}` in the policy, a run is joined only after a person approved its terms: the
+study, the code, the networks, the list of scans and the budget. With `export: manual`, each release
+leaves only after a person approved its exact bytes. A row names the hash of the terms, so changed terms
+need a new approval. Only a signed row counts. Prefect's UI can send an answer to the hospital; it must
+contain a code that `wardround site waiting` shows at the hospital.
 """
 
 import hmac
@@ -36,7 +36,7 @@ Act = Literal["join", "export"]
 
 
 class ApprovalNeeded(Exception):
-    """The act waits for a person of the hospital; `terms` is the hash of what he is asked."""
+    """The act waits for a person of the hospital; `terms` is the hash of the terms to approve."""
 
     def __init__(self, act: Act, terms: str) -> None:
         self.act, self.terms = act, terms
@@ -44,7 +44,7 @@ class ApprovalNeeded(Exception):
 
 
 class Request(Config):
-    """What a person is asked: to let `act` happen on these terms."""
+    """A request to a person of the hospital: approval of `act` on these terms."""
 
     act: Act
     study: str
@@ -58,14 +58,14 @@ Answer = Literal["approved", "refused"]
 
 
 class CodeAnswer(Config):
-    """What a person says from afar about something that waits: the code that stands for yes or no."""
+    """A remote answer to a request that waits: the code for yes or for no, and a name of the person."""
 
     code: Annotated[str, Field(max_length=100)]
     by: Annotated[str, Field(min_length=1, max_length=100)]
 
 
 class ApprovalRow(Config):
-    """What a person said about terms, by their hash."""
+    """A person's answer on terms, which are named by their hash."""
 
     terms: Sha256
     answer: Answer
@@ -75,9 +75,10 @@ class ApprovalRow(Config):
 
 @dataclass(frozen=True)
 class Waiting:
-    """A request that nobody has decided, its terms' hash, and the codes that stand for yes and for no.
+    """An undecided request, the hash of its terms, and the codes for yes and for no.
 
-    Prefect's UI asks for one of them: who sees there what was typed can say nothing else with it.
+    Prefect's UI asks for one of the codes. A person who reads a code there can give no other answer
+    with it.
     """
 
     request: Request
@@ -86,11 +87,11 @@ class Waiting:
 
 
 def check_join(hospital: Hospital, study: Study, run: str) -> None:
-    """Let a study in as the policy says.
+    """Check that a study may join, by the policy or by a person's approval.
 
     Raises:
-        ApprovalNeeded: a person has to say something first.
-        Refused: he has said no.
+        ApprovalNeeded: a person has to answer first.
+        Refused: a person has refused these terms.
     """
     teacher = teacher_for(hospital.policy, study)
     _check(
@@ -110,10 +111,10 @@ def check_join(hospital: Hospital, study: Study, run: str) -> None:
 
 
 def check_export(hospital: Hospital, manifest: ReleaseManifest, sha256: str) -> None:
-    """Let a release leave as the policy says; raises as `check_join` does.
+    """Check that a release may leave, by the policy or by a person's approval; raises as `check_join`.
 
     Args:
-        sha256: of the signed manifest in the outbox, which names the tensors by theirs.
+        sha256: hash of the signed manifest in the outbox, which names the hash of the tensors.
     """
     shown = manifest.model_dump(mode="json", exclude={"tensors"})
     terms = {"statement_sha256": sha256, "release": shown}
@@ -121,7 +122,7 @@ def check_export(hospital: Hospital, manifest: ReleaseManifest, sha256: str) -> 
 
 
 def waiting(hospital: Hospital) -> list[Waiting]:
-    """Return what nobody has decided yet, oldest first."""
+    """Return the requests that nobody has decided, oldest first."""
     found = []
     for path in _folder(hospital).glob("*.request.json"):
         terms = path.name.removesuffix(".request.json")
@@ -132,22 +133,26 @@ def waiting(hospital: Hospital) -> list[Waiting]:
 
 
 def decide(hospital: Hospital, named: str, answer: Answer, by: str) -> tuple[str, Request]:
-    """Put down what a person says about the terms whose hash begins with `named`; return both.
+    """Record a person's answer on the terms whose hash begins with `named`; return hash and request.
 
-    Saying the same again changes nothing.
+    Recording the same answer again changes nothing.
 
     Raises:
-        ConfigError: nothing that waits is named so, or more than one is, or it was decided otherwise.
+        ConfigError: no request or more than one has this name, or the answer on it was different.
     """
     folder = _folder(hospital)
     found = sorted(folder.glob(f"{named}*.request.json")) if re.fullmatch("[0-9a-f]+", named) else []
     if len(found) != 1:
         listed = ", ".join(each.terms[:12] for each in waiting(hospital)) or "nothing"
-        raise ConfigError(f"Expected the beginning of one that waits ({listed}), got {named!r}.")
+        raise ConfigError(
+            f"Expected the beginning of a waiting request's name ({listed}), got {named!r}."
+        )
     terms = found[0].name.removesuffix(".request.json")
     if known := _stored_row(hospital, terms):
         if known.answer != answer:
-            raise ConfigError(f"{terms[:12]} was {known.answer} by {known.by}; a word stands.")
+            raise ConfigError(
+                f"{terms[:12]} was {known.answer} by {known.by}; an answer can't be changed."
+            )
     else:
         row = ApprovalRow(terms=terms, answer=answer, by=by, at_ms=_now_ms())
         signed = sign(row.model_dump(mode="json"), hospital.name, hospital.key)
@@ -156,24 +161,24 @@ def decide(hospital: Hospital, named: str, answer: Answer, by: str) -> tuple[str
 
 
 def decide_by_code(hospital: Hospital, code: str, by: str) -> None:
-    """Put down what a code says of something that waits: yes or no. `by` is anybody's word.
+    """Record the answer, yes or no, that a code stands for. `by` is not verified.
 
     Raises:
-        ConfigError: nothing that waits has this code.
+        ConfigError: no waiting request has this code.
     """
     for each in waiting(hospital):
         for answer, known in each.codes.items():
             if hmac.compare_digest(known.encode(), code.strip().encode()):
                 decide(hospital, each.terms, answer, f"{by} (from afar)")
                 return
-    raise ConfigError("Expected a code that `wardround site waiting` shows, got another.")
+    raise ConfigError("Expected a code that `wardround site waiting` shows, got another text.")
 
 
 def _check(hospital: Hospital, act: Act, named: tuple[str, str, int], terms: Mapping[str, Any]) -> None:
     digest = sha256(canonical({"act": act, **terms})).hexdigest()
     row = _stored_row(hospital, digest)
-    if row and row.answer == "refused":  # also under a policy that asks nobody any more
-        raise Refused("the hospital does not take part")  # why is its own affair
+    if row and row.answer == "refused":  # also if the policy now needs no approval
+        raise Refused("the hospital does not take part")  # the reason stays in the hospital
     if row is None and getattr(hospital.policy.approve, act) == "manual":
         _ask(hospital, act, named, terms, digest)
         raise ApprovalNeeded(act, digest)
@@ -199,7 +204,7 @@ def _ask(
 
 
 def _stored_row(hospital: Hospital, digest: str) -> ApprovalRow | None:
-    """Return the row about terms, None where there is none that this hospital has signed."""
+    """Return the row on terms, None if there is none; raise `ConfigError` if it is not genuine."""
     path = _row_path(hospital, digest)
     if not path.exists():
         return None
@@ -208,7 +213,7 @@ def _stored_row(hospital: Hospital, digest: str) -> ApprovalRow | None:
     except (BadSignature, ValueError) as error:
         raise ConfigError(f"{path}: expected a row that this hospital signed: {error}") from error
     if row.terms != digest:
-        raise ConfigError(f"{path}: expected a row about these terms, got one about others.")
+        raise ConfigError(f"{path}: expected a row on the terms in its name, got one on other terms.")
     return row
 
 

@@ -1,12 +1,12 @@
 """Recovery of a ledger that was restored from a backup and misses charges.
 
 Every statement is recorded in the ledger before it is written to the exchange, and names the ledger's
-head at that time. So charges are missing where a statement in the exchange is not recorded, or where one
-in the outbox names a head that the ledger never had. Until they are charged again the hospital takes no
-part; its owner does that with `wardround site recover-ledger`.
+head at that time. So charges are missing if a statement in the exchange is not recorded, or if one in
+the outbox names a head that the ledger never had. Until they are charged again the hospital takes no
+part; its owner charges them with `wardround site recover-ledger`.
 
 A statement counts if the hospital signed it. While the ledger has no charge at all, any statement under
-the hospital's name counts: where the whole of `state/` is lost, the key is lost too.
+the hospital's name counts: if the whole of `state/` is lost, the key is lost too.
 """
 
 import json
@@ -33,26 +33,26 @@ PAYLOAD_BYTES = 2**32
 
 @dataclass(frozen=True)
 class PublishedStatement:
-    """A statement that this hospital has published, and its bytes."""
+    """A statement of this hospital in an exchange or in the outbox, and its bytes."""
 
     statement: Statement
     data: bytes
 
     @property
     def act(self) -> Charge:
-        """The act in which it ended, with what it cost."""
+        """The act that the statement ends, with its cost."""
         s, event = self.statement, self.statement.event
         cost = PrivacyEvent(**event.model_dump()) if event else None
         return Charge(s.study, s.run, s.round, s.purpose, cost)
 
     @property
     def is_charged(self) -> bool:
-        """Whether it was paid for: a release is, and whatever names an event."""
+        """True if the ledger was charged for it: for a release, and for any statement with an event."""
         return self.statement.event is not None or isinstance(self.statement, ReleaseManifest)
 
 
 def check_complete(hospital: Hospital, exchange: Exchange) -> None:
-    """Raise `Refused` if outbox or exchanges hold statements that the ledger misses."""
+    """Raise `Refused` if the outbox or an exchange holds statements that the ledger misses."""
     urls = hospital.exchanges - {exchange.url}
     if any(missing_statements(hospital, map(Exchange, sorted(urls)), needed=exchange)):
         raise Refused(
@@ -71,7 +71,7 @@ def missing_statements(
     written = [(exchange, place) for exchange in exchanges for place in _places(hospital, exchange)]
     if needed:
         written += [(needed, place) for place in needed.statements_of(hospital.name)]
-    entries = hospital.ledger.entries()  # after the listing: whatever was laid down is recorded
+    entries = hospital.ledger.entries()  # read after the listing, so each listed statement is recorded
     recorded = {e.file for e in entries}
     heads = {hospital.ledger.genesis, *(e.hash for e in entries)}
     for published in unrecorded(hospital):
@@ -90,7 +90,7 @@ def missing_statements(
 
 
 def unrecorded(hospital: Hospital) -> Iterator[PublishedStatement]:
-    """Yield the outbox's statements that the ledger does not name: a crash or a backup left them."""
+    """Yield the outbox's statements that the ledger does not record, as after a crash or a restore."""
     recorded = {e.file for e in hospital.ledger.entries()}
     for sha256 in sorted(hospital.outbox.statements() - recorded):
         published = _parsed(hospital.outbox.statement(sha256))
@@ -101,9 +101,9 @@ def unrecorded(hospital: Hospital) -> Iterator[PublishedStatement]:
 def recover_ledger(hospital: Hospital, exchanges: list[Exchange]) -> list[PublishedStatement]:
     """Charge every missing statement to each patient that the hospital knows; return the statements.
 
-    The lost charges' cohorts are lost too, so each patient pays. Where a statement counts more charges
-    of its run than are recorded afterwards, charges without a release are missing as well and are
-    charged. Both are read off the outbox, so an interrupted call can be repeated.
+    The cohorts of the lost charges are lost too, so each patient is charged. If a statement counts more
+    charges of its run than are recorded afterwards, charges without a release are missing too and are
+    charged. Both are read from the outbox, so an interrupted call can be repeated.
     """
     found = {sha256_of(each.data): each for each in missing_statements(hospital, exchanges)}
     for sha256, published in found.items():
@@ -117,7 +117,7 @@ def recover_ledger(hospital: Hospital, exchanges: list[Exchange]) -> list[Publis
 
 
 def _charge(hospital: Hospital, published: PublishedStatement, sha256: str) -> None:
-    """Charge one statement, or record it where it cost nothing; a second one of an act costs again."""
+    """Charge a statement, or record it if it cost nothing; a second one of an act is charged too."""
     ledger, act = hospital.ledger, published.act
     if ledger.file_of(act):
         act = replace(act, purpose=f"{act.purpose}-again-{sha256[:12]}")
@@ -132,7 +132,7 @@ def _charge(hospital: Hospital, published: PublishedStatement, sha256: str) -> N
 
 
 def _charge_unreleased(hospital: Hospital, published: PublishedStatement) -> None:
-    """Charge as many events, as one, as the statement counts more than the ledger of its run."""
+    """Charge, as one event, those charges that the statement counts and the ledger does not have."""
     act, missing = published.act, published.statement.charges - hospital.ledger.count(published.act)
     if act.event is None or missing <= 0:
         return
@@ -155,7 +155,7 @@ def _places(hospital: Hospital, exchange: Exchange) -> set[Place]:
 def _statement_at(
     hospital: Hospital, exchange: Exchange, place: Place, trusts_anyone: bool
 ) -> PublishedStatement | None:
-    """Return the statement at a place of the exchange, if it is this hospital's and belongs there."""
+    """Return the statement at a place of the exchange if this hospital made it for this place."""
     data = None
     with suppress(OSError, CorruptCheckpoint):
         data = exchange.statement(place)
@@ -175,7 +175,7 @@ def _statement_at(
 
 
 def _into_outbox(hospital: Hospital, published: PublishedStatement, exchanges: list[Exchange]) -> None:
-    """Put a statement, and the tensors that it names where they can be had, back into the outbox."""
+    """Write a statement back to the outbox, and the tensors that it names if an exchange has them."""
     hospital.outbox.put_statement(published.data)
     statement = published.statement
     if not isinstance(statement, ReleaseManifest) or statement.payload_bytes > PAYLOAD_BYTES:
@@ -187,7 +187,7 @@ def _into_outbox(hospital: Hospital, published: PublishedStatement, exchanges: l
 
 
 def _parsed(data: bytes) -> PublishedStatement | None:
-    """Return the statement in `data`, whoever signed it; None if it is none."""
+    """Return the statement in `data` without checking its signature; None if it is none."""
     try:
         return PublishedStatement(parse_statement(json.loads(data)["statement"]), data)
     except (ValueError, KeyError, TypeError, RecursionError, RejectedRelease):

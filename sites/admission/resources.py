@@ -1,4 +1,4 @@
-"""What a hospital lets Wardround have of its machine: room on the disk, memory, and a device alone."""
+"""Resources of a hospital's machine: limits on disk and memory, and exclusive use of a device."""
 
 import fcntl
 import os
@@ -14,11 +14,14 @@ from sites.policy.policy import DeviceConfig, Refused
 MB = 2**20
 LOCKS = Path("/run/lock")
 KEPT_MODELS = 2
-"""Global models of a run that stay: what a round starts from, and the one before for its corrections."""
+"""Number of stored global models of a run: the start of a round, and one more for corrections."""
 
 
 def check_disk(hospital: Hospital) -> None:
-    """Raise `Refused` where `state/` has outgrown the policy's `disk_mb`, the cache's share aside."""
+    """Raise `Refused` if `state/` without the cache exceeds the policy's `disk_mb` less `cache_mb`.
+
+    Old global models are deleted first.
+    """
     policy = hospital.policy
     if policy.disk_mb is None:
         return
@@ -26,11 +29,11 @@ def check_disk(hospital: Hospital) -> None:
     if _bytes_beside_cache(hospital.state) > room:
         _delete_old_models(hospital.state / "global")
     if _bytes_beside_cache(hospital.state) > room:
-        raise Refused("the disk that the hospital lets studies have is full")
+        raise Refused("the disk space that the hospital allows for studies is full")
 
 
 def limit_memory(device: DeviceConfig) -> None:
-    """Let this process have no more memory than the policy says; what asks for more fails."""
+    """Limit this process's memory to the policy's `memory_mb`; an allocation beyond it fails."""
     if device.memory_mb is not None:
         most = device.memory_mb * MB
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
@@ -38,14 +41,14 @@ def limit_memory(device: DeviceConfig) -> None:
 
 @contextmanager
 def exclusive_device(device: DeviceConfig) -> Iterator[None]:
-    """Wait until no other hospital of this machine trains on an accelerator, and hold it."""
+    """Wait until no other hospital on this machine trains on the GPU, and hold it; no wait on a CPU."""
     if device.kind == "cpu":
         yield
         return
     path = _locks() / f"wardround-{device.kind}-{device.index}.lock"
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        with suppress(PermissionError):  # it is another hospital's, which has let everybody in
+        with suppress(PermissionError):  # another hospital owns the file and has opened it to all users
             path.chmod(0o666)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -54,7 +57,7 @@ def exclusive_device(device: DeviceConfig) -> Iterator[None]:
 
 
 def _locks() -> Path:
-    """Return where all of a machine's users lock: services have a temporary folder of their own."""
+    """Return the folder of locks that all users share: a service has its own temporary folder."""
     return LOCKS if os.access(LOCKS, os.W_OK) else Path(tempfile.gettempdir())
 
 

@@ -1,1 +1,1 @@
-"""What a hospital contributes to a round."""
+"""Contribution of a hospital to a run: its acceptance, its local update, its personal model."""

@@ -1,4 +1,4 @@
-"""What a hospital gives to a run: its consent, and in each round what it learned."""
+"""Contribution of a hospital to a run: its acceptance, and in each round the release of its update."""
 
 import copy
 import logging
@@ -34,20 +34,20 @@ log = logging.getLogger("wardround.site")
 
 
 def check(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
-    """Say that this hospital could join the run as it is now; nobody is asked and nothing charged."""
+    """State that this hospital could join the run as it is now, without an approval or a charge."""
     _check_fit(hospital, order)
     export.readiness(hospital, order.study, act)
 
 
 def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
-    """Check that data and budget allow the run from end to end, and accept."""
+    """Check that data, code and budget allow the whole run and that it is approved, and accept it."""
     _check_fit(hospital, order)
     check_join(hospital, order.study, order.run)
     export.acceptance(hospital, order.study, act)
 
 
 def _check_fit(hospital: Hospital, order: Order) -> None:
-    """Refuse a run that data, code or budget do not allow from end to end."""
+    """Raise `Refused` or `BudgetExceeded` if data, code or budget do not allow the whole run."""
     mechanism = _mechanism(hospital, order.study)
     if mechanism:
         _check_accountants(order.study, mechanism)
@@ -60,7 +60,11 @@ def _check_fit(hospital: Hospital, order: Order) -> None:
 
 
 def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress) -> None:
-    """Train from the global model, distil, and release what the ledger has paid for."""
+    """Train from the global model, distil if the study does, and release the charged update.
+
+    The charge is reserved before any scan is prepared for training. It is given back only if the work
+    before training fails.
+    """
     study = order.study
     model = global_model(hospital, order)
     _check_terms(hospital, order)
@@ -95,7 +99,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
 
 @contextmanager
 def _given_back_on_failure(hospital: Hospital, charge: Charge) -> Iterator[None]:
-    """Void the charge if the work before training fails, unless an earlier try had started training."""
+    """Void the charge if the work before training fails, unless an earlier attempt started training."""
     try:
         yield
     except Exception:
@@ -105,7 +109,7 @@ def _given_back_on_failure(hospital: Hospital, charge: Charge) -> Iterator[None]
 
 
 def _check_terms(hospital: Hospital, order: Order) -> None:
-    """Refuse a round on other terms than those of the hospital's own acceptance, before it is paid."""
+    """Raise `Refused`, before any charge, if the terms differ from the hospital's own acceptance."""
     joined = [
         entry.file
         for entry in hospital.ledger.entries()
@@ -113,19 +117,19 @@ def _check_terms(hospital: Hospital, order: Order) -> None:
     ]
     if not joined:
         return
-    said = parse_statement(hospital.verified(hospital.outbox.statement(joined[-1])))
+    statement = parse_statement(hospital.verified(hospital.outbox.statement(joined[-1])))
     now = (hospital.policy.declared_training, training_for(hospital.policy, order.study).steps)
-    if isinstance(said, Acceptance) and (said.declared_training, said.steps) != now:
+    if isinstance(statement, Acceptance) and (statement.declared_training, statement.steps) != now:
         raise Refused(
-            f"the hospital joined with {said.declared_training} declared training patients and "
-            f"{said.steps} steps a round, its policy now says {now[0]} and {now[1]}"
+            f"the hospital joined with {statement.declared_training} declared training patients and "
+            f"{statement.steps} steps a round; its policy now gives {now[0]} and {now[1]}"
         )
 
 
 def _cohort(hospital: Hospital, study: Study) -> Cohort:
     """Return the hospital's patients; raise `Refused` if the study can't use them.
 
-    That a public set holds the very image of a patient is for the hospital's own log alone.
+    If a public set contains an image of a patient, only the hospital's own log states it.
     """
     cohort = hospital.cohort(study)
     if study.training.membership and len(cohort.training) < 2:
@@ -133,13 +137,13 @@ def _cohort(hospital: Hospital, study: Study) -> Cohort:
     everybody = (*cohort.training, *cohort.evaluation)
     public = contents(study, hospital.public)
     if any(scan.profile.content in public for patient in everybody for scan in patient.scans):
-        log.warning("the study's public set holds an image of one of this hospital's patients")
-        raise Refused("this hospital does not take the study's public set")
+        log.warning("the study's public set contains an image of one of this hospital's patients")
+        raise Refused("this hospital does not accept the study's public set")
     return cohort
 
 
 def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> None:
-    """Refuse a study that can't train soundly, on images of no patient and before anything is spent."""
+    """Raise `Refused` if the study can't train soundly; uses random images, before any charge."""
     target = _blank_targets(study, 4).to(hospital.device)
     rng = torch.Generator().manual_seed(study.seed_for(0, "", "rehearsal"))
     images = torch.randn(4, 1, *study.preprocessing.shape, generator=rng).to(hospital.device)
@@ -183,7 +187,7 @@ def _mechanism(hospital: Hospital, study: Study) -> Mechanism | None:
 
 
 def _check_accountants(study: Study, mechanism: Mechanism) -> None:
-    """Refuse a study whose accountants fail at its own schedule, before they could lose a release."""
+    """Raise `Refused` if an accountant fails for the study's schedule; later it would lose a release."""
     if study.privacy.mode == "none":
         return
     for name in study.privacy.accountants:

@@ -71,9 +71,9 @@ class LocalTraining:
         return training_for(self.hospital.policy, study).in_round(self.order.round, study.rounds)
 
     def unfinished(self, what: str) -> Unfinished:
-        """Return the storage of an unfinished training, or of `what` follows it.
+        """Return the storage of the unfinished training, or of the unfinished work `what` after it.
 
-        Its name depends on everything that the result depends on: after a change, work begins anew.
+        Its name depends on everything that the result depends on: after a change, the work starts again.
         """
         order, hospital = self.order, self.hospital
         depends_on = [
@@ -96,18 +96,18 @@ class LocalTraining:
         checkpoints.write(self.hospital.stored(kind, self.order.run, self.order.round), params)
 
     def stored_before(self, kind: str, *, exactly: bool = False) -> Params | None:
-        """Return what the newest earlier round stored; with `exactly`, the previous round alone."""
+        """Return parameters of the newest earlier round; with `exactly`, only of the previous one."""
         return stored_params(self.hospital, kind, self.order, self.order.round - 1, exactly=exactly)
 
 
 def forget(hospital: Hospital, order: Order) -> None:
-    """Delete what this round stored: it begins anew, or its training diverged."""
+    """Delete the parameters that this round stored, before a new start or after training diverged."""
     for kind in KEPT:
         hospital.stored(kind, order.run, order.round).unlink(missing_ok=True)
 
 
 def end(hospital: Hospital, order: Order) -> None:
-    """Delete the unfinished trainings of a run, once a round has ended."""
+    """Delete the unfinished trainings of a run after a round has ended."""
     shutil.rmtree(_unfinished_folder(hospital, order), ignore_errors=True)
 
 
@@ -116,9 +116,9 @@ def _unfinished_folder(hospital: Hospital, order: Order) -> Path:
 
 
 def local_update(training: LocalTraining) -> Update:
-    """Train on the hospital's patients, distil where the study distils; return the update.
+    """Train on the hospital's patients, distil if the study does, and return the update.
 
-    Training that diverged gives an update whose values are not finite.
+    If training diverged, the update has values that are not finite.
     """
     study, hospital = training.order.study, training.hospital
     forget(hospital, training.order)
@@ -158,14 +158,14 @@ class _Transfer:
         )
 
     def distil(self, teacher: nn.Module, student: nn.Module, unfinished: Unfinished | None) -> None:
-        """Let a student imitate a teacher."""
+        """Train a student in place to imitate a teacher."""
         distil(teacher, student, self.images, self.config, self.rng, self.exclusive, unfinished)
 
 
 def _teacher(training: LocalTraining, student: nn.Module, transfer: _Transfer) -> nn.Module:
-    """Return the teacher before its training: the student's copy, or the hospital's own network.
+    """Return the teacher before its training: a copy of the student, or another network.
 
-    The hospital's own network starts from the newest stored teacher and imitates the student first.
+    Another network starts from the newest stored teacher that fits, and first imitates the student.
     """
     hospital, study = training.hospital, training.order.study
     own = teacher_for(hospital.policy, study)
@@ -181,10 +181,10 @@ def _teacher(training: LocalTraining, student: nn.Module, transfer: _Transfer) -
 def _distil(
     training: LocalTraining, teacher: nn.Module, student: nn.Module, transfer: _Transfer
 ) -> None:
-    """Let the student imitate the teacher, and store the student."""
+    """Train the student to imitate the teacher, and store the student."""
     steps = transfer.config.steps
     training.progress("distil", 0, steps)
-    # another attempt at the training may have ended in another teacher, whose student is another
+    # another attempt at the training may end in another teacher, which needs another student
     purpose = f"student of {sha256_of(checkpoints.to_bytes(P.of(teacher)))}"
     transfer.distil(teacher, student, training.unfinished(purpose))
     training.progress("distil", steps, steps)
@@ -216,7 +216,7 @@ def _train(training: LocalTraining, network: nn.Module, correction: Params | Non
 
 
 def _along(correction: Params, own: Params, _: Params) -> torch.Tensor:
-    """Return the loss whose gradient is the correction, whatever the parameters are."""
+    """Return a loss whose gradient is the correction for any parameters."""
     return torch.stack([(correction[name].to(own[name]) * own[name]).sum() for name in own]).sum()
 
 
@@ -236,7 +236,7 @@ def _change(
 
 
 def _answers(teacher: nn.Module, transfer: _Transfer) -> dict[str, torch.Tensor]:
-    """Return a teacher's answers on the transfer images, packed; unpacked where one is not finite."""
+    """Return a teacher's answers on the transfer images, packed; unpacked if a value is not finite."""
     found = answers(teacher, transfer.images, transfer.config, transfer.exclusive)
     if not found.isfinite().all():
         return {predictions.NAME: found}

@@ -1,7 +1,10 @@
-"""A hospital's personal model, which the strategy draws to the global one (Ditto, Li et al. 2021).
+"""Personal model of a hospital, which the strategy pulls towards the global model.
 
-It trains without noise, also in a study with privacy. So it is worked on only after the act it belongs
-to has ended and is published: whatever happens here, nothing that leaves the hospital depends on it.
+It trains without noise, also in a study with privacy. So it is updated only after the statement of its
+act is published: in a study with privacy, nothing that leaves the hospital depends on it.
+
+Source: Li et al. 2021, Ditto: Fair and Robust Federated Learning Through Personalization,
+https://arxiv.org/abs/2012.04221.
 """
 
 import json
@@ -29,7 +32,7 @@ log = logging.getLogger("wardround.site")
 
 
 def update_personal_model(hospital: Hospital, order: Order) -> None:
-    """Do the personal part of an act that is published; a fault is the hospital's own affair."""
+    """Train or score the personal model after an act is published; errors are only logged."""
     loss = order.study.strategy.build().personal_loss
     if loss is None:
         return
@@ -37,13 +40,15 @@ def update_personal_model(hospital: Hospital, order: Order) -> None:
         if order.phase == "contribute":
             _train(hospital, order, loss)
         elif order.phase == "evaluate":
-            _note(hospital, order)
+            _store_scores(hospital, order)
     except Exception as error:
-        log.warning("the personal model of round %d: %s", order.round, type(error).__name__)
+        log.warning(
+            "updating the personal model of round %d failed: %s", order.round, type(error).__name__
+        )
 
 
 def _train(hospital: Hospital, order: Order, loss: LocalLoss) -> None:
-    """Train the personal model of a round from the one before; in the first, from the global one."""
+    """Train the personal model of a round from the newest earlier one, or from the global model."""
     study, kept = order.study, hospital.stored("personal", order.run, order.round)
     if kept.exists():
         return
@@ -61,18 +66,18 @@ def _train(hospital: Hospital, order: Order, loss: LocalLoss) -> None:
         checkpoints.write(kept, P.of(network))
 
 
-def _note(hospital: Hospital, order: Order) -> None:
-    """Note how the personal model does beside the global one, for the hospital alone."""
+def _store_scores(hospital: Hospital, order: Order) -> None:
+    """Store the metrics of the personal and the global model, for the hospital's own use."""
     study, patients = order.study, hospital.cohort(order.study).evaluation
     own = stored_params(hospital, "personal", order, order.round)
     if not patients or own is None:
         return
     task, common = build_task(study.task), global_model(hospital, order).params
 
-    def figures(params: Params) -> dict[str, float]:
+    def metrics_of(params: Params) -> dict[str, float]:
         network = network_for(study.network, study, hospital.device, params)
         return score(predictor(network, study, study.network, hospital.device), task, patients)
 
     scored = {"study": study.name, "round": order.round}
-    told = {**scored, "global": figures(common), "personal": figures(own)}
-    write_atomically(hospital.scored(order.run, order.round), json.dumps(told).encode())
+    scores = {**scored, "global": metrics_of(common), "personal": metrics_of(own)}
+    write_atomically(hospital.scored(order.run, order.round), json.dumps(scores).encode())

@@ -48,6 +48,6 @@ class Outbox:
         data = (self.folder / f"{sha256}{suffix}").read_bytes()
         if sha256_of(data) != sha256:
             raise CorruptCheckpoint(
-                f"Expected the outbox file {sha256}{suffix} unchanged, got other content."
+                f"Expected the outbox file {sha256}{suffix} as it was written, but it was changed."
             )
         return data

@@ -1,1 +1,1 @@
-"""Local training: DP-SGD, SGD, the examples that they see."""
+"""Local training: DP-SGD, SGD, and their examples."""

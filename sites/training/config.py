@@ -1,4 +1,4 @@
-"""The `training` section of a study: steps, rate, lot, schedule."""
+"""Training section of a study: steps, learning rate, lot, schedule."""
 
 import math
 from typing import Annotated, Literal
@@ -13,19 +13,21 @@ class TrainingConfig(Config):
     """Local training in a round.
 
     Attributes:
-        steps: optimizer steps a round.
+        steps: optimizer steps in a round.
         lr: learning rate.
-        momentum: of SGD.
-        lot: patients a step: `all`, or a number. Under privacy each patient enters such a step
-            with probability lot / declared patients, all independently (Poisson sampling).
-        microbatch: patients whose gradients are held in memory at a time.
-        schedule: whether `lr` falls over the study's rounds, along half a cosine.
-        adversarial: an attack whose images each patient's gradient sees beside the true ones (Zizzo et
-            al. 2020, FAT: Federated Adversarial Training, https://arxiv.org/abs/2012.01791).
-        membership: an attacker against whom training without privacy hides who took part.
-        fewest_steps: the smallest number of steps that a hospital with slow machines may take instead.
-            Its weight is then the strategy's affair: `fed_nova` corrects for fewer steps, the others
-            do not.
+        momentum: momentum of SGD; 0.9 by default.
+        lot: patients in a step: `all`, or a number. With privacy, each patient enters a step of a number
+            of patients with probability lot / declared training patients, independently of the others
+            (Poisson sampling).
+        microbatch: number of patients whose gradients are in memory at a time; 8 by default.
+        schedule: `constant` (default), or `cosine`: `lr` falls along half a cosine over the study's rounds.
+        adversarial: an attack on the training images; each patient's gradient uses the attacked images
+            and the true ones (Zizzo et al. 2020, FAT: Federated Adversarial Training,
+            https://arxiv.org/abs/2012.01791). None by default.
+        membership: an attacker that guesses which patients trained; training without privacy learns to
+            hide it. None by default.
+        fewest_steps: smallest number of steps that a hospital with slow machines may take instead; by
+            default all `steps`. The strategy `fed_nova` corrects for fewer steps, the others do not.
     """
 
     steps: Annotated[int, Field(ge=1, le=100_000)]
@@ -47,7 +49,7 @@ class TrainingConfig(Config):
         return self
 
     def in_round(self, round: int, rounds: int) -> "TrainingConfig":
-        """Return the configuration of one round, from 1, of `rounds`: its rate is constant.
+        """Return the configuration of one round, 1 to `rounds`, with the constant rate of that round.
 
         >>> whole = TrainingConfig(steps=1, lr=0.4, lot="all", schedule="cosine")
         >>> [round(whole.in_round(r, 4).lr, 3) for r in (1, 2, 3, 4)]
@@ -59,7 +61,7 @@ class TrainingConfig(Config):
         return self.model_copy(update={"lr": lr, "schedule": "constant"})
 
     def length(self, round: int, rounds: int) -> float:
-        """Return the distance that a constant gradient moves a parameter in a round, per unit of it.
+        """Return the distance that a constant gradient of 1 moves a parameter in one round.
 
         With momentum b, step k moves by 1 + b + ... + b^(k-1) (Wang et al. 2020, section 4.1, FedNova,
         https://arxiv.org/abs/2007.07481).
@@ -75,5 +77,5 @@ class TrainingConfig(Config):
 
     @property
     def lot_size(self) -> int | None:
-        """The expected number of patients in a step; None for all of them."""
+        """The expected number of patients in a step; None for all patients."""
         return None if self.lot == "all" else self.lot

@@ -1,4 +1,4 @@
-"""DP-SGD whose unit of privacy is the patient."""
+"""Private training: DP-SGD whose unit of privacy is the patient."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -39,16 +39,16 @@ def train_privately(
 
     Args:
         unfinished: storage for the state of this training, from which it resumes. Only steps whose noise
-            is added are stored; lost steps are taken again, so the result contains each step once.
+            is added are stored; lost steps are repeated, so the result contains each step once.
 
     Returns:
-        The mechanism as the last step left it: an adaptive clip norm has moved.
+        The mechanism after the last step, with its new norm if the clip norm is adaptive.
 
-    Guarantees: whatever is read off the network and the mechanism afterwards has cost
+    Guarantees: anything read from the trained network and the returned mechanism, together, costs
     `mechanism.event`.
 
     Raises:
-        RuntimeError: Opacus' accountant counted other steps than the mechanism charges for.
+        RuntimeError: Opacus' accountant counted other steps than the mechanism charges.
     """
     training = _Training.started(network, task, examples, config, mechanism, noise, local_loss)
     stored = unfinished.read() if unfinished else None
@@ -64,7 +64,7 @@ def train_privately(
 
 @dataclass(frozen=True)
 class _Training:
-    """A private training under way. `charged` is the mechanism that the ledger has paid for."""
+    """A private training in progress. `charged` is the mechanism that was charged to the ledger."""
 
     network: nn.Module
     task: Task
@@ -117,7 +117,7 @@ class _Training:
         self.optimizer.accumulate([sums[name] for name, _ in self.network.named_parameters()])
 
     def state(self, step: int) -> dict[str, Tensor]:
-        """Return what a later process needs to go on after `step` steps."""
+        """Return the state from which a later process continues after `step` steps."""
         return {
             **state_of(self.network, self.sgd, step),
             "clip": torch.tensor(self.optimizer.mechanism.clip.norm, dtype=torch.float64),
@@ -136,7 +136,7 @@ class _Training:
         return taken
 
     def check_charged(self) -> None:
-        """Raise RuntimeError where Opacus counted other steps than the mechanism charges for."""
+        """Raise RuntimeError if Opacus counted other steps than the mechanism charges."""
         event = self.charged.event
         charged = [(event.noise_multiplier, event.sampling_rate, event.steps)]
         if self.accountant.history != charged:
@@ -146,7 +146,7 @@ class _Training:
 
 
 class _Clipper:
-    """A step's clip factors, and its count of patients within the norm, over all microbatches."""
+    """Clip factors of a step, and the number of its patients within the norm, over all microbatches."""
 
     def __init__(self, mechanism: Mechanism) -> None:
         self._mechanism = mechanism

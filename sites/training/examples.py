@@ -1,4 +1,4 @@
-"""Patients' scans as training sees them: images and targets, drawn patient by patient."""
+"""Training examples: images and targets of patients' scans, drawn patient by patient."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Examples:
-    """Patients ready for a network.
+    """Training examples of `count` patients.
 
-    `draw(i, step)` gives patient i's images `(S, 1, *shape)` and targets `(S, ...)` at a step, where S
-    is the number of images that the patient's scans give.
+    `draw(i, step)` returns patient i's images `(S, 1, *shape)` and targets `(S, ...)` at a step. S is
+    the number of images from that patient's scans.
     """
 
     count: int
@@ -42,13 +42,13 @@ class Examples:
 def prepare(
     patients: Sequence[Patient], config: PreprocessingConfig, device: torch.device, seed: int
 ) -> Examples:
-    """Return the patients' scans as the network sees them at each step.
+    """Return the patients' scans, preprocessed for the network at each step.
 
-    Scans without random draws are held in memory, at the training shape; otherwise each step loads the
-    scans that it needs.
+    Without random draws, the preprocessed scans stay in memory. Otherwise each step loads the scans
+    that it needs.
 
     Args:
-        seed: of random draws, which for each patient depend on the patient and the step alone.
+        seed: seed of the random draws, which depend only on the seed, the patient, the scan and the step.
     """
     if config.is_random:
         return Examples(len(patients), lambda i, step: _drawn(patients[i], config, seed, step, device))

@@ -29,8 +29,8 @@ def train_plainly(
     """Train `network` in place on the mean loss over patients, without privacy.
 
     Args:
-        unfinished: storage for the state of this training, from which it resumes; not used with
-            `config.membership`, whose attacker begins anew.
+        unfinished: storage for the state of this training, from which it resumes. It is not used with
+            `config.membership`, because the attacker's state is not stored.
     """
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=config.momentum)
     add_local_gradient = local_loss_adder(network, local_loss)
@@ -63,7 +63,7 @@ def _add_gradients(
     step: int,
     opponent: "_Opponent | None",
 ) -> None:
-    """Add the gradient of a lot's mean loss over patients, a microbatch at a time."""
+    """Add the gradient of a lot's mean loss over patients, one microbatch at a time."""
     for start in range(0, len(lot), config.microbatch):
         batch = examples.batch(lot[start : start + config.microbatch], step)
         images, targets, patient_of = with_attacked(network, task, batch, config)
@@ -76,7 +76,7 @@ def _add_gradients(
 
 
 class _Opponent:
-    """A membership attacker beside training, and the patients who do not train for its sake."""
+    """A membership attacker during training, and its reference patients, who do not train."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class _Opponent:
         rng: torch.Generator,
     ) -> None:
         if config.membership is None or len(examples) < 2:
-            raise ValueError("Expected membership to be set, and two patients or more.")
+            raise ValueError("Expected a membership config and at least two patients.")
         self._network, self._task, self._examples = network, task, examples
         self._strength = config.membership.strength
         apart = round(config.membership.reference * len(examples))
@@ -100,7 +100,7 @@ class _Opponent:
         self._attacker = MembershipAttacker(rng)
 
     def penalty(self, losses: Tensor, logits: Tensor, step: int) -> Tensor:
-        """Return the attacker's gain from each scan, `(N,)`, after it has learned from this step."""
+        """Return the attacker's gain from each scan, `(N,)`, after it learned from this step."""
         seen = self._signals(losses, logits)
         strangers = [self.first_stranger + i for i in next(self._lots)]
         images, targets, _ = self._examples.batch(strangers, step)
@@ -115,7 +115,7 @@ class _Opponent:
 
 
 def _shuffled_lots(count: int, lot: int, rng: torch.Generator) -> Iterator[list[int]]:
-    """Yield lots that go through all patients before any comes again."""
+    """Yield lots without end; every patient is drawn once before any is drawn again."""
     waiting: list[int] = []
     while True:
         while len(waiting) < lot:

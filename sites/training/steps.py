@@ -1,4 +1,4 @@
-"""Parts of a step that training with and without privacy share."""
+"""Parts of a training step, shared by training with and without privacy."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from sites.training.examples import Batch
 
 
 def with_attacked(network: nn.Module, task: Task, batch: Batch, config: TrainingConfig) -> Batch:
-    """Return a batch with, where the study says so, each image's attacked version beside it."""
+    """Return a batch; if the study trains adversarially, with an attacked copy of each image added."""
     if config.adversarial is None:
         return batch
     images, targets, patient_of = batch

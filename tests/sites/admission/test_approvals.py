@@ -124,7 +124,9 @@ def test_a_refusal_stands_whatever_the_policy_says_later(coordinator: Coordinato
         coordinator.order(hospital, "contribute", 1)
     (asked,) = waiting(hospital)
     decide_by_code(hospital, asked.codes["refused"], "IT")
-    with pytest.raises(ConfigError, match=r"was refused by IT \(from afar\); a word stands"):
+    with pytest.raises(
+        ConfigError, match=r"was refused by IT \(from afar\); an answer can't be changed"
+    ):
         decide(hospital, asked.terms, "approved", "somebody else")
     later = opened(export="auto")
     assert coordinator.order(later, "contribute", 1).kind == "refusal"
@@ -144,7 +146,7 @@ def test_a_row_that_the_hospital_did_not_sign_counts_for_nothing(
     with pytest.raises(ConfigError, match="expected a row that this hospital signed"):
         coordinator.order(hospital, "join", 0)
     row.write_bytes(sign({**word, "terms": "0" * 64}, "north", hospital.key))
-    with pytest.raises(ConfigError, match="about others"):
+    with pytest.raises(ConfigError, match="on other terms"):
         coordinator.order(hospital, "join", 0)
     assert said(coordinator, "join", 0) is None
 
@@ -169,5 +171,5 @@ def test_what_does_not_wait_can_not_be_decided(coordinator: Coordinator, opened)
     with pytest.raises(ApprovalNeeded):
         coordinator.order(hospital, "join", 0)
     for named in ("", "zz"):
-        with pytest.raises(ConfigError, match="beginning of one that waits"):
+        with pytest.raises(ConfigError, match="beginning of a waiting request"):
             decide(hospital, named, "approved", "IT")

@@ -247,8 +247,10 @@ def test_transfer_images_drawn_from_patients_are_refused(
     coordinator = coordinator_of(study_with(**on_public(sha256)))
     coordinator.publish(0, first_model(coordinator.study))
     for phase, round in (("join", 0), ("contribute", 1)):
-        said = coordinator.order(hospital, phase, round).reason
-        assert said == "this hospital does not take the study's public set"  # and not whose image it is
+        reason = coordinator.order(hospital, phase, round).reason
+        assert (
+            reason == "this hospital does not accept the study's public set"
+        )  # and not whose image it is
     assert hospital.ledger.spent(1e-3) == 0
 
 
@@ -319,7 +321,7 @@ def test_a_policy_that_changed_since_the_hospital_joined_is_refused_before_anyth
     assert coordinator.order(hospital, "join", 0).steps == 2
     opened = again(hospital, edit, device={"kind": "cpu", "most_steps": 1})
     refusal = coordinator.order(opened, "contribute", 1)
-    assert "2 steps a round, its policy now says 15 and 1" in refusal.reason
+    assert "2 steps a round; its policy now gives 15 and 1" in refusal.reason
     assert opened.ledger.spent(1e-3) == 0
 
 
