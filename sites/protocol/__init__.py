@@ -1,1 +1,1 @@
-"""The hospital's side of the protocol: orders in, one signed statement out."""
+"""Protocol, the hospital's side: each order ends in one signed statement."""

@@ -1,6 +1,7 @@
-"""How a hospital leaves a study, and how it changes the key with which it signs.
+"""Departure of a hospital from a study, and change of its signing key.
 
-What it has signed so far stays good: its ledger, its outbox, and what rounds took in. Charges stay.
+Everything that it has signed so far stays valid: its ledger, its outbox, and the releases that rounds
+accepted. Its charges stay too.
 """
 
 import json
@@ -21,21 +22,21 @@ from sites.yaml_files import ConfigError
 
 
 def leave(hospital: Hospital, study: str) -> tuple[list[str], list[str]]:
-    """Leave a study for good, and give up what is unsent.
+    """Leave a study permanently, and delete its unfinished work.
 
     Returns:
-        The runs in which nothing of this hospital counts any more, and the exchanges that could not be
-        told; leaving again tells them.
+        The runs that the hospital leaves, and the exchanges to which the statement could not be written.
+        Calling this again writes it there.
 
     Raises:
-        ConfigError: this hospital has taken no part in such a study.
+        ConfigError: this hospital has taken no part in a study of this name.
     """
     runs = _runs_of(hospital, study)
     if not runs:
         raise ConfigError(f"Expected a study in which {hospital.name} takes part, got {study!r}.")
     write_atomically(_mark(hospital, study), b"")
-    with hospital.lock():  # whatever is at work for the study ends at its next step
-        untold: list[str] = []
+    with hospital.lock():  # work in progress for the study ends at its next step
+        failed: list[str] = []
         for run, exchange, study_sha256 in runs:
             shutil.rmtree(hospital.state / "unfinished" / run, ignore_errors=True)
             act = Charge(study, run, 0, "leave", event=None)
@@ -44,36 +45,36 @@ def leave(hospital: Hospital, study: str) -> tuple[list[str], list[str]]:
             try:
                 export.publish(hospital, exchange, act)
             except (OSError, ValueError, AlreadyWritten):
-                untold.append(exchange.url)
-    return [run for run, _, _ in runs], sorted(set(untold))
+                failed.append(exchange.url)
+    return [run for run, _, _ in runs], sorted(set(failed))
 
 
 def check_has_not_left(hospital: Hospital, study: str) -> None:
-    """Raise `Refused` where the hospital has left a study."""
+    """Raise `Refused` if the hospital has left a study."""
     if _mark(hospital, study).exists():
         raise Refused("the hospital has left the study")
 
 
 def change_key(hospital: Hospital, *, force: bool = False) -> tuple[str, list[str]]:
-    """Give the hospital a new key, and revoke the old one: nothing that anybody signs with it counts.
+    """Make a new key for the hospital and revoke the old one.
 
-    What it has signed before stays this hospital's own, by its public half.
+    A statement that is signed with the old key from then on does not count. The hospital can still verify its older statements, because it stores the old public key.
 
     Returns:
-        The new public key, for the coordinator's federation.yaml, and the exchanges in which the old one
-        could not be revoked. There it counts until that file names the new one.
+        The new public key, for the coordinator's federation.yaml, and the exchanges in which the old key
+        could not be revoked. There the old key counts until federation.yaml names the new one.
 
     Raises:
-        ConfigError: the old key could not be revoked everywhere, and stays, unless `force`.
+        ConfigError: the old key could not be revoked in every exchange; it stays in use, unless `force`.
     """
     old = hospital.key
-    said = Revocation(
+    statement = Revocation(
         kind="revocation",
         site=hospital.name,
         public_key=public_hex(old),
         at_ms=int(time.time() * 1000),
     )
-    signed = sign(said.model_dump(mode="json"), hospital.name, old)
+    signed = sign(statement.model_dump(mode="json"), hospital.name, old)
     place = Place.revocation(hospital.name, public_hex(old))
     named = {hospital.policy.coordinator.exchange} if hospital.policy.coordinator else set()
     unrevoked = []
@@ -84,16 +85,16 @@ def change_key(hospital: Hospital, *, force: bool = False) -> tuple[str, list[st
             unrevoked.append(url)
     if unrevoked and not force:
         raise ConfigError(
-            f"The key could not be revoked at {', '.join(unrevoked)}, and stays. Ask again in the "
-            f"worker's environment, or with --force: it then counts there until federation.yaml names "
-            f"the new one."
+            f"The key could not be revoked at {', '.join(unrevoked)}, so it stays in use. Repeat the "
+            f"command in the worker's environment, or with --force: the old key then counts there until "
+            f"federation.yaml names the new one."
         )
     with hospital.lock():
         return hospital.renew_key(), unrevoked
 
 
 def _runs_of(hospital: Hospital, study: str) -> list[tuple[str, Exchange, str]]:
-    """Return the runs of a study in which this hospital has done anything, with exchange and hash."""
+    """Return the runs of a study that the ledger names, each with its exchange and study's sha256."""
     known = {e.charge.run for e in hospital.ledger.entries() if e.charge.study == study}
     found = []
     for path in sorted((hospital.state / "runs").glob("*.json")):

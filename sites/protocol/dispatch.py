@@ -1,7 +1,7 @@
-"""What a hospital does when the coordinator asks: tell of its scans, join a run, contribute, evaluate.
+"""Dispatch of the coordinator's orders: survey, join, contribute, evaluate and others.
 
-Each act ends in exactly one signed statement in the exchange, and asking again lays down the same
-bytes: the coordinator reads that statement and nothing else of the hospital.
+Each act ends in exactly one signed statement in the exchange. A repeated order writes the same bytes
+again. The coordinator reads that statement and nothing else of the hospital.
 """
 
 import logging
@@ -30,26 +30,25 @@ log = logging.getLogger("wardround.site")
 
 
 class Drained(Exception):
-    """The hospital takes no orders for now, as before an upgrade."""
+    """The hospital accepts no orders for now, for example before an upgrade."""
 
 
 def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
-    """Do what the order asks and publish the one statement in which it ends.
+    """Carry out an order and publish the one statement in which it ends.
 
-    A refusal is such a statement too. An act that is on record already is published again, not
-    done again.
+    The statement may be a refusal. An act that is already recorded is published again, not done again.
 
     Raises:
-        Expired: the order's time is over; nothing is charged from then on.
-        ApprovalNeeded: a person of the hospital has to say something first; the order stays good.
-        Drained: the order stays good until the hospital takes orders again.
-        Closed: the hospital works at other hours; the order stays good until then.
-        ClockWentBack: nothing was charged; the order stays good until somebody has set the clock.
+        Expired: the order has expired; nothing is charged after that.
+        ApprovalNeeded: a person of the hospital has to answer first; the order stays valid.
+        Drained: the hospital accepts no orders; the order stays valid until it does again.
+        Closed: the hospital works at other hours; the order stays valid until then.
+        ClockWentBack: nothing was charged; the order stays valid until the clock is set right.
     """
     act = Charge(order.study.name, order.run, order.round, order.phase, event=None)
     with hospital.lock():
         if hospital.drained.exists():
-            raise Drained("the hospital takes no orders before `wardround site drain --off`")
+            raise Drained("the hospital accepts no orders before `wardround site drain --off`")
         _carry_out(hospital, order, act, progress)
 
 
@@ -65,7 +64,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
         hospital.bind(order.run, study.sha256, order.exchange)
         hospital.remember(order.run, study)
         check_complete(hospital, exchange)
-        _take_up(hospital, act)
+        _record_interrupted(hospital, act)
         if hospital.ledger.file_of(act) is None:
             _check_hours(hospital, order)
             admit(hospital.policy, study)
@@ -82,16 +81,16 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
 
 
 def _check_export(hospital: Hospital, act: Charge) -> None:
-    """Let a release wait for a person of the hospital, where the policy says so."""
+    """Raise `ApprovalNeeded` if the act ended in a release that a person has to approve first."""
     statement, sha256 = export.statement_of(hospital, act)
     if isinstance(statement, ReleaseManifest):
         check_export(hospital, statement, sha256)
 
 
 def _check_hours(hospital: Hospital, order: Order) -> None:
-    """Raise `Closed` outside of the hospital's hours, `Refused` where they begin too late.
+    """Raise `Closed` outside the hospital's hours, `Refused` if the order expires before they begin.
 
-    Hours are for what takes long, not for saying whether the hospital takes part.
+    Hours apply to long work only: `check` and `join` are answered at any time.
     """
     if order.phase in ("check", "join"):
         return
@@ -110,13 +109,16 @@ def _check_address(exchange: Exchange) -> None:
         raise Refused(f"the exchange can't be used: {error}") from error
 
 
-def _take_up(hospital: Hospital, act: Charge) -> None:
-    """Record what a crash left in the outbox for this act: doing it again would be a second output."""
-    for said in unrecorded(hospital):
-        if not said.act.is_same_act(act) or hospital.ledger.file_of(act):
+def _record_interrupted(hospital: Hospital, act: Charge) -> None:
+    """Record a statement of this act that a crash left in the outbox.
+
+    Doing the act again would be a second output.
+    """
+    for left in unrecorded(hospital):
+        if not left.act.is_same_act(act) or hospital.ledger.file_of(act):
             continue
-        record = hospital.ledger.settle if said.is_charged else hospital.ledger.publish
-        record(said.act, sha256_of(said.data))
+        record = hospital.ledger.settle if left.is_charged else hospital.ledger.publish
+        record(left.act, sha256_of(left.data))
 
 
 _PHASES: Mapping[Phase, Callable[[Hospital, Order, Charge, Progress], None]] = {

@@ -1,8 +1,8 @@
-"""Orders that a hospital fetches itself: whoever names one can neither write it nor change it.
+"""Order inbox: orders that a hospital fetches itself from the exchange in its policy.
 
-What reaches a hospital from outside is an `OrderRef`, which only names an order in the exchange that the
-hospital's policy states. The order counts if the coordinator that the policy names has signed it for
-this hospital, and until it expires.
+From outside, a hospital receives only an `OrderRef`, the name of an order. Its sender can neither write
+nor change an order. An order is valid until it expires, if the coordinator in the hospital's policy
+signed it for this hospital.
 """
 
 import time
@@ -34,17 +34,17 @@ FLOWS: Mapping[str, Sequence[Phase]] = {
     "site-score": ("evaluate", "compare"),
     "site-check": ("check",),
 }
-"""What a hospital can be asked for, by the name under which it is scheduled."""
+"""Phases of orders by the name of the flow that carries them out."""
 
 PATIENCE_S = 600
-"""How long a hospital tries to reach the exchange; then it has to be asked again."""
+"""Seconds for which a hospital tries to reach the exchange; after that, it has to be asked again."""
 
 PAUSE_S = 5
-"""How long a hospital waits before it tries an exchange again that could not be reached."""
+"""Seconds that a hospital waits before it tries again to reach an exchange."""
 
 
 class OrderRef(Config):
-    """The name of an order, which is all that a server may tell a hospital."""
+    """Name of an order: the only thing that a server can send to a hospital."""
 
     run: RunName
     round: Annotated[int, Field(ge=0)]
@@ -53,16 +53,16 @@ class OrderRef(Config):
 
 
 class BadOrder(AskSomebody):
-    """There is no such order, nobody who may give orders signed it, or its time is over."""
+    """The order does not exist, is not signed by the coordinator for this hospital, or has expired."""
 
 
 def carry_out_ref(hospital: Hospital, ref: OrderRef, progress: Progress) -> None:
-    """Carry out the order that a reference names, through times in which the exchange is out of reach.
+    """Carry out the order that a reference names; wait for opening hours and for the exchange.
 
     Raises:
-        BadOrder: nothing was done, or not all before the order expired.
-        StorageFailed: the exchange was out of reach for too long.
-        ApprovalNeeded: it waits for a person; the reference is stored with the request.
+        BadOrder: the order is not valid, the hospital accepts none, or it expired during the work.
+        StorageFailed: the exchange could not be reached for `PATIENCE_S` seconds.
+        ApprovalNeeded: the order waits for a person; the reference is stored with the request.
     """
     until = time.time() + PATIENCE_S
     while True:
@@ -72,7 +72,7 @@ def carry_out_ref(hospital: Hospital, ref: OrderRef, progress: Progress) -> None
             return
         except Closed as closed:
             until = _wait_for(closed) + PATIENCE_S
-            hospital = Hospital.open(hospital.folder, hospital.test_noise)  # as the policy is now
+            hospital = Hospital.open(hospital.folder, hospital.test_noise)  # with the current policy
         except (Expired, Drained) as error:
             raise BadOrder(str(error)) from error
         except ApprovalNeeded as needed:
@@ -85,9 +85,9 @@ def carry_out_ref(hospital: Hospital, ref: OrderRef, progress: Progress) -> None
 
 
 def drain(hospital: Hospital, *, on: bool) -> None:
-    """Let a hospital take no more orders, and wait for the one at work; or let it take them again.
+    """Stop accepting orders and wait for the one in progress (`on`), or accept orders again.
 
-    Orders that come meanwhile stay good until their round's deadline.
+    Orders that come in between stay valid until their round's deadline.
     """
     if not on:
         hospital.drained.unlink(missing_ok=True)
@@ -99,9 +99,9 @@ def drain(hospital: Hospital, *, on: bool) -> None:
 
 
 def resume(hospital: Hospital, terms: str, progress: Progress) -> bool:
-    """Go on with the order that waited for an approval of terms; return whether there was one.
+    """Continue the order that waited for an approval of `terms`; return False if there is none.
 
-    Raises what `carry_out_ref` raises.
+    Raises as `carry_out_ref` does.
     """
     path = _ref_path(hospital, terms)
     if not path.exists():
@@ -111,10 +111,10 @@ def resume(hospital: Hospital, terms: str, progress: Progress) -> bool:
 
 
 def open_orders(hospital: Hospital, study: str, flow: str) -> list[OrderRef]:
-    """Return the orders of a study that this hospital has not answered and still can, oldest first.
+    """Return this hospital's valid, unanswered orders of a study, in the order in which they expire.
 
     Args:
-        flow: one of `FLOWS`, which says what kind of order is asked for.
+        flow: a name in `FLOWS`; only orders for its phases are returned.
     """
     exchange = Exchange(coordinator_of(hospital).exchange)
     found: list[tuple[int, OrderRef]] = []
@@ -138,7 +138,12 @@ def open_orders(hospital: Hospital, study: str, flow: str) -> list[OrderRef]:
 
 
 def fetch(hospital: Hospital, ref: OrderRef) -> Order:
-    """Return the order that a reference names, as the coordinator signed it for this hospital."""
+    """Return the order that a reference names, after checking its signature and its content.
+
+    Raises:
+        BadOrder: there is no such order, or it can't be trusted.
+        ConfigError: the policy names no coordinator.
+    """
     coordinator = coordinator_of(hospital)
     place = Place.order(ref.run, ref.round, ref.phase, ref.attempt, hospital.name)
     data = Exchange(coordinator.exchange).statement(place)
@@ -152,23 +157,23 @@ def fetch(hospital: Hospital, ref: OrderRef) -> Order:
         raise BadOrder(f"the order can't be trusted: {type(error).__name__}") from error
     named = (order.run, order.round, order.phase, order.attempt, order.site)
     if named != (ref.run, ref.round, ref.phase, ref.attempt, hospital.name):
-        raise BadOrder("the order is another than its place says")
+        raise BadOrder("the order is another than its place names")
     if order.coordinator != coordinator.key:
         raise BadOrder("the order names another coordinator than the policy")
     return order
 
 
 def _check_protocol(fields: Mapping[str, Any]) -> None:
-    """Raise `BadOrder` where the coordinator's code and this could misunderstand each other."""
-    if (spoken := fields.get("protocol")) != PROTOCOL:
+    """Raise `BadOrder` if the coordinator uses another version of the protocol."""
+    if (theirs := fields.get("protocol")) != PROTOCOL:
         raise BadOrder(
-            f"the coordinator speaks protocol {spoken}, this hospital {PROTOCOL}; once the older one "
-            f"is upgraded the order is carried out"
+            f"the coordinator uses protocol {theirs}, this hospital {PROTOCOL}; the order is carried "
+            f"out after the older one is upgraded"
         )
 
 
 def flow_for(phase: Phase) -> str:
-    """Return the name under which a phase is scheduled.
+    """Return the name of the flow that carries out a phase.
 
     >>> flow_for("evaluate")
     'site-score'
@@ -177,10 +182,10 @@ def flow_for(phase: Phase) -> str:
 
 
 def coordinator_of(hospital: Hospital) -> CoordinatorConfig:
-    """Return whom the hospital works for, or raise `ConfigError`."""
+    """Return the coordinator in the hospital's policy, or raise `ConfigError` if there is none."""
     if hospital.policy.coordinator is None:
         raise ConfigError(
-            f"{hospital.folder / 'site.yaml'}: coordinator: expected {{key, exchange, api}} at a "
+            f"{hospital.folder / 'site.yaml'}: coordinator: expected {{key, exchange, api}} for a "
             f"hospital that fetches its orders, and it is missing."
         )
     return hospital.policy.coordinator
@@ -191,15 +196,17 @@ def _ref_path(hospital: Hospital, terms: str) -> Path:
 
 
 def _wait_for(closed: Closed) -> float:
-    """Wait until the hospital's hours begin; return the time then."""
+    """Wait until the hospital's hours begin; return the time at which they do."""
     while (left := closed.opens.timestamp() - time.time()) > 0:
         time.sleep(min(left, PAUSE_S))
     return time.time()
 
 
 def _until_over(hospital: Hospital, order: Order, progress: Progress) -> Progress:
-    """Return `progress` that ends the work at its next step once the answer could not count, or once the
-    hospital's hours are over or it has left the study."""
+    """Return `progress` with checks that end the work at its next step.
+
+    It ends if the order has expired, the hospital's hours are over, or the hospital has left the study.
+    """
 
     def checked(what: str, step: int, of: int) -> None:
         check_in_time(order)

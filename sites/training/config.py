@@ -20,7 +20,7 @@ class TrainingConfig(Config):
             of patients with probability lot / declared training patients, independently of the others
             (Poisson sampling).
         microbatch: number of patients whose gradients are in memory at a time; 8 by default.
-        schedule: `constant` (default), or `cosine`: `lr` falls along half a cosine over the study's rounds.
+        schedule: `constant` (default), or `cosine`: `lr` falls over the rounds along half a cosine.
         adversarial: an attack on the training images; each patient's gradient uses the attacked images
             and the true ones (Zizzo et al. 2020, FAT: Federated Adversarial Training,
             https://arxiv.org/abs/2012.01791). None by default.

@@ -48,7 +48,7 @@ def prepare(
     that it needs.
 
     Args:
-        seed: seed of the random draws, which depend only on the seed, the patient, the scan and the step.
+        seed: seed of the random draws, which depend only on it, the patient, the scan and the step.
     """
     if config.is_random:
         return Examples(len(patients), lambda i, step: _drawn(patients[i], config, seed, step, device))

@@ -86,7 +86,7 @@ def test_an_order_in_another_protocol_waits_until_both_are_upgraded(
     hospital: Hospital, coordinator: Coordinator
 ) -> None:
     lay_down(coordinator, protocol=99, unheard_of="a field of later code")
-    with pytest.raises(BadOrder, match="speaks protocol 99, this hospital 1"):
+    with pytest.raises(BadOrder, match="uses protocol 99, this hospital 1"):
         carry_out_ref(hospital, JOIN, ignore_progress)
     assert not coordinator.exchange.statements_of("north")
 
@@ -113,7 +113,7 @@ def test_a_drained_hospital_takes_no_order_until_it_is_told_to_and_the_order_sta
 ) -> None:
     lay_down(coordinator)
     drain(hospital, on=True)
-    with pytest.raises(BadOrder, match="takes no orders before"):
+    with pytest.raises(BadOrder, match="accepts no orders before"):
         carry_out_ref(hospital, JOIN, ignore_progress)
     assert not is_answered(coordinator)
     drain(hospital, on=False)
