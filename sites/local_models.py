@@ -83,7 +83,7 @@ def _model_at(place: Place, path: Path, order: Order, round: int, of: str) -> Gl
 def stored_params(
     hospital: Hospital, kind: str, order: Order, round: int, *, exactly: bool = False
 ) -> StoredParams | None:
-    """Return the newest stored parameters of a kind up to `round`; with `exactly`, of that round alone.
+    """Return the newest stored parameters of a kind up to `round`; with `exactly`, only of that round.
 
     Parameters count only if the ledger has settled their round: files of interrupted attempts, and files
     whose charge a restored ledger has lost, are ignored.

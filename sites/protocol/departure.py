@@ -58,7 +58,8 @@ def check_has_not_left(hospital: Hospital, study: str) -> None:
 def change_key(hospital: Hospital, *, force: bool = False) -> tuple[str, list[str]]:
     """Make a new key for the hospital and revoke the old one.
 
-    A statement that is signed with the old key from then on does not count. The hospital can still verify its older statements, because it stores the old public key.
+    A statement that is signed with the old key from then on does not count. The hospital can still
+    verify its older statements, because it stores the old public key.
 
     Returns:
         The new public key, for the coordinator's federation.yaml, and the exchanges in which the old key
