@@ -312,19 +312,6 @@ def test_a_teacher_that_the_hospital_has_changed_starts_anew(
     assert "teacher/dice" not in coordinator.order(opened, "evaluate", 2).metrics
 
 
-def test_a_policy_that_changed_since_the_hospital_joined_is_refused_before_anything_is_spent(
-    hospital: Hospital, coordinator_of, study_with, edit
-) -> None:
-    training = {"steps": 2, "fewest_steps": 1, "lr": 0.1, "lot": "all"}
-    coordinator = coordinator_of(study_with(training=training))
-    coordinator.publish(0, first_model(coordinator.study))
-    assert coordinator.order(hospital, "join", 0).steps == 2
-    opened = again(hospital, edit, device={"kind": "cpu", "most_steps": 1})
-    refusal = coordinator.order(opened, "contribute", 1)
-    assert "2 steps a round; its policy now gives 15 and 1" in refusal.reason
-    assert opened.ledger.spent(1e-3) == 0
-
-
 def test_a_hospital_that_missed_a_round_goes_on_where_it_left_off(
     hospital: Hospital, coordinator_of, study_with
 ) -> None:

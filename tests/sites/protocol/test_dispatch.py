@@ -152,30 +152,6 @@ def test_who_withdraws_between_a_charge_and_its_training_does_not_train(
     assert len(hospital.eligible.training) == len(hospital.ledger.patients()) - 1
 
 
-def test_a_charge_is_given_back_where_the_scans_cannot_be_prepared_and_stays_once_training_began(
-    hospital: Hospital, coordinator_of, study_with, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_room(*_: object, **__: object) -> None:
-        raise MemoryError("no room for the scans")
-
-    coordinator = coordinator_of(study_with())
-    coordinator.publish(0, first_model(coordinator.study))
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr("sites.contribution.contribution.prepare", no_room)
-        coordinator.order(hospital, "contribute", 1)
-    assert [e.action for e in hospital.ledger.entries()] == ["reserve", "void"]
-    assert hospital.ledger.spent(1e-3) == 0
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(torch.optim, "SGD", no_room)
-        coordinator.order(hospital, "contribute", 1)
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr("sites.contribution.contribution.prepare", no_room)
-        coordinator.order(hospital, "contribute", 1)
-    assert [e.action for e in hospital.ledger.entries()][2:] == ["reserve", "start"]
-    assert hospital.ledger.spent(1e-3) > 0
-    assert coordinator.order(hospital, "contribute", 1).kind == "release"
-
-
 def test_while_a_clock_has_gone_back_nothing_is_spent_and_the_same_order_stays_good(
     hospital: Hospital, coordinator_of, study_with, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,20 +219,6 @@ def test_nothing_that_leaves_names_a_patient_or_a_true_count(
         assert counts <= {20, 15}
 
 
-def test_joining_promises_no_more_than_the_budget_holds(
-    hospital: Hospital, coordinator_of, study_with
-) -> None:
-    coordinator = coordinator_of(study_with())
-    assert coordinator.order(hospital, "join", 0).kind == "acceptance"
-    coordinator.publish(0, first_model(coordinator.study))
-    coordinator.order(hospital, "contribute", 1)
-    coordinator.run = "small-2"
-    coordinator.study = study_with(privacy={**study_with().privacy.model_dump(), "epsilon": 49})
-    refusal = coordinator.order(hospital, "join", 0)
-    assert refusal.kind == "refusal"
-    assert "Rounds like this that still fit" in refusal.reason
-
-
 def test_a_hospital_that_was_put_right_takes_part_in_a_later_attempt(
     hospital: Hospital, coordinator_of, study_with, edit
 ) -> None:
@@ -315,21 +277,6 @@ def test_a_study_cannot_choose_labels_to_learn_who_has_them(
     coordinator = coordinator_of(study_with(task=task))
     refusal = coordinator.order(hospital, "join", 0)
     assert "differ from those of the hospital's data" in refusal.reason
-
-
-def test_a_training_that_diverges_stays_charged_and_is_not_tried_again(
-    hospital: Hospital, coordinator_of, study_with
-) -> None:
-    privacy = {**study_with().privacy.model_dump(), "clip": {"kind": "flat", "norm": 1e6}}
-    training = {"steps": 2, "lr": 1e38, "lot": "all"}
-    coordinator = coordinator_of(
-        study_with(privacy=privacy, training=training, export="weights", distillation=None)
-    )
-    coordinator.publish(0, first_model(coordinator.study))
-    for attempt in (1, 2):
-        answer = coordinator.order(hospital, "contribute", 1, attempt)
-        assert "diverged" in answer.reason
-    assert [e.action for e in hospital.ledger.entries()] == ["reserve", "start", "settle"]
 
 
 def test_later_manifests_say_how_many_releases_had_no_privacy(

@@ -10,9 +10,8 @@ import pytest
 from coordinator import Coordinator, first_model
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from privacy.signing import public_hex, sign, verified
+from privacy.signing import public_hex, sign
 from sites import orders
-from sites.admission.approvals import waiting
 from sites.contribution import contribution
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
@@ -89,23 +88,6 @@ def test_an_order_in_another_protocol_waits_until_both_are_upgraded(
     with pytest.raises(BadOrder, match="uses protocol 99, this hospital 1"):
         carry_out_ref(hospital, JOIN, ignore_progress)
     assert not coordinator.exchange.statements_of("north")
-
-
-def test_a_hospital_says_whether_it_could_take_part_and_nobody_has_to_approve_that(
-    hospital: Hospital, coordinator: Coordinator, edit
-) -> None:
-    edit(hospital.folder / "site.yaml", approve={"join": "manual", "export": "manual"})
-    lay_down_at(coordinator, "check", 0)
-    ref = JOIN.model_copy(update={"phase": "check"})
-    carry_out_ref(Hospital.open(hospital.folder), ref, ignore_progress)
-    data = coordinator.exchange.statement(Place.statement("small-1", 0, "check", "north")) or b""
-    said = verified(data, "north", {"north": hospital.public_key})
-    assert said["kind"] == "readiness"
-    assert said["event"] is None
-    assert not waiting(hospital)
-    assert not hospital.ledger.charges()
-    edit(hospital.folder / "site.yaml", budget={"epsilon": 1.0, "delta": 1e-3})
-    assert "allows 1" in coordinator.order(Hospital.open(hospital.folder), "check", 1).reason
 
 
 def test_a_drained_hospital_takes_no_order_until_it_is_told_to_and_the_order_stays_good(

@@ -1,0 +1,118 @@
+"""Acceptance and contribution of a hospital, with a real ledger, outbox and exchange."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from coordinator import Coordinator, first_model
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from models.networks import UNetConfig
+from sites.admission.approvals import waiting
+from sites.exchange.exchange import Exchange
+from sites.hospital import Hospital
+from sites.study import Study
+
+
+@pytest.fixture
+def hospital(tmp_path: Path, small_wards) -> Hospital:
+    return Hospital.open(small_wards(tmp_path / "wards") / "east", test_noise=1)
+
+
+@pytest.fixture
+def coordinator_of(tmp_path: Path) -> Callable[[Study], Coordinator]:
+    def make(study: Study) -> Coordinator:
+        exchange = Exchange(str(tmp_path / "exchange"))
+        return Coordinator(study, exchange, Ed25519PrivateKey.generate())
+
+    return make
+
+
+def test_joining_promises_no_more_than_the_budget_holds(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    coordinator = coordinator_of(study_with())
+    assert coordinator.order(hospital, "join", 0).kind == "acceptance"
+    coordinator.publish(0, first_model(coordinator.study))
+    coordinator.order(hospital, "contribute", 1)
+    coordinator.run = "small-2"
+    coordinator.study = study_with(privacy={**study_with().privacy.model_dump(), "epsilon": 49})
+    refusal = coordinator.order(hospital, "join", 0)
+    assert refusal.kind == "refusal"
+    assert "Rounds like this that still fit" in refusal.reason
+
+
+def test_a_policy_that_changed_since_the_hospital_joined_is_refused_before_anything_is_spent(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    training = {"steps": 2, "fewest_steps": 1, "lr": 0.1, "lot": "all"}
+    coordinator = coordinator_of(study_with(training=training))
+    coordinator.publish(0, first_model(coordinator.study))
+    assert coordinator.order(hospital, "join", 0).steps == 2
+    edit(hospital.folder / "site.yaml", device={"kind": "cpu", "most_steps": 1})
+    opened = Hospital.open(hospital.folder, test_noise=1)
+    refusal = coordinator.order(opened, "contribute", 1)
+    assert "2 steps a round; its policy now gives 15 and 1" in refusal.reason
+    assert opened.ledger.spent(1e-3) == 0
+
+
+def test_a_charge_is_given_back_where_the_scans_cannot_be_prepared_and_stays_once_training_began(
+    hospital: Hospital, coordinator_of, study_with, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise MemoryError("no room for the scans")
+
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("sites.contribution.contribution.prepare", no_room)
+        coordinator.order(hospital, "contribute", 1)
+    assert [e.action for e in hospital.ledger.entries()] == ["reserve", "void"]
+    assert hospital.ledger.spent(1e-3) == 0
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(torch.optim, "SGD", no_room)
+        coordinator.order(hospital, "contribute", 1)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("sites.contribution.contribution.prepare", no_room)
+        coordinator.order(hospital, "contribute", 1)
+    assert [e.action for e in hospital.ledger.entries()][2:] == ["reserve", "start"]
+    assert hospital.ledger.spent(1e-3) > 0
+    assert coordinator.order(hospital, "contribute", 1).kind == "release"
+
+
+@pytest.mark.parametrize("phase", ["check", "join", "contribute"])
+def test_a_network_that_mixes_patients_is_refused_before_anything_is_charged(
+    phase: str, hospital: Hospital, coordinator_of, study_with, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = UNetConfig.arguments
+
+    def with_batch_norm(config: UNetConfig, dims: int, out_channels: int) -> dict[str, object]:
+        return {**arguments(config, dims, out_channels), "norm": "BATCH"}
+
+    monkeypatch.setattr(UNetConfig, "arguments", with_batch_norm)
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    refusal = coordinator.order(hospital, phase, 1 if phase == "contribute" else 0)
+    assert refusal.kind == "refusal"
+    assert "BatchNorm3d" in refusal.reason
+    assert [e.action for e in hospital.ledger.entries()] == ["publish"]
+    assert not hospital.ledger.charges()
+
+
+def test_a_check_answers_ready_without_an_approval_or_a_charge(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    edit(hospital.folder / "site.yaml", approve={"join": "manual", "export": "manual"})
+    coordinator = coordinator_of(study_with())
+    strict = Hospital.open(hospital.folder)
+    statement = coordinator.order(strict, "check", 0)
+    assert (statement.kind, statement.event) == ("readiness", None)
+    assert [e.action for e in strict.ledger.entries()] == ["publish"]
+    assert not strict.ledger.charges()
+    assert not waiting(strict)
+    edit(hospital.folder / "site.yaml", budget={"epsilon": 1.0, "delta": 1e-3})
+    poor = Hospital.open(hospital.folder)
+    coordinator.run = "small-2"
+    assert "allows 1" in coordinator.order(poor, "check", 0).reason
+    assert not poor.ledger.charges()
