@@ -262,7 +262,7 @@ class Federation:
         preload.write_text(f"{FAKETIME[-1]}\n")
         inside = f'mount --bind {preload} {PRELOAD} && exec ip netns exec {namespace} "$@"'
         command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", inside, "sh"]
-        command += _wardround("site", "work", ".", "--test-noise", "7")
+        command += _wardround("site", "worker", ".", "--test-noise", "7")
         log = self.folder / f"{name}.log"
         worker = Service(name, command, environment, ward, log).start()
         stack.callback(worker.stop)

@@ -120,7 +120,7 @@ class Book:
             )
             raise ClockWentBack(
                 f"Expected a time after the ledger's newest entry, {newest}, got {now}. Set the clock. "
-                f"If the older time was wrong, `wardround site resolve` accepts the new one."
+                f"If the older time was wrong, `wardround site recover-ledger` accepts the new one."
             )
 
 

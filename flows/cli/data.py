@@ -13,7 +13,7 @@ from flows.cli.errors import cli_errors
 if TYPE_CHECKING:
     from sites.datasets.downloads import Source
 
-app = typer.Typer()
+app = typer.Typer(help="Make hospitals of synthetic or public data.", no_args_is_help=True)
 
 
 FromOption = Annotated[Path | None, typer.Option("--from", help="Where the set lies, unpacked.")]

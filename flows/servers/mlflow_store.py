@@ -10,8 +10,8 @@ from pathlib import Path
 from sites.yaml_files import ConfigError
 
 AWAY = (
-    "Move it away (and its artifacts with it), and a new store is made, into which `wardround log RUN` "
-    "puts what is on record of each run, and `wardround promote` what is released."
+    "Move it away with its artifacts; a new store is made. `wardround relog RUN` logs each recorded run "
+    "there, and `wardround promote` the released model."
 )
 
 

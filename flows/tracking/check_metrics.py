@@ -21,7 +21,7 @@ from flows.tracking.metrics import GLOBAL
 from models.files import sha256_of
 
 TOLERANCE = 1e-9
-LOG_AGAIN = "`wardround log` tells MLflow what it lacks"
+LOG_AGAIN = "`wardround relog` tells MLflow what it lacks"
 
 
 def differences(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:

@@ -42,8 +42,8 @@ def attach_report(run: Run, report: bytes) -> None:
         parent = _found(client, experiment.experiment_id, run, GLOBAL) if experiment else None
         if parent is None:
             raise StoreFailed(
-                f"MLflow has no run of {run.name} yet, as with a new store: `wardround log {run.name}` "
-                f"logs what is on record"
+                f"MLflow has no run of {run.name} yet, as with a new store: "
+                f"`wardround relog {run.name}` logs the recorded rounds"
             )
         client.log_text(parent, report.decode(), artifacts.REPORT)
         artifacts.keep(run, artifacts.REPORT, report)

@@ -13,28 +13,23 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from flows.rounds.rounds import (
-    NO_ANSWERS,
-    Answers,
-    aggregate,
-    answers,
-    first_model,
-    order,
-    publish_model,
-    record,
-    take_in,
-)
-from sites.training.training import prepare
 from torch import nn
 
+from flows.rounds.aggregation import aggregate
+from flows.rounds.global_model import first_model, publish_model
 from flows.rounds.membership import participants
+from flows.rounds.recording import round_record
+from flows.rounds.releases import accept_releases
+from flows.rounds.statements import NO_ANSWERS, Answers, answers, order
 from flows.runs.paths import Home
-from flows.runs.run import RoundRecord, Run
+from flows.runs.records import RoundRecord
+from flows.runs.run import Run
 from models import params as P
 from privacy.noise import NoiseSource
 from sites.hospital import Hospital
 from sites.protocol.dispatch import carry_out
 from sites.study import Study
+from sites.training.examples import prepare
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "fedavg_by_hand.py"
@@ -71,7 +66,7 @@ def product(folder: Path, study: Study, small_wards: Callable[[Path], Path]) -> 
     models = [dict(first_model(study))]
     base = finish(run, 0, models[0], NO_ANSWERS)
     for round in range(1, study.rounds + 1):
-        taken = take_in(run, round, base, ask(run, round, "contribute"))
+        taken = accept_releases(run, round, base, ask(run, round, "contribute"))
         assert taken.taken.keys() == DECLARED.keys(), taken.left_out
         models.append(dict(aggregate(run, round, base, taken)))
         base = finish(run, round, models[-1], taken)
@@ -81,7 +76,7 @@ def product(folder: Path, study: Study, small_wards: Callable[[Path], Path]) -> 
 def finish(run: Run, round: int, model: P.Params, taken: Answers) -> RoundRecord:
     """Publish a round's model and record the round, without scores."""
     sha256 = publish_model(run, round, model)
-    done = record(run, round, sha256, taken, NO_ANSWERS, 0)
+    done = round_record(run, round, sha256, taken, NO_ANSWERS, 0)
     run.keep(done)
     return done
 

@@ -137,7 +137,7 @@ def test_a_hospital_whose_only_way_out_is_a_proxy_trains_and_tells_through_it(
         "HTTPS_PROXY": f"http://{wire.address}.1:{proxy}",
         AUTH: f"north:{password_of('north')}",
     }
-    work = [sys.executable, "-m", "flows.cli", "site", "work", ".", "--test-noise", "7"]
+    work = [sys.executable, "-m", "flows.cli", "site", "worker", ".", "--test-noise", "7"]
     for name, run, env, folder in (
         ("nginx", site, dict(os.environ), tmp_path),
         ("squid", squid, dict(os.environ), tmp_path),

@@ -234,12 +234,12 @@ def test_the_owner_resolves_a_ledger_that_forgot_and_is_asked_before(home: Path)
         "event": {"noise_multiplier": 4.0, "sampling_rate": 1.0, "steps": 4},
     }  # fmt: skip
     hospital.outbox.put_statement(sign(refusal, "north", hospital.key))
-    shown = call("site", "resolve", ward, answer="n\n")
+    shown = call("site", "recover-ledger", ward, answer="n\n")
     assert "contribute" in shown.stdout and "4 x noise 4.00" in shown.stdout
     assert hospital.ledger.spent(1e-3) == 0
-    assert "Done: epsilon" in call("site", "resolve", ward, "--yes").stdout
+    assert "Done: epsilon" in call("site", "recover-ledger", ward, "--yes").stdout
     assert hospital.ledger.spent(1e-3) > 0
-    assert "knows everything" in call("site", "resolve", ward, answer="n\n").stdout
+    assert "knows everything" in call("site", "recover-ledger", ward, answer="n\n").stdout
     assert call("site", "ledger", ward, "--verify").exit_code == 0
 
 
@@ -274,7 +274,7 @@ def test_a_federation_without_an_address_of_prefect_is_told_what_is_missing(
 
 
 def test_a_hospital_without_a_coordinator_does_not_work_for_one(home: Path) -> None:
-    done = call("site", "work", home / "wards" / "north")
+    done = call("site", "worker", home / "wards" / "north")
     assert done.exit_code == 2
     assert "coordinator: expected {key, exchange, api}" in done.stderr
 

@@ -65,7 +65,7 @@ class Hub:
             "SSL_CERT_FILE": str(self.folder / "hub.pem"),
             AUTH: f"{name}:{password_of(name)}",
         }
-        command = [sys.executable, "-m", "flows.cli", "site", "work", ".", "--test-noise", "7"]
+        command = [sys.executable, "-m", "flows.cli", "site", "worker", ".", "--test-noise", "7"]
         with (self.folder / f"{name}.log").open("a") as log:
             process = subprocess.Popen(
                 command,

@@ -72,11 +72,11 @@ def test_a_new_store_gets_all_that_is_on_record_and_then_what_is_released(
     utils._artifact_repos_cache.clear()
     with running(mlflow_server(run.home)) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        assert "`wardround log` tells MLflow what it lacks" in next(faults(run))
-        with pytest.raises(StoreFailed, match=f"`wardround log {run.name}` logs what is on record"):
+        assert "`wardround relog` tells MLflow what it lacks" in next(faults(run))
+        with pytest.raises(StoreFailed, match=f"`wardround relog {run.name}` logs the recorded rounds"):
             publish_decisions_page(run)
         done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", "log"],
+            [sys.executable, "-m", "flows.cli", "relog"],
             cwd=run.home.folder,
             capture_output=True,
             text=True,
