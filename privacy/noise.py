@@ -51,6 +51,20 @@ class NoiseSource:
         self._drawn += count
         return ((words >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53
 
+    def below(self, bound: int) -> int:
+        """Return a whole number from 0 to `bound` - 1, each with the same probability, exactly.
+
+        Numbers at or above the bound are drawn again, so none is more likely than another.
+        """
+        bits = (bound - 1).bit_length()
+        words = (bits + 63) // 64
+        while True:
+            data = self._stream.update(bytes(8 * words))
+            self._drawn += words
+            drawn = int.from_bytes(data) >> (64 * words - bits)
+            if drawn < bound:
+                return drawn
+
     def normal(self, shape: tuple[int, ...], std: float) -> Tensor:
         """Return N(0, std^2) noise of `shape` in float64.
 

@@ -15,6 +15,7 @@ from models.checkpoints import CorruptCheckpoint, StoredParams
 from models.config import Config
 from models.params import Params
 from privacy.accounting import LEAST_NOISE, Accountant, Budget
+from privacy.noised import is_on_grid
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Content = Literal["weights", "student", "predictions", "gradient_sum"]
@@ -144,6 +145,8 @@ class Scores(_Statement):
     def _charged_if_and_only_if_noised(self) -> "Scores":
         if (self.metrics_policy == "noised") != (self.event is not None):
             raise ValueError("expected an event if and only if metrics are noised")
+        if self.metrics_policy == "noised" and not all(map(is_on_grid, self.metrics.values())):
+            raise ValueError("expected noised metrics on the public grid")
         return self
 
 
@@ -173,6 +176,11 @@ class Survey(_Statement):
     def _charged_if_and_only_if_noised(self) -> "Survey":
         if (self.statistics_policy == "noised") != (self.event is not None):
             raise ValueError("expected an event if and only if statistics are noised")
+        bins = (each for histogram in self.histograms.values() for each in histogram)
+        if self.statistics_policy == "noised" and not all(
+            each is not None and is_on_grid(each) for each in bins
+        ):
+            raise ValueError("expected noised statistics on the public grid")
         return self
 
 

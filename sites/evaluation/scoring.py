@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from models.objectives import LOWER_IS_BETTER, Prediction, Task, flat
 from privacy.accounting import PrivacyEvent
 from privacy.noise import NoiseSource
+from privacy.noised import noised_sums, to_grid
 from sites.cohort import Patient
 from sites.inference import Predict
 
@@ -83,12 +83,11 @@ def noised_score(
     """
     outcomes = [task.bounded(_predictions(predict, patient)) for patient in patients]
     names = sorted(outcomes[0])
-    total = torch.tensor([[o[name] for name in names] for o in outcomes]).double().sum(0)
-    std = event.noise_multiplier * len(names) ** 0.5
-    mean = ((total + noise.normal((len(names),), std)) / declared).clamp(0, 1)
-    metrics = dict(zip(names, mean.tolist(), strict=True))
+    rows = np.array([[outcome[name] for name in names] for outcome in outcomes], dtype=np.float64)
+    shares = noised_sums(rows, event, len(names) ** 0.5, noise).shares(declared)
+    metrics = dict(zip(names, shares, strict=True))
     dice = [value for name, value in metrics.items() if name.startswith("dice/")]
-    return {**metrics, "dice": sum(dice) / len(dice)} if dice else metrics
+    return {**metrics, "dice": to_grid(sum(dice) / len(dice))} if dice else metrics
 
 
 def _predictions(predict: Predict, patient: Patient) -> Iterator[Prediction]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from models.objectives import TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.noise import NoiseSource
+from privacy.noised import noised_sums
 from sites.cohort import Patient
 from sites.imaging.profile import INTENSITY_EDGES, Profile
 
@@ -129,16 +130,17 @@ def noised(
     event: PrivacyEvent,
     noise: NoiseSource,
 ) -> Told:
-    """Return every share with the Gaussian noise that `event` states.
+    """Return every share with the noise that `event` states, on the grid of `privacy.noised`.
 
     Guarantees: setting a patient's numbers to zero changes each of h histograms by at most 1 in L2, and
     all of them together by at most sqrt(h); the divisor is the declared number of patients.
     """
+    tables = _tables(patients, task)
+    rows = np.concatenate(list(tables.values()), axis=1)
+    shares = noised_sums(rows, event, len(tables) ** 0.5, noise).shares(declared)
     published: Told = {}
-    std = event.noise_multiplier * len(bins(task)) ** 0.5
-    for name, table in _tables(patients, task).items():
-        drawn = noise.normal((table.shape[1],), std).double().numpy()
-        published[name] = [float(x) for x in np.clip((table.sum(0) + drawn) / declared, 0, 1)]
+    for name, table in tables.items():
+        published[name], shares = [*shares[: table.shape[1]]], shares[table.shape[1] :]
     return published
 
 

@@ -7,6 +7,7 @@ import torch
 from models.objectives import SegmentationConfig, build_task
 from privacy.accounting import PrivacyEvent
 from privacy.noise import NoiseSource
+from privacy.noised import STEP, is_on_grid
 from sites.cohort import Patient
 from sites.evaluation.scoring import FEWEST, intervals, kept, noised_score, score, worst_case
 from sites.imaging.intake import Scan
@@ -54,20 +55,21 @@ def test_noised_metrics_are_the_exact_sum_with_noise_of_the_stated_size() -> Non
             READS, TASK, patients(4),
             declared=100, event=PrivacyEvent(10.0, 1.0, 1), noise=NoiseSource.for_test(seed, ""),
         )
-        for seed in range(80)
+        for seed in range(400)
     ]  # fmt: skip
     values = torch.tensor([[d["dice/a"], d["dice/b"]] for d in draws])
     above = values[values > 0] - 0.04
     assert above.std().item() == pytest.approx(10 * 2**0.5 / 100 * 0.6, rel=0.25)  # a half normal
-    assert all(d["dice"] == pytest.approx((d["dice/a"] + d["dice/b"]) / 2) for d in draws)
+    assert all(d["dice"] == pytest.approx((d["dice/a"] + d["dice/b"]) / 2, abs=STEP) for d in draws)
+    assert all(is_on_grid(value) for d in draws for value in d.values())
 
 
 def test_noised_metrics_divide_by_the_declared_number() -> None:
     metrics = noised_score(
         READS, TASK, patients(4),
-        declared=8, event=PrivacyEvent(1e-6, 1.0, 1), noise=NoiseSource.for_test(0, ""),
+        declared=8, event=PrivacyEvent(1e-4, 1.0, 1), noise=NoiseSource.for_test(0, ""),
     )  # fmt: skip
-    assert metrics["dice/a"] == pytest.approx(0.5, abs=1e-4)
+    assert metrics["dice/a"] == pytest.approx(0.5, abs=1e-3)
 
 
 def outcomes_of(count: int) -> list[dict[str, float]]:

@@ -1,0 +1,138 @@
+"""Noised figures: integers on a public grid, with exact discrete Gaussian noise.
+
+The last bits of a float64 sum show which sum is under its noise (Mironov 2012, On Significance of the
+Least Significant Bits for Differential Privacy, https://doi.org/10.1145/2382196.2382264). So each
+patient's numbers are rounded to a grid, their sum and the noise are integers, and whatever is published
+depends on the noised integer alone.
+
+The discrete Gaussian with the same sigma satisfies the same concentrated DP as the continuous one, and
+its cost converges to the Gaussian's as exp(-2 pi^2 sigma^2) in units of the grid (Canonne, Kamath and
+Steinke 2020, The Discrete Gaussian for Differential Privacy, theorem 4 and section 2.4,
+https://arxiv.org/abs/2004.00010). `LEAST_SIGMA` keeps that difference below 1e-300.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import isqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy.accounting import PrivacyEvent
+from privacy.noise import NoiseSource
+
+UNITS = 2**16
+"""Units of the grid in one patient's largest number, 1."""
+
+STEP = 2.0**-20
+"""The grid of published shares: each is a multiple of it, exact in float64 and in JSON."""
+
+LEAST_SIGMA = 6.0
+"""The smallest noise, in units of the grid, at which both Gaussians cost the same."""
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Sums over patients with their noise, in units of the grid; only `noised_sums` makes one."""
+
+    units: tuple[int, ...]
+
+    def shares(self, declared: int) -> list[float]:
+        """Return each sum over a declared number of patients: from 0 to 1, a multiple of `STEP`.
+
+        >>> Noised((UNITS * 3, -5)).shares(declared=4)
+        [0.75, 0.0]
+        """
+        clipped = (
+            min(max(Fraction(each, UNITS * declared), Fraction(0)), Fraction(1)) for each in self.units
+        )
+        return [round(share / Fraction(STEP)) * STEP for share in clipped]
+
+
+def to_grid(value: float) -> float:
+    """Return the nearest multiple of `STEP`.
+
+    >>> to_grid(0.1)
+    0.10000038146972656
+    """
+    return round(value / STEP) * STEP
+
+
+def is_on_grid(value: float) -> bool:
+    """Return whether a number is a multiple of `STEP`.
+
+    >>> is_on_grid(0.5), is_on_grid(0.1)
+    (True, False)
+    """
+    return (value / STEP).is_integer()
+
+
+def noised_sums(
+    values: NDArray[np.float64], event: PrivacyEvent, sensitivity: float, noise: NoiseSource
+) -> Noised:
+    """Return the sum over patients of their numbers, with the noise that an event states.
+
+    Guarantees: zeroing a patient's row moves the sums by at most `sensitivity` in L2 before the noise of
+    `event.noise_multiplier * sensitivity`; rounding down to the grid keeps that bound.
+
+    Args:
+        values: `(P, D)`, each from 0 to 1.
+        sensitivity: the largest L2 norm of a row.
+
+    Raises:
+        ValueError: a value outside [0, 1], more than one step, or noise too small for the grid.
+    """
+    if not (np.all(values >= 0) and np.all(values <= 1)):  # NaN fails too
+        raise ValueError("Expected each patient's numbers to be from 0 to 1.")
+    if (event.steps, event.sampling_rate) != (1, 1.0):
+        raise ValueError("Expected an event of one step over all patients.")
+    sigma = event.noise_multiplier * sensitivity * UNITS
+    if sigma < LEAST_SIGMA:
+        raise ValueError(f"Expected noise of at least {LEAST_SIGMA:g} units of the grid, got {sigma:g}.")
+    sums = np.floor(values * UNITS).astype(np.int64).sum(0)
+    variance = Fraction(sigma) ** 2
+    return Noised(tuple(int(each) + discrete_gaussian(variance, noise) for each in sums))
+
+
+def discrete_gaussian(variance: Fraction, noise: NoiseSource) -> int:
+    """Return an integer n with probability proportional to exp(-n^2 / (2 variance)), exactly.
+
+    Rejection from the discrete Laplace distribution (Canonne, Kamath and Steinke 2020, algorithm 3).
+    """
+    scale = _isqrt(variance) + 1
+    while True:
+        drawn = _discrete_laplace(scale, noise)
+        distance = abs(drawn) - variance / scale
+        if _is_exp(distance**2 / (2 * variance), noise):
+            return drawn
+
+
+def _isqrt(value: Fraction) -> int:
+    """Return the integer part of a square root."""
+    return isqrt(value.numerator // value.denominator)
+
+
+def _discrete_laplace(scale: int, noise: NoiseSource) -> int:
+    """Return an integer n with probability proportional to exp(-|n| / scale) (algorithm 2)."""
+    while True:
+        part = noise.below(scale)
+        if not _is_exp(Fraction(part, scale), noise):
+            continue
+        whole = 0
+        while _is_exp(Fraction(1), noise):
+            whole += 1
+        size, is_negative = part + scale * whole, bool(noise.below(2))
+        if size or not is_negative:
+            return -size if is_negative else size
+
+
+def _is_exp(exponent: Fraction, noise: NoiseSource) -> bool:
+    """Return True with probability exp(-exponent), exactly (algorithm 1)."""
+    while exponent > 1:
+        if not _is_exp(Fraction(1), noise):
+            return False
+        exponent -= 1
+    count = 1
+    while noise.below(exponent.denominator * count) < exponent.numerator:
+        count += 1
+    return count % 2 == 1
