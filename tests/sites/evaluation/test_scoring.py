@@ -55,7 +55,7 @@ def test_noised_metrics_are_the_exact_sum_with_noise_of_the_stated_size() -> Non
             READS, TASK, patients(4),
             declared=100, event=PrivacyEvent(10.0, 1.0, 1), noise=NoiseSource.for_test(seed, ""),
         )
-        for seed in range(400)
+        for seed in range(160)
     ]  # fmt: skip
     values = torch.tensor([[d["dice/a"], d["dice/b"]] for d in draws])
     above = values[values > 0] - 0.04
