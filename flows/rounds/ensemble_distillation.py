@@ -1,7 +1,9 @@
-"""Where hospitals export predictions: one student of them all, the next global model.
+"""Ensemble distillation: the next global model learns from the predictions that hospitals export.
 
-(FedDF, Lin et al. 2020, equation 1; its student starts from the hospitals' averaged weights, which here
-nobody has, so it starts from the last global model.) What hospitals' networks are nobody has to know.
+The coordinator does not have to know the hospitals' networks. Source: Lin et al. 2020, Ensemble
+Distillation for Robust Model Fusion in Federated Learning (FedDF), equation 1,
+https://arxiv.org/abs/2006.07242. There the student starts from the hospitals' averaged weights. Here
+nobody has these, so it starts from the last global model.
 """
 
 from collections.abc import Sequence
@@ -27,13 +29,13 @@ from sites.transfer_set import transfer_images
 
 
 def check_ready(study: Study, home: Home) -> None:
-    """Raise `NoTransferImages` unless the coordinator has what it will distil on."""
+    """Raise `NoTransferImages` unless the coordinator has the images that the study distils on."""
     if study.export == "predictions" and study.distillation:
         transfer_images(study, study.distillation, home.public)
 
 
 def most_bytes(run: Run) -> int:
-    """Return how much a release of predictions may weigh: eight bits for each."""
+    """Return the largest size of a release of predictions in bytes: one byte for each prediction."""
     return prod(_shape(run))
 
 
@@ -48,11 +50,11 @@ def check_predictions(run: Run, path: Path, manifest: ReleaseManifest) -> None:
 
 
 def student_of(run: Run, round: int, params: Params, releases: Sequence[Contribution]) -> Params:
-    """Return the global model once it has learned from the ensemble of the round's predictions."""
+    """Return the global model after it has learned from the ensemble of the round's predictions."""
     study, config = run.study, _config(run)
     images = transfer_images(study, config, run.home.public)
-    said = ((each.weight, _unpacked(run, each.change[predictions.NAME])) for each in releases)
-    targets = predictions.ensemble(said, config.ensemble)
+    answers = ((each.weight, _unpacked(run, each.change[predictions.NAME])) for each in releases)
+    targets = predictions.ensemble(answers, config.ensemble)
     network = network_for(study.network, study, CPU, params)
     rng = torch.Generator().manual_seed(study.seed_for(round, "", "distil"))
     with one_thread():

@@ -18,7 +18,7 @@ from flows.runs.versions import installed
 from models.objectives import SPREAD
 from privacy.release import Comparison, ReleaseManifest, Scores, Statement
 
-UNASKED = Absence(kind="missing", text="it took part no more when the model was scored")
+UNASKED = Absence(kind="missing", text="it no longer took part when the model was scored")
 OTHER_MODEL = Absence(kind="rejected", text="its scores are of another model")
 NOT_COMPARED = Absence(kind="rejected", text="it is no comparison")
 Answer = Signed[Statement] | Absence | None

@@ -1,4 +1,4 @@
-"""Releases of a round: checked against the study's own costs and shapes, then accepted for good."""
+"""Releases of a round: checked against the study's own costs and shapes, then accepted permanently."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

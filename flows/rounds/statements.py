@@ -34,7 +34,7 @@ LEFT = Absence(kind="missing", text="it has left the study")
 class TooFewHospitals(AskSomebody):
     """Fewer hospitals than the study's minimum; the message lists each one's reason.
 
-    `begun` tells whether the run had begun: before, nothing was recorded and nothing spent.
+    `begun` states whether the run had begun; if not, nothing was recorded and nothing spent.
     """
 
     def __init__(

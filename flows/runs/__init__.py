@@ -1,1 +1,1 @@
-"""A run as a folder: its records, where things lie, locks, versions, files that it shows."""
+"""A run as a folder: records, paths, locks, versions, signed artifacts."""

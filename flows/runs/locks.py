@@ -1,4 +1,4 @@
-"""Files that one process holds at a time: a lock ends with its process, however that ends."""
+"""Locks on files: one process holds a lock at a time, and it ends with the process, also in a crash."""
 
 import fcntl
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def waiting_for(path: Path) -> Iterator[None]:
-    """Hold a lock, as soon as nobody else does."""
+    """Wait until no other process holds a lock, then hold it."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -16,7 +16,7 @@ def waiting_for(path: Path) -> Iterator[None]:
 
 @contextmanager
 def held(path: Path, busy: Exception) -> Iterator[None]:
-    """Hold a lock; raise `busy` where somebody else does."""
+    """Hold a lock; raise `busy` where another process holds it."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

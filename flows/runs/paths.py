@@ -12,7 +12,7 @@ class Home:
 
     @property
     def state(self) -> Path:
-        """Everything that is not MLflow's."""
+        """The folder of all files that are not MLflow's."""
         return self.folder / ".wardround"
 
     @property
@@ -22,12 +22,12 @@ class Home:
 
     @property
     def public(self) -> Path:
-        """The sets of images that the coordinator calls public."""
+        """The folder of image sets that the coordinator declares public."""
         return self.folder / "public"
 
     @property
     def exchange(self) -> str:
-        """The exchange of federations on this machine."""
+        """The exchange of a federation on this machine."""
         return str(self.state / "exchange")
 
     @property

@@ -48,20 +48,20 @@ class NotAllowed(AskSomebody):
 
 
 class BrokenRun(ReportToUs):
-    """A run's folder is not as Wardround left it."""
+    """A run's folder differs from what Wardround wrote."""
 
 
 Kind = Literal["training", "survey", "rehearsal", "check"]
 
 
 class RunDescription(Config):
-    """A run's fixed facts, and its hospitals: from the start, since later, no more.
+    """A run's fixed facts, and its hospitals: those that take part, refused or left.
 
     Attributes:
         roster: each hospital's public key.
-        participants: who takes part now.
-        refused: why other hospitals of the roster took no part at the start.
-        departed: who took part and has left.
+        participants: the hospitals that take part now.
+        refused: the reasons why other hospitals of the roster took no part at the start.
+        departed: the hospitals that took part and have left.
         former: earlier acceptances of hospitals that left and came back; earlier rounds rest on them.
     """
 
@@ -112,7 +112,10 @@ class Run:
         exchange: str,
         kind: Kind = "training",
     ) -> "Run":
-        """Begin a run of `study` among the hospitals on the roster, the newest by any clock."""
+        """Begin a run of `study` among the hospitals on the roster.
+
+        Its start time is later than that of every other run here, also if the clock went back.
+        """
         now = datetime.now(UTC)
         earlier = [run.description.started_ms for run in _runs(home, "run.json")]
         prefix = study.name if kind == "training" else f"{study.name}-{kind}"
@@ -134,7 +137,7 @@ class Run:
         """Open a run by name.
 
         Raises:
-            BrokenRun: there is none, or its description can't be read.
+            BrokenRun: there is no such run, or its description can't be read.
         """
         path = home.runs / name / "run.json"
         try:
@@ -145,12 +148,12 @@ class Run:
 
     @property
     def is_newest(self) -> bool:
-        """Whether no run of its study was begun later here."""
+        """True unless a run of the same study was begun later here."""
         runs = [run for run in started_runs(self.home) if run.study.name == self.study.name]
         return not runs or runs[-1].name == self.name
 
     def again(self) -> "Run":
-        """Return the run as its folder describes it by now; raises as `open` does."""
+        """Return the run as its folder describes it now; raise as `open` does."""
         return Run.open(self.home, self.name)
 
     @property
@@ -182,7 +185,7 @@ class Run:
         """Return the statement in `data` if the coordinator signed it, with its key or a former one.
 
         Raises:
-            BadSignature: it did not.
+            BadSignature: the coordinator did not sign it.
         """
         for key in self.home.former_keys:
             with suppress(BadSignature):
@@ -204,7 +207,7 @@ class Run:
         roster: Mapping[str, str] | None = None,
         former: Mapping[str, tuple[Participant, ...]] | None = None,
     ) -> "Run":
-        """Return the run with who takes part, which its folder now records; None changes nothing."""
+        """Store the run's hospitals in its folder; return the run with them. None changes nothing."""
         changes = {
             "participants": dict(participants),
             "refused": dict(refused),
@@ -229,7 +232,7 @@ class Run:
         return checkpoints.read(self.model_path(record.round), record.model_sha256)
 
     def note_call(self, round: int, phase: str, site: str, seconds: float, failure: str) -> None:
-        """Store how long a hospital took for a phase of a round, and what went wrong, if anything."""
+        """Store the seconds that a hospital took for a phase of a round, and its failure, if any."""
         data = json.dumps({"seconds": seconds, "failure": failure}).encode()
         write_atomically(self._call_path(round, phase, site), data)
 
@@ -250,7 +253,7 @@ class Run:
 
     @property
     def attempt(self) -> int:
-        """How often a coordinator has started on this run."""
+        """The number of times that a coordinator has started this run."""
         path = self.folder / "attempts"
         return int(path.read_bytes()) if path.exists() else 0
 
@@ -284,22 +287,22 @@ class Run:
         return records[-1].sha256 if records else GENESIS
 
     def keep(self, record: RoundRecord) -> None:
-        """Record a finished round: with this one file the round is done."""
+        """Record a finished round; the round is finished once this one file exists."""
         write_atomically(self._record_path(record.round), record.data)
 
     def publish_head(self, record: RoundRecord) -> None:
-        """Write the signed head of a recorded round to the exchange; again it does nothing."""
+        """Write the signed head of a recorded round to the exchange; a second call does nothing."""
         head = HeadManifest(kind="head", run=self.name, round=record.round, record_sha256=record.sha256)
         statement = sign(head.model_dump(mode="json"), "coordinator", self.key)
         self.exchange.put_statement(Place.head(self.name, record.round), statement)
 
     def mark_finished(self) -> None:
-        """Mark the run as finished: every round is recorded, and in MLflow."""
+        """Mark the run as finished: every round is recorded and logged in MLflow."""
         write_atomically(self.folder / "finished", b"")
 
     @property
     def is_finished(self) -> bool:
-        """Whether every round is recorded, and in MLflow."""
+        """True once every round is recorded and logged in MLflow."""
         return (self.folder / "finished").exists()
 
     def _record_path(self, round: int) -> Path:
@@ -316,7 +319,7 @@ def surveys_of(home: Home, study: str) -> list[Run]:
 
 
 def runs_of(home: Home, study: Study | None = None) -> list[Run]:
-    """Return the home's runs that have begun training, oldest first; of one study, if given."""
+    """Return the training runs that a hospital has accepted, oldest first; of one study, if given."""
     return [run for run in started_runs(home, study) if run.description.everybody]
 
 
@@ -331,7 +334,7 @@ def named_run(home: Home, name: str | None) -> Run:
 
 
 def started_runs(home: Home, study: Study | None = None) -> list[Run]:
-    """Return these and the runs that were interrupted before anybody had accepted, oldest first."""
+    """Return all training runs, also those interrupted before a hospital accepted, oldest first."""
     runs = [run for run in _runs(home, "run.json") if run.description.kind == "training"]
     return [run for run in runs if study is None or run.study.sha256 == study.sha256]
 

@@ -1,4 +1,4 @@
-"""The libraries whose versions are told with whatever was made by them."""
+"""Versions of the libraries that make rounds and models; records and models state them."""
 
 from importlib.metadata import version
 
@@ -6,7 +6,7 @@ LIBRARIES = ("wardround", "torch", "monai", "opacus", "prefect", "mlflow")
 
 
 def installed() -> dict[str, str]:
-    """Return by name the version of each that this process has.
+    """Return by name the version of each library that this process uses.
 
     >>> sorted(installed()) == sorted(LIBRARIES)
     True
