@@ -1,1 +1,1 @@
-"""How hospitals are reached: processes on this machine, workers behind firewalls."""
+"""Access to hospitals: processes on this machine, workers behind firewalls."""

@@ -1,8 +1,8 @@
-"""A federation of real hospitals: who they are, where the exchange is, and how each is asked.
+"""A federation of real hospitals: their keys, the exchange, and the orders to each hospital.
 
-A hospital's own worker asks Prefect for work (`flows.hospitals.hospital_worker`); what it is to do
-lies in the exchange, signed. Prefect only says that there is something, and what it says of a
-hospital's run decides nothing but whether to ask again.
+A hospital's own worker asks Prefect for work (`flows.hospitals.hospital_worker`); the signed order is
+in the exchange. Prefect only announces that there is an order. What Prefect reports of a hospital's run
+decides only whether the hospital is asked again.
 """
 
 import time
@@ -39,8 +39,8 @@ class Federation(Config):
     """A `federation.yaml`.
 
     Attributes:
-        exchange: as the coordinator reaches it, such as the folder that its web server serves.
-        hospitals: each hospital's public key, which `wardround site init` printed there.
+        exchange: its folder or address for the coordinator, such as the folder of its web server.
+        hospitals: each hospital's public key, which `wardround site init` printed at the hospital.
     """
 
     exchange: str
@@ -71,60 +71,62 @@ class RemoteHospital:
     invitations: list[FlowRun] = field(default_factory=list)
 
     def carry_out(self, order: Order, timeout_s: float) -> None:
-        """Lay an order down, have the hospital's worker told, and wait for the answer in the exchange.
+        """Publish an order, notify the hospital's worker, and wait for the answer in the exchange.
 
-        The order expires `timeout_s` after it was first given; until then the worker is told again
-        whenever its run has ended without an answer. A person is called if the worker falls silent.
+        The order expires `timeout_s` after it was first published. Until then the worker is notified
+        again whenever its run has ended without an answer. A person is called if the worker falls
+        silent.
 
         Raises:
-            HospitalLeftOut: the order has expired, or somebody has cancelled the run.
+            HospitalLeftOut: the order has expired, or the run was cancelled.
         """
-        order, times, told, trouble = self._laid_down(order, timeout_s + _grace_s(order)), 0, None, ""
+        order = self._published_order(order, timeout_s + _grace_s(order))
+        times, flow_run, trouble = 0, None, ""
         until_ms = (order.expires_ms or 0) - int(1000 * _grace_s(order))
         watch = Watch(order)
         while not self._has_answer(order):
             watch.look()
             if _now_ms() >= until_ms:
                 if not _grace_s(order):
-                    _cancel(told)
-                raise HospitalLeftOut(f"{self.name}: later than {timeout_s:g} s.{trouble}")
-            ended = told and _ended(told)
+                    _cancel(flow_run)
+                raise HospitalLeftOut(f"{self.name}: no answer within {timeout_s:g} s.{trouble}")
+            ended = flow_run and _ended(flow_run)
             if ended == StateType.CANCELLED:
                 raise HospitalLeftOut(f"{self.name}: its run was cancelled.")
-            if told is None or ended:
+            if flow_run is None or ended:
                 time.sleep(min(LONGEST_PAUSE_S, times**2))
                 times += 1
-                told, trouble = self._told(order, times)
+                flow_run, trouble = self._scheduled(order, times)
             time.sleep(POLL_S)
-        _close(told)
+        _close(flow_run)
 
     def invite(self, order: Order) -> None:
-        """Lay an order down that is good until the run should have ended, and have the worker told.
+        """Publish an order that is valid until the run should have ended, and notify the worker.
 
-        It is told again, by a later call, if it has ended without an answer.
+        A later call notifies it again, if its run has ended without an answer.
         """
         if self.invitations and not _ended(self.invitations[-1]):
             return
         left = order.study.rounds - order.round + 1
         # a round waits for contributions and for evaluations
-        invitation = self._laid_down(order, 2 * left * order.study.sites.deadline_s)
-        told, _ = self._told(invitation, len(self.invitations) + 1)
-        if told:
-            self.invitations.append(told)
+        invitation = self._published_order(order, 2 * left * order.study.sites.deadline_s)
+        flow_run, _ = self._scheduled(invitation, len(self.invitations) + 1)
+        if flow_run:
+            self.invitations.append(flow_run)
 
     def withdraw(self) -> None:
-        """Take back every invitation that the hospital's worker has not taken up."""
-        for told in self.invitations:
-            _cancel(told)
+        """Cancel every invitation whose run has not ended."""
+        for flow_run in self.invitations:
+            _cancel(flow_run)
 
     def _has_answer(self, order: Order) -> bool:
-        """Return whether the answer is there, as far as the exchange can be reached."""
+        """Return whether the exchange has the answer; False while the exchange is out of reach."""
         with suppress(OSError):
             return is_answered(self.exchange, order)
         return False
 
-    def _laid_down(self, order: Order, timeout_s: float) -> Order:
-        """Return the order as it lies in the exchange, from now on or from an earlier try."""
+    def _published_order(self, order: Order, timeout_s: float) -> Order:
+        """Return the order that the exchange holds, published now or by an earlier attempt."""
         place = Place.order(order.run, order.round, order.phase, order.attempt, self.name)
         data = self.exchange.statement(place)
         if data is None:
@@ -134,12 +136,12 @@ class RemoteHospital:
             self.exchange.put_statement(place, data)
         return Order.model_validate(verified(data, "coordinator", {"coordinator": public_hex(self.key)}))
 
-    def _told(self, order: Order, times: int) -> tuple[FlowRun | None, str]:
-        """Have Prefect tell the hospital's worker; return the run in which it works, or the trouble."""
+    def _scheduled(self, order: Order, times: int) -> tuple[FlowRun | None, str]:
+        """Schedule a run of the hospital's worker in Prefect; return it, or None and the reason."""
         ref = OrderRef(run=order.run, round=order.round, phase=order.phase, attempt=order.attempt)
         named = f"{order.run} {order.round} {order.phase} {self.name} {order.attempt}"
         try:
-            told: FlowRun = run_deployment(  # type: ignore[assignment]  # not in an event loop
+            flow_run: FlowRun = run_deployment(  # type: ignore[assignment]  # not in an event loop
                 name=f"{flow_for(order.phase)}/{self.name}",
                 parameters=ref.model_dump(mode="json"),
                 flow_run_name=f"{order.study.name} {order.phase} {order.round} {self.name}",
@@ -152,23 +154,23 @@ class RemoteHospital:
             return None, " Its worker has never asked for work."
         except (httpx.HTTPError, PrefectException):
             return None, " Prefect was out of reach."
-        return told, ""
+        return flow_run, ""
 
 
 def _ended(flow_run: FlowRun) -> StateType | None:
-    """Return how a run ended, None before or while Prefect is out of reach; its data stay unread."""
+    """Return how a run ended, None before its end or while Prefect is out of reach; read no data."""
     try:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(flow_run.id).state
     except ObjectNotFound:
-        return StateType.CRASHED  # somebody has deleted it
+        return StateType.CRASHED  # it was deleted
     except (httpx.HTTPError, PrefectException):
         return None
     return state.type if state and state.is_final() else None
 
 
 def _close(flow_run: FlowRun | None) -> None:
-    """End a run that still waits for a word, although its hospital has answered."""
+    """End a run that still waits for an approval, although its hospital has answered."""
     if flow_run is None:
         return
     with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
@@ -179,7 +181,7 @@ def _close(flow_run: FlowRun | None) -> None:
 
 
 def _cancel(flow_run: FlowRun | None) -> None:
-    """Have a run ended, as far as Prefect can be reached; the order has expired anyway."""
+    """Cancel a run, if Prefect can be reached; the order has expired anyway."""
     if flow_run is None or _ended(flow_run):
         return
     with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
@@ -190,7 +192,7 @@ def _cancel(flow_run: FlowRun | None) -> None:
 
 
 def _grace_s(order: Order) -> float:
-    """Return how much longer than the round waits for it a release may take, as the study says."""
+    """Return the seconds after a round's deadline in which the study still accepts a release."""
     staleness = order.study.sites.staleness
     if staleness is None or order.phase != "contribute":
         return 0.0

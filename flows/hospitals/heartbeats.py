@@ -1,4 +1,4 @@
-"""When hospitals' workers were last heard of, and calling a person about silent ones."""
+"""Heartbeats of hospitals' workers, and the call to a person about a silent worker."""
 
 import time
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from sites.notifications import call
 from sites.orders import Order
 
 SILENT_S = 120.0
-"""A worker is silent that has missed so much time; it is heard of each half minute."""
+"""Seconds without a heartbeat after which a worker is silent; it sends one each half minute."""
 
 LOOK_S = 30.0
-"""How often a coordinator that waits looks whether its hospital's worker is silent."""
+"""Seconds between two checks of a hospital's worker while the coordinator waits for it."""
 
 
 def quiet_seconds(site: str) -> float | None:
-    """Return for how long nothing was heard of a hospital's worker; None where Prefect can't say."""
+    """Return the seconds since a hospital's worker's last heartbeat; None where Prefect gives none."""
     try:
         with get_client(sync_client=True) as client:
             workers = client.read_workers_for_work_pool(site)
@@ -33,14 +33,14 @@ def quiet_seconds(site: str) -> float | None:
 
 @dataclass
 class Watch:
-    """Calls a person, once, if the worker that an order waits for falls silent."""
+    """A watch that calls a person, once, if the worker that an order waits for falls silent."""
 
     order: Order
     _looked: float = field(default_factory=time.monotonic)
     _has_called: bool = False
 
     def look(self) -> None:
-        """Look whether the worker is silent, if it is time to."""
+        """Check whether the worker is silent, at most once in `LOOK_S` seconds."""
         if self._has_called or time.monotonic() < self._looked + LOOK_S:
             return
         self._looked, order = time.monotonic(), self.order
@@ -48,7 +48,7 @@ class Watch:
         if quiet_s is None or quiet_s < SILENT_S:
             return
         self._has_called = True
-        told: Mapping[str, str | int] = {
+        payload: Mapping[str, str | int] = {
             "run": order.run,
             "study": order.study.name,
             "site": order.site,
@@ -57,7 +57,9 @@ class Watch:
         emit_event(
             "wardround.site.silent",
             {"prefect.resource.id": f"wardround.run.{order.run}"},
-            payload=dict(told),
+            payload=dict(payload),
         )
-        text = f"{order.run} waits for {order.site}, whose worker was not heard of for {quiet_s:.0f} s"
-        call("wardround.site.silent", text, **told)
+        text = (
+            f"{order.run} waits for {order.site}: its worker has sent no heartbeat for {quiet_s:.0f} s"
+        )
+        call("wardround.site.silent", text, **payload)

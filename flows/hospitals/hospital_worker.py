@@ -1,7 +1,7 @@
 """A hospital's worker: it asks Prefect for work over HTTPS, and fetches its orders from the exchange.
 
-Whoever holds the coordinator's password can name an order, and nothing else
-(`flows.hospitals.restricted_worker`). The order itself counts if the coordinator's own key signed it
+A person who has the coordinator's password can name an order, and nothing else
+(`flows.hospitals.restricted_worker`). The order itself counts only if the coordinator's key signed it
 (`sites.protocol.order_inbox`). Patients' data are read in a process that knows neither Prefect nor its
 password.
 """
@@ -32,10 +32,10 @@ from sites.protocol.order_inbox import FLOWS, OrderRef
 
 NETWORK = ("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
 SITE_PASSED_ON = (*PASSED_ON, *NETWORK, AUTH, WEBHOOK)
-"""What a hospital's process sees of the worker's environment: what it needs to reach the exchange."""
+"""The variables of the worker's environment that a hospital's process gets, to reach the exchange."""
 
 LONGEST_S = 7 * 24 * 3600.0
-"""How long a hospital works for one order at most; orders expire long before."""
+"""The most seconds that a hospital works for one order; orders expire long before."""
 
 
 class HospitalWorker(InstalledWorker):
@@ -55,7 +55,7 @@ class HospitalWorker(InstalledWorker):
         ref = _ref_in(flow, flow_run.parameters)
         times, answer = await self._answered(flow_run)
         if answer is not None:
-            with suppress(HospitalFailed):  # a wrong code; whatever waits goes on waiting
+            with suppress(HospitalFailed):  # a wrong code: the order keeps waiting for approval
                 await run_sync(self.process.request, {"answer": answer}, LONGEST_S)
         try:
             request = {"order_ref": ref.model_dump(mode="json")}
@@ -65,15 +65,15 @@ class HospitalWorker(InstalledWorker):
         except HospitalFailed as error:
             is_dead = self.process.pid is None
             return (Crashed if is_dead else Failed)(message=str(error))
-        return Completed(message="The answer lies in the exchange.")
+        return Completed(message="The answer is in the exchange.")
 
     def stop(self, flow_run_id: UUID) -> None:
-        """Kill the hospital's process; what was charged stays charged."""
+        """Kill the hospital's process; charges to the ledger stay."""
         del flow_run_id
         self.process.kill()
 
     async def register(self) -> None:
-        """Put up the deployments by which this hospital can be asked."""
+        """Create the deployments through which this hospital is asked."""
         for flow in FLOWS:
             flow_id = await self.client.create_flow_from_name(flow)
             await self.client.create_deployment(
@@ -84,7 +84,7 @@ class HospitalWorker(InstalledWorker):
                 pull_steps=[],
                 parameter_openapi_schema=OrderRef.model_json_schema(),
                 enforce_parameter_schema=True,
-                description=f"{flow} at {self.name}: an order that lies in the exchange, by its name.",
+                description=f"{flow} at {self.name}: an order in the exchange, by its name.",
             )
 
     async def teardown(self, *exc_info: Any) -> None:  # Prefect's own signature
@@ -93,12 +93,12 @@ class HospitalWorker(InstalledWorker):
         await super().teardown(*exc_info)
 
     async def _waiting(self, flow_run: FlowRun, act: str, times: int) -> State[Any]:
-        """Return the state of a run that waits for a person, with the form that the UI shows him."""
+        """Return the state of a run that waits for a person, with the form that the UI shows them."""
         key = f"approval-{times}"
         keyset = keyset_from_base_key(f"suspended-{key}")
         text = (
             f"{self.name} waits for its approval to {act}. Run `wardround site waiting` there: it shows "
-            f"the terms and the code. Without that code nothing that is said here counts."
+            f"the terms and the code. Without that code no answer here counts."
         )
         form = {keyset["schema"]: CodeAnswer.model_json_schema(), keyset["description"]: text}
         for name, value in form.items():
@@ -108,7 +108,7 @@ class HospitalWorker(InstalledWorker):
         return state
 
     async def _answered(self, flow_run: FlowRun) -> tuple[int, Mapping[str, Any] | None]:
-        """Return how often somebody has filled in the form of a run, and what he said last."""
+        """Return the number of times that a run's form was filled in, and its last answer."""
         answer = None
         for times in count(1):
             keyset = keyset_from_base_key(f"suspended-approval-{times}")

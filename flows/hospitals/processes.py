@@ -1,7 +1,7 @@
 """Hospitals on this machine: one warm process for each, restarted when it is killed.
 
-A process knows one hospital's folder and nothing of the others; it imports torch once, serves many
-rounds, and ends when this process does.
+A process knows one hospital's folder and no other. It imports torch once, serves many rounds, and ends
+when this process ends.
 """
 
 import json
@@ -20,18 +20,18 @@ from typing import Any
 from sites.orders import Order
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-"""What a hospital's process sees of the environment: neither secrets nor other hospitals."""
+"""The environment variables that a hospital's process gets: no secrets, nothing of other hospitals."""
 
 CODE = Path(__file__).parents[2]
 
 PAUSE_S = 2.0
-"""How often a hospital that waits for a person is asked again."""
+"""Seconds after which a hospital that waits for a person is asked again."""
 
 CORES = threading.BoundedSemaphore(os.cpu_count() or 1)
-"""How many hospitals of this machine work at a time; each trains on one core."""
+"""The number of hospitals of this machine that work at a time; each trains on one core."""
 
 OnProgress = Callable[[str, str, int, int], None]
-"""Told `(hospital, what, step, of)`."""
+"""A function that is called with `(hospital, what, step, of)`."""
 
 
 class HospitalFailed(Exception):
@@ -39,11 +39,11 @@ class HospitalFailed(Exception):
 
 
 class HospitalLeftOut(HospitalFailed):
-    """A hospital was too late, or somebody has cancelled its work: it is not asked again."""
+    """A hospital was too late, or its work was cancelled: it is not asked again."""
 
 
 class HospitalWaits(Exception):
-    """A person of the hospital has to approve first; the same can be asked again until then."""
+    """A person of the hospital has to approve first; until then the request can be repeated."""
 
 
 @dataclass
@@ -72,10 +72,10 @@ class HospitalProcess:
                     time.sleep(PAUSE_S)
                 else:
                     return
-        raise HospitalLeftOut(f"{self.name}: nobody there has approved it in time.")
+        raise HospitalLeftOut(f"{self.name}: nobody at the hospital approved it in time.")
 
     def invite(self, order: Order) -> None:
-        """Have an order carried out meanwhile; see `Reachable`."""
+        """Have an order carried out in the background; see `Reachable`."""
 
         def carry_out() -> None:
             with CORES, suppress(HospitalFailed, HospitalWaits):
@@ -86,16 +86,16 @@ class HospitalProcess:
             self._invited.start()
 
     def request(self, request: Mapping[str, Any], timeout_s: float) -> None:
-        """Hand the process a request, an order or its reference, and wait until it is done.
+        """Send the process a request, an order or its reference, and wait until it is done.
 
         Raises:
             HospitalLeftOut: it took longer than `timeout_s`; the process was killed.
-            HospitalFailed: the process died, or could not do it.
+            HospitalFailed: the process died, or could not carry it out.
             HospitalWaits: a person of the hospital has to approve first.
         """
         with self._one_at_a_time:
             if self._is_closed:
-                raise HospitalFailed(f"{self.name}: nobody is asked any more.")
+                raise HospitalFailed(f"{self.name}: its process is closed, and gets no more requests.")
             process = self._running()
             late = threading.Event()
             alarm = threading.Timer(timeout_s, self._end_late, [late])
@@ -104,13 +104,13 @@ class HospitalProcess:
                 self._ask(process, request)
             except HospitalFailed as error:
                 if late.is_set():
-                    raise HospitalLeftOut(f"{self.name}: later than {timeout_s:g} s.") from error
+                    raise HospitalLeftOut(f"{self.name}: no answer within {timeout_s:g} s.") from error
                 raise
             finally:
                 alarm.cancel()
 
     def start(self) -> None:
-        """Start the process now, so that it imports its libraries meanwhile."""
+        """Start the process now, so that it imports its libraries before the first order."""
         with self._one_at_a_time:
             self._running()
 
@@ -136,7 +136,7 @@ class HospitalProcess:
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def kill(self) -> None:
-        """End the process, and whatever it started, at once."""
+        """Kill the process, and all processes that it started."""
         if self._process is not None:
             end_session(self._process)
 
@@ -145,10 +145,10 @@ class HospitalProcess:
         self.kill()
 
     def close(self) -> None:
-        """End the process for good and wait for it."""
+        """Kill the process, wait until it has ended, and start no other."""
         self._is_closed = True
         self.kill()
-        with self._one_at_a_time:  # whoever waits for an answer has got none now
+        with self._one_at_a_time:  # a caller that waited for an answer has failed by now
             if self._process is not None:
                 self._process.wait()
                 for stream in (self._process.stdin, self._process.stdout):
@@ -159,7 +159,7 @@ class HospitalProcess:
         if self._process is None or self._process.poll() is not None:
             noise = [] if self.test_noise is None else ["--test-noise", str(self.test_noise)]
             known = {name: os.environ[name] for name in self.passed_on if name in os.environ}
-            # -P: whatever lies in the hospital's folder is data, never a module to import.
+            # -P: files in the hospital's folder are data, never modules to import.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "sites.worker", ".", *noise],
                 cwd=self.folder,
@@ -184,7 +184,7 @@ class HospitalProcess:
                 self.on_progress(self.name, answer["progress"], answer["step"], answer["of"])
             elif "failed" in answer:
                 raise HospitalFailed(
-                    f"{self.name}: {answer['failed']}; the hospital's state/site.log tells more."
+                    f"{self.name}: {answer['failed']}; see the hospital's state/site.log."
                 )
             elif "waiting" in answer:
                 raise HospitalWaits(answer["waiting"])
@@ -196,7 +196,7 @@ class HospitalProcess:
 
 
 def _parsed(line: str) -> dict[str, Any]:
-    """Return a line's JSON object; anything else that a library may print is no answer."""
+    """Return a line's JSON object, empty for any other line, which a library may have printed."""
     try:
         answer = json.loads(line)
     except ValueError:
@@ -205,7 +205,7 @@ def _parsed(line: str) -> dict[str, Any]:
 
 
 def end_session(process: "subprocess.Popen[Any]") -> None:
-    """End a process that leads its session, and whatever it started there, at once."""
+    """Kill a process that leads its session, and all processes that it started there."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

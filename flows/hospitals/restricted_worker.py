@@ -1,10 +1,10 @@
-"""A worker that runs nothing but what is installed beside it, whatever Prefect's server says.
+"""A worker that runs only the code that is installed beside it, whatever Prefect's server sends.
 
-In Prefect's own process worker whoever reaches the API can run any command (job variables, pull steps).
-Here the server can name one of a few known acts, with parameters that are checked; commands, images,
-environments and pull steps are reported and ignored, and no result is ever read.
+With Prefect's own process worker, anybody who reaches the API can run any command (job variables, pull
+steps). Here the server can name one of a few known flows, with parameters that are checked. Commands,
+images, environments and pull steps are reported and ignored, and no result is ever read.
 
-Built on Prefect's worker for polling, heartbeats and its page in the UI (3.8; some methods are private).
+Polling, heartbeats and the page in the UI come from Prefect's worker (3.8; some methods are private).
 """
 
 import abc
@@ -35,22 +35,22 @@ from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
 WATCH_S, HEARTBEAT_S = 5, 30
-"""How often a worker looks whether its run was cancelled, and says that it lives."""
+"""Seconds between two checks whether a run was cancelled, and between two heartbeats of a run."""
 
 PAUSES_S = (5, 15, 60, 120, 300)
-"""How long a worker waits before it tells Prefect again how a run has ended."""
+"""Seconds before each further attempt to report to Prefect how a run has ended."""
 
-LEFT = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 NOTHING_TO_SET = {
     "job_configuration": {"runs": "what is installed beside the worker"},
     "variables": {"type": "object", "properties": {}},
 }
-"""What the work pool lets anybody set: nothing."""
+"""The settings that the work pool offers: none."""
 
 
 class Nothing(BaseJobConfiguration):
-    """How a run is to be started, as far as a server may say: not at all."""
+    """An empty configuration of a run: the server sets nothing."""
 
     @classmethod
     async def resolve_for_flow_run(
@@ -63,13 +63,13 @@ class Nothing(BaseJobConfiguration):
         worker_id: UUID | None = None,
         deployment: Any = None,  # noqa: ANN401  # Prefect's own signature
     ) -> "Nothing":
-        """Return an empty configuration, whatever deployment, work pool and run say."""
+        """Return an empty configuration, whatever deployment, work pool and run contain."""
         del flow_run, client, work_pool, worker_name, worker_id, deployment
         return cls()
 
 
 class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
-    """A worker for the acts named in `flows`."""
+    """A worker for the flows named in `flows`."""
 
     type = "wardround"
     job_configuration = Nothing
@@ -82,10 +82,10 @@ class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
 
     @abc.abstractmethod
     async def work(self, flow: str, flow_run: FlowRun) -> State[Any]:
-        """Do what a run of a flow asks for; return the state in which it ends.
+        """Do the work of a flow run; return the state in which it ends.
 
         Raises:
-            ValueError: its parameters are none that are known; the message is for Prefect's UI.
+            ValueError: its parameters are unknown or wrong; Prefect's UI shows the message.
         """
 
     @abc.abstractmethod
@@ -93,7 +93,7 @@ class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
         """End the work for a run at once."""
 
     async def register(self) -> None:
-        """Put up deployments, once the work pool is there; by default none."""
+        """Create deployments, once the work pool exists; by default none."""
 
     async def run(
         self,
@@ -101,7 +101,7 @@ class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
         configuration: Nothing,
         task_status: anyio.abc.TaskStatus[int] | None = None,
     ) -> BaseWorkerResult:
-        """Do what a flow run asks for, and tell Prefect how it ended."""
+        """Do the work of a flow run, and report its end to Prefect."""
         del configuration
         if task_status:
             task_status.started(os.getpid())
@@ -118,7 +118,7 @@ class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
             flow = (await self.client.read_flow(flow_run.flow_id)).name
             await self._report_ignored(flow_run)
             if flow not in self.flows:
-                raise ValueError(f"Known here are {', '.join(self.flows)}, and no other flows.")
+                raise ValueError(f"Expected one of the flows {', '.join(self.flows)}, got another.")
             return await self.work(flow, flow_run)
         except (httpx.HTTPError, PrefectException):
             return Crashed(message="Prefect was out of reach.")
@@ -126,7 +126,7 @@ class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
             return Failed(message=str(error))
 
     async def _report_ignored(self, flow_run: FlowRun) -> None:
-        """Say, in the log and as an event, what the server sent that this worker never looks at."""
+        """Report, in the log and as an event, the settings from the server that this worker ignores."""
         sent: dict[str, Any] = {"the run's job variables": flow_run.job_variables}
         if flow_run.deployment_id:
             deployment = await self.client.read_deployment(flow_run.deployment_id)
@@ -136,16 +136,16 @@ class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
             }
         ignored = sorted(name for name, value in sent.items() if value)
         if ignored:
-            said = f"Ignored, because only what is installed here runs here: {', '.join(ignored)}."
-            self.get_flow_run_logger(flow_run).warning(said)
+            text = f"Ignored, because only installed code runs here: {', '.join(ignored)}."
+            self.get_flow_run_logger(flow_run).warning(text)
             self._emit("wardround.site.ignored", flow_run, {"ignored": ignored})
 
     @asynccontextmanager
     async def _watched(self, flow_run: FlowRun) -> AsyncIterator[None]:
-        """Let Prefect know that the run is alive, and end the work if somebody has cancelled it.
+        """Send heartbeats of the run to Prefect, and end the work if the run was cancelled.
 
-        It asks, since Prefect's own watch looks at runs that have not begun yet alone, and proxies may
-        let no events through.
+        The worker polls for this: Prefect's own watch checks only runs that have not begun, and proxies
+        may let no events through.
         """
 
         async def watch() -> None:
@@ -179,12 +179,12 @@ class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
         emit_event(event=event, resource=resource, payload=dict(payload))
 
     async def _propose(self, flow_run: FlowRun, state: State[Any]) -> None:
-        """Tell Prefect of a state, again while it is out of reach; it may know better meanwhile."""
+        """Propose a state to Prefect, again while it is out of reach; accept that a run has ended."""
         for pause_s in (*PAUSES_S, None):
             try:
                 await propose_state(self.client, state, flow_run_id=flow_run.id)
                 return
-            except (PrefectSignal, ObjectNotFound):  # somebody has ended or paused or deleted the run
+            except (PrefectSignal, ObjectNotFound):  # the run was ended, paused or deleted
                 return
             except (httpx.HTTPError, PrefectException):
                 if pause_s is None:
@@ -194,19 +194,19 @@ class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
     async def _initialize_after_sync(self) -> None:
         await super()._initialize_after_sync()
         if self._has_successfully_synced and not self._is_registered:
-            await self._end_what_was_left()
+            await self._end_abandoned_runs()
             await self.register()
             self._is_registered = True
 
-    async def _end_what_was_left(self) -> None:
-        """Say of the runs in which an earlier worker of this name was killed that they are over."""
-        left = await self.client.read_flow_runs(
+    async def _end_abandoned_runs(self) -> None:
+        """End the runs that an earlier worker of this name left unfinished when it was killed."""
+        abandoned = await self.client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LEFT))
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED))
             ),
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self._work_pool_name])),
         )
-        for flow_run in left:
+        for flow_run in abandoned:
             is_unwanted = flow_run.state and flow_run.state.is_cancelling()
             ended: State[Any] = Cancelled() if is_unwanted else Crashed(message="The worker has died.")
             await self._propose(flow_run, ended)

@@ -1,4 +1,4 @@
-"""A run's session in this process: the hospitals that its tasks can ask, and who hears of its rounds.
+"""A run's session in this process: the hospitals that its tasks can ask, and a call for each round.
 
 Prefect's tasks take plain values only, so a task finds its session by the run's name.
 """
@@ -28,7 +28,7 @@ class Reachable(Protocol):
         ...
 
     def invite(self, order: Order) -> None:
-        """Have an order carried out without waiting, while the run lasts; again changes nothing."""
+        """Have an order carried out without waiting, while the run lasts; a second call adds nothing."""
         ...
 
 

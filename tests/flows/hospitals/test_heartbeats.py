@@ -59,5 +59,5 @@ def test_a_person_is_called_once_when_the_worker_that_is_waited_for_falls_silent
     (told,) = came(calls)
     time.sleep(0.2)
     assert (told["what"], told["site"], told["run"]) == ("wardround.site.silent", "north", "small-1")
-    assert "was not heard of for" in told["text"]
+    assert "has sent no heartbeat for" in told["text"]
     assert len(calls) == 1
