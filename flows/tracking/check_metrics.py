@@ -1,4 +1,4 @@
-"""Where MLflow says something else than the records of a run: the numbers, the texts, the models."""
+"""Checks of MLflow against the records of a run: metrics, tags, texts, pictures, models."""
 
 import math
 import tempfile
@@ -21,19 +21,19 @@ from flows.tracking.metrics import GLOBAL
 from models.files import sha256_of
 
 TOLERANCE = 1e-9
-LOG_AGAIN = "`wardround relog` tells MLflow what it lacks"
+LOG_AGAIN = "`wardround relog` logs what is missing"
 
 
-def differences(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
-    """Yield what in MLflow does not fit a run's records, one sentence each."""
+def metric_faults(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
+    """Yield the faults of a run in MLflow: all that differs from its records, one sentence each."""
     client = MlflowClient()
     try:
-        yield from _differences(client, run, records)
+        yield from _faults(client, run, records)
     except (*ERRORS, StoreFailed) as error:
         yield f"MLflow can't be read: {error}"
 
 
-def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
+def _faults(client: MlflowClient, run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
     experiment = client.get_experiment_by_name(run.study.name)
     if experiment is None:
         yield f"MLflow has no experiment {run.study.name}; {LOG_AGAIN}"
@@ -41,40 +41,52 @@ def _differences(client: MlflowClient, run: Run, records: Sequence[RoundRecord])
     found = client.search_runs([experiment.experiment_id], f"tags.`wardround.run` = '{run.name}'")
     by_site = {each.data.tags.get("wardround.site", ""): each for each in found}
     if len(by_site) < len(found) or by_site.keys() - {GLOBAL, *run.description.everybody}:
-        yield f"MLflow has another run of {run.name} than one for each hospital and one for all"
+        yield f"MLflow has more runs of {run.name} than one for each hospital and one for all together"
     for name in (GLOBAL, *sorted(run.description.everybody)):
         if name not in by_site:
             yield f"MLflow has no run of {run.name} for {name}; {LOG_AGAIN}"
             return
-        head = by_site[name].data.tags.get("wardround.chain_head")
-        if head != records[-1].sha256:
-            yield (
-                f"MLflow's run of {name} names another head of the chain than the newest record, as "
-                f"after an interruption; {LOG_AGAIN}"
-            )
-        yield from _of_line(client, by_site[name], _expected(run, records, name), name)
-        yield from _of_words(by_site[name], run, records, name)
-        yield from _of_state(by_site[name], run, records[-1], name)
+        yield from _run_faults(client, by_site[name], run, records, name)
     if by_site[GLOBAL].info.start_time != run.description.started_ms:
-        yield f"MLflow says of {run.name} that it was begun at another time than run.json"
-    parent = by_site[GLOBAL].info.run_id
-    with tempfile.TemporaryDirectory() as folder:
-        for record in records:
-            yield from _of_text(client, parent, record, Path(folder))
-        for record in records[1:]:
-            yield from _of_model(client, run, record, Path(folder))
-        yield from _of_alias(client, run, records[-1])
-        yield from _of_shown(client, parent, run, records, Path(folder))
+        yield f"MLflow's run of {run.name} was begun at another time than run.json states"
+    yield from _stored_faults(client, by_site[GLOBAL].info.run_id, run, records)
     for name in sorted(run.description.everybody):
         for path in _every_file(client, by_site[name].info.run_id):
-            yield f"MLflow shows {path} of {name}, which the coordinator has not signed for"
-    told = by_site[GLOBAL].data.tags.get("wardround.decisions", "")
-    if told and told not in chain.heads(run):
-        yield "MLflow names a decision that is not among the run's"
+            yield f"MLflow shows {path} of {name}, which the coordinator has not signed"
+    decision = by_site[GLOBAL].data.tags.get("wardround.decisions", "")
+    if decision and decision not in chain.heads(run):
+        yield "MLflow names a decision that is not one of the run's"
+
+
+def _run_faults(
+    client: MlflowClient, line: MlflowRun, run: Run, records: Sequence[RoundRecord], name: str
+) -> Iterator[str]:
+    """Yield the faults of one hospital's MLflow run, or of the run for all together."""
+    if line.data.tags.get("wardround.chain_head") != records[-1].sha256:
+        yield (
+            f"MLflow's run of {name} names another head of the chain than the newest record, as after "
+            f"an interruption; {LOG_AGAIN}"
+        )
+    yield from _line_faults(client, line, _expected(run, records, name), name)
+    yield from _text_faults(line, run, records, name)
+    yield from _state_faults(line, run, records[-1], name)
+
+
+def _stored_faults(
+    client: MlflowClient, parent: str, run: Run, records: Sequence[RoundRecord]
+) -> Iterator[str]:
+    """Yield the faults of records, models and files that MLflow stores for all together."""
+    with tempfile.TemporaryDirectory() as folder:
+        for record in records:
+            yield from _record_faults(client, parent, record, Path(folder))
+        for record in records[1:]:
+            yield from _model_faults(client, run, record, Path(folder))
+        yield from _alias_faults(client, run, records[-1])
+        yield from _artifact_faults(client, parent, run, records, Path(folder))
 
 
 def _expected(run: Run, records: Sequence[RoundRecord], name: str) -> dict[str, dict[int, float]]:
-    """Return by metric and round what the records say."""
+    """Return the expected values by metric and round, from the records."""
     expected: dict[str, dict[int, float]] = {}
     for record in records:
         values = (
@@ -87,9 +99,10 @@ def _expected(run: Run, records: Sequence[RoundRecord], name: str) -> dict[str, 
     return expected
 
 
-def _of_line(
+def _line_faults(
     client: MlflowClient, line: MlflowRun, expected: Mapping[str, Mapping[int, float]], name: str
 ) -> Iterator[str]:
+    """Yield the faults of a line's metrics: all points, and the newest value."""
     for metric in sorted(line.data.metrics.keys() - expected.keys()):
         yield f"MLflow has the metric {metric} of {name}, which no record has"
     for metric, values in sorted(expected.items()):
@@ -97,45 +110,50 @@ def _of_line(
         for point in client.get_metric_history(line.info.run_id, metric):
             history.setdefault(point.step, set()).add(point.value)
         for round in sorted(values.keys() | history.keys()):
-            told = history.get(round, set())
-            due = values.get(round)
-            if due is None or not told or not all(abs(each - due) <= TOLERANCE for each in told):
-                says = ", ".join(f"{each:.6g}" for each in sorted(told)) or "nothing"
-                record = "nothing" if due is None else f"{due:.6g}"
-                yield f"{metric} of {name} in round {round}: MLflow says {says}, the record {record}"
+            logged = history.get(round, set())
+            value = values.get(round)
+            if value is None or not logged or not all(abs(each - value) <= TOLERANCE for each in logged):
+                found = ", ".join(f"{each:.6g}" for each in sorted(logged)) or "nothing"
+                recorded = "nothing" if value is None else f"{value:.6g}"
+                where = f"{metric} of {name} in round {round}"
+                yield f"{where}: MLflow has {found}, the record has {recorded}"
         newest, latest = values[max(values)], line.data.metrics.get(metric, math.nan)
         if not abs(latest - newest) <= TOLERANCE:
-            yield f"{metric} of {name}: MLflow shows {latest:.6g} as the newest, the record {newest:.6g}"
+            yield (
+                f"{metric} of {name}: MLflow shows {latest:.6g} as the newest value, the record has "
+                f"{newest:.6g}"
+            )
 
 
-def _of_words(line: MlflowRun, run: Run, records: Sequence[RoundRecord], name: str) -> Iterator[str]:
-    """Yield where a line's parameters and tags are not the run's."""
+def _text_faults(line: MlflowRun, run: Run, records: Sequence[RoundRecord], name: str) -> Iterator[str]:
+    """Yield the faults of a line's parameters and tags."""
     tags = metrics.fixed_tags(run, name)
     if name == GLOBAL:
         tags |= metrics.state_tags(run, records[-1])
     for record in records:
         tags |= metrics.caveats(record, name)
-    may_say = {"wardround.metrics", "wardround.noise", "wardround.plain_releases"}
+    optional = {"wardround.metrics", "wardround.noise", "wardround.plain_releases"}
     notes = set() if name == GLOBAL else {metrics.NOTE}
-    for key in sorted(may_say | notes | tags.keys()):
+    for key in sorted(optional | notes | tags.keys()):
         if line.data.tags.get(key) != tags.get(key):
-            yield f"MLflow says of {name} {key}={line.data.tags.get(key)}, the records {tags.get(key)}"
-    for key, due in metrics.params(run, name).items():
-        told = line.data.params.get(key)
-        if told != due[:MAX_PARAM_VAL_LENGTH]:
-            yield f"MLflow says of {name} {key}={told}, run.json {due}"
+            found = line.data.tags.get(key)
+            yield f"In MLflow {name} has {key}={found}, the records have {tags.get(key)}"
+    for key, value in metrics.params(run, name).items():
+        logged = line.data.params.get(key)
+        if logged != value[:MAX_PARAM_VAL_LENGTH]:
+            yield f"In MLflow {name} has {key}={logged}, run.json has {value}"
 
 
-def _of_state(line: MlflowRun, run: Run, newest: RoundRecord, name: str) -> Iterator[str]:
-    """Yield where a line is called otherwise, or finished before its time."""
+def _state_faults(line: MlflowRun, run: Run, newest: RoundRecord, name: str) -> Iterator[str]:
+    """Yield the faults of a line's name and status."""
     if line.info.run_name != metrics.run_name(run, name):
         yield f"MLflow calls the run of {name} {line.info.run_name}, not {metrics.run_name(run, name)}"
     if line.info.status == "FINISHED" and newest.round < run.study.rounds:
         yield f"MLflow calls the run of {name} finished, the newest record is of round {newest.round}"
 
 
-def _of_alias(client: MlflowClient, run: Run, record: RoundRecord) -> Iterator[str]:
-    """Yield where `candidate` names an older version than a run's newest."""
+def _alias_faults(client: MlflowClient, run: Run, record: RoundRecord) -> Iterator[str]:
+    """Yield a fault if the alias `candidate` names an older version than a run's newest."""
     name = registry.candidates(run.study.name)
     if record.round > 0 and registry.newest_candidate(client, run) < (
         run.description.started_ms,
@@ -144,7 +162,9 @@ def _of_alias(client: MlflowClient, run: Run, record: RoundRecord) -> Iterator[s
         yield f"the candidate of {name} is no model of a run here, or there is a newer one; {LOG_AGAIN}"
 
 
-def _of_text(client: MlflowClient, parent: str, record: RoundRecord, folder: Path) -> Iterator[str]:
+def _record_faults(
+    client: MlflowClient, parent: str, record: RoundRecord, folder: Path
+) -> Iterator[str]:
     name = _text_path(record)
     found = _sha256_at(client, parent, name, folder)
     if not found:
@@ -153,27 +173,27 @@ def _of_text(client: MlflowClient, parent: str, record: RoundRecord, folder: Pat
         yield f"MLflow's {name} is not the record"
 
 
-def _of_shown(
+def _artifact_faults(
     client: MlflowClient, parent: str, run: Run, records: Sequence[RoundRecord], folder: Path
 ) -> Iterator[str]:
-    """Yield where a report, a picture or a table that people look at is not what was shown to them."""
+    """Yield the faults of reports, pictures and tables: missing, changed or unsigned ones."""
     signed = artifacts.signed_for(run)
-    due = {path: sha for path, sha in signed.items() if not path.startswith(artifacts.VERSIONS)}
-    if artifacts.REPORT not in due:
-        yield f"the coordinator has not signed for {artifacts.REPORT}"
+    expected = {path: sha for path, sha in signed.items() if not path.startswith(artifacts.VERSIONS)}
+    if artifacts.REPORT not in expected:
+        yield f"the coordinator has not signed {artifacts.REPORT}"
     if run.study.task.kind == "segmentation":
         for record in records:
-            if not pictures.is_whole(pictures.of_round(due, record)):
-                yield f"the coordinator has not signed for a picture of round {record.round}"
+            if not pictures.is_whole(pictures.of_round(expected, record)):
+                yield f"the coordinator has not signed a picture of round {record.round}"
     compared = [record for record in records if record.cross_site]
     if compared:
-        due[metrics.CROSS_SITE] = sha256_of(metrics.cross_site_csv(compared[-1]).encode())
+        expected[metrics.CROSS_SITE] = sha256_of(metrics.cross_site_csv(compared[-1]).encode())
     texts = {_text_path(record) for record in records}
-    for path in sorted(set(_every_file(client, parent)) - due.keys() - texts):
-        yield f"MLflow shows {path}, which the coordinator has not signed for"
-    for path, sha256 in sorted(due.items()):
+    for path in sorted(set(_every_file(client, parent)) - expected.keys() - texts):
+        yield f"MLflow shows {path}, which the coordinator has not signed"
+    for path, sha256 in sorted(expected.items()):
         if _sha256_at(client, parent, path, folder) != sha256:
-            yield f"MLflow lacks {path}, or shows another one than the coordinator"
+            yield f"MLflow lacks {path}, or shows another one than the coordinator signed"
 
 
 def _text_path(record: RoundRecord) -> str:
@@ -195,7 +215,7 @@ def _sha256_at(client: MlflowClient, parent: str, path: str, folder: Path) -> st
         return ""
 
 
-def _of_model(client: MlflowClient, run: Run, record: RoundRecord, folder: Path) -> Iterator[str]:
+def _model_faults(client: MlflowClient, run: Run, record: RoundRecord, folder: Path) -> Iterator[str]:
     found = registry.candidates_of(client, run, record.round)
     if not found:
         yield f"MLflow has no candidate of round {record.round}; {LOG_AGAIN}"
@@ -203,9 +223,9 @@ def _of_model(client: MlflowClient, run: Run, record: RoundRecord, folder: Path)
     version, where = found[0], f"round {record.round} of {run.name}"
     for other in found[1:]:
         yield f"versions {version.version} and {other.version} of {other.name} are both of {where}"
-    due = registry.tags_of(run, record)
-    for key in sorted({*due, *(key for key in version.tags if key.startswith("wardround."))}):
-        if version.tags.get(key) != due.get(key):
+    tags = registry.tags_of(run, record)
+    for key in sorted({*tags, *(key for key in version.tags if key.startswith("wardround."))}):
+        if version.tags.get(key) != tags.get(key):
             yield f"the candidate of round {record.round} has another {key} than the record"
     into = folder / f"{record.round:03d}"
     into.mkdir()
@@ -215,11 +235,11 @@ def _of_model(client: MlflowClient, run: Run, record: RoundRecord, folder: Path)
 def files_faults(
     run: Run, record: RoundRecord, name: str, version: str, into: Path, report_sha256: str = ""
 ) -> Iterator[str]:
-    """Yield where a version's files are not what the record's model is made of.
+    """Yield the faults of a version's files against the record's model.
 
     Args:
         into: an empty folder.
-        report_sha256: of the report beside the files, where one has to be there.
+        report_sha256: of the report that has to be beside the files, empty where none has to be.
     """
     where = f"version {version} of {name}, round {record.round},"
     if registry.described(name, version):
@@ -242,10 +262,10 @@ def files_faults(
     if described != served_model.description(run.study, record.model_sha256):
         yield f"{where} describes another study"
     if model != files / str(python.get("data")) or len(list(files.rglob(served_model.DESCRIPTION))) > 1:
-        yield f"{where} loads other weights than those that were looked at"
+        yield f"{where} loads other weights than those that were checked"
     is_ours = python.get("loader_module") == "flows.served_model" and not python.get("code")
     if set(flavour) != {"python_function"} or not is_ours:
         yield f"{where} loads other code than what is installed"
     signed = artifacts.signed_for(run).get(f"{artifacts.VERSIONS}/{name}/{version}")
     if signed != sha256_of(registry.listing(files)):
-        yield f"{where} has other files than the coordinator has signed for"
+        yield f"{where} has other files than the coordinator has signed"

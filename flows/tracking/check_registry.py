@@ -1,4 +1,4 @@
-"""Where MLflow's released models are not what people decided: versions, tags, files, the champion."""
+"""Checks of MLflow's released models against the decisions: versions, tags, files, the champion."""
 
 import tempfile
 import time
@@ -19,117 +19,126 @@ from flows.tracking.errors import ERRORS
 from flows.tracking.tracking import page_tags
 
 CLOCKS_MS = 10 * 60 * 1000
-"""How far the clocks of MLflow's server and of the coordinator may be apart."""
-TOLD_LATER = "`wardround promote` under the coordinator's account tells the rest"
+"""The largest accepted difference between the clocks of MLflow's server and of the coordinator."""
+LOG_LATER = "`wardround promote` under the coordinator's account logs the rest"
 
 
 def released_faults(run: Run) -> Iterator[str]:
-    """Yield what in MLflow does not fit the decisions about a run's models, one sentence each.
+    """Yield the faults of released models in MLflow against the decisions, one sentence each.
 
-    None of it hinders a release, which may put it right: a champion whose approvals have expired waits
+    No such fault prevents a release, which may correct it: a champion whose approvals have expired waits
     for new ones.
     """
     try:
         known = chain.decisions(run)
-        yield from _of_versions(MlflowClient(), run, known)
-        yield from _of_candidates(MlflowClient(), run)
-        yield from _of_champion(run)
-        yield from _of_undecided(MlflowClient(), run)
-        with artifacts.artifact_lock(run):  # nothing is half told
-            told = list(_of_words(run))
-        yield from told
+        yield from _approved_faults(MlflowClient(), run, known)
+        yield from _candidate_faults(MlflowClient(), run)
+        yield from _champion_faults(run)
+        yield from _undecided_faults(MlflowClient(), run)
+        with artifacts.artifact_lock(run):  # the page is not half written
+            found = list(_page_faults(run))
+        yield from found
     except (*ERRORS, StoreFailed) as error:
         yield f"MLflow can't be read: {error}"
     except BrokenRun as error:
         yield str(error)
 
 
-def _of_versions(client: MlflowClient, run: Run, known: release_status.Chain) -> Iterator[str]:
-    """Yield where a version is not what was decided about; an interrupted release may leave another."""
+def _approved_faults(client: MlflowClient, run: Run, known: release_status.Chain) -> Iterator[str]:
+    """Yield the faults of approved versions. An interrupted release may leave one without a decision."""
     decided = {link.outcome.version: link.outcome for link in known if link.outcome}
-    stand = release_status.released(known)
+    in_force = release_status.released(known)
     records = run.records()
     models = {record.model_sha256 for record in records}
     found = {str(v.version): v for v in registry.approved_versions(client, run, decided)}
     for number, outcome in decided.items():
         version = found.get(number)
         if version is None:
-            if number in stand:
-                yield f"MLflow lacks version {number} of the approved models, which was decided about"
+            if number in in_force:
+                yield f"MLflow lacks version {number} of the approved models, which a decision names"
         elif version.tags.get("wardround.sha256") != outcome.terms.model_sha256:
-            yield f"version {number} of the approved models is of another model than was decided about"
-        elif number in stand:
-            yield from _of_version(run, records[outcome.terms.round], version, stand[number])
+            yield f"version {number} of the approved models is of another model than its decision"
+        elif number in in_force:
+            yield from _version_faults(run, records[outcome.terms.round], version, in_force[number])
         elif registry.REVOKED not in version.tags:
-            yield f"version {number} of the approved models was withdrawn and is not marked so"
+            yield f"version {number} of the approved models was withdrawn and is not marked as revoked"
     for number in sorted(found.keys() - decided.keys()):
         if found[number].tags.get("wardround.sha256") not in models:
             yield f"version {number} of the approved models names {run.name}, and is no model of it"
 
 
-def _of_version(
-    run: Run, record: RoundRecord, version: ModelVersion, stands: ReleasedVersion
+def _version_faults(
+    run: Run, record: RoundRecord, version: ModelVersion, released: ReleasedVersion
 ) -> Iterator[str]:
     name = registry.approved(run.study.name)
     where = f"version {version.version} of the approved models"
-    due = {**registry.tags_of(run, record), **stands.tags}
-    for key in sorted(due.keys() | version.tags.keys()):
-        if version.tags.get(key) != due.get(key):
-            yield f"{where} says {key}={version.tags.get(key)}, the decisions {due.get(key)}"
-    if stands.at_ms < version.creation_timestamp - CLOCKS_MS:
+    tags = {**registry.tags_of(run, record), **released.tags}
+    for key in sorted(tags.keys() | version.tags.keys()):
+        if version.tags.get(key) != tags.get(key):
+            found = version.tags.get(key)
+            yield f"{where} has {key}={found}, the decisions have {tags.get(key)}"
+    if released.at_ms < version.creation_timestamp - CLOCKS_MS:
         yield f"{where} is younger than the decision that released it"
     with tempfile.TemporaryDirectory() as folder:
         yield from files_faults(
-            run, record, name, str(version.version), Path(folder), stands.outcome.report_sha256
+            run, record, name, str(version.version), Path(folder), released.outcome.report_sha256
         )
 
 
-def _of_undecided(client: MlflowClient, run: Run) -> Iterator[str]:
-    """Yield the approved versions and aliases that no decision has made."""
+def _undecided_faults(client: MlflowClient, run: Run) -> Iterator[str]:
+    """Yield a fault for each approved version and alias that no decision has made."""
     found = registry.all_approved(client, run.study.name)
     chains = release_status.chains_of(run.home, run.study.name)
     decided = {link.outcome.version for chain in chains for link in chain if link.outcome}
     for version in found:
         where = f"version {version.version} of {version.name}"
         if str(version.version) not in decided:
-            yield f"{where} was never released; `wardround promote` goes on with it, or it is deleted"
+            yield f"{where} was never released; release it with `wardround promote`, or delete it"
     for alias, number in sorted(registry.aliases(client, run.study.name).items()):
         if alias != registry.CHAMPION:
-            yield f"version {number} of the approved models is called {alias}, which no decision does"
+            yield f"version {number} of the approved models has the alias {alias}, which no decision gave"
 
 
-def _of_candidates(client: MlflowClient, run: Run) -> Iterator[str]:
-    """Yield the candidates that no run here has registered."""
+def _candidate_faults(client: MlflowClient, run: Run) -> Iterator[str]:
+    """Yield a fault for each candidate that no run here has registered."""
     found = registry.all_candidates(client, run.study.name)
     known = {each.name: len(each.records()) for each in runs_of(run.home)}
     for version in found:
         named, round = version.tags.get("wardround.run", ""), version.tags.get("wardround.round", "")
         if not round.isdecimal() or not 0 < int(round) < known.get(named, 0):
             yield (
-                f"version {version.version} of {version.name} is of no round of a run that lies here; "
-                f"bring the folder of {named or 'its run'} back, or delete the version"
+                f"version {version.version} of {version.name} is of no round of a run stored here; "
+                f"restore the folder of {named or 'its run'}, or delete the version"
             )
 
 
-def _of_champion(run: Run) -> Iterator[str]:
+def _champion_faults(run: Run) -> Iterator[str]:
+    """Yield the fault of the study's champion, if it has one."""
     chains = release_status.chains_of(run.home, run.study.name)
-    due, told = release_status.champion(chains), registry.champion(run.study.name)
-    stand = {number: each for chain in chains for number, each in release_status.released(chain).items()}
-    if told and told not in stand:
-        yield f"version {told} is the champion, and no decision that stands here has released it"
-    elif told != due:
-        yield f"version {told or 'none'} is the champion, and the decisions made it {due or 'none'}"
-    elif told and stand[told].against:
-        yield f"version {told} is the champion, and was taken back; `wardround review withdraw` does it"
-    elif told and stand[told].until_ms <= time.time() * 1000:
+    decided, found = release_status.champion(chains), registry.champion(run.study.name)
+    in_force = {v: each for known in chains for v, each in release_status.released(known).items()}
+    if found and found not in in_force:
+        yield f"version {found} is the champion, and no decision in force here has released it"
+    elif found != decided:
+        yield f"version {found or 'none'} is the champion, the decisions name {decided or 'none'}"
+    elif found and in_force[found].against:
         yield (
-            f"version {told} is the champion, and its approvals have expired; approve it again and "
+            f"version {found} is the champion, and has an objection against it; "
+            f"`wardround review withdraw` takes it back"
+        )
+    elif found and in_force[found].until_ms <= time.time() * 1000:
+        yield (
+            f"version {found} is the champion, and its approvals have expired; approve it again and "
             f"promote it, or revoke it"
         )
 
 
-def _of_words(run: Run) -> Iterator[str]:
-    told = page_tags(run)
-    for key, due in metrics.decided_tags(run).items():
-        if told.get(key) != due:
-            yield f"MLflow says of {run.name} {key}={told.get(key)}, the decisions {due}; {TOLD_LATER}"
+def _page_faults(run: Run) -> Iterator[str]:
+    """Yield the faults of the tags about decisions on the run's page."""
+    found = page_tags(run)
+    for key, value in metrics.decided_tags(run).items():
+        if found.get(key) != value:
+            yield (
+                f"In MLflow {run.name} has {key}={found.get(key)}, the decisions have {value}; "
+                f"{LOG_LATER}"
+            )

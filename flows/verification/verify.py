@@ -29,7 +29,7 @@ from flows.decisions import chain
 from flows.decisions.people import People
 from flows.runs.artifacts import artifact_lock
 from flows.runs.run import BrokenRun, Run
-from flows.tracking.check_metrics import differences
+from flows.tracking.check_metrics import metric_faults
 from flows.tracking.check_registry import released_faults
 from flows.verification.check_chain import chain_faults, key_faults, member_faults
 from flows.verification.check_decisions import decision_faults
@@ -121,5 +121,5 @@ def _faults(run: Run, anchors: Anchors) -> Iterator[str]:
         yield from comparison_faults(run, before, record)
     yield from decision_faults(run, records, known, anchors.people, anchors.decision)
     with artifact_lock(run):  # no round is half published
-        found = list(differences(run, records))
+        found = list(metric_faults(run, records))
     yield from found

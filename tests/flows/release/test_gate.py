@@ -216,7 +216,7 @@ def test_an_earlier_model_that_is_promoted_again_is_the_champion_again(
     assert registry.champion("small") == "1"
     assert list(faults(run)) == []
     mlflow.set_registered_model_alias("small-approved", "champion", "2")
-    assert next(faults(run)) == "version 2 is the champion, and the decisions made it 1"
+    assert next(faults(run)) == "version 2 is the champion, the decisions name 1"
 
 
 def test_no_release_is_put_on_record_behind_an_approval_that_has_expired_meanwhile(
@@ -251,7 +251,7 @@ def test_what_was_revoked_is_taken_back_whatever_is_approved_later(
     champion.release_model(run, record, evidence.gather(run, record))
     say(run, record, "bo", "revoked")
     say(run, record, "bo")
-    assert "was taken back; `wardround review withdraw` does it" in next(faults(run))
+    assert "has an objection against it; `wardround review withdraw` takes it back" in next(faults(run))
     assert champion.missing_roles(run, record) == ["clinician"]
     say(run, record, "ada")
     assert champion.missing_roles(run, record) == []

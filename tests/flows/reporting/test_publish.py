@@ -29,7 +29,7 @@ from flows.runs.run import Run, StoreFailed, runs_of
 from flows.servers.environment import mlflow_server
 from flows.servers.loopback import running
 from flows.tracking import registry
-from flows.tracking.check_metrics import differences
+from flows.tracking.check_metrics import metric_faults
 from flows.tracking.tracking import Tracking
 from flows.verification.verify import faults, lineage_faults
 from privacy.signing import public_hex
@@ -72,7 +72,7 @@ def test_a_new_store_gets_all_that_is_on_record_and_then_what_is_released(
     utils._artifact_repos_cache.clear()
     with running(mlflow_server(run.home)) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        assert "`wardround relog` tells MLflow what it lacks" in next(faults(run))
+        assert "`wardround relog` logs what is missing" in next(faults(run))
         with pytest.raises(StoreFailed, match=f"`wardround relog {run.name}` logs the recorded rounds"):
             publish_decisions_page(run)
         done = subprocess.run(
@@ -115,7 +115,7 @@ def test_only_the_rounds_that_mlflow_may_lack_are_told_again(run: Run) -> None:
 
 
 def test_a_run_that_mlflow_calls_finished_before_its_last_round_is_named(run: Run) -> None:
-    said = list(differences(run, run.records()[:2]))
+    said = list(metric_faults(run, run.records()[:2]))
     for name in ("GLOBAL", "north"):
         assert f"MLflow calls the run of {name} finished, the newest record is of round 1" in said
 
@@ -195,7 +195,7 @@ def test_a_picture_whose_signatures_were_interrupted_is_signed_for_the_next_time
         (run.folder / "finished").unlink(missing_ok=True)
         for signed in (run.folder / "artifacts").glob(f"images*step%2B2%2B*{lost}"):
             signed.unlink()
-        assert "has not signed for a picture of round 2" in next(faults(run))
+        assert "has not signed a picture of round 2" in next(faults(run))
         with Tracking(run) as tracking:
             backfill(run, tracking, run.records())
         assert list(lineage_faults(run)) == []
@@ -219,4 +219,4 @@ def test_a_hospital_that_joins_while_a_run_trains_fits_from_then_on(
             joined = membership.before_round(run, 1, 1)
             assert "south" in joined.description.participants
             tracking.follow(joined)
-            assert list(differences(joined, joined.records())) == []
+            assert list(metric_faults(joined, joined.records())) == []

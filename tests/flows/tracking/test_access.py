@@ -247,7 +247,7 @@ def test_nobody_but_the_officer_can_release_a_model(server: Protected, run: Run,
             assert forbidden(lambda: client.log_model_artifact(model_id, str(files / "MLmodel")))
     shutil.rmtree(files)
     with server.as_("ada"):  # who can read everything, and sees what the officer could not write
-        assert "`wardround promote` under the coordinator's account tells" in next(faults(run))
+        assert "`wardround promote` under the coordinator's account logs" in next(faults(run))
     with server.as_("coordinator"):
         publish_decisions_page(run)
     with server.as_("ada"):

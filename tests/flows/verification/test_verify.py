@@ -426,7 +426,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         sql("INSERT INTO registered_model_aliases SELECT 'production', version, name, workspace"
             " FROM registered_model_aliases WHERE name='small-approved'",
             "DELETE FROM registered_model_aliases WHERE alias='production'"),
-        "version 1 of the approved models is called production, which no decision does"),
+        "version 1 of the approved models has the alias production, which no decision gave"),
     "a comparison of other models": (
         comparison_of_other_models, "of north in round 2 is of other models than the hospitals have released"),
     "the statement on a hospital's released model": (
@@ -459,7 +459,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "a second model among a candidate's files": (
         lambda run: replaced(
             (path := min((run.home.folder / "mlruns").rglob("model.json"))).parent / "z" / "model.json",
-            path.read_bytes()), "loads other weights than those that were looked at"),
+            path.read_bytes()), "loads other weights than those that were checked"),
     "code in a candidate": (
         lambda run: replaced(
             path := min((run.home.folder / "mlruns").rglob("MLmodel")),
@@ -467,18 +467,18 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     **{
         f"{key} of an approved version": (tag_of_approved(key), named)
         for key, named in {
-            "wardround.sha256": "is of another model than was decided about",
-            "wardround.run": "version 1 of the approved models says wardround.run=x",
-            "val/dice": "version 1 of the approved models says val/dice=x",
-            "wardround.approved_by.officer": "says wardround.approved_by.officer=xbo, until",
-            "wardround.approved_until": "says wardround.approved_until=x",
+            "wardround.sha256": "is of another model than its decision",
+            "wardround.run": "version 1 of the approved models has wardround.run=x",
+            "val/dice": "version 1 of the approved models has val/dice=x",
+            "wardround.approved_by.officer": "has wardround.approved_by.officer=xbo, until",
+            "wardround.approved_until": "has wardround.approved_until=x",
         }.items()
     },
     "a mark on an approved version that nobody has revoked": (
         sql("INSERT INTO model_version_tags SELECT DISTINCT 'wardround.revoked', 'yes', name, version, workspace"
             " FROM model_version_tags WHERE name='small-approved'",
             "DELETE FROM model_version_tags WHERE key='wardround.revoked'"),
-        "says wardround.revoked=yes, the decisions None"),
+        "has wardround.revoked=yes, the decisions have None"),
     "the report beside an approved version": (
         flip(lambda run: next((run.home.folder / "mlruns").rglob("models/*/artifacts/report.html"))),
         "version 1 of small-approved.* has another report than was released with it"),
@@ -494,36 +494,36 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "the champion in MLflow": (
         sql("UPDATE registered_model_aliases SET alias='x' || alias WHERE name='small-approved'",
             "UPDATE registered_model_aliases SET alias=substr(alias, 2) WHERE name='small-approved'"),
-        "version none is the champion, and the decisions made it 1"),
+        "version none is the champion, the decisions name 1"),
     "what the run's page says of the release": (
         sql(f"UPDATE tags SET value='x' || value WHERE key='wardround.released' AND {PARENT}",
             f"UPDATE tags SET value=substr(value, 2) WHERE key='wardround.released' AND {PARENT}"),
-        "wardround.released=xround 2 as version 1, approved by ada .* the decisions round 2"),
+        "wardround.released=xround 2 as version 1, approved by ada .* the decisions have round 2"),
     "what the run's page says of whom it waits for": (
         sql(f"UPDATE tags SET value='x' || value WHERE key='wardround.waits_for' AND {PARENT}",
             f"UPDATE tags SET value=substr(value, 2) WHERE key='wardround.waits_for' AND {PARENT}"),
-        "wardround.waits_for=xnobody, the decisions nobody"),
+        "wardround.waits_for=xnobody, the decisions have nobody"),
     "a candidate that no run has registered": (
-        foreign_version("small-candidates"), "of small-candidates is of no round of a run that lies here"),
+        foreign_version("small-candidates"), "of small-candidates is of no round of a run stored here"),
     "a candidate that no run has registered, with the alias": (
         foreign_version("small-candidates", "candidate"), "the candidate of small-candidates is no model of a run here"),
     **{
         f"{file} of a {kind}": (
             lambda run, file=file, kind=kind: replaced(
                 path := model_file(run, file, kind), path.read_bytes() + b"\n# more"),
-            f"of small-{kind}, round .*, has other files than the coordinator has signed for")
+            f"of small-{kind}, round .*, has other files than the coordinator has signed")
         for file in ("requirements.txt", "conda.yaml", "python_env.yaml", "MLmodel")
         for kind in ("candidates", "approved")
     },
     "the newest decision in MLflow is gone": (
         sql(f"UPDATE tags SET key='x' || key WHERE key='wardround.decisions' AND {PARENT}",
             f"UPDATE tags SET key=substr(key, 2) WHERE key='xwardround.decisions' AND {PARENT}"),
-        "wardround.decisions=None, the decisions"),
+        "wardround.decisions=None, the decisions have"),
     **{
         f"{key} in MLflow": (
             sql(f"UPDATE tags SET value='x' || value WHERE key='{key}' AND {PARENT}",
                 f"UPDATE tags SET value=substr(value, 2) WHERE key='{key}' AND {PARENT}"),
-            f"MLflow says of GLOBAL {key}=x")
+            f"In MLflow GLOBAL has {key}=x")
         for key in ("wardround.rounds_done", "wardround.missing", "mlflow.runColor")
     },
     "the note on the run's page": (
@@ -534,7 +534,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         sql("INSERT INTO tags (key, value, run_uuid) SELECT 'mlflow.note.content', 'fine', run_uuid FROM tags "
             "WHERE key='wardround.site' AND value='north'",
             "DELETE FROM tags WHERE key='mlflow.note.content' AND value='fine'"),
-        "MLflow says of north mlflow.note.content=fine, the records None"),
+        "In MLflow north has mlflow.note.content=fine, the records have None"),
     "a file on a hospital's page": (
         artifact("north", "extra/fine.html"), "MLflow shows extra/fine.html of north, which the coordinator"),
     "a file beside the report": (artifact("GLOBAL", "extra/fine.html"), "MLflow shows extra/fine.html, which"),
@@ -568,12 +568,12 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
         r"MLflow shows images/reference cases\+step\+2\+timestamp\+1\+x.png, which the coordinator has not"),
     "a signature for one of a picture's files": (
         remove(lambda run: next((run.folder / "artifacts").glob("images*step%2B2%2B*.webp.json"))),
-        "has not signed for a picture of round 2"),
+        "has not signed a picture of round 2"),
     "a table in MLflow": (flip(shown_at("cross_site.csv")), "cross_site.csv, or shows another one"),
     "what the coordinator has signed for": (
         flip(lambda run: run.folder / "artifacts" / "report.html.json"), "report.html.json: "),
     "a signature for a report that is gone": (
-        remove(lambda run: run.folder / "artifacts" / "report.html.json"), "has not signed for report.html"),
+        remove(lambda run: run.folder / "artifacts" / "report.html.json"), "has not signed report.html"),
     "the last decision dropped": (remove(DECISION_3), "Decision 3 is not the same"),
     "the last decision dropped in the exchange": (remove(LAID_3), "Decision 3 is not the same"),
     "an outcome's evidence": (
@@ -582,7 +582,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "a metric in MLflow that is no number": (
         sql(f"UPDATE metrics SET is_nan=1 WHERE key='val/dice' AND step=1 AND {MLFLOW_ROW}",
             f"UPDATE metrics SET is_nan=0 WHERE key='val/dice' AND step=1 AND {MLFLOW_ROW}"),
-        "val/dice of .* in round 1: MLflow says nan"),
+        "val/dice of .* in round 1: MLflow has nan"),
     "the newest value that MLflow shows": (
         sql(f"UPDATE latest_metrics SET value=value+0.1 WHERE key='val/dice' AND {MLFLOW_ROW}",
             f"UPDATE latest_metrics SET value=value-0.1 WHERE key='val/dice' AND {MLFLOW_ROW}"),
@@ -590,7 +590,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "a metric in MLflow": (
         sql(f"UPDATE metrics SET value=value+0.1 WHERE key='val/dice' AND step=1 AND {MLFLOW_ROW}",
             f"UPDATE metrics SET value=value-0.1 WHERE key='val/dice' AND step=1 AND {MLFLOW_ROW}"),
-        "val/dice of north in round 1: MLflow says"),
+        "val/dice of north in round 1: MLflow has"),
     "a metric beside the record's in MLflow": (
         sql("INSERT INTO metrics SELECT 'privacy/epsilon', 0.5, 1, run_uuid, 1, 0 FROM tags"
             " WHERE key='wardround.site' AND value='GLOBAL'",
@@ -598,16 +598,16 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "a point that is gone from MLflow": (
         sql(f"UPDATE metrics SET step=7 WHERE key='privacy/epsilon' AND step=2 AND {PARENT}",
             f"UPDATE metrics SET step=2 WHERE key='privacy/epsilon' AND step=7 AND {PARENT}"),
-        "privacy/epsilon of GLOBAL in round 2: MLflow says nothing"),
+        "privacy/epsilon of GLOBAL in round 2: MLflow has nothing"),
     "a parameter in MLflow": (
         sql(f"UPDATE params SET value=value || '0' WHERE key='declared_patients' AND {MLFLOW_ROW}",
             "UPDATE params SET value=substr(value, 1, length(value) - 1)"
             f" WHERE key='declared_patients' AND {MLFLOW_ROW}"),
-        "MLflow says of north declared_patients="),
+        "In MLflow north has declared_patients="),
     "what a figure's tag admits": (
         sql(f"UPDATE tags SET value='system' WHERE key='wardround.noise' AND {MLFLOW_ROW}",
             f"UPDATE tags SET value='test' WHERE key='wardround.noise' AND {MLFLOW_ROW}"),
-        "MLflow says of north wardround.noise=system, the records test"),
+        "In MLflow north has wardround.noise=system, the records have test"),
     "the newest candidate in MLflow": (
         sql("UPDATE registered_model_aliases SET version=1 WHERE name='small-candidates'",
             "UPDATE registered_model_aliases SET version=2 WHERE name='small-candidates'"),
@@ -718,7 +718,7 @@ def test_parameters_that_an_interruption_kept_from_mlflow_are_there_when_the_run
     run: Run,
 ) -> None:
     with sql(f"DELETE FROM params WHERE {MLFLOW_ROW}", "")(run):
-        assert "MLflow says of north" in next(faults(run))
+        assert "In MLflow north has" in next(faults(run))
         Tracking(run)
         assert list(faults(run)) == []
 
