@@ -1,1 +1,1 @@
-"""A run in MLflow: this package alone calls MLflow's API."""
+"""Runs in MLflow: this package alone calls MLflow's API."""

@@ -1,4 +1,4 @@
-"""Who may do what in a protected MLflow server: accounts and roles for one study.
+"""Accounts and roles of one study in a protected MLflow server.
 
 | account      | study's experiment | candidates | approved models and their files | own experiment |
 |--------------|--------------------|------------|---------------------------------|----------------|
@@ -7,7 +7,7 @@
 | officer      | read               | read       | manage                          |                |
 | a hospital   | read               |            | read                            | manage         |
 
-The administrator makes everything before anybody works: whoever creates something in MLflow owns it.
+The administrator makes everything before anybody works, because in MLflow the creator owns it.
 """
 
 import secrets
@@ -28,7 +28,7 @@ from privacy.signing import secret_file
 
 WORKSPACE = "default"
 Grant = tuple[str, str, str]
-"""What kind of thing, which, and how far: as MLflow's roles hold them."""
+"""A permission in MLflow's roles: resource type, resource id, level."""
 
 
 class Accounts(Config):
@@ -42,7 +42,7 @@ class Accounts(Config):
     @model_validator(mode="after")
     def _distinct(self) -> "Accounts":
         if len(set(self.everybody)) < len(self.everybody):
-            raise ValueError("expected a name of its own for each account.")
+            raise ValueError("expected a different name for each account.")
         return self
 
     @property
@@ -52,9 +52,10 @@ class Accounts(Config):
 
 
 def set_up(study: str, accounts: Accounts, passwords: Path) -> list[str]:
-    """Make a study's accounts and roles, as the administrator; again it adds what is missing.
+    """Make a study's accounts and roles, as the administrator; a second call adds what is missing.
 
-    Each new account's password is made here and lies in the folder `passwords`, for its owner alone.
+    Each new account's password is made here and stored in the folder `passwords`, readable only by
+    the file's owner.
     Returns the names of the new accounts.
     """
     client, auth = MlflowClient(), AuthServiceClient(get_tracking_uri())
@@ -90,7 +91,7 @@ def _made(auth: AuthServiceClient, name: str, passwords: Path) -> bool:
     with _once():
         auth.create_user(name, password)
         return True
-    if is_new:  # of an account whose password was handed over long ago
+    if is_new:  # the account exists, its password was handed over long ago
         (passwords / name).unlink()
     return False
 
@@ -113,7 +114,7 @@ def _role(auth: AuthServiceClient, name: str, grants: Sequence[Grant], members: 
 
 @contextmanager
 def _once() -> Iterator[None]:
-    """Let something be that is there already."""
+    """Ignore the error that something exists already."""
     try:
         yield
     except MlflowException as error:

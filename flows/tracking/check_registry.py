@@ -93,10 +93,11 @@ def _undecided_faults(client: MlflowClient, run: Run) -> Iterator[str]:
     for version in found:
         where = f"version {version.version} of {version.name}"
         if str(version.version) not in decided:
-            yield f"{where} was never released; release it with `wardround promote`, or delete it"
+            yield f"{where} was never released; continue with `wardround promote`, or delete it"
     for alias, number in sorted(registry.aliases(client, run.study.name).items()):
         if alias != registry.CHAMPION:
-            yield f"version {number} of the approved models has the alias {alias}, which no decision gave"
+            where = f"version {number} of the approved models"
+            yield f"{where} has the alias {alias}, which no decision gave"
 
 
 def _candidate_faults(client: MlflowClient, run: Run) -> Iterator[str]:

@@ -11,11 +11,11 @@ from flows.runs.run import RunDescription
 TOGETHER = "#1f1f1f"
 """The line of all hospitals together."""
 PALETTE = tuple(to_hex(colormaps["tab20"](place)) for place in (*range(0, 20, 2), *range(1, 20, 2)))
-"""Ten strong colours and ten pale ones, told apart by matplotlib's authors; then they begin anew."""
+"""Ten strong colours and ten pale ones, which matplotlib chose to be distinct; then they repeat."""
 
 
 def colours(description: RunDescription) -> Mapping[str, str]:
-    """Return the colour `#rrggbb` of each hospital, by when it joined: who joins later changes none."""
+    """Return each hospital's colour `#rrggbb` in order of joining: who joins later changes none."""
     joined = sorted(
         description.everybody, key=lambda site: (description.acceptances(site)[0].since, site)
     )

@@ -18,34 +18,34 @@ WORST = "worst_case/dice"
 
 
 def page_of(url: str, seen: SeenModel) -> str | None:
-    """Return the page of the run that shows how a model does here, None while none does."""
+    """Return the page of the run that shows a model's hardest cases, None while there is none."""
     client = MlflowClient(url)
     found = client.get_experiment_by_name(_experiment(seen))
     runs = _runs(client, found.experiment_id, seen) if found else []
     if not runs:
         return None
     history = client.get_metric_history(runs[0], WORST)
-    is_there = seen.round in {point.step for point in history}
-    return _page(url, found.experiment_id, runs[0]) if is_there else None
+    is_logged = seen.round in {point.step for point in history}
+    return _page(url, found.experiment_id, runs[0]) if is_logged else None
 
 
 def log_gallery(url: str, seen: SeenModel, cases: Sequence[PicturedCase], picture: Image.Image) -> str:
-    """Log how a model does on the hospital's own cases; return the run's page."""
+    """Log a model's hardest cases of the hospital; return the run's page."""
     client, name = MlflowClient(url), _experiment(seen)
     found = client.get_experiment_by_name(name)
     experiment = found.experiment_id if found else client.create_experiment(name)
     tags = {"wardround.run": seen.run}
     runs = _runs(client, experiment, seen)
     run = runs[0] if runs else client.create_run(experiment, run_name=seen.run, tags=tags).info.run_id
-    there = {file.path for folder in ("", "images") for file in client.list_artifacts(run, folder)}
-    if not any(path.startswith(f"images/{KEY}+step+{seen.round}+") for path in there):
+    files = {file.path for folder in ("", "images") for file in client.list_artifacts(run, folder)}
+    if not any(path.startswith(f"images/{KEY}+step+{seen.round}+") for path in files):
         client.log_image(run, picture, key=KEY, step=seen.round)
     rows = {
         "round": [seen.round] * len(cases),
         "case": [case.name for case in cases],
         "dice": [round(case.dice, 4) for case in cases],
     }
-    if TABLE not in there or seen.round not in _rounds_in(client, run):
+    if TABLE not in files or seen.round not in _rounds_in(client, run):
         client.log_table(run, rows, TABLE)
     client.log_batch(run, [Metric(WORST, cases[0].dice, 0, seen.round)])
     return _page(url, experiment, run)

@@ -1,6 +1,6 @@
-"""A hospital's own MLflow store in its `state/`: how models do on its own patients, for its own eyes.
+"""A hospital's own MLflow store in its `state/`: the hardest of its own cases, for its own use only.
 
-It listens on loopback alone, and no process of the coordinator's ever sees it.
+It listens on loopback alone, and no process of the coordinator uses it.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ HARDEST = 6
 
 @contextmanager
 def own_store(folder: Path, port: int | None) -> Iterator[str]:
-    """Run the hospital's own MLflow server; give its address."""
+    """Run the hospital's own MLflow server; yield its address."""
     state = Hospital.open(folder).state
     with running(store_server(state / "mlflow", state / "servers" / "mlflow"), port) as url:
         yield url
 
 
 def fill(folder: Path, url: str) -> list[str]:
-    """Put what is not there yet into the hospital's own store; return the runs' pages."""
+    """Log the models that the hospital's own store lacks; return the runs' pages."""
     hospital, pages = Hospital.open(folder), []
     for seen in seen_models(hospital):
         if known := page_of(url, seen):

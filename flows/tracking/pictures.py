@@ -1,4 +1,4 @@
-"""How a model does on the synthetic reference cases, over the rounds, as MLflow's slider shows it."""
+"""Pictures of a model on the synthetic reference cases, one each round, for MLflow's slider."""
 
 import tempfile
 from collections.abc import Iterable
@@ -14,26 +14,26 @@ from flows.tracking import reference_cases
 
 REFERENCES = "reference cases"
 BOTH = {".png", ".webp"}
-"""MLflow keeps a picture as it was drawn, and a smaller one."""
+"""The two files of a picture in MLflow: full size, and smaller."""
 
 
 def of_round(paths: Iterable[str], record: RoundRecord) -> list[str]:
-    """Return those of `paths` that are a round's picture: as it was drawn, and smaller."""
+    """Return those of `paths` that belong to a round's picture, in full size and smaller."""
     mark = f"{artifacts.PICTURES}/{REFERENCES}+step+{record.round}+"
     return sorted(path for path in paths if path.startswith(mark))
 
 
 def is_whole(paths: Iterable[str]) -> bool:
-    """Return whether among `paths` is one picture in both of its files."""
+    """Return whether `paths` hold a picture in both of its files."""
     return {Path(path).suffix for path in paths} == BOTH
 
 
 def log_picture(client: MlflowClient, run: Run, record: RoundRecord, parent: str) -> None:
-    """Log a round's picture once, and sign for its files; nothing where a task has no shapes to draw.
+    """Log a round's picture once, and sign its files; do nothing where a task has no shapes to draw.
 
-    An interruption may have kept a signature from a picture that is there: it is taken for ours if one
-    of its files is signed for, or if it shows what is drawn again. Of a picture that is signed for and
-    gone, as from a new store, another is logged.
+    After an interruption MLflow may have a picture without a signature. It counts as ours if one of its
+    files is signed, or if its pixels equal the picture drawn again. Where a signed picture is gone, as
+    with a new store, another is logged.
     """
     before = of_round(listed(client, parent), record)
     signed = of_round(artifacts.signed_for(run), record)
@@ -57,7 +57,7 @@ def log_picture(client: MlflowClient, run: Run, record: RoundRecord, parent: str
 
 
 def _stem(path: str) -> str:
-    """Return what the name of a picture's two files begins with."""
+    """Return the common start of the names of a picture's two files."""
     return path.removesuffix(".png").removesuffix(".webp").removesuffix("+compressed")
 
 
@@ -67,6 +67,7 @@ def listed(client: MlflowClient, parent: str) -> list[str]:
 
 
 def _shows(client: MlflowClient, parent: str, path: str, drawn: Image.Image, folder: str) -> bool:
+    """Return whether a file in MLflow is a PNG with the pixels of `drawn`."""
     if not path.endswith(".png"):
         return False
     try:
@@ -75,5 +76,5 @@ def _shows(client: MlflowClient, parent: str, path: str, drawn: Image.Image, fol
                 found.size == drawn.size
                 and found.convert("RGB").tobytes() == drawn.convert("RGB").tobytes()
             )
-    except OSError:  # half a picture
+    except OSError:  # an incomplete picture
         return False

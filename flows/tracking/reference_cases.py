@@ -1,7 +1,7 @@
-"""The reference cases that people look at in MLflow: synthetic, drawn from the study's seed alone.
+"""Reference cases for people to look at in MLflow: synthetic, drawn from the study's seed alone.
 
-No hospital's image is within reach of this module: what it draws can be drawn anywhere from a study and
-a model.
+This module has no access to a hospital's images: its pictures can be drawn anywhere from a study and a
+model.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ CASES = 6
 
 
 def picture(study: Study, params: Params, round: int) -> Image.Image | None:
-    """Return how a model does on the reference cases; None where a task has no shapes to draw."""
+    """Return a picture of a model's results on the reference cases; None for tasks without shapes."""
     if study.task.kind != "segmentation":
         return None
     network = study.network.build(study.task.dims, study.task.out_channels).eval()

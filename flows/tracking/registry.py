@@ -1,4 +1,4 @@
-"""Models in MLflow's registry: every round's as a candidate, those that were released as approved.
+"""Models in MLflow's registry: each round's as a candidate, released ones as approved.
 
 `<study>-candidates` is the coordinator's; in a protected server only the data-protection officer's
 account can write `<study>-approved`. No model is pickled: installed code and safetensors
@@ -32,10 +32,11 @@ from models.files import sha256_of
 from models.objectives import TaskConfig
 from privacy.signing import canonical
 
+OFFICERS = "the data-protection officer's"
 CHAMPION, CANDIDATE = "champion", "candidate"
 REVOKED = "wardround.revoked"
 NOT_THERE = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
-"""What MLflow says where a model, a version or an alias is not there."""
+"""MLflow's error codes for a missing model, version or alias."""
 
 
 def candidates(study: str) -> str:
@@ -44,7 +45,7 @@ def candidates(study: str) -> str:
 
 
 def approved(study: str) -> str:
-    """Return the name of the registered model that holds what people have released."""
+    """Return the name of the registered model that holds the released models."""
     return f"{study}-approved"
 
 
@@ -55,7 +56,7 @@ def candidate(client: MlflowClient, run: Run, round: int) -> ModelVersion | None
 
 
 def candidates_of(client: MlflowClient, run: Run, round: int) -> list[ModelVersion]:
-    """Return the versions that say they hold a round's model; more than one is none of ours."""
+    """Return the versions whose tags name a round's model; Wardround makes at most one."""
     found = client.search_model_versions(
         f"name = '{candidates(run.study.name)}' and tags.`wardround.run` = '{run.name}' "
         f"and tags.`wardround.round` = '{round}'"
@@ -64,17 +65,17 @@ def candidates_of(client: MlflowClient, run: Run, round: int) -> list[ModelVersi
 
 
 def all_candidates(client: MlflowClient, study: str) -> list[ModelVersion]:
-    """Return every version of `<study>-candidates`, of whatever run."""
+    """Return every version of `<study>-candidates`, of any run."""
     return _versions(client, candidates(study))
 
 
 def all_approved(client: MlflowClient, study: str) -> list[ModelVersion]:
-    """Return every version of `<study>-approved`, of whatever run."""
+    """Return every version of `<study>-approved`, of any run."""
     return _versions(client, approved(study))
 
 
 def aliases(client: MlflowClient, study: str) -> Mapping[str, str]:
-    """Return the names that `<study>-approved` gives to versions, none where it is not there."""
+    """Return the aliases of versions of `<study>-approved`, empty where it does not exist."""
     try:
         return dict(client.get_registered_model(approved(study)).aliases)
     except MlflowException as error:
@@ -86,7 +87,7 @@ def aliases(client: MlflowClient, study: str) -> Mapping[str, str]:
 def register(client: MlflowClient, run: Run, record: RoundRecord, parent: str) -> None:
     """Register a round's model as a version of `<study>-candidates`, the newest `candidate`.
 
-    A run that goes on after a later one has started takes the name from none of the later's.
+    A run that continues after a later one has started leaves the alias with the later run's version.
     """
     name = candidates(run.study.name)
     ensure_registered(client, name)
@@ -108,9 +109,9 @@ def register(client: MlflowClient, run: Run, record: RoundRecord, parent: str) -
 
 
 def newest_candidate(client: MlflowClient, run: Run) -> tuple[int, int]:
-    """Return when the run was begun whose model `candidate` names, and its round.
+    """Return the start time of the run whose model `candidate` names, and the model's round.
 
-    Both are 0 where it names none, or one of no run that lies here.
+    Both are 0 where it names no model, or one of no run that is stored here.
     """
     try:
         found = client.get_model_version_by_alias(candidates(run.study.name), CANDIDATE)
@@ -125,7 +126,7 @@ def newest_candidate(client: MlflowClient, run: Run) -> tuple[int, int]:
 
 
 def _sign(run: Run, name: str, version: str) -> None:
-    """Sign for the files of a version as MLflow has them, once; raise `StoreFailed` if it lacks them."""
+    """Sign the files of a version as MLflow has them, once; raise `StoreFailed` if it lacks them."""
     path = f"{artifacts.VERSIONS}/{name}/{version}"
     if artifacts.is_signed(run, path):
         return
@@ -133,11 +134,11 @@ def _sign(run: Run, name: str, version: str) -> None:
         try:
             artifacts.keep(run, path, listing(fetch(name, version, Path(folder)).folder))
         except LookupError as error:
-            raise StoreFailed(f"MLflow has not kept what was registered: {error}") from error
+            raise StoreFailed(f"MLflow lacks files of a registered model: {error}") from error
 
 
 def listing(folder: Path) -> bytes:
-    """Return the sha256 of each of a version's files by path, but for the report, as one text."""
+    """Return the sha256 of each of a version's files by path, without the report, as one text."""
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     return canonical(
         {path: sha256_of(file.read_bytes()) for path, file in files.items() if path != artifacts.REPORT}
@@ -145,7 +146,7 @@ def listing(folder: Path) -> bytes:
 
 
 def tags_of(run: Run, record: RoundRecord) -> dict[str, str]:
-    """Return what a version says of its model."""
+    """Return the tags of a version about its model."""
     epsilons = [release.statement.epsilon for release in record.releases.values()]
     spent = [epsilon for epsilon in epsilons if epsilon is not None]
     return {
@@ -163,15 +164,15 @@ def tags_of(run: Run, record: RoundRecord) -> dict[str, str]:
 def write_approved(run: Run, record: RoundRecord, tags: Mapping[str, str], report: bytes) -> str:
     """Write a round's model, from the run's own folder, to `<study>-approved`; return its version.
 
-    Its files go where the coordinator's account can't write, with the report beside them. Again it
-    changes the tags and the report alone; a mark of revocation stays until it is the champion again.
+    Its files go where the coordinator's account can't write, with the report beside them. A second call
+    changes only the tags and the report; a mark of revocation stays until it is the champion again.
 
     Raises:
         NotAllowed: this account may not write the approved models.
-        StoreFailed: MLflow has not taken all of it.
+        StoreFailed: MLflow has not stored all of it.
     """
     client, name = MlflowClient(), approved(run.study.name)
-    with writing(f"the released model of round {record.round}", _officers(name)):
+    with writing(f"the released model of round {record.round} in {name}", OFFICERS):
         ensure_registered(client, name)
         known = _approved_version(client, run, record)
         if known is None:
@@ -187,24 +188,20 @@ def write_approved(run: Run, record: RoundRecord, tags: Mapping[str, str], repor
 
 
 def make_champion(study: str, version: str) -> None:
-    """Make a version of `<study>-approved` the champion, none where `version` is empty.
+    """Make a version of `<study>-approved` the champion; remove it where `version` is empty.
 
     Raises:
         NotAllowed: this account may not write the approved models.
-        StoreFailed: MLflow has not taken it.
+        StoreFailed: MLflow has not stored it.
     """
     client, name = MlflowClient(), approved(study)
-    with writing(f"the champion of {study}", _officers(name)):
+    with writing(f"the champion of {name}", OFFICERS):
         if version:
             if REVOKED in client.get_model_version(name, version).tags:
                 client.delete_model_version_tag(name, version, REVOKED)
             client.set_registered_model_alias(name, CHAMPION, version)
         elif champion(study):
             client.delete_registered_model_alias(name, CHAMPION)
-
-
-def _officers(name: str) -> str:
-    return f"{name}, which the data-protection officer's can,"
 
 
 def _written(client: MlflowClient, run: Run, record: RoundRecord) -> ModelVersion:
@@ -224,7 +221,7 @@ def _written(client: MlflowClient, run: Run, record: RoundRecord) -> ModelVersio
 
 
 def _attach(client: MlflowClient, known: ModelVersion, report: bytes) -> None:
-    """Put a report beside a version's files, in an earlier one's place."""
+    """Put a report beside a version's files, in place of an earlier one."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / artifacts.REPORT).write_bytes(report)
         client.log_model_artifact(
@@ -233,14 +230,14 @@ def _attach(client: MlflowClient, known: ModelVersion, report: bytes) -> None:
 
 
 def withdraw(study: str, version: str, reason: str, follower: str) -> None:
-    """Mark a released version as revoked; was it the champion, `follower` is, none where that is empty.
+    """Mark a released version as revoked; a champion is replaced by `follower`, if not empty.
 
     Raises:
         NotAllowed: this account may not write the approved models.
-        StoreFailed: MLflow has not taken it.
+        StoreFailed: MLflow has not stored it.
     """
     name = approved(study)
-    with writing(f"that version {version} of {name} was revoked", _officers(name)):
+    with writing(f"the revocation of version {version} of {name}", OFFICERS):
         MlflowClient().set_model_version_tag(name, version, REVOKED, reason[:500] or "yes")
     if champion(study) == version:
         make_champion(study, follower)
@@ -250,7 +247,7 @@ def champion(study: str) -> str:
     """Return the version of `<study>-approved` that is released now, empty if none is.
 
     Raises:
-        StoreFailed: MLflow can't be asked.
+        StoreFailed: MLflow can't be reached.
     """
     with reading(f"the champion of {study}"):
         try:
@@ -262,7 +259,7 @@ def champion(study: str) -> str:
 
 
 def has_approved(run: Run, version: str) -> bool:
-    """Return whether `<study>-approved` has a version of a run's; raises as `champion` does."""
+    """Return whether `<study>-approved` has this version, made by a run; raise as `champion` does."""
     with reading(f"version {version} of {approved(run.study.name)}"):
         try:
             found = MlflowClient().get_model_version(approved(run.study.name), version)
@@ -274,7 +271,7 @@ def has_approved(run: Run, version: str) -> bool:
 
 
 def described(name: str, version: str) -> str:
-    """Return what somebody has written in MLflow beside a version's tags or about all of them."""
+    """Return the descriptions in MLflow of a version and of its registered model, as one text."""
     client = MlflowClient()
     texts = (
         client.get_model_version(name, version).description,
@@ -285,7 +282,7 @@ def described(name: str, version: str) -> str:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A version's files as they were downloaded, and what it says of itself in tags."""
+    """A version's downloaded files, and its tags."""
 
     folder: Path
     tags: Mapping[str, str]
@@ -298,7 +295,7 @@ def fetch(name: str, wanted: str, into: Path) -> Fetched:
         LookupError: there is no such version, or its weights are not those that its tag names.
         StoreFailed: MLflow can't be reached.
     """
-    client, missing = MlflowClient(), f"MLflow has no version {wanted} of {name}, or not its files."
+    client, missing = MlflowClient(), f"MLflow has no version {wanted} of {name}, or lacks its files."
     with reading(f"version {wanted} of {name}"):
         try:
             found = (
@@ -319,12 +316,12 @@ def fetch(name: str, wanted: str, into: Path) -> Fetched:
                 raise
             raise LookupError(missing) from error
     if sha256_of(weights.read_bytes()) != found.tags.get("wardround.sha256"):
-        raise LookupError(f"The weights of version {wanted} of {name} are not those that it names.")
+        raise LookupError(f"The weights of version {wanted} of {name} are not those that its tag names.")
     return Fetched(folder, found.tags)
 
 
 def approved_versions(client: MlflowClient, run: Run, decided: Container[str]) -> list[ModelVersion]:
-    """Return the versions of `<study>-approved` that name a run, or that it has decided about."""
+    """Return the versions of `<study>-approved` that name a run or one of its decisions."""
     every = _versions(client, approved(run.study.name))
     return [v for v in every if v.tags.get("wardround.run") == run.name or str(v.version) in decided]
 
@@ -335,7 +332,7 @@ def model_in(folder: Path) -> Path:
 
 
 def ensure_registered(client: MlflowClient, name: str) -> None:
-    """Make a registered model where there is none."""
+    """Make a registered model, if there is none."""
     try:
         client.get_registered_model(name)
     except MlflowException as error:
@@ -350,18 +347,18 @@ def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
 
 
 def _approved_version(client: MlflowClient, run: Run, record: RoundRecord) -> ModelVersion | None:
-    """Return the version as which a round's model was written, None where it never was."""
-    due = {"sha256": record.model_sha256, "run": run.name, "round": str(record.round)}
+    """Return the version of a round's released model, None where it was never written."""
+    tags = {"sha256": record.model_sha256, "run": run.name, "round": str(record.round)}
     named = [
         version
         for version in _versions(client, approved(run.study.name))
-        if all(version.tags.get(f"wardround.{key}") == value for key, value in due.items())
+        if all(version.tags.get(f"wardround.{key}") == value for key, value in tags.items())
     ]
     return named[-1] if named else None
 
 
 def _local_layers_tag(run: Run, record: RoundRecord) -> dict[str, str]:
-    """Return a warning where a model lacks what hospitals keep to themselves."""
+    """Return a warning tag where a model lacks the layers that hospitals keep."""
     params = run.model(record)
     missing = sorted(params.keys() - run.study.bound_strategy().shared(params).keys())
     if not missing:
@@ -370,7 +367,7 @@ def _local_layers_tag(run: Run, record: RoundRecord) -> dict[str, str]:
 
 
 def _signature(task: TaskConfig) -> ModelSignature:
-    """Return what a model takes and gives: probabilities, unless it is asked for labels."""
+    """Return a model's inputs and outputs: probabilities, unless labels are requested."""
     images = (-1,) * (task.dims + 1)
     answers = (-1, -1) if task.kind == "classification" else (-1, *images)
     inputs, outputs = (Schema([TensorSpec(np.dtype(np.float32), each)]) for each in (images, answers))
@@ -383,7 +380,7 @@ def _signature(task: TaskConfig) -> ModelSignature:
 def _log_model(run: Run, record: RoundRecord, parent: str) -> ModelInfo:
     study = run.study
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # MLflow advises an example; it would be a patient's image or none worth keeping.
+        # MLflow wants an example; that would be a patient's image, or of no use.
         warnings.filterwarnings("ignore", message=".*input example was not provided")
         served_model.write(Path(folder), study, run.model(record))
         mlflow.start_run(run_id=parent)

@@ -1,4 +1,4 @@
-"""Surveys in MLflow: an experiment of their own, a run for each hospital, a step each time."""
+"""Surveys in MLflow: a separate experiment, a run for each hospital, a step for each survey."""
 
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
@@ -7,7 +7,7 @@ from flows.runs.records import SurveyRecord
 
 
 def log_survey(record: SurveyRecord) -> None:
-    """Log a survey in the experiment `<study>-survey`: a run for each hospital, a step each time."""
+    """Log a survey in the experiment `<study>-survey`: a step in the run of each hospital."""
     client, name = MlflowClient(), f"{record.study}-survey"
     found = client.get_experiment_by_name(name)
     experiment = found.experiment_id if found else client.create_experiment(name)

@@ -1,8 +1,8 @@
-"""A run's place in MLflow; this package alone knows MLflow's API.
+"""A run's experiment, parent run and child runs in MLflow; this package alone calls MLflow's API.
 
-One experiment a study, one parent run a training (the GLOBAL line), one child run a hospital; the
-step is the round, with a baseline at 0. Whatever is logged comes from a round's record, with the
-record's own time, so that logging it again after a crash changes nothing.
+Each study has one experiment, each training one parent run (the GLOBAL line), each hospital one child
+run. The step is the round, with a baseline at 0. Everything that is logged comes from a round's record,
+with the record's own time, so logging it again after a crash changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,21 +23,22 @@ from flows.tracking.errors import reading, writing
 from flows.tracking.metrics import GLOBAL
 from sites.yaml_files import ConfigError
 
+COORDINATORS = "the coordinator's"
 COORDINATOR = "wardround.coordinator"
-"""Names on a study's experiment the public key of the coordinator whose runs it holds."""
+"""The tag of a study's experiment with the public key of the coordinator whose runs it holds."""
 
 
 def attach_report(run: Run, report: bytes) -> None:
-    """Attach a run's report to its parent run, in an earlier one's place, and say what was decided.
+    """Attach a run's report to its parent run, in place of an earlier one, and log the decisions.
 
-    Whoever calls it holds `shown.alone` from before the report was made: none is put over a newer one.
+    The caller holds `artifact_lock` from before the report was made, so no newer report is overwritten.
 
     Raises:
         NotAllowed: this account may not write the study's runs.
-        StoreFailed: MLflow has not taken all of it.
+        StoreFailed: MLflow has not stored all of it.
     """
     client = MlflowClient()
-    with writing(f"the report of {run.name}", _coordinators(run)):
+    with writing(f"the report of {run.name}", COORDINATORS):
         experiment = client.get_experiment_by_name(run.study.name)
         parent = _found(client, experiment.experiment_id, run, GLOBAL) if experiment else None
         if parent is None:
@@ -52,7 +53,7 @@ def attach_report(run: Run, report: bytes) -> None:
 
 
 def page_tags(run: Run) -> Mapping[str, str]:
-    """Return what the page of a run says in tags, nothing where it has none yet."""
+    """Return the tags of a run's page, empty where it has no page yet."""
     client = MlflowClient()
     experiment = client.get_experiment_by_name(run.study.name)
     parent = _found(client, experiment.experiment_id, run, GLOBAL) if experiment else None
@@ -60,7 +61,7 @@ def page_tags(run: Run) -> Mapping[str, str]:
 
 
 def check_free(run: Run) -> None:
-    """Check, without a write, that the experiment of a run's study is this coordinator's to make or use.
+    """Check, without a write, that this coordinator may make or use the experiment of a run's study.
 
     Raises:
         ConfigError: it is another coordinator's.
@@ -68,7 +69,7 @@ def check_free(run: Run) -> None:
         StoreFailed: MLflow can't be reached.
     """
     client = MlflowClient()
-    with writing(f"the experiment of {run.study.name}", _coordinators(run)):
+    with writing(f"the experiment of {run.study.name}", COORDINATORS):
         experiment = client.get_experiment_by_name(run.study.name)
         if experiment is not None:
             _check_ours(run, experiment.tags.get(COORDINATOR, ""))
@@ -77,17 +78,17 @@ def check_free(run: Run) -> None:
 def _check_ours(run: Run, key: str) -> None:
     if key and key not in (run.public_key, *run.home.former_keys):
         raise ConfigError(
-            f"{run.study.name}: expected an experiment of this coordinator's in MLflow, and that of "
-            f"this name is another's, with the public key {key}. Give the study another name, or "
-            f"have it in an MLflow of its own; a former key of one's own lies in "
+            f"{run.study.name}: expected an experiment of this coordinator's in MLflow, got one of the "
+            f"coordinator with the public key {key}. Give the study another name, or use another "
+            f"MLflow for it. If the key is a former one of your own, put it into "
             f"{run.home.state / 'keys' / 'former'}."
         )
 
 
 def _claimed(run: Run) -> str:
-    """Return the id of the experiment of a run's study, made where there is none, in this key's name."""
+    """Return the id of the experiment of a run's study; make it and claim it for this key if needed."""
     client = MlflowClient()
-    with writing(f"the experiment of {run.study.name}", _coordinators(run)):
+    with writing(f"the experiment of {run.study.name}", COORDINATORS):
         experiment = views.experiment_of(client, run.study)
         key = client.get_experiment(experiment).tags.get(COORDINATOR, "")
         _check_ours(run, key)
@@ -97,16 +98,16 @@ def _claimed(run: Run) -> str:
 
 
 class Tracking(AbstractContextManager["Tracking"]):
-    """A run's place in MLflow, made on first use: its experiment, parent run and child runs.
+    """A run's experiment, parent run and child runs in MLflow, made on first use.
 
-    Whatever is written raises `StoreFailed` where MLflow has not taken all of it, as with a full disk,
-    and `NotAllowed` where this account may not write. To make one raises as `check_free` does.
+    Each write raises `StoreFailed` where MLflow has not stored all of it, as with a full disk, and
+    `NotAllowed` where this account may not write. The constructor raises as `check_free` does.
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._client, self._experiment = MlflowClient(), _claimed(run)
-        with writing(f"that {run.name} begins", _coordinators(run)):
+        with writing(f"the start of {run.name}", COORDINATORS):
             self._parent = self._mlflow_run(GLOBAL, parent=None)
             self._children = {
                 site: self._mlflow_run(site, parent=self._parent)
@@ -116,7 +117,7 @@ class Tracking(AbstractContextManager["Tracking"]):
                 views.show(self._client, self._experiment, run, self._parent)
 
     def __enter__(self) -> "Tracking":
-        with writing(f"that {self._run.name} goes on", _coordinators(self._run)):
+        with writing(f"the status of {self._run.name}", COORDINATORS):
             for mlflow_run in self._all_runs():
                 self._client.update_run(mlflow_run, status="RUNNING")
         return self
@@ -129,10 +130,10 @@ class Tracking(AbstractContextManager["Tracking"]):
     ) -> None:
         is_whole = error is None and len(self._run.records()) > self._run.study.rounds
         status = "FINISHED" if is_whole else "FAILED"
-        # what has gone wrong is told, also where MLflow itself is what is wrong
+        # the first error is the one to report, also if MLflow itself fails
         with (
             suppress(*(() if error is None else (StoreFailed, NotAllowed))),
-            writing(f"that {self._run.name} has ended", _coordinators(self._run)),
+            writing(f"the end of {self._run.name}", COORDINATORS),
         ):
             for mlflow_run in self._all_runs():
                 self._client.set_terminated(mlflow_run, status)
@@ -143,27 +144,27 @@ class Tracking(AbstractContextManager["Tracking"]):
         return f"{mlflow.get_tracking_uri()}/#/experiments/{self._experiment}/runs/{self._parent}"
 
     def follow(self, run: Run) -> None:
-        """Go on with a run as its members are now."""
+        """Continue with a run's present members."""
         self._run = run
-        with writing(f"who takes part in {run.name}", _coordinators(run)):
+        with writing(f"the members of {run.name}", COORDINATORS):
             for site in sorted(run.description.participants.keys() - self._children.keys()):
                 self._children[site] = self._mlflow_run(site, parent=self._parent)
                 self._client.set_tag(self._children[site], "wardround.chain_head", run.head)
 
     def unlogged(self, records: Sequence[RoundRecord]) -> Sequence[RoundRecord]:
-        """Return those of a run's records that MLflow may lack: from the one that it names on."""
-        with reading(f"which rounds of {self._run.name} it has"):
-            told = self._client.get_run(self._parent).data.tags.get("wardround.chain_head")
+        """Return the records that MLflow may lack: from the one that it names on."""
+        with reading(f"the newest logged round of {self._run.name}"):
+            logged = self._client.get_run(self._parent).data.tags.get("wardround.chain_head")
         heads = [record.sha256 for record in records]
-        return records[heads.index(told) :] if told in heads else records
+        return records[heads.index(logged) :] if logged in heads else records
 
     def log(self, record: RoundRecord) -> None:
         """Log a round; logging it again changes nothing.
 
-        The chain's head is written last, the parent's behind the others': where it stands, the whole
-        round is there.
+        The chain's head is written last, and to the parent after the children: a parent with a round's
+        head has the whole round.
         """
-        with writing(f"round {record.round}, which is on record", _coordinators(self._run)):
+        with writing(f"round {record.round}, which is recorded", COORDINATORS):
             self._log_round(record)
 
     def _log_round(self, record: RoundRecord) -> None:
@@ -221,27 +222,23 @@ class Tracking(AbstractContextManager["Tracking"]):
         return str(made.info.run_id)
 
     def _complete(self, mlflow_run: str, site: str) -> None:
-        """Log what a line is, also what an interruption or an earlier version has kept from it."""
+        """Log a line's name, tags and parameters, as far as they are missing or wrong."""
         known, name = self._client.get_run(mlflow_run), lines.run_name(self._run, site)
         if known.info.run_name != name:
             self._client.update_run(mlflow_run, name=name)
         for key, value in lines.fixed_tags(self._run, site).items():
             if known.data.tags.get(key) != value:
                 self._client.set_tag(mlflow_run, key, value)
-        told = known.data.params
+        logged = known.data.params
         versions = lines.versions() if site == GLOBAL else {}
         values = {**lines.params(self._run, site), **versions}
-        params = [Param(name, value) for name, value in values.items() if name not in told]
+        params = [Param(name, value) for name, value in values.items() if name not in logged]
         for first in range(0, len(params), MAX_PARAMS_TAGS_PER_BATCH):
             batch = params[first : first + MAX_PARAMS_TAGS_PER_BATCH]
             self._client.log_batch(mlflow_run, params=batch)
 
     def _all_runs(self) -> list[str]:
         return [self._parent, *self._children.values()]
-
-
-def _coordinators(run: Run) -> str:
-    return f"the runs of {run.study.name}, which the coordinator's can,"
 
 
 def _found(client: MlflowClient, experiment: str, run: Run, site: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What a person sees first in MLflow: an experiment for each study, saved charts and pictures, links.
+"""First pages in MLflow: an experiment for each study, saved charts and pictures, links.
 
 A saved view is an internal format of MLflow's UI, so MLflow's version is pinned, and a test opens the
 view in a browser.
@@ -23,7 +23,7 @@ Sections = Mapping[str, Sequence[Sequence[str]]]
 
 
 def sections(study: Study) -> Sections:
-    """Return what the saved view charts, by section: each chart a list of metrics, a line a hospital."""
+    """Return the saved view's charts by section: a chart is a list of metrics, with a line a hospital."""
     names = metric_names(study.task)
     quality = [f"val/{name}" for name in ("dice", "hd95_mm", "auroc", "accuracy") if name in names]
     shown = {"Quality": [[name] for name in quality]}
@@ -34,7 +34,7 @@ def sections(study: Study) -> Sections:
 
 
 def view(run: Run) -> dict[str, Any]:
-    """Return the saved view of a run: its sections, one line for each hospital, nothing else."""
+    """Return the saved view of a run: its sections, one line for each hospital, and no other chart."""
     shown = sections(run.study)
     charts = [_chart(section, keys) for section, cards in shown.items() for keys in cards]
     first = {chart["metricKey"] for chart in charts}
@@ -48,7 +48,7 @@ def view(run: Run) -> dict[str, Any]:
             "aggregateFunction": "average",
             "groupByKeys": [{"mode": "tag", "groupByData": "wardround.site"}],
         },
-        "useGroupedValuesInCharts": False,  # groups share colours by chance, runs have one each
+        "useGroupedValuesInCharts": False,  # groups may share a colour, each run has its own
         "searchFilter": f"tags.`wardround.run` = '{run.name}'",
         "compareRunSections": [
             {"uuid": name, "name": name, "display": True, "columns": 1, "cardHeight": 400}
@@ -99,7 +99,7 @@ def _chart(section: str, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _every_metric(run: Run) -> set[str]:
-    """Return every metric that a run may log: MLflow charts what nothing hides."""
+    """Return every metric that a run may log: MLflow charts each one that is not hidden."""
     study = run.study
     overall = [name for name in metric_names(study.task) if "/" not in name]
     fairness = (f"{kind}/{name}" for kind in ("worst_site", "gap") for name in overall)
@@ -115,7 +115,7 @@ def _every_metric(run: Run) -> set[str]:
 
 
 def experiment_of(client: MlflowClient, study: Study) -> str:
-    """Return the id of a study's experiment, made where there is none."""
+    """Return the id of a study's experiment; make it, if there is none."""
     experiment = client.get_experiment_by_name(study.name)
     if experiment is not None:
         return str(experiment.experiment_id)
@@ -123,7 +123,7 @@ def experiment_of(client: MlflowClient, study: Study) -> str:
 
 
 def show(client: MlflowClient, experiment: str, run: Run, parent: str) -> None:
-    """Let the study's view and note show a run: its charts, report, models, who it was."""
+    """Make the study's view and note show a run: its charts, report, models and name."""
     state = json.dumps(view(run))
     client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{BY_HOSPITAL}", state)
     pages = " · ".join(f"[{title}]({link})" for title, link in _pages(experiment, parent, run.study))
@@ -132,7 +132,7 @@ def show(client: MlflowClient, experiment: str, run: Run, parent: str) -> None:
 
 
 def show_pictures(client: MlflowClient, experiment: str, run: Run, step: int) -> None:
-    """Let the study's view of pictures show those of a run, at first the one of a round."""
+    """Make the study's view of pictures show those of a run, first the one of a round."""
     state = json.dumps(pictures_view(run, step))
     client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{PICTURES}", state)
 

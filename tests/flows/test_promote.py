@@ -40,10 +40,13 @@ def test_a_store_that_is_not_there_is_told_in_one_message(run: Run, monkeypatch)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     record = run.records()[-1]
     for ask, named in (
-        (lambda: publish_decisions_page(run), "MLflow has not taken the report of"),
-        (lambda: Tracking(run), "MLflow has not taken the experiment of small"),
-        (lambda: registry.champion("small"), "MLflow has not told the champion of small"),
-        (lambda: registry.write_approved(run, record, {}, b""), "MLflow has not taken the released"),
+        (lambda: publish_decisions_page(run), "MLflow did not store all of the report of"),
+        (lambda: Tracking(run), "MLflow did not store all of the experiment of small"),
+        (lambda: registry.champion("small"), "MLflow did not return the champion of small"),
+        (
+            lambda: registry.write_approved(run, record, {}, b""),
+            "MLflow did not store all of the released",
+        ),
     ):
         with pytest.raises(StoreFailed, match=named):
             ask()

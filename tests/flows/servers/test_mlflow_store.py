@@ -131,9 +131,9 @@ def fill_all(mlruns: Path, small_disk: Callable[[int], Path], free: int) -> Path
 @pytest.mark.parametrize(
     ("fill", "message"),
     [
-        (fill_artifacts, "MLflow has not taken round"),
-        (partial(fill_all, free=0), "MLflow has not taken"),
-        (partial(fill_all, free=100_000), "MLflow has not taken"),
+        (fill_artifacts, "MLflow did not store all of round"),
+        (partial(fill_all, free=0), "MLflow did not store all of"),
+        (partial(fill_all, free=100_000), "MLflow did not store all of"),
     ],
     ids=["artifacts", "database from the start", "database while it trains"],
 )

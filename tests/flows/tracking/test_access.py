@@ -187,7 +187,7 @@ def test_a_training_under_an_account_that_may_not_write_ends_with_one_message(
         Tracking(run)
     assert ended.value.exit_code == 1
     told = " ".join(capsys.readouterr().err.split())
-    assert "may not write the runs of small, which the coordinator's can, in MLflow" in told
+    assert "may not write the experiment of small in MLflow; the coordinator's account may" in told
     assert "MLFLOW_TRACKING_USERNAME" in told
 
 
@@ -229,7 +229,7 @@ def test_nobody_but_the_officer_can_release_a_model(server: Protected, run: Run,
     for account in ("coordinator", "ada", "north"):
         with server.as_(account) as client:
             if account != "north":
-                with pytest.raises(NotReleased, match="data-protection officer's can"):
+                with pytest.raises(NotReleased, match="data-protection officer's account may"):
                     champion.release_model(run, record, evidence.gather(run, record))
             assert forbidden(lambda: crown(client, "1"))
     with server.as_("bo") as client:
