@@ -80,8 +80,7 @@ def _check_ours(run: Run, key: str) -> None:
         raise ConfigError(
             f"{run.study.name}: expected an experiment of this coordinator's in MLflow, got one of the "
             f"coordinator with the public key {key}. Give the study another name, or use another "
-            f"MLflow for it. If the key is a former one of your own, put it into "
-            f"{run.home.state / 'keys' / 'former'}."
+            f"MLflow for it. A former key of your own belongs in {run.home.state / 'keys' / 'former'}."
         )
 
 

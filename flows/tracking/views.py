@@ -23,7 +23,7 @@ Sections = Mapping[str, Sequence[Sequence[str]]]
 
 
 def sections(study: Study) -> Sections:
-    """Return the saved view's charts by section: a chart is a list of metrics, with a line a hospital."""
+    """Return the saved view's charts by section: a chart is a list of metrics, a line each hospital."""
     names = metric_names(study.task)
     quality = [f"val/{name}" for name in ("dice", "hd95_mm", "auroc", "accuracy") if name in names]
     shown = {"Quality": [[name] for name in quality]}
