@@ -1,4 +1,4 @@
-"""The `wardround data` commands: hospitals made of synthetic or public data."""
+"""The `wardround data` commands: hospitals made from synthetic or public data."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,16 +13,18 @@ from flows.cli.errors import cli_errors
 if TYPE_CHECKING:
     from sites.datasets.downloads import Source
 
-app = typer.Typer(help="Make hospitals of synthetic or public data.", no_args_is_help=True)
+app = typer.Typer(help="Make hospitals from synthetic or public data.", no_args_is_help=True)
 
 
-FromOption = Annotated[Path | None, typer.Option("--from", help="Where the set lies, unpacked.")]
-DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch it from its public home.")]
-DownloadsOption = Annotated[Path, typer.Option(help="Where downloads are kept.")]
-MirrorOption = Annotated[
-    str | None, typer.Option(help="Fetch it from this address instead; its sum has to be the same.")
+FromOption = Annotated[
+    Path | None, typer.Option("--from", help="The set: its unpacked folder, or its file.")
 ]
-OutOption = Annotated[Path, typer.Option(help="Where the hospitals go.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch it from its public address.")]
+DownloadsOption = Annotated[Path, typer.Option(help="The folder for downloads.")]
+MirrorOption = Annotated[
+    str | None, typer.Option(help="Fetch it from this address instead; its checksum must be the same.")
+]
+OutOption = Annotated[Path, typer.Option(help="The folder for the hospitals.")]
 HospitalsOption = Annotated[int, typer.Option(min=1)]
 SeedOption = Annotated[int, typer.Option(min=0)]
 
@@ -52,11 +54,11 @@ def _decathlon(name: str) -> Callable[..., None]:
         out: OutOption = Path("wards"),
         hospitals: HospitalsOption = 4,
         channel: Annotated[
-            int | None, typer.Option(min=0, help="Which channel, where images have several.")
+            int | None, typer.Option(min=0, help="The channel, where images have several.")
         ] = None,
         skew: Annotated[
             Literal["patients", "intensity", "size", "labels"],
-            typer.Option(help="In what the hospitals are unlike."),
+            typer.Option(help="The property in which the hospitals differ."),
         ] = "patients",
         seed: SeedOption = 0,
     ) -> None:
@@ -82,7 +84,10 @@ def _pictures(name: str) -> Callable[..., None]:
         out: OutOption = Path("wards"),
         hospitals: HospitalsOption = 4,
         skew: Annotated[
-            float, typer.Option(min=0.01, help="Dirichlet's concentration: small for unlike hospitals.")
+            float,
+            typer.Option(
+                min=0.01, help="Dirichlet concentration; hospitals differ more if it is small."
+            ),
         ] = 0.5,
         seed: SeedOption = 0,
     ) -> None:
@@ -107,14 +112,14 @@ for _name in ("pneumonia", "breast", "oct", "chest", "nodule3d", "adrenal3d", "f
 
 
 def _fetched(source: "Source", download: bool, mirror: str | None, downloads: Path) -> Path:
-    """Return the file of a public set, with a bar while it comes."""
+    """Return the file of a public set, with a bar for the download."""
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
     from sites.datasets.downloads import fetch
     from sites.yaml_files import ConfigError
 
     if not download:
-        raise ConfigError("Expected --from with the set's place, or --download to fetch it.")
+        raise ConfigError("Expected --from with the set's path, or --download to fetch it.")
     if mirror:
         source = replace(source, url=f"{mirror.rstrip('/')}/{source.name}")
     columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())

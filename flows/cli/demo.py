@@ -1,4 +1,4 @@
-"""The demo: made-up hospitals, a ready study, and the traces of an earlier demo."""
+"""The demo: its made-up hospitals, its study, and the deletion of an earlier demo."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ WARDS = "wards"
 
 
 def prepare(folder: Path, seed: int) -> tuple[Study, Path]:
-    """Return the demo's study and the folder with its hospitals, made where they are not."""
+    """Return the demo's study and the folder with its hospitals; make those that are missing."""
     wards = folder / WARDS
     make_wards(wards, seed)
     return load_study(STUDY).model_copy(update={"seed": seed}), wards
@@ -28,7 +28,7 @@ def delete(folder: Path) -> None:
     """Delete the demo's hospitals and runs, and nothing else.
 
     Raises:
-        ConfigError: a hospital of the demo's name is not made up; nothing was deleted then.
+        ConfigError: a hospital with a name of the demo's is not made up; then nothing is deleted.
     """
     wards = [folder / WARDS / scanner.name for scanner in SCANNERS]
     wards = [ward for ward in wards if ward.exists()]
@@ -54,6 +54,6 @@ def show_finished(folder: Path, study: Study) -> bool:
     console.print(summary(finished[-1]))
     console.print(
         "This demo is finished, and its patients have spent their budget. "
-        "See it with `make ui`; begin anew with `wardround demo --fresh`."
+        "See it with `make ui`; start again with `wardround demo --fresh`."
     )
     return True

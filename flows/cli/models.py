@@ -24,7 +24,7 @@ app = typer.Typer()
 def promote(
     run: RunArgument = None,
     round: RoundOption = None,
-    wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for people.")] = 86400,
+    wait_s: Annotated[float, typer.Option(min=0, help="Seconds to wait for people.")] = 86400,
 ) -> None:
     """Release a model: check its evidence, wait for both approvals, make it the champion."""
     with cli_errors():
@@ -46,7 +46,9 @@ def promote(
 @app.command()
 def predict(
     model: ModelArgument,
-    image: Annotated[Path, typer.Argument(help="NIfTI, a DICOM series' folder, PNG or JPEG.")],
+    image: Annotated[
+        Path, typer.Argument(help="The image: NIfTI, a DICOM series' folder, PNG or JPEG.")
+    ],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The mask, .nii.gz, on the image's own grid.")
     ] = None,
@@ -81,7 +83,7 @@ def export_bundle(
         with prediction.model_files(Home(Path.cwd()), model) as files:
             weights = (files / served_model.WEIGHTS).read_bytes()
             bundle.write(served_model.load(files), weights, sha256_of(weights), folder)
-        typer.echo(f"{folder} is a MONAI bundle; docs/README.md in it says how to run it.")
+        typer.echo(f"{folder} is a MONAI bundle; its docs/README.md explains how to run it.")
 
 
 @app.command()
@@ -99,7 +101,8 @@ def access(
 
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             raise yaml_files.ConfigError(
-                "MLFLOW_TRACKING_URI: expected in the environment the protected server's address."
+                "MLFLOW_TRACKING_URI: expected the protected server's address in the environment, got "
+                "nothing."
             )
         from flows.tracking.access import Accounts, set_up
 
@@ -107,4 +110,4 @@ def access(
         made = set_up(load_study(study).name, yaml_files.load(accounts, Accounts), passwords)
         for name in made:
             typer.echo(f"{name}: the password is in {(passwords / name).relative_to(Path.cwd())}")
-        typer.echo("Everybody else had an account; roles are as docs/access.md says.")
+        typer.echo("All others had an account already. The roles are those of docs/access.md.")

@@ -1,6 +1,6 @@
-"""A whole round on made-up patients, in the process in which the real ones are carried out.
+"""Rehearsal: a whole round on made-up patients, in a process like that of a real round.
 
-Nothing of it touches the hospital's ledger, outbox or exchange: it happens in a folder that is deleted.
+It does not touch the hospital's ledger, outbox or exchange: it uses a folder that is deleted afterwards.
 """
 
 import os
@@ -30,7 +30,7 @@ ACTS: tuple[tuple[Phase, int], ...] = (("join", 0), ("evaluate", 0), ("contribut
 
 @dataclass(frozen=True)
 class Tried:
-    """One thing that was tried, and why it failed, if it did."""
+    """One step of a rehearsal: its duration, its result or the reason why it failed."""
 
     what: str
     seconds: float
@@ -39,7 +39,7 @@ class Tried:
 
 
 def rehearse(hospital: Hospital, study: Study) -> Iterator[Tried]:
-    """Yield what came of a round on made-up patients, act by act, and of reaching the coordinator."""
+    """Yield the result of each act of a round on made-up patients, then of reaching the coordinator."""
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
         place = Path(folder)
         made_up = understudy(hospital, study, place / hospital.name)
@@ -87,7 +87,7 @@ def _act(run: Run, process: HospitalProcess, phase: Phase, number: int) -> Tried
 
 
 def _healthy(api: str) -> None:
-    """Raise httpx.HTTPError unless Prefect answers, and takes the worker's password."""
+    """Raise httpx.HTTPError unless Prefect answers and accepts the worker's password."""
     user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
     httpx.get(f"{api}/version", auth=(user, password), timeout=30).raise_for_status()
 

@@ -1,4 +1,4 @@
-"""The `wardround review` commands: people look at a model and say what they think of it."""
+"""The `wardround review` commands: people look at a model and decide about it."""
 
 import json
 from pathlib import Path
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Decide about models: approve, refuse, revoke.", no_args_is_help=True)
 
-AsOption = Annotated[str, typer.Option("--as", help="Who says it, as people.yaml names him.")]
-KeyOption = Annotated[Path, typer.Option("--key", help="The file with his private key.")]
-RoleOption = Annotated[Literal["clinician", "officer"], typer.Option(help="In which role.")]
-ReasonOption = Annotated[str, typer.Option(help="For the record.")]
+AsOption = Annotated[str, typer.Option("--as", help="Your name in people.yaml.")]
+KeyOption = Annotated[Path, typer.Option("--key", help="The file with your private key.")]
+RoleOption = Annotated[Literal["clinician", "officer"], typer.Option(help="Your role.")]
+ReasonOption = Annotated[str, typer.Option(help="The reason, which is recorded.")]
 Word = Literal["approved", "refused", "revoked"]
 KEY_BYTES = 32
 
 
 @app.command()
 def key(name: AsOption, role: RoleOption, file: KeyOption) -> None:
-    """Make a person's key, on his own machine; print the line for the coordinator's people.yaml."""
+    """Make a person's key, on their own machine; print the line for the coordinator's people.yaml."""
     with cli_errors():
         from pydantic import TypeAdapter, ValidationError
 
@@ -46,7 +46,7 @@ def key(name: AsOption, role: RoleOption, file: KeyOption) -> None:
 
 @app.command()
 def show(run: RunArgument = None, round: RoundOption = None) -> None:
-    """Show a model's evidence, who has decided, and whose word is missing."""
+    """Show a model's evidence, the decisions about it, and the roles whose approval is missing."""
     with cli_errors():
         from flows.runs.paths import Home
         from flows.runs.run import named_run
@@ -59,21 +59,21 @@ def show(run: RunArgument = None, round: RoundOption = None) -> None:
             record = evidence.record_of(opened, round)
             Console().print(reviews.evidence_table(opened, record))
             Console().print(reviews.decisions_table(opened, record))
-            typer.echo("To decide elsewhere, sign these terms with `wardround review sign`:")
+            typer.echo("To decide on another machine, sign these terms with `wardround review sign`:")
             typer.echo(reviews.terms_text(opened, record))
 
 
 @app.command()
 def sign(
     terms: Annotated[str, typer.Argument(help="The terms, as `review show` or the form shows them.")],
-    word: Annotated[Word, typer.Option(help="What is said.")],
+    word: Annotated[Word, typer.Option(help="The verdict.")],
     name: AsOption,
     role: RoleOption,
     key: KeyOption,
     reason: ReasonOption = "",
-    days: Annotated[int, typer.Option(min=1, max=365, help="How long an approval counts.")] = 30,
+    days: Annotated[int, typer.Option(min=1, max=365, help="Days for which an approval counts.")] = 30,
 ) -> None:
-    """Print a signed verdict for Prefect's form, on a machine that has the person's key alone."""
+    """Print a signed verdict for Prefect's form, on a machine that needs only the person's key."""
     with cli_errors():
         from pydantic import ValidationError
 
@@ -102,7 +102,7 @@ def refuse(
     name: AsOption, key: KeyOption, reason: ReasonOption, run: RunArgument = None,
     round: RoundOption = None,
 ) -> None:  # fmt: skip
-    """Refuse a model; earlier approvals of it count no more."""
+    """Refuse a model; earlier approvals of it no longer count."""
     _decide(run, round, "refused", name, key, reason)
 
 
@@ -111,16 +111,16 @@ def revoke(
     name: AsOption, key: KeyOption, reason: ReasonOption, run: RunArgument = None,
     round: RoundOption = None,
 ) -> None:  # fmt: skip
-    """Take back what was released, by default the champion: the model before it is again, or none."""
+    """Revoke a released model, by default the champion; the approved one before it, if any, follows."""
     _decide(run, round, "revoked", name, key, reason)
 
 
 @app.command()
 def enter(
-    signed: Annotated[str, typer.Argument(help="What `review sign` has printed elsewhere.")],
+    signed: Annotated[str, typer.Argument(help="The text that `review sign` has printed.")],
     run: RunArgument = None,
 ) -> None:
-    """Put on record what a person has signed on another machine."""
+    """Record a verdict that a person has signed on another machine."""
     with cli_errors():
         from flows.runs.paths import Home
         from flows.runs.run import named_run
@@ -133,12 +133,12 @@ def enter(
 
             about = verdicts.round_in(signed)
             record = evidence.record_of(opened, about)
-            _told(opened, record, reviews.enter(opened, record, signed))
+            _print_verdict(opened, record, reviews.enter(opened, record, signed))
 
 
 @app.command()
 def withdraw(run: RunArgument = None) -> None:
-    """Take what was revoked back in MLflow, as the officer's account, where `revoke` could not."""
+    """Withdraw revoked models in MLflow, under the officer's account, where `revoke` could not."""
     with cli_errors():
         from flows.runs.paths import Home
         from flows.runs.run import named_run
@@ -149,10 +149,10 @@ def withdraw(run: RunArgument = None) -> None:
             from flows.release import champion
             from flows.reporting.publish import publish_decisions_page
 
-            taken_back = champion.withdraw(opened)
+            versions = champion.withdraw(opened)
             publish_decisions_page(opened)  # also what an interruption has kept from MLflow
-            typer.echo(f"Taken back: version {', '.join(taken_back) or 'none'}.")
-            _tell_champion(opened)
+            typer.echo(f"Withdrawn: version {', '.join(versions) or 'none'}.")
+            _print_champion(opened)
 
 
 def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path, reason: str) -> None:
@@ -168,20 +168,20 @@ def _decide(run: str | None, round: int | None, word: Word, name: str, key: Path
             opened, round = _released(opened, run)
         if round is None and not opened.is_finished:
             raise BadVerdict(
-                f"{opened.name} is not finished, so that its newest model may be another than the one "
-                f"that was looked at; say which with --round."
+                f"{opened.name} is not finished, so its newest model may not be the one that you looked "
+                f"at; name the round with --round."
             )
         _check_key(key)
         with with_mlflow(opened.home):
             from flows.release import evidence, reviews
 
             record = evidence.record_of(opened, round)
-            said = reviews.decide(opened, record, word, name, private_key(key), reason)
-            _told(opened, record, said)
+            verdict = reviews.decide(opened, record, word, name, private_key(key), reason)
+            _print_verdict(opened, record, verdict)
 
 
 def _released(run: "Run", named: str | None) -> tuple["Run", int]:
-    """Return the champion's run and round: the study's, or that of a run that was named."""
+    """Return the run and round of the study's champion; `named`, if given, has to be its run."""
     from flows.decisions import release_status
     from flows.decisions.verdicts import BadVerdict
     from flows.runs.run import Run
@@ -193,26 +193,26 @@ def _released(run: "Run", named: str | None) -> tuple["Run", int]:
         if each.version == champion and named in (None, each.terms.run):
             return Run.open(run.home, each.terms.run), each.terms.round
     raise BadVerdict(
-        f"No model of {named or run.study.name} is the champion; say which is revoked with --round."
+        f"No model of {named or run.study.name} is the champion; name the round to revoke with --round."
     )
 
 
-def _told(run: "Run", record: "RoundRecord", said: "Verdict") -> None:
-    """Say what was put on record, and what follows."""
+def _print_verdict(run: "Run", record: "RoundRecord", verdict: "Verdict") -> None:
+    """Print the recorded verdict, and what follows from it."""
     from flows.decisions import chain, release_status
     from flows.release import reviews
 
-    typer.echo(f"{said.word} by {said.person} ({said.role}): {run.name}, round {record.round}.")
+    typer.echo(f"{verdict.word} by {verdict.person} ({verdict.role}): {run.name}, round {record.round}.")
     typer.echo(f"Keep this for `wardround verify --decision`: {chain.heads(run)[-1]}")
-    if said.word == "revoked":
-        if not release_status.was_released(chain.decisions(run), said.terms):
-            typer.echo("That model was never released, so nothing was taken back.")
-        _tell_champion(run)
+    if verdict.word == "revoked":
+        if not release_status.was_released(chain.decisions(run), verdict.terms):
+            typer.echo("That model was never released, so nothing was withdrawn.")
+        _print_champion(run)
     elif missing := reviews.missing(run, record):
         typer.echo(f"Still missing: {', '.join(missing)}.")
 
 
-def _tell_champion(run: "Run") -> None:
+def _print_champion(run: "Run") -> None:
     from flows.tracking import registry
 
     typer.echo(f"The champion is version {registry.champion(run.study.name) or 'none'}.")

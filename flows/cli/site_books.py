@@ -24,7 +24,7 @@ app = typer.Typer()
 @app.command()
 def ledger(
     folder: SiteArgument = Path(),
-    verify: Annotated[bool, typer.Option(help="Check the chain and the outbox alone.")] = False,
+    verify: Annotated[bool, typer.Option(help="Only check the chain and the outbox.")] = False,
 ) -> None:
     """Show the hospital's ledger, charge by charge."""
     with cli_errors():
@@ -32,7 +32,7 @@ def ledger(
         from sites.hospital import Hospital
 
         if verify:
-            typer.echo(f"{verified_entries(folder)} entries, the chain and the outbox hold.")
+            typer.echo(f"{verified_entries(folder)} entries; the chain and the outbox are intact.")
             for seq, version in Hospital.open(folder).ledger.writers():
                 typer.echo(f"from entry {seq} on written by Wardround {version}")
         else:
@@ -59,7 +59,7 @@ def scores(folder: SiteArgument = Path()) -> None:
 
 @app.command()
 def withdrawn(folder: SiteArgument = Path()) -> None:
-    """List the rounds in which patients took part who have withdrawn since."""
+    """List the rounds in which patients who have withdrawn took part."""
     with cli_errors():
         from flows.cli.site_tables import withdrawn_table
 
@@ -71,11 +71,11 @@ def recover(
     folder: SiteArgument = Path(),
     exchange: Annotated[
         list[str] | None,
-        typer.Option(help="Another exchange to search, beside those that the hospital knows."),
+        typer.Option(help="Another exchange to search, besides those that the hospital knows."),
     ] = None,
     yes: YesOption = False,
 ) -> None:
-    """Charge what a ledger restored from a backup misses, and accept the clock as it is."""
+    """Charge the statements that a restored ledger lacks, and accept the clock as it is."""
     with cli_errors():
         from flows.cli.site_tables import missing_table
         from sites.admission.ledger_recovery import recover_ledger
@@ -110,7 +110,7 @@ def own_ui(
 
         with own_store(folder, port) as url:
             pages = fill(folder, url)
-            typer.echo("\n".join(pages) or "No model that segments has been seen here yet.")
+            typer.echo("\n".join(pages) or "This hospital has seen no segmentation model yet.")
             typer.echo("Ctrl-C ends it.")
             sys.stdout.flush()
             with contextlib.suppress(KeyboardInterrupt):

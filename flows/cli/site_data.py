@@ -26,14 +26,14 @@ def init(
     folder: SiteArgument = Path(),
     name: Annotated[str, typer.Option(prompt="The hospital's name")] = "",
     data: Annotated[
-        str, typer.Option(help="Where the scans and their list are, from the folder.")
+        str, typer.Option(help="The path of the scans and their list, from the hospital's folder.")
     ] = ".",
     declared_patients: Annotated[
         int, typer.Option(prompt="Public number of patients, rounded", min=1)
     ] = 0,
     epsilon: Annotated[float, typer.Option(prompt="Budget of all studies together: epsilon")] = 0.0,
     delta: Annotated[float, typer.Option(prompt="at delta")] = 0.0,
-    metrics: Annotated[str, typer.Option(prompt="Metrics leave exact, or withheld")] = "",
+    metrics: Annotated[str, typer.Option(prompt="Metrics: exact, or withheld")] = "",
     network: Annotated[list[str] | None, typer.Option(help="A network that may train here.")] = None,
     key: Annotated[str, typer.Option(prompt="The coordinator's public key")] = "",
     exchange: Annotated[str, typer.Option(prompt="The exchange's address")] = "",
@@ -54,7 +54,7 @@ def init(
         }
         hospital = initialise(folder, policy)
         typer.echo(
-            f"{folder / 'site.yaml'} is the hospital's policy; read it and narrow it as you like."
+            f"{folder / 'site.yaml'} is the hospital's policy; read it and restrict it as you like."
         )
         typer.echo("The coordinator puts this line under `hospitals:` in federation.yaml:")
         typer.echo(f"  {hospital.name}: {hospital.public_key}")
@@ -76,7 +76,7 @@ def import_scans(
         typer.echo(f"{done.cases} new cases of {done.patients} patients are in {hospital.data}.")
         for reason, count in sorted(done.left_out.items()):
             typer.echo(f"left out, {count}: {reason}")
-        typer.echo("`wardround site check` says which of them can be used.")
+        typer.echo("`wardround site check` shows which of them can be used.")
 
 
 @app.command()

@@ -61,7 +61,7 @@ def carry_out_open(folder: Path, study: str, flow: str) -> None:
     hospital = Hospital.open(folder)
     refs = open_orders(hospital, study, flow)
     if not refs:
-        typer.echo(f"Nothing is ordered of study {study} that waits for an answer.")
+        typer.echo(f"No order of study {study} waits for an answer.")
     for ref in refs:
         try:
             carry_out_ref(hospital, ref, ignore_progress)
@@ -79,8 +79,10 @@ def waiting(folder: SiteArgument = Path()) -> None:
         Console().print(waiting_table(folder))
 
 
-NamedArgument = Annotated[str, typer.Argument(help="The beginning of its name in `site waiting`.")]
-ByOption = Annotated[str | None, typer.Option(help="Who decides; by default the user who is logged in.")]
+NamedArgument = Annotated[str, typer.Argument(help="The start of the request's name in `site waiting`.")]
+ByOption = Annotated[
+    str | None, typer.Option(help="Name of the person who decides; by default the logged-in user.")
+]
 
 
 @app.command()
@@ -92,7 +94,7 @@ def approve(named: NamedArgument, folder: SiteArgument = Path(), by: ByOption = 
 
 @app.command()
 def refuse(named: NamedArgument, folder: SiteArgument = Path(), by: ByOption = None) -> None:
-    """Refuse a request; the others go on without this hospital, and nobody learns why."""
+    """Refuse a request; the others go on without this hospital and do not learn the reason."""
     with cli_errors():
         _decide(folder, named, "refused", by)
 
@@ -112,7 +114,7 @@ def _decide(folder: Path, named: str, answer: Literal["approved", "refused"], by
         if resume(hospital, terms, ignore_progress):
             typer.echo("The answer is in the exchange.")
     except BadOrder as late:
-        typer.echo(f"It was too late for this time: {late}.")
+        typer.echo(f"The answer is too late: {late}.")
     except ApprovalNeeded as more:
         typer.echo(f"Now {more.act} waits; see `wardround site waiting`.")
 
@@ -120,7 +122,7 @@ def _decide(folder: Path, named: str, answer: Literal["approved", "refused"], by
 @app.command()
 def drain(
     folder: SiteArgument = Path(),
-    off: Annotated[bool, typer.Option("--off", help="Take orders again.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Accept orders again.")] = False,
 ) -> None:
     """Stop accepting orders, as before an upgrade, and wait for the running one."""
     with cli_errors():
@@ -128,7 +130,7 @@ def drain(
         from sites.protocol.order_inbox import drain as drain_hospital
 
         drain_hospital(Hospital.open(folder), on=not off)
-        typer.echo("Orders are taken again." if off else "Nothing is at work, and no order is taken.")
+        typer.echo("Orders are accepted again." if off else "No order is running, and none is accepted.")
 
 
 @app.command()
@@ -143,13 +145,13 @@ def leave(
         from sites.protocol.departure import leave as leave_study
 
         hospital = Hospital.open(folder)
-        if yes or typer.confirm(f"{hospital.name} leaves {study} for good. Go on?"):
+        if yes or typer.confirm(f"{hospital.name} leaves {study} permanently. Go on?"):
             runs, unreached = leave_study(hospital, study)
             for run in runs:
                 typer.echo(f"{run}: nothing of {hospital.name} counts from now on.")
             for url in unreached:
                 typer.echo(
-                    f"{url} could not be reached; here the study is left. Leave again to publish that."
+                    f"{url} can't be reached; here the hospital has left. Leave again to publish it."
                 )
 
 
@@ -158,7 +160,7 @@ def change_key(
     folder: SiteArgument = Path(),
     yes: YesOption = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Also where the old key can't be revoked everywhere.")
+        bool, typer.Option("--force", help="Even if the old key can't be revoked everywhere.")
     ] = False,
 ) -> None:
     """Revoke this hospital's signing key, because others may have it, and make a new one."""
@@ -167,11 +169,11 @@ def change_key(
         from sites.protocol.departure import change_key as change
 
         hospital = Hospital.open(folder)
-        if yes or typer.confirm("Nothing that is signed with the old key counts any more. Go on?"):
+        if yes or typer.confirm("Statements signed with the old key will no longer count. Go on?"):
             public, unrevoked = change(hospital, force=force)
             for url in unrevoked:
                 typer.echo(
                     f"{url}: the old key could not be revoked; it counts there until this is done:"
                 )
-            typer.echo("The coordinator puts this into federation.yaml instead of this hospital's line:")
+            typer.echo("The coordinator replaces this hospital's line in federation.yaml with:")
             typer.echo(f"  {hospital.name}: {public}")

@@ -1,4 +1,4 @@
-"""What hospital IT reads at the terminal: the ledger, the outbox, broken cases."""
+"""Tables for hospital IT at the terminal: the ledger, the outbox, the findings of the checks."""
 
 import json
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from sites.study import load_study
 
 
 def ledger_table(folder: Path) -> Table:
-    """Return the hospital's ledger: each charge, how far it came, and what was spent with it."""
+    """Return the hospital's ledger: each charge, its state, and the epsilon spent up to it."""
     hospital = Hospital.open(folder)
     budget, plain = hospital.policy.budget, hospital.ledger.plain_charges()
     title = f"{hospital.name}: budget epsilon {budget.epsilon:g} at delta {budget.delta:g}"
     if plain:
-        title += f"\nbeside it {plain} releases without privacy, which no epsilon covers"
+        title += f"\nplus {plain} releases without privacy, which no epsilon covers"
     table = Table(title=title)
     for heading in ("when", "study", "round", "event", "state", "epsilon so far", "left"):
         table.add_column(heading)
@@ -42,7 +42,7 @@ def ledger_table(folder: Path) -> Table:
             f"{datetime.fromtimestamp(entry.at):%m-%d %H:%M}",
             charge.study,
             str(charge.round),
-            _words(charge.event),
+            _event_text(charge.event),
             STATES.get(state, state),
             f"{spent:.3f}",
             f"{max(budget.epsilon - spent, 0):.3f}",
@@ -51,9 +51,9 @@ def ledger_table(folder: Path) -> Table:
 
 
 def withdrawn_table(folder: Path) -> Table:
-    """Return what those who have withdrawn took part in before: for the hospital's eyes alone."""
+    """Return the rounds in which withdrawn patients took part, for the hospital's own use only."""
     hospital = Hospital.open(folder)
-    caption = "These rounds' models, and all that came of them, have learned from the patient."
+    caption = "The models of these rounds, and all models made from them, have learned from the patient."
     table = Table(title="patients who have withdrawn", caption=caption)
     for heading in ("patient", "study", "run", "rounds"):
         table.add_column(heading)
@@ -70,9 +70,9 @@ def withdrawn_table(folder: Path) -> Table:
 
 
 def waiting_table(folder: Path) -> Table:
-    """Return what waits for a person of the hospital."""
+    """Return the requests that wait for a person of the hospital."""
     caption = "The terms of each are in state/approvals/<name>*.request.json."
-    table = Table(title="what waits for approval", caption=caption)
+    table = Table(title="requests that wait for approval", caption=caption)
     for heading in ("name", "act", "run", "round", "since", "code for yes", "code for no"):
         table.add_column(heading, no_wrap=heading.startswith(("name", "code")), overflow="fold")
     hospital = Hospital.open(folder)
@@ -87,24 +87,24 @@ def waiting_table(folder: Path) -> Table:
 
 
 def scores_table(folder: Path) -> Table:
-    """Return how the hospital's personal models do beside the global ones, round after round."""
+    """Return the metrics of the hospital's personal models beside the global ones, round by round."""
     hospital = Hospital.open(folder)
-    table = Table(title=f"{hospital.name}: the global model, and the hospital's own")
-    for heading in ("study", "run", "round", "figure", "global", "own"):
+    table = Table(title=f"{hospital.name}: the global and the personal model")
+    for heading in ("study", "run", "round", "metric", "global", "personal"):
         table.add_column(heading)
     for path in sorted((hospital.state / "scores").glob("*/*.json")):
-        noted = json.loads(path.read_bytes())
-        for name, value in noted["global"].items():
-            own = noted["personal"].get(name)
-            shown = "" if own is None else f"{own:.3f}"
+        stored = json.loads(path.read_bytes())
+        for name, value in stored["global"].items():
+            personal = stored["personal"].get(name)
+            shown = "" if personal is None else f"{personal:.3f}"
             table.add_row(
-                noted["study"], path.parent.name, str(noted["round"]), name, f"{value:.3f}", shown
+                stored["study"], path.parent.name, str(stored["round"]), name, f"{value:.3f}", shown
             )
     return table
 
 
 def verified_entries(folder: Path) -> int:
-    """Return how many entries the ledger has, after checking its chain and every file it names.
+    """Return the number of entries in the ledger, after a check of its chain and of every file it names.
 
     Raises:
         LedgerError: an entry does not follow from the one before, or a file is missing.
@@ -127,16 +127,16 @@ def verified_entries(folder: Path) -> int:
 STATES = {"reserve": "reserved", "start": "started", "settle": "released", "void": "given back"}
 
 
-def _words(event: PrivacyEvent | None) -> str:
+def _event_text(event: PrivacyEvent | None) -> str:
     if event is None:
         return "no privacy"
     return f"{event.steps} x noise {event.noise_multiplier:.2f}"
 
 
 def outbox_table(folder: Path) -> Table:
-    """Return every statement that left, or is about to, with the tensors it names."""
+    """Return every statement that left, or is about to, with the size of the tensors it names."""
     hospital = Hospital.open(folder)
-    table = Table(title=f"{hospital.name}: what left")
+    table = Table(title=f"{hospital.name}: statements that left")
     for heading in ("when", "run", "round", "kind", "bytes of tensors", "statement (sha256)"):
         table.add_column(heading)
     for entry in hospital.ledger.entries():
@@ -155,21 +155,21 @@ def outbox_table(folder: Path) -> Table:
 
 
 def missing_table(hospital: Hospital, exchanges: list[Exchange]) -> tuple[Table, int]:
-    """Return what the hospital has said and its ledger does not know, and how much that is."""
+    """Return the hospital's published statements that its ledger lacks, and their number."""
     found = list(missing_statements(hospital, exchanges))
-    table = Table(title=f"{hospital.name}: {len(found)} statements that the ledger does not know")
-    for heading in ("run", "round", "act", "kind", "what it cost"):
+    table = Table(title=f"{hospital.name}: {len(found)} statements that the ledger lacks")
+    for heading in ("run", "round", "act", "kind", "cost"):
         table.add_column(heading)
     for each in found:
         act, kind = each.act, each.statement.kind
-        cost = _words(act.event) if act.event or kind == "release" else "nothing"
+        cost = _event_text(act.event) if act.event or kind == "release" else "nothing"
         table.add_row(act.run, str(act.round), act.purpose, kind, cost)
     return table, len(found)
 
 
 @dataclass(frozen=True)
 class CheckLine:
-    """One finding as hospital IT reads it; it may hold names of files, and stays in the hospital."""
+    """One finding for hospital IT; it may contain names of files, and stays in the hospital."""
 
     severity: str
     check: str
@@ -201,8 +201,8 @@ def check_lines(folder: Path, study: Path | None) -> list[CheckLine]:
 
 def check_table(lines: list[CheckLine]) -> Table:
     """Return the findings as a table for people."""
-    table = Table(title="what the checks found (for the hospital's eyes only)")
-    for heading in ("what becomes of it", "check", "case (id in the log)", "found"):
+    table = Table(title="findings of the checks (for the hospital's own use only)")
+    for heading in ("severity", "check", "case (id in the log)", "finding"):
         table.add_column(heading)
     for line in lines:
         table.add_row(line.severity, line.check, line.cases, line.text)
@@ -214,7 +214,7 @@ def _known_as(files: CaseFiles, key: bytes) -> str:
 
 
 def _asked_of(listing: Listing, study: Path | None) -> tuple[TaskConfig, PreprocessingConfig]:
-    """Return what a study asks of the data, or what their own list suggests."""
+    """Return the task and preprocessing of a study, or those that the hospital's list suggests."""
     if study:
         loaded = load_study(study)
         return loaded.task, loaded.preprocessing

@@ -27,8 +27,10 @@ app = typer.Typer()
 
 @app.command()
 def demo(
-    fresh: Annotated[bool, typer.Option(help="Delete the demo's wards and runs first.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Other made-up patients, another start.")] = 0,
+    fresh: Annotated[bool, typer.Option(help="Delete the demo's hospitals and runs first.")] = False,
+    seed: Annotated[
+        int, typer.Option(min=0, help="The seed of the made-up patients and of the training.")
+    ] = 0,
     test_noise: TestNoiseOption = None,
 ) -> None:
     """Train among four made-up hospitals, from scans to MLflow."""
@@ -47,7 +49,7 @@ def run(
     study: StudyArgument,
     sites: SitesOption = Path("wards"),
     federation: Annotated[
-        Path | None, typer.Option(help="A federation.yaml: real hospitals, instead of --sites.")
+        Path | None, typer.Option(help="A federation.yaml with remote hospitals, instead of --sites.")
     ] = None,
     new: Annotated[bool, typer.Option(help="Leave an unfinished run and begin another.")] = False,
     test_noise: TestNoiseOption = None,
@@ -72,11 +74,11 @@ def survey(
     study: StudyArgument,
     sites: SitesOption = Path("wards"),
     every_hours: Annotated[
-        float | None, typer.Option(min=0.001, help="Again and again, until Ctrl-C.")
+        float | None, typer.Option(min=0.001, help="Hours between surveys, until Ctrl-C.")
     ] = None,
-    cron: Annotated[str | None, typer.Option(help="The same, at these times, in UTC.")] = None,
+    cron: Annotated[str | None, typer.Option(help="Times of surveys in UTC, until Ctrl-C.")] = None,
 ) -> None:
-    """Ask the hospitals what their scans are like, and show the drift since the last survey."""
+    """Ask the hospitals for statistics of their scans, and show the drift since the last survey."""
     with cli_errors():
         from flows.runs.paths import Home
         from flows.servers.environment import own_servers
@@ -92,7 +94,7 @@ def survey(
             from flows import survey as surveys
 
             if every_hours or cron:
-                typer.echo("Surveys are on schedule; Ctrl-C ends them.")
+                typer.echo("Surveys run on the schedule; Ctrl-C ends them.")
                 try:
                     surveys.schedule(study, sites, home, every_hours, cron)
                 except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """A model as a MONAI bundle, which `python -m monai.bundle run` executes without Wardround.
 
-Its configuration repeats in MONAI's words what `sites.imaging.preprocessing` and `sites.inference` do; a
-test holds one against the other. The weights are safetensors: nothing is unpickled.
+Its configuration repeats in MONAI's terms the steps of `sites.imaging.preprocessing` and
+`sites.inference`; a test compares the two. The weights are safetensors: nothing is unpickled.
 """
 
 import json
@@ -23,7 +23,7 @@ PICTURES = {
     "reverse_indexing": False,
     "converter": "$lambda picture: picture if picture.mode[0] in 'IF' else picture.convert('L')",
 }
-"""How pictures are read: rows first, in shades of grey."""
+"""The options to read pictures: rows first, in shades of grey."""
 IMPORTS = (
     "$import json",
     "$import torch",
@@ -36,10 +36,10 @@ def write(model: ServedModel, weights: bytes, sha256: str, folder: Path) -> None
     """Write a bundle into a folder that is empty or not there.
 
     Raises:
-        ConfigError: something lies there already.
+        ConfigError: the folder has files in it already.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder}: expected an empty folder, and something lies there.")
+        raise ConfigError(f"{folder}: expected an empty folder, got one with files in it.")
     study = model.study
     write_atomically(folder / "models" / served_model.WEIGHTS, weights)
     for name, content in (("metadata", _metadata(study, sha256)), ("inference", _inference(study))):
@@ -90,7 +90,7 @@ def _metadata(study: Study, sha256: str) -> dict[str, Any]:
 
 
 def _inference(study: Study) -> dict[str, Any]:
-    """Return the configuration: an image given by `--image`, its answer in `--output_dir`."""
+    """Return the configuration: an image from `--image`, its result in `--output_dir`."""
     is_map = study.task.kind == "segmentation"
     steps = [
         "$torch.set_grad_enabled(False)",
@@ -197,13 +197,13 @@ def _after(study: Study) -> list[dict[str, Any]]:
     if task.kind == "classification":
         how = "torch.sigmoid(x)" if task.multi_label else "torch.softmax(x, 0)"
         names = list(task.labels.values())
-        said = f"$lambda x: print(json.dumps(dict(zip({names!r}, map(float, {how})))))"
-        return [{"_target_": "Lambdad", "keys": "pred", "func": said, "overwrite": False}]
+        printed = f"$lambda x: print(json.dumps(dict(zip({names!r}, map(float, {how})))))"
+        return [{"_target_": "Lambdad", "keys": "pred", "func": printed, "overwrite": False}]
     return [
         {"_target_": "Activationsd", "keys": "pred", "softmax": True},
         {"_target_": "ResampleToMatchd", "keys": "pred", "key_dst": "own", "mode": "bilinear",
          "padding_mode": "zeros", "align_corners": True},
-        # what was cropped away is background
+        # voxels outside the crop are background
         {"_target_": "Lambdad", "keys": "pred",
          "func": "$lambda x: torch.cat([x[:1] + 1 - x.sum(0, keepdim=True), x[1:]])"},
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},

@@ -1,4 +1,4 @@
-"""What a model says of one image on disk: a mask on its own grid, or the classes' probabilities."""
+"""Prediction for one image on disk: a mask on its own grid, or the classes' probabilities."""
 
 import tempfile
 import time
@@ -27,18 +27,18 @@ from sites.yaml_files import ConfigError
 
 @contextmanager
 def model_files(home: Home, named: str) -> Iterator[Path]:
-    """Give the folder of a model: one on disk, a run's newest, or a version in MLflow's registry.
+    """Yield the folder of a model: one on disk, a run's newest, or a version in MLflow's registry.
 
-    | `named`                    | which                                             |
+    | `named`                    | model                                             |
     |----------------------------|---------------------------------------------------|
-    | a folder with `model.json` | that                                              |
+    | a folder with `model.json` | the one in it                                     |
     | `<study>-approved`         | the champion                                      |
     | `<study>-candidates`       | the newest candidate                              |
     | either with `/3`           | that version                                      |
-    | a run's name, with `:2`    | the model after its newest round, or after that   |
+    | a run's name, with `:2`    | the one after its newest round, or after round 2  |
 
     Raises:
-        ConfigError: there is no such model, or one of the approved is released no more.
+        ConfigError: there is no such model, it was withdrawn, or its approvals have expired.
     """
     if (Path(named) / served_model.DESCRIPTION).is_file():
         yield Path(named)
@@ -56,7 +56,7 @@ def _of_run(home: Home, named: str, into: Path) -> Path | None:
         records = run.records()
         record = {str(each.round): each for each in records}[round or str(records[-1].round)]
     except (BrokenRun, KeyError, IndexError) as error:
-        raise ConfigError(f"{named}: expected a round on record of this run: {error}") from error
+        raise ConfigError(f"{named}: expected a recorded round of this run: {error}") from error
     served_model.write(into, run.study, run.model(record))
     return into
 
@@ -76,11 +76,11 @@ def _registered(home: Home, named: str, into: Path) -> Path:
 
 
 def _check_released(named: str, tags: Mapping[str, str]) -> None:
-    """Raise `ConfigError` where a version was taken back, or its approvals have expired."""
+    """Raise `ConfigError` where a version was withdrawn, or its approvals have expired."""
     run, round = tags.get("wardround.run"), tags.get("wardround.round")
-    way_out = f"To look at it all the same, ask for {run}:{round} where the run lies."
+    way_out = f"To examine it nevertheless, ask for {run}:{round} in the folder that has the run."
     if reason := tags.get(registry.REVOKED):
-        raise ConfigError(f"{named}: expected a released model; it was taken back: {reason}. {way_out}")
+        raise ConfigError(f"{named}: expected a released model; it was withdrawn: {reason}. {way_out}")
     until = tags.get(release_status.APPROVED_UNTIL)
     if until and until < day(int(time.time() * 1000)):
         raise ConfigError(f"{named}: expected a released model; its approvals ended {until}. {way_out}")
@@ -90,11 +90,11 @@ def mask_of(model: ServedModel, path: Path) -> nib.Nifti1Image:
     """Return the labels of an image on its own grid, with its own affine.
 
     Raises:
-        ConfigError: the image can't be read or is none that a model is asked about, as with NaN voxels
-            or other dimensions; or the model tells classes.
+        ConfigError: the image can't be read, or does not suit the model (NaN voxels, other dimensions);
+            or the model classifies.
     """
     if model.study.task.kind != "segmentation":
-        raise ConfigError(f"{model.study.name} tells classes and makes no mask; leave out -o.")
+        raise ConfigError(f"{model.study.name} classifies and makes no mask; leave out -o.")
     image, probabilities = _seen(model, path)
     labels = model.labels(probabilities[None])[0].numpy()
     return _on_own_grid(labels.astype(np.uint8), image, path)
@@ -103,22 +103,22 @@ def mask_of(model: ServedModel, path: Path) -> nib.Nifti1Image:
 def classes_of(model: ServedModel, path: Path) -> dict[str, float]:
     """Return the probability of each class of an image; raises as `mask_of` does."""
     if model.study.task.kind != "classification":
-        raise ConfigError(f"{model.study.name} makes a mask; say where with -o.")
+        raise ConfigError(f"{model.study.name} makes a mask; name its file with -o.")
     _, found = _seen(model, path)
     names = model.study.task.labels.values()
     return {name: float(value) for name, value in zip(names, found, strict=True)}
 
 
 def check_out(out: Path) -> None:
-    """Raise `ConfigError` unless `out` is the name of a mask that is not there yet."""
+    """Raise `ConfigError` unless `out` is the name of a new NIfTI file."""
     if not out.name.endswith((".nii", ".nii.gz")):
         raise ConfigError(f"{out}: expected a name that ends in .nii or .nii.gz.")
     if out.exists():
-        raise ConfigError(f"{out}: expected the name of a new file, and something lies there.")
+        raise ConfigError(f"{out}: expected the name of a new file, and it exists.")
 
 
 def write_mask(mask: nib.Nifti1Image, out: Path) -> None:
-    """Write a mask where `check_out` lets it; a crash or a full disk leaves no part of it."""
+    """Write a mask to a path that `check_out` accepts; a crash or a full disk leaves no part of it."""
     check_out(out)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / out.name
@@ -136,7 +136,7 @@ def _seen(model: ServedModel, path: Path) -> tuple[Image, torch.Tensor]:
 
 
 def _on_own_grid(labels: NDArray[np.uint8], image: Image, path: Path) -> nib.Nifti1Image:
-    """Return labels in RAS as the file has its voxels; of DICOM and pictures they stay in RAS."""
+    """Return labels in RAS in the orientation of the file; for DICOM and pictures they stay in RAS."""
     file = path.name.partition("#")[0]
     if not file.lower().endswith((".nii", ".nii.gz")):
         return nib.Nifti1Image(labels, image.affine)

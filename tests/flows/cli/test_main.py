@@ -161,7 +161,7 @@ def test_a_changed_byte_in_the_outbox_is_found(home: Path) -> None:
     hospital.ledger.publish(Charge("s", "s-1", 1, "join", None), sha256)
     good = call("site", "ledger", ward, "--verify")
     told = f"from entry 1 on written by Wardround {version('wardround')}\n"
-    holds = "1 entries, the chain and the outbox hold.\n"
+    holds = "1 entries; the chain and the outbox are intact.\n"
     assert (good.exit_code, good.stdout) == (0, holds + told)
     (file,) = hospital.outbox.folder.iterdir()
     file.chmod(0o600)
@@ -305,8 +305,8 @@ def test_leaving_a_study_that_is_unknown_is_an_error_and_drains_and_keys_say_wha
     old = Hospital.open(ward).public_key
     left = call("site", "leave", "other", ward, "--yes")
     assert (left.exit_code, "takes part, got 'other'" in left.stderr) == (2, True)
-    assert "no order is taken" in call("site", "drain", ward).stdout
-    assert "taken again" in call("site", "drain", ward, "--off").stdout
+    assert "No order is running, and none is accepted" in call("site", "drain", ward).stdout
+    assert "accepted again" in call("site", "drain", ward, "--off").stdout
     assert call("site", "change-key", ward, answer="n\n").exit_code == 0
     assert Hospital.open(ward).public_key == old
     said = call("site", "change-key", ward, "--yes").stdout
@@ -330,7 +330,7 @@ def test_a_coordinators_question_is_answered_by_hand(home: Path, study_with, edi
     ward, key = home / "wards" / "north", public_hex(hub.key)
     api = "https://hub.example.org/api"
     edit(ward / "site.yaml", coordinator={"key": key, "exchange": hub.exchange.url, "api": api})
-    assert "Nothing is ordered of study small" in call("site", "check", "small", ward).stdout
+    assert "No order of study small" in call("site", "check", "small", ward).stdout
     order = Order(
         phase="check", study=hub.study, site="north", run="small-1", round=0, attempt=1, exchange="",
         coordinator=key, expires_ms=int(1000 * (time.time() + 60)),

@@ -90,10 +90,10 @@ def test_a_model_is_shown_approved_here_and_elsewhere_revoked_and_taken_back(
     assert registry.champion("small") == ""
     taken_back = predict("small-approved/1", "mask.nii.gz")
     assert taken_back.exit_code == 2 and not Path("mask.nii.gz").exists()
-    assert "it was taken back: bo: misses small ones" in taken_back.stderr
+    assert "it was withdrawn: bo: misses small ones" in taken_back.stderr
     assert predict(f"{run.name}:2", "all-the-same.nii.gz").exit_code == 0
     nothing = review("withdraw")
-    assert nothing.exit_code == 0 and "Taken back: version none." in nothing.output
+    assert nothing.exit_code == 0 and "Withdrawn: version none." in nothing.output
     assert "bo (officer) has revoked it: misses small ones" in review("show").output
 
 
@@ -107,7 +107,7 @@ def test_what_is_revoked_is_the_champion_unless_another_is_named(
     record = run.records()[1]
     champion.release_model(run, record, evidence.gather(run, record))
     other = review("revoke", "--round", "2", "--reason", "bad", *by("bo", tmp_path))
-    assert "never released, so nothing was taken back" in other.output
+    assert "never released, so nothing was withdrawn" in other.output
     assert "The champion is version 1." in other.output
     revoked = review("revoke", "--reason", "bad", *by("bo", tmp_path))
     assert "round 1." in revoked.output and "The champion is version none." in revoked.output
@@ -159,5 +159,5 @@ def test_of_a_run_that_goes_on_the_round_has_to_be_named(
 ) -> None:
     (run.folder / "finished").unlink()
     found = review("approve", *by("bo", tmp_path))
-    assert found.exit_code == 2 and "say which with --round" in found.stderr
+    assert found.exit_code == 2 and "name the round with --round" in found.stderr
     assert review("approve", "--round", "1", *by("bo", tmp_path)).exit_code == 0

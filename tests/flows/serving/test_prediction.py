@@ -65,7 +65,7 @@ def test_a_mask_lies_on_the_images_own_grid_and_the_bundle_says_the_same(run: Ru
     assert np.allclose(other.affine, original.affine)
     assert np.array_equal(np.asarray(other.dataobj).squeeze(), np.asarray(mask.dataobj))
     assert not [p for p in Path("bundle").rglob("*") if p.suffix in (".pt", ".pth", ".pkl")]
-    assert call("export-bundle", run.name, "bundle").exit_code == 2  # something lies there
+    assert call("export-bundle", run.name, "bundle").exit_code == 2  # it has files in it
 
 
 @pytest.mark.parametrize(
@@ -139,15 +139,15 @@ def test_bad_input_is_one_message_and_nothing_is_written(run: Run) -> None:
     ):  # fmt: skip
         nib.save(nib.Nifti1Image(changed.astype(np.float32), np.eye(4)), f"{name}.nii.gz")
     for arguments, message in (
-        ((f"{run.name}:9", image, "-o", "mask.nii.gz"), "expected a round on record"),
+        ((f"{run.name}:9", image, "-o", "mask.nii.gz"), "expected a recorded round"),
         ((run.name, "nothing.nii.gz", "-o", "mask.nii.gz"), "a file is missing"),
         ((run.name, "broken.nii.gz", "-o", "mask.nii.gz"), "broken.nii.gz"),
         ((run.name, image, "-o", "mask.png"), "ends in .nii or .nii.gz"),
-        ((run.name, image), "makes a mask; say where"),
+        ((run.name, image), "makes a mask; name its file"),
         ((run.name, "hole.nii.gz", "-o", "mask.nii.gz"), "the image is empty, or has NaN or infinite"),
         ((run.name, "flat.nii.gz", "-o", "mask.nii.gz"), "the image is constant"),
         ((run.name, "four.nii.gz", "-o", "mask.nii.gz"), "expected 3 dimensions, got 4"),
-        ((run.name, "kept.nii.gz", "-o", "kept.nii.gz"), "something lies there"),
+        ((run.name, "kept.nii.gz", "-o", "kept.nii.gz"), "and it exists"),
         ((run.name, image, "-o", "other.nii"), "other.nii: expected the name of a new file"),
     ):
         result = call("predict", *arguments)
