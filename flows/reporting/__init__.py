@@ -1,1 +1,1 @@
-"""What people read about a run: report, status, progress, tables in Prefect's UI."""
+"""Accounts of a run for people: report, status, progress, tables in Prefect's UI."""

@@ -53,7 +53,7 @@ def announce_standstill(run: Run, absent: Mapping[str, Absence]) -> None:
     for site, why in sorted(absent.items()):
         payload = {"run": run.name, "study": run.study.name, "site": site, "reason": str(why)}
         emit_event("wardround.site.missing", about, payload=payload)
-        call("wardround.site.missing", f"{run.name} stands without {site}: {why}", **payload)
+        call("wardround.site.missing", f"{run.name} can't go on without {site}: {why}", **payload)
 
 
 def end_stale_flow_runs(run: Run) -> None:

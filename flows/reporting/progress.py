@@ -15,7 +15,7 @@ from privacy.release import ReleaseManifest
 
 
 class Live:
-    """Shows a run's progress. Hospitals' steps are constants of the study, so they may be shown."""
+    """A display of a run's progress. Hospitals' steps are public constants of the study."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -98,7 +98,7 @@ def status_table(status: Status) -> Table:
     """Return the status of a run as a table: a row for each hospital."""
     state = "finished" if status.is_finished else f"round {status.round} of {status.rounds} is recorded"
     table = Table(title=f"{status.run}: {state}")
-    for heading in ("hospital", "takes part", "last release", "epsilon", "is asked", "last seen"):
+    for heading in ("hospital", "takes part", "last release", "epsilon", "open order", "last seen"):
         table.add_column(heading)
     for each in status.hospitals:
         until = f", until {_time_of(each.until_ms)}" if each.until_ms else ""

@@ -35,19 +35,19 @@ HOW = {
     "withheld": "withheld by the hospital",
 }
 CONTENTS = {
-    "student": "a student network, taught by the hospital's own on public or synthetic images",
+    "student": "a student network, taught by the hospital's own network on public or synthetic images",
     "weights": "the change of the network's weights",
     "predictions": "predictions for public or synthetic images",
 }
 """The content of a release, by the study's `export`."""
 PARTS: Mapping[Part, str] = {
     "release": "",
-    "scores": ", its figures",
+    "scores": ", its scores",
     "comparison": ", its comparison of models",
 }
 """The parts of a hospital's round, as the table of absences names them."""
 HASH_SALT = "wardround"
-"""Makes the identifiers inside a drawing the same each time."""
+"""A constant that makes the identifiers inside a drawing the same each time."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,13 @@ class HospitalPage:
         if not self.releases:
             return []
         last = self.releases[-1][1]
-        plain = [f"{last.plain_releases} releases without privacy beside it"] * bool(last.plain_releases)
+        plain = [f"{last.plain_releases} releases without privacy in addition"] * bool(
+            last.plain_releases
+        )
         return plain + ["repeatable test noise: no privacy at all"] * (last.noise == "test")
 
     def most_found(self, delta: float) -> float | None:
-        """Return the largest share of its patients of whom anybody could tell that they took part."""
+        """Return the largest share of its patients whose participation anybody could detect."""
         events = [PrivacyEvent(**r.event.model_dump()) for _, r in self.releases if r.event]
         return most_found(events, delta, FALSE_ALARMS) if events else None
 
@@ -150,7 +152,7 @@ def _page(run: Run, records: Sequence[RoundRecord], site: str) -> HospitalPage:
 
 
 def _scored(records: Sequence[RoundRecord]) -> RoundRecord:
-    """Return the newest record that has figures, the newest of all where none has."""
+    """Return the newest record that has scores, the newest of all where none has."""
     return next((record for record in reversed(records) if record.scores), records[-1])
 
 
@@ -200,7 +202,7 @@ def _has_release(record: RoundRecord, site: str) -> bool:
 
 
 def _stretches(rounds: Sequence[int], start: int, end: int) -> list[list[int]]:
-    """Return those of `rounds` from `start` to before `end`, each with those that follow on it.
+    """Return the `rounds` from `start` to before `end`, grouped into stretches without gaps.
 
     >>> _stretches([1, 2, 4], 0, 9)
     [[1, 2], [4]]
@@ -220,7 +222,7 @@ def _rounds(rounds: Sequence[int]) -> str:
 
 
 def _software(records: Sequence[RoundRecord]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the versions with which rounds were put on record: since when, and which."""
+    """Yield the versions of the software that recorded rounds, each with its first round."""
     before: dict[str, str] | None = None
     for record in records:
         if record.software != before:
@@ -277,7 +279,7 @@ def _svg(figure: Figure, title: str) -> Markup:
     with rc_context({"svg.hashsalt": HASH_SALT, "svg.fonttype": "none"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
     drawing = out.getvalue()
-    return Markup(drawing[drawing.index("<svg") :])  # noqa: S704  # what matplotlib drew, escaped by it
+    return Markup(drawing[drawing.index("<svg") :])  # noqa: S704  # drawn and escaped by matplotlib
 
 
 def _shown(value: float | None) -> str:

@@ -70,7 +70,7 @@ def test_it_says_what_each_hospital_declared_reached_spent_and_sent(run: Run) ->
     assert "a student network, taught by" in words
     assert "exact, of evaluation patients, to whom no privacy is promised" in words
     assert "repeatable test noise: no privacy at all" in words
-    assert "No privacy audit is on record" in words
+    assert "No privacy audit is recorded" in words
     assert last.model_sha256 in words and last.sha256 in words
     assert "every hospital contributed to every round" in words
     for heading in ("Model details", "Intended use", "Factors", "Metrics", "Evaluation data",
@@ -180,7 +180,7 @@ def test_it_tells_software_as_the_records_have_it_and_absences_as_they_were(run:
 def test_the_report_of_an_earlier_round_says_nothing_about_what_was_compared_later(run: Run) -> None:
     early = report(run, 1).decode()
     assert "No hospital allows" not in early and "released model at every hospital" not in early
-    assert "round 1 of\n2 was on record" in early
+    assert "round 1 of\n2 was recorded" in early
     assert "None so far" in report(run, 0).decode()
 
 
@@ -259,5 +259,6 @@ def test_what_epsilon_means_is_what_the_best_test_can_tell(run: Run) -> None:
     events = [PrivacyEvent(**release.event.model_dump()) for release in releases]
     found = most_found(events, 1e-3)
     assert re.search(
-        rf"rightly tell {100 * found:.0f} of 100 who did", " ".join(Text(report(run)).words.split())
+        rf"can identify at most {100 * found:.0f} of 100 patients who did",
+        " ".join(Text(report(run)).words.split()),
     )

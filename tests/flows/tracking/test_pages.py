@@ -239,7 +239,7 @@ def test_the_report_is_whole_on_printed_paper(page: Page, run: Run, tmp_path: Pa
     page.set_viewport_size({"width": 718, "height": 1000})
     page.goto(file.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= 718
-    for heading in ("Quality", "Privacy", "Who has decided", "Model card"):
+    for heading in ("Quality", "Privacy", "Decisions", "Model card"):
         expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
     assert page.pdf(format="A4").startswith(b"%PDF")
 
