@@ -1,1 +1,1 @@
-"""Decisions of people about models: who may decide, what they sign, what it comes to."""
+"""Decisions of people about models: people, signed verdicts, the release status that follows."""

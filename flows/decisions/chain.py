@@ -31,7 +31,7 @@ from sites.exchange.exchange import AlreadyWritten
 from sites.exchange.places import Place
 
 AHEAD_MS = 10 * 60 * 1000
-"""How far a person's clock may be ahead."""
+"""The most by which a person's clock may be ahead."""
 
 
 class NotReleased(AskSomebody):
@@ -54,8 +54,7 @@ def record_verdict(run: Run, text: str, people: People) -> Verdict:
 
     Raises:
         BadVerdict: it is not signed by a person in `people`, in their role, about a model of this run;
-        or
-            it is older than their last verdict, or has expired.
+            or it is older than their last verdict, or has expired.
     """
     with _lock(run):
         known = decisions(run)
@@ -99,7 +98,7 @@ def _check_approval(run: Run, known: Sequence[Decision], verdict: Verdict, at_ms
 
 
 def _now_ms(known: Sequence[Decision]) -> int:
-    """Return the time, which never falls along the chain, whatever a clock says."""
+    """Return the time, which never falls along the chain, even if a clock was set back."""
     return max(int(time.time() * 1000), known[-1].at_ms if known else 0)
 
 
@@ -110,7 +109,7 @@ def record_release(
 
     Args:
         after_ms: the date of the study's newest decision; a clock that was set back dates nothing
-        before.
+            before it.
 
     Raises:
         NotReleased: other approvals count now, or none.
@@ -222,7 +221,7 @@ def publish_decisions(run: Run) -> None:
             raise BrokenRun(
                 f"{path} is not the decision that the exchange has under this number: one of the two "
                 f"was altered. Nothing more is decided about this run until both are the same; "
-                f"`wardround verify` says which signature fits."
+                f"`wardround verify` shows which signature fits."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""What the release gate asks for, by the names under which evidence is kept."""
+"""Criteria of the release gate: the names under which evidence is stored."""
 
 from sites.study import PromotionConfig, Study
 

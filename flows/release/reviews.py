@@ -1,4 +1,4 @@
-"""Reviews: a model as the people who decide see it, and the way of their verdicts to the gate."""
+"""Reviews: tables about a model for the people who decide, and the record of their verdicts."""
 
 import os
 import time
@@ -23,13 +23,13 @@ FLOW = "promote"
 """The name of the flow that waits for people; its runs are also named by run and round."""
 
 POLL_S = 1
-"""Seconds between a waiting gate's looks for a verdict."""
+"""Seconds between two checks of a waiting gate for a verdict."""
 
 
 def evidence_table(run: Run, record: RoundRecord) -> Table:
     """Return a model's evidence as a table: a row for each criterion."""
     table = Table(title=f"{run.name}, round {record.round}: evidence")
-    for heading in ("criterion", "due", "found", "will do"):
+    for heading in ("criterion", "required", "found", "is met"):
         table.add_column(heading)
     for each in evidence.gather(run, record):
         table.add_row(each.criterion, each.due, each.found, "yes" if each.is_met else "no")

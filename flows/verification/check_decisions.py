@@ -31,7 +31,7 @@ def decision_faults(
     for decision in known:
         verdict = decision.verdict
         if verdict and people and not people.knows(verdict.person, verdict.role, decision.public_key):
-            yield f"Decision {decision.number} has a key of {verdict.person} that people.yaml has not."
+            yield f"Decision {decision.number} has a key of {verdict.person} that people.yaml lacks."
         yield from _terms_faults(run, records, known, decision)
     here = chain.folder_bytes(run)
     for number in range(1, len(here) + 2):
@@ -53,4 +53,4 @@ def _terms_faults(
         missing = criteria_of(run.study) - met
         given = chain.approvals(known[: decision.number - 1], terms, decision.at_ms)
         if missing or set(given) != set(ROLES):
-            yield f"Decision {decision.number} released a model without what is due for it."
+            yield f"Decision {decision.number} released a model without evidence or approvals for it."

@@ -452,7 +452,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "the last decision dropped at both ends": (
         both(remove(DECISION_3), remove(LAID_3)), "MLflow names a decision|none that was decided"),
     "a person's key": (
-        become_key_of_somebody_else, "has a key of ada that people.yaml has not"),
+        become_key_of_somebody_else, "has a key of ada that people.yaml lacks"),
     "what a candidate describes": (
         edit(lambda run: min((run.home.folder / "mlruns").rglob("model.json")),
              lambda d: d["study"].update(seed=9)), "describes another study"),
@@ -578,7 +578,7 @@ ALTERATIONS: dict[str, tuple[Alteration, str]] = {
     "the last decision dropped in the exchange": (remove(LAID_3), "Decision 3 is not the same"),
     "an outcome's evidence": (
         resigned(DECISION_3, lambda d: d["outcome"]["evidence"][0].update(is_met=False)),
-        "released a model without what is due"),
+        "released a model without evidence or approvals"),
     "a metric in MLflow that is no number": (
         sql(f"UPDATE metrics SET is_nan=1 WHERE key='val/dice' AND step=1 AND {MLFLOW_ROW}",
             f"UPDATE metrics SET is_nan=0 WHERE key='val/dice' AND step=1 AND {MLFLOW_ROW}"),
