@@ -1,1 +1,1 @@
-"""Who does what, and when: the only room that knows Prefect and MLflow."""
+"""The coordinator's side and the command line: the only package that imports Prefect and MLflow."""

@@ -1,4 +1,4 @@
-"""The federation: one flow, which reads like the algorithm's box."""
+"""The federation as one Prefect flow, which reads like the algorithm box of its paper."""
 
 import time
 from collections.abc import Sequence
@@ -31,8 +31,9 @@ SIDE_BY_SIDE: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(max_workers=1000
 def federate(run: str, home: str, sites: list[str]) -> None:
     """Train a run's study from its last finished round on.
 
-    After McMahan et al. 2017, algorithm 1: in each round every hospital contributes what it learned
-    from the global model, and the strategy makes the next model of the contributions.
+    In each round every hospital contributes what it learned from the global model, and the strategy
+    makes the next model of the contributions (McMahan et al. 2017, FedAvg, algorithm 1,
+    https://arxiv.org/abs/1602.05629).
 
     Raises:
         TooFewHospitals: fewer than the study's minimum accept the study, or contribute to a round.
@@ -132,9 +133,11 @@ def ask_all(run: Run, number: int, phase: Phase, sites: Sequence[str]) -> Answer
     persist_result=False,
 )
 def ask(run: str, number: int, phase: Phase, site: str, home: str) -> None:
-    """Have a hospital carry out one phase of a round. It returns nothing on purpose: the coordinator
-    reads
-    signed statements from the exchange, never a task's result."""
+    """Have a hospital carry out one phase of a round.
+
+    It returns nothing on purpose: the coordinator reads signed statements from the exchange, never a
+    task's result.
+    """
     opened, started = Run.open(Home(Path(home)), run), time.time()
     models = global_model.compared_hospitals(opened, number) if phase == "compare" else ()
     order, failure = statements.order(opened, number, phase, site, models), ""

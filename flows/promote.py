@@ -46,7 +46,7 @@ def promote(run: str, round: int, home: str, wait_s: float) -> str:
     """
     opened = Run.open(Home(Path(home)), run)
     record = evidence.record_of(opened, round)
-    load_people(opened.home)  # before anybody waits for somebody
+    load_people(opened.home)  # an error in people.yaml shows before the wait
     with champion.promotion_lock(opened):
         champion.withdraw(opened)  # a revoked model that an interruption has kept
         publish_decisions_page(opened)
@@ -96,7 +96,7 @@ def wait_for_people(run: Run, record: RoundRecord, wait_s: float) -> None:
 
 
 def _request(terms: Terms, missing: Sequence[str], wrong: str) -> str:
-    last = f"What was entered last does not count: {wrong}\n\n" if wrong else ""
+    last = f"The last entry does not count: {wrong}\n\n" if wrong else ""
     text = canonical(terms.model_dump(mode="json")).decode()
     return (
         f"{last}Waits for: {', '.join(missing)}. Read the report in MLflow, then sign these terms with "

@@ -1,4 +1,4 @@
-"""What a schedule names: `prefect.yaml` puts it up, and the coordinator's own worker carries it out."""
+"""The flow that schedules name: `prefect.yaml` deploys it, and the coordinator's own worker runs it."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from sites.study import load_study
 
 @flow(name="train", flow_run_name="train {study}")
 def train(study: str, *, only_resume: bool = False) -> None:
-    """Train a study whose file lies in `studies/` among the hospitals of `federation.yaml`.
+    """Train a study whose file is in `studies/` among the hospitals of `federation.yaml`.
 
-    With `only_resume` a run that was interrupted goes on, and no new one is begun.
+    With `only_resume`, an interrupted run goes on, and no new one begins.
 
     Raises what `flows.coordination.remote.train` raises.
     """

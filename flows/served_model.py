@@ -1,7 +1,7 @@
 """The registered model as MLflow loads it: installed code and a safetensors file, no pickle.
 
-MLflow calls `_load_pyfunc`. No code comes from the artifact store, so whoever can write there can
-change weights, which their sha256 shows, but cannot run anything.
+MLflow calls `_load_pyfunc`. No code comes from the artifact store, so anybody who can write there can
+change weights, which the sha256 reveals, but cannot run code.
 """
 
 import json
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 class UnfitImage(ValueError):
-    """An image that the hospitals would not train on either; the model says nothing of it."""
+    """An image that the hospitals would not train on either; the model makes no prediction for it."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class ServedModel:
 
         Args:
             images: raw intensities `(B, *spatial)`, in RAS orientation.
-            params: `spacing_mm`, the voxels' sides, 1 mm each unless it is given; `output`,
-                `probabilities` or `labels` `(B, *spatial)`, `(B,)`, or `(B, C)` where several can hold.
+            params: `spacing_mm`, the voxels' sides, by default 1 mm each; `output`,
+                `probabilities` or `labels` `(B, *spatial)`, `(B,)`, or `(B, C)` where several can apply.
 
         Raises:
             UnfitImage: as `probabilities` does.
@@ -80,7 +80,7 @@ class ServedModel:
         return predict(self.network, activation, study.preprocessing, study.network.divisor, scan, CPU)
 
     def labels(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return the labels of probabilities `(B, C, ...)`: the likeliest, or each that holds."""
+        """Return the labels of probabilities `(B, C, ...)`: the likeliest, or each of 0.5 or more."""
         task = self.study.task
         if task.kind == "classification" and task.multi_label:
             return (probabilities >= 0.5).long()
@@ -88,13 +88,13 @@ class ServedModel:
 
 
 def write(folder: Path, study: Study, params: Params) -> None:
-    """Write what `_load_pyfunc` reads into the empty folder `folder`."""
+    """Write the files that `_load_pyfunc` reads to the empty folder `folder`."""
     sha256 = checkpoints.write(folder / WEIGHTS, params)
     (folder / DESCRIPTION).write_bytes(description(study, sha256))
 
 
 def description(study: Study, sha256: str) -> bytes:
-    """Return what stands beside the weights of this sha256."""
+    """Return the content of `model.json`: the study, and the sha256 of its weights."""
     return canonical({"study": study.model_dump(mode="json"), "sha256": sha256})
 
 

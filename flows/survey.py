@@ -1,4 +1,4 @@
-"""The survey flow: what hospitals' scans are like, before a study starts and as time goes on.
+"""The survey flow: statistics of the hospitals' scans, before a study starts and later.
 
 Each hospital answers as its policy allows (`sites.evaluation.survey`). The drift compares an answer with
 the hospital's last one for the same study.
@@ -69,7 +69,7 @@ def _record(run: Run, answers: Answers, before: Mapping[str, Survey]) -> SurveyR
 
 
 def serve(study: str, sites: str, home: str, every_hours: float | None, cron: str | None) -> None:
-    """Survey on a schedule for ever; Prefect starts each in a process of its own."""
+    """Survey on a schedule without end; Prefect starts each survey in a process of its own."""
     survey.serve(
         name=load_study(Path(study)).name,
         interval=timedelta(hours=every_hours) if every_hours else None,
@@ -81,7 +81,7 @@ def serve(study: str, sites: str, home: str, every_hours: float | None, cron: st
 
 
 def serve_child(arguments: str) -> None:
-    """Serve what `schedule` asks for, and end with it: its end closes our standard input."""
+    """Serve the schedule of the parent process, and end with it: its end closes standard input."""
 
     def end_with_parent() -> None:
         sys.stdin.read()
@@ -117,8 +117,8 @@ def last(home: Home, study: str) -> SurveyRecord | None:
 
 def table(record: SurveyRecord) -> Table:
     """Return a survey as a table: a row for each hospital."""
-    shown = Table(title=f"{record.study}: what the hospitals' scans are like")
-    for heading in ("hospital", "patients (declared)", "statistics", "bins told", "drift"):
+    shown = Table(title=f"{record.study}: statistics of the hospitals' scans")
+    for heading in ("hospital", "patients (declared)", "statistics", "bins sent", "drift"):
         shown.add_column(heading)
     for site, each in sorted(record.surveys.items()):
         bins = [value for histogram in each.histograms.values() for value in histogram]

@@ -1,7 +1,7 @@
-"""The coordinator's worker: it trains the studies of one folder when Prefect's schedules say so.
+"""The coordinator's worker: it trains the studies of one folder on Prefect's schedules.
 
-The hospitals have Prefect's password too, so it is not Prefect's process worker: a run can name a study
-whose file lies in `studies/`, and nothing else.
+The hospitals have Prefect's password too, so it is not Prefect's process worker: a run can only name a
+study whose file is in `studies/`.
 """
 
 import subprocess
@@ -33,7 +33,7 @@ class CoordinatorWorker(InstalledWorker):
 
     type = "wardround-coordinator"
     flows = ("train",)
-    _description = "Trains the studies that lie in the coordinator's folder."
+    _description = "Trains the studies in the coordinator's folder."
 
     def __init__(self, home: Home) -> None:
         super().__init__("coordinator", limit=AT_A_TIME)
@@ -49,7 +49,7 @@ class CoordinatorWorker(InstalledWorker):
         except (KeyError, ValidationError) as error:
             raise ValueError("Expected the parameter study, a study's name.") from error
         if not (self.home.folder / study).is_file():
-            raise ValueError("Expected the name of a study whose file lies in studies/.")
+            raise ValueError("Expected the name of a study whose file is in studies/.")
         return study
 
     def _is_interrupted(self, study: Path) -> bool:
@@ -59,11 +59,11 @@ class CoordinatorWorker(InstalledWorker):
             raise ValueError(str(error)) from error
 
     async def work(self, flow: str, flow_run: FlowRun) -> State[Any]:
-        """Train the study that a run names, from where it stands."""
+        """Train the study that a run names, from its last finished round on."""
         del flow
         asked = self.study_in(flow_run.parameters)
         if flow_run.parameters.get("only_resume") and not self._is_interrupted(asked):
-            return Completed(message="There is nothing to go on with.")
+            return Completed(message="There is no interrupted run to continue.")
         log = self.home.state / "logs" / f"{asked.stem}-{flow_run.id}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "flows.cli", "run", str(asked), "--attached"]
@@ -83,9 +83,9 @@ class CoordinatorWorker(InstalledWorker):
             return Crashed(message=f"{asked} was killed; the run goes on when it is started again.")
         if status:
             return Failed(
-                message=f"{asked} ended with {status}; {log.name} on the coordinator tells why."
+                message=f"{asked} ended with {status}; {log.name} on the coordinator has the reason."
             )
-        return Completed(message="Every round is on record.")
+        return Completed(message="Every round is recorded.")
 
     def stop(self, flow_run_id: UUID) -> None:
         """End a training; its run goes on from the last finished round when it is started again."""

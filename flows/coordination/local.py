@@ -1,4 +1,4 @@
-"""A federation whose hospitals all live on this machine: servers, processes and the flow, together."""
+"""Training among hospitals on this machine: the servers, a process for each hospital, and the flow."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which hospitals could train a study as they are now: asked before a run, and without one."""
+"""Readiness: whether hospitals could train a study as they are now, asked without a training run."""
 
 import shutil
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ READY = "ready"
 
 
 def readiness(home: Home, study: Study, federation: Path) -> dict[str, str]:
-    """Return for each hospital of a `federation.yaml` that it is `READY`, or why it is not.
+    """Return for each hospital of a `federation.yaml` `READY`, or the reason why it is not.
 
-    Nothing is approved or charged by it.
+    Nothing is approved or charged.
 
     Raises:
-        ConfigError: the file is wrong, or it is not said where Prefect's API is.
+        ConfigError: the file is wrong, or the environment does not name Prefect's API.
     """
     require_prefect(home)
     from flows.hospitals.federation import (  # Prefect reads its environment
@@ -44,7 +44,7 @@ def readiness(home: Home, study: Study, federation: Path) -> dict[str, str]:
 
 
 def ask_all(run: Run, hospitals: Mapping[str, Reachable]) -> dict[str, str]:
-    """Ask hospitals side by side; return what each said, or why it did not."""
+    """Ask hospitals side by side; return `READY` or the reason of each."""
 
     def ask(site: str) -> str:
         try:

@@ -1,4 +1,4 @@
-"""Training among real hospitals: servers that run already, hospitals that are asked through Prefect."""
+"""Training among remote hospitals: the servers run already, and Prefect carries the requests."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def train(home: Home, study: Study, federation: Path, live: Live, *, new: bool =
     """Train `study` among the hospitals of a `federation.yaml`; an unfinished run goes on unless `new`.
 
     Raises:
-        ConfigError: the file is wrong, or it is not said where Prefect's API is.
+        ConfigError: the file is wrong, or the environment does not name Prefect's API.
         RunBusy: another coordinator trains this study.
         TooFewHospitals: too few accept (then nothing was recorded), or too few contribute.
     """

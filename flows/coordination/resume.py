@@ -1,4 +1,4 @@
-"""A study's training from where it stands, wherever its hospitals are."""
+"""Training of a study from its last finished round on, among local or remote hospitals."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from sites.yaml_files import ConfigError
 
 @contextmanager
 def study_lock(home: Home, study: Study) -> Iterator[None]:
-    """Let one coordinator at a time begin or train runs of a study; raise `RunBusy` in any other."""
+    """Let one coordinator at a time begin or train runs of a study; raise `RunBusy` for others."""
     path = home.state / "studies" / f"{study.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with held(path, RunBusy(f"Another coordinator trains study {study.name}.")):
@@ -33,9 +33,9 @@ def is_interrupted(home: Home, study: Study) -> bool:
 def run_for(
     home: Home, study: Study, roster: Mapping[str, str], exchange: str, *, new: bool = False
 ) -> Run:
-    """Return the newest run of the study that can go on with any of these hospitals, or a `new` one.
+    """Return the newest run of the study with any of these hospitals, or a new one if it is finished.
 
-    A hospital is one of these by its name and its key.
+    Hospitals are compared by name and key. With `new`, the run is always a new one.
 
     Raises:
         RunBusy: another coordinator works on that run.
@@ -66,7 +66,7 @@ def train_rounds(run: Run, hospitals: Mapping[str, Reachable], live: Live) -> Ru
         check_free(run)  # before any hospital is asked
         if run.study.prior and not run.records():
             live.print("the first model learns from synthetic images, which can take minutes ...")
-        # Without heartbeats a flow ends at once, not a second later; nobody listens to them here.
+        # Without heartbeats a flow ends at once, not a second later; nothing here reads them.
         quick = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
         with session(run, hospitals, live.round), live.showing(), quick:
             federate.federate(run.name, str(run.home.folder), sorted(run.description.roster))

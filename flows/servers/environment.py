@@ -1,7 +1,7 @@
 """The Prefect and MLflow servers of a coordinator, and the one place that sets their environment.
 
-Prefect and MLflow read their environment when they are imported: whoever needs them imports them after
-the functions of this module.
+Prefect and MLflow read their environment when they are imported: import them only after a call of the
+functions of this module.
 """
 
 import os
@@ -32,7 +32,7 @@ QUIET = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-"""No telemetry, no unpickling, no chatter."""
+"""Settings for no telemetry, no unpickling and little output."""
 
 
 def prefect_settings(home: Home) -> dict[str, str]:
@@ -101,7 +101,7 @@ def own_servers(home: Home) -> Iterator[None]:
 
 @contextmanager
 def _side_by_side(servers: Sequence[Server]) -> Iterator[list[str]]:
-    """Start servers side by side, give their URLs, and let go of them together."""
+    """Start servers side by side, yield their URLs, and leave them together."""
     with ExitStack() as stack, ThreadPoolExecutor(len(servers)) as threads:
         started = [threads.submit(stack.enter_context, running(server)) for server in servers]
         yield [future.result() for future in started]
@@ -149,8 +149,8 @@ def _check_answers(api: str) -> None:
     with get_client(sync_client=True) as client:
         if error := client.api_healthcheck():
             raise ServerError(
-                f"PREFECT_API_URL: {api} can't be reached ({error}). Start that server, or take the "
-                f"address out of the environment; the same command goes on then."
+                f"PREFECT_API_URL: {api} can't be reached ({error}). Start that server, or remove "
+                f"the address from the environment; then repeat the command."
             )
 
 
@@ -172,8 +172,8 @@ def require_prefect(home: Home) -> None:
     """
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError(
-            "PREFECT_API_URL: expected in the environment the address of Prefect's API, which the "
-            "hospitals' workers ask for work, and it is missing."
+            "PREFECT_API_URL: expected the address of Prefect's API in the environment, got nothing. "
+            "The hospitals' workers ask that API for work."
         )
     set_prefect(home)
 

@@ -1,8 +1,8 @@
 """Servers on loopback that start with their first user and stop after their last one.
 
-A small supervisor process keeps each server. Users hold a shared lock on a file, which the kernel
-drops even when a user is killed; when the supervisor can lock that file alone, nobody is left, and
-it stops the server. Run as `python -m flows.servers.loopback FOLDER COMMAND...` it is that supervisor.
+A small supervisor process runs each server. Users hold a shared lock on a file, which the kernel
+releases even when a user is killed. When the supervisor gets that lock exclusively, no user is left, and
+it stops the server. `python -m flows.servers.loopback FOLDER COMMAND...` is that supervisor.
 """
 
 import fcntl
@@ -31,10 +31,10 @@ class ServerError(WaitAndRepeat):
 
 @dataclass(frozen=True)
 class Server:
-    """How to run a server.
+    """The description of a server.
 
     Attributes:
-        folder: where its lock files, address and log lie.
+        folder: the place of its lock files, address and log.
         command: its command line, with `{port}` for the port.
         health: the path that answers 200 once it serves.
         environment: added to the process's own.
@@ -51,7 +51,7 @@ class Server:
 
 @contextmanager
 def running(server: Server, port: int | None = None) -> Iterator[str]:
-    """Join the server if it runs, else start it; give its URL; let go of it at the end.
+    """Join the server if it runs, else start it; yield its URL; leave it at the end.
 
     Raises:
         ServerError: it ended or did not answer in time.
@@ -66,7 +66,7 @@ def running(server: Server, port: int | None = None) -> Iterator[str]:
 
 
 def url_of(server: Server) -> str | None:
-    """Return where a server runs now, None where it does not; nothing is started."""
+    """Return the URL of a running server, None if it does not run; start nothing."""
     return _running_url(server)
 
 

@@ -1,4 +1,4 @@
-"""MLflow's server without its assistant and its demo, which it leaves open to whoever reaches it.
+"""MLflow's server without its assistant and its demo, which MLflow leaves open to everybody.
 
 `mlflow server --app-name wardround` and `wardround-accounts` load this. In MLflow 3.17 the assistant can
 run commands as the server's user for anybody on its machine; the demo writes an experiment for anybody.
@@ -41,7 +41,7 @@ def _is_refused(scope: MutableMapping[str, Any]) -> bool:
 
 
 def create_app() -> "FastAPI":
-    """Return the server that asks nobody for a name; it listens on its own machine alone."""
+    """Return the server without accounts; it listens on its own machine only."""
     from mlflow.server import fastapi_app
 
     return _without(fastapi_app.app)

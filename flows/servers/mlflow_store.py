@@ -1,4 +1,4 @@
-"""Whether the file of an MLflow store is one, and of the version that is installed."""
+"""A check of an MLflow store: the file is one, and the installed MLflow can use it."""
 
 import re
 import sqlite3
@@ -16,14 +16,14 @@ AWAY = (
 
 
 def check_store(path: Path) -> None:
-    """Raise `ConfigError` if a file lies there that the installed MLflow can't use as it is.
+    """Raise `ConfigError` if the installed MLflow can't use the file as it is.
 
-    | the file                    | what then                                 |
+    | the file                    | result                                    |
     |-----------------------------|-------------------------------------------|
-    | is not there                | nothing: a new store is made              |
-    | is no SQLite, or damaged    | an error                                  |
+    | does not exist              | nothing: a new store is made              |
+    | is damaged, or not SQLite   | an error                                  |
     | is another program's        | an error                                  |
-    | is of an earlier MLflow     | an error, with the command that raises it |
+    | is of an earlier MLflow     | an error, with the command to upgrade it  |
     | is of a later MLflow        | an error                                  |
     """
     if not path.exists():
@@ -55,7 +55,7 @@ def check_store(path: Path) -> None:
 def _revisions() -> tuple[frozenset[str], str]:
     """Return every revision of the store that the installed MLflow knows, and the newest.
 
-    They are read as text: to import MLflow takes seconds.
+    They are read as text, because importing MLflow takes seconds.
     """
     spec = find_spec("mlflow")
     if spec is None or spec.origin is None:
