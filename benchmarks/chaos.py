@@ -1,15 +1,15 @@
-"""Break whatever a federation runs on, again and again; hold what it trained against an undisturbed run.
+"""Break the parts of a federation again and again; compare its model with that of an undisturbed run.
 
 All parts are real: Prefect's server on PostgreSQL, MLflow's, nginx with TLS before Prefect and the
 exchange, the coordinator, and for each hospital a worker in a network namespace of its own, that reaches
-nginx and nothing else, on a disk of its own. Each is started again a second after it died, as systemd
-would. At random instants one of them is killed (SIGKILL), a hospital's link is cut for up to two
-minutes, its disk filled, or its clock set back. Trainings follow each other until there were enough
+nginx and nothing else, on a disk of its own. Each is started again a second after it died, as by
+systemd. At random instants one of them is killed (SIGKILL), a hospital's link is cut for up to two
+minutes, its disk filled, or its clock set back. Trainings follow each other until there are enough
 faults.
 
     python benchmarks/chaos.py --kills 100 --json
 
-As root on Debian, with nginx, libnginx-mod-http-dav-ext, postgresql, iproute2 and libfaketime.
+Run it as root on Debian, with nginx, libnginx-mod-http-dav-ext, postgresql, iproute2 and libfaketime.
 """
 
 import argparse
@@ -75,7 +75,7 @@ STUDY = {
 
 @dataclass
 class Counts:
-    """What was done, and what went wrong by it."""
+    """The number of faults, and of what went wrong because of them."""
 
     faults: int = 0
     lost_rounds: int = 0
@@ -120,7 +120,7 @@ def engines(ward: Path) -> list[int]:
 
 
 class Federation:
-    """Everything that a federation runs on, in one folder."""
+    """A federation with all its parts, in one folder."""
 
     def __init__(self, folder: Path, stack: ExitStack, rounds: int) -> None:
         self.folder, self.home = folder, Home(folder)
@@ -145,7 +145,7 @@ class Federation:
         return f"wr{os.getpid()}"
 
     def training(self) -> Service:
-        """Return a training, which is started again until every round is on record."""
+        """Return a training, which is started again until every round is recorded."""
         before = len(runs_of(self.home))
         environment = {
             **os.environ,
@@ -163,7 +163,7 @@ class Federation:
         )
 
     def unfinished_flow_runs(self) -> list[dict[str, Any]]:
-        """Return what Prefect takes for running or waiting."""
+        """Return the flow runs that Prefect regards as running or waiting."""
         user, _, password = PASSWORD.partition(":")
         reply = httpx.post(
             f"http://127.0.0.1:{self.ports['prefect']}/api/flow_runs/filter", json={"limit": 200},
@@ -287,7 +287,7 @@ def _disk(folder: Path) -> Iterator[None]:
 
 
 class Faults:
-    """What breaks, and is put right again after a while."""
+    """Faults at random, each repaired after a while."""
 
     def __init__(self, federation: Federation, rng: random.Random, longest_cut_s: float) -> None:
         self._federation, self._rng, self._longest_cut_s = federation, rng, longest_cut_s
@@ -319,7 +319,7 @@ class Faults:
         return True
 
     def wait(self) -> None:
-        """Wait until all is put right."""
+        """Wait until every fault is repaired."""
         for thread in self._lasting:
             thread.join()
 
@@ -352,7 +352,7 @@ def _kill(pid: int) -> bool:
 
 
 def trained(federation: Federation, strike: Callable[[Service], None], counts: Counts) -> str | None:
-    """Train once while things break; return the final model's sha256, None where it never ended."""
+    """Train once while things break; return the final model's sha256, None if it never ended."""
     coordinator = federation.training().start()
     until = time.monotonic() + PATIENCE_S
     while not coordinator.is_over and time.monotonic() < until:
@@ -365,7 +365,7 @@ def trained(federation: Federation, strike: Callable[[Service], None], counts: C
 
 
 def check(federation: Federation, counts: Counts) -> None:
-    """Hold every hospital's ledger against what was laid down and put on record."""
+    """Compare every hospital's ledger with the published statements and the records."""
     runs = runs_of(federation.home)
     for run in runs:
         counts.lost_rounds += run.study.rounds + 1 - len(run.records())
@@ -391,7 +391,7 @@ def _released(run: Run, site: str) -> list[str]:
 
 
 def chaos(options: argparse.Namespace) -> tuple[Counts, list[str]]:
-    """Strike as often as asked, and return what went wrong, and a table of what was struck."""
+    """Cause as many faults as asked; return the counts and a table of the faults."""
     kills = options.kills
     counts, rng, seconds = Counts(), random.Random(options.seed), []
     with ExitStack() as stack:
@@ -445,7 +445,7 @@ def _tell(counts: Counts, faults: Faults) -> None:
 
 @contextmanager
 def _preload() -> Iterator[None]:
-    """Let there be a file over which a hospital's own can be mounted."""
+    """Make a file over which a hospital's own can be mounted."""
     is_ours = not PRELOAD.exists()
     PRELOAD.touch()
     try:
@@ -456,7 +456,7 @@ def _preload() -> Iterator[None]:
 
 
 def main() -> None:
-    """Print what was counted."""
+    """Print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="faults of all kinds")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,7 @@
 """The demo on several seeds: seconds, peak memory, Dice before and after at each hospital, epsilon.
 
 Each seed gets its own made-up patients, first model and noise, in a folder of its own. Peak memory
-is the proportional set size, summed over the command and everything it starts.
+is the proportional set size, summed over the command and all processes that it starts.
 
     python benchmarks/demo.py --seeds 0 1 2 --json
 """

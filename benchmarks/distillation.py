@@ -1,11 +1,12 @@
-"""What a student loses to its private teacher, on real scans: `benchmarks/distillation.py --json`.
+"""Dice that a student loses to its private teacher, on real scans: `benchmarks/distillation.py --json`.
 
 A hospital with three quarters of the hippocampus set's patients trains a teacher at epsilon 8, delta
 1e-4 for each patient, and distils it on synthetic images, or on scans of a public set (half of the other
-patients'). Dice is that of the rest, whom nobody has seen. Networks start from the synthetic prior.
+patients'). Dice is that of the remaining patients, on whom nothing was trained. Networks start from the
+synthetic prior.
 
 For each pair: points of Dice lost, bytes that would leave (the student's weights, the teacher's
-predictions), and how well a threshold on the loss tells who trained (AUC; 0.5 is chance).
+predictions), and the AUC of a threshold on the loss that finds the training patients (0.5 is chance).
 """
 
 import argparse
@@ -78,7 +79,7 @@ PAIRS: Sequence[tuple[str, str, str]] = (
 
 @dataclass(frozen=True)
 class People:
-    """Who trains, whose scans are public, and who judges."""
+    """Patients in three groups: for training, with public scans, and for evaluation."""
 
     training: Sequence[Patient]
     public: Sequence[Patient]
@@ -94,7 +95,7 @@ def people_of(study: Study, folder: Path) -> People:
 
 
 def first(study: Study, name: str) -> nn.Module:
-    """Return a network that knows the synthetic prior."""
+    """Return a network that was trained on the synthetic prior."""
     torch.manual_seed(0)
     network: nn.Module = config_of(name).build(3, 3)
     shape, labels = study.preprocessing.shape, len(study.task.labels)
@@ -124,7 +125,11 @@ def taught(study: Study, start: nn.Module, patients: Sequence[Patient]) -> nn.Mo
 
 @torch.no_grad()
 def membership_auc(study: Study, network: nn.Module, people: People) -> float:
-    """Return how well a threshold on patients' mean loss tells who trained (Yeom et al. 2018)."""
+    """Return the AUC of a threshold on patients' mean loss that finds the training patients.
+
+    Source: Yeom et al. 2018, Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting,
+    https://arxiv.org/abs/1709.01604.
+    """
     loss = build_task(study.task).loss
 
     def of(patient: Patient) -> float:
@@ -139,7 +144,7 @@ def membership_auc(study: Study, network: nn.Module, people: People) -> float:
 
 
 def transfer_sets(study: Study, config: DistillationConfig, people: People) -> dict[str, Tensor]:
-    """Return the images on which students learn, by what they are."""
+    """Return the images on which students learn, by kind: `synthetic` and `public`."""
     scans = [scan.load() for patient in people.public for scan in patient.scans]
     return {
         "synthetic": transfer_images(study, config, Path("public")),

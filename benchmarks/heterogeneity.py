@@ -1,15 +1,15 @@
-"""Every strategy among unlike hospitals, against training alone and on everybody's patients together.
+"""Comparison of every strategy among unlike hospitals with training alone and on all patients together.
 
     python benchmarks/heterogeneity.py --json
 
 Settings: hippocampus scans sorted by the range of their intensities, a quarter for each of four
 hospitals; chest X-rays whose labels a Dirichlet draw of concentration 0.1 or 0.5 deals to four.
-A hospital alone takes as many steps as it does in the federation; with everybody's patients together a
+A hospital alone takes as many steps as it does in the federation; with all patients together a
 step sees four times the patients. A score is the Dice of a hospital's own evaluation patients, or the
 AUROC on the set's own validation part (under 0.1 a hospital has hardly a patient of one class). Where a
 strategy leaves each hospital with a model of its own, that one is scored at that hospital.
 
-`predictions`: four architectures, of which nothing but answers leaves, on scans that no hospital has.
+`predictions`: four architectures, of which only predictions leave, on scans that no hospital has.
 FedBN is left out on hippocampus, where MONAI's UNet has no norm layers that learn, and Krum, which
 needs five hospitals (`benchmarks/robustness.py`).
 """
@@ -89,7 +89,7 @@ PUBLIC = 0.2
 
 @dataclass(frozen=True)
 class Setting:
-    """Hospitals, a study for them, and the patients who judge a model."""
+    """Hospitals, a study for them, and the patients on whom a model is evaluated."""
 
     name: str
     study: Mapping[str, Any]
@@ -202,7 +202,7 @@ def measure(name: str, what: str, folder: Path, rounds: int) -> dict[str, float]
 
 
 def _model_at(run: Run, hospital: Hospital) -> torch.nn.Module:
-    """Return the model that a hospital ends with: its personal one, or with its own layers, or all's."""
+    """Return a hospital's final model: its personal one, or the global one with its own layers."""
     last = order(run, run.study.rounds, "evaluate", hospital.name)
     personal = stored_params(hospital, "personal", last, run.study.rounds)
     local: Params = stored_params(hospital, "local", last, run.study.rounds) or {}
@@ -211,7 +211,7 @@ def _model_at(run: Run, hospital: Hospital) -> torch.nn.Module:
 
 
 def _with_predictions(public: Path, wards: Sequence[Path], home: Path) -> dict[str, Any]:
-    """Give each hospital an architecture of its own, and everybody the public set."""
+    """Give each hospital an architecture of its own, and every hospital the public set."""
     for ward, teacher in zip(wards, TEACHERS, strict=True):
         policy = yaml.safe_load((ward / "site.yaml").read_text())
         (ward / "site.yaml").unlink()  # it may be another's by a hard link
@@ -231,7 +231,7 @@ def _fewest(what: str) -> int:
 
 
 def judged(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Return, of a setting, the strategy that is best at its worst hospital and what it reaches."""
+    """Return the strategy of a setting that is best, and compare it with training alone and together."""
 
     def gains(what: str) -> list[float]:
         return [scores[what][site] - scores[ALONE][site] for site in scores[ALONE]]

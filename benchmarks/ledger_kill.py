@@ -2,8 +2,8 @@
 
 A child process carries out real rounds (real ledger, outbox, exchange; a tiny network) and is killed
 with SIGKILL: first once at every file write, flush, rename and ledger statement of a round, one by
-one, then at random instants. After each kill the ledger is opened and held against the exchange; then
-the round is asked for again until it is finished.
+one, then at random instants. After each kill the ledger is opened and compared with the exchange; then
+the round is ordered again until it is finished.
 
     python benchmarks/ledger_kill.py --kills 200 --json
 """
@@ -64,7 +64,7 @@ STUDY = Study.model_validate(
 
 @dataclass
 class Counts:
-    """What went wrong, over all kills."""
+    """The number of kills, and of what went wrong because of them."""
 
     kills: int = 0
     under_counts: int = 0
@@ -82,7 +82,7 @@ class Scene:
     key: Ed25519PrivateKey
 
     def publish_model(self, round: int) -> None:
-        """Lay down the global model that `round` starts from."""
+        """Publish the global model from which `round` starts."""
         torch.manual_seed(0)
         data = checkpoints.to_bytes(P.of(STUDY.network.build(3, 3)))
         manifest = ModelManifest(
@@ -102,7 +102,7 @@ class Scene:
         carry_out(Hospital.open(self.ward, test_noise=1), order, lambda *_: None)
 
     def statement(self, round: int) -> bytes | None:
-        """Return what the hospital laid down for a round."""
+        """Return the statement that the hospital published for a round, None if there is none."""
         return self.exchange.statement(Place.statement(RUN, round, "contribute", "north"))
 
 
@@ -159,7 +159,7 @@ class _CountingSqlite:
 
 
 def check(scene: Scene, round: int, counts: Counts) -> None:
-    """Hold the ledger against the exchange, after a kill."""
+    """Compare the ledger with the exchange after a kill."""
     try:
         entries = Hospital.open(scene.ward).ledger.entries()
     except LedgerError:
@@ -178,7 +178,7 @@ def check(scene: Scene, round: int, counts: Counts) -> None:
 
 
 def run(random_kills: int, failpoints: int, seed: int) -> Counts:
-    """Kill at up to `failpoints` writes of one round, then at random; return what was seen."""
+    """Kill at up to `failpoints` writes of one round, then at random; return the counts."""
     counts = Counts()
     with tempfile.TemporaryDirectory() as folder:
         scene = set_scene(Path(folder))
@@ -222,7 +222,7 @@ def attempt(
 
 
 def main() -> None:
-    """Print what was counted."""
+    """Print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="kills at random instants")
     parser.add_argument("--failpoints", type=int, default=10**6, help="at most so many before them")

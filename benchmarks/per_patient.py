@@ -1,9 +1,9 @@
 """Per-patient gradients against plain training and Opacus' own modes: time and peak memory.
 
 One microbatch of patients, forward, backward, clipping and summing (noise is drawn once a step
-whatever the method, so it is left out). Methods are interleaved in one process; a row gives the
+by every method, so it is left out). Methods are interleaved in one process; a row gives the
 ratios of medians to plain training. Peak memory is the process's high-water mark above what it held
-before. A method that raises has no figures and says why.
+before. A method that raises has no figures; its row has the reason.
 
     python benchmarks/per_patient.py --json
 """

@@ -42,7 +42,7 @@ STUDY: dict[str, Any] = {**HIPPOCAMPUS, "name": "robustness", "sites": {"min": H
 
 
 def faulty(kind: str) -> Alter:
-    """Return what puts faulty changes in the place of two hospitals' own."""
+    """Return a function that replaces the changes of two hospitals by faulty ones."""
 
     def alter(run: Run, round: int, taken: Answers) -> None:
         for site in sorted(set(FAULTY) & set(taken.taken)):
@@ -61,7 +61,7 @@ def _wrong(change: Params, kind: str, rng: torch.Generator) -> dict[str, torch.T
 
 
 def measure(strategy: str, kind: str, wards: Path, rounds: int) -> dict[str, Any]:
-    """Return the honest hospitals' Dice after a run, None where the model did not last."""
+    """Return the honest hospitals' Dice after a run, None if no hospital can go on from its model."""
     quiet()
     name = {"name": "krum" if strategy == "multi_krum" else strategy}
     study = Study.model_validate(

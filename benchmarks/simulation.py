@@ -1,7 +1,7 @@
 """A federation in one process: the hospitals' and the coordinator's own code, without servers.
 
-Orders, ledgers, releases and rounds are those of a real run; what is left out is Prefect, MLflow and a
-process for each hospital, so that a benchmark can afford dozens of runs.
+Orders, ledgers, releases and rounds are those of a real run; Prefect, MLflow and a process for each
+hospital are left out, so that a benchmark can do dozens of runs.
 """
 
 import logging
@@ -87,7 +87,7 @@ def _in_memory(cohort: Cohort, config: PreprocessingConfig) -> Cohort:
 
 
 def quiet() -> None:
-    """Take one thread, and keep the hospitals' logs to themselves."""
+    """Use one thread, and silence the hospitals' logs."""
     torch.set_num_threads(1)
     logging.getLogger("wardround.site").setLevel(logging.CRITICAL)
 
@@ -99,7 +99,7 @@ def make_keys(wards: Sequence[Path]) -> None:
 
 
 def copied(wards: Path, to: Path) -> list[Path]:
-    """Return hospitals with the same patients and keys as those in `wards`, and no past."""
+    """Return hospitals with the same patients and keys as those in `wards`, and no history."""
     past = shutil.ignore_patterns("ledger*", "outbox", "lock", "cache")
     shutil.copytree(wards, to, copy_function=os.link, ignore=past)
     return sorted(to.iterdir())
@@ -142,7 +142,7 @@ def _ask(run: Run, hospitals: Mapping[str, Hospital], number: int, phase: Phase)
 
 
 def trained_alone(study: Study, cohorts: Sequence[Cohort], *, lots: int = 1) -> nn.Module:
-    """Return the network of one who has all these patients: as many steps, of `lots` times the lot."""
+    """Return a network trained on all these patients: as many steps, of `lots` times the lot."""
     network = network_for(study.network, study, CPU, global_model.first_model(study))
     patients = [patient for cohort in cohorts for patient in cohort.training]
     examples = prepare(patients, study.preprocessing, CPU, 0)

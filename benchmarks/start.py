@@ -1,8 +1,8 @@
-"""How long a hospital takes from an order to its first training step: `benchmarks/start.py --json`.
+"""Seconds of a hospital from an order to its first training step: `benchmarks/start.py --json`.
 
-One hospital of `--cases` hippocampus scans (the set's own, and further ones with noise added), asked for
-rounds one after the other, as its process would be. Round 1 reads NIfTI files; later rounds, the cache.
-`plain_seconds` is what reading every file anew would take in the same run.
+One hospital of `--cases` hippocampus scans (the set's own, and further ones with noise added), ordered
+to train one round after the other, as its process would be. Round 1 reads NIfTI files; later rounds, the
+cache. `plain_seconds` is the time of reading every file anew in the same run.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def hospital_of(cases: int, folder: Path) -> Hospital:
 def seconds_to_first_step(
     hospital: Hospital, study: Study, exchange: Exchange, key: Ed25519PrivateKey, round: int
 ) -> float:
-    """Return how long a hospital takes from an order to its first step."""
+    """Return the seconds of a hospital from an order to its first step."""
     data = checkpoints.to_bytes(first_model(study))
     manifest = ModelManifest(
         kind="model", study=study.name, study_sha256=study.sha256, run=RUN, round=round - 1,
