@@ -74,7 +74,7 @@ TEACHERS: Sequence[Mapping[str, object]] = (
     {"name": "DynUNet", "filters": [8, 16, 32]},
     {"name": "SegResNet", "init_filters": 8},
 )
-"""What the hospitals train where predictions leave."""
+"""The networks of the hospitals where predictions leave."""
 PNEUMONIA: dict[str, Any] = {
     **HIPPOCAMPUS,
     "name": "pneumonia",
