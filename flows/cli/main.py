@@ -9,7 +9,7 @@ COMMANDS = {
     **dict.fromkeys(("status", "verify", "relog", "ui"), "flows.cli.runs"),
     **dict.fromkeys(("promote", "predict", "export-bundle", "access"), "flows.cli.models"),
     "review": "flows.cli.review",
-    "site": "flows.cli.site",
+    "site": "flows.cli.site.commands",
     "data": "flows.cli.data",
 }
 app = lazy_app("Hospitals train one medical-imaging model together.", COMMANDS)

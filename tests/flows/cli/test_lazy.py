@@ -6,8 +6,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import main, site
+from flows.cli import main
 from flows.cli.main import app
+from flows.cli.site import commands as site
 
 HEAVY = "{'torch', 'numpy', 'monai', 'mlflow', 'prefect', 'opacus'}"
 

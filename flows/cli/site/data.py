@@ -16,7 +16,7 @@ from flows.cli.options import (
 if TYPE_CHECKING:
     pass
 
-from flows.cli.site_orders import carry_out_open
+from flows.cli.site.orders import carry_out_open
 
 app = typer.Typer()
 
@@ -99,7 +99,7 @@ def check(
         if not what.is_dir():
             carry_out_open(folder, str(what), "site-check")
             return
-        from flows.cli.site_tables import check_lines, check_table
+        from flows.cli.site.tables import check_lines, check_table
 
         lines = check_lines(what, study)
         if as_json:
@@ -113,7 +113,7 @@ def check(
 def rehearse(study: StudyArgument, folder: SiteArgument = Path()) -> None:
     """Rehearse a round on made-up patients; nothing is charged and nothing leaves."""
     with cli_errors():
-        from flows.cli.rehearsal import rehearse as try_round
+        from flows.cli.site.rehearsal import rehearse as try_round
         from sites.hospital import Hospital
         from sites.study import load_study
 

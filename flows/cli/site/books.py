@@ -28,7 +28,7 @@ def ledger(
 ) -> None:
     """Show the hospital's ledger, charge by charge."""
     with cli_errors():
-        from flows.cli.site_tables import ledger_table, verified_entries
+        from flows.cli.site.tables import ledger_table, verified_entries
         from sites.hospital import Hospital
 
         if verify:
@@ -43,7 +43,7 @@ def ledger(
 def outbox(folder: SiteArgument = Path()) -> None:
     """List everything that has left the hospital."""
     with cli_errors():
-        from flows.cli.site_tables import outbox_table
+        from flows.cli.site.tables import outbox_table
 
         Console().print(outbox_table(folder))
 
@@ -52,7 +52,7 @@ def outbox(folder: SiteArgument = Path()) -> None:
 def scores(folder: SiteArgument = Path()) -> None:
     """Show the scores of the hospital's personal models; under privacy they never leave."""
     with cli_errors():
-        from flows.cli.site_tables import scores_table
+        from flows.cli.site.tables import scores_table
 
         Console().print(scores_table(folder))
 
@@ -61,7 +61,7 @@ def scores(folder: SiteArgument = Path()) -> None:
 def withdrawn(folder: SiteArgument = Path()) -> None:
     """List the rounds in which patients who have withdrawn took part."""
     with cli_errors():
-        from flows.cli.site_tables import withdrawn_table
+        from flows.cli.site.tables import withdrawn_table
 
         Console().print(withdrawn_table(folder))
 
@@ -77,7 +77,7 @@ def recover(
 ) -> None:
     """Charge the statements that a restored ledger lacks, and accept the clock as it is."""
     with cli_errors():
-        from flows.cli.site_tables import missing_table
+        from flows.cli.site.tables import missing_table
         from sites.admission.ledger_recovery import recover_ledger
         from sites.exchange.exchange import Exchange
         from sites.hospital import Hospital

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli.rehearsal import rehearse
+from flows.cli.site.rehearsal import rehearse
 from sites.hospital import Hospital
 from sites.study import load_study
 

@@ -74,7 +74,7 @@ def carry_out_open(folder: Path, study: str, flow: str) -> None:
 def waiting(folder: SiteArgument = Path()) -> None:
     """List the requests that wait for approval, with the codes that Prefect's form asks for."""
     with cli_errors():
-        from flows.cli.site_tables import waiting_table
+        from flows.cli.site.tables import waiting_table
 
         Console().print(waiting_table(folder))
 
