@@ -11,18 +11,25 @@ from flows.decisions.verdicts import Evidence
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run
 from flows.verification.verify import lineage_faults
+from models.errors import FixYourInput
 from privacy.accounting import TOLERANCE
 from sites.study import PromotionConfig
 
 
+class UnknownModel(FixYourInput):
+    """The run has no trained model of this round."""
+
+
 def record_of(run: Run, round: int | None) -> RoundRecord:
-    """Return the record of a round, of the newest one by default; raise `NotReleased` without one."""
+    """Return the record of a round, of the newest one by default; raise `UnknownModel` without one."""
     records = run.records()
     if not records or records[-1].round == 0:
-        raise NotReleased(f"{run.name} has no trained model.")
+        raise UnknownModel(f"Expected a run with a trained model, got {run.name}, which has none.")
     number = records[-1].round if round is None else round
     if not 1 <= number <= records[-1].round:
-        raise NotReleased(f"Expected a round from 1 to {records[-1].round} of {run.name}, got {number}.")
+        raise UnknownModel(
+            f"Expected a round from 1 to {records[-1].round} of {run.name}, got {number}."
+        )
     return records[number]
 
 

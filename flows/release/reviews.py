@@ -98,7 +98,7 @@ def _caption(run: Run, record: RoundRecord) -> str:
     try:
         roles = champion.missing_roles(run, record)
     except NotReleased as error:
-        return str(error)
+        return str(error.args[0])
     return f"missing: {', '.join(roles)}" if roles else "every role has approved"
 
 

@@ -1,7 +1,9 @@
 """The record of a round, and what it is made of: a signed statement of each hospital, or its absence."""
 
 from collections.abc import Mapping
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
+
+from pydantic import Discriminator, Tag
 
 from models.config import Config
 from models.files import sha256_of
@@ -58,6 +60,16 @@ class AcceptedRelease(Signed[ReleaseManifest]):
     weight: float
 
 
+def _form(value: object) -> str:
+    """Return which of two forms a part has: only an absence has a kind."""
+    has_kind = "kind" in value if isinstance(value, dict) else isinstance(value, Absence)
+    return "absence" if has_kind else "statement"
+
+
+_Absent = Annotated[Absence, Tag("absence")]
+_Form = Discriminator(_form)
+
+
 class HospitalRound(Config):
     """One hospital's part of a round: statements, or why they are missing; None where none was due.
 
@@ -68,9 +80,9 @@ class HospitalRound(Config):
         seconds: how long the coordinator waited for its contribution.
     """
 
-    release: AcceptedRelease | Absence | None = None
-    scores: Signed[Scores] | Absence | None = None
-    comparison: Signed[Comparison] | Absence | None = None
+    release: Annotated[Annotated[AcceptedRelease, Tag("statement")] | _Absent, _Form] | None = None
+    scores: Annotated[Annotated[Signed[Scores], Tag("statement")] | _Absent, _Form] | None = None
+    comparison: Annotated[Annotated[Signed[Comparison], Tag("statement")] | _Absent, _Form] | None = None
     seconds: float | None = None
 
 

@@ -83,7 +83,7 @@ def test_a_gate_for_which_nobody_decides_in_time_names_who_is_missing(
 ) -> None:
     command = [sys.executable, "-m", "flows.cli", "promote", "--wait-s", wait_s]
     done = subprocess.run(command, cwd=run.home.folder, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "Not released. The approval of these is missing: clinician, officer." in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -120,7 +120,7 @@ def test_a_prefect_that_can_not_be_reached_is_told_in_one_message(
     done = subprocess.run(
         command, cwd=run.home.folder, env=environment, capture_output=True, text=True, timeout=600
     )
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 4 and "Traceback" not in done.stderr
     assert "PREFECT_API_URL: http://127.0.0.1:9/api can't be reached" in done.stderr
 
 

@@ -50,8 +50,8 @@ def test_a_second_survey_tells_what_has_moved_at_which_hospital(home: Path, stud
     assert before["drift"] == {}
     assert after["drift"]["east"]["intensity"] > 0.25
     assert after["drift"]["east"]["scans"] == 0
-    assert after["told"]["south"]["histograms"] == {}
-    assert after["told"]["north"]["event"]["steps"] == 1
+    assert after["surveys"]["south"]["histograms"] == {}
+    assert after["surveys"]["north"]["event"]["steps"] == 1
     assert "intensity" in second.stdout
     with sqlite3.connect(home / "mlruns" / "mlflow.db") as db:
         steps = db.execute("select step, value from metrics where key = 'drift/intensity'").fetchall()

@@ -239,7 +239,7 @@ def test_the_owner_resolves_a_ledger_that_forgot_and_is_asked_before(home: Path)
     assert hospital.ledger.spent(1e-3) == 0
     assert "Done: epsilon" in call("site", "recover-ledger", ward, "--yes").stdout
     assert hospital.ledger.spent(1e-3) > 0
-    assert "knows everything" in call("site", "recover-ledger", ward, answer="n\n").stdout
+    assert "has every published statement" in call("site", "recover-ledger", ward, answer="n\n").stdout
     assert call("site", "ledger", ward, "--verify").exit_code == 0
 
 
@@ -249,7 +249,7 @@ def test_every_public_set_has_a_command_of_its_name() -> None:
 
 
 def test_a_hospital_is_set_up_with_one_command_which_prints_its_public_key(home: Path) -> None:
-    coordinator = call("key").stdout.strip()
+    coordinator = call("coordinator-key").stdout.strip()
     asked = {
         "name": "new", "declared-patients": 90, "epsilon": 8, "delta": 1e-4, "metrics": "withheld",
         "key": coordinator, "api": "https://hub.example.org/api",

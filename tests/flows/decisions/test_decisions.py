@@ -52,10 +52,10 @@ def test_only_people_on_the_list_decide_each_in_his_role_about_this_very_model(r
 
 def test_one_person_cannot_hold_two_roles() -> None:
     key = public_hex(KEYS["ada"])
-    with pytest.raises(ValueError, match="a key of his own"):
+    with pytest.raises(ValueError, match="another key for each person"):
         People(people={"a": Person(role="clinician", key=key), "b": Person(role="officer", key=key)})
     former = {"b": Person(role="officer", key=key)}
-    with pytest.raises(ValueError, match="got one for a and b; nobody decides under two names"):
+    with pytest.raises(ValueError, match="got one key for a and b; nobody decides under two names"):
         People(people={"a": Person(role="clinician", key=key)}, former=former)
     People(
         people={"a": Person(role="clinician", key=key)}, former={"a": Person(role="officer", key=key)}
@@ -76,7 +76,7 @@ def test_a_verdict_counts_once_and_none_that_is_older_than_the_last(run: Run) ->
     again = signed_verdict(terms_of(run, record), "refused", "ada", "clinician", KEYS["ada"], 30)
     time.sleep(0.002)
     say(run, record, "ada")
-    with pytest.raises(BadVerdict, match="ada has said something later"):
+    with pytest.raises(BadVerdict, match="ada has signed a later verdict"):
         record_verdict(run, again, PEOPLE)
 
 

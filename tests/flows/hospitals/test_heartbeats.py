@@ -18,7 +18,7 @@ WATCHING = """
 import time
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from flows import heartbeats
+from flows.hospitals import heartbeats
 from flows.hospitals.heartbeats import Watch, quiet_seconds
 from sites.orders import Order
 from sites.study import load_study

@@ -367,7 +367,7 @@ def test_a_forged_result_of_a_hospitals_run_is_neither_read_nor_believed(
         time.sleep(0.5)
     said = coordinator.stdout.read()
     assert forged
-    assert coordinator.returncode == 2
+    assert coordinator.returncode == 3
     assert "south: south: no answer within 25 s" in said
     assert not marker.exists()
 
@@ -391,7 +391,7 @@ def test_a_cancelled_run_ends_the_hospitals_work_and_is_not_asked_for_again(
         hub.ask("POST", f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
     assert {hub.ended(run["id"])["type"] for run in runs} == {"CANCELLED"}
     said, _ = coordinator.communicate(timeout=60)
-    assert coordinator.returncode == 1, said
+    assert coordinator.returncode == 3, said
     assert "its run was cancelled" in said
     assert len(hub.ask("POST", "flow_runs/filter", **wanted)) == 2
     assert charges(hub.ward("north"), hub.newest().name) == [1]

@@ -69,7 +69,9 @@ def test_an_epsilon_that_does_not_bound_everything_is_missing_evidence(run: Run)
     rewritten(run, noise="system", plain_releases=1)
     plain = found(run, epsilon=1000)
     assert not plain.is_met and "made releases without privacy of the same patients" in plain.found
-    rewritten(run, noise="system", plain_releases=0, epsilon=None)
+    rewritten(
+        run, noise="none", plain_releases=0, epsilon=None, event=None, delta=None, epsilon_reported={}
+    )
     assert found(run, epsilon=1000).found == "missing: a release states none"
 
 
@@ -282,7 +284,7 @@ def test_a_release_that_was_interrupted_behind_its_record_is_finished_by_the_nex
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(registry, "crown", killed)
+        patched.setattr(registry, "make_champion", killed)
         champion.release_model(run, record, evidence.gather(run, record))
     assert registry.REVOKED in mlflow.get_model_version("small-approved", "1").tags
     assert (

@@ -145,8 +145,8 @@ def test_a_disk_that_is_full_under_mlflow_loses_nothing(
     shutil.copytree(untouched, home)
     filler = fill(home / "mlruns", small_disk)
     stopped = at_home(home, "run", "small.yaml", "--test-noise", "7")
-    assert stopped.returncode == 1, stopped.stdout + stopped.stderr
-    assert message in stopped.stderr and "Nothing is lost" in stopped.stderr, stopped.stderr
+    assert stopped.returncode == 4, stopped.stdout + stopped.stderr
+    assert message in stopped.stderr and "nothing is lost" in stopped.stderr, stopped.stderr
     assert "Traceback" not in stopped.stderr
     filler.unlink()
     again = at_home(home, "run", "small.yaml", "--test-noise", "7")

@@ -162,7 +162,7 @@ def test_a_name_that_nothing_has_is_told_from_a_store_that_can_not_be_asked(
 ) -> None:
     asked = ("predict", "no-such-run", scan_of(run.home.folder / "wards" / "east"), "-o", "mask.nii.gz")
     result = call(*asked)
-    assert result.exit_code == 1 and "MLflow did not return version candidate" in result.stderr
+    assert result.exit_code == 4 and "MLflow did not return version candidate" in result.stderr
     with running(mlflow_server(run.home)) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         result = call(*asked)

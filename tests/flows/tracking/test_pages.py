@@ -124,7 +124,7 @@ def test_the_runs_page_says_in_view_who_has_approved_and_whom_it_waits_for(
     page.set_viewport_size({"width": 1440, "height": 900})
     page.goto(links["small: newest run"])
     for said in (
-        "no: a candidate", "clinician and officer, about round 2", "Round 2 of 2 is on record",
+        "no: a candidate", "clinician and officer, about round 2", "Round 2 of 2 is recorded",
         "missing: nobody",
     ):  # fmt: skip
         told = page.locator("p", has_text=said).first
