@@ -2,20 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import (
-    ModelArgument,
-    RoundOption,
-    RunArgument,
-    StudyArgument,
-)
-
-if TYPE_CHECKING:
-    pass
+from flows.cli.options import ModelArgument, RoundOption, RunArgument, StudyArgument
 
 app = typer.Typer()
 

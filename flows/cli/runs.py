@@ -4,19 +4,13 @@ import json
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import (
-    AsJsonOption,
-    RunArgument,
-)
-
-if TYPE_CHECKING:
-    pass
+from flows.cli.options import AsJsonOption, RunArgument
 
 app = typer.Typer()
 

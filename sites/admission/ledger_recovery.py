@@ -5,13 +5,15 @@ head at that time. So charges are missing if a statement in the exchange is not 
 the outbox names a head that the ledger never had. Until they are charged again the hospital takes no
 part; its owner charges them with `wardround site recover-ledger`.
 
-A statement counts if the hospital signed it. While the ledger has no charge at all, any statement under
-the hospital's name counts: if the whole of `state/` is lost, the key is lost too.
+Only a statement that a key of this hospital signed is ever charged. If the whole of `state/` is lost,
+the key is lost too: then the owner names the former public key, and what it signed is charged. A new
+ledger beside statements under the hospital's name that no known key signed stops the hospital until its
+owner has looked (`recover-ledger`); they cost nothing.
 """
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -20,7 +22,7 @@ from models.files import sha256_of
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import Charge, LedgerError
 from privacy.release import RejectedRelease, ReleaseManifest, Statement, parse_statement
-from privacy.signing import BadSignature
+from privacy.signing import BadSignature, verified
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.hospital import Hospital
@@ -33,10 +35,14 @@ PAYLOAD_BYTES = 2**32
 
 @dataclass(frozen=True)
 class PublishedStatement:
-    """A statement of this hospital in an exchange or in the outbox, and its bytes."""
+    """A statement of this hospital in an exchange or in the outbox, its bytes, and who signed it.
+
+    `signer` is empty for this hospital's own keys, else the former public key that the owner has named.
+    """
 
     statement: Statement
     data: bytes
+    signer: str = ""
 
     @property
     def act(self) -> Charge:
@@ -52,21 +58,33 @@ class PublishedStatement:
 
 
 def check_complete(hospital: Hospital, exchange: Exchange) -> None:
-    """Raise `Refused` if the outbox or an exchange holds statements that the ledger misses."""
-    urls = hospital.exchanges - {exchange.url}
-    if any(missing_statements(hospital, map(Exchange, sorted(urls)), needed=exchange)):
+    """Raise `Refused` if outbox or exchanges hold statements that the ledger misses or can't know."""
+    others = [Exchange(url) for url in sorted(hospital.exchanges - {exchange.url})]
+    if any(missing_statements(hospital, others, needed=exchange)):
         raise Refused(
             "the hospital's ledger is older than what the hospital has published, as after a restored "
             "backup; its owner runs `wardround site recover-ledger`"
         )
+    is_new = not any(e.action in ("reserve", "resolve") for e in hospital.ledger.entries())
+    if is_new and any(foreign_statements(hospital, [*others, exchange])):
+        raise Refused(
+            "the exchange has statements under this hospital's name that none of its keys signed; its "
+            "owner looks at them with `wardround site recover-ledger`"
+        )
 
 
 def missing_statements(
-    hospital: Hospital, exchanges: Iterable[Exchange], needed: Exchange | None = None
+    hospital: Hospital,
+    exchanges: Iterable[Exchange],
+    needed: Exchange | None = None,
+    former_keys: Sequence[str] = (),
 ) -> Iterator[PublishedStatement]:
     """Yield this hospital's statements in its outbox and in exchanges that the ledger misses.
 
     An exchange of `exchanges` that can't be listed any more is skipped; the `needed` one must be listed.
+
+    Args:
+        former_keys: public keys of this hospital whose state is lost, as its owner names them.
     """
     written = [(exchange, place) for exchange in exchanges for place in _places(hospital, exchange)]
     if needed:
@@ -82,11 +100,22 @@ def missing_statements(
         for e in entries
         if e.file
     }
-    trusts_anyone = not any(e.action == "reserve" for e in entries)
     for exchange, place in written:
-        found = None if place in known else _statement_at(hospital, exchange, place, trusts_anyone)
-        if found and sha256_of(found.data) not in recorded:
-            yield found
+        found = None if place in known else _statement_at(hospital, exchange, place)
+        signer = _signer(hospital, found.data, former_keys) if found else None
+        if found and signer is not None and sha256_of(found.data) not in recorded:
+            yield replace(found, signer=signer)
+
+
+def foreign_statements(
+    hospital: Hospital, exchanges: Iterable[Exchange], former_keys: Sequence[str] = ()
+) -> Iterator[Place]:
+    """Yield the places of statements under this hospital's name that no known key of it signed."""
+    for exchange in exchanges:
+        for place in sorted(_places(hospital, exchange)):
+            found = _statement_at(hospital, exchange, place)
+            if found and _signer(hospital, found.data, former_keys) is None:
+                yield place
 
 
 def unrecorded(hospital: Hospital) -> Iterator[PublishedStatement]:
@@ -98,14 +127,17 @@ def unrecorded(hospital: Hospital) -> Iterator[PublishedStatement]:
             yield published
 
 
-def recover_ledger(hospital: Hospital, exchanges: list[Exchange]) -> list[PublishedStatement]:
+def recover_ledger(
+    hospital: Hospital, exchanges: list[Exchange], former_keys: Sequence[str] = ()
+) -> list[PublishedStatement]:
     """Charge every missing statement to each patient that the hospital knows; return the statements.
 
     The cohorts of the lost charges are lost too, so each patient is charged. If a statement counts more
     charges of its run than are recorded afterwards, charges without a release are missing too and are
     charged. Both are read from the outbox, so an interrupted call can be repeated.
     """
-    found = {sha256_of(each.data): each for each in missing_statements(hospital, exchanges)}
+    missing = missing_statements(hospital, exchanges, former_keys=former_keys)
+    found = {sha256_of(each.data): each for each in missing}
     for sha256, published in found.items():
         _into_outbox(hospital, published, exchanges)
         _charge(hospital, published, sha256)
@@ -152,10 +184,8 @@ def _places(hospital: Hospital, exchange: Exchange) -> set[Place]:
         return set()
 
 
-def _statement_at(
-    hospital: Hospital, exchange: Exchange, place: Place, trusts_anyone: bool
-) -> PublishedStatement | None:
-    """Return the statement at a place of the exchange if this hospital made it for this place."""
+def _statement_at(hospital: Hospital, exchange: Exchange, place: Place) -> PublishedStatement | None:
+    """Return the statement at a place of the exchange if it names this hospital and this place."""
     data = None
     with suppress(OSError, CorruptCheckpoint):
         data = exchange.statement(place)
@@ -165,13 +195,20 @@ def _statement_at(
     if not published or published.statement.site != hospital.name:
         return None
     s = published.statement
-    if Place.statement(s.run, s.round, s.purpose, hospital.name) != place:
-        return None
-    try:
+    is_here = Place.statement(s.run, s.round, s.purpose, hospital.name) == place
+    return published if is_here else None
+
+
+def _signer(hospital: Hospital, data: bytes, former_keys: Sequence[str]) -> str | None:
+    """Return the named key that signed a statement, "" for this hospital's own, None for neither."""
+    with suppress(BadSignature):
         hospital.verified(data)
-    except BadSignature:
-        return published if trusts_anyone else None
-    return published
+        return ""
+    for key in former_keys:
+        with suppress(BadSignature):
+            verified(data, hospital.name, {hospital.name: key})
+            return key
+    return None
 
 
 def _into_outbox(hospital: Hospital, published: PublishedStatement, exchanges: list[Exchange]) -> None:

@@ -1,24 +1,25 @@
 """`wardround site` commands about the hospital's books: ledger, outbox, scores, and its own pages."""
 
 import contextlib
+import re
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import (
-    SiteArgument,
-    YesOption,
-)
-
-if TYPE_CHECKING:
-    pass
+from flows.cli.options import SiteArgument, YesOption
 
 app = typer.Typer()
+
+
+def _public_key(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise typer.BadParameter("expected 64 hexadecimal digits.")
+    return text
 
 
 @app.command()
@@ -73,26 +74,40 @@ def recover(
         list[str] | None,
         typer.Option(help="Another exchange to search, besides those that the hospital knows."),
     ] = None,
+    former_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A former public key of this hospital, where all of state/ was lost.",
+            parser=_public_key,
+        ),
+    ] = None,
     yes: YesOption = False,
 ) -> None:
     """Charge the statements that a restored ledger lacks, and accept the clock as it is."""
     with cli_errors():
         from flows.cli.site.tables import missing_table
-        from sites.admission.ledger_recovery import recover_ledger
+        from sites.admission.ledger_recovery import foreign_statements, recover_ledger
         from sites.exchange.exchange import Exchange
         from sites.hospital import Hospital
 
         hospital = Hospital.open(folder)
         exchanges = [Exchange(url) for url in sorted(hospital.exchanges | {*(exchange or ())})]
-        table, count = missing_table(hospital, exchanges)
+        keys = former_key or []
+        table, count = missing_table(hospital, exchanges, keys)
         if count:
             Console().print(table)
             typer.echo("Each patient of the hospital is charged for them.")
         else:
             typer.echo("The ledger has every published statement; only the clock is accepted.")
+        if foreign := len(list(foreign_statements(hospital, exchanges, keys))):
+            typer.echo(
+                f"{foreign} statements under this hospital's name were signed by none of its keys. They "
+                f"are not charged. If an earlier installation of this hospital made them, name its "
+                f"public key (in the coordinator's federation.yaml) with --former-key."
+            )
         if yes or typer.confirm("Go on?"):
             with hospital.lock():
-                recover_ledger(hospital, exchanges)
+                recover_ledger(hospital, exchanges, keys)
             typer.echo(f"Done: epsilon {hospital.ledger.spent(hospital.policy.budget.delta):.3f}.")
 
 

@@ -2,20 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import (
-    SiteArgument,
-    StudyArgument,
-)
-
-if TYPE_CHECKING:
-    pass
-
+from flows.cli.options import SiteArgument, StudyArgument
 from flows.cli.site.orders import carry_out_open
 
 app = typer.Typer()

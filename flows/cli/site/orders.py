@@ -1,21 +1,13 @@
 """`wardround site` commands about orders and membership."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import (
-    SiteArgument,
-    StudyNameArgument,
-    TestNoiseOption,
-    YesOption,
-)
-
-if TYPE_CHECKING:
-    pass
+from flows.cli.options import SiteArgument, StudyNameArgument, TestNoiseOption, YesOption
 
 app = typer.Typer()
 

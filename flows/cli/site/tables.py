@@ -1,6 +1,7 @@
 """Tables for hospital IT at the terminal: the ledger, the outbox, the findings of the checks."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -154,16 +155,19 @@ def outbox_table(folder: Path) -> Table:
     return table
 
 
-def missing_table(hospital: Hospital, exchanges: list[Exchange]) -> tuple[Table, int]:
+def missing_table(
+    hospital: Hospital, exchanges: list[Exchange], former_keys: Sequence[str] = ()
+) -> tuple[Table, int]:
     """Return the hospital's published statements that its ledger lacks, and their number."""
-    found = list(missing_statements(hospital, exchanges))
+    found = list(missing_statements(hospital, exchanges, former_keys=former_keys))
     table = Table(title=f"{hospital.name}: {len(found)} statements that the ledger lacks")
-    for heading in ("run", "round", "act", "kind", "cost"):
+    for heading in ("run", "round", "act", "kind", "cost", "signed by"):
         table.add_column(heading)
     for each in found:
         act, kind = each.act, each.statement.kind
         cost = _event_text(act.event) if act.event or kind == "release" else "nothing"
-        table.add_row(act.run, str(act.round), act.purpose, kind, cost)
+        signer = f"key {each.signer[:12]}" if each.signer else "this hospital"
+        table.add_row(act.run, str(act.round), act.purpose, kind, cost, signer)
     return table, len(found)
 
 

@@ -222,9 +222,6 @@ def test_a_changed_byte_in_any_field_of_the_ledger_is_found(home: Path, change: 
 
 
 def test_the_owner_resolves_a_ledger_that_forgot_and_is_asked_before(home: Path) -> None:
-    from privacy.signing import sign
-    from sites.hospital import Hospital
-
     ward = home / "wards" / "north"
     hospital = Hospital.open(ward)
     refusal = {
@@ -235,11 +232,20 @@ def test_the_owner_resolves_a_ledger_that_forgot_and_is_asked_before(home: Path)
     }  # fmt: skip
     hospital.outbox.put_statement(sign(refusal, "north", hospital.key))
     shown = call("site", "recover-ledger", ward, answer="n\n")
-    assert "contribute" in shown.stdout and "4 x noise 4.00" in shown.stdout
+    for text in ("contribute", "4 x noise 4.00", "this hospital"):
+        assert text in shown.stdout
     assert hospital.ledger.spent(1e-3) == 0
     assert "Done: epsilon" in call("site", "recover-ledger", ward, "--yes").stdout
     assert hospital.ledger.spent(1e-3) > 0
-    assert "has every published statement" in call("site", "recover-ledger", ward, answer="n\n").stdout
+    exchange = home / "another-exchange"
+    stranger = sign(refusal | {"run": "t-1"}, "north", Ed25519PrivateKey.generate())
+    Exchange(str(exchange)).put_statement(Place.statement("t-1", 3, "contribute", "north"), stranger)
+    shown = call("site", "recover-ledger", ward, "--exchange", exchange, answer="n\n")
+    assert "has every published statement" in shown.stdout
+    assert "1 statements under this hospital's name were signed by none of its keys" in shown.stdout
+    result = call("site", "recover-ledger", ward, "--former-key", "12ab", answer="n\n")
+    assert result.exit_code == 2
+    assert "64 hexadecimal digits" in result.stderr
     assert call("site", "ledger", ward, "--verify").exit_code == 0
 
 

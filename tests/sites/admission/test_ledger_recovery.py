@@ -18,7 +18,7 @@ from models.files import sha256_of
 from privacy.ledger import Charge, LedgerError
 from privacy.release import ModelManifest, RejectedRelease, parse_statement
 from privacy.signing import public_hex, sign
-from sites.admission.ledger_recovery import missing_statements, recover_ledger
+from sites.admission.ledger_recovery import foreign_statements, missing_statements, recover_ledger
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.exchange.storage import Filesystem, StorageFailed
@@ -114,16 +114,20 @@ def test_a_ledger_behind_what_was_published_is_refused_until_the_difference_is_c
 ) -> None:
     for round in (2, 3):
         assert federation.ask("contribute", round) == "release"
-    spent = federation.spent
+    spent, key = federation.spent, federation.hospital.public_key
     restored(what)
     assert federation.spent < spent
     (federation.folder / "state" / "keys" / "coordinator.pub").unlink(missing_ok=True)
-    assert "older than what the hospital has published" in federation.ask("contribute", 4)
+    reason = (
+        "none of its keys signed" if what == "nothing at all" else "older than what the hospital has"
+    )
+    assert reason in federation.ask("contribute", 4)
     assert federation.spent < spent
     hospital = federation.hospital
-    recover_ledger(hospital, [federation.exchange])
+    former = [key] if what == "nothing at all" else []
+    recover_ledger(hospital, [federation.exchange], former)
     assert federation.spent == pytest.approx(spent)
-    assert not list(missing_statements(hospital, [federation.exchange]))
+    assert not list(missing_statements(hospital, [federation.exchange], former_keys=former))
     assert hospital.ledger.patients() == hospital.everybody
     assert federation.ask("contribute", 4, attempt=2) == "release"
 
@@ -280,6 +284,21 @@ def test_an_exchange_that_forges_statements_changes_nothing(federation: Federati
     assert not list(missing_statements(federation.hospital, [federation.exchange]))
     recover_ledger(federation.hospital, [federation.exchange])
     assert federation.spent == spent
+
+
+def test_a_new_hospital_is_never_charged_for_what_no_key_of_it_signed(federation: Federation) -> None:
+    event = {"noise_multiplier": 1.0, "sampling_rate": 1.0, "steps": 10**6}
+    place = Place.statement(RUN, 1, "contribute", "east")
+    federation.exchange.put_statement(place, forged("contribute", 1, event=event, charges=5000))
+    assert "none of its keys signed" in federation.ask("join", 0)
+    hospital = federation.hospital
+    assert list(foreign_statements(hospital, [federation.exchange])) == [place]
+    another = public_hex(Ed25519PrivateKey.generate())
+    for former in ([], [another]):
+        assert not recover_ledger(hospital, [federation.exchange], former)
+    assert federation.spent == 0.0
+    assert not hospital.ledger.charges()
+    assert federation.ask("contribute", 2) == "release"
 
 
 @pytest.mark.parametrize(
