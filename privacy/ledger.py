@@ -80,7 +80,9 @@ class Ledger:
         with transaction(self._path) as db:
             prepare(db, self._path, self._genesis)
 
-    def reserve(self, charge: Charge, patients: Patients) -> frozenset[str]:
+    def reserve(
+        self, charge: Charge, patients: Patients, within: Budget | None = None
+    ) -> frozenset[str]:
         """Charge the ledger for `patients`, and return those who may take part in the event.
 
         They are `patients`, unless this charge is already in force: then they are the patients for whom
@@ -88,9 +90,12 @@ class Ledger:
 
         Args:
             patients: all eligible patients, independent of the content of their images.
+            within: the most that acts of this kind may spend in the run, as a study or the policy
+                states it; None for no limit besides the ledger's budget. It holds for one schedule that
+                is fixed in advance, so the exact rule applies.
 
         Raises:
-            BudgetExceeded: it does not fit; nothing was charged.
+            BudgetExceeded: it does not fit the ledger's budget, or `within`; nothing was charged.
             ClockWentBack: nothing was charged.
             LedgerError: another event is charged for the same act, there are no patients, or this
                 ledger allows no such charge.
@@ -111,7 +116,11 @@ class Ledger:
             if charge.event is not None and charge.event.sampling_rate < 1 and self._rule == "gaussian":
                 raise LedgerError("This ledger allows only steps over all patients, got a sampled step.")
             if charge.event is not None:
-                self._check(book.histories_of(patients), charge.event, 1)
+                histories = book.histories_of(patients)
+                _check_within(self._budget, histories, charge.event, 1, self._rule)
+                if within is not None:
+                    of_this_kind = book.histories_of(patients, charge.run, charge.purpose)
+                    _check_within(within, of_this_kind, charge.event, 1)
             book.check_clock()
             append(db, book, "reserve", charge, cohort=enrol(db, patients))
             return frozenset(patients)
@@ -177,7 +186,8 @@ class Ledger:
     def check_fits(self, patients: Patients, event: PrivacyEvent, times: int) -> None:
         """Raise BudgetExceeded unless `times` such events would fit; charges nothing."""
         with transaction(self._path) as db:
-            self._check(read(db, self._genesis).histories_of(patients), event, times)
+            histories = read(db, self._genesis).histories_of(patients)
+        _check_within(self._budget, histories, event, times, self._rule)
 
     def start(self, charge: Charge) -> None:
         """Record that training starts: from now on the charge can't be given back."""
@@ -277,25 +287,6 @@ class Ledger:
         with transaction(self._path) as db:
             return read(db, self._genesis).head
 
-    def _check(self, histories: list[list[PrivacyEvent]], event: PrivacyEvent, times: int) -> None:
-        """Raise BudgetExceeded unless each history has room for `times` more of `event`."""
-
-        def after(before: list[PrivacyEvent], number: int) -> float:
-            return epsilon([*before, *[event] * number], self._budget.delta, self._rule)
-
-        worst = max(histories, key=lambda before: after(before, times))
-        asked = after(worst, times)
-        if self._budget.covers(asked):
-            return
-        fits, too_many = 0, times
-        while too_many - fits > 1:
-            middle = (fits + too_many) // 2
-            if all(self._budget.covers(after(before, middle)) for before in histories):
-                fits = middle
-            else:
-                too_many = middle
-        raise BudgetExceeded(after(worst, 0), asked, self._budget, fits)
-
     def _follow(self, charge: Charge, action: Action, file: str, after: set[Action]) -> None:
         with transaction(self._path) as db:
             book = read(db, self._genesis)
@@ -313,3 +304,29 @@ class Ledger:
                 raise LedgerError(
                     f"Round {charge.round} of run {charge.run} is settled with another file."
                 )
+
+
+def _check_within(
+    budget: Budget,
+    histories: list[list[PrivacyEvent]],
+    event: PrivacyEvent,
+    times: int,
+    rule: Filter | None = None,
+) -> None:
+    """Raise BudgetExceeded unless each history has room in `budget` for `times` more of `event`."""
+
+    def after(before: list[PrivacyEvent], number: int) -> float:
+        return epsilon([*before, *[event] * number], budget.delta, rule)
+
+    worst = max(histories, key=lambda before: after(before, times))
+    asked = after(worst, times)
+    if budget.covers(asked):
+        return
+    fits, too_many = 0, times
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if all(budget.covers(after(before, middle)) for before in histories):
+            fits = middle
+        else:
+            too_many = middle
+    raise BudgetExceeded(after(worst, 0), asked, budget, fits)

@@ -88,11 +88,17 @@ class Book:
         """Return the classes of patients, each as the set of its patients' cohorts."""
         return set(self._accounts().values())
 
-    def histories_of(self, patients: Patients) -> list[list[PrivacyEvent]]:
-        """Return the events of each class that has one of `patients`; a new patient has no events."""
+    def histories_of(
+        self, patients: Patients, run: str | None = None, purpose: str | None = None
+    ) -> list[list[PrivacyEvent]]:
+        """Return the events of each class that has one of `patients`; a new patient has no events.
+
+        With `run` and `purpose`, only those of one run and of its acts of one kind, recovered ones
+        (`contribute-unreleased-...`) included.
+        """
         accounts = self._accounts()
         classes = {accounts.get(patient, frozenset()) for patient in patients}
-        standing = self._charged()
+        standing = self._charged(run, purpose)
         return [_of(cohorts, standing) for cohorts in classes]
 
     def _accounts(self) -> dict[str, frozenset[str]]:
@@ -103,12 +109,16 @@ class Book:
                 of[patient].add(cohort)
         return {patient: frozenset(cohorts) for patient, cohorts in of.items()}
 
-    def _charged(self, run: str | None = None) -> list[tuple[str, PrivacyEvent]]:
+    def _charged(
+        self, run: str | None = None, purpose: str | None = None
+    ) -> list[tuple[str, PrivacyEvent]]:
         """Return the events in force, each with its cohort."""
         return [
             (entry.cohort, entry.charge.event)
             for entry in standing_of(self.entries)
-            if entry.charge.event is not None and run in (None, entry.charge.run)
+            if entry.charge.event is not None
+            and run in (None, entry.charge.run)
+            and (purpose is None or f"{entry.charge.purpose}-".startswith(f"{purpose}-"))
         ]
 
     def check_clock(self) -> None:

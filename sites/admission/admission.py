@@ -1,6 +1,7 @@
 """Admission of a study by a hospital's policy; a study can never widen the policy."""
 
 from models.networks import NetworkConfig
+from sites.orders import Order
 from sites.policy.policy import Policy, Refused
 from sites.study import Study, check_network
 from sites.training.config import TrainingConfig
@@ -33,6 +34,20 @@ def admit(policy: Policy, study: Study) -> None:
             raise Refused(f"the study asks for {key} {asked:g}, the policy allows {allowed:g}")
     if study.privacy.delta >= 1 / policy.declared_training:
         raise Refused("the study's delta is not below one over the declared training patients")
+
+
+def check_round(order: Order) -> None:
+    """Raise `Refused` if the study has no such round: a person approved its rounds and no others."""
+    first = 1 if order.phase in ("contribute", "compare") else 0
+    if not first <= order.round <= order.study.rounds:
+        raise Refused(
+            f"the order is for round {order.round}; the study has rounds {first} to "
+            f"{order.study.rounds} for {order.phase}"
+        )
+    if order.phase == "evaluate" and not order.study.is_evaluated(order.round):
+        raise Refused(f"the study evaluates no model in round {order.round}")
+    if order.phase == "compare" and not order.study.is_compared(order.round):
+        raise Refused(f"the study compares no models in round {order.round}")
 
 
 def teacher_for(policy: Policy, study: Study) -> NetworkConfig | None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from models.objectives import build_task
-from privacy.accounting import reported_epsilon
+from privacy.accounting import Budget, reported_epsilon
 from privacy.distillation import distil
 from privacy.ledger import Charge, LedgerError
 from privacy.mechanisms import Mechanism, mechanism_for
@@ -78,7 +78,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
         check_disk(hospital)
     with exclusive_device(hospital.policy.device):
         check_in_time(order)
-        charged = hospital.ledger.reserve(charge, hospital.eligible.training)
+        charged = hospital.ledger.reserve(charge, hospital.eligible.training, _limit(study))
         patients = tuple(patient for patient in patients if patient.pseudonym in charged)
         with _given_back_on_failure(hospital, charge):
             seed = study.seed_for(order.round, hospital.name, "draws")
@@ -95,6 +95,13 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
         diverged = "the training diverged; its cost stays charged"
         export.settle_without_release(hospital, study, charge, diverged)
     end(hospital, order)
+
+
+def _limit(study: Study) -> Budget | None:
+    """Return the most that all rounds of a run may spend on a patient: what the study declares."""
+    if study.privacy.mode == "none":
+        return None
+    return Budget(epsilon=study.privacy.epsilon, delta=study.privacy.delta)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from sites.hospital import Hospital
 from sites.imaging.preprocessing import Prepared
 from sites.inference import predictor
 from sites.local_models import (
+    GlobalModel,
     fits,
     global_model,
     network_for,
@@ -41,38 +42,63 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     if policy.metrics == "withheld" or len(patients) < policy.min_evaluation_patients:
         export.scores(hospital, study, act, model, "withheld", {})
         return
-    params = with_local_layers(hospital, order, model.params, order.round)
-    network = network_for(study.network, study, hospital.device, params)
-    task = build_task(study.task)
     if policy.noised_metrics is None:
-        predict = predictor(network, study, study.network, hospital.device)
-        outcomes = kept(predict, task, patients)
-        seed = _secret_seed(hospital, f"{order.run} {order.round} intervals")
-        metrics = task.over_patients(outcomes) | intervals(task, outcomes, seed)
-        if policy.worst_case == "tell":
-            metrics |= worst_case(outcomes)
-        metrics |= _attacked_metrics(hospital, study, network, patients)
-        metrics |= _local_metrics(hospital, order, patients)
+        metrics = _exact_metrics(hospital, order, model, patients)
         export.scores(hospital, study, act, model, "exact", metrics)
-        return
-    event = _metrics_event(policy.noised_metrics, policy.budget)
+    else:
+        _score_noised(hospital, order, act, model, patients, policy.noised_metrics)
+
+
+def _network_of(hospital: Hospital, order: Order, model: GlobalModel) -> nn.Module:
+    """Return the network that evaluates a global model: with this hospital's local layers, if any."""
+    params = with_local_layers(hospital, order, model.params, order.round)
+    return network_for(order.study.network, order.study, hospital.device, params)
+
+
+def _exact_metrics(
+    hospital: Hospital, order: Order, model: GlobalModel, patients: Sequence[Patient]
+) -> dict[str, float]:
+    study, task = order.study, build_task(order.study.task)
+    network = _network_of(hospital, order, model)
+    outcomes = kept(predictor(network, study, study.network, hospital.device), task, patients)
+    seed = _secret_seed(hospital, f"{order.run} {order.round} intervals")
+    metrics = task.over_patients(outcomes) | intervals(task, outcomes, seed)
+    if hospital.policy.worst_case == "tell":
+        metrics |= worst_case(outcomes)
+    metrics |= _attacked_metrics(hospital, study, network, patients)
+    return metrics | _local_metrics(hospital, order, patients)
+
+
+def _score_noised(
+    hospital: Hospital,
+    order: Order,
+    act: Charge,
+    model: GlobalModel,
+    patients: Sequence[Patient],
+    config: NoisedMetrics,
+) -> None:
+    """Charge one evaluation and publish its noised metrics; after the last one they are withheld."""
+    study = order.study
+    limit = Budget(epsilon=config.epsilon, delta=hospital.policy.budget.delta)
+    event = PrivacyEvent(noise_for(limit, sampling_rate=1, steps=config.evaluations), 1.0, 1)
     charge = replace(act, event=event)
     paid = [c for c in hospital.ledger.charges(order.run) if c.purpose == act.purpose]
-    if charge not in paid and len(paid) >= policy.noised_metrics.evaluations:
+    if charge not in paid and len(paid) >= config.evaluations:
         export.scores(hospital, study, act, model, "withheld", {})
         return
     check_in_time(order)
-    charged = hospital.ledger.reserve(charge, hospital.eligible.evaluation)
+    charged = hospital.ledger.reserve(charge, hospital.eligible.evaluation, limit)
     hospital.ledger.start(charge)
     patients = tuple(patient for patient in patients if patient.pseudonym in charged)
     if not patients:
         raise Refused("no patient for whom this evaluation was charged is left in the data")
     noise, _source = hospital.noise(f"{study.sha256} {order.round} metrics")
+    network = _network_of(hospital, order, model)
     metrics = noised_score(
         predictor(network, study, study.network, hospital.device),
-        task,
+        build_task(study.task),
         patients,
-        declared=policy.declared_evaluation,
+        declared=hospital.policy.declared_evaluation,
         event=event,
         noise=noise,
     )
@@ -84,8 +110,6 @@ def compare(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     study, policy = order.study, hospital.policy
     check_join(hospital, study, order.run)
     patients = hospital.cohort(study).evaluation
-    if not study.is_compared(order.round):
-        raise Refused("the study compares no models in this round")
     is_few = len(patients) < policy.min_evaluation_patients
     if policy.cross_site == "refuse" or policy.metrics != "exact" or is_few:
         export.comparison(hospital, study, act, {}, {})
@@ -158,12 +182,6 @@ def _overall(kind: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{kind}/{name}": value for name, value in metrics.items() if "/" not in name}
 
 
-def _metrics_event(config: NoisedMetrics, budget: Budget) -> PrivacyEvent:
-    """Return the event of one evaluation, if all of a study's together may cost `config.epsilon`."""
-    whole = Budget(epsilon=config.epsilon, delta=budget.delta)
-    return PrivacyEvent(noise_for(whole, sampling_rate=1, steps=config.evaluations), 1.0, 1)
-
-
 def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Publish the survey of the hospital's scans, as far as its policy allows."""
     study, policy = order.study, hospital.policy
@@ -182,7 +200,7 @@ def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     charge = replace(act, event=event)
     eligible = hospital.eligible
     check_in_time(order)
-    charged = hospital.ledger.reserve(charge, eligible.training | eligible.evaluation)
+    charged = hospital.ledger.reserve(charge, eligible.training | eligible.evaluation, budget)
     hospital.ledger.start(charge)
     noise, _source = hospital.noise(f"{study.sha256} {order.run} survey")
     patients = tuple(patient for patient in patients if patient.pseudonym in charged)

@@ -12,7 +12,7 @@ from models.files import sha256_of
 from privacy.ledger import BudgetExceeded, Charge
 from privacy.release import ReleaseManifest
 from sites import export
-from sites.admission.admission import admit
+from sites.admission.admission import admit, check_round
 from sites.admission.approvals import check_export
 from sites.admission.ledger_recovery import check_complete, unrecorded
 from sites.contribution.contribution import check, contribute, join
@@ -58,6 +58,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
     try:
         if order.site != hospital.name:
             raise Refused("the order is for another hospital")
+        check_round(order)
         hospital.trust(order.coordinator)
         check_has_not_left(hospital, study.name)
         _check_address(exchange)

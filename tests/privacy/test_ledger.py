@@ -72,6 +72,25 @@ def test_an_overdraft_is_refused_with_what_still_fits_and_charges_nothing(ledger
     assert len(ledger.entries()) == number - 1
 
 
+def test_a_run_never_spends_more_than_its_own_limit(ledger: Ledger) -> None:
+    limit = Budget(epsilon=epsilon([EVENT] * 2, 1e-5), delta=1e-5)
+    for number in (1, 2):
+        ledger.reserve(round_number(number), ALL, limit)
+    ledger.reserve(round_number(2), ALL, limit)
+    with pytest.raises(BudgetExceeded, match="at delta 1e-05"):
+        ledger.reserve(round_number(3), ALL, limit)
+    assert ledger.spent(1e-5) == pytest.approx(limit.epsilon)
+    ledger.reserve(round_number(3, purpose="evaluate"), ALL, limit)
+    ledger.reserve(round_number(1, run="demo-2"), ALL, limit)
+
+
+def test_a_recovered_charge_counts_against_its_runs_limit(ledger: Ledger) -> None:
+    limit = Budget(epsilon=epsilon([EVENT], 1e-4), delta=1e-4)
+    ledger.recover(round_number(1, purpose="contribute-unreleased-0123456789ab"), ALL, "")
+    with pytest.raises(BudgetExceeded, match="still fit: 0"):
+        ledger.reserve(CHARGE, ALL, limit)
+
+
 def test_asking_for_too_many_rounds_says_how_many_fit(ledger: Ledger) -> None:
     with pytest.raises(BudgetExceeded) as caught:
         ledger.check_fits(ALL, EVENT, times=1000)

@@ -30,7 +30,7 @@ from sites.datasets.medmnist import make_hospitals
 from sites.datasets.public_sets import PICTURES
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
-from sites.orders import Order
+from sites.orders import Order, Phase
 from sites.protocol.dispatch import carry_out
 from sites.study import Study
 from sites.yaml_files import ConfigError
@@ -89,6 +89,41 @@ def test_two_rounds_cost_what_two_events_cost(hospital: Hospital, coordinator_of
         coordinator.publish(round - 1, first_model(coordinator.study))
         manifest = coordinator.order(hospital, "contribute", round)
     assert manifest.epsilon == pytest.approx(20, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("phase", "round"),
+    [
+        ("contribute", 0),
+        ("contribute", 3),
+        ("join", 3),
+        ("evaluate", 3),
+        ("evaluate", 1),
+        ("compare", 1),
+    ],
+)
+def test_an_order_outside_the_studys_rounds_is_refused_and_costs_nothing(
+    phase: Phase, round: int, hospital: Hospital, coordinator_of, study_with
+) -> None:
+    coordinator = coordinator_of(study_with(rounds=2, evaluation={"every": 2}))
+    coordinator.publish(0, first_model(coordinator.study))
+    coordinator.publish(1, first_model(coordinator.study))
+    refusal = coordinator.order(hospital, phase, round)
+    assert refusal.kind == "refusal"
+    assert f"round {round}" in refusal.reason
+    assert not hospital.ledger.charges()
+
+
+def test_a_run_spends_at_most_what_its_study_declares(
+    hospital: Hospital, coordinator_of, study_with, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sites.protocol.dispatch.check_round", lambda _: None)  # the ledger alone
+    coordinator = coordinator_of(study_with())
+    for round in (1, 2, 3):
+        coordinator.publish(round - 1, first_model(coordinator.study))
+        answer = coordinator.order(hospital, "contribute", round)
+    assert "Expected epsilon of at most 20" in answer.reason
+    assert hospital.ledger.spent(1e-3) == pytest.approx(20, rel=1e-3)
 
 
 def first_patient(hospital: Hospital, group: str) -> str:
@@ -713,7 +748,7 @@ def test_models_of_others_are_scored_where_study_and_policy_say_so_alone(
     comparing.run = "small-2"
     comparing.key = plain.key
     early = comparing.order(allowing, "compare", 1)
-    assert early.kind == "refusal" and "in this round" in early.reason
+    assert early.kind == "refusal" and "in round 1" in early.reason
     told = comparing.order(allowing, "compare", 2)
     assert told.kind == "comparison" and told.metrics == {}  # nobody's model was named
     edit(hospital.folder / "site.yaml", cross_site="refuse")
