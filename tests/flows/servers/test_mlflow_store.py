@@ -14,6 +14,7 @@ import pytest
 
 from flows.runs.paths import Home
 from flows.runs.run import runs_of
+from flows.servers.environment import mlflow_server
 from flows.servers.loopback import running
 from flows.servers.mlflow_store import check_store
 from sites.yaml_files import ConfigError
@@ -121,7 +122,7 @@ def fill_all(mlruns: Path, small_disk: Callable[[int], Path], free: int) -> Path
     disk = small_disk(20_000)
     mlruns.symlink_to(disk)
     (disk / "artifacts").mkdir()
-    with running(Home(mlruns.parent).mlflow):  # which makes its database
+    with running(mlflow_server(Home(mlruns.parent))):  # which makes its database
         pass
     (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - free))
     return disk / "filler"

@@ -187,7 +187,7 @@ def test_a_training_under_an_account_that_may_not_write_ends_with_one_message(
         Tracking(run)
     assert ended.value.exit_code == 3
     told = " ".join(capsys.readouterr().err.split())
-    assert "may not write the experiment of small in MLflow; the coordinator's account may" in told
+    assert f"may not write the start of {run.name} in MLflow; the coordinator's account may" in told
     assert "MLFLOW_TRACKING_USERNAME" in told
 
 

@@ -17,7 +17,8 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 from puppets import SITES, Federation
 
 from flows.reporting.report import report
-from flows.rounds import recording
+from flows.rounds import recording, statements
+from flows.rounds.statements import NO_ANSWERS
 from flows.runs.run import Run
 from flows.servers.environment import mlflow_server
 from flows.servers.loopback import running
@@ -174,10 +175,13 @@ def test_a_study_that_classifies_is_shown_by_its_area_under_the_curve(
         export="weights", distillation=None,
     )  # fmt: skip
     federation = Federation(tmp_path, study)
-    scores = {site: {"auroc": 0.5 + i / 10, "accuracy": 0.6} for i, site in enumerate(SITES)}
-    record = federation.base.model_copy(
-        update={"scores": scores, "quality": recording.quality_of(federation.run, 0, scores)}
-    )
+    model = federation.base.model_sha256
+    for i, site in enumerate(SITES):
+        metrics = {"auroc": 0.5 + i / 10, "accuracy": 0.6}
+        federation.say(site, "evaluate", 0, kind="scores", charges=0, model_sha256=model,
+                       chain_head="0" * 64, metrics_policy="exact", metrics=metrics)  # fmt: skip
+    scores = statements.answers(federation.run, 0, "evaluate", sorted(SITES))
+    record = recording.round_record(federation.run, 0, model, NO_ANSWERS, scores, 0)
     with running(mlflow_server(federation.run.home)) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         with Tracking(federation.run) as tracking:
