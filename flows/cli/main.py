@@ -7,7 +7,9 @@ COMMANDS = {
         ("demo", "run", "survey", "check", "coordinate", "coordinator-key"), "flows.cli.train"
     ),
     **dict.fromkeys(("status", "verify", "relog", "ui"), "flows.cli.runs"),
-    **dict.fromkeys(("promote", "predict", "export-bundle", "access"), "flows.cli.models"),
+    **dict.fromkeys(
+        ("promote", "predict", "export-bundle", "verify-bundle", "access"), "flows.cli.models"
+    ),
     "review": "flows.cli.review",
     "site": "flows.cli.site.commands",
     "data": "flows.cli.data",

@@ -68,14 +68,31 @@ def export_bundle(
     """Write a model as a MONAI bundle, for `python -m monai.bundle run`."""
     with cli_errors():
         from flows import served_model
+        from flows.runs import artifacts
         from flows.runs.paths import Home
         from flows.serving import bundle, prediction
         from models.files import sha256_of
 
         with prediction.model_files(Home(Path.cwd()), model) as files:
-            weights = (files / served_model.WEIGHTS).read_bytes()
-            bundle.write(served_model.load(files), weights, sha256_of(weights), folder)
+            weights, proof = (files / served_model.WEIGHTS).read_bytes(), files / artifacts.PROOF
+            released = proof.read_bytes() if proof.is_file() else b""
+            bundle.write(served_model.load(files), weights, sha256_of(weights), folder, released)
         typer.echo(f"{folder} is a MONAI bundle; its docs/README.md explains how to run it.")
+
+
+@app.command(name="verify-bundle")
+def verify_bundle(
+    folder: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    people: Annotated[Path, typer.Option(help="Your own people.yaml: who may decide.")],
+) -> None:
+    """Check that people released a bundle's model, by the signed decisions that it carries."""
+    with cli_errors():
+        from flows.decisions.people import people_in
+        from flows.serving import bundle
+
+        released = bundle.check(folder, people_in(people))
+        persons = " and ".join(f"{v.person} ({role})" for role, v in sorted(released.given.items()))
+        typer.echo(f"{released.terms.run}, round {released.terms.round}: released by {persons}.")
 
 
 @app.command()

@@ -4,7 +4,7 @@ Each link is stored in the run's folder and in the exchange, where nothing is ev
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from models.files import sha256_of, write_atomically
 from privacy.signing import sign
 from sites.exchange.exchange import AlreadyWritten
 from sites.exchange.places import Place
+from sites.study import Study
 
 AHEAD_MS = 10 * 60 * 1000
 """The most by which a person's clock may be ahead."""
@@ -67,12 +68,12 @@ def record_verdict(run: Run, text: str, people: People) -> Verdict:
         if record is None or terms_of(run, record) != verdict.terms:
             raise BadVerdict("It is about another model than any of this run's; read the terms again.")
         at_ms = _now_ms(known)
-        _check_counts(run, known, verdict, at_ms)
+        _check_counts(run.study, known, verdict, at_ms)
         _append(run, known, at_ms, signed=text, public_key=people.people[verdict.person].key)
         return verdict
 
 
-def _check_counts(run: Run, known: Sequence[Decision], verdict: Verdict, at_ms: int) -> None:
+def _check_counts(study: Study, known: Sequence[Decision], verdict: Verdict, at_ms: int) -> None:
     """Raise `BadVerdict` where a verdict does not count at a time, after the recorded decisions.
 
     `decisions` checks each link in the same way, so an older verdict can't be put behind a later one.
@@ -80,14 +81,14 @@ def _check_counts(run: Run, known: Sequence[Decision], verdict: Verdict, at_ms: 
     if verdict.at_ms > at_ms + AHEAD_MS:
         raise BadVerdict("It is dated in the future; set the clock on which it was signed.")
     if verdict.word == "approved":
-        _check_approval(run, known, verdict, at_ms)
+        _check_approval(study, known, verdict, at_ms)
     earlier = (v.at_ms for v in _verdicts(known) if v.person == verdict.person)
     if verdict.at_ms <= max(earlier, default=-1):
         raise BadVerdict(f"{verdict.person} has signed a later verdict; the person signs again.")
 
 
-def _check_approval(run: Run, known: Sequence[Decision], verdict: Verdict, at_ms: int) -> None:
-    days = run.study.promotion.approval_days if run.study.promotion else 1
+def _check_approval(study: Study, known: Sequence[Decision], verdict: Verdict, at_ms: int) -> None:
+    days = study.promotion.approval_days if study.promotion else 1
     if verdict.expires_ms - verdict.at_ms > days * DAY_MS:
         raise BadVerdict(f"Expected an approval for {days} days at most; the person signs anew.")
     against = objections(known, verdict.terms)
@@ -145,24 +146,39 @@ def decisions(run: Run) -> list[Decision]:
         BrokenRun: a link of the chain is missing, was changed, has a wrong signature, or is a verdict
             that did not count when it was recorded.
     """
+    links = {str(path): path.read_bytes() for path in sorted(_folder(run).glob("*.json"))}
+    return checked(links, run.name, run.study, run.coordinators)
+
+
+def checked(
+    links: Mapping[str, bytes], run: str, study: Study, read: Callable[[bytes], dict[str, Any]]
+) -> list[Decision]:
+    """Return the decisions in `links`, the signed bytes of a whole chain, oldest first.
+
+    Args:
+        links: each link by a name for messages.
+        read: returns a link's statement if the coordinator signed it, else raises `BadSignature`.
+
+    Raises:
+        BrokenRun: as `decisions` does.
+    """
     found: list[Decision] = []
     previous = GENESIS
-    for number, path in enumerate(sorted(_folder(run).glob("*.json")), start=1):
-        data = path.read_bytes()
+    for number, (name, data) in enumerate(links.items(), start=1):
         try:
-            decision = Decision.model_validate(run.coordinators(data))
+            decision = Decision.model_validate(read(data))
             verdict = decision.verdict
         except ValueError as error:
-            raise BrokenRun(f"{path}: {error}") from error
-        if (decision.run, decision.number, decision.previous) != (run.name, number, previous):
-            raise BrokenRun(f"{path} does not follow from the decision before it.")
+            raise BrokenRun(f"{name}: {error}") from error
+        if (decision.run, decision.number, decision.previous) != (run, number, previous):
+            raise BrokenRun(f"{name} does not follow from the decision before it.")
         if found and decision.at_ms < found[-1].at_ms:
-            raise BrokenRun(f"{path} is dated before the decision that it follows.")
+            raise BrokenRun(f"{name} is dated before the decision that it follows.")
         try:
             if verdict:
-                _check_counts(run, found, verdict, decision.at_ms)
+                _check_counts(study, found, verdict, decision.at_ms)
         except BadVerdict as error:
-            raise BrokenRun(f"{path} holds a verdict that does not count. {error}") from error
+            raise BrokenRun(f"{name} holds a verdict that does not count. {error}") from error
         found.append(decision)
         previous = sha256_of(data)
     return found

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
-from flows.decisions import chain, release_status
+from flows.decisions import chain, release_proof, release_status
 from flows.decisions.chain import NotReleased, NotTakenBack
 from flows.decisions.criteria import criteria_of
 from flows.decisions.people import ROLES, Role, load_people
@@ -93,9 +93,14 @@ def _make_champion(
         version = before.version
     else:
         version = _record_release(run, record, evidence, given)
+    registry.attach_proof(run.study.name, version, _proof(run, record))
     if registry.champion(run.study.name) != version:
         registry.make_champion(run.study.name, version)
     return version
+
+
+def _proof(run: Run, record: RoundRecord) -> bytes:
+    return release_proof.to_bytes(release_proof.proof_of(run, record))
 
 
 def _is_unchanged(run: Run, before: ReleasedVersion, given: Mapping[Role, Verdict]) -> bool:
@@ -160,6 +165,8 @@ def _withdraw_version(run: Run, before: ReleasedVersion) -> None:
     registry.withdraw(run.study.name, before.version, reason, follower)
     outcome = ReleaseOutcome(what="withdrawn", terms=before.terms, version=before.version)
     chain.record_withdrawal(run, outcome, newest)
+    records = {record.round: record for record in run.records()}
+    registry.attach_proof(run.study.name, before.version, _proof(run, records[before.terms.round]))
 
 
 def promotion_lock(run: Run) -> AbstractContextManager[None]:

@@ -17,10 +17,10 @@ from matplotlib.ticker import MaxNLocator
 
 from flows.decisions import chain, verdicts
 from flows.reporting.disclosures import Disclosure, disclosures
+from flows.runs.colours import colours
 from flows.runs.dates import minute
 from flows.runs.records import Part, RoundRecord
 from flows.runs.run import Run
-from flows.tracking.colours import colours
 from flows.tracking.metrics import by_group, fairness
 from models.objectives import flat, metric_names
 from privacy.accounting import PrivacyEvent, most_found

@@ -18,6 +18,8 @@ from privacy.release import Sha256
 from privacy.signing import sign
 
 REPORT = "report.html"
+PROOF = "release.json"
+"""The proof of a release, beside an approved version's files."""
 PICTURES = "images"
 VERSIONS = "model versions"
 """Stands before the name and number of a registered model, for all of its files together."""

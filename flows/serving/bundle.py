@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from flows import served_model
+from flows.decisions import release_proof
+from flows.decisions.people import People
+from flows.decisions.release_proof import NotProven
+from flows.decisions.release_status import ReleasedVersion
+from flows.runs import artifacts
 from flows.served_model import ServedModel
-from models.files import write_atomically
+from models.files import sha256_of, write_atomically
 from sites.imaging.preprocessing import Patches, Percentiles, PreprocessingConfig, Window
 from sites.inference import WINDOWS
 from sites.study import Study
@@ -32,8 +37,11 @@ IMPORTS = (
 )
 
 
-def write(model: ServedModel, weights: bytes, sha256: str, folder: Path) -> None:
+def write(model: ServedModel, weights: bytes, sha256: str, folder: Path, proof: bytes = b"") -> None:
     """Write a bundle into a folder that is empty or not there.
+
+    Args:
+        proof: the proof of the model's release, which the bundle then carries; empty without a release.
 
     Raises:
         ConfigError: the folder has files in it already.
@@ -44,7 +52,34 @@ def write(model: ServedModel, weights: bytes, sha256: str, folder: Path) -> None
     write_atomically(folder / "models" / served_model.WEIGHTS, weights)
     for name, content in (("metadata", _metadata(study, sha256)), ("inference", _inference(study))):
         write_atomically(folder / "configs" / f"{name}.json", json.dumps(content, indent=1).encode())
-    write_atomically(folder / "docs" / "README.md", _readme(study, sha256).encode())
+    if proof:
+        write_atomically(folder / "docs" / artifacts.PROOF, proof)
+    write_atomically(folder / "docs" / "README.md", _readme(study, sha256, bool(proof)).encode())
+
+
+def check(folder: Path, people: People) -> ReleasedVersion:
+    """Check that people released a bundle's model, and that its configuration is the study's.
+
+    Raises:
+        ConfigError: the folder lacks a file of a bundle.
+        NotProven: nothing in the bundle proves its release, or its configuration is another.
+    """
+    try:
+        weights = (folder / "models" / served_model.WEIGHTS).read_bytes()
+        found = json.loads((folder / "configs" / "inference.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: expected a bundle's folder: {error}") from error
+    path = folder / "docs" / artifacts.PROOF
+    if not path.is_file():
+        raise NotProven(f"The bundle has no docs/{artifacts.PROOF}: its model was a candidate.")
+    proof = release_proof.parsed(path.read_bytes())
+    released = release_proof.check_proof(proof, sha256_of(weights), proof.study, people)
+    if found != json.loads(json.dumps(_inference(proof.study))):
+        raise NotProven(
+            "Its configs/inference.json is not what this version of Wardround writes for the study; "
+            "somebody, or another version, has written another."
+        )
+    return released
 
 
 def _metadata(study: Study, sha256: str) -> dict[str, Any]:
@@ -213,7 +248,15 @@ def _after(study: Study) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _readme(study: Study, sha256: str) -> str:
+def _readme(study: Study, sha256: str, is_released: bool) -> str:
+    proof = (
+        f"""`{artifacts.PROOF}` has the signed decisions of the people who released the model. With your
+own copy of their public keys (`people.yaml`), check them, the weights and the configuration:
+
+    wardround verify-bundle . --people people.yaml"""
+        if is_released
+        else "Nobody has released this model: it is a candidate, for research only."
+    )
     return f"""# {study.name}
 
 {study.purpose or "Its purpose is not stated."}
@@ -224,4 +267,6 @@ Not for: {study.card.out_of_scope or "not stated"}.
     python -m monai.bundle run --config_file configs/inference.json --bundle_root . --image scan.nii.gz
 
 The weights are `models/{served_model.WEIGHTS}` with sha256 {sha256}; the study is {study.sha256}.
+
+{proof}
 """

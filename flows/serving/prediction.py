@@ -13,14 +13,16 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from numpy.typing import NDArray
 
 from flows import served_model
-from flows.decisions import release_status
+from flows.decisions import release_proof, release_status
+from flows.decisions.people import load_people
+from flows.runs import artifacts
 from flows.runs.dates import day
 from flows.runs.paths import Home
 from flows.runs.run import BrokenRun, named_run
 from flows.served_model import ServedModel, UnfitImage
 from flows.servers.environment import with_mlflow
-from flows.tracking import registry
-from models.files import write_atomically
+from flows.tracking import download, registry
+from models.files import sha256_of, write_atomically
 from sites.imaging.images import Image, Unreadable, read_image
 from sites.yaml_files import ConfigError
 
@@ -39,6 +41,7 @@ def model_files(home: Home, named: str) -> Iterator[Path]:
 
     Raises:
         ConfigError: there is no such model, it was withdrawn, or its approvals have expired.
+        NotProven: `<study>-approved` names a model that the signed decisions do not release.
     """
     if (Path(named) / served_model.DESCRIPTION).is_file():
         yield Path(named)
@@ -66,13 +69,34 @@ def _registered(home: Home, named: str, into: Path) -> Path:
     alias = registry.CHAMPION if name.endswith("-approved") else registry.CANDIDATE
     try:
         with with_mlflow(home):
-            found = registry.fetch(name, wanted or alias, into)
+            found = download.fetch(name, wanted or alias, into)
     except LookupError as error:
         raise ConfigError(
             f"{named}: expected a model's folder, a run, <study>-approved or <study>-candidates: {error}"
         ) from error
+    files = download.model_in(found.folder)
     _check_released(named, found.tags)
-    return registry.model_in(found.folder)
+    if name.endswith("-approved"):
+        _check_proof(home, found.folder, files)
+    return files
+
+
+def _check_proof(home: Home, version: Path, files: Path) -> None:
+    """Check the signed decisions about a version, and put the proof that holds beside its model.
+
+    In the home of its run they are read from the run's folder, so an old proof in MLflow counts nothing.
+    """
+    path = version / artifacts.PROOF
+    if not path.is_file() or path.stat().st_size > release_proof.MOST_BYTES:
+        raise release_proof.NotProven(
+            "No proof of its release is beside it in MLflow; `wardround promote` writes it."
+        )
+    proof = release_proof.parsed(path.read_bytes())
+    if (home.runs / proof.record.run / "run.json").is_file():
+        proof = release_proof.proof_of(named_run(home, proof.record.run), proof.record)
+    weights = sha256_of((files / served_model.WEIGHTS).read_bytes())
+    release_proof.check_proof(proof, weights, served_model.load(files).study, load_people(home))
+    (files / artifacts.PROOF).write_bytes(release_proof.to_bytes(proof))
 
 
 def _check_released(named: str, tags: Mapping[str, str]) -> None:

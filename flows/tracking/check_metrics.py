@@ -15,7 +15,7 @@ from flows.decisions import chain
 from flows.runs import artifacts
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run, StoreFailed
-from flows.tracking import metrics, pictures, registry
+from flows.tracking import download, metrics, pictures, registry
 from flows.tracking.errors import ERRORS
 from flows.tracking.metrics import GLOBAL
 from models.files import sha256_of
@@ -245,8 +245,8 @@ def files_faults(
     if registry.described(name, version):
         yield f"{where} has a description, which nobody has signed"
     try:
-        files = registry.fetch(name, version, into).folder
-        model = registry.model_in(files)
+        files = download.fetch(name, version, into).folder
+        model = download.model_in(files)
         weights = (model / served_model.WEIGHTS).read_bytes()
         described = (model / served_model.DESCRIPTION).read_bytes()
         flavour = yaml.safe_load((files / "MLmodel").read_text())["flavors"]

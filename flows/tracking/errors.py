@@ -9,6 +9,8 @@ from requests import RequestException
 from flows.runs.run import NotAllowed, StoreFailed
 
 FORBIDDEN = 403
+NOT_THERE = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
+"""MLflow's error codes for a missing model, version or alias."""
 ERRORS = (MlflowException, RequestException)
 """The errors of MLflow's client where its server refuses, fails or can't be reached."""
 

@@ -7,10 +7,10 @@ at any time.
 from collections.abc import Mapping
 
 from flows.decisions import chain, release_status
+from flows.runs.colours import TOGETHER, colours
 from flows.runs.records import Participant, RoundRecord
 from flows.runs.run import Run
 from flows.runs.versions import installed
-from flows.tracking.colours import TOGETHER, colours
 from models.objectives import LOWER_IS_BETTER
 from privacy.release import ReleaseManifest
 

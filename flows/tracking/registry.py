@@ -8,7 +8,6 @@ account can write `<study>-approved`. No model is pickled: installed code and sa
 import tempfile
 import warnings
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -19,15 +18,14 @@ from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-from requests import HTTPError
-from requests.exceptions import ConnectionError as Unreachable
 
 from flows import served_model
 from flows.runs import artifacts
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run, StoreFailed, runs_of
 from flows.runs.versions import installed
-from flows.tracking.errors import reading, writing
+from flows.tracking.download import fetch
+from flows.tracking.errors import NOT_THERE, reading, writing
 from models.files import sha256_of
 from models.objectives import TaskConfig
 from privacy.signing import canonical
@@ -35,8 +33,6 @@ from privacy.signing import canonical
 OFFICERS = "the data-protection officer's"
 CHAMPION, CANDIDATE = "champion", "candidate"
 REVOKED = "wardround.revoked"
-NOT_THERE = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
-"""MLflow's error codes for a missing model, version or alias."""
 
 
 def candidates(study: str) -> str:
@@ -138,10 +134,11 @@ def _sign(run: Run, name: str, version: str) -> None:
 
 
 def listing(folder: Path) -> bytes:
-    """Return the sha256 of each of a version's files by path, without the report, as one text."""
+    """Return the sha256 of a version's files by path, without those that its release adds."""
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    added = (artifacts.REPORT, artifacts.PROOF)
     return canonical(
-        {path: sha256_of(file.read_bytes()) for path, file in files.items() if path != artifacts.REPORT}
+        {path: sha256_of(file.read_bytes()) for path, file in files.items() if path not in added}
     )
 
 
@@ -181,7 +178,7 @@ def write_approved(run: Run, record: RoundRecord, tags: Mapping[str, str], repor
                 run, f"{artifacts.VERSIONS}/{name}/{known.version}"
             )  # of a store that is gone
         _sign(run, name, str(known.version))
-        _attach(client, known, report)
+        _attach(client, known, artifacts.REPORT, report)
         for key, value in tags.items():
             client.set_model_version_tag(name, known.version, key, value)
     return str(known.version)
@@ -220,13 +217,23 @@ def _written(client: MlflowClient, run: Run, record: RoundRecord) -> ModelVersio
     )
 
 
-def _attach(client: MlflowClient, known: ModelVersion, report: bytes) -> None:
-    """Put a report beside a version's files, in place of an earlier one."""
+def _attach(client: MlflowClient, known: ModelVersion, name: str, data: bytes) -> None:
+    """Put a file beside a version's files, in place of an earlier one."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / artifacts.REPORT).write_bytes(report)
-        client.log_model_artifact(
-            str(known.source).removeprefix("models:/"), str(Path(folder) / artifacts.REPORT)
-        )
+        (Path(folder) / name).write_bytes(data)
+        client.log_model_artifact(str(known.source).removeprefix("models:/"), str(Path(folder) / name))
+
+
+def attach_proof(study: str, version: str, proof: bytes) -> None:
+    """Put the proof of its release beside a version of `<study>-approved`.
+
+    Raises:
+        NotAllowed: this account may not write the approved models.
+        StoreFailed: MLflow has not stored it.
+    """
+    client, name = MlflowClient(), approved(study)
+    with writing(f"the proof of the release of version {version} of {name}", OFFICERS):
+        _attach(client, client.get_model_version(name, version), artifacts.PROOF, proof)
 
 
 def withdraw(study: str, version: str, reason: str, follower: str) -> None:
@@ -280,55 +287,10 @@ def described(name: str, version: str) -> str:
     return "".join(text or "" for text in texts)
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A version's downloaded files, and its tags."""
-
-    folder: Path
-    tags: Mapping[str, str]
-
-
-def fetch(name: str, wanted: str, into: Path) -> Fetched:
-    """Download a version's files, by number or alias, into a folder.
-
-    Raises:
-        LookupError: there is no such version, or its weights are not those that its tag names.
-        StoreFailed: MLflow can't be reached.
-    """
-    client, missing = MlflowClient(), f"MLflow has no version {wanted} of {name}, or lacks its files."
-    with reading(f"version {wanted} of {name}"):
-        try:
-            found = (
-                client.get_model_version(name, wanted)
-                if wanted.isdecimal()
-                else client.get_model_version_by_alias(name, wanted)
-            )
-        except MlflowException as error:
-            if error.error_code not in NOT_THERE:
-                raise
-            raise LookupError(missing) from error
-        try:
-            uri = client.get_model_version_download_uri(name, found.version)
-            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(into)))
-            weights = model_in(folder) / served_model.WEIGHTS
-        except (MlflowException, HTTPError, OSError) as error:
-            if isinstance(error, Unreachable):
-                raise
-            raise LookupError(missing) from error
-    if sha256_of(weights.read_bytes()) != found.tags.get("wardround.sha256"):
-        raise LookupError(f"The weights of version {wanted} of {name} are not those that its tag names.")
-    return Fetched(folder, found.tags)
-
-
 def approved_versions(client: MlflowClient, run: Run, decided: Container[str]) -> list[ModelVersion]:
     """Return the versions of `<study>-approved` that name a run or one of its decisions."""
     every = _versions(client, approved(run.study.name))
     return [v for v in every if v.tags.get("wardround.run") == run.name or str(v.version) in decided]
-
-
-def model_in(folder: Path) -> Path:
-    """Return the folder that `served_model.load` reads, within all the files of a version."""
-    return next((path.parent for path in folder.rglob(served_model.DESCRIPTION)), folder)
 
 
 def ensure_registered(client: MlflowClient, name: str) -> None:

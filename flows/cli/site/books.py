@@ -109,6 +109,10 @@ def recover(
             with hospital.lock():
                 recover_ledger(hospital, exchanges, keys)
             typer.echo(f"Done: epsilon {hospital.ledger.spent(hospital.policy.budget.delta):.3f}.")
+            if keys:
+                typer.echo(
+                    f"For the coordinator's federation.yaml: {hospital.name}: {hospital.public_key}"
+                )
 
 
 @app.command(name="ui")

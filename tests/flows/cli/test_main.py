@@ -243,6 +243,9 @@ def test_the_owner_resolves_a_ledger_that_forgot_and_is_asked_before(home: Path)
     shown = call("site", "recover-ledger", ward, "--exchange", exchange, answer="n\n")
     assert "has every published statement" in shown.stdout
     assert "1 statements under this hospital's name were signed by none of its keys" in shown.stdout
+    lost = public_hex(Ed25519PrivateKey.generate())
+    shown = call("site", "recover-ledger", ward, "--former-key", lost, "--yes").stdout
+    assert f"federation.yaml: north: {hospital.public_key}" in " ".join(shown.split())
     result = call("site", "recover-ledger", ward, "--former-key", "12ab", answer="n\n")
     assert result.exit_code == 2
     assert "64 hexadecimal digits" in result.stderr

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from flows.cli.main import app
 from flows.cli.review import app as review_app
 from flows.decisions import chain, verdicts
 from flows.release import champion, evidence
+from flows.runs import artifacts
 from flows.runs.run import Run
-from flows.tracking import registry
+from flows.tracking import download, registry
 
 Review = Callable[..., Result]
 
@@ -95,6 +97,67 @@ def test_a_model_is_shown_approved_here_and_elsewhere_revoked_and_taken_back(
     nothing = review("withdraw")
     assert nothing.exit_code == 0 and "Withdrawn: version none." in nothing.output
     assert "bo (officer) has revoked it: misses small ones" in " ".join(review("show").output.split())
+
+
+def release_newest(run: Run, review: Review, tmp_path: Path) -> None:
+    for name in ("ada", "bo"):
+        assert review("approve", *by(name, tmp_path)).exit_code == 0
+    record = run.records()[-1]
+    champion.release_model(run, record, evidence.gather(run, record))
+
+
+def test_an_alias_that_nobody_decided_on_releases_nothing(
+    run: Run, review: Review, tmp_path: Path
+) -> None:
+    release_newest(run, review, tmp_path)
+    client = MlflowClient()
+    candidate = client.search_model_versions("name = 'small-candidates'")[-1]
+    made = client.create_model_version(
+        "small-approved",
+        source=candidate.source,
+        model_id=candidate.source.removeprefix("models:/"),
+        tags=candidate.tags,
+    )
+    client.set_registered_model_alias("small-approved", "champion", made.version)
+    result = predict("small-approved", "mask.nii.gz")
+    assert result.exit_code == 3
+    assert "No proof of its release" in result.stderr
+    assert not Path("mask.nii.gz").exists()
+    downloaded = download.fetch("small-approved", "1", tmp_path / "released").folder
+    registry.attach_proof("small", made.version, (downloaded / artifacts.PROOF).read_bytes())
+    result = CliRunner().invoke(app, ["export-bundle", "small-approved", "bundle"])
+    assert result.exit_code == 3
+    assert "The proof of a release is of another model" in result.stderr
+    assert not Path("bundle").exists()
+
+
+def test_a_released_model_is_proven_elsewhere_and_in_its_bundle(
+    run: Run, review: Review, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release_newest(run, review, tmp_path)
+    scan = min(Path("wards/north/imagesTr").glob("*.nii.gz")).resolve()
+    people = Path("people.yaml").resolve()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    at_once = CliRunner().invoke(app, ["predict", "small-approved", str(scan), "-o", "mask.nii.gz"])
+    assert at_once.exit_code == 2
+    assert "people.yaml: no such file" in at_once.stderr
+    shutil.copy(people, "people.yaml")
+    made = CliRunner().invoke(app, ["predict", "small-approved", str(scan), "-o", "mask.nii.gz"])
+    assert made.exit_code == 0, made.output
+
+    exported = CliRunner().invoke(app, ["export-bundle", "small-approved", "bundle"])
+    assert exported.exit_code == 0, exported.output
+    assert "wardround verify-bundle" in Path("bundle/docs/README.md").read_text()
+    checked = CliRunner().invoke(app, ["verify-bundle", "bundle", "--people", "people.yaml"])
+    assert checked.exit_code == 0
+    assert f"{run.name}, round 2: released by ada (clinician) and bo (officer)." in checked.output
+    configuration = Path("bundle/configs/inference.json")
+    configuration.write_text(configuration.read_text().replace('"RAS"', '"LPS"'))
+    changed = CliRunner().invoke(app, ["verify-bundle", "bundle", "--people", "people.yaml"])
+    assert changed.exit_code == 3
+    assert "configs/inference.json is not what" in changed.stderr
 
 
 def test_what_is_revoked_is_the_champion_unless_another_is_named(

@@ -19,11 +19,11 @@ from puppets import SITES, Federation
 from flows.reporting.report import report
 from flows.rounds import recording, statements
 from flows.rounds.statements import NO_ANSWERS
+from flows.runs.colours import TOGETHER, colours
 from flows.runs.run import Run
 from flows.servers.environment import mlflow_server
 from flows.servers.loopback import running
 from flows.tracking import hospital_store, reference_cases, views
-from flows.tracking.colours import TOGETHER, colours
 from flows.tracking.pictures import REFERENCES
 from flows.tracking.tracking import Tracking
 from sites.evaluation.gallery import hardest, seen_models
