@@ -14,13 +14,38 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 from torch import Tensor
 
+SEGMENT = 2**37
+"""Bytes of the cipher's stream under one nonce, half of what its counter of blocks allows (RFC 8439,
+section 2.3, https://www.rfc-editor.org/rfc/rfc8439). Noise takes 32 bytes a number, so a network of
+eleven million parameters draws them in 391 steps."""
+
 
 class NoiseSource:
-    """A stream of random numbers whose key exists only in the memory of this object."""
+    """A stream of random numbers whose key exists only in the memory of this object.
 
-    def __init__(self, key: bytes) -> None:
-        self._stream = Cipher(ChaCha20(key, nonce=bytes(16)), mode=None).encryptor()
+    Args:
+        key: 32 bytes.
+        segment: bytes under one nonce; each segment has the next nonce, so the stream has no end.
+    """
+
+    def __init__(self, key: bytes, segment: int = SEGMENT) -> None:
+        self._key, self._segment = key, segment
+        self._segments, self._left = 0, 0
         self._drawn = 0
+
+    def _bytes(self, count: int) -> bytes:
+        """Return the next `count` bytes of the stream."""
+        parts = []
+        while count:
+            if not self._left:
+                nonce = bytes(4) + self._segments.to_bytes(12, "little")
+                self._stream = Cipher(ChaCha20(self._key, nonce), mode=None).encryptor()
+                self._segments, self._left = self._segments + 1, self._segment
+            taken = min(count, self._left)
+            parts.append(self._stream.update(bytes(taken)))
+            self._left -= taken
+            count -= taken
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     @classmethod
     def from_system(cls) -> "NoiseSource":
@@ -47,7 +72,7 @@ class NoiseSource:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Return `count` numbers in (0, 1], each a multiple of 2^-53."""
-        words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
+        words = np.frombuffer(self._bytes(8 * count), dtype=np.uint64)
         self._drawn += count
         return ((words >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53
 
@@ -59,7 +84,7 @@ class NoiseSource:
         bits = (bound - 1).bit_length()
         words = (bits + 63) // 64
         while True:
-            data = self._stream.update(bytes(8 * words))
+            data = self._bytes(8 * words)
             self._drawn += words
             drawn = int.from_bytes(data) >> (64 * words - bits)
             if drawn < bound:

@@ -1,4 +1,8 @@
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from privacy.noise import NoiseSource
@@ -15,6 +19,23 @@ def test_uniform_numbers_fill_the_unit_interval_and_never_are_zero() -> None:
     assert numbers.min() > 0
     assert numbers.max() <= 1
     assert stats.kstest(numbers, "uniform").pvalue > 1e-6
+
+
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=12), st.sampled_from([64, 128, 1024]))
+def test_the_stream_goes_on_under_the_next_nonce_and_never_repeats(
+    counts: list[int], segment: int
+) -> None:
+    key, total = bytes(range(32)), 8 * sum(counts)
+    source = NoiseSource(key, segment)
+    drawn = np.concatenate([source.uniform(count) for count in counts])
+    ciphers = (
+        Cipher(ChaCha20(key, bytes(4) + number.to_bytes(12, "little")), mode=None).encryptor()
+        for number in range(total // segment + 1)
+    )
+    due = b"".join(cipher.update(bytes(segment)) for cipher in ciphers)[:total]
+    words = np.frombuffer(due, dtype=np.uint64)
+    assert np.array_equal(drawn, ((words >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53)
+    assert len(set(words.tolist())) == len(words)
 
 
 def test_two_sources_of_the_system_differ() -> None:
