@@ -24,11 +24,16 @@ from privacy.ledger_book import (
     LedgerError,
     Patients,
     check_some,
+    is_kind,
     standing_of,
 )
 from privacy.ledger_file import append, enrol, prepare, read, transaction, writers_in
 
 __all__ = ["BudgetExceeded", "Charge", "ClockWentBack", "Entry", "Ledger", "LedgerError"]
+
+
+OTHERS = "-others"
+"""Ends the purpose of a charge for patients of whom nobody knows that they took no part in the act."""
 
 
 class BudgetExceeded(AskSomebody):
@@ -125,12 +130,14 @@ class Ledger:
             append(db, book, "reserve", charge, cohort=enrol(db, patients))
             return frozenset(patients)
 
-    def recover(self, charge: Charge, patients: Patients, file: str) -> None:
+    def recover(self, charge: Charge, patients: Patients, file: str, others: Patients = ()) -> None:
         """Charge an act that is missing from this ledger, even beyond the budget.
 
         For a ledger that was restored from a backup: `file` is the sha256 of the statement in which the
-        act ended, or empty if no statement was sent. Repeating it charges nothing if the recorded
-        cohort names all `patients`.
+        act ended, or empty if no statement was sent. Repeating it charges nothing.
+
+        Args:
+            others: more patients who are charged, too, because nobody knows that they took no part.
 
         Raises:
             LedgerError: another event or another file is recorded for the same act, or there are no
@@ -145,17 +152,19 @@ class Ledger:
                     f"Round {charge.round} of run {charge.run} is recorded with another event or file."
                 )
             standing = [e for e in standing_of(mine) if e.charge == charge]
-            covered = frozenset[str]().union(*(book.cohorts[e.cohort] for e in standing))
+            for_others = replace(charge, purpose=f"{charge.purpose}{OTHERS}")
+            charged = [e for e in standing_of(book.entries) if e.charge in (charge, for_others)]
+            covered = frozenset[str]().union(*(book.cohorts[e.cohort] for e in charged))
             done = [e.action for e in mine] if standing else []
             if not standing:
                 append(db, book, "reserve", charge, cohort=enrol(db, patients))
-            elif others := frozenset(patients) - covered:
-                more = replace(charge, purpose=f"{charge.purpose}-others")
-                append(db, book, "reserve", more, cohort=enrol(db, others))
-                append(db, book, "start", more)
+                covered |= frozenset(patients)
             for action in ("start", "settle"):
                 if action not in done:
                     append(db, book, action, charge, file=file if action == "settle" else "")
+            if rest := frozenset(patients).union(others) - covered:
+                append(db, book, "reserve", for_others, cohort=enrol(db, rest))
+                append(db, book, "start", for_others)
 
     def has_started(self, charge: Charge) -> bool:
         """Return whether training has started for this act."""
@@ -180,8 +189,9 @@ class Ledger:
         event = charge.event
         if event is None:
             return 0
-        kin = (c for c in self.charges(charge.run) if c.purpose.startswith(charge.purpose))
-        return sum(c.event.steps // event.steps for c in kin if c.event)
+        kin = [c for c in self.charges(charge.run) if is_kind(c.purpose, charge.purpose)]
+        counted = (c.event for c in kin if not c.purpose.endswith(OTHERS))
+        return sum(each.steps // event.steps for each in counted if each)
 
     def check_fits(self, patients: Patients, event: PrivacyEvent, times: int) -> None:
         """Raise BudgetExceeded unless `times` such events would fit; charges nothing."""
@@ -270,6 +280,14 @@ class Ledger:
         with transaction(self._path) as db:
             book = read(db, self._genesis)
         return [e.charge for e in standing_of(book.entries) if patient in book.cohorts[e.cohort]]
+
+    def trained(self) -> frozenset[str]:
+        """Return the patients who could take part in a training: they never evaluate."""
+        with transaction(self._path) as db:
+            book = read(db, self._genesis)
+        purposes = ((e.charge.purpose, e.cohort) for e in standing_of(book.entries))
+        cohorts = [c for p, c in purposes if is_kind(p, "contribute") and not p.endswith(OTHERS)]
+        return frozenset[str]().union(*(book.cohorts[cohort] for cohort in cohorts))
 
     def patients(self) -> frozenset[str]:
         """Return all patients who have an account."""

@@ -118,7 +118,7 @@ class Book:
             for entry in standing_of(self.entries)
             if entry.charge.event is not None
             and run in (None, entry.charge.run)
-            and (purpose is None or f"{entry.charge.purpose}-".startswith(f"{purpose}-"))
+            and (purpose is None or is_kind(entry.charge.purpose, purpose))
         ]
 
     def check_clock(self) -> None:
@@ -132,6 +132,15 @@ class Book:
                 f"Expected a time after the ledger's newest entry, {newest}, got {now}. Set the clock. "
                 f"If the older time was wrong, `wardround site recover-ledger` accepts the new one."
             )
+
+
+def is_kind(purpose: str, kind: str) -> bool:
+    """Return whether an act is of a kind, recovered ones included.
+
+    >>> is_kind("contribute-unreleased-0123", "contribute"), is_kind("contributes", "contribute")
+    (True, False)
+    """
+    return f"{purpose}-".startswith(f"{kind}-")
 
 
 def check_some(patients: Patients) -> None:

@@ -66,18 +66,26 @@ def pseudonym(key: bytes, patient: str) -> str:
     return hmac.new(key, patient.encode(), sha256).hexdigest()[:32]
 
 
-def evaluates(pseudonym: str, fraction: float) -> bool:
-    """Return whether this patient belongs to the `fraction` who evaluate.
+@dataclass(frozen=True)
+class Split:
+    """The rule that puts each patient into a group: the patient's keyed hash, and who has trained.
 
-    The result depends on the pseudonym alone, so adding patients moves nobody to the other group.
+    The groups of others change nothing, so adding patients moves nobody to the other group. Whoever has
+    trained never evaluates, even if `fraction` is larger now.
     """
-    return int(pseudonym[:13], 16) / 16**13 < fraction
+
+    fraction: float
+    trained: frozenset[str] = frozenset()
+
+    def evaluates(self, pseudonym: str) -> bool:
+        """Return whether this patient only evaluates."""
+        return pseudonym not in self.trained and int(pseudonym[:13], 16) / 16**13 < self.fraction
 
 
-def eligible(cases: Iterable[CaseFiles], fraction: float, key: bytes) -> Eligible:
+def eligible(cases: Iterable[CaseFiles], split: Split, key: bytes) -> Eligible:
     """Return the patients of the listed `cases`; no file is opened."""
     everybody = frozenset(pseudonym(key, case.patient) for case in cases)
-    aside = frozenset(name for name in everybody if evaluates(name, fraction))
+    aside = frozenset(name for name in everybody if split.evaluates(name))
     return Eligible(training=everybody - aside, evaluation=aside)
 
 
@@ -87,6 +95,7 @@ def load_cohort(
     policy: Policy,
     task: TaskConfig,
     key: bytes,
+    split: Split,
 ) -> Cohort:
     """Return the patients of `cases` whose scans can be used.
 
@@ -104,13 +113,13 @@ def load_cohort(
         is_left_out = _gate(policy, case, key)
         if case.reading and not is_left_out:
             patients.setdefault(pseudonym(key, case.files.patient), []).append(case.reading)
-    for finding in check_together(cases, evaluator(policy, key)):
+    for finding in check_together(cases, evaluator(split, key)):
         where = ", ".join(case_id(key, files) for files in finding.cases)
         log.warning("%s: %s%s", finding.check, finding.text, f": case {where}" if where else "")
         if policy.severities[finding.check] == "stop":
             raise Refused(_stopped(finding))
     everybody = [Patient(name, tuple(patients[name])) for name in sorted(patients)]
-    aside = {p.pseudonym for p in everybody if evaluates(p.pseudonym, policy.evaluation_fraction)}
+    aside = {p.pseudonym for p in everybody if split.evaluates(p.pseudonym)}
     cohort = Cohort(
         training=tuple(p for p in everybody if p.pseudonym not in aside),
         evaluation=tuple(p for p in everybody if p.pseudonym in aside),
@@ -120,9 +129,9 @@ def load_cohort(
     return cohort
 
 
-def evaluator(policy: Policy, key: bytes) -> Callable[[str], bool]:
+def evaluator(split: Split, key: bytes) -> Callable[[str], bool]:
     """Return a function that checks if a patient, by their name in the list, evaluates."""
-    return lambda patient: evaluates(pseudonym(key, patient), policy.evaluation_fraction)
+    return lambda patient: split.evaluates(pseudonym(key, patient))
 
 
 def case_id(key: bytes, case: CaseFiles) -> str:

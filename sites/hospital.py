@@ -21,7 +21,7 @@ from privacy.ledger import Ledger
 from privacy.noise import NoiseSource
 from privacy.release import Noise
 from privacy.signing import BadSignature, canonical, private_key, public_hex, verified
-from sites.cohort import Cohort, Eligible, eligible, load_cohort, pseudonym, pseudonym_key
+from sites.cohort import Cohort, Eligible, Split, eligible, load_cohort, pseudonym, pseudonym_key
 from sites.exchange.outbox import Outbox
 from sites.imaging.cache import ScanCache
 from sites.imaging.checks import CheckedCase, read_cases
@@ -172,7 +172,12 @@ class Hospital:
     @property
     def eligible(self) -> Eligible:
         """The patients who may take part in an event, whatever their images show."""
-        return eligible(self.cases, self.policy.evaluation_fraction, self.pseudonym_key)
+        return eligible(self.cases, self.split, self.pseudonym_key)
+
+    @property
+    def split(self) -> Split:
+        """The rule by which patients train or evaluate."""
+        return Split(self.policy.evaluation_fraction, self.ledger.trained())
 
     @property
     def pseudonym_key(self) -> bytes:
@@ -190,7 +195,7 @@ class Hospital:
         """Return the hospital's patients for a study; raises `Refused` as `load_cohort` does."""
         cases = self.checked_cases(study.task, study.preprocessing)
         declared = self.listing.labels
-        return load_cohort(cases, declared, self.policy, study.task, self.pseudonym_key)
+        return load_cohort(cases, declared, self.policy, study.task, self.pseudonym_key, self.split)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

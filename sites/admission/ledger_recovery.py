@@ -21,6 +21,7 @@ from models.checkpoints import CorruptCheckpoint
 from models.files import sha256_of
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import Charge, LedgerError
+from privacy.ledger_book import is_kind
 from privacy.release import RejectedRelease, ReleaseManifest, Statement, parse_statement
 from privacy.signing import BadSignature, verified
 from sites.exchange.exchange import Exchange
@@ -157,10 +158,16 @@ def _charge(hospital: Hospital, published: PublishedStatement, sha256: str) -> N
         ledger.publish(act, sha256)
         return
     try:
-        ledger.recover(act, hospital.everybody, sha256)
+        _recover(hospital, act, sha256)
     except LedgerError:
         again = replace(act, purpose=f"{act.purpose}-again-{sha256[:12]}")
-        ledger.recover(again, hospital.everybody, sha256)
+        _recover(hospital, again, sha256)
+
+
+def _recover(hospital: Hospital, act: Charge, file: str) -> None:
+    """Charge everybody for an act; those who train by the policy are recorded as who took part."""
+    training = hospital.eligible.training if is_kind(act.purpose, "contribute") else frozenset[str]()
+    hospital.ledger.recover(act, training or hospital.everybody, file, hospital.everybody)
 
 
 def _charge_unreleased(hospital: Hospital, published: PublishedStatement) -> None:
@@ -173,7 +180,7 @@ def _charge_unreleased(hospital: Hospital, published: PublishedStatement) -> Non
         purpose=f"{act.purpose}-unreleased-{published.statement.ledger_head[:12]}",
         event=replace(act.event, steps=act.event.steps * missing),
     )
-    hospital.ledger.recover(lost, hospital.everybody, "")
+    _recover(hospital, lost, "")
 
 
 def _places(hospital: Hospital, exchange: Exchange) -> set[Place]:

@@ -45,7 +45,7 @@ def hardest(hospital: Hospital, seen: SeenModel, count: int) -> list[PicturedCas
     if not isinstance(study.task, SegmentationConfig):
         return []
     predict = predictor(network_for(study.network, study, CPU, seen.params), study, study.network, CPU)
-    is_evaluation = evaluator(hospital.policy, hospital.pseudonym_key)
+    is_evaluation = evaluator(hospital.split, hospital.pseudonym_key)
     found: list[PicturedCase] = []
     for case in hospital.checked_cases(study.task, study.preprocessing):
         if case.reading is None or not is_evaluation(case.files.patient):

@@ -212,6 +212,20 @@ def test_what_a_restored_ledger_half_remembers_is_completed(ledger: Ledger, befo
     assert ledger.spent(1e-4) == pytest.approx(epsilon([EVENT], 1e-4))
 
 
+def test_others_are_charged_once_beside_who_took_part_and_do_not_count_as_trained(
+    ledger: Ledger,
+) -> None:
+    took_part = frozenset(sorted(ALL)[:3])
+    for _ in range(2):
+        ledger.recover(CHARGE, took_part, "f" * 64, ALL)
+    for patient in ALL:
+        assert [charge.event for charge in ledger.charges_of(patient)] == [EVENT]
+    assert ledger.trained() == took_part
+    assert ledger.count(CHARGE) == 1
+    ledger.reserve(round_number(2, purpose="evaluate"), ALL)
+    assert ledger.trained() == took_part
+
+
 def test_a_release_without_privacy_needs_a_ledger_that_allows_it(tmp_path: Path) -> None:
     plain = replace(CHARGE, event=None)
     with pytest.raises(LedgerError, match="without differential privacy"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.objectives import SegmentationConfig
-from sites.cohort import Cohort, case_id, evaluates, load_cohort, pseudonym, pseudonym_key
+from sites.cohort import Cohort, Split, case_id, load_cohort, pseudonym, pseudonym_key
 from sites.imaging.checks import read_cases
 from sites.imaging.listing import read_listing
 from sites.imaging.preprocessing import PreprocessingConfig
@@ -28,7 +28,8 @@ def ward(tmp_path: Path, small_wards) -> Path:
 def cohort_of(ward: Path) -> Cohort:
     listing = read_listing(ward)
     checked = read_cases(listing.cases, reader(ward, TASK, PreprocessingConfig(shape=(16, 16, 16))))
-    return load_cohort(checked, listing.labels, load_policy(ward), TASK, KEY)
+    policy = load_policy(ward)
+    return load_cohort(checked, listing.labels, policy, TASK, KEY, Split(policy.evaluation_fraction))
 
 
 def break_one(ward: Path) -> str:
@@ -62,13 +63,13 @@ def test_the_key_is_made_once_and_private(tmp_path: Path) -> None:
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=30, unique=True), st.floats(0.1, 0.9))
 def test_adding_patients_moves_nobody_between_the_groups(patients: list[str], share: float) -> None:
-    before = {p: evaluates(pseudonym(KEY, p), share) for p in patients[: len(patients) // 2]}
-    after = {p: evaluates(pseudonym(KEY, p), share) for p in patients}
+    before = {p: Split(share).evaluates(pseudonym(KEY, p)) for p in patients[: len(patients) // 2]}
+    after = {p: Split(share).evaluates(pseudonym(KEY, p)) for p in patients}
     assert before.items() <= after.items()
 
 
 def test_about_the_asked_fraction_evaluates() -> None:
-    share = np.mean([evaluates(pseudonym(KEY, str(i)), 0.25) for i in range(4000)])
+    share = np.mean([Split(0.25).evaluates(pseudonym(KEY, str(i))) for i in range(4000)])
     assert share == pytest.approx(0.25, abs=0.03)
 
 

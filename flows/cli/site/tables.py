@@ -192,11 +192,12 @@ def check_lines(folder: Path, study: Path | None) -> list[CheckLine]:
         for case in cases
         for f in case.findings
     ]
-    for shared in check_together(cases, evaluator(policy, key)):
+    evaluates = evaluator(hospital.split, key)
+    for shared in check_together(cases, evaluates):
         names = "\n".join(_known_as(files, key) for files in shared.cases)
         lines.append(CheckLine(policy.severities[shared.check], shared.check, names, shared.text))
     usable = {case.files.patient for case in cases if case.reading}
-    training = [patient for patient in usable if not evaluator(policy, key)(patient)]
+    training = [patient for patient in usable if not evaluates(patient)]
     if len(training) < policy.min_patients:
         text = f"{len(training)} training patients can be used, min_patients is {policy.min_patients}"
         lines.append(CheckLine("stop", "small_cohort", "", text))

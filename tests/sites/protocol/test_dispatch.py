@@ -390,6 +390,22 @@ def test_metrics_leave_as_the_policy_says(
     assert scores.metrics_policy == ("exact" if published else "withheld")
 
 
+def test_whoever_has_trained_never_evaluates_whatever_the_policy_says_later(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    coordinator.order(hospital, "contribute", 1)
+    trained = hospital.eligible.training
+    edit(hospital.folder / "site.yaml", evaluation_fraction=0.9)
+    changed = Hospital.open(hospital.folder, test_noise=1)
+    cohort = changed.cohort(coordinator.study)
+    assert trained
+    assert changed.eligible.training == trained
+    assert {patient.pseudonym for patient in cohort.training} <= trained
+    assert not {patient.pseudonym for patient in cohort.evaluation} & trained
+
+
 def test_noised_metrics_are_charged_to_the_evaluation_patients_and_stay_bounded(
     hospital: Hospital, coordinator_of, study_with, edit
 ) -> None:
