@@ -256,7 +256,7 @@ class Federation:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "PREFECT_API_AUTH_STRING": PASSWORD,
             "SSL_CERT_FILE": str(self.folder / "hub.pem"),
-            AUTH: f"{name}:{webserver.password_of(name)}",
+            AUTH: webserver.credential(name, self.url),
         }
         preload = self.folder / "preload"
         preload.write_text(f"{FAKETIME[-1]}\n")

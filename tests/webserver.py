@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography import x509
@@ -30,6 +31,11 @@ def password_of(hospital: str) -> str:
     return f"{hospital}-password"
 
 
+def credential(hospital: str, url: str) -> str:
+    """Return a hospital's credential for the server at `url`, as WARDROUND_EXCHANGE_AUTH has it."""
+    return f"{hospital}:{password_of(hospital)}@{urlsplit(url).netloc}"
+
+
 @dataclass(frozen=True)
 class Webserver:
     """A running nginx; `certificate` is what its clients have to trust."""
@@ -41,6 +47,10 @@ class Webserver:
     @property
     def url(self) -> str:
         return f"https://localhost:{self.port}"
+
+    def auth(self, hospital: str) -> str:
+        """Return a hospital's credential for this server."""
+        return credential(hospital, self.url)
 
 
 def free_port() -> int:

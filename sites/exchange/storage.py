@@ -27,7 +27,7 @@ from models.checkpoints import CorruptCheckpoint
 from models.errors import WaitAndRepeat
 
 AUTH = "WARDROUND_EXCHANGE_AUTH"
-"""Environment variable with `name:password` for an exchange over HTTPS."""
+"""Environment variable with `name:password@host`, or `...@host:port`, for an exchange over HTTPS."""
 
 TIMEOUT_S = 60
 """Seconds that one read or write on the connection may block; a whole transfer may take longer."""
@@ -219,14 +219,31 @@ def partial_of(name: str, data: bytes) -> str:
     return f"{name}.{sha256(data).hexdigest()[:12]}.partial"
 
 
-def _client(url: str) -> Client:
+def credential_for(host: str) -> tuple[str, str] | None:
+    """Return the name and password for a host, None if those that are set are for another.
+
+    A hospital also reads the exchanges of earlier coordinators: none of them gets another's password.
+
+    Args:
+        host: with its port, as an address has it: `hub.example.org`, `hub.example.org:8443`.
+
+    Raises:
+        ValueError: the variable names no host; the text does not show the password.
+    """
     auth = os.environ.get(AUTH)
-    if auth is not None and ":" not in auth:
-        raise ValueError(f"expected name:password in {AUTH}, got a text without a colon")
-    name, _, password = (auth or "").partition(":")
+    if not auth:
+        return None
+    account, _, named = auth.rpartition("@")
+    name, colon, password = account.partition(":")
+    if not (name and colon and named):
+        raise ValueError(f"expected name:password@host in {AUTH}, got another text")
+    return (name, password) if named.lower() == host.lower() else None
+
+
+def _client(url: str) -> Client:
     return Client(
         url,
-        auth=(name, password) if auth else None,
+        auth=credential_for(urlsplit(url).netloc.rpartition("@")[2]),
         retry=False,
         timeout=TIMEOUT_S,
         headers={"Accept-Encoding": "identity"},

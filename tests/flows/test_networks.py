@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 from machines import Service, bridge, namespace, needs_namespaces
-from webserver import command, free_port, needs_nginx, password_of
+from webserver import command, credential, free_port, needs_nginx
 
 from flows.coordination.remote import public_key
 from flows.runs.paths import Home
@@ -135,7 +135,7 @@ def test_a_hospital_whose_only_way_out_is_a_proxy_trains_and_tells_through_it(
         "PREFECT_API_AUTH_STRING": PASSWORD,
         "SSL_CERT_FILE": str(tmp_path / "hub.pem"),
         "HTTPS_PROXY": f"http://{wire.address}.1:{proxy}",
-        AUTH: f"north:{password_of('north')}",
+        AUTH: credential("north", f"https://{far}.1:{port}"),
     }
     work = [sys.executable, "-m", "flows.cli", "site", "worker", ".", "--test-noise", "7"]
     for name, run, env, folder in (

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import yaml
-from webserver import needs_nginx, password_of, webserver
+from webserver import credential, needs_nginx, webserver
 
 from flows.coordination.remote import public_key
 from flows.reporting.report import report
@@ -63,7 +63,7 @@ class Hub:
             **{key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ},
             "PREFECT_API_AUTH_STRING": PASSWORD,
             "SSL_CERT_FILE": str(self.folder / "hub.pem"),
-            AUTH: f"{name}:{password_of(name)}",
+            AUTH: credential(name, self.url),
         }
         command = [sys.executable, "-m", "flows.cli", "site", "worker", ".", "--test-noise", "7"]
         with (self.folder / f"{name}.log").open("a") as log:
@@ -253,7 +253,7 @@ def test_a_hospital_whose_worker_comes_late_joins_between_rounds_and_one_may_lea
             wait_for(lambda: len(hub.newest().records()[-1].releases) == 2, coordinator)
             command = [sys.executable, "-m", "flows.cli", "site", "leave", name, ".", "--yes"]
             environment = {**os.environ, "SSL_CERT_FILE": str(hub.folder / "hub.pem"),
-                           AUTH: f"north:{password_of('north')}"}  # fmt: skip
+                           AUTH: credential("north", hub.url)}  # fmt: skip
             done = subprocess.run(
                 command, cwd=hub.ward("north"), env=environment, capture_output=True, text=True
             )
@@ -429,7 +429,7 @@ def test_a_person_of_the_hospital_approves_in_prefects_form_with_the_hospitals_c
     suspended("asked join 0 north")
     (north,) = waiting(Hospital.open(hub.ward("north")))
     environment = {**os.environ, "SSL_CERT_FILE": str(hub.folder / "hub.pem"),
-                   AUTH: f"north:{password_of('north')}"}  # fmt: skip
+                   AUTH: credential("north", hub.url)}  # fmt: skip
     command = [sys.executable, "-m", "flows.cli", "site", "approve", north.terms[:8], "."]
     done = subprocess.run(
         command, cwd=hub.ward("north"), env=environment, capture_output=True, text=True, timeout=100

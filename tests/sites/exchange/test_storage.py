@@ -5,8 +5,11 @@ import os
 import shutil
 import ssl
 import subprocess
+from base64 import b64decode
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import pytest
@@ -15,7 +18,7 @@ from webserver import Webserver, free_port, needs_nginx, password_of, wait_for, 
 from models.checkpoints import CorruptCheckpoint
 from sites.exchange.exchange import AlreadyWritten, Exchange
 from sites.exchange.places import Place
-from sites.exchange.storage import AUTH, StorageFailed, storage_at
+from sites.exchange.storage import AUTH, StorageFailed, credential_for, storage_at
 
 PLACE = Place.statement("r", 1, "contribute", "north")
 
@@ -30,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webserver]:
 def north(server: Webserver, monkeypatch: pytest.MonkeyPatch) -> Exchange:
     """The exchange as the hospital north reaches it."""
     monkeypatch.setenv("SSL_CERT_FILE", str(server.certificate))
-    monkeypatch.setenv(AUTH, f"north:{password_of('north')}")
+    monkeypatch.setenv(AUTH, server.auth("north"))
     return Exchange(f"{server.url}/exchange/")
 
 
@@ -141,7 +144,7 @@ def test_nobody_without_the_password_gets_in(server: Webserver, monkeypatch: pyt
         if auth is None:
             monkeypatch.delenv(AUTH, raising=False)
         else:
-            monkeypatch.setenv(AUTH, auth)
+            monkeypatch.setenv(AUTH, f"{auth}@localhost:{server.port}")
         with pytest.raises(StorageFailed, match="answered 40"):
             Exchange(f"{server.url}/exchange/").statement("models/r.000")
 
@@ -151,7 +154,7 @@ def test_a_server_whose_certificate_nobody_trusts_is_not_talked_to(
     server: Webserver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.setenv(AUTH, f"north:{password_of('north')}")
+    monkeypatch.setenv(AUTH, server.auth("north"))
     with pytest.raises(StorageFailed, match="can't be reached"):
         Exchange(f"{server.url}/exchange/").statement("models/r.000")
 
@@ -173,11 +176,50 @@ def test_an_address_that_is_not_safe_or_not_known_is_refused(url: str) -> None:
         Exchange(url).check()
 
 
-def test_a_password_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(AUTH, "secret")
-    with pytest.raises(ValueError, match="name:password") as raised:
+@pytest.mark.parametrize("auth", ["secret", "north:secret", "north:secret@", ":secret@hub.example.org"])
+def test_a_password_without_a_name_or_a_host_is_refused(
+    auth: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(AUTH, auth)
+    with pytest.raises(ValueError, match="name:password@host") as raised:
         storage_at("https://hub.example.org/exchange")
     assert "secret" not in str(raised.value)
+
+
+def test_a_password_goes_to_no_other_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(AUTH, "north:p@ss:w@rd@hub.example.org")
+    assert credential_for("hub.example.org") == ("north", "p@ss:w@rd")
+    assert credential_for("HUB.example.org") == ("north", "p@ss:w@rd")
+    for other in (
+        "hub.example.org:8443",
+        "example.org",
+        "hub.example.org.evil.example",
+        "former.example",
+    ):
+        assert credential_for(other) is None
+
+
+def test_only_the_server_that_is_named_sees_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization"))
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Listener) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        here = f"127.0.0.1:{server.server_port}"
+        for host in ("another.example", here):
+            monkeypatch.setenv(AUTH, f"north:secret@{host}")
+            with pytest.raises(FileNotFoundError):
+                storage_at(f"http://{here}/exchange/").read("models/r.000.json", 10)
+        server.shutdown()
+    assert set(seen[: len(seen) // 2]) == {None}
+    assert b64decode(str(seen[-1]).removeprefix("Basic ")) == b"north:secret"
 
 
 def _content(folder: Path) -> dict[str, bytes]:
