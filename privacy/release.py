@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams
 from models.config import Config
+from models.objectives import Name
 from models.params import Params
 from privacy.accounting import LEAST_NOISE, Accountant, Budget
 from privacy.noised import is_on_grid
@@ -24,11 +25,31 @@ MetricsPolicy = Literal["exact", "noised", "withheld"]
 StatisticsPolicy = Literal["suppressed", "noised", "withheld"]
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("expected printable characters alone")
+    return text
+
+
+Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
+"""Words of a hospital for people, on one line: no control character reaches a terminal or a page."""
 Count = Annotated[int, Field(ge=1, le=10**7)]
 Epsilon = Annotated[float, Field(ge=0, le=1e6)]
+TensorName = Annotated[Text, Field(max_length=200)]
+Shape = Annotated[tuple[Annotated[int, Field(ge=0, le=2**40)], ...], Field(max_length=10)]
 MetricName = Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[a-z0-9_-]+)?$", max_length=80)]
 Bins = Annotated[list[Annotated[float, Field(ge=0, le=1)] | None], Field(max_length=100)]
 MetricValue = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+def one_line(text: str) -> str:
+    r"""Return a text as one printable line of at most 1000 characters, as statements hold.
+
+    >>> one_line("no\nroom\x1b")
+    'no room?'
+    """
+    words = " ".join(text.split())
+    return "".join(each if each.isprintable() else "?" for each in words)[:1000]
 
 
 class EventRecord(Config):
@@ -48,12 +69,12 @@ class _Statement(Config):
         charges: the number of charges in force for acts of this kind in this run, this one included.
     """
 
-    study: str
+    study: Name
     study_sha256: Sha256
     run: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
     round: Annotated[int, Field(ge=0, le=10**6)]
     purpose: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,99}$")]
-    site: str
+    site: Name
     ledger_head: Sha256
     event: EventRecord | None
     charges: Annotated[int, Field(ge=0, le=10**4)]
@@ -71,17 +92,17 @@ class Acceptance(_Statement):
     declared_training: Count
     declared_patients: Count
     budget: Budget
-    version: Annotated[str, Field(max_length=40)]
+    version: Annotated[Text, Field(max_length=40)]
     code_sha256: Sha256
     cross_site: bool = False
-    group: Annotated[str, Field(max_length=40)] | None = None
+    group: Name | None = None
 
 
 class Refusal(_Statement):
     """A hospital takes no part in the run or the round. The reason names no patient or count."""
 
     kind: Literal["refusal"]
-    reason: Annotated[str, Field(max_length=1000)]
+    reason: Text
 
 
 class Readiness(_Statement):
@@ -112,7 +133,7 @@ class ReleaseManifest(_Statement):
     chain_head: Sha256
     payload_sha256: Sha256
     payload_bytes: Annotated[int, Field(ge=1, le=2**36)]
-    tensors: dict[str, tuple[int, ...]]
+    tensors: Annotated[dict[TensorName, Shape], Field(max_length=10**5)]
     declared_training: Count
     epsilon: Epsilon | None
     delta: Annotated[float, Field(gt=0, lt=1)] | None
@@ -157,8 +178,8 @@ class Comparison(_Statement):
     """
 
     kind: Literal["comparison"]
-    models: dict[str, Sha256]
-    metrics: Annotated[dict[str, dict[MetricName, MetricValue]], Field(max_length=1000)]
+    models: Annotated[dict[Name, Sha256], Field(max_length=1000)]
+    metrics: Annotated[dict[Name, dict[MetricName, MetricValue]], Field(max_length=1000)]
 
 
 class Survey(_Statement):
@@ -188,7 +209,7 @@ class Revocation(Config):
     """A hospital's statement, signed with its own key, that this key is no longer valid."""
 
     kind: Literal["revocation"]
-    site: str
+    site: Name
     public_key: Sha256
     at_ms: int
 
@@ -248,7 +269,7 @@ def parse_statement(fields: Mapping[str, Any]) -> Statement:
             raise RejectedRelease("it is nested too deeply") from error
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RejectedRelease(f"{where}: {first['msg']}") from error
+        raise RejectedRelease(one_line(f"{where}: {first['msg']}")) from error
 
 
 def check_release(release: Release, template: Params) -> None:

@@ -20,6 +20,7 @@ from privacy.release import (
     Statement,
     StatisticsPolicy,
     Survey,
+    one_line,
     parse_statement,
 )
 from privacy.signing import sign
@@ -98,7 +99,7 @@ def readiness(hospital: Hospital, study: Study, act: Charge) -> None:
 
 def refusal(hospital: Hospital, study: Study, act: Charge, reason: str) -> None:
     """Write a refusal to the outbox, and record it; its reason must name no patient and no count."""
-    statement = Refusal(kind="refusal", reason=reason, **_common(hospital, study.sha256, act))
+    statement = Refusal(kind="refusal", reason=one_line(reason), **_common(hospital, study.sha256, act))
     hospital.ledger.publish(act, _into_outbox(hospital, statement))
 
 

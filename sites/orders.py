@@ -76,4 +76,4 @@ def is_answered(exchange: Exchange, order: Order) -> bool:
     """Return whether the exchange holds the answer to an order, or the hospital's refusal of it."""
     acts = (order.phase, refusal_of(order.phase, order.attempt))
     places = (Place.statement(order.run, order.round, act, order.site) for act in acts)
-    return any(exchange.statement(place) is not None for place in places)
+    return any(exchange.answer(place) is not None for place in places)

@@ -44,7 +44,7 @@ def disclosures(run: Run, site: str, until: int) -> list[Disclosure]:
 def _statements(run: Run, site: str, until: int) -> Iterator[bytes]:
     for place in sorted(run.exchange.statements_of(site)):
         if place.kind == "statement" and place.run == run.name and place.round <= until:
-            data = run.exchange.statement(place)
+            data = run.exchange.answer(place)
             if data is not None:
                 yield data
 

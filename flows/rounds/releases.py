@@ -44,7 +44,7 @@ def decided(run: Run, round: int) -> Answers | None:
         raise BrokenRun(f"{_decision_path(run, round)}: {error}") from error
     for site, signed in found.taken.items():
         place = Place.statement(run.name, signed.statement.round, "contribute", site)
-        data = run.exchange.statement(place)
+        data = run.exchange.answer(place)
         if data is None or sha256_of(data) != signed.statement_sha256:
             raise BrokenRun(f"The releases of round {round} are not those that it accepted.")
         verified(data, site, {site: signed.public_key})

@@ -145,7 +145,7 @@ def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, byte
 
 def has_left(run: Run, site: str) -> bool:
     """Return whether a hospital has stated, with the roster's key, that it has left the study."""
-    data = run.exchange.statement(Place.statement(run.name, 0, "leave", site))
+    data = run.exchange.answer(Place.statement(run.name, 0, "leave", site))
     if data is None:
         return False
     try:
@@ -160,7 +160,7 @@ def has_left(run: Run, site: str) -> bool:
 def check_key_is_good(run: Run, site: str) -> None:
     """Raise `RejectedRelease` where a hospital has revoked the key that the roster has for it."""
     key = run.description.roster[site]
-    data = run.exchange.statement(Place.revocation(site, key))
+    data = run.exchange.answer(Place.revocation(site, key))
     if data is None:
         return
     try:

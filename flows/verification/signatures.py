@@ -36,7 +36,7 @@ def recorded_statement(
         RejectedRelease: it is about another act.
         LookupError: there is none, or another one than the record names.
     """
-    data = run.exchange.statement(Place.statement(run.name, round, phase, site))
+    data = run.exchange.answer(Place.statement(run.name, round, phase, site))
     if data is None:
         raise LookupError("its statement is not in the exchange.")
     if sha256_of(data) != statement_sha256:
@@ -74,7 +74,7 @@ def _revoked(run: Run, site: str) -> Iterator[str]:
     for place in sorted(run.exchange.statements_of(site)):
         if place.kind != "revocation":
             continue
-        data = run.exchange.statement(place) or b""
+        data = run.exchange.answer(place) or b""
         with suppress(ValueError, LookupError, TypeError):
             key = str(json.loads(data)["statement"]["public_key"])
             yield Revocation.model_validate(verified(data, site, {site: key})).public_key

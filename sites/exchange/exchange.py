@@ -85,6 +85,17 @@ class Exchange:
         except FileNotFoundError:
             return None
 
+    def answer(self, place: Place) -> bytes | None:
+        """Return what a hospital has written at `place`, or None while there is nothing.
+
+        A file that is larger than any statement, or no file, is returned as empty bytes, which are no
+        statement of anybody: what one hospital writes is an error of that hospital alone.
+        """
+        try:
+            return self.statement(place)
+        except CorruptCheckpoint:
+            return b""
+
     def statements_of(self, site: str) -> set[Place]:
         """Return the places of all statements of a hospital, revocations included."""
         return self._places_in(f"statements/{site}")

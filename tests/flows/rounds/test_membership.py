@@ -114,7 +114,7 @@ def test_what_a_hospital_declares_when_it_comes_back_changes_no_earlier_round(
     federation.run = membership.with_roster(federation.run, known)
     federation.say("south", "join", 2, kind="acceptance", declared_training=150, declared_patients=200,
                    steps=federation.run.study.training.steps, version="0.1.0", code_sha256="0" * 64,
-                   budget={"epsilon": 9, "delta": 1e-3}, group="3 T")  # fmt: skip
+                   budget={"epsilon": 9, "delta": 1e-3}, group="3t")  # fmt: skip
     run = membership.before_round(federation.run, 3, 2)
     assert recording.quality_of(run, 1, scores) == before
     assert recording.quality_of(run, 3, scores)["dice"] > before["dice"]
@@ -123,7 +123,7 @@ def test_what_a_hospital_declares_when_it_comes_back_changes_no_earlier_round(
     facts = (then_declared.declared_training, then_declared.budget.epsilon, then_declared.group)
     assert facts == (15, 50, None)
     facts = (now_declared.declared_training, now_declared.budget.epsilon, now_declared.group)
-    assert facts == (150, 9, "3 T")
+    assert facts == (150, 9, "3t")
     assert [each.since for each in run.description.acceptances("south")] == [1, 3]
     assert run.description.members(2)["south"] == then
 

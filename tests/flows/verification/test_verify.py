@@ -646,7 +646,7 @@ def test_what_a_hospital_declares_when_it_comes_back_leaves_earlier_rounds_as_th
     known = run.description.participants["east"]
     signed = run.exchange.statement(Place.statement(run.name, 0, "join", "east"))
     declared = {"declared_training": 10 * known.statement.declared_training, "round": last,
-                "group": "3 T", "budget": {"epsilon": 9, "delta": 1e-3}}  # fmt: skip
+                "group": "3t", "budget": {"epsilon": 9, "delta": 1e-3}}  # fmt: skip
     again = json.loads(signed)["statement"] | declared
     path = Path(run.description.exchange) / f"{Place.statement(run.name, last, 'join', 'east')}.json"
     data = sign(again, "east", Hospital.open(run.home.folder / "wards" / "east").key)
