@@ -1,14 +1,12 @@
 """The one door out of a hospital, with a real ledger, outbox and exchange."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from coordinator import Coordinator, first_model
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from coordinator import first_model
 
 from models.checkpoints import CorruptCheckpoint
 from models.files import sha256_of
@@ -28,20 +26,6 @@ BASE = GlobalModel("b" * 64, {}, "c" * 64)
 EVENT = PrivacyEvent(noise_multiplier=2.0, sampling_rate=1.0, steps=3)
 CHARGE = Charge("small", "small-1", 1, "contribute", EVENT)
 TENSORS = {"head.weight": torch.arange(6.0).reshape(2, 3), "body.bias": torch.ones(4)}
-
-
-@pytest.fixture
-def hospital(tmp_path: Path, small_wards) -> Hospital:
-    return Hospital.open(small_wards(tmp_path / "wards") / "east", test_noise=1)
-
-
-@pytest.fixture
-def coordinator_of(tmp_path: Path) -> Callable[[Study], Coordinator]:
-    def make(study: Study) -> Coordinator:
-        exchange = Exchange(str(tmp_path / "exchange"))
-        return Coordinator(study, exchange, Ed25519PrivateKey.generate())
-
-    return make
 
 
 @pytest.fixture

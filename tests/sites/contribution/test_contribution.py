@@ -1,32 +1,12 @@
 """Acceptance and contribution of a hospital, with a real ledger, outbox and exchange."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
-from coordinator import Coordinator, first_model
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from coordinator import first_model
 
 from models.networks import UNetConfig
 from sites.admission.approvals import waiting
-from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
-from sites.study import Study
-
-
-@pytest.fixture
-def hospital(tmp_path: Path, small_wards) -> Hospital:
-    return Hospital.open(small_wards(tmp_path / "wards") / "east", test_noise=1)
-
-
-@pytest.fixture
-def coordinator_of(tmp_path: Path) -> Callable[[Study], Coordinator]:
-    def make(study: Study) -> Coordinator:
-        exchange = Exchange(str(tmp_path / "exchange"))
-        return Coordinator(study, exchange, Ed25519PrivateKey.generate())
-
-    return make
 
 
 def test_joining_promises_no_more_than_the_budget_holds(

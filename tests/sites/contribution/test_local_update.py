@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -10,16 +9,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from coordinator import Coordinator, first_model
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from coordinator import first_model
 
 from models import params as P
 from privacy import predictions
 from privacy.mechanisms import mechanism_for
 from sites.contribution import personal
-from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
-from sites.study import Study
 from sites.training.config import TrainingConfig
 from sites.transfer_set import transfer_images
 
@@ -35,14 +31,6 @@ def hospital(tmp_path: Path, small_wards, edit) -> Hospital:
     ward = small_wards(tmp_path / "wards") / "east"
     edit(ward / "site.yaml", plain_studies="allow")
     return Hospital.open(ward, test_noise=1)
-
-
-@pytest.fixture
-def coordinator_of(tmp_path: Path) -> Callable[[Study], Coordinator]:
-    def make(study: Study) -> Coordinator:
-        return Coordinator(study, Exchange(str(tmp_path / "exchange")), Ed25519PrivateKey.generate())
-
-    return make
 
 
 def released(hospital: Hospital, manifest) -> dict[str, torch.Tensor]:

@@ -32,22 +32,7 @@ from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
 from sites.orders import Order, Phase
 from sites.protocol.dispatch import carry_out
-from sites.study import Study
 from sites.yaml_files import ConfigError
-
-
-@pytest.fixture
-def hospital(tmp_path: Path, small_wards) -> Hospital:
-    return Hospital.open(small_wards(tmp_path / "wards") / "east", test_noise=1)
-
-
-@pytest.fixture
-def coordinator_of(tmp_path: Path) -> Callable[[Study], Coordinator]:
-    def make(study: Study) -> Coordinator:
-        exchange = Exchange(str(tmp_path / "exchange"))
-        return Coordinator(study, exchange, Ed25519PrivateKey.generate())
-
-    return make
 
 
 def test_a_contribution_is_charged_signed_in_the_outbox_and_finite(
