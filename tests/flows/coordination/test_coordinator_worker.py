@@ -104,7 +104,7 @@ def test_what_prefect_yaml_puts_up_is_scheduled_and_run_by_the_coordinators_work
         finally:
             worker.kill()
     (log,) = (home / ".wardround" / "logs").glob("small-*.log")
-    assert (state["type"], "ended with 2" in state["message"]) == ("FAILED", True), state
+    assert (state["type"], "ended with 3" in state["message"]) == ("FAILED", True), state
     assert "Expected at least 2 hospitals to start a run" in log.read_text()
 
 
