@@ -53,8 +53,8 @@ def predict(
 
         if out is not None:
             prediction.check_out(out)
-        with prediction.model_files(Home(Path.cwd()), model) as folder:
-            loaded = served_model.load(folder)
+        with prediction.model_files(Home(Path.cwd()), model) as files:
+            loaded = served_model.load(files.folder)
         if out is None:
             typer.echo(json.dumps(prediction.classes_of(loaded, image)))
         else:
@@ -68,15 +68,14 @@ def export_bundle(
     """Write a model as a MONAI bundle, for `python -m monai.bundle run`."""
     with cli_errors():
         from flows import served_model
-        from flows.runs import artifacts
         from flows.runs.paths import Home
         from flows.serving import bundle, prediction
         from models.files import sha256_of
 
         with prediction.model_files(Home(Path.cwd()), model) as files:
-            weights, proof = (files / served_model.WEIGHTS).read_bytes(), files / artifacts.PROOF
-            released = proof.read_bytes() if proof.is_file() else b""
-            bundle.write(served_model.load(files), weights, sha256_of(weights), folder, released)
+            weights = (files.folder / served_model.WEIGHTS).read_bytes()
+            loaded = served_model.load(files.folder)
+            bundle.write(loaded, weights, sha256_of(weights), folder, files.proof)
         typer.echo(f"{folder} is a MONAI bundle; its docs/README.md explains how to run it.")
 
 

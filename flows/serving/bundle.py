@@ -12,7 +12,7 @@ from typing import Any
 from flows import served_model
 from flows.decisions import release_proof
 from flows.decisions.people import People
-from flows.decisions.release_proof import NotProven
+from flows.decisions.release_proof import NotProven, ReleaseProof
 from flows.decisions.release_status import ReleasedVersion
 from flows.runs import artifacts
 from flows.served_model import ServedModel
@@ -37,11 +37,13 @@ IMPORTS = (
 )
 
 
-def write(model: ServedModel, weights: bytes, sha256: str, folder: Path, proof: bytes = b"") -> None:
+def write(
+    model: ServedModel, weights: bytes, sha256: str, folder: Path, proof: ReleaseProof | None = None
+) -> None:
     """Write a bundle into a folder that is empty or not there.
 
     Args:
-        proof: the proof of the model's release, which the bundle then carries; empty without a release.
+        proof: the checked proof of the model's release, which the bundle then carries; None without one.
 
     Raises:
         ConfigError: the folder has files in it already.
@@ -53,8 +55,9 @@ def write(model: ServedModel, weights: bytes, sha256: str, folder: Path, proof: 
     for name, content in (("metadata", _metadata(study, sha256)), ("inference", _inference(study))):
         write_atomically(folder / "configs" / f"{name}.json", json.dumps(content, indent=1).encode())
     if proof:
-        write_atomically(folder / "docs" / artifacts.PROOF, proof)
-    write_atomically(folder / "docs" / "README.md", _readme(study, sha256, bool(proof)).encode())
+        data = release_proof.to_bytes(proof)
+        write_atomically(folder / "docs" / artifacts.PROOF, data)
+    write_atomically(folder / "docs" / "README.md", _readme(study, sha256, proof is not None).encode())
 
 
 def check(folder: Path, people: People) -> ReleasedVersion:
@@ -255,7 +258,7 @@ own copy of their public keys (`people.yaml`), check them, the weights and the c
 
     wardround verify-bundle . --people people.yaml"""
         if is_released
-        else "Nobody has released this model: it is a candidate, for research only."
+        else "No release came with this model: it counts as a candidate, for research only."
     )
     return f"""# {study.name}
 

@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from flows import served_model
 from flows.decisions import release_proof, release_status
 from flows.decisions.people import load_people
+from flows.decisions.release_proof import ReleaseProof
 from flows.runs import artifacts
 from flows.runs.dates import day
 from flows.runs.paths import Home
@@ -27,9 +29,20 @@ from sites.imaging.images import Image, Unreadable, read_image
 from sites.yaml_files import ConfigError
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's folder, and the checked proof of its release; None for a model that nobody released.
+
+    A proof among the files of the folder counts nothing: anybody may have put it there.
+    """
+
+    folder: Path
+    proof: ReleaseProof | None = None
+
+
 @contextmanager
-def model_files(home: Home, named: str) -> Iterator[Path]:
-    """Yield the folder of a model: one on disk, a run's newest, or a version in MLflow's registry.
+def model_files(home: Home, named: str) -> Iterator[ModelFiles]:
+    """Yield the files of a model: one on disk, a run's newest, or a version in MLflow's registry.
 
     | `named`                    | model                                             |
     |----------------------------|---------------------------------------------------|
@@ -44,13 +57,13 @@ def model_files(home: Home, named: str) -> Iterator[Path]:
         NotProven: `<study>-approved` names a model that the signed decisions do not release.
     """
     if (Path(named) / served_model.DESCRIPTION).is_file():
-        yield Path(named)
+        yield ModelFiles(Path(named))
         return
     with tempfile.TemporaryDirectory() as folder:
         yield _of_run(home, named, Path(folder)) or _registered(home, named, Path(folder))
 
 
-def _of_run(home: Home, named: str, into: Path) -> Path | None:
+def _of_run(home: Home, named: str, into: Path) -> ModelFiles | None:
     name, _, round = named.partition(":")
     if not (home.runs / name / "run.json").is_file():
         return None
@@ -61,10 +74,10 @@ def _of_run(home: Home, named: str, into: Path) -> Path | None:
     except (BrokenRun, KeyError, IndexError) as error:
         raise ConfigError(f"{named}: expected a recorded round of this run: {error}") from error
     served_model.write(into, run.study, run.model(record))
-    return into
+    return ModelFiles(into)
 
 
-def _registered(home: Home, named: str, into: Path) -> Path:
+def _registered(home: Home, named: str, into: Path) -> ModelFiles:
     name, _, wanted = named.partition("/")
     alias = registry.CHAMPION if name.endswith("-approved") else registry.CANDIDATE
     try:
@@ -76,15 +89,14 @@ def _registered(home: Home, named: str, into: Path) -> Path:
         ) from error
     files = download.model_in(found.folder)
     _check_released(named, found.tags)
-    if name.endswith("-approved"):
-        _check_proof(home, found.folder, files)
-    return files
+    study = name.removesuffix("-approved")
+    return ModelFiles(files, None if study == name else _checked_proof(home, study, found.folder, files))
 
 
-def _check_proof(home: Home, version: Path, files: Path) -> None:
-    """Check the signed decisions about a version, and put the proof that holds beside its model.
+def _checked_proof(home: Home, study: str, version: Path, files: Path) -> ReleaseProof:
+    """Return the proof that people released a version as a model of a study; raise `NotProven`.
 
-    In the home of its run they are read from the run's folder, so an old proof in MLflow counts nothing.
+    In the home of its run the decisions are read from the run's folder; MLflow's file counts nothing.
     """
     path = version / artifacts.PROOF
     if not path.is_file() or path.stat().st_size > release_proof.MOST_BYTES:
@@ -94,9 +106,11 @@ def _check_proof(home: Home, version: Path, files: Path) -> None:
     proof = release_proof.parsed(path.read_bytes())
     if (home.runs / proof.record.run / "run.json").is_file():
         proof = release_proof.proof_of(named_run(home, proof.record.run), proof.record)
+    if proof.study.name != study:
+        raise release_proof.NotProven(f"It is a model of {proof.study.name}, not of {study}.")
     weights = sha256_of((files / served_model.WEIGHTS).read_bytes())
     release_proof.check_proof(proof, weights, served_model.load(files).study, load_people(home))
-    (files / artifacts.PROOF).write_bytes(release_proof.to_bytes(proof))
+    return proof
 
 
 def _check_released(named: str, tags: Mapping[str, str]) -> None:

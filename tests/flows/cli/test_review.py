@@ -131,6 +131,37 @@ def test_an_alias_that_nobody_decided_on_releases_nothing(
     assert not Path("bundle").exists()
 
 
+def test_a_released_model_of_another_study_is_not_this_ones(
+    run: Run, review: Review, tmp_path: Path
+) -> None:
+    release_newest(run, review, tmp_path)
+    client = MlflowClient()
+    released = client.get_model_version("small-approved", "1")
+    client.create_registered_model("large-approved")
+    client.create_model_version(
+        "large-approved",
+        source=released.source,
+        model_id=released.source.removeprefix("models:/"),
+        tags=released.tags,
+    )
+    result = predict("large-approved/1", "mask.nii.gz")
+    assert result.exit_code == 3
+    assert "It is a model of small, not of large" in result.stderr
+
+
+def test_a_proof_that_somebody_put_beside_a_model_makes_no_released_bundle(
+    run: Run, review: Review, tmp_path: Path
+) -> None:
+    release_newest(run, review, tmp_path)
+    downloaded = download.fetch("small-approved", "1", tmp_path / "released").folder
+    model = download.model_in(downloaded)
+    shutil.copy(downloaded / artifacts.PROOF, model / artifacts.PROOF)
+    result = CliRunner().invoke(app, ["export-bundle", str(model), "bundle"])
+    assert result.exit_code == 0, result.output
+    assert "No release came with this model" in Path("bundle/docs/README.md").read_text()
+    assert not (Path("bundle/docs") / artifacts.PROOF).exists()
+
+
 def test_a_released_model_is_proven_elsewhere_and_in_its_bundle(
     run: Run, review: Review, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
