@@ -6,6 +6,7 @@ The loss returns one number per scan and never mixes scans, which per-patient cl
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -21,6 +22,11 @@ from torch.nn import functional
 from models.config import Config
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+
+
+MISSED_MM = 374.0
+"""HD95 of a patient without a prediction, in mm, as the BraTS challenge counts a missed lesion
+(https://synapse.org/Synapse:syn51156910/discussion/threadId=10357)."""
 
 
 class _TaskConfig(Config):
@@ -106,8 +112,9 @@ class Task:
     `of_patient(scans) -> kept` returns the small part of one patient's predictions that the metrics
     need; `over_patients([kept, ...]) -> {name: value}` returns the metrics: a patient counts once,
     with any number of scans. `bounded(scans) -> {name: value}` returns those of one patient's metrics
-    that are always in [0, 1] and whose mean over patients is the metric. `exclusive(logits) ->
-    (N, C, ...)` returns logits whose softmax gives the probabilities.
+    that are always in [0, 1] and whose mean over patients is the metric. A patient without scans is a
+    miss: Dice 0, HD95 `MISSED_MM`, every answer wrong. `exclusive(logits) -> (N, C, ...)` returns
+    logits whose softmax gives the probabilities.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -117,10 +124,6 @@ class Task:
     bounded: Callable[[Iterable[Prediction]], dict[str, float]]
     exclusive: Callable[[Tensor], Tensor] = lambda logits: logits
 
-    def metrics(self, patients: Iterable[Iterable[Prediction]]) -> dict[str, float]:
-        """Return the metrics over patients; each patient is a list of predictions, one per scan."""
-        return self.over_patients([self.of_patient(scans) for scans in patients])
-
 
 def build_task(config: SegmentationConfig | ClassificationConfig) -> Task:
     """Return the functions of the task that `config` describes."""
@@ -128,20 +131,29 @@ def build_task(config: SegmentationConfig | ClassificationConfig) -> Task:
         return Task(
             dice_and_cross_entropy,
             _softmax,
-            _segmentation_of_patient(config),
+            partial(_of_segmented, config),
             _mean_outcome,
-            _dice_of_labels(config),
+            partial(_dice_of_labels, config),
         )
+    count = config.out_channels
     if config.multi_label:
+        of_patient = partial(_answer, (torch.zeros(count), torch.ones(count).long()))
         return Task(
             _binary_cross_entropy,
             torch.sigmoid,
-            _of_patient,
+            of_patient,
             _multi_label_metrics,
-            _share_right,
+            lambda scans: _share_right(of_patient(scans)),
             _yes_and_no,
         )
-    return Task(_cross_entropy, _softmax, _of_patient, _classification_metrics, _is_right)
+    of_patient = partial(_answer, (torch.arange(count).clamp(max=1) / (count - 1), torch.tensor(0)))
+    return Task(
+        _cross_entropy,
+        _softmax,
+        of_patient,
+        _classification_metrics,
+        lambda scans: _is_right(of_patient(scans)),
+    )
 
 
 def metric_names(config: SegmentationConfig | ClassificationConfig) -> frozenset[str]:
@@ -223,23 +235,15 @@ def _mean_outcome(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return {name: _mean([outcome[name] for outcome in outcomes]) for name in outcomes[0]}
 
 
-def _segmentation_of_patient(
-    config: SegmentationConfig,
-) -> Callable[[Iterable[Prediction]], dict[str, float]]:
-    def of_patient(scans: Iterable[Prediction]) -> dict[str, float]:
-        return _mean_outcome([segmentation_outcome(scan, config) for scan in scans])
-
-    return of_patient
+def _of_segmented(config: SegmentationConfig, scans: Iterable[Prediction]) -> dict[str, float]:
+    missed = {f"dice/{name}": 0.0 for name in config.labels.values()}
+    missed |= {"dice": 0.0, "hd95_mm": MISSED_MM, "surface_dice": 0.0}
+    return _mean_outcome([segmentation_outcome(scan, config) for scan in scans] or [missed])
 
 
-def _dice_of_labels(
-    config: SegmentationConfig,
-) -> Callable[[Iterable[Prediction]], dict[str, float]]:
-    def bounded(scans: Iterable[Prediction]) -> dict[str, float]:
-        outcome = _mean_outcome([segmentation_outcome(scan, config) for scan in scans])
-        return {name: value for name, value in outcome.items() if name.startswith("dice/")}
-
-    return bounded
+def _dice_of_labels(config: SegmentationConfig, scans: Iterable[Prediction]) -> dict[str, float]:
+    outcome = _of_segmented(config, scans)
+    return {name: value for name, value in outcome.items() if name.startswith("dice/")}
 
 
 def dice_outcome(scan: Prediction, config: SegmentationConfig) -> dict[str, float]:
@@ -301,24 +305,29 @@ def _of_surfaces(
     return float(distance), float(overlap)
 
 
-def _of_patient(scans: Iterable[Prediction]) -> tuple[Tensor, Tensor]:
+Answer = tuple[Tensor, Tensor]
+"""A patient's probabilities, and the target."""
+
+
+def _answer(missed: Answer, scans: Iterable[Prediction]) -> Answer:
     """Return the mean probabilities over a patient's scans, and the target of the first scan."""
-    listed = list(scans)
+    if not (listed := list(scans)):
+        return missed
     return torch.stack([scan.probabilities for scan in listed]).mean(0), listed[0].target
 
 
-def _stacked(patients: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _stacked(patients: Sequence[Answer]) -> tuple[Tensor, Tensor]:
     probabilities, targets = zip(*patients, strict=True)
     return torch.stack(probabilities), torch.stack(targets)
 
 
-def _is_right(scans: Iterable[Prediction]) -> dict[str, float]:
-    probabilities, target = _of_patient(scans)
+def _is_right(answer: Answer) -> dict[str, float]:
+    probabilities, target = answer
     return {"accuracy": float(probabilities.argmax() == target)}
 
 
-def _share_right(scans: Iterable[Prediction]) -> dict[str, float]:
-    probabilities, target = _of_patient(scans)
+def _share_right(answer: Answer) -> dict[str, float]:
+    probabilities, target = answer
     return {"accuracy": float(((probabilities >= 0.5) == (target > 0)).float().mean())}
 
 

@@ -4,18 +4,16 @@ import hmac
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from models.objectives import TaskConfig
 from privacy.signing import secret_file
-from sites.imaging.checks import CheckedCase, SharedFinding, check_together
-from sites.imaging.intake import Finding
+from sites.imaging.checks import CheckedCase, check_together
 from sites.imaging.listing import CaseFiles
 from sites.imaging.reading import Reading
-from sites.policy.policy import Policy, Refused
+from sites.policy.policy import Policy
 
 log = logging.getLogger("wardround.site")
 
@@ -32,10 +30,17 @@ class Patient:
 
 @dataclass(frozen=True)
 class Cohort:
-    """The patients of a hospital; no patient is in both groups."""
+    """The patients of a hospital as a study reads their scans; no patient is in both groups.
+
+    Attributes:
+        training: those with at least one scan that can be used.
+        evaluation: all who are listed. Whoever has no usable scan has no scans here, and is a miss.
+        findings: what the checks found, for the hospital's own use; without names.
+    """
 
     training: tuple[Patient, ...]
     evaluation: tuple[Patient, ...]
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,44 +94,32 @@ def eligible(cases: Iterable[CaseFiles], split: Split, key: bytes) -> Eligible:
     return Eligible(training=everybody - aside, evaluation=aside)
 
 
-def load_cohort(
-    cases: Sequence[CheckedCase],
-    declared: Mapping[int, str],
-    policy: Policy,
-    task: TaskConfig,
-    key: bytes,
-    split: Split,
-) -> Cohort:
-    """Return the patients of `cases` whose scans can be used.
+def load_cohort(cases: Sequence[CheckedCase], policy: Policy, key: bytes, split: Split) -> Cohort:
+    """Return the patients of the listed `cases` as their scans can be read.
 
-    Args:
-        declared: the labels that the hospital declares for its data.
-
-    Raises:
-        Refused: the study has other labels than `declared`; a finding has the severity `stop`; fewer
-            training patients than `min_patients` remain. The text contains no count and no case; each
-            finding is in the hospital's own log.
+    Findings are logged at the hospital and returned; none of them raises, because an error could be
+    seen from outside (docs/decisions/0014).
     """
-    _check_labels(declared, task)
     patients: dict[str, list[Reading]] = {}
+    findings = []
     for case in cases:
-        is_left_out = _gate(policy, case, key)
-        if case.reading and not is_left_out:
-            patients.setdefault(pseudonym(key, case.files.patient), []).append(case.reading)
-    for finding in check_together(cases, evaluator(split, key)):
-        where = ", ".join(case_id(key, files) for files in finding.cases)
-        log.warning("%s: %s%s", finding.check, finding.text, f": case {where}" if where else "")
-        if policy.severities[finding.check] == "stop":
-            raise Refused(_stopped(finding))
+        mine = patients.setdefault(pseudonym(key, case.files.patient), [])
+        found = {policy.severities[finding.check] for finding in case.findings}
+        if case.reading and "skip" not in found:
+            mine.append(case.reading)
+        named = f"case {case_id(key, case.files)}"
+        findings += [f"{f.check}: {f.text}: {named}" for f in case.findings]
+    for shared in check_together(cases, evaluator(split, key)):
+        where = ", ".join(case_id(key, files) for files in shared.cases)
+        findings.append(f"{shared.check}: {shared.text}{f': case {where}' if where else ''}")
+    for finding in findings:
+        log.warning("%s", finding)
     everybody = [Patient(name, tuple(patients[name])) for name in sorted(patients)]
-    aside = {p.pseudonym for p in everybody if split.evaluates(p.pseudonym)}
-    cohort = Cohort(
-        training=tuple(p for p in everybody if p.pseudonym not in aside),
-        evaluation=tuple(p for p in everybody if p.pseudonym in aside),
+    return Cohort(
+        training=tuple(p for p in everybody if p.scans and not split.evaluates(p.pseudonym)),
+        evaluation=tuple(p for p in everybody if split.evaluates(p.pseudonym)),
+        findings=tuple(findings),
     )
-    if len(cohort.training) < policy.min_patients:
-        raise Refused("fewer training patients can be used than the policy's min_patients")
-    return cohort
 
 
 def evaluator(split: Split, key: bytes) -> Callable[[str], bool]:
@@ -137,27 +130,3 @@ def evaluator(split: Split, key: bytes) -> Callable[[str], bool]:
 def case_id(key: bytes, case: CaseFiles) -> str:
     """Return the identifier of a case in logs: its file name may contain a patient's name."""
     return pseudonym(key, f"case {case.image}")[:12]
-
-
-def _gate(policy: Policy, case: CheckedCase, key: bytes) -> bool:
-    """Log a case's findings; return whether to skip the case; raise `Refused` for the severity stop."""
-    found = {policy.severities[finding.check]: finding for finding in case.findings}
-    for finding in case.findings:
-        log.warning("case %s: %s: %s", case_id(key, case.files), finding.check, finding.text)
-    if "stop" in found:
-        raise Refused(_stopped(found["stop"]))
-    return "skip" in found
-
-
-def _stopped(finding: Finding | SharedFinding) -> str:
-    return f"the check {finding.check} of the hospital's data, with the severity stop, found a fault"
-
-
-def _check_labels(declared: Mapping[int, str], task: TaskConfig) -> None:
-    """Refuse a study with other labels than declared: the cases left out would reveal their labels."""
-    background = {0} if task.kind == "segmentation" else set()
-    if set(declared) - background != set(task.labels):
-        raise Refused(
-            f"the study's labels {sorted(task.labels)} differ from those of the hospital's data, "
-            f"{sorted(set(declared) - background)}"
-        )

@@ -192,10 +192,9 @@ class Hospital:
         return checked
 
     def cohort(self, study: Study) -> Cohort:
-        """Return the hospital's patients for a study; raises `Refused` as `load_cohort` does."""
+        """Return the hospital's patients as a study reads their scans."""
         cases = self.checked_cases(study.task, study.preprocessing)
-        declared = self.listing.labels
-        return load_cohort(cases, declared, self.policy, study.task, self.pseudonym_key, self.split)
+        return load_cohort(cases, self.policy, self.pseudonym_key, self.split)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

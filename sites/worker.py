@@ -3,9 +3,11 @@
 It reads one JSON request a line from standard input. A request is one of three: an order, where the
 coordinator is on the same machine; a reference to an order in the exchange; or an answer to a request
 that waits for approval. On standard output it writes lines of progress (public constants of the study).
-It ends each request with `{"done": true}`, `{"waiting": "join"}` or `{"failed": "<class of error>"}`.
-Details go to the hospital's own `state/site.log`. The process uses one folder. It ends when its standard
-input closes, which the operating system does when the parent process dies.
+It ends each request with `{"done": true}`, `{"waiting": "join"}` or `{"failed": "<kind>"}`. The kind is
+one of `CONDITIONS`, which are about the order, the exchange, the clock or the policy, or `Fault`: what
+went wrong with a patient's scan must not be visible outside. Details go to the hospital's own
+`state/site.log`. The process uses one folder. It ends when its standard input closes, which the
+operating system does when the parent process dies.
 """
 
 import argparse
@@ -17,6 +19,12 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+
+CONDITIONS = frozenset(
+    {"BadOrder", "ClockWentBack", "Closed", "ConfigError", "Drained", "Expired", "LedgerError"}
+    | {"StorageFailed"}
+)
+"""Classes of errors that the coordinator sees: none of them depends on what a scan shows."""
 
 
 def main() -> None:
@@ -80,7 +88,8 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
             logging.getLogger("wardround.site").error(
                 "the order failed: %s\n%s", type(error).__name__, where
             )
-            _answer({"failed": type(error).__name__})
+            kind = type(error).__name__
+            _answer({"failed": kind if kind in CONDITIONS else "Fault"})
 
 
 def _report(what: str, step: int, of: int) -> None:

@@ -1,6 +1,15 @@
-"""Admission of a study by a hospital's policy; a study can never widen the policy."""
+"""Admission of a study by a hospital's policy and list; a study can never widen the policy.
+
+What leaves without a charge depends on the policy, the list and the study alone, never on what a scan
+shows (docs/decisions/0014).
+"""
+
+import time
 
 from models.networks import NetworkConfig
+from privacy.ledger_book import is_kind
+from sites.hospital import Hospital
+from sites.imaging.listing import Listing
 from sites.orders import Order
 from sites.policy.policy import Policy, Refused
 from sites.study import Study, check_network
@@ -34,6 +43,64 @@ def admit(policy: Policy, study: Study) -> None:
             raise Refused(f"the study asks for {key} {asked:g}, the policy allows {allowed:g}")
     if study.privacy.delta >= 1 / policy.declared_training:
         raise Refused("the study's delta is not below one over the declared training patients")
+
+
+FREE = ("check", "join", "survey")
+"""Kinds of acts that can be answered without a charge, and that the policy counts by week."""
+WEEK_S = 7 * 24 * 3600.0
+
+
+def check_list(hospital: Hospital, study: Study) -> None:
+    """Raise `Refused` if the hospital's list does not fit a study; no scan is opened.
+
+    The text contains no count and no case.
+    """
+    _check_labels(hospital.listing, study)
+    training = len(hospital.eligible.training)
+    if training < hospital.policy.min_patients:
+        raise Refused("fewer training patients are listed than the policy's min_patients")
+    if study.training.membership and training < 2:
+        raise Refused("the hospital has too few patients for training.membership")
+
+
+def _check_labels(listing: Listing, study: Study) -> None:
+    task = study.task
+    if listing.has_classes != (task.kind == "classification"):
+        has = "classes" if listing.has_classes else "label images"
+        raise Refused(f"the study is a {task.kind}, the hospital's list has {has}")
+    if task.kind == "classification" and task.multi_label != listing.has_several:
+        asked, has = (
+            "any number of classes" if several else "one class"
+            for several in (task.multi_label, listing.has_several)
+        )
+        raise Refused(f"the study's cases have {asked}, those of the hospital's list {has}")
+    background = {0} if task.kind == "segmentation" else set()
+    if set(listing.labels) - background != set(task.labels):
+        raise Refused(
+            f"the study's labels {sorted(task.labels)} differ from those of the hospital's data, "
+            f"{sorted(set(listing.labels) - background)}"
+        )
+
+
+def free_answers(hospital: Hospital) -> int:
+    """Return the number of answers of the last seven days that cost nothing."""
+    since = time.time() - WEEK_S
+    return sum(
+        entry.action == "publish"
+        and entry.at > since
+        and any(is_kind(entry.charge.purpose, kind) for kind in FREE)
+        for entry in hospital.ledger.entries()
+    )
+
+
+def check_free_answers(hospital: Hospital, order: Order) -> None:
+    """Raise `Refused` if the policy allows no further answer of this kind this week."""
+    most = hospital.policy.free_answers_per_week
+    if order.phase in FREE and free_answers(hospital) >= most:
+        raise Refused(
+            f"the hospital answers at most {most} orders of {', '.join(FREE)} in seven days "
+            f"(free_answers_per_week)"
+        )
 
 
 def check_round(order: Order) -> None:

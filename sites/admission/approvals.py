@@ -1,7 +1,8 @@
 """Approvals: requests that wait for a person of the hospital, and their answers as signed rows.
 
-With `approve: {join: manual}` in the policy, a run is joined only after a person approved its terms: the
-study, the code, the networks, the list of scans and the budget. With `export: manual`, each release
+With `approve: {join: manual}` in the policy, or a check with the severity `stop`, a run is joined only
+after a person approved its terms: the study, the code, the networks, the list of scans and the budget.
+The person also sees what the checks found in the scans. With `export: manual`, each release
 leaves only after a person approved its exact bytes. A row names the hash of the terms, so changed terms
 need a new approval. Only a signed row counts. Prefect's UI can send an answer to the hospital; it must
 contain a code that `wardround site waiting` shows at the hospital.
@@ -10,7 +11,7 @@ contain a code that `wardround site waiting` shows at the hospital.
 import hmac
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -32,7 +33,7 @@ from sites.yaml_files import ConfigError
 
 CODE_LENGTH = 16
 
-Act = Literal["join", "export"]
+Act = Literal["check", "join", "export"]
 
 
 class ApprovalNeeded(Exception):
@@ -44,7 +45,10 @@ class ApprovalNeeded(Exception):
 
 
 class Request(Config):
-    """A request to a person of the hospital: approval of `act` on these terms."""
+    """A request to a person of the hospital: approval of `act` on these terms.
+
+    `findings` are what the checks of the data found when it was made; they are no part of the terms.
+    """
 
     act: Act
     study: str
@@ -52,6 +56,7 @@ class Request(Config):
     round: int
     asked_ms: int
     terms: dict[str, Any]
+    findings: tuple[str, ...] = ()
 
 
 Answer = Literal["approved", "refused"]
@@ -86,8 +91,17 @@ class Waiting:
     codes: Mapping[Answer, str]
 
 
-def check_join(hospital: Hospital, study: Study, run: str) -> None:
+def check_probe(hospital: Hospital, study: Study, run: str) -> None:
+    """Check that the hospital may answer if it could take part; raises as `check_join`."""
+    terms = {"run": run, "study": study.model_dump(mode="json"), "study_sha256": study.sha256}
+    _check(hospital, "check", (study.name, run, 0), terms)
+
+
+def check_join(hospital: Hospital, study: Study, run: str, findings: Sequence[str] = ()) -> None:
     """Check that a study may join, by the policy or by a person's approval.
+
+    Args:
+        findings: what the checks found in the scans, for the person.
 
     Raises:
         ApprovalNeeded: a person has to answer first.
@@ -107,6 +121,7 @@ def check_join(hospital: Hospital, study: Study, run: str) -> None:
             "data_sha256": hospital.data_sha256,
             "budget": hospital.policy.budget.model_dump(mode="json"),
         },
+        findings,
     )
 
 
@@ -174,32 +189,41 @@ def decide_by_code(hospital: Hospital, code: str, by: str) -> None:
     raise ConfigError("Expected a code that `wardround site waiting` shows, got another text.")
 
 
-def _check(hospital: Hospital, act: Act, named: tuple[str, str, int], terms: Mapping[str, Any]) -> None:
+def _check(
+    hospital: Hospital,
+    act: Act,
+    named: tuple[str, str, int],
+    terms: Mapping[str, Any],
+    findings: Sequence[str] = (),
+) -> None:
     digest = sha256(canonical({"act": act, **terms})).hexdigest()
     row = _stored_row(hospital, digest)
     if row and row.answer == "refused":  # also if the policy now needs no approval
         raise Refused("the hospital does not take part")  # the reason stays in the hospital
-    if row is None and getattr(hospital.policy.approve, act) == "manual":
-        _ask(hospital, act, named, terms, digest)
+    policy = hospital.policy
+    by_person = policy.person_joins if act == "join" else getattr(policy.approve, act) == "manual"
+    if row is None and by_person:
+        study, run, round = named
+        request = Request(
+            act=act, study=study, run=run, round=round, asked_ms=_now_ms(), terms=dict(terms),
+            findings=tuple(findings),
+        )  # fmt: skip
+        _ask(hospital, request, digest)
         raise ApprovalNeeded(act, digest)
 
 
-def _ask(
-    hospital: Hospital, act: Act, named: tuple[str, str, int], terms: Mapping[str, Any], digest: str
-) -> None:
+def _ask(hospital: Hospital, request: Request, digest: str) -> None:
     path = _folder(hospital) / f"{digest}.request.json"
     if path.exists():
         return
-    study, run, round = named
-    request = Request(act=act, study=study, run=run, round=round, asked_ms=_now_ms(), terms=dict(terms))
     write_atomically(path, request.model_dump_json(indent=1).encode())
     call(
         "wardround.approval.waits",
-        f"{hospital.name}: {act} of {run}, round {round}, waits for approval; `wardround site waiting` "
-        f"shows it.",
+        f"{hospital.name}: {request.act} of {request.run}, round {request.round}, waits for approval; "
+        f"`wardround site waiting` shows it.",
         site=hospital.name,
-        run=run,
-        round=round,
+        run=request.run,
+        round=request.round,
     )
 
 

@@ -17,9 +17,8 @@ from privacy.release import Acceptance, parse_statement
 from privacy.soundness import check_soundness
 from sites import export
 from sites.admission.admission import teacher_for, training_for
-from sites.admission.approvals import check_join
+from sites.admission.approvals import check_join, check_probe
 from sites.admission.resources import check_disk, exclusive_device
-from sites.cohort import Cohort
 from sites.contribution.local_update import LocalTraining, end, forget, local_update
 from sites.hospital import Hospital
 from sites.local_models import global_model, network_for, with_local_layers
@@ -33,26 +32,33 @@ from sites.transfer_set import NoTransferImages, contents, transfer_images
 log = logging.getLogger("wardround.site")
 
 
+TOO_FEW = "fewer training patients have usable scans than the policy's min_patients"
+"""Reason for no release without privacy: it would show a few patients. It is recorded like a release."""
+
+
 def check(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
-    """State that this hospital could join the run as it is now, without an approval or a charge."""
+    """State that policy, list, code and budget would let this hospital join; no scan is opened."""
     _check_fit(hospital, order)
+    check_probe(hospital, order.study, order.run)
     export.readiness(hospital, order.study, act)
 
 
 def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
-    """Check that data, code and budget allow the whole run and that it is approved, and accept it."""
+    """Check that list, code and budget allow the whole run and that it is approved, and accept it.
+
+    The scans are read for the hospital's own log and for the person who approves, and change nothing.
+    """
     _check_fit(hospital, order)
-    check_join(hospital, order.study, order.run)
+    check_join(hospital, order.study, order.run, _findings(hospital, order.study))
     export.acceptance(hospital, order.study, act)
 
 
 def _check_fit(hospital: Hospital, order: Order) -> None:
-    """Raise `Refused` or `BudgetExceeded` if data, code or budget do not allow the whole run."""
+    """Raise `Refused` or `BudgetExceeded` if code or budget do not allow the whole run."""
     mechanism = _mechanism(hospital, order.study)
     if mechanism:
         _check_accountants(order.study, mechanism)
     _rehearse(hospital, order.study, mechanism)
-    _cohort(hospital, order.study)
     if mechanism:
         patients = hospital.eligible.training
         left = order.study.rounds - max(0, order.round - 1)
@@ -72,7 +78,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     mechanism = _mechanism(hospital, study)
     start = with_local_layers(hospital, order, model.params, order.round - 1)
     _rehearse(hospital, study, mechanism)
-    patients = _cohort(hospital, study).training
+    patients = hospital.cohort(study).training
     charge = replace(act, event=mechanism.event if mechanism else None)
     if not hospital.ledger.has_started(charge):
         check_disk(hospital)
@@ -85,6 +91,9 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
             examples = prepare(patients, study.preprocessing, hospital.device, seed)
             check_in_time(order)
         hospital.ledger.start(charge)
+        if not mechanism and len(patients) < hospital.policy.min_patients:
+            export.settle_without_release(hospital, study, charge, TOO_FEW)
+            return
         update = local_update(
             LocalTraining(hospital, order, model.params, start, patients, examples, mechanism, progress)
         )
@@ -133,20 +142,16 @@ def _check_terms(hospital: Hospital, order: Order) -> None:
         )
 
 
-def _cohort(hospital: Hospital, study: Study) -> Cohort:
-    """Return the hospital's patients; raise `Refused` if the study can't use them.
-
-    If a public set contains an image of a patient, only the hospital's own log states it.
-    """
+def _findings(hospital: Hospital, study: Study) -> list[str]:
+    """Return what the checks find in the scans, and whether a public set contains one of them."""
     cohort = hospital.cohort(study)
-    if study.training.membership and len(cohort.training) < 2:
-        raise Refused("the hospital has too few patients for training.membership")
     everybody = (*cohort.training, *cohort.evaluation)
     public = contents(study, hospital.public)
-    if any(scan.profile.content in public for patient in everybody for scan in patient.scans):
-        log.warning("the study's public set contains an image of one of this hospital's patients")
-        raise Refused("this hospital does not accept the study's public set")
-    return cohort
+    if not any(scan.profile.content in public for patient in everybody for scan in patient.scans):
+        return list(cohort.findings)
+    found = "public_image: the study's public set contains an image of one of this hospital's patients"
+    log.warning("%s", found)
+    return [*cohort.findings, found]
 
 
 def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> None:

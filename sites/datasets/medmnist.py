@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -52,7 +51,7 @@ def make_hospitals(
             f"another seed."
         )
     return [
-        _make(out / f"hospital-{k}", images, listed, sorted(numbers), pictures.labels)
+        _make(out / f"hospital-{k}", images, listed, sorted(numbers), pictures)
         for k, numbers in enumerate(dealt, start=1)
     ]
 
@@ -86,9 +85,7 @@ def _training_part(source: Path, pictures: PictureSet) -> tuple[Pictures, list[s
     return images.astype(np.uint8), [text or NOTHING for text in held]
 
 
-def _make(
-    ward: Path, images: Pictures, listed: list[str], numbers: list[int], labels: Mapping[int, str]
-) -> Path:
+def _make(ward: Path, images: Pictures, listed: list[str], numbers: list[int], of: PictureSet) -> Path:
     if ward.exists():
         return ward
     partial = ward.with_name(f".{ward.name}.partial")
@@ -96,12 +93,12 @@ def _make(
     (partial / "images").mkdir(parents=True)
     with (partial / "cases.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["patient", "image", "label"])
+        writer.writerow(["patient", "image", "labels" if of.several else "label"])
         for number in numbers:
             name = _save(images[number], partial, f"images/{number:05d}")
             writer.writerow([f"patient-{number:05d}", name, listed[number]])
     with (partial / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("value", "name"), *labels.items()])
+        csv.writer(file).writerows([("value", "name"), *of.labels.items()])
     write_public_policy(partial, ward.name, len(numbers), NETWORKS, smallest=10)
     partial.rename(ward)
     return ward

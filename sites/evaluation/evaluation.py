@@ -28,7 +28,7 @@ from sites.local_models import (
     with_local_layers,
 )
 from sites.orders import Order, check_in_time
-from sites.policy.policy import NoisedMetrics, Refused
+from sites.policy.policy import NoisedMetrics
 from sites.progress import Progress
 from sites.study import Study
 
@@ -38,10 +38,10 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     study, policy = order.study, hospital.policy
     check_join(hospital, study, order.run)
     model = global_model(hospital, order)
-    patients = hospital.cohort(study).evaluation
-    if policy.metrics == "withheld" or len(patients) < policy.min_evaluation_patients:
+    if policy.metrics == "withheld" or _has_few(hospital):
         export.scores(hospital, study, act, model, "withheld", {})
         return
+    patients = hospital.cohort(study).evaluation
     if policy.noised_metrics is None:
         metrics = _exact_metrics(hospital, order, model, patients)
         export.scores(hospital, study, act, model, "exact", metrics)
@@ -90,8 +90,6 @@ def _score_noised(
     charged = hospital.ledger.reserve(charge, hospital.eligible.evaluation, limit)
     hospital.ledger.start(charge)
     patients = tuple(patient for patient in patients if patient.pseudonym in charged)
-    if not patients:
-        raise Refused("no patient for whom this evaluation was charged is left in the data")
     noise, _source = hospital.noise(f"{study.sha256} {order.round} metrics")
     network = _network_of(hospital, order, model)
     metrics = noised_score(
@@ -109,11 +107,10 @@ def compare(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Score the released models of other hospitals and of this one on patients who never train."""
     study, policy = order.study, hospital.policy
     check_join(hospital, study, order.run)
-    patients = hospital.cohort(study).evaluation
-    is_few = len(patients) < policy.min_evaluation_patients
-    if policy.cross_site == "refuse" or policy.metrics != "exact" or is_few:
+    if policy.cross_site == "refuse" or policy.metrics != "exact" or _has_few(hospital):
         export.comparison(hospital, study, act, {}, {})
         return
+    patients = hospital.cohort(study).evaluation
     task, models, metrics = build_task(study.task), {}, {}
     for site in order.models:
         model = released_model(hospital, order, site)
@@ -122,6 +119,14 @@ def compare(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
         models[site] = model.sha256
         metrics[site] = {name: value for name, value in found.items() if "/" not in name}
     export.comparison(hospital, study, act, models, metrics)
+
+
+def _has_few(hospital: Hospital) -> bool:
+    """Return whether fewer evaluation patients are listed than the policy's `min_evaluation_patients`.
+
+    Those without a usable scan count: whether metrics are withheld must not depend on what scans show.
+    """
+    return len(hospital.eligible.evaluation) < hospital.policy.min_evaluation_patients
 
 
 def _secret_seed(hospital: Hospital, purpose: str) -> int:
@@ -190,7 +195,7 @@ def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
         export.survey(hospital, study, act, "withheld", {})
         return
     cohort = hospital.cohort(study)
-    patients = (*cohort.training, *cohort.evaluation)
+    patients = tuple(p for p in (*cohort.training, *cohort.evaluation) if p.scans)
     if statistics.kind == "suppressed":
         shares = survey.suppressed(patients, study.task, smallest=statistics.smallest)
         export.survey(hospital, study, act, "suppressed", shares)

@@ -1,5 +1,6 @@
 """Scores of a model on a hospital's evaluation patients, who never train."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from privacy.noise import NoiseSource
 from privacy.noised import noised_sums, to_grid
 from sites.cohort import Patient
 from sites.inference import Predict
+
+log = logging.getLogger("wardround.site")
 
 FEWEST = 10
 """Smallest number of patients for which an interval is published."""
@@ -82,8 +85,9 @@ def noised_score(
     labels, `dice` is the mean of their noised values, at no extra privacy cost.
     """
     outcomes = [task.bounded(_predictions(predict, patient)) for patient in patients]
-    names = sorted(outcomes[0])
-    rows = np.array([[outcome[name] for name in names] for outcome in outcomes], dtype=np.float64)
+    names = sorted(task.bounded([]))
+    values = [[outcome[name] for name in names] for outcome in outcomes]
+    rows = np.array(values, dtype=np.float64).reshape(-1, len(names))
     shares = noised_sums(rows, event, len(names) ** 0.5, noise).shares(declared)
     metrics = dict(zip(names, shares, strict=True))
     dice = [value for name, value in metrics.items() if name.startswith("dice/")]
@@ -92,5 +96,9 @@ def noised_score(
 
 def _predictions(predict: Predict, patient: Patient) -> Iterator[Prediction]:
     for scan in patient.scans:
-        prepared = scan.load()
+        try:
+            prepared = scan.load()
+        except Exception as error:  # an error that ends the evaluation could be seen from outside
+            log.warning("a scan can't be read for evaluation: %s", type(error).__name__)
+            continue
         yield Prediction(predict(prepared), prepared.truth, prepared.spacing_mm)

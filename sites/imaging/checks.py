@@ -1,5 +1,8 @@
 """Checks of a hospital's data, and the severity of each: `stop`, `skip` the case, or `warn`.
 
+`stop` asks a person of the hospital before it joins any study, whatever is found, and shows the findings
+(docs/decisions/0014): from outside, nobody can see what a check found.
+
 | check                                    | looks at            | default of `site.yaml`         |
 |------------------------------------------|---------------------|--------------------------------|
 | `sites.imaging.intake.BREAKING`          | one case            | the value of `on_broken_case`  |
@@ -72,14 +75,18 @@ class CheckedCase:
 
 def read_cases(cases: Iterable[CaseFiles], read: Reader) -> list[CheckedCase]:
     """Return every case with its reading; a broken case has none and does not stop the others."""
-    checked = []
-    for files in cases:
-        try:
-            reading = read(files)
-            checked.append(CheckedCase(files, reading, reading.findings))
-        except BrokenCase as broken:
-            checked.append(CheckedCase(files, None, (broken.finding,)))
-    return checked
+    return [_checked(files, read) for files in cases]
+
+
+def _checked(files: CaseFiles, read: Reader) -> CheckedCase:
+    try:
+        reading = read(files)
+    except BrokenCase as broken:
+        return CheckedCase(files, None, (broken.finding,))
+    except Exception as error:  # an error that leaves this loop could be seen from outside
+        text = f"an error in reading it: {type(error).__name__}"
+        return CheckedCase(files, None, (Finding("unreadable", text),))
+    return CheckedCase(files, reading, reading.findings)
 
 
 @dataclass(frozen=True)

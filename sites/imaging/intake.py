@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
 from sites.imaging.burned_in_text import may_show_text
 from sites.imaging.images import Image, Unreadable, read_image
-from sites.imaging.listing import NOTHING, CaseFiles
+from sites.imaging.listing import CLASSES, NOTHING, CaseFiles
 
 Breaking = Literal[
     "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
@@ -141,7 +141,10 @@ def _several(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:
 
 def _one_of(case: CaseFiles, label: str, task: ClassificationConfig) -> int:
     if not label.isdecimal() or int(label) not in task.labels:
-        raise _broken(case, "label_values", "the label is not one of the study's classes")
+        text = "the label is not one of the study's classes"
+        if not task.multi_label and CLASSES.fullmatch(label):
+            text += "; a list whose cases may have several classes names the column `labels`"
+        raise _broken(case, "label_values", text)
     return int(label)
 
 

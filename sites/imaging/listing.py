@@ -2,12 +2,15 @@
 
 | layout    | cases                                                | names of the labels        |
 |-----------|------------------------------------------------------|----------------------------|
-| cases     | `cases.csv`: patient, image, label, session          | `labels.csv`: value, name  |
+| cases     | `cases.csv`: patient, image, session, and `label` or | `labels.csv`: value, name  |
+|           | `labels`                                             |                            |
 | Decathlon | `dataset.json`, with `subjects.csv`: image, subject  | `labels` of `dataset.json` |
 | BIDS      | `sub-*/[ses-*/]anat/*.nii[.gz]`,                     | `dseg.tsv`: index, name    |
 |           | labels `derivatives/*/sub-*/.../*_dseg.nii[.gz]`     |                            |
 
 In `cases.csv` the session may be left out, and so may the patient if DICOM files contain a PatientID.
+The column `label` holds a label image or one class. The column `labels` holds any number of classes,
+`0;2`, or `none`. So the name of the column, not a patient's row, decides which studies fit.
 
 Sources: Antonelli et al. 2022, The Medical Segmentation Decathlon,
 https://doi.org/10.1038/s41467-022-30695-9; Gorgolewski et al. 2016, The brain imaging data structure,
@@ -21,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sites.imaging.dicom import patient_in
 from sites.yaml_files import ConfigError
@@ -53,10 +57,22 @@ class CaseFiles:
 
 @dataclass(frozen=True)
 class Listing:
-    """A hospital's cases, and the public names of their labels as the hospital declares them."""
+    """A hospital's cases, and what the hospital declares about their labels.
+
+    Attributes:
+        labels: the public names of the labels.
+        has_several: each case may have any number of classes.
+    """
 
     cases: tuple[CaseFiles, ...]
     labels: Mapping[int, str]
+    has_several: bool = False
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether most labels are classes and no label images; one patient's row does not decide it."""
+        classes = sum(CLASSES.fullmatch(case.label) is not None for case in self.cases)
+        return self.has_several or 2 * classes > len(self.cases)
 
 
 def read_listing(data: Path) -> Listing:
@@ -121,17 +137,28 @@ def _label_names(path: Path, column: str, delimiter: str = ",") -> dict[int, str
 
 def _from_table(data: Path) -> Listing:
     path = data / "cases.csv"
+    label = _label_column(path)
     cases = (
         CaseFiles(
             row["image"],
             row.get("patient") or _named_in(data / row["image"], path),
             row["image"],
-            row["label"],
+            row[label],
             row.get("session", ""),
         )
-        for row in _rows(path, ("image", "label"))
+        for row in _rows(path, ("image", label))
     )
-    return Listing(tuple(cases), _label_names(data / "labels.csv", "value"))
+    labels = _label_names(data / "labels.csv", "value")
+    return Listing(tuple(cases), labels, has_several=label == "labels")
+
+
+def _label_column(path: Path) -> Literal["label", "labels"]:
+    with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(encoding="utf-8-sig") as file:
+        columns = set(csv.DictReader(file).fieldnames or ())
+        if {"label", "labels"} <= columns:
+            raise ConfigError(f"{path}: expected a column label or a column labels, got both.")
+        return "labels" if "labels" in columns else "label"
+    return "label"
 
 
 def _from_decathlon(data: Path) -> Listing:

@@ -46,10 +46,13 @@ class ApprovalConfig(Config):
     Metrics and surveys need no approval; `metrics` and `statistics` decide what leaves.
 
     Attributes:
-        join: approval to take part in a run.
+        check: approval to answer whether the hospital could take part in a run.
+        join: approval to take part in a run. If any check has the severity `stop`, a person is always
+            asked, so that nobody outside sees whether that check found anything.
         export: approval of each release, before it leaves.
     """
 
+    check: Literal["auto", "manual"] = "auto"
     join: Literal["auto", "manual"] = "auto"
     export: Literal["auto", "manual"] = "auto"
 
@@ -113,8 +116,10 @@ class Policy(Config):
         data: folder with the scans and their list, relative to `site.yaml`; by default its own folder.
         declared_patients: public number of patients, rounded by the hospital; every weight and
             divisor uses it, never the true count.
-        min_patients: smallest number of usable training patients with which the hospital takes part.
-        min_evaluation_patients: smallest number of usable evaluation patients with which metrics leave.
+        min_patients: smallest number of listed training patients with which the hospital takes part.
+            Without privacy, so many scans must also be usable.
+        min_evaluation_patients: smallest number of listed evaluation patients with which metrics leave.
+            One without a usable scan counts as a miss.
         evaluation_fraction: share of the patients who only evaluate, chosen by keyed hash; they never
             train in any study. 0.25 by default.
         budget: the most that all studies together may spend on any patient (epsilon, delta).
@@ -137,7 +142,10 @@ class Policy(Config):
             `allow` every charge is counted by Renyi DP, full batches included (about 13 % more). Choose
             before the first charge.
         approve: approval of runs and releases by a person; by default by the policy alone.
-        on_broken_case: `skip` leaves out a case that can't be used; `stop` refuses the study.
+        free_answers_per_week: most answers to `check`, `join` and `survey` in seven days; by default
+            100.
+        on_broken_case: `skip` leaves out a case that can't be used; `stop` also asks a person before the
+            hospital joins a study.
         checks: consequence of single findings (`stop`, `skip`, `warn`) that replaces the default in
             `sites.imaging.checks`.
         cache_mb: largest size of the cache of read scans, in MiB; 4096 by default.
@@ -171,6 +179,7 @@ class Policy(Config):
     plain_studies: Literal["refuse", "allow"] = "refuse"
     sampled_steps: Literal["refuse", "allow"] = "refuse"
     approve: ApprovalConfig = ApprovalConfig()
+    free_answers_per_week: PositiveInt = 100
     on_broken_case: Literal["skip", "stop"]
     checks: Mapping[Check, Severity] = Field(default_factory=dict)
     cache_mb: Annotated[int, Field(ge=0)] = 4096
@@ -224,6 +233,11 @@ class Policy(Config):
     def severities(self) -> dict[str, Severity]:
         """The consequence of each finding of the checks: `stop`, `skip` or `warn`."""
         return severities(self.checks, self.on_broken_case)
+
+    @property
+    def person_joins(self) -> bool:
+        """Whether a person of the hospital decides on joining a study."""
+        return self.approve.join == "manual" or "stop" in self.severities.values()
 
     @property
     def rule(self) -> Filter:

@@ -34,7 +34,8 @@ def understudy(hospital: Hospital, study: Study, folder: Path) -> Hospital:
     np.savez(folder / "scans.npz", images=np.stack(images), labels=np.stack(labels))
     with (folder / "cases.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["patient", "image", "label"])
+        several = study.task.kind == "classification" and study.task.multi_label
+        writer.writerow(["patient", "image", "labels" if several else "label"])
         for i, classes in enumerate(listed):
             label = classes or f"scans.npz#labels/{i}"
             writer.writerow([f"made-up-{i:02d}", f"scans.npz#images/{i}", label])

@@ -111,6 +111,8 @@ class _Training:
 
     def _accumulate(self, patients: list[int], number: int, clipper: "_Clipper") -> None:
         batch = self.examples.batch(patients, number)
+        if batch is None:
+            return
         images, targets, patient_of = with_attacked(self.network, self.task, batch, self.config)
         of_scan = patient_of.to(images.device)
         sums = clipped_sums(self.network, self.task.loss, images, targets, of_scan, clipper)

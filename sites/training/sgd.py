@@ -66,6 +66,8 @@ def _add_gradients(
     """Add the gradient of a lot's mean loss over patients, one microbatch at a time."""
     for start in range(0, len(lot), config.microbatch):
         batch = examples.batch(lot[start : start + config.microbatch], step)
+        if batch is None:
+            continue
         images, targets, patient_of = with_attacked(network, task, batch, config)
         logits = network(images)
         losses = task.loss(logits, targets)
@@ -103,7 +105,10 @@ class _Opponent:
         """Return the attacker's gain from each scan, `(N,)`, after it learned from this step."""
         seen = self._signals(losses, logits)
         strangers = [self.first_stranger + i for i in next(self._lots)]
-        images, targets, _ = self._examples.batch(strangers, step)
+        batch = self._examples.batch(strangers, step)
+        if batch is None:
+            return torch.zeros_like(losses)
+        images, targets, _ = batch
         with torch.no_grad():
             their_logits = self._network(images)
             unseen = self._signals(self._task.loss(their_logits, targets), their_logits)

@@ -6,9 +6,11 @@ from monai.losses import DiceCELoss
 from pydantic import ValidationError
 
 from models.objectives import (
+    MISSED_MM,
     ClassificationConfig,
     Prediction,
     SegmentationConfig,
+    Task,
     build_task,
     metric_names,
     one_hot,
@@ -16,6 +18,10 @@ from models.objectives import (
 )
 
 LABELS = {1: "head", 2: "tail"}
+
+
+def metrics_of(task: Task, patients: list[list[Prediction]]) -> dict[str, float]:
+    return task.over_patients([task.of_patient(scans) for scans in patients])
 
 
 def segmentation(dims: int) -> SegmentationConfig:
@@ -98,7 +104,7 @@ def test_a_patient_counts_once_however_many_scans_he_has() -> None:
     target[0], target[1] = 1, 2
     good = Prediction(one_hot(target[None], 3)[0], target, (1.0, 1.0))
     bad = Prediction(one_hot(torch.zeros(1, 4, 4, dtype=torch.long), 3)[0], target, (1.0, 1.0))
-    metrics = build_task(segmentation(2)).metrics([[good], [bad, bad, bad]])
+    metrics = metrics_of(build_task(segmentation(2)), [[good], [bad, bad, bad]])
     assert metrics["dice"] == pytest.approx(0.5)
 
 
@@ -106,7 +112,9 @@ def test_classification_metrics_are_accuracy_and_auroc_over_patients() -> None:
     def patient(p: float, truth: int) -> list[Prediction]:
         return [Prediction(torch.tensor([1 - p, p]), torch.tensor(truth), (1.0, 1.0))]
 
-    metrics = build_task(classification(2)).metrics
+    def metrics(patients: list[list[Prediction]]) -> dict[str, float]:
+        return metrics_of(build_task(classification(2)), patients)
+
     everybody = [patient(0.1, 0), patient(0.6, 0), patient(0.55, 1), patient(0.9, 1)]
     assert metrics(everybody) == {
         "accuracy": 0.75,
@@ -156,13 +164,13 @@ def test_metrics_of_several_labels_are_means_over_those_that_occur() -> None:
         of_several([0.2, 0.3, 0.2], [0, 1, 0]),
         of_several([0.7, 0.9, 0.3], [1, 1, 0]),
     ]
-    metrics = build_task(FINDINGS).metrics(patients)
+    metrics = metrics_of(build_task(FINDINGS), patients)
     assert set(metrics) == metric_names(FINDINGS)
     assert metrics["accuracy"] == pytest.approx(7 / 9)
     assert metrics["balanced_accuracy"] == pytest.approx((1 + 1 + 0.5 + 0 + 1) / 5)
     assert metrics["auroc"] == pytest.approx((1 + 0.5) / 2)  # nobody has an effusion
     assert build_task(FINDINGS).bounded(patients[0])["accuracy"] == pytest.approx(2 / 3)
-    nobody = build_task(FINDINGS).metrics([of_several([0.1, 0.1, 0.1], [0, 0, 0])])
+    nobody = metrics_of(build_task(FINDINGS), [of_several([0.1, 0.1, 0.1], [0, 0, 0])])
     assert "auroc" not in nobody
 
 
@@ -171,3 +179,22 @@ def test_one_label_is_enough_where_several_may_hold() -> None:
     assert ClassificationConfig(**one, multi_label=True).out_channels == 1
     with pytest.raises(ValidationError, match="at least 2"):
         ClassificationConfig(**one)
+
+
+@pytest.mark.parametrize("task", [segmentation(3), classification(2), FINDINGS])
+def test_a_patient_without_a_usable_scan_is_a_miss(
+    task: SegmentationConfig | ClassificationConfig,
+) -> None:
+    """The mean over a perfect patient and a miss is half of the best."""
+    built, shape = build_task(task), (4,) * task.dims if task.kind == "segmentation" else ()
+    if task.kind == "classification" and task.multi_label:
+        scan = Prediction(torch.ones(3), torch.ones(3).long(), (1.0, 1.0))
+    else:
+        target = torch.ones(shape, dtype=torch.long)
+        scan = Prediction(one_hot(target[None], task.out_channels)[0], target, (1.0,) * task.dims)
+    metrics = metrics_of(built, [[scan], []])
+    for name in metrics.keys() - {"hd95_mm", "calibration_error", "auroc", "dice", "surface_dice"}:
+        assert metrics[name] == 0.5
+    assert built.bounded([]) == dict.fromkeys(built.bounded([scan]), 0.0)
+    if task.kind == "segmentation":
+        assert metrics["hd95_mm"] == MISSED_MM / 2

@@ -14,7 +14,7 @@ from sites.imaging.checks import read_cases
 from sites.imaging.listing import read_listing
 from sites.imaging.preprocessing import PreprocessingConfig
 from sites.imaging.reading import reader
-from sites.policy.policy import Refused, load_policy
+from sites.policy.policy import load_policy
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
 KEY = b"k" * 32
@@ -29,7 +29,7 @@ def cohort_of(ward: Path) -> Cohort:
     listing = read_listing(ward)
     checked = read_cases(listing.cases, reader(ward, TASK, PreprocessingConfig(shape=(16, 16, 16))))
     policy = load_policy(ward)
-    return load_cohort(checked, listing.labels, policy, TASK, KEY, Split(policy.evaluation_fraction))
+    return load_cohort(checked, policy, KEY, Split(policy.evaluation_fraction))
 
 
 def break_one(ward: Path) -> str:
@@ -86,18 +86,18 @@ def test_a_broken_case_is_skipped_and_the_log_has_its_fault_and_no_name(
     assert name not in caplog.text
 
 
-def test_a_broken_case_stops_where_the_policy_says_so_without_telling_which(ward: Path, edit) -> None:
-    name = break_one(ward)
-    edit(ward / "site.yaml", on_broken_case="stop")
-    with pytest.raises(
-        Refused, match="not_finite of the hospital's data, with the severity stop"
-    ) as caught:
-        cohort_of(ward)
-    assert name not in str(caught.value)
-
-
-def test_too_few_training_patients_are_refused_without_a_count(ward: Path, edit) -> None:
-    edit(ward / "site.yaml", min_patients=17)
-    with pytest.raises(Refused, match="min_patients") as caught:
-        cohort_of(ward)
-    assert not any(character.isdigit() for character in str(caught.value))
+def test_an_evaluation_patient_without_a_usable_scan_stays_and_a_training_patient_goes(
+    ward: Path,
+) -> None:
+    before = cohort_of(ward)
+    listing = read_listing(ward)
+    for group in ("training", "evaluation"):
+        name = getattr(before, group)[0].pseudonym
+        for case in listing.cases:
+            if pseudonym(KEY, case.patient) == name:
+                (ward / case.image).unlink()
+    after = cohort_of(ward)
+    assert [p.pseudonym for p in after.evaluation] == [p.pseudonym for p in before.evaluation]
+    assert after.evaluation[0].scans == ()
+    assert [p.pseudonym for p in after.training] == [p.pseudonym for p in before.training[1:]]
+    assert sum(finding.startswith("missing:") for finding in after.findings) >= 2

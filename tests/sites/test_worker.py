@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 
-def test_what_goes_wrong_is_told_to_the_hospitals_own_log_and_only_its_class_outside(
+def test_what_goes_wrong_is_in_the_hospitals_own_log_and_no_class_of_error_leaves(
     tmp_path: Path, small_wards
 ) -> None:
     ward = small_wards(tmp_path) / "north"
@@ -19,7 +19,7 @@ def test_what_goes_wrong_is_told_to_the_hospitals_own_log_and_only_its_class_out
     process.stdin.flush()
     answer = process.stdout.readline()
     rest, errors = process.communicate(timeout=60)
-    assert json.loads(answer) == {"failed": "JSONDecodeError"}
+    assert json.loads(answer) == {"failed": "Fault"}
     assert not rest
     assert "no order at all" not in answer + errors
     assert "the order failed" in (ward / "state" / "site.log").read_text()

@@ -84,7 +84,7 @@ def check(
     study: Annotated[Path | None, typer.Option(help="Check against this study's task.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
 ) -> None:
-    """Check every scan as a round would; exit code 1 if one is left out or the hospital is stopped.
+    """Check every scan as a round would; exit code 1 if one is left out or a person has to look.
 
     With a study's name: answer its coordinator's open question whether this hospital could train it.
     """

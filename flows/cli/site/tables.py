@@ -13,13 +13,14 @@ from flows.runs.dates import minute
 from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import LedgerError
+from sites.admission.admission import free_answers
 from sites.admission.approvals import waiting
 from sites.admission.ledger_recovery import missing_statements
 from sites.cohort import case_id, evaluator, pseudonym
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
 from sites.imaging.checks import check_together
-from sites.imaging.listing import CLASSES, EXCLUDED, CaseFiles, Listing, excluded_patients
+from sites.imaging.listing import EXCLUDED, CaseFiles, Listing, excluded_patients
 from sites.imaging.preprocessing import PreprocessingConfig
 from sites.study import load_study
 
@@ -72,9 +73,9 @@ def withdrawn_table(folder: Path) -> Table:
 
 def waiting_table(folder: Path) -> Table:
     """Return the requests that wait for a person of the hospital."""
-    caption = "The terms of each are in state/approvals/<name>*.request.json."
+    caption = "Terms and findings of each are in state/approvals/<name>*.request.json."
     table = Table(title="requests that wait for approval", caption=caption)
-    for heading in ("name", "act", "run", "round", "since", "code for yes", "code for no"):
+    for heading in ("name", "act", "run", "round", "since", "findings", "code for yes", "code for no"):
         table.add_column(heading, no_wrap=heading.startswith(("name", "code")), overflow="fold")
     hospital = Hospital.open(folder)
     for each in waiting(hospital):
@@ -82,7 +83,13 @@ def waiting_table(folder: Path) -> Table:
         since = minute(request.asked_ms)
         where = (request.run, str(request.round))
         table.add_row(
-            each.terms[:12], request.act, *where, since, each.codes["approved"], each.codes["refused"]
+            each.terms[:12],
+            request.act,
+            *where,
+            since,
+            str(len(request.findings)),
+            each.codes["approved"],
+            each.codes["refused"],
         )
     return table
 
@@ -137,8 +144,10 @@ def _event_text(event: PrivacyEvent | None) -> str:
 def outbox_table(folder: Path) -> Table:
     """Return every statement that left, or is about to, with the size of the tensors it names."""
     hospital = Hospital.open(folder)
-    table = Table(title=f"{hospital.name}: statements that left")
-    for heading in ("when", "run", "round", "kind", "bytes of tensors", "statement (sha256)"):
+    free, most = free_answers(hospital), hospital.policy.free_answers_per_week
+    caption = f"{free} answers of the last seven days cost nothing; the policy allows {most}."
+    table = Table(title=f"{hospital.name}: statements that left", caption=caption)
+    for heading in ("when", "run", "round", "act", "kind", "bytes of tensors", "statement (sha256)"):
         table.add_column(heading)
     for entry in hospital.ledger.entries():
         if not entry.file:
@@ -148,6 +157,7 @@ def outbox_table(folder: Path) -> Table:
             f"{datetime.fromtimestamp(entry.at):%Y-%m-%d %H:%M:%S}",
             entry.charge.run,
             str(entry.charge.round),
+            entry.charge.purpose,
             statement["kind"],
             f"{statement.get('payload_bytes', 0):,}",
             entry.file,
@@ -201,6 +211,10 @@ def check_lines(folder: Path, study: Path | None) -> list[CheckLine]:
     if len(training) < policy.min_patients:
         text = f"{len(training)} training patients can be used, min_patients is {policy.min_patients}"
         lines.append(CheckLine("stop", "small_cohort", "", text))
+    missed = {f.patient: f for case in cases if (f := case.files).patient not in usable}
+    for files in (files for patient, files in missed.items() if evaluates(patient)):
+        text = "an evaluation patient without a usable scan counts as a miss: mend it, or exclude it"
+        lines.append(CheckLine("warn", "missed", _known_as(files, key), text))
     return sorted(lines, key=lambda line: ("stop", "skip", "warn").index(line.severity))
 
 
@@ -230,8 +244,8 @@ def _asked_of(listing: Listing, study: Path | None) -> tuple[TaskConfig, Preproc
 def _task_of(listing: Listing) -> TaskConfig:
     names = {value: f"label-{value}" for value in listing.labels}
     dims: Literal[2, 3] = 3 if _is_volume(listing.cases[0].image) else 2
-    if all(CLASSES.fullmatch(case.label) for case in listing.cases):
-        several = any(not case.label.isdecimal() for case in listing.cases)
+    if listing.has_classes:
+        several = listing.has_several
         return ClassificationConfig(kind="classification", dims=dims, labels=names, multi_label=several)
     foreground = {value: name for value, name in names.items() if value > 0}
     return SegmentationConfig(kind="segmentation", dims=dims, labels=foreground)

@@ -202,3 +202,27 @@ def test_a_training_that_goes_on_counts_the_steps_before_the_kill(tmp_path: Path
     checkpoints.write(unfinished.path, kept)
     with pytest.raises(RuntimeError, match="Opacus counted"):
         trained(lambda *_: None)
+
+
+@pytest.mark.parametrize("microbatch", [1, 4])
+def test_a_patient_whose_scans_break_while_training_counts_as_zero(microbatch: int) -> None:
+    """As if the patient's gradient were zero: the same parameters as without the patient."""
+    data, results = examples(6), []
+    breaks = Examples(6, lambda i, step: None if i == 3 else data.draw(i, step))
+    without = Examples(5, lambda i, step: data.draw(i if i < 3 else i + 1, step))
+    for those in (breaks, without):
+        net, m = network(), mechanism(steps=3)
+        config = TrainingConfig(steps=3, lr=0.3, lot="all", microbatch=microbatch)
+        noise = NoiseSource.for_test(0, "")
+        train_privately(net, TASK, those, config, m, noise, None, lambda *_: None)
+        results.append(P.of(net))
+    assert all(torch.allclose(results[0][n], results[1][n], atol=1e-6) for n in results[0])
+
+
+def test_a_hospital_nobody_of_whom_can_be_read_releases_noise_alone() -> None:
+    nobody = Examples(4, lambda i, step: None)
+    net, config = network(), TrainingConfig(steps=2, lr=0.3, lot="all")
+    before, noise = P.of(net), NoiseSource.for_test(0, "")
+    train_privately(net, TASK, nobody, config, mechanism(1.0, steps=2), noise, None, lambda *_: None)
+    assert P.all_finite(P.of(net))
+    assert all(not torch.equal(before[name], value) for name, value in P.of(net).items())
