@@ -20,8 +20,15 @@ STABILITY = 0.01
 
 (Bu et al. 2022, Automatic Clipping, AUTO-S, https://arxiv.org/abs/2206.07136.)
 """
+SLACK = 2.0**-18
+"""Share by which gradients are clipped shorter than the norm: room for the rounding of float32 gradients
+and for the grid of their sums."""
 SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e6
 """Bounds of clip norms, beyond which float32 gradients lose their meaning."""
+
+
+COUNT_GRID = 2.0**-20
+"""Grid of the noise on a count of patients; counts are multiples of 1/2."""
 
 
 class ClipConfig(Config):
@@ -101,6 +108,13 @@ class Mechanism:
     steps: int
     divisor: float
 
+    def grid(self, numel: int) -> float:
+        """Return the public grid of a step's sums over `numel` coordinates: a power of two.
+
+        Rounding to it moves a sum by at most half of `SLACK` times the norm in L2.
+        """
+        return 2.0 ** math.floor(math.log2(SLACK * self.clip.norm / (2 * math.sqrt(numel))))
+
     @property
     def event(self) -> PrivacyEvent:
         """The event that one round of this mechanism costs."""
@@ -121,7 +135,7 @@ class Mechanism:
             factors = (self.clip.norm / norms.clamp(min=1e-12)).clamp(max=1.0)
         else:
             factors = self.clip.norm / (norms + STABILITY)
-        return factors.where(norms.isfinite(), 0.0)
+        return factors.where(norms.isfinite(), 0.0) * (1 - SLACK)
 
     def count_within(self, norms: Tensor) -> float:
         """Return the sum over patients of 1/2 if a norm is within the clip norm, else -1/2."""
@@ -137,7 +151,7 @@ class Mechanism:
             return self
         clip = self.clip
         count_std = self.noise_multiplier / (2 * math.sqrt(clip.count_share))
-        noisy = count + float(noise.normal((1,), count_std))
+        noisy = count + COUNT_GRID * round(float(noise.normal((1,), count_std)) / COUNT_GRID)
         within = min(max(0.5 + noisy / self.divisor, 0.0), 1.0)
         norm = clip.norm * math.exp(-clip.rate * (within - clip.quantile))
         return self.starting_at(norm)

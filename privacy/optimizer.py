@@ -10,6 +10,15 @@ from privacy.mechanisms import Mechanism
 from privacy.noise import NoiseSource
 
 
+def on_grid(values: Tensor, grid: float) -> Tensor:
+    """Return the nearest multiples of `grid`, a power of two; exact where the result fits 53 bits.
+
+    >>> on_grid(torch.tensor([0.3, -0.2], dtype=torch.float64), 0.25)
+    tensor([ 0.2500, -0.2500], dtype=torch.float64)
+    """
+    return (values / grid).round_() * grid
+
+
 class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not typed
     """A `DPOptimizer` that receives clipped sums over patients, microbatch by microbatch.
 
@@ -19,9 +28,9 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not type
 
     Guarantees:
         - each step adds the mechanism's noise once, for any number of microbatches, zero included;
-        - sum and noise are added in float64 and rounded to the parameters' type together, so the gaps
-          of float32 reveal nothing about the sum alone (Mironov 2012, On Significance of the Least
-          Significant Bits for DP, https://doi.org/10.1145/2382196.2382264).
+        - sum and noise are each rounded to a public grid and added exactly, so the last bits reveal
+          nothing about the sum alone (Mironov 2012, On Significance of the Least Significant Bits for
+          DP, https://doi.org/10.1145/2382196.2382264). Whatever follows depends on that number alone.
     """
 
     def __init__(self, optimizer: Optimizer, mechanism: Mechanism, noise: NoiseSource) -> None:
@@ -41,16 +50,20 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not type
         return 1
 
     def accumulate(self, sums: Sequence[Tensor]) -> None:
-        """Add a microbatch's clipped sums, one for each parameter in order."""
+        """Add a microbatch's clipped sums, one for each parameter in order, in float64."""
         for p, clipped in zip(self.params, sums, strict=True):
-            p.summed_grad = clipped if p.summed_grad is None else p.summed_grad + clipped
+            p.summed_grad = clipped.double() if p.summed_grad is None else p.summed_grad + clipped
 
     def add_noise(self) -> None:
         """Set each parameter's `grad` to its noisy sum over the mechanism's divisor."""
+        mechanism = self.mechanism
+        grid = mechanism.grid(sum(p.numel() for p in self.params))
         for p in self.params:
-            noise = self._noise.normal(tuple(p.shape), self.mechanism.noise_std).to(p.device)
-            noisy = noise if p.summed_grad is None else p.summed_grad.double() + noise
-            p.grad = (noisy / self.mechanism.divisor).to(p)
+            noise = self._noise.normal(tuple(p.shape), mechanism.noise_std).to(p.device)
+            noisy = on_grid(noise, grid)
+            if p.summed_grad is not None:
+                noisy += on_grid(p.summed_grad, grid)
+            p.grad = (noisy / mechanism.divisor).to(p)
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # noqa: ARG002  # Opacus'
         """Add the noise and run the accountant's hook; Opacus calls this before each step."""

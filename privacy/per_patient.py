@@ -13,7 +13,7 @@ ghost norm of Li et al. 2022, Large Language Models Can Be Strong DP Learners,
 https://arxiv.org/abs/2110.05679).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -25,6 +25,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from privacy.layer_rules import Convolution, Later, Linear, Rule, rule_of
 
+TOGETHER = 64
+"""Scans whose clipped gradients are added in their own type at most; more are added in float64, because
+a float32 sum of thousands of patients moves in steps that exceed the bound on one patient."""
 BLOCK = 4096
 """Size of blocks whose squares are summed in their own type; larger float32 sums lose digits."""
 
@@ -73,8 +76,8 @@ def clipped_sums(
 ) -> Gradients:
     """Return for each parameter the sum over patients of their gradients times their clip factors.
 
-    The same as clipping and summing `per_patient_gradients`, with less memory. A patient whose factor
-    is zero adds nothing, even if the patient's gradient is not finite.
+    The same as clipping and summing `per_patient_gradients`, with less memory, and in float64. A patient
+    whose factor is zero adds nothing, even if the patient's gradient is not finite.
 
     Args:
         clip_factors: the norms `(P,)` over all parameters -> the factors `(P,)`.
@@ -159,7 +162,8 @@ class _Book:
         sums = {}
         for name, g in self.whole.items():
             safe = g if counts.all() else g.where(_as_scans(counts, g), 0.0)
-            sums[name] = (factors.to(g) @ safe.flatten(1)).view(g.shape[1:])
+            parts = zip(_parts(factors.double()), _parts(safe.flatten(1)), strict=True)
+            sums[name] = _added(f @ part.double() for f, part in parts).view(g.shape[1:])
         for name, deferred in self.deferred.items():
             sums[name] = deferred.of_all_scans(factors[self._patient_of])
         return sums
@@ -215,12 +219,25 @@ class _Back:
         return (u @ u.mT * (g @ g.mT)).sum((1, 2)).clamp(min=0)
 
     def all(self, factors: Tensor) -> Tensor:
-        """Return the sum over scans of the weight's gradient times the scan's factor `(N,)`."""
+        """Return the sum over scans of the weight's gradient times the scan's factor `(N,)`, float64."""
         assert isinstance(self.rule, Convolution | Linear)
         x, g, counts = self.x, self.g, factors != 0
         if not counts.all():  # zero times NaN would be NaN
             x, g = (t.where(_as_scans(counts, t), 0.0) for t in (x, g))
-        return self.rule.summed(self.layer, x, g * _as_scans(factors.to(g), g))
+        weighted = g * _as_scans(factors.to(g), g)
+        parts = zip(_parts(x), _parts(weighted), strict=True)
+        return _added(self.rule.summed(self.layer, *part).double() for part in parts)
+
+
+def _parts(scans: Tensor) -> Sequence[Tensor]:
+    return torch.split(scans, TOGETHER)
+
+
+def _added(parts: Iterable[Tensor]) -> Tensor:
+    first, *others = parts
+    for part in others:
+        first += part
+    return first
 
 
 def _squared_norms(gradients: Tensor) -> Tensor:

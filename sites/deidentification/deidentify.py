@@ -23,8 +23,11 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from sites.imaging.images import LARGEST_BYTES, TEXTS
+from sites.imaging.images import LARGEST_BYTES
 
+QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+SFORM = ("srow_x", "srow_y", "srow_z")
+"""Fields of a NIfTI header that are kept if their code says that they state an orientation."""
 PROFILE = ("113100", "DCM", "Basic Application Confidentiality Profile")
 
 NUMBERS = (
@@ -171,27 +174,40 @@ def dicom_bytes(dataset: Dataset) -> bytes:
 
 
 def nifti_without_text(path: Path) -> bytes:
-    """Return a NIfTI file's bytes, gzipped, with empty text fields and without extensions.
+    """Return a NIfTI file's bytes, gzipped, under a new header and without extensions.
 
-    The bytes of the voxels and the affine are unchanged; bytes after the voxels are removed.
+    The new header holds what a volume needs: shape, type, voxel sides, slope, orientation, units. The
+    bytes of the voxels and the affine are unchanged; bytes after the voxels are removed.
     """
     image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
         raise NotCleaned("it is not a NIfTI file of one part")
     raw = path.read_bytes()
     raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    header, start = image.header.copy(), image.dataobj.offset
-    for field in TEXTS:
-        if field in header:
-            header[field] = b""
-    header.extensions.clear()
-    header.set_slope_inter(image.dataobj.slope, image.dataobj.inter)  # nibabel drops them on reading
-    header["vox_offset"] = header.single_vox_offset
+    header, start = _bare_header(image), image.dataobj.offset
     stop = start + prod(image.shape) * image.get_data_dtype().itemsize
     if stop - start > LARGEST_BYTES or len(raw) < stop:
         raise NotCleaned("it has fewer voxels than its header states, or is larger than any scan")
     no_extensions = b"\0" * 4
     return gzip.compress(header.binaryblock + no_extensions + raw[start:stop], mtime=0)
+
+
+def _bare_header(image: nib.Nifti1Image) -> nib.Nifti1Header:
+    known = image.header
+    header = type(known)(endianness=known.endianness)
+    header.set_data_dtype(known.get_data_dtype())
+    header.set_data_shape(known.get_data_shape())
+    header.set_zooms(known.get_zooms())
+    header.set_slope_inter(image.dataobj.slope, image.dataobj.inter)  # nibabel drops them on reading
+    for code, fields in (("qform_code", QFORM), ("sform_code", SFORM)):
+        if int(known[code]):
+            for field in (code, *fields):
+                header[field] = known[field]
+    if int(known["qform_code"]):
+        header["pixdim"][0] = known["pixdim"][0]  # the third axis' direction
+    header["xyzt_units"] = known["xyzt_units"]
+    header["vox_offset"] = header.single_vox_offset
+    return header
 
 
 def picture_without_text(path: Path) -> bytes:

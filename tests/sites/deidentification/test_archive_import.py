@@ -267,6 +267,14 @@ def test_nothing_hides_in_a_nifti_file_behind_its_voxels_or_in_an_old_field(
     folder.mkdir()
     image = kind(VOLUME, np.diag([1, 2, 3, 1]))
     image.header["descrip"] = b"MUELLER^ANNA"
+    image.set_sform(None, 0)
+    for field in ("srow_x", "srow_y", "srow_z"):  # without a code they state nothing
+        image.header[field] = np.frombuffer(b"MUELLER^ANNA-MRN", np.float32)
+    for field in ("intent_p1", "cal_max", "toffset", "slice_duration"):
+        image.header[field] = np.frombuffer(
+            b"ANNA-MRN"[: image.header[field].nbytes], image.header[field].dtype
+        )[0]
+    image.header["pixdim"][5:7] = np.frombuffer(b"ANNA" * 4, image.header["pixdim"].dtype)[:2]
     if kind is nib.Nifti1Image:
         image.header["data_type"], image.header["db_name"] = b"ANNA", b"MRN-4711"
     image.header.extensions.append(Nifti1Extension(2, pydicom_bytes()))
