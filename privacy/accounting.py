@@ -10,9 +10,12 @@ chosen after earlier results were seen (a privacy filter):
   https://arxiv.org/abs/1805.06530);
 - `renyi`: Renyi DP adds up, sampled steps included (Feldman and Zrnic 2021, Individual Privacy
   Accounting via a Renyi Filter, https://arxiv.org/abs/2008.11193; for several orders Lecuyer 2021,
-  Practical Privacy Filters and Odometers, https://arxiv.org/abs/2103.01379), computed by Opacus.
+  Practical Privacy Filters and Odometers, https://arxiv.org/abs/2103.01379). Opacus computes a step's
+  divergences, Google's dp-accounting converts their sum. A history without a sampled step is counted by
+  the rule above. Each of the two rules has half of delta, so both together hold at delta, although an
+  outcome may decide whether a sampled step comes (docs/decisions/0015).
 
-The rule is fixed for a ledger in advance. To change it when a sampled step comes would let an outcome
+The rule is fixed for a ledger in advance, in the ledger itself. To change it later would let an outcome
 choose the rule, and then neither guarantee holds.
 
 Tighter figures (privacy loss distributions, by Google's dp-accounting; PRV, by Opacus) hold for a
@@ -29,6 +32,7 @@ from typing import Annotated, Literal
 import numpy as np
 from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 from opacus.accountants import PRVAccountant, RDPAccountant
 from opacus.accountants.analysis import rdp
 from pydantic import Field
@@ -42,7 +46,13 @@ LEAST_NOISE, MOST_NOISE = 1e-3, 1e4
 
 `LEAST_NOISE` bounds the statements that are accepted, `MOST_NOISE` the search of `noise_for`.
 """
-ORDERS = list(RDPAccountant.DEFAULT_ALPHAS)
+ORDERS = (
+    *RDPAccountant.DEFAULT_ALPHAS, *range(64, 128, 8), *range(128, 256, 16), *range(256, 512, 32),
+    *range(512, 1025, 64),
+)  # fmt: skip
+"""Orders of Renyi divergences. Opacus' own end at 63, which wastes most of a budget on small charges."""
+LARGE_ORDERS = tuple(2**k for k in range(11, 21))
+"""More orders, where a sampled step counts like one over all patients: a bound, by convexity."""
 TOLERANCE = 1e-9
 """Relative tolerance for rounding in sums of floats."""
 
@@ -120,7 +130,9 @@ def epsilon(events: Iterable[PrivacyEvent], delta: float, rule: Filter | None = 
     is_sampled = any(event.sampling_rate < 1 for event in events)
     if is_sampled and rule == "gaussian":
         raise ValueError("Expected steps over all patients, got a sampled one.")
-    if is_sampled or rule == "renyi":
+    if rule == "renyi":
+        delta = delta / 2
+    if is_sampled:
         return reported_epsilon(events, delta, "rdp")
     mu_squared = sum(event.steps / event.noise_multiplier**2 for event in events)
     return gaussian_epsilon(math.sqrt(mu_squared), delta)
@@ -150,7 +162,8 @@ def most_found(events: Iterable[PrivacyEvent], delta: float, false_alarms: float
 def reported_epsilon(events: Iterable[PrivacyEvent], delta: float, accountant: Accountant) -> float:
     """Return the epsilon of a library's accountant for `events` together, as one schedule.
 
-    `prv` and `rdp` are Opacus', `pld` is Google's with zero-out adjacency (`REPLACE_SPECIAL`).
+    `prv` is Opacus', `pld` is Google's with zero-out adjacency (`REPLACE_SPECIAL`), `rdp` has Opacus'
+    divergences and Google's conversion. Infinite where an accountant can prove nothing.
 
     >>> event = PrivacyEvent(noise_multiplier=1.5, sampling_rate=0.04, steps=2250)
     >>> [round(reported_epsilon([event], 1e-5, name), 2) for name in ("prv", "pld", "rdp")]
@@ -189,10 +202,7 @@ def _prv(history: History, delta: float) -> float:
 
 def _renyi(history: History, delta: float) -> float:
     spent = sum(steps * np.asarray(_renyi_of_a_step(noise, rate)) for noise, rate, steps in history)
-    with warnings.catch_warnings():
-        # Opacus warns of orders at the edge of its grid, where the bound is looser but still a bound.
-        warnings.simplefilter("ignore")
-        return float(rdp.get_privacy_spent(orders=ORDERS, rdp=spent, delta=delta)[0])
+    return float(compute_epsilon((*ORDERS, *LARGE_ORDERS), list(np.atleast_1d(spent)), delta)[0])
 
 
 @lru_cache(maxsize=4096)
@@ -200,7 +210,8 @@ def _renyi_of_a_step(noise: float, rate: float) -> tuple[float, ...]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # log(0), which Opacus handles
         found = rdp.compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=ORDERS)
-    return tuple(float(value) for value in found)
+    whole = (order / (2 * noise**2) for order in LARGE_ORDERS)
+    return tuple(float(value) for value in (*found, *whole))
 
 
 _ACCOUNTANTS: Mapping[Accountant, Callable[[History, float], float]] = {
@@ -213,6 +224,8 @@ _ACCOUNTANTS: Mapping[Accountant, Callable[[History, float], float]] = {
 def noise_for(budget: Budget, *, sampling_rate: float, steps: int) -> float:
     """Return the smallest noise multiplier that keeps `steps` steps within `budget`.
 
+    Sampled steps also fit a ledger with the rule `renyi` and this budget.
+
     Raises:
         ValueError: no noise is enough: for sampled steps Renyi DP has a smallest epsilon to prove.
 
@@ -222,7 +235,8 @@ def noise_for(budget: Budget, *, sampling_rate: float, steps: int) -> float:
 
     def excess(noise: float) -> float:
         event = PrivacyEvent(noise, sampling_rate, steps)
-        return epsilon([event], budget.delta) - budget.epsilon
+        rule: Filter = "gaussian" if sampling_rate == 1 else "renyi"
+        return epsilon([event], budget.delta, rule) - budget.epsilon
 
     lower, upper = 0.05, 1.0
     while excess(upper) > 0:

@@ -13,11 +13,14 @@ import time
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from sqlite3 import Connection
 
 from models.errors import AskSomebody
 from privacy.accounting import Budget, Filter, PrivacyEvent, epsilon
 from privacy.ledger_book import (
+    RULES,
     Action,
+    Book,
     Charge,
     ClockWentBack,
     Entry,
@@ -69,7 +72,8 @@ class Ledger:
             budget: the most that all studies together may spend on a patient.
             owner: a name for the key of the patients' keyed hashes; with another key the accounts would
                 be other patients', so a ledger and its key belong together.
-            rule: the filter that enforces the budget; `gaussian` refuses sampled steps.
+            rule: the filter that enforces the budget; `gaussian` refuses sampled steps. The first
+                private charge records it, and from then on the recorded one applies.
             allow_plain: True if releases without differential privacy may be charged.
 
         Raises:
@@ -118,15 +122,14 @@ class Ledger:
                 return book.cohorts[standing[0].cohort]
             if charge.event is None and not self._allow_plain:
                 raise LedgerError("This ledger allows no release without differential privacy.")
-            if charge.event is not None and charge.event.sampling_rate < 1 and self._rule == "gaussian":
-                raise LedgerError("This ledger allows only steps over all patients, got a sampled step.")
             if charge.event is not None:
-                histories = book.histories_of(patients)
-                _check_within(self._budget, histories, charge.event, 1, self._rule)
+                self._check_event(book, charge.event, patients, 1)
                 if within is not None:
                     of_this_kind = book.histories_of(patients, charge.run, charge.purpose)
                     _check_within(within, of_this_kind, charge.event, 1)
             book.check_clock()
+            if charge.event is not None:
+                self._record_rule(db, book)
             append(db, book, "reserve", charge, cohort=enrol(db, patients))
             return frozenset(patients)
 
@@ -152,6 +155,8 @@ class Ledger:
                     f"Round {charge.round} of run {charge.run} is recorded with another event or file."
                 )
             standing = [e for e in standing_of(mine) if e.charge == charge]
+            if charge.event is not None:
+                self._record_rule(db, book)
             for_others = replace(charge, purpose=f"{charge.purpose}{OTHERS}")
             charged = [e for e in standing_of(book.entries) if e.charge in (charge, for_others)]
             covered = frozenset[str]().union(*(book.cohorts[e.cohort] for e in charged))
@@ -196,8 +201,7 @@ class Ledger:
     def check_fits(self, patients: Patients, event: PrivacyEvent, times: int) -> None:
         """Raise BudgetExceeded unless `times` such events would fit; charges nothing."""
         with transaction(self._path) as db:
-            histories = read(db, self._genesis).histories_of(patients)
-        _check_within(self._budget, histories, event, times, self._rule)
+            self._check_event(read(db, self._genesis), event, patients, times)
 
     def start(self, charge: Charge) -> None:
         """Record that training starts: from now on the charge can't be given back."""
@@ -241,13 +245,16 @@ class Ledger:
         It is the maximum over the classes of patients. It does not include releases without
         differential privacy; `plain_charges` counts them.
         """
-        return max((epsilon(events, delta, self._rule) for events in self.histories(run)), default=0.0)
+        with transaction(self._path) as db:
+            book = read(db, self._genesis)
+        rule = book.rule(self._rule)
+        return max((epsilon(events, delta, rule) for events in book.histories(run)), default=0.0)
 
     def spent_after(self, delta: float) -> list[tuple[Entry, float]]:
         """Return each reservation with the epsilon at `delta` that was spent up to and including it."""
         with transaction(self._path) as db:
             book = read(db, self._genesis)
-        standing = {entry.seq for entry in standing_of(book.entries)}
+        standing, rule = {entry.seq for entry in standing_of(book.entries)}, book.rule(self._rule)
         events: dict[frozenset[str], list[PrivacyEvent]] = {c: [] for c in book.classes()}
         spent, after = 0.0, []
         for entry in book.entries:
@@ -257,7 +264,7 @@ class Ledger:
                 for cohorts, history in events.items():
                     if entry.cohort in cohorts:
                         history.append(entry.charge.event)
-                        spent = max(spent, epsilon(history, delta, self._rule))
+                        spent = max(spent, epsilon(history, delta, rule))
             after.append((entry, spent))
         return after
 
@@ -295,6 +302,12 @@ class Ledger:
             return frozenset[str]().union(*read(db, self._genesis).cohorts.values())
 
     @property
+    def rule(self) -> Filter:
+        """The filter that enforces the budget."""
+        with transaction(self._path) as db:
+            return read(db, self._genesis).rule(self._rule)
+
+    @property
     def genesis(self) -> str:
         """The hash that the first entry follows."""
         return self._genesis
@@ -304,6 +317,21 @@ class Ledger:
         """The hash of the newest entry, which depends on all entries before it."""
         with transaction(self._path) as db:
             return read(db, self._genesis).head
+
+    def _check_event(self, book: Book, event: PrivacyEvent, patients: Patients, times: int) -> None:
+        """Raise unless `times` such events fit the budget under this ledger's rule."""
+        rule = book.rule(self._rule)
+        if event.sampling_rate < 1 and rule == "gaussian":
+            raise LedgerError("This ledger allows only steps over all patients, got a sampled step.")
+        _check_within(self._budget, book.histories_of(patients), event, times, rule)
+
+    def _record_rule(self, db: Connection, book: Book) -> None:
+        """Record the rule at the first private charge; an earlier ledger records that of its events."""
+        before = [e.charge.event for e in book.entries if e.action == "reserve" and e.charge.event]
+        is_sampled = any(event.sampling_rate < 1 for event in before)
+        rule = book.rule("renyi" if is_sampled else self._rule)
+        if not any(e.action == "resolve" and e.charge.purpose in RULES for e in book.entries):
+            append(db, book, "resolve", Charge("", "", 0, f"rule-{rule}", event=None))
 
     def _follow(self, charge: Charge, action: Action, file: str, after: set[Action]) -> None:
         with transaction(self._path) as db:

@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import Literal
 
 from models.errors import FixYourInput, ReportToUs
-from privacy.accounting import PrivacyEvent
+from privacy.accounting import Filter, PrivacyEvent
 from privacy.signing import canonical
 
 CLOCK_SLACK_S = 60
@@ -22,6 +22,10 @@ CLOCK_SLACK_S = 60
 Action = Literal["reserve", "start", "settle", "void", "publish", "resolve"]
 Patients = Collection[str]
 """Patients by their keyed hashes."""
+
+
+RULES: Mapping[str, Filter] = {"rule-gaussian": "gaussian", "rule-renyi": "renyi"}
+"""Purposes of the entry that records a ledger's filter, and the filter."""
 
 
 class LedgerError(ReportToUs):
@@ -78,6 +82,13 @@ class Book:
     def head(self) -> str:
         """The hash of the newest entry."""
         return self.entries[-1].hash if self.entries else self.genesis
+
+    def rule(self, wanted: Filter) -> Filter:
+        """Return the filter that was recorded at this ledger's first private charge, else `wanted`."""
+        for entry in self.entries:
+            if entry.action == "resolve" and entry.charge.purpose in RULES:
+                return RULES[entry.charge.purpose]
+        return wanted
 
     def histories(self, run: str | None = None) -> list[list[PrivacyEvent]]:
         """Return the events of each class of patients, by one run or by all."""

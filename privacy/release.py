@@ -34,7 +34,8 @@ def _printable(text: str) -> str:
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
 """Words of a hospital for people, on one line: no control character reaches a terminal or a page."""
 Count = Annotated[int, Field(ge=1, le=10**7)]
-Epsilon = Annotated[float, Field(ge=0, le=1e6)]
+MOST_EPSILON = 1e6
+Epsilon = Annotated[float, Field(ge=0, le=MOST_EPSILON)]
 TensorName = Annotated[Text, Field(max_length=200)]
 Shape = Annotated[tuple[Annotated[int, Field(ge=0, le=2**40)], ...], Field(max_length=10)]
 MetricName = Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[a-z0-9_-]+)?$", max_length=80)]

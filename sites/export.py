@@ -236,7 +236,7 @@ def _spent(hospital: Hospital, study: Study, run: str) -> dict[str, Any]:
     if study.privacy.mode == "none":
         return {"epsilon": None, "delta": None, "epsilon_reported": {}}
     delta, accountants = study.privacy.delta, study.privacy.accountants
-    rule = hospital.policy.rule
+    rule = hospital.ledger.rule
     worst = max(hospital.ledger.histories(run), key=lambda events: epsilon(events, delta, rule))
     return {
         "epsilon": epsilon(worst, delta, rule),

@@ -82,6 +82,15 @@ def _check_labels(listing: Listing, study: Study) -> None:
         )
 
 
+def check_filter(hospital: Hospital, study: Study) -> None:
+    """Raise `Refused` if the study samples patients and the ledger's filter can't count that."""
+    if study.privacy.mode != "none" and study.training.lot_size and hospital.ledger.rule == "gaussian":
+        raise Refused(
+            "the study samples patients for its steps; this hospital's ledger began with "
+            "sampled_steps: refuse, and its rule can't change"
+        )
+
+
 def free_answers(hospital: Hospital) -> int:
     """Return the number of answers of the last seven days that cost nothing."""
     since = time.time() - WEEK_S

@@ -2,9 +2,10 @@
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import product
 
 import torch
 
@@ -13,7 +14,7 @@ from privacy.accounting import Budget, reported_epsilon
 from privacy.distillation import distil
 from privacy.ledger import Charge, LedgerError
 from privacy.mechanisms import Mechanism, mechanism_for
-from privacy.release import Acceptance, parse_statement
+from privacy.release import MOST_EPSILON, Acceptance, parse_statement
 from privacy.soundness import check_soundness
 from sites import export
 from sites.admission.admission import teacher_for, training_for
@@ -57,7 +58,7 @@ def _check_fit(hospital: Hospital, order: Order) -> None:
     """Raise `Refused` or `BudgetExceeded` if code or budget do not allow the whole run."""
     mechanism = _mechanism(hospital, order.study)
     if mechanism:
-        _check_accountants(order.study, mechanism)
+        _check_accountants(order.study, mechanism, (1, order.study.rounds))
     _rehearse(hospital, order.study, mechanism)
     if mechanism:
         patients = hospital.eligible.training
@@ -76,6 +77,9 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     _check_terms(hospital, order)
     check_join(hospital, study, order.run)
     mechanism = _mechanism(hospital, study)
+    if mechanism:
+        so_far = len(hospital.ledger.charges(order.run))
+        _check_accountants(study, mechanism, (min(so_far + 1, study.rounds),))
     start = with_local_layers(hospital, order, model.params, order.round - 1)
     _rehearse(hospital, study, mechanism)
     patients = hospital.cohort(study).training
@@ -198,13 +202,17 @@ def _mechanism(hospital: Hospital, study: Study) -> Mechanism | None:
         raise Refused(f"the study does not fit this hospital: {error}") from error
 
 
-def _check_accountants(study: Study, mechanism: Mechanism) -> None:
-    """Raise `Refused` if an accountant fails for the study's schedule; later it would lose a release."""
+def _check_accountants(study: Study, mechanism: Mechanism, rounds: Sequence[int]) -> None:
+    """Raise `Refused` if an accountant can't report what so many rounds cost: a release states it."""
     if study.privacy.mode == "none":
         return
-    for name in study.privacy.accountants:
+    for name, number in product(study.privacy.accountants, rounds):
         try:
-            for rounds in (1, study.rounds):
-                reported_epsilon([mechanism.event] * rounds, study.privacy.delta, name)
-        except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+            found = reported_epsilon([mechanism.event] * number, study.privacy.delta, name)
+        except (ValueError, RuntimeError, ArithmeticError, MemoryError, IndexError) as error:
             raise Refused(f"the accountant {name} can't report the study's epsilon: {error}") from error
+        if not found <= MOST_EPSILON:
+            raise Refused(
+                f"the accountant {name} reports epsilon {found:g} at delta {study.privacy.delta:g}; a "
+                f"larger delta or another accountant can report it"
+            )

@@ -1,6 +1,7 @@
 """Publication of a hospital's scores of a model and of its survey, as far as its policy allows."""
 
 import hmac
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 from models.objectives import build_task
 from privacy.accounting import Budget, PrivacyEvent, noise_for
 from privacy.ledger import Charge
+from privacy.ledger_book import is_kind
 from sites import export, inference
-from sites.admission.admission import teacher_for
+from sites.admission.admission import WEEK_S, teacher_for
 from sites.admission.approvals import check_join
 from sites.cohort import Patient
 from sites.evaluation import survey
-from sites.evaluation.scoring import intervals, kept, noised_score, score, worst_case
+from sites.evaluation.scoring import coarse, intervals, kept, noised_score, score, worst_case
 from sites.hospital import Hospital
 from sites.imaging.preprocessing import Prepared
 from sites.inference import predictor
@@ -28,7 +30,7 @@ from sites.local_models import (
     with_local_layers,
 )
 from sites.orders import Order, check_in_time
-from sites.policy.policy import NoisedMetrics
+from sites.policy.policy import NoisedMetrics, NoisedStatistics
 from sites.progress import Progress
 from sites.study import Study
 
@@ -66,7 +68,8 @@ def _exact_metrics(
     if hospital.policy.worst_case == "tell":
         metrics |= worst_case(outcomes)
     metrics |= _attacked_metrics(hospital, study, network, patients)
-    return metrics | _local_metrics(hospital, order, patients)
+    metrics |= _local_metrics(hospital, order, patients)
+    return coarse(metrics, study.task, hospital.policy.declared_evaluation)
 
 
 def _score_noised(
@@ -117,7 +120,8 @@ def compare(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
         network = network_for(study.network, study, hospital.device, model.params)
         found = score(predictor(network, study, study.network, hospital.device), task, patients)
         models[site] = model.sha256
-        metrics[site] = {name: value for name, value in found.items() if "/" not in name}
+        overall = {name: value for name, value in found.items() if "/" not in name}
+        metrics[site] = coarse(overall, study.task, policy.declared_evaluation)
     export.comparison(hospital, study, act, models, metrics)
 
 
@@ -127,6 +131,20 @@ def _has_few(hospital: Hospital) -> bool:
     Those without a usable scan count: whether metrics are withheld must not depend on what scans show.
     """
     return len(hospital.eligible.evaluation) < hospital.policy.min_evaluation_patients
+
+
+def _has_enough_surveys(hospital: Hospital, act: Charge, policy: NoisedStatistics) -> bool:
+    """Return whether the policy allows no further noised survey, of this study or this week."""
+    charged = [
+        entry
+        for entry in hospital.ledger.entries()
+        if entry.action == "reserve"
+        and is_kind(entry.charge.purpose, "survey")
+        and not entry.charge.is_same_act(act)
+    ]
+    of_study = sum(entry.charge.study == act.study for entry in charged)
+    this_week = sum(entry.at > time.time() - WEEK_S for entry in charged)
+    return of_study >= policy.per_study or this_week >= policy.per_week
 
 
 def _secret_seed(hospital: Hospital, purpose: str) -> int:
@@ -192,6 +210,9 @@ def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     study, policy = order.study, hospital.policy
     statistics, declared = policy.statistics, policy.declared_patients
     if statistics == "withheld":
+        export.survey(hospital, study, act, "withheld", {})
+        return
+    if statistics.kind == "noised" and _has_enough_surveys(hospital, act, statistics):
         export.survey(hospital, study, act, "withheld", {})
         return
     cohort = hospital.cohort(study)

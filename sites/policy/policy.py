@@ -102,10 +102,14 @@ class NoisedStatistics(Config):
 
     Attributes:
         epsilon: what each survey costs every patient, at the budget's delta.
+        per_study: most surveys of one study; 3 by default. Later ones are withheld.
+        per_week: most surveys of all studies in seven days; 2 by default. Later ones are withheld.
     """
 
     kind: Literal["noised"]
     epsilon: Annotated[float, Field(gt=0)]
+    per_study: PositiveInt = 3
+    per_week: PositiveInt = 2
 
 
 class Policy(Config):
@@ -126,7 +130,9 @@ class Policy(Config):
         networks: names of the networks that may train here.
         teacher: the hospital's own network for studies with distillation whose task is of its kind; by
             default the study's.
-        metrics: `exact` metrics of evaluation patients leave (without any privacy guarantee); `noised`
+        metrics: `exact` metrics of evaluation patients leave, without any privacy guarantee: those of
+            classes rounded to what the declared number of evaluation patients could give, those of
+            segmentations to three digits, which may still show how many patients have a label. `noised`
             metrics leave, and the ledger is charged as `noised_metrics` states; or they are `withheld`.
         noised_metrics: cost of noised metrics; expected exactly if `metrics` is `noised`.
         worst_case: `tell` also publishes the metrics of the worst evaluation patient beside the exact

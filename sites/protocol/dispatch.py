@@ -12,7 +12,7 @@ from models.files import sha256_of
 from privacy.ledger import BudgetExceeded, Charge
 from privacy.release import ReleaseManifest
 from sites import export
-from sites.admission.admission import admit, check_free_answers, check_list, check_round
+from sites.admission.admission import admit, check_filter, check_free_answers, check_list, check_round
 from sites.admission.approvals import check_export
 from sites.admission.ledger_recovery import check_complete, unrecorded
 from sites.contribution.contribution import check, contribute, join
@@ -70,6 +70,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
             _check_hours(hospital, order)
             check_free_answers(hospital, order)
             admit(hospital.policy, study)
+            check_filter(hospital, study)
             check_list(hospital, study)
             _PHASES[order.phase](hospital, order, act, progress)
         _check_export(hospital, act)
