@@ -78,7 +78,7 @@ def admit(run: Run, tracking: Tracking, number: int, first: int) -> Run:
     """
     for site in membership.absent(run):
         order = statements.order(run, first, "join", site)
-        if not is_answered(run.exchange, order):
+        if not is_answered(run.exchange, order, run.description.roster[site]):
             session_of(run).hospitals[site].invite(order)
     with artifact_lock(run):
         members = membership.before_round(run, number, first)

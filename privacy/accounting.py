@@ -11,12 +11,11 @@ chosen after earlier results were seen (a privacy filter):
 - `renyi`: Renyi DP adds up, sampled steps included (Feldman and Zrnic 2021, Individual Privacy
   Accounting via a Renyi Filter, https://arxiv.org/abs/2008.11193; for several orders Lecuyer 2021,
   Practical Privacy Filters and Odometers, https://arxiv.org/abs/2103.01379). Opacus computes a step's
-  divergences, Google's dp-accounting converts their sum. A history without a sampled step is counted by
-  the rule above. Each of the two rules has half of delta, so both together hold at delta, although an
-  outcome may decide whether a sampled step comes (docs/decisions/0015).
+  divergences, Google's dp-accounting converts their sum.
 
-The rule is fixed for a ledger in advance, in the ledger itself. To change it later would let an outcome
-choose the rule, and then neither guarantee holds.
+The rule is fixed for a ledger in advance, in the ledger itself. To change it later, or to count exactly
+until the first sampled step, would let an outcome choose the rule, and then neither guarantee holds
+(docs/decisions/0015).
 
 Tighter figures (privacy loss distributions, by Google's dp-accounting; PRV, by Opacus) hold for a
 schedule that was fixed in advance. They are reported beside the enforced epsilon and decide nothing.
@@ -130,9 +129,7 @@ def epsilon(events: Iterable[PrivacyEvent], delta: float, rule: Filter | None = 
     is_sampled = any(event.sampling_rate < 1 for event in events)
     if is_sampled and rule == "gaussian":
         raise ValueError("Expected steps over all patients, got a sampled one.")
-    if rule == "renyi":
-        delta = delta / 2
-    if is_sampled:
+    if is_sampled or rule == "renyi":
         return reported_epsilon(events, delta, "rdp")
     mu_squared = sum(event.steps / event.noise_multiplier**2 for event in events)
     return gaussian_epsilon(math.sqrt(mu_squared), delta)
@@ -224,8 +221,6 @@ _ACCOUNTANTS: Mapping[Accountant, Callable[[History, float], float]] = {
 def noise_for(budget: Budget, *, sampling_rate: float, steps: int) -> float:
     """Return the smallest noise multiplier that keeps `steps` steps within `budget`.
 
-    Sampled steps also fit a ledger with the rule `renyi` and this budget.
-
     Raises:
         ValueError: no noise is enough: for sampled steps Renyi DP has a smallest epsilon to prove.
 
@@ -235,8 +230,7 @@ def noise_for(budget: Budget, *, sampling_rate: float, steps: int) -> float:
 
     def excess(noise: float) -> float:
         event = PrivacyEvent(noise, sampling_rate, steps)
-        rule: Filter = "gaussian" if sampling_rate == 1 else "renyi"
-        return epsilon([event], budget.delta, rule) - budget.epsilon
+        return epsilon([event], budget.delta) - budget.epsilon
 
     lower, upper = 0.05, 1.0
     while excess(upper) > 0:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from models.config import Config
 from models.objectives import Name
+from privacy.signing import signed_by
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.study import Study
@@ -72,8 +73,13 @@ def check_in_time(order: Order) -> None:
         raise Expired("the order has expired")
 
 
-def is_answered(exchange: Exchange, order: Order) -> bool:
-    """Return whether the exchange holds the answer to an order, or the hospital's refusal of it."""
+def is_answered(exchange: Exchange, order: Order, public_key: str) -> bool:
+    """Return whether the exchange holds the hospital's answer to an order, or its refusal of it.
+
+    Args:
+        public_key: the hospital's key; what others left at its places is no answer.
+    """
     acts = (order.phase, refusal_of(order.phase, order.attempt))
     places = (Place.statement(order.run, order.round, act, order.site) for act in acts)
-    return any(exchange.answer(place) is not None for place in places)
+    found = (data for place in places for data in exchange.answers(place))
+    return any(signed_by(data, order.site, public_key) for data in found)

@@ -34,7 +34,9 @@ def readiness(home: Home, study: Study, federation: Path) -> dict[str, str]:
 
     members = load_federation(federation)
     exchange, key = Exchange(members.exchange), private_key(home.coordinator_key)
-    asked = {name: RemoteHospital(name, exchange, key) for name in members.hospitals}
+    asked = {
+        name: RemoteHospital(name, public, exchange, key) for name, public in members.hospitals.items()
+    }
     run = Run.create(home, study, members.hospitals, members.exchange, kind="check")
     try:
         run.begin_attempt()

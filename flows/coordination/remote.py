@@ -36,7 +36,10 @@ def train(home: Home, study: Study, federation: Path, live: Live, *, new: bool =
 
         members = load_federation(federation)
         exchange, key = Exchange(members.exchange), private_key(home.coordinator_key)
-        asked = {name: RemoteHospital(name, exchange, key) for name in members.hospitals}
+        asked = {
+            name: RemoteHospital(name, public, exchange, key)
+            for name, public in members.hospitals.items()
+        }
         run = run_for(home, study, members.hospitals, members.exchange, new=new)
         try:
             return train_rounds(run, asked, live)

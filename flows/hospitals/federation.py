@@ -63,9 +63,10 @@ def load_federation(path: Path) -> Federation:
 
 @dataclass(frozen=True)
 class RemoteHospital:
-    """A hospital behind its own firewall, as the coordinator asks it."""
+    """A hospital behind its own firewall, as the coordinator, whose private key is `key`, asks it."""
 
     name: str
+    public_key: str
     exchange: Exchange
     key: Ed25519PrivateKey
     invitations: list[FlowRun] = field(default_factory=list)
@@ -122,7 +123,7 @@ class RemoteHospital:
     def _has_answer(self, order: Order) -> bool:
         """Return whether the exchange has the answer; False while the exchange is out of reach."""
         with suppress(OSError):
-            return is_answered(self.exchange, order)
+            return is_answered(self.exchange, order, self.public_key)
         return False
 
     def _published_order(self, order: Order, timeout_s: float) -> Order:

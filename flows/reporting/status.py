@@ -84,13 +84,14 @@ def _open_order(run: Run, site: str) -> Order | None:
         if place.run == run.name and (data := exchange.statement(place)):
             fields = verified(data, "coordinator", {"coordinator": run.public_key})
             found.append(Order.model_validate(fields))
-    waiting = [order for order in found if _is_open(exchange, order)]
+    key = run.description.roster[site]
+    waiting = [order for order in found if _is_open(exchange, order, key)]
     return max(waiting, key=lambda order: order.expires_ms or 0, default=None)
 
 
-def _is_open(exchange: Exchange, order: Order) -> bool:
+def _is_open(exchange: Exchange, order: Order, public_key: str) -> bool:
     is_over = order.expires_ms is not None and time.time() * 1000 >= order.expires_ms
-    return not is_over and not is_answered(exchange, order)
+    return not is_over and not is_answered(exchange, order, public_key)
 
 
 def _last_seen(sites: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Orders to hospitals, and their answers: signed statements read from the exchange and checked."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flows.runs.records import Absence, Signed
@@ -19,7 +20,7 @@ from privacy.release import (
     Statement,
     parse_statement,
 )
-from privacy.signing import BadSignature, verified
+from privacy.signing import BadSignature, signed_by, verified
 from sites.exchange.places import Place
 from sites.orders import Order, Phase, refusal_of
 from sites.study import Study
@@ -135,40 +136,40 @@ def signed(statement: Statement, data: bytes, public_key: str) -> Signed[Stateme
 
 
 def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, bytes] | None:
-    """Return a hospital's statement on a phase, or its refusal in this attempt, with its purpose."""
+    """Return a hospital's statement on a phase, or its refusal in this attempt, with its purpose.
+
+    What the hospital did not sign counts only if there is nothing else.
+    """
+    key, others = run.description.roster[site], []
     for act in (phase, refusal_of(phase, run.attempt)):
-        data = run.exchange.statement(Place.statement(run.name, round, act, site))
-        if data is not None:
-            return act, data
-    return None
+        for data in run.exchange.answers(Place.statement(run.name, round, act, site)):
+            if signed_by(data, site, key):
+                return act, data
+            others.append((act, data))
+    return others[0] if others else None  # what somebody else left there, for its reason
 
 
 def has_left(run: Run, site: str) -> bool:
     """Return whether a hospital has stated, with the roster's key, that it has left the study."""
-    data = run.exchange.answer(Place.statement(run.name, 0, "leave", site))
-    if data is None:
-        return False
-    try:
-        check_key_is_good(run, site)
-        statement = parse_statement(verified(data, site, run.description.roster))
-        check_addressed(run, 0, "leave", site, statement)
-    except (BadSignature, RejectedRelease):
-        return False
-    return isinstance(statement, Departure)
+    for data in run.exchange.answers(Place.statement(run.name, 0, "leave", site)):
+        with suppress(BadSignature, RejectedRelease):
+            check_key_is_good(run, site)
+            statement = parse_statement(verified(data, site, run.description.roster))
+            check_addressed(run, 0, "leave", site, statement)
+            return isinstance(statement, Departure)
+    return False
 
 
 def check_key_is_good(run: Run, site: str) -> None:
     """Raise `RejectedRelease` where a hospital has revoked the key that the roster has for it."""
     key = run.description.roster[site]
-    data = run.exchange.answer(Place.revocation(site, key))
-    if data is None:
-        return
-    try:
-        revocation = Revocation.model_validate(verified(data, site, {site: key}))
-    except ValueError:  # signed by somebody else
-        return
-    if (revocation.site, revocation.public_key) == (site, key):
-        raise RejectedRelease("it has revoked its key; put its new one into federation.yaml")
+    for data in run.exchange.answers(Place.revocation(site, key)):
+        try:
+            revocation = Revocation.model_validate(verified(data, site, {site: key}))
+        except ValueError:  # signed by somebody else
+            continue
+        if (revocation.site, revocation.public_key) == (site, key):
+            raise RejectedRelease("it has revoked its key; put its new one into federation.yaml")
 
 
 def check_addressed(run: Run, round: int, purpose: str, site: str, statement: Statement) -> None:

@@ -46,7 +46,7 @@ def acceptance_faults(run: Run, roster: Roster | None) -> Iterator[str]:
     for site in sorted(run.description.everybody):
         joined = run.description.acceptances(site)
         places = (Place.statement(run.name, r, "join", site) for r in range(run.study.rounds + 1))
-        found = [data for data in map(run.exchange.answer, places) if data is not None]
+        found = [data for place in places for data in run.exchange.answers(place)]
         keys = {*(each.public_key for each in joined), *recorded_keys(run, site)}
         if roster is not None:
             keys &= {roster.get(site, "")}
@@ -80,9 +80,9 @@ def _refusals(run: Run, round: int, phase: Phase, site: str, keys: set[str]) -> 
     """Yield a hospital's signed reasons for refusing a phase of a round, in any attempt."""
     for attempt in range(1, run.attempt + 1):
         act = refusal_of(phase, attempt)
-        data = run.exchange.answer(Place.statement(run.name, round, act, site))
-        statement = None if data is None else signed_by(data, site, keys)
-        if isinstance(statement, Refusal):
-            with suppress(RejectedRelease):
-                check_addressed(run, round, act, site, statement)
-                yield statement.reason
+        for data in run.exchange.answers(Place.statement(run.name, round, act, site)):
+            statement = signed_by(data, site, keys)
+            if isinstance(statement, Refusal):
+                with suppress(RejectedRelease):
+                    check_addressed(run, round, act, site, statement)
+                    yield statement.reason

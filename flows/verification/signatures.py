@@ -36,11 +36,13 @@ def recorded_statement(
         RejectedRelease: it is about another act.
         LookupError: there is none, or another one than the record names.
     """
-    data = run.exchange.answer(Place.statement(run.name, round, phase, site))
-    if data is None:
+    place = Place.statement(run.name, round, phase, site)
+    written = {sha256_of(each): each for each in run.exchange.answers(place)}
+    if not written:
         raise LookupError("its statement is not in the exchange.")
-    if sha256_of(data) != statement_sha256:
+    if statement_sha256 not in written:
         raise LookupError("the exchange has another statement than the record names.")
+    data = written[statement_sha256]
     statement = parse_statement(verified(data, site, {site: public_key}))
     check_addressed(run, round, phase, site, statement)
     return statement

@@ -2,15 +2,20 @@
 
 Tensors are objects named by their sha256. A signed statement is written last, so a reader of a statement
 finds every object that it names.
+
+In a shared folder, others may write at a hospital's places. Each place has several names therefore: the
+hospital takes the first that nobody else occupies, and readers take the first file that it signed.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from models.checkpoints import CorruptCheckpoint
 from models.files import sha256_of, write_atomically
-from sites.exchange.places import Place
+from sites.exchange.places import COPIES, Place
 from sites.exchange.storage import Storage, storage_at
 
 STATEMENT_BYTES = 2**20
@@ -41,12 +46,18 @@ class Exchange:
     def put_object(self, data: bytes, owner: str) -> str:
         """Store `data` of the writer `owner` under its sha256 and return the sha256.
 
-        A second call changes nothing. Each writer has its own folder, so no writer can occupy a name of
-        another.
+        A second call changes nothing. Other bytes under that name are not replaced: the object is then
+        under the next name.
+
+        Raises:
+            AlreadyWritten: all names are occupied.
         """
         sha256 = sha256_of(data)
-        self._write_once(f"objects/{owner}/{sha256}", data)
-        return sha256
+        for name in _object_names(owner, sha256):
+            with suppress(AlreadyWritten):
+                self._write_once(name, data)
+                return sha256
+        raise AlreadyWritten(f"Expected a free name for the object {sha256} of {owner} in {self.url}.")
 
     def fetch_object(self, sha256: str, owner: str, into: Path, max_bytes: int) -> None:
         """Write the object with this sha256 to the file `into`, unless the file already holds it.
@@ -61,18 +72,44 @@ class Exchange:
 
     def object(self, sha256: str, owner: str, max_bytes: int) -> bytes:
         """Return the object of `owner` with this sha256; raises as `fetch_object` does."""
-        data = self._storage.read(f"objects/{owner}/{sha256}", max_bytes)
-        if sha256_of(data) != sha256:
-            raise CorruptCheckpoint(f"Expected the object {sha256} in the exchange, got other content.")
-        return data
+        fault: Exception | None = None
+        for name in _object_names(owner, sha256):
+            try:
+                data = self._storage.read(name, max_bytes)
+                if sha256_of(data) == sha256:
+                    return data
+                raise CorruptCheckpoint(f"Expected the object {sha256} in the exchange, got another.")
+            except CorruptCheckpoint as error:  # somebody else's file; the object may have another name
+                fault = fault or error
+            except FileNotFoundError as error:
+                raise fault or error from error
+        raise fault or FileNotFoundError(sha256)
 
-    def put_statement(self, place: Place, data: bytes) -> None:
-        """Write a signed statement; writing the same bytes again changes nothing.
+    def put_statement(
+        self, place: Place, data: bytes, is_own: Callable[[bytes], bool] = lambda _: True
+    ) -> Place:
+        """Write a signed statement and return where; writing the same bytes again changes nothing.
+
+        Args:
+            is_own: returns whether the writer made a file that is there already. Others' files do not
+                occupy a hospital's place: the statement is written at its next name.
 
         Raises:
-            AlreadyWritten: there is another statement at `place`.
+            AlreadyWritten: the writer's own other statement is there, or no name is free.
         """
-        self._write_once(f"{place}.json", data)
+        for name in place.names:
+            try:
+                self._write_once(f"{name}.json", data)
+            except AlreadyWritten:
+                if is_own(self.answer(name) or b""):
+                    raise
+            else:
+                return name
+        raise AlreadyWritten(f"Expected a free name of {place} in {self.url}, found none.")
+
+    def has_room(self, place: Place) -> bool:
+        """Return whether a name of a place is free; what is there already may be the writer's own."""
+        return any(self.answer(name) is None for name in place.names)
 
     def statement(self, place: Place) -> bytes | None:
         """Return the statement at `place`, or None while there is none.
@@ -95,6 +132,14 @@ class Exchange:
             return self.statement(place)
         except CorruptCheckpoint:
             return b""
+
+    def answers(self, place: Place) -> Iterator[bytes]:
+        """Yield what was written at a hospital's place, at each of its names, as `answer` returns it."""
+        for name in place.names:
+            data = self.answer(name)
+            if data is None:
+                return
+            yield data
 
     def statements_of(self, site: str) -> set[Place]:
         """Return the places of all statements of a hospital, revocations included."""
@@ -133,3 +178,8 @@ class Exchange:
             return None
         except CorruptCheckpoint:
             return b""
+
+
+def _object_names(owner: str, sha256: str) -> list[str]:
+    first = f"objects/{owner}/{sha256}"
+    return [first, *(f"{first}.{number}" for number in range(2, COPIES + 1))]

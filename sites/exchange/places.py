@@ -2,8 +2,8 @@
 
 | kind       | name                                          | written by      |
 |------------|-----------------------------------------------|-----------------|
-| statement  | `statements/SITE/RUN.003.ACT`                 | the hospital    |
-| revocation | `statements/SITE/revoked.KEY`                 | the hospital    |
+| statement  | `statements/SITE/RUN.003.ACT[.COPY]`          | the hospital    |
+| revocation | `statements/SITE/revoked.KEY[.COPY]`          | the hospital    |
 | order      | `orders/SITE/RUN.003.PHASE.ATTEMPT`           | the coordinator |
 | model      | `models/RUN.003`                              | the coordinator |
 | released   | `models/RUN.003.of-SITE`                      | the coordinator |
@@ -13,7 +13,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["statement", "revocation", "order", "model", "released", "head", "decision"]
@@ -22,15 +22,16 @@ KEY_DIGITS = 32
 """Number of digits of a public key in the name of its revocation."""
 
 _RUN, _SITE = r"(?P<run>[a-z0-9][a-z0-9_-]*)", r"(?P<site>[^/]+)"
+_COPY = r"(?:\.(?P<copy>[2-9]))?"
 _ROUND, _ACT = r"(?P<round>\d{3,})", r"(?P<act>[a-z][a-z0-9-]*)"
 _FORMS: Mapping[Kind, tuple[str, re.Pattern[str]]] = {
     "revocation": (
         "statements/{site}/revoked.{key}",
-        re.compile(rf"statements/{_SITE}/revoked\.(?P<key>[0-9a-f]{{{KEY_DIGITS}}})"),
+        re.compile(rf"statements/{_SITE}/revoked\.(?P<key>[0-9a-f]{{{KEY_DIGITS}}}){_COPY}"),
     ),
     "statement": (
         "statements/{site}/{run}.{round:03d}.{act}",
-        re.compile(rf"statements/{_SITE}/{_RUN}\.{_ROUND}\.{_ACT}"),
+        re.compile(rf"statements/{_SITE}/{_RUN}\.{_ROUND}\.{_ACT}{_COPY}"),
     ),
     "order": (
         "orders/{site}/{run}.{round:03d}.{act}.{attempt}",
@@ -47,7 +48,9 @@ _FORMS: Mapping[Kind, tuple[str, re.Pattern[str]]] = {
         re.compile(rf"models/{_RUN}\.decision-(?P<number>\d{{4,}})"),
     ),
 }
-_NUMBERS = frozenset({"round", "attempt", "number"})
+_NUMBERS = frozenset({"round", "attempt", "number", "copy"})
+COPIES = 9
+"""Number of names of a hospital's place: somebody else's file at one does not occupy the place."""
 
 
 @dataclass(frozen=True, order=True)
@@ -69,6 +72,7 @@ class Place:
     attempt: int = 0
     number: int = 0
     key: str = ""
+    copy: int = 1
 
     @classmethod
     def statement(cls, run: str, round: int, act: str, site: str) -> "Place":
@@ -110,14 +114,27 @@ class Place:
         """Return the place with this name, None if it is no name of a place."""
         for kind, (_, form) in _FORMS.items():
             if found := form.fullmatch(name):
-                fields = {k: int(v) if k in _NUMBERS else v for k, v in found.groupdict().items()}
+                named = ((k, v) for k, v in found.groupdict().items() if v is not None)
+                fields = {k: int(v) if k in _NUMBERS else v for k, v in named}
                 place = cls(kind, **fields)  # type: ignore[arg-type]  # by its pattern
                 return place if str(place) == name else None
         return None
 
     def __str__(self) -> str:
         template, _ = _FORMS[self.kind]
-        return template.format(**vars(self))
+        name = template.format(**vars(self))
+        return name if self.copy == 1 else f"{name}.{self.copy}"
+
+    @property
+    def names(self) -> tuple["Place", ...]:
+        """The names at which its statement may be, in the order in which they are tried.
+
+        >>> [str(each) for each in Place.statement("small-1", 3, "leave", "north").names][:2]
+        ['statements/north/small-1.003.leave', 'statements/north/small-1.003.leave.2']
+        """
+        if self.kind not in ("statement", "revocation") or self.copy > 1:
+            return (self,)
+        return tuple(replace(self, copy=number) for number in range(1, COPIES + 1))
 
     @property
     def folder(self) -> str:

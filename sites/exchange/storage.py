@@ -7,12 +7,13 @@ reach the storage raises an OSError.
 
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from secrets import token_hex
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -98,14 +99,30 @@ class Filesystem:
         return data
 
     def write_new(self, name: str, data: bytes) -> None:
-        """Write a file under a partial name and move it to `name`; see `Storage`."""
+        """Write a file under a partial name and give it its own, if that is free; see `Storage`.
+
+        Of two writers at once, one fails: a local name is a new hard link, over SFTP a rename without
+        replacement (https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02#section-6.5).
+        Other storages have the exclusive creation that fsspec gives them.
+        """
         path = posixpath.join(self.root, name)
         if self.filesystem.exists(path):
             raise FileExistsError(name)
         self.filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
-        partial = partial_of(path, data)
+        kind = self.filesystem.protocol
+        rename = _RENAMES.get(kind if isinstance(kind, str) else kind[0])
+        if rename is None:
+            self.filesystem.pipe_file(path, data, mode="create")
+            return
+        partial = f"{path}.{token_hex(6)}.partial"
         self.filesystem.pipe_file(partial, data)
-        self.filesystem.mv(partial, path)
+        try:
+            rename(self.filesystem, partial, path)
+        except OSError as error:
+            self.filesystem.rm_file(partial)
+            if self.filesystem.exists(path):
+                raise FileExistsError(name) from error
+            raise
 
     def names(self, folder: str) -> set[str]:
         """Return the names of the files in a folder; see `Storage`."""
@@ -114,6 +131,18 @@ class Filesystem:
         except FileNotFoundError:
             return set()
         return {posixpath.basename(each["name"]) for each in found if each["type"] == "file"}
+
+
+def _link(_: AbstractFileSystem, partial: str, path: str) -> None:
+    os.link(partial, path)
+    Path(partial).unlink()
+
+
+_RENAMES: Mapping[str, Callable[[AbstractFileSystem, str, str], None]] = {
+    "file": _link,
+    "sftp": lambda filesystem, partial, path: filesystem.ftp.rename(partial, path),
+}
+"""Functions that rename a file and fail if the new name is taken, by fsspec's protocol."""
 
 
 @dataclass
@@ -129,7 +158,7 @@ class Sftp:
             return folder.read(name, max_bytes)
 
     def write_new(self, name: str, data: bytes) -> None:
-        """Write a file under a partial name and move it to `name`; see `Storage`."""
+        """Write a file under a partial name and rename it; see `Storage`."""
         with self._connected() as folder:
             folder.write_new(name, data)
 

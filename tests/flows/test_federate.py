@@ -97,7 +97,7 @@ def test_each_released_model_is_scored_at_every_hospital_that_allows_it(finished
     network = network_for(run.study.network, run.study, torch.device("cpu"), model)
     predict = predictor(network, run.study, run.study.network, torch.device("cpu"))
     expected = score(predict, build_task(run.study.task), ward.cohort(run.study).evaluation)
-    assert last.cross_site["south"]["north"]["dice"] == pytest.approx(expected["dice"])
+    assert last.cross_site["south"]["north"]["dice"] == pytest.approx(expected["dice"], abs=5e-4)
 
 
 def test_epsilon_is_the_ledgers_and_stays_within_the_study(finished: Path) -> None:

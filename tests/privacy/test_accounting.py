@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus.accountants.analysis.rdp import compute_rdp
 
 from privacy.accounting import (
     Budget,
@@ -186,3 +187,27 @@ def test_sampling_costs_less_than_every_patient_in_each_step() -> None:
 def test_an_impossible_event_is_refused(noise: float, rate: float, steps: int) -> None:
     with pytest.raises(ValueError, match="Expected"):
         PrivacyEvent(noise, rate, steps)
+
+
+def test_small_charges_cost_about_what_they_should_under_renyi_dp() -> None:
+    """Opacus' own grid of orders ends at 63, and makes it 0.104."""
+    one = [PrivacyEvent(200.0, 1.0, 1)]
+    exact = gaussian_epsilon(1 / 200, 1e-5)
+    assert exact == pytest.approx(0.0125, abs=1e-4)
+    assert exact < epsilon(one, 1e-5, "renyi") < 0.0148
+
+
+@given(st.floats(1, 3000), st.integers(1, 300), st.sampled_from([1e-3, 1e-5, 1e-9]))
+def test_the_renyi_rule_is_never_below_the_exact_one(noise: float, steps: int, delta: float) -> None:
+    event = [PrivacyEvent(noise, 1.0, steps)]
+    exact = epsilon(event, delta)
+    assert exact <= epsilon(event, delta, "renyi") <= 1.35 * exact + steps**0.5 / noise
+
+
+@given(st.floats(5, 500), st.sampled_from([0.01, 0.1, 0.5]), st.sampled_from([64, 640, 1024]))
+def test_a_sampled_step_counts_at_most_like_one_over_all_patients(
+    noise: float, rate: float, order: int
+) -> None:
+    """By which the largest orders are bounded."""
+    sampled = compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=[order])
+    assert float(np.atleast_1d(sampled)[0]) <= order / (2 * noise**2) * (1 + 1e-9)

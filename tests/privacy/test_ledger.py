@@ -1,3 +1,4 @@
+import sqlite3
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from privacy.accounting import Budget, PrivacyEvent, epsilon
 from privacy.ledger import BudgetExceeded, Charge, ClockWentBack, Ledger, LedgerError
+from privacy.ledger_file import append, enrol, read, transaction
 
 BUDGET = Budget(epsilon=8, delta=1e-4)
 EVENT = PrivacyEvent(noise_multiplier=4.0, sampling_rate=1.0, steps=4)
@@ -36,7 +38,7 @@ def test_rerunning_a_round_charges_once(ledger: Ledger) -> None:
         ledger.settle(CHARGE, "f" * 64)
     ledger.reserve(CHARGE, ALL)
     assert ledger.spent(1e-4) == pytest.approx(epsilon([EVENT], 1e-4))
-    assert [e.action for e in ledger.entries()] == ["reserve", "start", "settle"]
+    assert [e.action for e in ledger.entries()] == ["resolve", "reserve", "start", "settle"]
     assert ledger.file_of(CHARGE) == "f" * 64
 
 
@@ -69,7 +71,7 @@ def test_an_overdraft_is_refused_with_what_still_fits_and_charges_nothing(ledger
             ledger.reserve(round_number(number), ALL)
     assert caught.value.spent <= 8 < caught.value.asked
     assert ledger.spent(1e-4) == pytest.approx(caught.value.spent)
-    assert len(ledger.entries()) == number - 1
+    assert len(ledger.charges()) == number - 1
 
 
 def test_a_run_never_spends_more_than_its_own_limit(ledger: Ledger) -> None:
@@ -193,7 +195,7 @@ def test_what_a_restored_ledger_forgot_is_charged_even_beyond_the_budget(tmp_pat
     small = Ledger(tmp_path / "l.sqlite", Budget(epsilon=1, delta=1e-4), OWNER)
     for _ in range(2):
         small.recover(CHARGE, ALL, "f" * 64)
-    assert [e.action for e in small.entries()] == ["reserve", "start", "settle"]
+    assert [e.action for e in small.entries()] == ["resolve", "reserve", "start", "settle"]
     assert small.spent(1e-4) == pytest.approx(epsilon([EVENT], 1e-4))
     assert small.spent(1e-4) > 1
     assert small.file_of(CHARGE) == "f" * 64
@@ -319,3 +321,49 @@ def test_the_classes_cost_what_the_patients_one_by_one_cost_and_never_more_than_
         assert ledger.spent(1e-4) == pytest.approx(one_by_one)
         assert ledger.spent_after(1e-4)[-1][1] == pytest.approx(one_by_one)
         assert BUDGET.covers(one_by_one)
+
+
+SAMPLED = PrivacyEvent(noise_multiplier=4.0, sampling_rate=0.1, steps=4)
+
+
+@pytest.mark.parametrize("founded", ["gaussian", "renyi"])
+def test_the_first_private_charge_fixes_a_ledgers_rule_whatever_the_policy_says_later(
+    founded: str, tmp_path: Path
+) -> None:
+    """A rule that an outcome could choose would be no filter."""
+    path = tmp_path / "ledger.sqlite"
+    other = {"gaussian": "renyi", "renyi": "gaussian"}[founded]
+    empty = Ledger(path, BUDGET, OWNER, rule=other)
+    empty.publish(round_number(0, purpose="check", event=None), "f" * 64)
+    assert empty.rule == other
+    Ledger(path, BUDGET, OWNER, rule=founded).reserve(CHARGE, ALL)
+    later = Ledger(path, BUDGET, OWNER, rule=other)
+    assert later.rule == founded
+    assert later.spent(1e-4) == pytest.approx(epsilon([EVENT], 1e-4, founded))
+    if founded == "gaussian":
+        for use in (later.reserve, lambda charge, those: later.check_fits(those, charge.event, 1)):
+            with pytest.raises(LedgerError, match="sampled step"):
+                use(round_number(2, event=SAMPLED), ALL)
+    else:
+        later.reserve(round_number(2, event=SAMPLED), ALL)
+        assert later.spent(1e-4) == pytest.approx(epsilon([EVENT, SAMPLED], 1e-4, "renyi"))
+
+
+def test_a_ledger_that_recorded_no_rule_yet_has_that_of_its_events(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    lax = Ledger(path, BUDGET, OWNER, rule="renyi")
+    lax.reserve(round_number(1, event=SAMPLED), ALL)
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("DROP TRIGGER entries_never_DELETE")
+    db.execute("DELETE FROM entries")
+    db.close()
+    with transaction(path) as opened:
+        append(
+            opened,
+            read(opened, lax.genesis),
+            "reserve",
+            round_number(1, event=SAMPLED),
+            enrol(opened, ALL),
+        )
+    Ledger(path, BUDGET, OWNER, rule="gaussian").recover(round_number(2), ALL, "f" * 64)
+    assert Ledger(path, BUDGET, OWNER, rule="gaussian").rule == "renyi"

@@ -64,7 +64,7 @@ def test_a_change_behind_the_ledgers_back_is_found(
     ledger.reserve(CHARGE, ALL)
     ledger.reserve(round_number(2), ALL)
     path = tmp_path / "state" / "ledger.sqlite"
-    tamper(path, f"UPDATE entries SET {column} = ? WHERE seq = 1", value)
+    tamper(path, f"UPDATE entries SET {column} = ? WHERE seq = 2", value)
     with pytest.raises(LedgerError, match=r"Entry \d (does not follow|can't be read)"):
         Ledger(path, BUDGET, OWNER)
 

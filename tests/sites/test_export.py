@@ -61,7 +61,7 @@ def test_a_release_settles_the_charge_and_is_in_the_outbox_by_its_sha256_before_
 ) -> None:
     manifest, sha256 = release(hospital, study_with())
     entries = hospital.ledger.entries()
-    assert [e.action for e in entries] == ["reserve", "start", "settle"]
+    assert [e.action for e in entries] == ["resolve", "reserve", "start", "settle"]
     assert (entries[-1].file, entries[-1].charge) == (sha256, CHARGE)
     stored = {path.name: sha256_of(path.read_bytes()) for path in hospital.outbox.folder.iterdir()}
     assert stored == {
@@ -166,7 +166,7 @@ def test_a_training_that_diverges_stays_charged_and_is_not_tried_again(
     for attempt in (1, 2):
         answer = coordinator.order(hospital, "contribute", 1, attempt)
         assert "diverged" in answer.reason
-    assert [e.action for e in hospital.ledger.entries()] == ["reserve", "start", "settle"]
+    assert [e.action for e in hospital.ledger.entries()] == ["resolve", "reserve", "start", "settle"]
     assert not list(hospital.outbox.folder.glob("*.safetensors"))
 
 

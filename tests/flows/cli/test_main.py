@@ -193,7 +193,7 @@ def test_the_ledger_shows_charges_and_what_is_left(home: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        "entries SET seq = seq + 1", "entries SET at = at + 1", "entries SET action = 'start'",
+        "entries SET seq = seq + 100", "entries SET at = at + 1", "entries SET action = 'start'",
         "entries SET charge = replace(charge, '4.0', '9.0')", "entries SET cohort = cohort || 'x'",
         "entries SET file = file || 'x'", "entries SET previous = hash",
         "entries SET hash = hash || 'x'",

@@ -185,7 +185,7 @@ def test_two_statements_of_one_act_are_charged_once(federation: Federation, rest
 
 def test_what_is_no_statement_of_this_hospital_does_not_stop_it(federation: Federation) -> None:
     for place, data in (("x.001.contribute", b"{}"), ("y", b"\xff"), ("z.001.join", b"[1]")):
-        federation.exchange.put_statement(f"statements/east/{place}", data)
+        federation.exchange._storage.write_new(f"statements/east/{place}.json", data)
     assert federation.ask("contribute", 1) == "release"
 
 

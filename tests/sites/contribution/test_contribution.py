@@ -48,7 +48,7 @@ def test_a_charge_is_given_back_where_the_scans_cannot_be_prepared_and_stays_onc
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr("sites.contribution.contribution.prepare", no_room)
         coordinator.order(hospital, "contribute", 1)
-    assert [e.action for e in hospital.ledger.entries()] == ["reserve", "void"]
+    assert [e.action for e in hospital.ledger.entries()] == ["resolve", "reserve", "void"]
     assert hospital.ledger.spent(1e-3) == 0
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(torch.optim, "SGD", no_room)
@@ -56,7 +56,7 @@ def test_a_charge_is_given_back_where_the_scans_cannot_be_prepared_and_stays_onc
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr("sites.contribution.contribution.prepare", no_room)
         coordinator.order(hospital, "contribute", 1)
-    assert [e.action for e in hospital.ledger.entries()][2:] == ["reserve", "start"]
+    assert [e.action for e in hospital.ledger.entries()][3:] == ["reserve", "start"]
     assert hospital.ledger.spent(1e-3) > 0
     assert coordinator.order(hospital, "contribute", 1).kind == "release"
 
@@ -96,3 +96,22 @@ def test_a_check_answers_ready_without_an_approval_or_a_charge(
     coordinator.run = "small-2"
     assert "allows 1" in coordinator.order(poor, "check", 0).reason
     assert not poor.ledger.charges()
+
+
+@pytest.mark.parametrize("phase", ["check", "join", "contribute"])
+@pytest.mark.parametrize(("accountant", "delta"), [("pld", 1e-16), ("prv", 1e-16)])
+def test_an_accountant_that_can_report_no_epsilon_is_found_before_a_charge(
+    accountant: str, delta: float, phase: str, hospital: Hospital, coordinator_of, study_with
+) -> None:
+    """Google's PLD accountant says infinity there, Opacus' PRV accountant raises."""
+    privacy = {
+        **study_with().model_dump(mode="json")["privacy"],
+        "delta": delta,
+        "accountants": [accountant],
+    }
+    coordinator = coordinator_of(study_with(privacy=privacy))
+    coordinator.publish(0, first_model(coordinator.study))
+    refusal = coordinator.order(hospital, phase, 1 if phase == "contribute" else 0)
+    assert refusal.kind == "refusal"
+    assert f"the accountant {accountant}" in refusal.reason
+    assert hospital.ledger.charges() == []

@@ -156,7 +156,7 @@ def test_under_privacy_the_personal_models_figures_stay_in_the_hospital(
     assert not any("personal" in name for name in scores.metrics)
     noted = json.loads(hospital.scored("small-1", 2).read_bytes())
     assert set(noted["personal"]) == set(noted["global"])
-    assert noted["global"]["dice"] == pytest.approx(scores.metrics["dice"])
+    assert noted["global"]["dice"] == pytest.approx(scores.metrics["dice"], abs=5e-4)
 
 
 def test_local_heads_stay_and_train_from_round_to_round(

@@ -1,5 +1,9 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from coordinator import Coordinator
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -9,6 +13,8 @@ from privacy.accounting import PrivacyEvent
 from privacy.noise import NoiseSource
 from sites.cohort import Patient
 from sites.evaluation.survey import _kept, bins, drift, histograms_of, noised, suppressed
+from sites.exchange.exchange import Exchange
+from sites.hospital import Hospital
 from sites.imaging.intake import Scan
 from sites.imaging.profile import profile_of
 from sites.imaging.reading import Reading
@@ -120,3 +126,22 @@ def test_histograms_that_can_not_be_compared_have_no_drift() -> None:
     assert drift({"scans": [None, 1.0]}, {"scans": [1.0, None]}) == {}
     assert drift({"scans": [0.0, 0.0]}, {"scans": [0.5, 0.5]}) == {}
     assert drift({"scans": [0.5, 0.5]}, {"other": [0.5, 0.5]}) == {}
+
+
+@pytest.mark.parametrize(
+    ("limits", "published"), [({}, 2), ({"per_week": 9}, 3), ({"per_week": 9, "per_study": 1}, 1)]
+)
+def test_noised_surveys_end_at_the_number_that_the_policy_allows_a_study_and_a_week(
+    limits: dict[str, int], published: int, tmp_path: Path, small_wards, study_with, edit
+) -> None:
+    ward = small_wards(tmp_path / "wards") / "east"
+    edit(ward / "site.yaml", statistics={"kind": "noised", "epsilon": 0.5, **limits})
+    hospital = Hospital.open(ward, test_noise=1)
+    exchange = Exchange(str(tmp_path / "exchange"))
+    coordinator = Coordinator(study_with(), exchange, Ed25519PrivateKey.generate())
+    kinds = []
+    for number in range(4):
+        coordinator.run = f"survey-{number}"
+        kinds.append(coordinator.order(hospital, "survey", 0).statistics_policy)
+    assert kinds == ["noised"] * published + ["withheld"] * (4 - published)
+    assert len(hospital.ledger.charges()) == published

@@ -1,3 +1,6 @@
+import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -5,6 +8,10 @@ import pytest
 
 from models.checkpoints import CorruptCheckpoint
 from sites.exchange.exchange import AlreadyWritten, Exchange
+from sites.exchange.places import COPIES, Place
+from sites.exchange.storage import Filesystem
+
+PLACE = Place.statement("r", 1, "contribute", "north")
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -23,22 +30,22 @@ def test_an_object_is_found_by_its_sha256(exchange: Exchange, tmp_path: Path) ->
 
 def test_laying_down_the_same_again_changes_nothing(exchange: Exchange) -> None:
     assert exchange.put_object(b"x", "north") == exchange.put_object(b"x", "north")
-    exchange.put_statement("statements/north/r.001.contribute", b"{}")
-    exchange.put_statement("statements/north/r.001.contribute", b"{}")
-    assert exchange.statement("statements/north/r.001.contribute") == b"{}"
+    exchange.put_statement(PLACE, b"{}")
+    exchange.put_statement(PLACE, b"{}")
+    assert exchange.statement(PLACE) == b"{}"
 
 
 def test_nothing_there_is_ever_replaced(exchange: Exchange) -> None:
-    exchange.put_statement("statements/north/r.001.contribute", b"first")
+    exchange.put_statement(PLACE, b"first")
     with pytest.raises(AlreadyWritten, match="the same bytes"):
-        exchange.put_statement("statements/north/r.001.contribute", b"second")
-    assert exchange.statement("statements/north/r.001.contribute") == b"first"
+        exchange.put_statement(PLACE, b"second")
+    assert exchange.statement(PLACE) == b"first"
 
 
 def test_a_missing_statement_is_none_and_a_missing_object_an_error(
     exchange: Exchange, tmp_path: Path
 ) -> None:
-    assert exchange.statement("statements/north/r.001.contribute") is None
+    assert exchange.statement(PLACE) is None
     with pytest.raises(FileNotFoundError):
         exchange.fetch_object("0" * 64, "north", tmp_path / "copy", 100)
 
@@ -56,6 +63,68 @@ def test_more_bytes_than_expected_are_not_read(exchange: Exchange, tmp_path: Pat
     sha256 = exchange.put_object(b"x" * 101, "north")
     with pytest.raises(CorruptCheckpoint, match="at most 100 bytes"):
         exchange.fetch_object(sha256, "north", tmp_path / "copy", max_bytes=100)
-    exchange.put_statement("statements/north/r.001.contribute", b" " * (2**20 + 1))
+    exchange.put_statement(PLACE, b" " * (2**20 + 1))
     with pytest.raises(CorruptCheckpoint, match="at most"):
-        exchange.statement("statements/north/r.001.contribute")
+        exchange.statement(PLACE)
+
+
+def is_mine(data: bytes) -> bool:
+    return data.startswith(b"mine")
+
+
+def test_what_others_leave_at_a_place_does_not_occupy_it(exchange: Exchange) -> None:
+    for other in (b"{}", b" " * (2**20 + 1)):
+        exchange.put_statement(PLACE, other, is_mine)
+    for _ in range(2):
+        assert str(exchange.put_statement(PLACE, b"mine", is_mine)) == f"{PLACE}.3"
+    assert list(exchange.answers(PLACE)) == [b"{}", b"", b"mine"]
+    assert exchange.statements_of("north") == set(PLACE.names[:3])
+    with pytest.raises(AlreadyWritten):
+        exchange.put_statement(PLACE, b"mine, another", is_mine)
+    assert exchange.has_room(PLACE)
+
+
+def test_a_place_whose_every_name_is_taken_has_no_room(exchange: Exchange) -> None:
+    for number in range(COPIES):
+        exchange.put_statement(PLACE, f"{number}".encode(), is_mine)
+    assert not exchange.has_room(PLACE)
+    with pytest.raises(AlreadyWritten, match="free name"):
+        exchange.put_statement(PLACE, b"mine", is_mine)
+
+
+def test_an_object_is_found_beside_another_file_of_its_name(exchange: Exchange, tmp_path: Path) -> None:
+    sha256 = hashlib.sha256(b"tensors").hexdigest()
+    exchange._storage.write_new(f"objects/north/{sha256}", b"other")
+    with pytest.raises(CorruptCheckpoint):
+        exchange.object(sha256, "north", 100)
+    for _ in range(2):
+        exchange.put_object(b"tensors", "north")
+    exchange.fetch_object(sha256, "north", tmp_path / "copy", 100)
+    assert (tmp_path / "copy").read_bytes() == b"tensors"
+
+
+def test_of_two_writers_at_once_one_wins_and_its_bytes_stay(tmp_path: Path) -> None:
+    """Both have looked, and found no file, before either writes."""
+    looked = threading.Barrier(2, timeout=30)
+    storage = Exchange(str(tmp_path / "exchange"))._storage
+
+    class Slow(type(storage.filesystem)):  # type: ignore[misc]
+        def exists(self, path: str, **kwargs: object) -> bool:
+            found = super().exists(path, **kwargs)
+            if not found and threading.current_thread() is not threading.main_thread():
+                looked.wait()
+            return bool(found)
+
+    def write(data: bytes) -> bool:
+        try:
+            Filesystem(Slow(skip_instance_cache=True), storage.root).write_new("a/b", data)
+        except FileExistsError:
+            return False
+        return True
+
+    content = [bytes([number]) * 100_000 for number in (1, 2)]
+    with ThreadPoolExecutor(2) as threads:
+        won = list(threads.map(write, content))
+    assert sorted(won) == [False, True]
+    assert storage.read("a/b", 100_000) == content[won.index(True)]
+    assert storage.names("a") == {"b"}

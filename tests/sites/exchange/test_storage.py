@@ -18,7 +18,7 @@ from webserver import Webserver, free_port, needs_nginx, password_of, wait_for, 
 from models.checkpoints import CorruptCheckpoint
 from sites.exchange.exchange import AlreadyWritten, Exchange
 from sites.exchange.places import Place
-from sites.exchange.storage import AUTH, StorageFailed, credential_for, storage_at
+from sites.exchange.storage import _RENAMES, AUTH, StorageFailed, credential_for, storage_at
 
 PLACE = Place.statement("r", 1, "contribute", "north")
 
@@ -278,6 +278,11 @@ def test_over_sftp_files_are_written_once_and_a_server_that_is_not_known_gets_no
         exchange.put_statement(PLACE, b"other")
     assert exchange.statements_of("north") == {PLACE}
     assert exchange.orders_of("north") == set()
+    opened, root = exchange._storage._open.filesystem, tmp_path / "exchange"
+    opened.pipe_file(f"{root}/late", b"from a writer who found no file when it looked")
+    with pytest.raises(OSError, match="Failure"):
+        _RENAMES["sftp"](opened, f"{root}/late", f"{root}/{PLACE}.json")
+    assert exchange.statement(PLACE) == b"first"
     with pytest.raises(CorruptCheckpoint, match="at most"):
         exchange.object(sha256, "north", len(data) - 1)
     exchange._storage._open.filesystem.client.close()  # as when the server was started again
@@ -288,5 +293,5 @@ def test_over_sftp_files_are_written_once_and_a_server_that_is_not_known_gets_no
         Exchange("sftp://127.0.0.1:9/x").statement(PLACE)
     (tmp_path / "home" / ".ssh" / "known_hosts").unlink()
     with pytest.raises(StorageFailed, match="can't be reached"):
-        Exchange(over_ssh).put_statement("statements/north/r.002.contribute", b"never")
+        Exchange(over_ssh).put_statement(Place.parse("statements/north/r.002.contribute"), b"never")
     assert not (tmp_path / "exchange" / "statements" / "north" / "r.002.contribute.json").exists()

@@ -54,7 +54,7 @@ def test_a_contribution_is_charged_signed_in_the_outbox_and_finite(
     change = hospital.outbox.tensors(manifest.payload_sha256)
     assert len(change) == manifest.payload_bytes
     actions = [e.action for e in hospital.ledger.entries()]
-    assert actions == ["reserve", "start", "settle"]
+    assert actions == ["resolve", "reserve", "start", "settle"]
 
 
 def test_asked_again_a_hospital_lays_down_the_same_bytes_and_pays_once(

@@ -256,7 +256,7 @@ def test_an_order_that_does_not_hold_is_not_found(
     hospital: Hospital, coordinator: Coordinator, changes: dict[str, object]
 ) -> None:
     lay_down(coordinator, **changes)
-    coordinator.exchange.put_statement("orders/north/no-order-at-all", b"{}")
+    coordinator.exchange._storage.write_new("orders/north/no-order-at-all.json", b"{}")
     assert not order_inbox.open_orders(hospital, "small", "site-round")
 
 
@@ -278,4 +278,4 @@ def test_an_order_that_expires_while_scans_are_read_is_not_paid_for(
     monkeypatch.setattr(contribution, "prepare", slowly)
     with pytest.raises(Expired):
         carry_out(hospital, order, ignore_progress)
-    assert [entry.action for entry in hospital.ledger.entries()] == ["reserve", "void"]
+    assert [entry.action for entry in hospital.ledger.entries()] == ["resolve", "reserve", "void"]
