@@ -134,7 +134,11 @@ class Federation:
             service.start()
         self._wait_for_servers()
         self.machines = [self._machine(number, name, stack) for number, name in enumerate(WARDS)]
-        roster = {machine.name: Hospital.open(machine.ward).public_key for machine in self.machines}
+        opened = {machine.name: Hospital.open(machine.ward) for machine in self.machines}
+        roster = {
+            name: {"key": hospital.public_key, "patients": hospital.policy.declared_patients}
+            for name, hospital in opened.items()
+        }
         members = {"exchange": str(folder / "exchange"), "hospitals": roster}
         (folder / "federation.yaml").write_text(yaml.safe_dump(members))
         (folder / "chaos.yaml").write_text(yaml.safe_dump(STUDY | {"rounds": rounds}))

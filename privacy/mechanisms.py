@@ -126,6 +126,18 @@ class Mechanism:
         share = self.clip.count_share if isinstance(self.clip, AdaptiveClip) else 0
         return self.noise_multiplier * self.clip.norm / math.sqrt(1 - share)
 
+    def longest_step(self, numel: int) -> float:
+        """Return the largest L2 norm of a step's noisy mean gradient over `numel` coordinates.
+
+        It holds for up to twice the declared patients, and for noise with probability 1 - exp(-50): the
+        norm of standard normals exceeds sqrt(numel) + t with probability exp(-t^2 / 2) at most
+        (Boucheron, Lugosi and Massart 2013, Concentration Inequalities, theorem 5.6,
+        https://doi.org/10.1093/acprof:oso/9780199535255.001.0001).
+        """
+        patients = 2 * self.divisor / self.sampling_rate
+        noise = self.noise_std * (math.sqrt(numel) + 10)
+        return (self.clip.norm * patients + noise) / self.divisor
+
     def clip_factors(self, norms: Tensor) -> Tensor:
         """Return the factor of each patient's gradient, given its norm, `(P,)` -> `(P,)`.
 

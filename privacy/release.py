@@ -273,11 +273,18 @@ def parse_statement(fields: Mapping[str, Any]) -> Statement:
         raise RejectedRelease(one_line(f"{where}: {first['msg']}")) from error
 
 
-def check_release(release: Release, template: Params) -> None:
+LARGEST_CHANGE = 1000.0
+"""Default of the largest L2 norm of a hospital's change in a round; usual ones are below 100."""
+
+
+def check_release(release: Release, template: Params, largest: float = LARGEST_CHANGE) -> None:
     """Check a release's tensors against its own manifest and the study's network.
 
+    Args:
+        largest: the largest accepted L2 norm of the tensors together.
+
     Raises:
-        RejectedRelease: a name, shape or dtype is wrong, or a value is not finite.
+        RejectedRelease: a name, shape or dtype is wrong, a value is not finite, or the norm is larger.
     """
     try:
         P.check_like(release.tensors, template)
@@ -285,5 +292,7 @@ def check_release(release: Release, template: Params) -> None:
             raise ValueError("The manifest lists other tensors than the file holds.")
         if not P.all_finite(release.tensors):
             raise ValueError("A value is NaN or infinite.")
+        if not (norm := P.norm(release.tensors)) <= largest:
+            raise ValueError(f"Expected a change of a norm of at most {largest:.4g}, got {norm:.4g}.")
     except (ValueError, CorruptCheckpoint) as error:
         raise RejectedRelease(f"{release.manifest.site}: {error}") from error

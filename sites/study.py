@@ -16,6 +16,7 @@ from models.strategies import Strategy, StrategyConfig
 from models.synthesis import SynthesisConfig
 from privacy.distillation import DistillationConfig
 from privacy.mechanisms import PrivacyConfig
+from privacy.release import LARGEST_CHANGE
 from privacy.signing import canonical
 from sites import yaml_files
 from sites.imaging.preprocessing import Patches, PreprocessingConfig
@@ -146,6 +147,9 @@ class Study(Config):
             `weights`.
         export: content of a release: the change of the `student`, the change of the trained `weights`,
             or the `predictions` on the transfer images.
+        largest_change: largest L2 norm of a hospital's change of the parameters in a round; a larger one
+            is rejected. 1000 by default. Where trained weights leave under privacy, the mechanism's own
+            bound holds too.
         strategy: rule that makes the next global model from the releases.
         evaluation: schedule and kinds of evaluation.
         promotion: criteria for a release of the model; None by default, which allows no release.
@@ -166,6 +170,7 @@ class Study(Config):
     privacy: PrivacyConfig
     distillation: DistillationConfig | None = None
     export: Literal["student", "weights", "predictions"]
+    largest_change: Annotated[float, Field(gt=0)] = LARGEST_CHANGE
     strategy: StrategyConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig | None = None

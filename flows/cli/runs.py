@@ -68,7 +68,7 @@ def verify(
             set_prefect(opened.home)
             from flows.hospitals.federation import load_federation
 
-            roster = load_federation(federation).hospitals
+            roster = load_federation(federation).roster
         with with_mlflow(opened.home):
             from flows.decisions.people import people_in
             from flows.verification.verify import Anchors, faults

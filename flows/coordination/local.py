@@ -10,6 +10,7 @@ from flows.rounds import ensemble_distillation
 from flows.runs.paths import Home
 from flows.runs.run import Run
 from flows.servers.environment import own_servers
+from sites.policy.policy import load_policy
 from sites.study import Study
 
 
@@ -34,5 +35,6 @@ def train(
         live.print("starting the Prefect and MLflow servers and a process for each hospital ...")
         with own_servers(home):
             roster = {name: process.public_key() for name, process in processes.items()}
-            run = run_for(home, study, roster, home.exchange, new=new)
+            most = {name: load_policy(wards[name]).declared_patients for name in roster}
+            run = run_for(home, study, roster, home.exchange, most, new=new)
             return train_rounds(run, processes, live)

@@ -35,9 +35,11 @@ def readiness(home: Home, study: Study, federation: Path) -> dict[str, str]:
     members = load_federation(federation)
     exchange, key = Exchange(members.exchange), private_key(home.coordinator_key)
     asked = {
-        name: RemoteHospital(name, public, exchange, key) for name, public in members.hospitals.items()
+        name: RemoteHospital(name, public, exchange, key) for name, public in members.roster.items()
     }
-    run = Run.create(home, study, members.hospitals, members.exchange, kind="check")
+    run = Run.create(
+        home, study, members.roster, members.exchange, kind="check", most_patients=members.most_patients
+    )
     try:
         run.begin_attempt()
         return ask_all(run, asked)

@@ -37,10 +37,9 @@ def train(home: Home, study: Study, federation: Path, live: Live, *, new: bool =
         members = load_federation(federation)
         exchange, key = Exchange(members.exchange), private_key(home.coordinator_key)
         asked = {
-            name: RemoteHospital(name, public, exchange, key)
-            for name, public in members.hospitals.items()
+            name: RemoteHospital(name, public, exchange, key) for name, public in members.roster.items()
         }
-        run = run_for(home, study, members.hospitals, members.exchange, new=new)
+        run = run_for(home, study, members.roster, members.exchange, members.most_patients, new=new)
         try:
             return train_rounds(run, asked, live)
         finally:

@@ -31,7 +31,13 @@ def is_interrupted(home: Home, study: Study) -> bool:
 
 
 def run_for(
-    home: Home, study: Study, roster: Mapping[str, str], exchange: str, *, new: bool = False
+    home: Home,
+    study: Study,
+    roster: Mapping[str, str],
+    exchange: str,
+    most_patients: Mapping[str, int],
+    *,
+    new: bool = False,
 ) -> Run:
     """Return the newest run of the study with any of these hospitals, or a new one if it is finished.
 
@@ -44,8 +50,19 @@ def run_for(
     runs = [run for run in runs if run.description.roster.items() & roster.items()]
     if runs and not runs[-1].is_finished:
         with runs[-1].locked() as run:
-            return with_roster(run, roster)
-    return Run.create(home, study, roster, exchange)
+            return with_roster(run, roster, most_patients)
+    return Run.create(home, study, roster, exchange, most_patients=most_patients)
+
+
+def declared_otherwise(run: Run) -> Iterator[str]:
+    """Yield a line for each hospital that may declare other numbers of patients than before."""
+    before: dict[str, int] = {}
+    for each in started_runs(run.home, run.study):
+        if each.name != run.name:
+            before |= each.description.most_patients
+    for site, most in sorted(run.description.most_patients.items()):
+        if before.get(site, most) != most:
+            yield f"{site} may declare {most} patients now, {before[site]} in an earlier run"
 
 
 def train_rounds(run: Run, hospitals: Mapping[str, Reachable], live: Live) -> Run:
@@ -62,6 +79,8 @@ def train_rounds(run: Run, hospitals: Mapping[str, Reachable], live: Live) -> Ru
     from flows.tracking.tracking import check_free
 
     live.print(f"run {run.name}")
+    for line in declared_otherwise(run):
+        live.print(line)
     try:
         check_free(run)  # before any hospital is asked
         if run.study.prior and not run.records():

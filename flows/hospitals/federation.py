@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Cancelling, Completed
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from flows.hospitals.heartbeats import Watch
 from flows.hospitals.processes import HospitalLeftOut
@@ -35,22 +35,43 @@ POLL_S = 1.0
 LONGEST_PAUSE_S = 30
 
 
+class Member(Config):
+    """A hospital of a federation.
+
+    Attributes:
+        key: its public key, which `wardround site init` printed at the hospital.
+        patients: the most patients that it may declare, as agreed with it. Its weight in the global
+            model follows from what it declares; a hospital that declares more takes no part.
+    """
+
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    patients: PositiveInt
+
+
 class Federation(Config):
     """A `federation.yaml`.
 
     Attributes:
         exchange: its folder or address for the coordinator, such as the folder of its web server.
-        hospitals: each hospital's public key, which `wardround site init` printed at the hospital.
+        hospitals: each hospital's public key and the most patients that it may declare.
     """
 
     exchange: str
-    hospitals: Annotated[
-        dict[Name, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]], Field(min_length=1)
-    ]
+    hospitals: Annotated[dict[Name, Member], Field(min_length=1)]
+
+    @property
+    def roster(self) -> dict[str, str]:
+        """Each hospital's public key."""
+        return {name: member.key for name, member in self.hospitals.items()}
+
+    @property
+    def most_patients(self) -> dict[str, int]:
+        """The most patients that each hospital may declare."""
+        return {name: member.patients for name, member in self.hospitals.items()}
 
     @field_validator("hospitals")
     @classmethod
-    def _no_hospital_is_the_coordinator(cls, hospitals: dict[str, str]) -> dict[str, str]:
+    def _no_hospital_is_the_coordinator(cls, hospitals: dict[str, Member]) -> dict[str, Member]:
         if COORDINATOR in hospitals:
             raise ValueError(f"expected no hospital named {COORDINATOR}, whose objects are the models.")
         return hospitals

@@ -55,13 +55,13 @@ def before_round(run: Run, number: int, invited: int) -> Run:
     )
 
 
-def with_roster(run: Run, roster: Mapping[str, str]) -> Run:
+def with_roster(run: Run, roster: Mapping[str, str], most_patients: Mapping[str, int]) -> Run:
     """Return a run that goes on under another roster.
 
     A hospital that is not on it takes no part while that is so. Keys that have changed hold from now on.
     """
     known = run.description
-    if roster == known.roster:
+    if (roster, most_patients) == (known.roster, known.most_patients):
         return run
     staying = {
         site: member.model_copy(update={"key": roster[site]})
@@ -69,7 +69,13 @@ def with_roster(run: Run, roster: Mapping[str, str]) -> Run:
         if site in roster
     }
     left = {site: member for site, member in known.participants.items() if site not in roster}
-    return run.with_participants(staying, known.refused, {**known.departed, **left}, roster)
+    return run.with_participants(
+        staying,
+        known.refused,
+        {**known.departed, **left},
+        roster,
+        most_patients=most_patients,
+    )
 
 
 def _participant(run: Run, signed: Signed[Statement], since: int) -> Participant:

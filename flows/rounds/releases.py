@@ -1,5 +1,6 @@
 """Releases of a round: checked against the study's own costs and shapes, then accepted permanently."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from models.config import Config
 from models.files import sha256_of, write_atomically
 from models.params import Params
 from privacy.accounting import TOLERANCE, PrivacyEvent, epsilon
-from privacy.mechanisms import mechanism_for
+from privacy.mechanisms import AdaptiveClip, LocalPrivacy, Mechanism, mechanism_for
 from privacy.release import RejectedRelease, Release, ReleaseManifest, Statement, check_release
 from privacy.signing import canonical, verified
 from sites.exchange.places import Place
@@ -129,7 +130,38 @@ def _check_payload(run: Run, round: int, manifest: ReleaseManifest, template: Pa
         ensemble_distillation.check_predictions(run, path, manifest)
         return
     tensors = checkpoints.read(path, manifest.payload_sha256)
-    check_release(Release(manifest, tensors), template)
+    check_release(Release(manifest, tensors), template, largest_change(run, manifest))
+
+
+def largest_change(run: Run, manifest: ReleaseManifest) -> float:
+    """Return the largest L2 norm that a hospital's change in a round can honestly have.
+
+    It is the study's `largest_change`; for weights that were trained under privacy also the length of a
+    round's steps times the mechanism's longest step. An adaptive norm may have grown until then, and
+    SCAFFOLD adds two corrections, each as long as a step.
+    """
+    study, privacy = run.study, run.study.privacy
+    if privacy.mode == "none" or study.export != "weights":
+        return study.largest_change
+    steps = run.description.member(manifest.site, manifest.round).statement.steps
+    mechanism = _mechanism(run, manifest, privacy)
+    if isinstance(privacy.clip, AdaptiveClip):
+        growth = privacy.clip.rate * privacy.clip.quantile * steps * manifest.round
+        mechanism = mechanism.starting_at(privacy.clip.norm * math.exp(min(growth, 100.0)))
+    numel = sum(tensor.numel() for tensor in run.model(run.records()[0]).values())
+    training = study.training.model_copy(update={"steps": steps})
+    longest = training.length(manifest.round, study.rounds) * mechanism.longest_step(numel)
+    return min(study.largest_change, longest * (3 if study.strategy.build().corrects else 1))
+
+
+def _mechanism(run: Run, manifest: ReleaseManifest, privacy: LocalPrivacy) -> Mechanism:
+    return mechanism_for(
+        privacy,
+        rounds=run.study.rounds,
+        steps=run.description.member(manifest.site, manifest.round).statement.steps,
+        lot=run.study.training.lot_size,
+        declared=manifest.declared_training,
+    )
 
 
 def check_cost(run: Run, manifest: ReleaseManifest, earlier: Sequence[RoundRecord]) -> None:
@@ -149,13 +181,7 @@ def check_cost(run: Run, manifest: ReleaseManifest, earlier: Sequence[RoundRecor
         raise RejectedRelease(f"it states its epsilon at another delta than {privacy.delta:g}")
     if set(manifest.epsilon_reported) != set(privacy.accountants):
         raise RejectedRelease("it reports the epsilons of other accountants than the study's")
-    event = mechanism_for(
-        privacy,
-        rounds=run.study.rounds,
-        steps=run.description.member(manifest.site, manifest.round).statement.steps,
-        lot=run.study.training.lot_size,
-        declared=manifest.declared_training,
-    ).event
+    event = _mechanism(run, manifest, privacy).event
     if PrivacyEvent(**manifest.event.model_dump()) != event:
         raise RejectedRelease("its privacy event is not the study's")
     spent = [r.releases[manifest.site].statement.event for r in earlier if manifest.site in r.releases]

@@ -18,6 +18,7 @@ from privacy.release import (
     Revocation,
     Scores,
     Statement,
+    Survey,
     parse_statement,
 )
 from privacy.signing import BadSignature, signed_by, verified
@@ -177,6 +178,7 @@ def check_addressed(run: Run, round: int, purpose: str, site: str, statement: St
     found = (statement.study_sha256, statement.run, statement.round, statement.purpose, statement.site)
     if found != (run.study.sha256, run.name, round, purpose, site):
         raise RejectedRelease("it is about another study, run, round, act or hospital")
+    _check_declared(run, statement)
     training = run.study.training
     if isinstance(statement, Acceptance) and not (
         (training.fewest_steps or training.steps) <= statement.steps <= training.steps
@@ -190,3 +192,17 @@ def check_addressed(run: Run, round: int, purpose: str, site: str, statement: St
         names = {name for metrics in statement.metrics.values() for name in metrics}
         if names - run.study.metric_names or statement.models.keys() != statement.metrics.keys():
             raise RejectedRelease("it compares in a metric that the study has not, or no model")
+
+
+def _check_declared(run: Run, statement: Statement) -> None:
+    """Reject declared numbers of patients beyond what the operator has agreed with the hospital."""
+    if not isinstance(statement, Acceptance | Survey):
+        return
+    most = run.description.most_patients.get(statement.site)
+    if most is not None and statement.declared_patients > most:
+        raise RejectedRelease(
+            f"it declares {statement.declared_patients} patients, the coordinator's federation.yaml "
+            f"has at most {most}"
+        )
+    if isinstance(statement, Acceptance) and statement.declared_training > statement.declared_patients:
+        raise RejectedRelease("it declares more training patients than patients")

@@ -59,6 +59,7 @@ class RunDescription(Config):
 
     Attributes:
         roster: each hospital's public key.
+        most_patients: the most patients that a hospital may declare; no limit for one that is missing.
         participants: the hospitals that take part now.
         refused: the reasons why other hospitals of the roster took no part at the start.
         departed: the hospitals that took part and have left.
@@ -71,6 +72,7 @@ class RunDescription(Config):
     exchange: str
     started_ms: int
     roster: dict[str, str] = Field(default_factory=dict)
+    most_patients: dict[str, int] = Field(default_factory=dict)
     participants: dict[str, Participant] = Field(default_factory=dict)
     refused: dict[str, Absence] = Field(default_factory=dict)
     departed: dict[str, Participant] = Field(default_factory=dict)
@@ -111,6 +113,7 @@ class Run:
         roster: Mapping[str, str],
         exchange: str,
         kind: Kind = "training",
+        most_patients: Mapping[str, int] | None = None,
     ) -> "Run":
         """Begin a run of `study` among the hospitals on the roster.
 
@@ -127,6 +130,7 @@ class Run:
             exchange=exchange,
             started_ms=max([int(now.timestamp() * 1000), *(started + 1 for started in earlier)]),
             roster=dict(roster),
+            most_patients=dict(most_patients or {}),
         )
         run = cls(home.runs / name, home, description)
         run._describe(description)
@@ -206,9 +210,12 @@ class Run:
         departed: Mapping[str, Participant] | None = None,
         roster: Mapping[str, str] | None = None,
         former: Mapping[str, tuple[Participant, ...]] | None = None,
+        most_patients: Mapping[str, int] | None = None,
     ) -> "Run":
         """Store the run's hospitals in its folder; return the run with them. None changes nothing."""
+        known = self.description
         changes = {
+            "most_patients": known.most_patients if most_patients is None else dict(most_patients),
             "participants": dict(participants),
             "refused": dict(refused),
             "departed": self.description.departed if departed is None else dict(departed),

@@ -125,8 +125,8 @@ def test_a_hospital_whose_only_way_out_is_a_proxy_trains_and_tells_through_it(
             "api": f"https://{far}.1:{port}/api",
         },
     )
-    members = {"exchange": str(tmp_path / "exchange"),
-               "hospitals": {"north": Hospital.open(ward).public_key}}  # fmt: skip
+    north = {"key": Hospital.open(ward).public_key, "patients": 20}
+    members = {"exchange": str(tmp_path / "exchange"), "hospitals": {"north": north}}
     (tmp_path / "federation.yaml").write_text(yaml.safe_dump(members))
     study = {**small_study, "rounds": 1, "sites": {"min": 1, "deadline_s": 120}}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(study))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from privacy.accounting import PrivacyEvent, epsilon
-from privacy.mechanisms import AdaptiveClip, LocalPrivacy, Mechanism, mechanism_for
+from privacy.mechanisms import AdaptiveClip, ClipConfig, LocalPrivacy, Mechanism, mechanism_for
 from privacy.noise import NoiseSource
 
 PRIVACY = LocalPrivacy(
@@ -90,3 +90,17 @@ def test_an_adaptive_norm_stays_within_what_floats_can_hold() -> None:
     for _ in range(5):
         mechanism = mechanism.adapted(25.0, noise)
     assert mechanism.clip.norm == 1e-6
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.2])
+def test_no_step_of_noise_and_patients_is_longer_than_the_longest(rate: float) -> None:
+    """Twice the declared patients, all with the same gradient, in every step."""
+    clip, declared = ClipConfig(kind="flat", norm=0.7), 10
+    mechanism = Mechanism(clip, 1.3, rate, 1, divisor=rate * declared)
+    longest = mechanism.longest_step(50)
+    direction = torch.nn.functional.normalize(torch.ones(50, dtype=torch.float64), dim=0)
+    together = direction * clip.norm * 2 * declared
+    source = NoiseSource.for_test(0, "longest")
+    steps = [together + source.normal((50,), mechanism.noise_std) for _ in range(500)]
+    norms = [float(step.norm()) / mechanism.divisor for step in steps]
+    assert 0.5 * longest < max(norms) < longest

@@ -37,6 +37,7 @@ def test_a_release_of_the_studys_network_passes(tmp_path: Path) -> None:
         ({**TEMPLATE, "b": torch.zeros(5)}, r"expected 'b' of shape \(4,\)"),
         ({**TEMPLATE, "b": torch.full((4,), float("nan"))}, "NaN or infinite"),
         ({**TEMPLATE, "b": torch.full((4,), float("inf"))}, "NaN or infinite"),
+        ({**TEMPLATE, "b": torch.full((4,), 1e30)}, "at most 1000, got 2e\\+30"),
     ],
 )
 def test_a_release_that_does_not_fit_is_rejected(
@@ -44,6 +45,13 @@ def test_a_release_that_does_not_fit_is_rejected(
 ) -> None:
     with pytest.raises(RejectedRelease, match=f"(?i)north: .*{message}"):
         check_release(release_of(tensors, tmp_path / "x"), TEMPLATE)
+
+
+def test_a_change_is_as_long_as_the_study_says_or_shorter(tmp_path: Path) -> None:
+    release = release_of({**TEMPLATE, "b": torch.full((4,), 1.5)}, tmp_path / "x")
+    assert check_release(release, TEMPLATE, largest=3.0) is None
+    with pytest.raises(RejectedRelease, match="at most 2.999, got 3"):
+        check_release(release, TEMPLATE, largest=2.999)
 
 
 def test_a_manifest_that_lists_other_tensors_is_rejected(tmp_path: Path) -> None:

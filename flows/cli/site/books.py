@@ -110,9 +110,7 @@ def recover(
                 recover_ledger(hospital, exchanges, keys)
             typer.echo(f"Done: epsilon {hospital.ledger.spent(hospital.policy.budget.delta):.3f}.")
             if keys:
-                typer.echo(
-                    f"For the coordinator's federation.yaml: {hospital.name}: {hospital.public_key}"
-                )
+                typer.echo(f"The new key for the coordinator's federation.yaml: {hospital.public_key}")
 
 
 @app.command(name="ui")

@@ -50,7 +50,8 @@ def init(
             f"{folder / 'site.yaml'} is the hospital's policy; read it and restrict it as you like."
         )
         typer.echo("The coordinator puts this line under `hospitals:` in federation.yaml:")
-        typer.echo(f"  {hospital.name}: {hospital.public_key}")
+        patients = hospital.policy.declared_patients
+        typer.echo(f"  {hospital.name}: {{key: {hospital.public_key}, patients: {patients}}}")
 
 
 @app.command(name="import")

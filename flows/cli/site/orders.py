@@ -167,5 +167,5 @@ def change_key(
                 typer.echo(
                     f"{url}: the old key could not be revoked; it counts there until this is done:"
                 )
-            typer.echo("The coordinator replaces this hospital's line in federation.yaml with:")
-            typer.echo(f"  {hospital.name}: {public}")
+            typer.echo(f"The coordinator replaces the key of {hospital.name} in federation.yaml with:")
+            typer.echo(f"  {public}")

@@ -62,7 +62,10 @@ def test_what_prefect_yaml_puts_up_is_scheduled_and_run_by_the_coordinators_work
     deployment["parameters"] = {"study": "small"}
     deployment["schedules"][0] |= {"cron": "0 * * * *", "active": True}
     (home / "prefect.yaml").write_text(yaml.safe_dump(deployed))
-    federation = {"exchange": str(home / "exchange"), "hospitals": {"nobody": "0" * 64}}
+    federation = {
+        "exchange": str(home / "exchange"),
+        "hospitals": {"nobody": {"key": "0" * 64, "patients": 20}},
+    }
     (home / "federation.yaml").write_text(yaml.safe_dump(federation))
     with running(prefect_server(Home(home))) as prefect, running(mlflow_server(Home(home))) as mlflow:
         api = f"{prefect}/api"
@@ -110,7 +113,10 @@ def test_what_prefect_yaml_puts_up_is_scheduled_and_run_by_the_coordinators_work
 
 def test_a_training_ends_with_the_worker_that_started_it(home: Path) -> None:
     """However the worker has ended: standard input closes. Nobody answers the training here."""
-    federation = {"exchange": str(home / "exchange"), "hospitals": {"nobody": "0" * 64}}
+    federation = {
+        "exchange": str(home / "exchange"),
+        "hospitals": {"nobody": {"key": "0" * 64, "patients": 20}},
+    }
     (home / "federation.yaml").write_text(yaml.safe_dump(federation))
     nowhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     command = [sys.executable, "-m", "flows.cli", "run", "studies/small.yaml", "--attached"]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from puppets import participant
 
-from flows.coordination.resume import is_interrupted, run_for, study_lock
+from flows.coordination.resume import declared_otherwise, is_interrupted, run_for, study_lock
 from flows.runs.paths import Home
 from flows.runs.run import Run, RunBusy, started_runs
 from sites.yaml_files import ConfigError
@@ -33,16 +33,16 @@ def test_two_coordinators_never_train_one_study_at_a_time(tmp_path: Path, study_
 def test_an_interrupted_run_goes_on_and_a_finished_one_does_not(tmp_path: Path, study_with) -> None:
     home, study = Home(tmp_path), study_with()
     assert not is_interrupted(home, study)
-    first = begun(run_for(home, study, ROSTER, home.exchange))
+    first = begun(run_for(home, study, ROSTER, home.exchange, {}))
     assert is_interrupted(home, study)
-    assert run_for(home, study, ROSTER, home.exchange).name == first.name
-    assert run_for(home, study, {"north": "1" * 64}, home.exchange).name != first.name
-    newer = run_for(home, study, ROSTER, home.exchange, new=True)
+    assert run_for(home, study, ROSTER, home.exchange, {}).name == first.name
+    assert run_for(home, study, {"north": "1" * 64}, home.exchange, {}).name != first.name
+    newer = run_for(home, study, ROSTER, home.exchange, {}, new=True)
     assert newer.name != first.name
-    assert run_for(home, study, ROSTER, home.exchange).name == newer.name  # nobody has accepted yet
+    assert run_for(home, study, ROSTER, home.exchange, {}).name == newer.name  # nobody has accepted yet
     newer.mark_finished()
     assert not is_interrupted(home, study)
-    assert run_for(home, study, ROSTER, home.exchange).name not in (first.name, newer.name)
+    assert run_for(home, study, ROSTER, home.exchange, {}).name not in (first.name, newer.name)
 
 
 def test_the_run_begun_last_is_the_newest_though_the_clock_was_set_back(
@@ -67,6 +67,37 @@ def test_no_hospital_may_be_named_coordinator(tmp_path: Path) -> None:
     from flows.hospitals.federation import load_federation
 
     path = tmp_path / "federation.yaml"
-    path.write_text(yaml.safe_dump({"exchange": "x", "hospitals": {"coordinator": "0" * 64}}))
+    path.write_text(
+        yaml.safe_dump(
+            {"exchange": "x", "hospitals": {"coordinator": {"key": "0" * 64, "patients": 20}}}
+        )
+    )
     with pytest.raises(ConfigError, match="no hospital named coordinator"):
+        load_federation(path)
+
+
+def test_the_operator_sees_a_change_of_the_patients_that_a_hospital_may_declare(
+    tmp_path: Path, study_with
+) -> None:
+    home, study = Home(tmp_path), study_with()
+    begun(Run.create(home, study, ROSTER, home.exchange, most_patients={"north": 90}))
+    now = Run.create(home, study, ROSTER, home.exchange, most_patients={"north": 9000})
+    assert list(declared_otherwise(now)) == ["north may declare 9000 patients now, 90 in an earlier run"]
+    begun(now)
+    same = Run.create(home, study, ROSTER, home.exchange, most_patients={"north": 9000})
+    assert list(declared_otherwise(same)) == []
+
+
+def test_a_federation_says_how_many_patients_each_hospital_may_declare(tmp_path: Path) -> None:
+    from flows.hospitals.federation import load_federation
+
+    path = tmp_path / "federation.yaml"
+    key = "0" * 64
+    path.write_text(
+        yaml.safe_dump({"exchange": "x", "hospitals": {"north": {"key": key, "patients": 90}}})
+    )
+    found = load_federation(path)
+    assert (found.roster, found.most_patients) == ({"north": key}, {"north": 90})
+    path.write_text(yaml.safe_dump({"exchange": "x", "hospitals": {"north": key}}))
+    with pytest.raises(ConfigError, match="north"):
         load_federation(path)

@@ -159,7 +159,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, small_wards) -> Iterator[Hub]:
             policy = yaml.safe_load(path.read_text())
             policy |= {"coordinator": coordinator, "budget": {"epsilon": 500.0, "delta": 1e-3}}
             path.write_text(yaml.safe_dump(policy))
-            roster[name] = Hospital.open(made.ward(name)).public_key
+            roster[name] = {"key": Hospital.open(made.ward(name)).public_key, "patients": 20}
         members = {"exchange": str(server.exchange), "hospitals": roster}
         (folder / "federation.yaml").write_text(yaml.safe_dump(members))
         yield made
@@ -349,7 +349,10 @@ def test_a_forged_result_of_a_hospitals_run_is_neither_read_nor_believed(
                 "expiration": None, "prefect_version": "3.8.8", "storage_block_id": None}  # fmt: skip
     result.write_text(json.dumps({"metadata": metadata, "result": payload.hex()}))
     members = yaml.safe_load((hub.folder / "federation.yaml").read_text())
-    members["hospitals"] = {"east": members["hospitals"]["east"], "south": "0" * 64}
+    members["hospitals"] = {
+        "east": members["hospitals"]["east"],
+        "south": {"key": "0" * 64, "patients": 20},
+    }
     (hub.folder / "forged-federation.yaml").write_text(yaml.safe_dump(members))
     pool = {"job_configuration": {"x": "x"}, "variables": {"type": "object", "properties": {}}}
     hub.ask("POST", "work_pools/", name="south", type="wardround", base_job_template=pool)

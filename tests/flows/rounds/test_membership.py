@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from puppets import Federation
+from puppets import HASH, Federation
 
 from flows.rounds import aggregation, global_model, membership, recording, releases, statements
 from flows.runs.run import Run, runs_of
@@ -85,13 +85,13 @@ def test_under_another_roster_a_run_goes_on_with_whom_is_on_it(federation: Feder
     new = Ed25519PrivateKey.generate()
     known = federation.run.description.roster
     roster = {"north": public_hex(new), "east": known["east"], "west": "0" * 64}
-    changed = membership.with_roster(federation.run, roster)
+    changed = membership.with_roster(federation.run, roster, {})
     assert sorted(changed.description.participants) == ["east", "north"]
     assert changed.description.participants["north"].key == public_hex(new)
     assert sorted(changed.description.departed) == ["south"]
     assert membership.absent(changed) == ["west"]
-    assert membership.with_roster(changed, roster) is changed
-    back = membership.with_roster(changed, {**roster, "south": known["south"]})
+    assert membership.with_roster(changed, roster, {}) is changed
+    back = membership.with_roster(changed, {**roster, "south": known["south"]}, {})
     assert membership.absent(back) == ["south", "west"]
     federation.run = back
     federation.accept("south", 2)
@@ -110,8 +110,8 @@ def test_what_a_hospital_declares_when_it_comes_back_changes_no_earlier_round(
     before = recording.quality_of(federation.run, 1, scores)
     known = federation.run.description.roster
     without = {site: key for site, key in known.items() if site != "south"}
-    federation.run = membership.with_roster(federation.run, without)
-    federation.run = membership.with_roster(federation.run, known)
+    federation.run = membership.with_roster(federation.run, without, {})
+    federation.run = membership.with_roster(federation.run, known, {})
     federation.say("south", "join", 2, kind="acceptance", declared_training=150, declared_patients=200,
                    steps=federation.run.study.training.steps, version="0.1.0", code_sha256="0" * 64,
                    budget={"epsilon": 9, "delta": 1e-3}, group="3t")  # fmt: skip
@@ -187,7 +187,7 @@ def test_a_decided_round_ends_as_it_was_decided_whatever_becomes_of_a_hospital(
         roster["south"] = public_hex(Ed25519PrivateKey.generate())
     else:
         revoke(federation, "south", signer="south")
-    federation.run = membership.with_roster(federation.run, roster)
+    federation.run = membership.with_roster(federation.run, roster, {})
     again = releases.decided(federation.run, 1)
     assert again == taken
     after = aggregation.aggregate(federation.run, 1, federation.base, again)
@@ -256,3 +256,32 @@ def test_a_late_release_counts_once_and_never_after_a_newer_one_or_when_it_is_to
         south = federation.base.releases.get("south")
         found[round] = [round - south.statement.round] if south else []
     assert found == {1: [], 2: [1], 3: [], 4: [], 5: []}
+
+
+@pytest.mark.parametrize(
+    ("declares", "reason"),
+    [
+        ({"declared_training": 9999, "declared_patients": 13332}, "federation.yaml has at most 20"),
+        ({"declared_training": 16, "declared_patients": 21}, "federation.yaml has at most 20"),
+        ({"declared_training": 30, "declared_patients": 20}, "more training patients than patients"),
+        ({"declared_training": 6, "declared_patients": 8}, None),
+    ],
+)
+def test_a_hospital_that_declares_more_patients_than_agreed_takes_no_part(
+    declares: dict[str, int], reason: str | None, federation: Federation
+) -> None:
+    """9999 declared patients would have had 98.5 % of the weight."""
+    run = federation.run
+    most = dict.fromkeys(run.description.roster, 20)
+    federation.run = membership.with_roster(run, run.description.roster, most)
+    for site in ("north", "east"):
+        federation.accept(site, 0)
+    budget = {"epsilon": 50, "delta": 1e-3}
+    federation.say("south", "join", 0, kind="acceptance", steps=run.study.training.steps,
+                   budget=budget, version="0.1.0", code_sha256=HASH, **declares)  # fmt: skip
+    found = statements.answers(federation.run, 0, "join", ["north", "east", "south"])
+    assert {"north", "east"} <= found.taken.keys()
+    assert ("south" in found.taken) == (reason is None)
+    if reason:
+        assert reason in found.absent["south"].text
+        assert membership.participants(federation.run, found).keys() == {"north", "east"}

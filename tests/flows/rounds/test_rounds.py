@@ -18,6 +18,7 @@ from models.files import sha256_of
 from models.networks import SegResNetConfig, UNetConfig
 from privacy import predictions
 from privacy.distillation import imitation_loss
+from privacy.mechanisms import mechanism_for
 from sites.exchange.places import Place
 from sites.transfer_set import transfer_images
 
@@ -100,6 +101,7 @@ def test_a_release_that_does_not_fit_leaves_out_its_hospital_alone(
         lambda change: {n: t.double() for n, t in change.items()},
         lambda change: {n: t.flatten() for n, t in change.items()},
         lambda change: {"huge": torch.zeros(10**6)},
+        lambda change: {n: torch.full_like(t, 1e30) for n, t in change.items()},
     ],
 )
 def test_tensors_that_do_not_fit_leave_out_their_hospital_alone(
@@ -330,3 +332,33 @@ def test_the_prior_gives_the_same_bits_on_any_number_of_threads(study_with) -> N
     finally:
         torch.set_num_threads(threads)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("share", [0.98, 1.02])
+def test_under_privacy_trained_weights_move_as_far_as_the_mechanism_can_and_no_further(
+    share: float, tmp_path: Path, study_with
+) -> None:
+    """Steps times rate times (clip norm and noise), with the momentum of the steps before."""
+    federation = Federation(tmp_path, study_with(distillation=None, export="weights"))
+    for site in ("east", "north"):
+        federation.release(site, content="weights")
+    manifest = federation.take_in().taken["north"].statement
+    bound = releases.largest_change(federation.run, manifest)
+    numel = sum(p.numel() for p in federation.change().values())
+    mechanism = mechanism_for(federation.run.study.privacy, rounds=2, steps=2, lot=None, declared=15)
+    assert bound == pytest.approx(0.1 * (1 + 1 + 0.9) * mechanism.longest_step(numel))
+    assert bound < 100
+    again = Federation(tmp_path / "again", federation.run.study)
+    for site in ("east", "north"):
+        again.release(site, content="weights")
+    again.release("south", again.change(share * bound / numel**0.5), content="weights")
+    taken = again.take_in()
+    assert ("south" in taken.taken) == (share < 1)
+    if share > 1:
+        assert "a norm of at most" in str(taken.absent["south"])
+
+
+def test_without_privacy_a_study_states_how_far_a_change_may_move(tmp_path: Path, study_with) -> None:
+    privacy = {"privacy": {"mode": "none"}, "distillation": None, "export": "weights"}
+    assert study_with(**privacy).largest_change == 1000
+    assert study_with(**privacy, largest_change=3).largest_change == 3
