@@ -44,11 +44,12 @@ class Coordinator:
             attempt=attempt, exchange=self.exchange.url, coordinator=public_hex(self.key),
         )  # fmt: skip
         carry_out(hospital, order, lambda *_: None)
-        found = [
-            self.exchange.statement(Place.statement(self.run, round, act, hospital.name))
+        places = (
+            Place.statement(self.run, round, act, hospital.name)
             for act in (refusal_of(phase, attempt), phase)
-        ]
-        data = next(statement for statement in found if statement is not None)
+        )
+        written = [data for place in places for data in self.exchange.answers(place)]
+        data = next((data for data in written if hospital.signed(data)), written[0])
         return parse_statement(verified(data, hospital.name, {hospital.name: hospital.public_key}))
 
 

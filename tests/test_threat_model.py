@@ -17,9 +17,9 @@ def test_every_row_names_a_test_that_there_is() -> None:
         re.findall(r"`(test_\w+)`", row) for row in rows if not row.startswith(("| who ", "| key "))
     ]
     assert len(named) > 15
-    assert all(len(names) == 1 for names in named)
+    assert all(named)
     sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    for (name,) in named:
+    for name in re.findall(r"`(test_\w+)`", DOCUMENT):
         assert f"def {name}(" in sources
 
 
