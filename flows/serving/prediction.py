@@ -28,6 +28,12 @@ from models.files import sha256_of, write_atomically
 from sites.imaging.images import Image, Unreadable, read_image
 from sites.yaml_files import ConfigError
 
+PLACE = (
+    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
+    "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
+"""Fields of a NIfTI header that say where its voxels are."""
+
 
 @dataclass(frozen=True)
 class ModelFiles:
@@ -167,23 +173,34 @@ def write_mask(mask: nib.Nifti1Image, out: Path) -> None:
 def _seen(model: ServedModel, path: Path) -> tuple[Image, torch.Tensor]:
     """Return an image, and the probabilities that a model gives it."""
     try:
-        image = read_image(path.parent, path.name)
+        image = read_image(path.parent, path.name).of_dims(model.study.task.dims)
         return image, model.probabilities(image.voxels, image.spacing_mm)
     except (Unreadable, UnfitImage) as error:
         raise ConfigError(f"{path}: {error}.") from error
 
 
 def _on_own_grid(labels: NDArray[np.uint8], image: Image, path: Path) -> nib.Nifti1Image:
-    """Return labels in RAS in the orientation of the file; for DICOM and pictures they stay in RAS."""
+    """Return labels in RAS as a file over the image's: for DICOM and pictures they stay in RAS.
+
+    Over a NIfTI file they have its shape, its axes, its qform and sform with their codes, and its units.
+    """
     file = path.name.partition("#")[0]
     if not file.lower().endswith((".nii", ".nii.gz")):
         return nib.Nifti1Image(labels, image.affine)
     original = nib.load(path.with_name(file))
-    affine = np.asarray(original.affine, dtype=float)
-    turn = ornt_transform(axcodes2ornt(("R", "A", "S")), io_orientation(affine))
-    own = apply_orientation(labels, turn)
-    mask = nib.Nifti1Image(own, affine)
-    mask.header.set_xyzt_units(*original.header.get_xyzt_units())
-    mask.set_sform(affine, int(original.header["sform_code"]) or 1)
-    mask.set_qform(affine, int(original.header["qform_code"]))
+    shape = original.shape[: 3 if "#" in path.name else None]
+    to_ras = io_orientation(np.asarray(original.affine, dtype=float))
+    in_ras = [0, 0, 0]
+    for axis, (place, _) in enumerate(to_ras):
+        in_ras[int(place)] = shape[axis] if axis < len(shape) else 1
+    own = apply_orientation(
+        labels.reshape(in_ras), ornt_transform(axcodes2ornt(("R", "A", "S")), to_ras)
+    )
+    header = type(original.header)(endianness=original.header.endianness)
+    mask = nib.Nifti1Image(own.reshape(shape), None, header)
+    for field in PLACE:
+        mask.header[field] = original.header[field]
+    sides = slice(0, 1 + min(len(shape), 3))
+    mask.header["pixdim"][sides] = original.header["pixdim"][sides]
+    mask.set_data_dtype(np.uint8)
     return mask

@@ -4,6 +4,7 @@ What leaves without a charge depends on the policy, the list and the study alone
 shows (docs/decisions/0014).
 """
 
+import re
 import time
 
 from models.networks import NetworkConfig
@@ -74,6 +75,12 @@ def _check_labels(listing: Listing, study: Study) -> None:
             for several in (task.multi_label, listing.has_several)
         )
         raise Refused(f"the study's cases have {asked}, those of the hospital's list {has}")
+    for value in sorted(set(listing.labels) & set(task.labels)):
+        if _plain(listing.labels[value]) != _plain(task.labels[value]):
+            raise Refused(
+                f"label {value} is {_plain(listing.labels[value])} in the hospital's list and "
+                f"{task.labels[value]} in the study; the names must be the same"
+            )
     background = {0} if task.kind == "segmentation" else set()
     if set(listing.labels) - background != set(task.labels):
         raise Refused(
@@ -89,6 +96,15 @@ def check_filter(hospital: Hospital, study: Study) -> None:
             "the study samples patients for its steps; this hospital's ledger began with "
             "sampled_steps: refuse, and its rule can't change"
         )
+
+
+def _plain(name: str) -> str:
+    """Return a label's name as studies write it: hospitals may use capitals, blanks and other signs.
+
+    >>> _plain("Peripheral zone")
+    'peripheral-zone'
+    """
+    return re.sub("[^a-z0-9]+", "-", name.casefold()).strip("-")
 
 
 def free_answers(hospital: Hospital) -> int:

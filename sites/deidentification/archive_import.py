@@ -9,10 +9,10 @@ an interrupted one, and changes nothing after a complete one.
 import csv
 import io
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from pydicom.errors import InvalidDicomError
 from models.files import write_atomically
 from sites.cohort import imported, pseudonym
 from sites.deidentification.deidentify import (
+    CODES,
     NotCleaned,
     Rename,
     deidentified,
@@ -31,29 +32,60 @@ from sites.deidentification.deidentify import (
     picture_without_text,
 )
 from sites.hospital import Hospital
-from sites.imaging.cache import content_of
-from sites.imaging.dicom import UnfitSeries, images_in, is_scan, largest, read_file, stacks_of
+from sites.imaging.dicom_files import UnfitSeries, images_in, no_scan, read_file
+from sites.imaging.dicom_stack import stack_in, without_copies
 from sites.imaging.images import Unreadable, read_image
 from sites.imaging.listing import CLASSES, LAYOUTS, read_listing
 from sites.yaml_files import ConfigError
 
 SERIES = "SeriesInstanceUID"
-COLUMNS = ("patient", "image", "label", "session")
+COLUMNS = ("patient", "image", "label", "session", "series")
+ACQUISITION = {"RepetitionTime": "TR", "EchoTime": "TE", "InversionTime": "TI", "KVP": "kV"}
+"""Numbers of an acquisition that tell series of a patient apart, and their short names."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """Result of an import: new cases in the list, their patients, and cases left out by reason."""
+    """Result of an import.
+
+    Attributes:
+        cases: new cases in the list.
+        patients: their patients.
+        left_out: the number of cases or files that were left out, by reason.
+        replaced: scans that were imported before and have other content now.
+        named: names in the export of what was left out, by reason; for hospital IT only.
+    """
 
     cases: int
     patients: int
     left_out: Mapping[str, int]
+    replaced: int = 0
+    named: Mapping[str, Sequence[str]] = field(default_factory=dict, compare=False)
+
+
+class _Progress:
+    """What an import has left out or replaced so far."""
+
+    def __init__(self) -> None:
+        self.left_out: defaultdict[str, list[str]] = defaultdict(list)
+        self.replaced: set[str] = set()
+
+    @contextmanager
+    def counted(self, name: str) -> Iterator[None]:
+        """Count what can't be imported by its reason, and continue with the others."""
+        try:
+            yield
+        except (Unreadable, NotCleaned, UnfitSeries) as reason:
+            self.left_out[str(reason)].append(name)
+        except Exception as error:  # a damaged file can fail in any way
+            self.left_out[f"a file is damaged ({type(error).__name__})"].append(name)
 
 
 def import_export(hospital: Hospital, export: Path) -> Imported:
     """Import an export into the hospital's data, and add its cases to `cases.csv`.
 
-    A case that is already listed stays as it is in the list, even if its label has changed since.
+    A case that is already listed stays as it is in the list, even if its class has changed since. A scan
+    whose content in the export is another than at the import before is replaced.
 
     Raises:
         ConfigError: the folder does not exist, overlaps the hospital's own data, or the hospital's data
@@ -61,19 +93,25 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
     """
     data = hospital.data
     _check_places(data, export)
-    left_out: Counter[str] = Counter()
+    progress = _Progress()
     is_listed = any((export / name).exists() for name in LAYOUTS)
     if is_listed:
         _write_labels(data, read_listing(export).labels)
     take = _listed_cases if is_listed else _dicom_cases
     rename = partial(pseudonym, hospital.pseudonym_key)
-    found = list(take(export, data, rename, left_out))
+    found = list(take(export, data, rename, progress))
     before = _rows(data / "cases.csv")
     known = {row["image"] for row in before}
     new = [row for row in found if row["image"] not in known]
     if new:
         write_atomically(data / "cases.csv", _table(COLUMNS, [*before, *new]))
-    return Imported(len(new), len({row["patient"] for row in new}), dict(left_out))
+    return Imported(
+        cases=len(new),
+        patients=len({row["patient"] for row in new}),
+        left_out={reason: len(names) for reason, names in progress.left_out.items()},
+        replaced=len(progress.replaced),
+        named=dict(progress.left_out),
+    )
 
 
 def _check_places(data: Path, export: Path) -> None:
@@ -111,47 +149,53 @@ def _table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
 
 
 def _listed_cases(
-    export: Path, data: Path, rename: Rename, left_out: Counter[str]
+    export: Path, data: Path, rename: Rename, progress: _Progress
 ) -> Iterator[dict[str, str]]:
     """Yield the cases of an export that has its own list."""
     cases = read_listing(export).cases
     are_classes = all(CLASSES.fullmatch(case.label) for case in cases)
     for case in cases:
         patient = imported(rename(case.patient))
-        with _counted(left_out):
-            image = _take_file(export, case.image, data, "images", patient, rename)
-            label = case.label
-            if not are_classes:
-                label = _take_file(export, case.label, data, "labels", patient, rename)
+        with progress.counted(case.image):
+            take = partial(
+                _take_file, export, data=data, patient=patient, rename=rename, progress=progress
+            )
+            image = take(case.image, kind="images")
+            label = case.label if are_classes else take(case.label, kind="labels")
             session = rename(f"session {case.session}")[:8] if case.session else ""
-            yield {"patient": patient, "image": image, "label": label, "session": session}
+            yield {
+                "patient": patient, "image": image, "label": label, "session": session, "series": "",
+            }  # fmt: skip
 
 
-@contextmanager
-def _counted(left_out: Counter[str]) -> Iterator[None]:
-    """Count a case that can't be imported by its reason, and continue with the others."""
-    try:
-        yield
-    except (Unreadable, NotCleaned, UnfitSeries) as reason:
-        left_out[str(reason)] += 1
-    except Exception as error:  # a damaged file can fail in any way
-        left_out[f"a file is damaged ({type(error).__name__})"] += 1
-
-
-def _take_file(export: Path, name: str, data: Path, kind: str, patient: str, rename: Rename) -> str:
+def _take_file(
+    export: Path,
+    name: str,
+    *,
+    data: Path,
+    kind: str,
+    patient: str,
+    rename: Rename,
+    progress: _Progress,
+) -> str:
     """Copy a file or a DICOM folder of the export; return its place in the data."""
-    read_image(export, name)  # raises if it can't be used, and opens nothing outside the export
-    source = export / name
+    read_image(export, name, is_label=kind == "labels")  # raises if it can't be used, or is outside
+    file, _, member = name.partition("#")
+    source = export / file
     if source.is_dir():
-        return _put_series(data, largest(stacks_of(images_in(source))), kind, patient, rename)
-    suffix = next((s for s in _COPIED if name.lower().endswith(s)), None)
+        images, _ = stack_in(images_in(source), member)
+        return _put_series(data, images, kind, patient, rename, progress)
+    suffix = next((s for s in _COPIED if file.lower().endswith(s)), None)
     if suffix is None:
         raise Unreadable("unreadable", f"a file is not of type {', '.join(_COPIED)}")
     kept, copy = _COPIED[suffix]
-    place = f"{kind}/{rename(f'file {patient} {name} {content_of(export, name)}')[:16]}{kept}"
-    if not (data / place).exists():
-        write_atomically(data / place, copy(source))
-    return place
+    place = f"{kind}/{rename(f'file {patient} {file}')[:16]}{kept}"
+    content = copy(source)
+    if not (data / place).exists() or (data / place).read_bytes() != content:
+        if (data / place).exists():
+            progress.replaced.add(place)
+        write_atomically(data / place, content)
+    return f"{place}#{member}" if member else place
 
 
 _COPIED: Mapping[str, tuple[str, Callable[[Path], bytes]]] = {
@@ -165,26 +209,45 @@ _COPIED: Mapping[str, tuple[str, Callable[[Path], bytes]]] = {
 
 
 def _dicom_cases(
-    export: Path, data: Path, rename: Rename, left_out: Counter[str]
+    export: Path, data: Path, rename: Rename, progress: _Progress
 ) -> Iterator[dict[str, str]]:
     """Yield a case for each series of a tree of DICOM files; its label file does not exist yet."""
-    for (name, *_), paths in sorted(_files_by_series(export, left_out).items()):
+    for (name, *_), paths in sorted(_files_by_series(export, progress).items()):
         patient = imported(rename(name))
-        with _counted(left_out):
-            datasets = [read_file(path) for path in paths]
+        with progress.counted(str(paths[0].parent.relative_to(export))):
+            datasets, copies = without_copies([read_file(path) for path in paths])
+            if copies:
+                progress.left_out["it is a copy of another file"] += [str(paths[0].parent)] * copies
             study = keyed_uid(str(datasets[0].get("StudyInstanceUID", "")), rename)
-            place = _put_series(data, datasets, "images", patient, rename)
+            place = _put_series(data, datasets, "images", patient, rename, progress)
             label = place.replace("images/", "labels/") + ".nii.gz"
-            yield {"patient": patient, "image": place, "label": label, "session": study[-8:]}
+            yield {
+                "patient": patient, "image": place, "label": label, "session": study[-8:],
+                "series": _acquisition(datasets[0]),
+            }  # fmt: skip
 
 
-def _files_by_series(export: Path, left_out: Counter[str]) -> dict[tuple[str, ...], list[Path]]:
+def _acquisition(dataset: Dataset) -> str:
+    """Return what tells a series from others of a patient, in numbers: `MR TR=500 TE=10`."""
+    numbers = []
+    for keyword, name in ACQUISITION.items():
+        with suppress(TypeError, ValueError):
+            numbers.append(f"{name}={float(dataset.get(keyword)):g}")
+    return " ".join([_modality(dataset), *numbers])
+
+
+def _modality(dataset: Dataset) -> str:
+    modality = str(dataset.get("Modality") or "")
+    return modality if modality in CODES["Modality"] else "OT"
+
+
+def _files_by_series(export: Path, progress: _Progress) -> dict[tuple[str, ...], list[Path]]:
     """Return the files that hold images of a scan, by patient, study and series."""
     series: defaultdict[tuple[str, ...], list[Path]] = defaultdict(list)
     for path in sorted(export.rglob("*")):
-        if not path.is_file():
+        if not path.is_file() or path.name.startswith("._"):
             continue
-        with _counted(left_out):
+        with progress.counted(str(path.relative_to(export))):
             if not path.resolve().is_relative_to(export.resolve()):
                 raise NotCleaned("a file is outside the export")
             try:
@@ -192,29 +255,43 @@ def _files_by_series(export: Path, left_out: Counter[str]) -> dict[tuple[str, ..
             except InvalidDicomError:
                 raise NotCleaned("a file is not a DICOM file") from None
             patient, uid = (str(dataset.get(key, "")).strip() for key in ("PatientID", SERIES))
-            if not is_scan(dataset):
-                raise NotCleaned("a localiser, capture, report, or image without a position")
+            if why := no_scan(dataset):
+                raise NotCleaned(f"it is no image of a scan: {why}")
             if not patient or not uid:
                 raise NotCleaned(f"a file has no PatientID or no {SERIES}")
             series[patient, str(dataset.get("StudyInstanceUID", "")), uid].append(path)
     return dict(series)
 
 
-def _put_series(data: Path, datasets: Sequence[Dataset], kind: str, patient: str, rename: Rename) -> str:
-    """Write a series under the hospital's own names, also over a shorter one; return its place."""
+def _put_series(
+    data: Path,
+    datasets: Sequence[Dataset],
+    kind: str,
+    patient: str,
+    rename: Rename,
+    progress: _Progress,
+) -> str:
+    """Write a series under the hospital's own names, also over another content; return its place.
+
+    A part of what is there already changes nothing: an archive may have exported less this time.
+    """
     keys = ("PatientID", "StudyInstanceUID", SERIES)
     own = "\n".join(str(datasets[0].get(key, "")) for key in keys)
     place = f"{kind}/{rename(f'series {patient} {own}')[:16]}"
     folder = data / place
-    if folder.exists() and len(list(folder.iterdir())) >= len(datasets):
-        return place
+    files = [dicom_bytes(deidentified(dataset, patient, rename)) for dataset in datasets]
+    if folder.exists():
+        present = {path.read_bytes() for path in folder.iterdir()}
+        if present >= set(files):
+            return place
+        if not present <= set(files):
+            progress.replaced.add(place)
     partial_folder = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir(parents=True)
     try:
-        for number, dataset in enumerate(datasets):
-            clean = deidentified(dataset, patient, rename)
-            (partial_folder / f"{number:05d}.dcm").write_bytes(dicom_bytes(clean))
+        for number, content in enumerate(files):
+            (partial_folder / f"{number:05d}.dcm").write_bytes(content)
         shutil.rmtree(folder, ignore_errors=True)
         partial_folder.rename(folder)
     finally:

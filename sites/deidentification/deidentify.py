@@ -23,7 +23,8 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from sites.imaging.images import LARGEST_BYTES
+from sites.imaging.image import LARGEST_BYTES
+from sites.imaging.images import upright
 
 QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 SFORM = ("srow_x", "srow_y", "srow_z")
@@ -69,8 +70,8 @@ EMPTY = (
     "ReferringPhysicianName",
 )  # fmt: skip
 """Attributes that a file must have and that the profile empties."""
-TABLES = ("ModalityLUTSequence", "RealWorldValueMappingSequence")
-"""Attributes that compute intensities by a table; a file with one of them is not imported."""
+TABLE = "ModalityLUTSequence"
+"""Attribute that computes intensities by a table; a file that has it is not imported."""
 
 Rename = Callable[[str], str]
 """Function from an identifier to its keyed hash, as hexadecimal digits."""
@@ -92,7 +93,7 @@ def deidentified(dataset: Dataset, patient: str, rename: Rename) -> Dataset:
     """
     if dataset.get("BurnedInAnnotation") == "YES":
         raise NotCleaned("text is burned into its pixels")
-    if any(element.keyword in TABLES for element in dataset.iterall()):
+    if any(element.keyword == TABLE for element in dataset.iterall()):
         raise NotCleaned("its intensities need a table that is not kept")
     clean = _kept(dataset, rename)
     values = _voxels(dataset)
@@ -213,7 +214,8 @@ def _bare_header(image: nib.Nifti1Image) -> nib.Nifti1Header:
 def picture_without_text(path: Path) -> bytes:
     """Return the bytes of a PNG with the same pixels and nothing else."""
     file = BytesIO()
-    with Pictures.open(path, formats=("PNG", "JPEG")) as picture:
+    with Pictures.open(path, formats=("PNG", "JPEG")) as opened:
+        picture = upright(opened)
         bare = Pictures.new(picture.mode, picture.size)
         bare.paste(picture)
         if palette := picture.getpalette():

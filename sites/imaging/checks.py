@@ -6,8 +6,10 @@
 | check                                    | looks at            | default of `site.yaml`         |
 |------------------------------------------|---------------------|--------------------------------|
 | `sites.imaging.intake.BREAKING`          | one case            | the value of `on_broken_case`  |
-| orientation, spacing, empty_label,       | one case            | warn                           |
-| identifying, burned_in                   |                     |                                |
+| orientation, places, spacing,            | one case            | warn                           |
+| empty_label, vanished_label,             |                     |                                |
+| rounded_label, identifying, burned_in,   |                     |                                |
+| unused_files                             |                     |                                |
 | intensity, duplicate, same_head,         | all cases together  | warn                           |
 | both_groups, split                       |                     |                                |
 

@@ -1,40 +1,37 @@
-"""DICOM folders as volumes: select the images of the scan, then place them in space with highdicom.
+"""A DICOM series as a volume: intensities by the modality's own transform, slices placed in space.
 
-A scanner's folder holds more than the volume: localisers, screenshots, reports, several series. The
-stack of parallel images with the most images is the scan; a tie is an error, not a guess. A stack is
-the files of one series that have the same size and direction, or one multi-frame file.
+Display is not measurement. Intensities are stored values after Rescale Slope and Intercept or a Modality
+LUT, of each slice or frame. Windows (VOI), presentation look-up tables, MONOCHROME1 and real-world value
+maps change nothing, except that MONOCHROME1 inverts radiographs (`RADIOGRAPHS`), whose values are no
+measurement.
+
+Slices lie on one line. Their positions may deviate from even steps by the rounding of the file
+(`ROUNDING_MM`), not by a missing slice. A small tilt of the gantry stays as a shear in the affine.
 """
 
-import logging
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pydicom
-from highdicom import Image, Volume, get_volume_from_series
+from highdicom import Image
+from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.pixels.processing import apply_modality_lut
 
-for _library in ("pydicom", "highdicom", "nibabel"):
-    logging.getLogger(_library).setLevel(logging.CRITICAL)  # their logs contain names from the files
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+from sites.imaging.dicom_files import UnfitSeries, images_in, naming
+from sites.imaging.dicom_stack import direction, is_multi_frame, stack_in
+from sites.imaging.image import LARGEST_BYTES
 
-SECONDARY = "1.2.840.10008.5.1.4.1.1.7"
-"""Start of the UIDs of SOP classes for secondary captures."""
-MOST_FILES = 5000
-LARGEST_FILE = 2**31
-FEWEST_SLICES = 4
-UNEVEN = "the slices do not form a volume: one may be missing, or they are turned or sheared"
-
-
-class UnfitSeries(Exception):
-    """A folder holds no images that form one volume. The message contains nothing about the patient."""
+RADIOGRAPHS = frozenset({"CR", "DX", "MG", "RG", "XA", "RF", "IO", "PX"})
+"""Modalities of projections, whose values say brightness and not a physical quantity."""
+ROUNDING_MM = 0.06
+"""Deviation from even steps that is rounding: positions are often written to 0.1 mm."""
+MOST_SHEARED_DEG = 2.6
+"""Largest tilt of the gantry that is read; with more, the voxels are too far from boxes."""
+SAME_PLACE_MM = 1e-3
 
 
 @dataclass(frozen=True)
@@ -42,153 +39,181 @@ class Series:
     """A folder's volume, and text about the patient from its files.
 
     Attributes:
-        volume: intensities rescaled as the files state; the affine has NIfTI's axes.
+        volume: intensities by the modality's transform; the affine has NIfTI's axes.
         words: the patient's name and date of birth, if the files contain them; empty if the files state
             that the patient's identity was removed.
         shows_text: a file states that text is burned into the pixels.
+        notes: what lies in the folder and was not used; without anything about the patient.
     """
 
     volume: nib.Nifti1Image
     words: tuple[str, ...]
     shows_text: bool
+    notes: tuple[str, ...] = ()
 
 
-def series_in(folder: Path) -> Series:
+@dataclass(frozen=True)
+class _Slice:
+    """A slice's voxels `(rows, columns)`, its first voxel's place in mm, and its directions `(6,)`."""
+
+    values: NDArray[np.float32]
+    place: NDArray[np.float64]
+    turn: NDArray[np.float64]
+    pixel_mm: NDArray[np.float64]
+
+
+def series_in(folder: Path, name: str = "") -> Series:
     """Return the volume in a folder of DICOM files.
 
+    Args:
+        name: the description of one of several series.
+
     Raises:
-        UnfitSeries: there is no volume, or more than one; a slice is missing, turned or there twice; the
-            files belong to several patients.
+        UnfitSeries: there is no volume, or more than one; the message states the reason.
     """
-    stack = largest(stacks_of(images_in(folder)))
-    if len({str(each.get("PatientID", "")) for each in stack}) > 1:
-        raise UnfitSeries("the files belong to several patients")
-    volume = _volume(stack)
-    # DICOM's axes point to the patient's left and back, NIfTI's to the right and front
-    affine = np.diag([-1, -1, 1, 1]) @ volume.affine
+    images, notes = stack_in(images_in(folder), name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        volume = _volume(_slices(images))
     return Series(
-        volume=nib.Nifti1Image(np.asarray(volume.array, dtype=np.float32), affine),
-        words=tuple(_naming(stack[0])),
-        shows_text=any(each.get("BurnedInAnnotation") == "YES" for each in stack),
+        volume=volume,
+        words=tuple(word for word in dict.fromkeys(w for each in images for w in naming(each))),
+        shows_text=any(each.get("BurnedInAnnotation") == "YES" for each in images),
+        notes=tuple(notes),
     )
 
 
-def patient_in(folder: Path) -> str:
-    """Return the PatientID of the first file in a folder that has one, else ''."""
-    inside = folder.resolve()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if not path.resolve().is_relative_to(inside):
-            continue
-        with suppress(Exception):  # a damaged file is reported when it is read
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
-            if patient := str(dataset.get("PatientID", "")).strip():
-                return patient
-    return ""
+def _slices(images: Sequence[Dataset]) -> list[_Slice]:
+    counts = (int(each.get("NumberOfFrames") or 1) * each.Rows * each.Columns for each in images)
+    if 4 * sum(counts) > LARGEST_BYTES:
+        raise UnfitSeries("the series is larger than any scan")
+    frames = {str(each.get("FrameOfReferenceUID") or "") for each in images}
+    if len(frames) > 1:
+        raise UnfitSeries("the slices have different frames of reference")
+    if any(int(each.get("SamplesPerPixel") or 1) != 1 for each in images):
+        raise UnfitSeries("the images are in colour")
+    if any("PALETTE" in str(each.get("PhotometricInterpretation")) for each in images):
+        raise UnfitSeries("the images have a palette of colours")
+    if is_multi_frame(images[0]):
+        return _frames(images[0])
+    return [_slice(each) for each in images]
 
 
-def _naming(dataset: Dataset) -> Iterator[str]:
-    if dataset.get("PatientIdentityRemoved") == "YES":
-        return
-    for key, label in (("PatientName", "patient"), ("PatientBirthDate", "birth")):
-        if value := str(dataset.get(key, "")).strip("^ "):
-            yield f"{label} {value}"
+def _slice(image: Dataset) -> _Slice:
+    values = np.asarray(apply_modality_lut(image.pixel_array, image), dtype=np.float32)
+    place = np.asarray([float(value) for value in image.ImagePositionPatient])
+    spacing = np.asarray([float(value) for value in image.get("PixelSpacing") or ()])
+    if spacing.shape != (2,):
+        raise UnfitSeries("a slice does not state its pixel spacing")
+    return _Slice(_shown(values, image), place, direction(image), spacing)
 
 
-def images_in(folder: Path) -> list[Dataset]:
-    """Return the data sets of all files in `folder` that hold images of a scan."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if len(files) > MOST_FILES:
-        raise UnfitSeries(f"the folder holds more than {MOST_FILES} files")
-    found: list[Dataset] = []
-    for path in files:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise UnfitSeries("a file is outside the folder")
-        try:
-            dataset = read_file(path)
-        except pydicom.errors.InvalidDicomError:
-            continue  # such as a text file
-        if is_scan(dataset):
-            found.append(dataset)
+def _shown(values: NDArray[np.float32], image: Dataset) -> NDArray[np.float32]:
+    """Return the values; those of a radiograph in MONOCHROME1 with bright and dark exchanged."""
+    is_inverted = image.get("PhotometricInterpretation") == "MONOCHROME1"
+    if is_inverted and image.get("Modality") in RADIOGRAPHS:
+        inverted: NDArray[np.float32] = values.max() + values.min() - values
+        return inverted
+    return values
+
+
+def _frames(image: Dataset) -> list[_Slice]:
+    """Return the frames of a multi-frame file as slices, each with its own functional groups."""
+    shared = image.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    opened = Image.from_dataset(image, copy=False)
+    found = []
+    for number, own in enumerate(image.PerFrameFunctionalGroupsSequence, start=1):
+        place = _group(own, shared[0], "PlanePositionSequence")
+        turn = _group(own, shared[0], "PlaneOrientationSequence")
+        measures = _group(own, shared[0], "PixelMeasuresSequence")
+        values = opened.get_frame(
+            number,
+            dtype=np.float32,
+            apply_real_world_transform=False,
+            apply_voi_transform=False,
+            apply_presentation_lut=False,
+        )
+        found.append(
+            _Slice(
+                _shown(np.asarray(values, dtype=np.float32), image),
+                np.asarray([float(value) for value in place.ImagePositionPatient]),
+                direction(turn),
+                np.asarray([float(value) for value in measures.PixelSpacing]),
+            )
+        )
     return found
 
 
-def read_file(path: Path) -> Dataset:
-    """Return a DICOM file's data set, if the file's size and its rows limit the memory that it needs.
-
-    Raises:
-        UnfitSeries: it is too large, or compressed so that its size can't be known before reading.
-        InvalidDicomError: it is not a DICOM file.
-    """
-    if path.stat().st_size > LARGEST_FILE:
-        raise UnfitSeries("a file is larger than any scan")
-    meta = pydicom.filereader.read_file_meta_info(path)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        raise UnfitSeries("a file is compressed so that its size can't be known before reading")
-    dataset = pydicom.dcmread(path)
-    numbers = (dataset.get(key) or 1 for key in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"))
-    if 4 * prod(int(number) for number in numbers) > LARGEST_FILE:
-        raise UnfitSeries("a file is larger than any scan")
-    return dataset
+def _group(own: Dataset, shared: Dataset, name: str) -> Dataset:
+    for groups in (own, shared):
+        if groups.get(name):
+            item: Dataset = groups[name].value[0]
+            return item
+    raise UnfitSeries("a frame does not state its position, direction or pixel spacing")
 
 
-def is_scan(dataset: Dataset) -> bool:
-    """Return whether a file holds images of a scan, not a localiser, capture or report."""
-    kinds = [str(kind).upper() for kind in dataset.get("ImageType", ())]
-    is_capture = str(dataset.get("SOPClassUID", "")).startswith(SECONDARY) or "SECONDARY" in kinds
-    has_place = "ImagePositionPatient" in dataset and "ImageOrientationPatient" in dataset
-    has_places = "PerFrameFunctionalGroupsSequence" in dataset
-    has_pixels = "PixelData" in dataset and (has_place or has_places)
-    return has_pixels and not is_capture and "LOCALIZER" not in kinds
+def _volume(slices: list[_Slice]) -> nib.Nifti1Image:
+    """Return slices as a volume `(columns, rows, slices)` with NIfTI's axes."""
+    turn = np.mean([each.turn for each in slices], axis=0)
+    if max(np.abs(each.turn - turn).max() for each in slices) > 0.01:
+        raise UnfitSeries("the slices have different directions")
+    along, down = (axis / np.linalg.norm(axis) for axis in (turn[:3], turn[3:]))
+    normal = np.cross(along, down)
+    slices, places = _unique(sorted(slices, key=lambda each: float(each.place @ normal)), normal)
+    step, first = _steps(places, normal)
+    _check_shear(step, normal)
+    row_mm, column_mm = slices[0].pixel_mm
+    affine = np.eye(4)
+    affine[:3] = np.stack([along * column_mm, down * row_mm, step, first], axis=1)
+    values = np.stack([each.values.T for each in slices], axis=-1)
+    # DICOM's axes point to the patient's left and back, NIfTI's to the right and front
+    return nib.Nifti1Image(values, np.diag([-1, -1, 1, 1]) @ affine)
 
 
-def stacks_of(datasets: Sequence[Dataset]) -> list[list[Dataset]]:
-    """Return images grouped by series, size and direction: one series may hold several stacks."""
-    groups: defaultdict[tuple[object, ...], list[Dataset]] = defaultdict(list)
-    for each in datasets:
-        if _is_multi_frame(each):
-            groups[(str(each.SOPInstanceUID),)].append(each)
+def _unique(
+    slices: list[_Slice], normal: NDArray[np.float64]
+) -> tuple[list[_Slice], NDArray[np.float64]]:
+    """Return slices without those whose place and voxels another has, and their places `(N, 3)`."""
+    kept: list[_Slice] = []
+    for each in slices:
+        if kept and abs((each.place - kept[-1].place) @ normal) < SAME_PLACE_MM:
+            if not np.array_equal(each.values, kept[-1].values):
+                raise UnfitSeries(
+                    "several images are at the same place, as in a series over time or with several "
+                    "echoes or weightings"
+                )
             continue
-        turned = np.round(np.asarray(each.ImageOrientationPatient, dtype=float), 2) + 0.0
-        groups[(str(each.SeriesInstanceUID), each.Rows, each.Columns, *turned)].append(each)
-    return list(groups.values())
+        kept.append(each)
+    return kept, np.array([each.place for each in kept])
 
 
-def _is_multi_frame(dataset: Dataset) -> bool:
-    return "PerFrameFunctionalGroupsSequence" in dataset
-
-
-def _count(stack: Sequence[Dataset]) -> int:
-    return sum(int(each.get("NumberOfFrames", 1)) for each in stack)
-
-
-def largest(stacks: list[list[Dataset]]) -> list[Dataset]:
-    """Return the stack with the most images.
+def _steps(
+    places: NDArray[np.float64], normal: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the step from slice to slice and the first place, fitted to all of them by least squares.
 
     Raises:
-        UnfitSeries: there is none, two stacks have the most images, or it has too few slices.
+        UnfitSeries: the steps are uneven, or one is so large that a slice must be missing.
     """
-    if not stacks:
-        raise UnfitSeries("the folder holds no images of a scan")
-    stacks = sorted(stacks, key=_count, reverse=True)
-    if len(stacks) > 1 and _count(stacks[0]) == _count(stacks[1]):
-        raise UnfitSeries("the folder holds several series of the same length; give each its own folder")
-    if _count(stacks[0]) < FEWEST_SLICES:
-        raise UnfitSeries(f"there are fewer than {FEWEST_SLICES} slices")
-    return stacks[0]
+    depth = places @ normal
+    gaps = np.diff(depth)
+    usual = float(np.median(gaps))
+    tolerance = min(max(ROUNDING_MM, 0.02 * usual), 0.2 * usual)
+    numbers = np.arange(len(places))
+    design = np.stack([numbers, np.ones(len(places))], axis=1)
+    (step, first), *_ = np.linalg.lstsq(design, places, rcond=None)
+    off = np.abs(depth - (numbers * (step @ normal) + first @ normal)).max()
+    if off <= tolerance:
+        return step, first
+    if gaps.max() > 1.5 * usual:
+        raise UnfitSeries(
+            f"a slice is missing: a gap of {gaps.max():.3g} mm among slices {usual:.3g} mm apart"
+        )
+    raise UnfitSeries(f"the slices are unevenly spaced: {gaps.min():.3g} to {gaps.max():.3g} mm apart")
 
 
-def _volume(stack: list[Dataset]) -> Volume:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if _is_multi_frame(stack[0]):
-            image = Image.from_dataset(stack[0], copy=False)
-            if image.get_volume_geometry() is None:
-                raise UnfitSeries(UNEVEN)
-            return image.get_volume(dtype=np.float32)
-        places = {tuple(np.round([float(x) for x in s.ImagePositionPatient], 3)) for s in stack}
-        if len(places) < len(stack):
-            raise UnfitSeries("two slices are at the same place")
-        try:
-            return get_volume_from_series(stack, dtype=np.float32)
-        except ValueError as error:
-            raise UnfitSeries(UNEVEN) from error
+def _check_shear(step: NDArray[np.float64], normal: NDArray[np.float64]) -> None:
+    cosine = float(step @ normal / np.linalg.norm(step))
+    sheared = float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+    if sheared > MOST_SHEARED_DEG:
+        raise UnfitSeries(f"the slices are sheared by {sheared:.1f} degrees, as by a tilted gantry")

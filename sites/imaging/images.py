@@ -4,68 +4,38 @@ Every file, also a damaged or hostile one, gives an `Image` or the error `Unread
 unpickled, no file outside the data folder is opened, nothing above `LARGEST_BYTES` is unpacked.
 """
 
-import gzip
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
-import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from PIL import Image as Pictures
+from PIL import ImageOps
 
-from sites.imaging.dicom import UnfitSeries, series_in
+from sites.imaging.dicom import series_in
+from sites.imaging.dicom_files import UnfitSeries
+from sites.imaging.image import LARGEST_BYTES, Fault, Image, Unreadable, check_size
+from sites.imaging.nifti import TEXTS, from_nifti, read_nifti
 
-LARGEST_BYTES = 2**31
-"""Largest size of an image as float32, above that of any scan that this package trains on."""
-SHORTEST_MM, LONGEST_MM = 1e-3, 1e3
-"""Limits of the side of a voxel; a file with other values is not used."""
-TEXTS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
-"""Fields of a NIfTI header that hold free text."""
+__all__ = ["LARGEST_BYTES", "TEXTS", "Fault", "Image", "Unreadable", "read_image", "read_stack"]
 
-Fault = Literal["missing", "outside", "unreadable", "affine", "series"]
-
-
-class Unreadable(Exception):
-    """A file can't be used. The message contains no file name and nothing that the file holds."""
-
-    def __init__(self, fault: Fault, reason: str) -> None:
-        self.fault = fault
-        super().__init__(reason)
+PICTURES = (".png", ".jpg", ".jpeg")
+"""Ends of the names of pictures."""
 
 
-@dataclass(frozen=True)
-class Image:
-    """Voxels in the closest canonical orientation (RAS+).
-
-    Attributes:
-        voxels: `(*spatial)`.
-        affine: `(4, 4)`, voxel to mm; the identity for a plain picture.
-        spacing_mm: the voxel's sides, one for each axis of `voxels`.
-        words: text in the file beside its voxels, for the search for names.
-        shows_text: the file states that text is burned into its pixels.
-        turned_deg: the angle between the file's axes and the patient's; None if the file does not state
-            it.
-    """
-
-    voxels: NDArray[np.float32]
-    affine: NDArray[np.float64]
-    spacing_mm: tuple[float, ...]
-    words: tuple[str, ...] = ()
-    shows_text: bool = False
-    turned_deg: float | None = 0.0
-
-
-def read_image(data: Path, name: str) -> Image:
+def read_image(data: Path, name: str, *, is_label: bool = False) -> Image:
     """Return the image `name` of a data folder.
 
-    `file.npz#array/index` is one image of many, `file.nii.gz#1` one channel of several.
+    `file.npz#array/index` is one image of many, `file.nii.gz#1` one channel of several, `folder#T1` the
+    DICOM series with this description.
+
+    Args:
+        is_label: the file is a label image: a picture's palette or its one bit are its values.
 
     Raises:
         Unreadable: the file can't be used; `fault` is the kind of reason.
@@ -73,6 +43,8 @@ def read_image(data: Path, name: str) -> Image:
     file, _, member = name.partition("#")
     path = _path(data, file)
     try:
+        if is_label and path.name.lower().endswith(PICTURES):
+            return _read_picture(path, member, is_label=True)
         return _reader_of(path)(path, member)
     except Unreadable:
         raise
@@ -113,85 +85,31 @@ def _reader_of(path: Path) -> Callable[[Path, str], Image]:
     raise Unreadable("unreadable", f"expected a folder or a file of type {', '.join(_READERS)}")
 
 
-def _read_nifti(path: Path, channel: str) -> Image:
-    if path.name.lower().endswith(".gz"):
-        _check_gzip(path)
-    image = nib.load(path)
-    return _from_nifti(image.slicer[..., int(channel)] if channel else image)
+def _read_series(path: Path, name: str) -> Image:
+    series = series_in(path, name)
+    image = from_nifti(series.volume)
+    return replace(image, words=series.words, shows_text=series.shows_text, notes=series.notes)
 
 
-def _from_nifti(image: nib.Nifti1Image) -> Image:
-    shape, affine = image.shape, np.asarray(image.affine, dtype=float)
-    _check_size(prod(shape) * max(image.get_data_dtype().itemsize, 4))
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise Unreadable("affine", "the affine can't be inverted")
-    sides = voxel_sizes(affine)
-    if not all(SHORTEST_MM <= side <= LONGEST_MM for side in sides):
-        limits = f"{SHORTEST_MM:g} to {LONGEST_MM:g} mm"
-        raise Unreadable("affine", f"the sides of its voxels are not within {limits}")
-    stored = image.dataobj
-    scaled = stored.get_scaled(np.float32) if hasattr(stored, "get_scaled") else stored
-    turn = io_orientation(affine)  # turning nibabel's image would need a second copy
-    voxels = apply_orientation(np.asarray(scaled, dtype=np.float32), turn)
-    turned = affine @ inv_ornt_aff(turn, shape[:3])
-    spacing_mm = tuple(float(side) for side in voxel_sizes(turned))[: voxels.ndim]
-    if voxels.ndim > len(spacing_mm):
-        spacing_mm += (1.0,) * (voxels.ndim - len(spacing_mm))
-    voxels, words = np.ascontiguousarray(voxels), tuple(_words(image))
-    return Image(voxels, turned, spacing_mm, words, turned_deg=_turned_deg(image))
-
-
-def _turned_deg(image: nib.Nifti1Image) -> float | None:
-    """Return the largest angle between an axis of the voxels and the patient's closest axis.
-
-    None if a NIfTI header states no orientation: qform_code and sform_code are 0.
-    """
-    if isinstance(image, nib.Nifti1Image) and not (
-        int(image.header["qform_code"]) or int(image.header["sform_code"])
-    ):
-        return None
-    axes = np.asarray(image.affine, dtype=float)[:3, :3]
-    cosines = np.abs(axes / np.linalg.norm(axes, axis=0)).max(axis=0)
-    return float(np.degrees(np.arccos(np.clip(cosines.min(), 0, 1))))
-
-
-def _words(image: nib.Nifti1Image) -> list[str]:
-    """Return the free text of a NIfTI header and its extensions."""
-    header = image.header
-    fields = (header[key].tobytes() for key in TEXTS if key in header)
-    extensions = (ext.content for ext in getattr(header, "extensions", ()))
-    texts = (raw.decode("latin-1").strip("\0 ") for raw in (*fields, *extensions))
-    return [text for text in texts if text]
-
-
-def _check_gzip(path: Path) -> None:
-    """Read a gzip file to its end, where its checksum is stored; nibabel does not read that far."""
-    size = 0
-    with gzip.open(path) as file:
-        while part := file.read(2**20):
-            size += len(part)
-            _check_size(size)
-
-
-def _check_size(size: int) -> None:
-    if size > LARGEST_BYTES:
-        raise Unreadable("unreadable", "the unpacked file is larger than any scan")
-
-
-def _read_series(path: Path, _: str) -> Image:
-    series = series_in(path)
-    image = _from_nifti(series.volume)
-    return replace(image, words=series.words, shows_text=series.shows_text)
-
-
-def _read_picture(path: Path, _: str) -> Image:
+def _read_picture(path: Path, _: str, *, is_label: bool = False) -> Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Pictures.DecompressionBombWarning)
         with Pictures.open(path, formats=("PNG", "JPEG")) as picture:
             words = [str(v) for v in picture.info.values() if isinstance(v, str)]
             words += [str(v) for v in picture.getexif().values() if isinstance(v, str)]
-            grey = picture if picture.mode.startswith(("I", "F")) else picture.convert("L")
-            return _plain(np.asarray(grey), tuple(words))
+            return _plain(np.asarray(_grey(upright(picture), is_label=is_label)), tuple(words))
+
+
+def upright(picture: Pictures.Image) -> Pictures.Image:
+    """Return a picture turned as its EXIF orientation says, as every viewer shows it."""
+    return ImageOps.exif_transpose(picture)
+
+
+def _grey(picture: Pictures.Image, *, is_label: bool) -> Pictures.Image:
+    """Return a picture in grey; of a label image with a palette or one bit, the stored values."""
+    if picture.mode.startswith(("I", "F")) or (is_label and picture.mode in ("P", "1")):
+        return picture
+    return picture.convert("L")
 
 
 def read_stack(path: Path, array: str) -> NDArray[np.float32]:
@@ -215,7 +133,7 @@ def _read_member(path: Path, member: str) -> Image:
 
 def _array_of(path: Path, array: str) -> NDArray[np.generic]:
     with zipfile.ZipFile(path) as archive:
-        _check_size(archive.getinfo(f"{array}.npy").file_size)
+        check_size(archive.getinfo(f"{array}.npy").file_size)
         with archive.open(f"{array}.npy") as header:
             _check_array(header)
     with np.load(path, allow_pickle=False) as arrays:
@@ -231,7 +149,7 @@ def _check_array(file: IO[bytes]) -> None:
     if np.lib.format.read_magic(file) != (1, 0):
         read = np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
-    _check_size(prod(shape) * max(dtype.itemsize, 1))
+    check_size(prod(shape) * max(dtype.itemsize, 1))
 
 
 def _plain(values: NDArray[np.generic], words: tuple[str, ...] = ()) -> Image:
@@ -240,8 +158,8 @@ def _plain(values: NDArray[np.generic], words: tuple[str, ...] = ()) -> Image:
 
 
 _READERS: Mapping[str, Callable[[Path, str], Image]] = {
-    ".nii": _read_nifti,
-    ".nii.gz": _read_nifti,
+    ".nii": read_nifti,
+    ".nii.gz": read_nifti,
     ".png": _read_picture,
     ".jpg": _read_picture,
     ".jpeg": _read_picture,

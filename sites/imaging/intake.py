@@ -15,17 +15,23 @@ from numpy.typing import NDArray
 
 from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
 from sites.imaging.burned_in_text import may_show_text
-from sites.imaging.images import Image, Unreadable, read_image
+from sites.imaging.image import Image, Placement, Unreadable
+from sites.imaging.images import read_image
 from sites.imaging.listing import CLASSES, NOTHING, CaseFiles
 
 Breaking = Literal[
     "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
     "label_shape", "label_affine", "label_values", "unfit",
 ]  # fmt: skip
-CaseCheck = Literal[Breaking, "orientation", "spacing", "empty_label", "identifying", "burned_in"]
+CaseCheck = Literal[
+    Breaking, "orientation", "places", "spacing", "empty_label", "vanished_label", "rounded_label",
+    "identifying", "burned_in", "unused_files",
+]  # fmt: skip
 BREAKING: tuple[Breaking, ...] = get_args(Breaking)
 """Faults with which a case can't train under any policy."""
 
+EXACT, ROUNDED = 1e-3, 0.1
+"""Distances from a whole number up to which a label's value is rounded without, and with a finding."""
 SMALLEST_SIDE_MM, LARGEST_SIDE_MM = 0.05, 20.0
 MOST_TURNED_DEG = 30.0
 """Largest accepted angle: an axis turned further is about as close to another axis of the patient."""
@@ -73,22 +79,38 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
     Raises:
         BrokenCase: the case has a fault of `BREAKING`.
     """
-    image = _read(data, case, case.image, "image")
+    image = _read(data, case, case.image, "image").of_dims(task.dims)
     if fault := image_fault(image.voxels, task):
         raise BrokenCase(case.case, fault)
     if task.kind == "classification":
-        target = _several(case, task) if task.multi_label else _class(case, task)
-        return Scan(image.voxels, target, image.spacing_mm), list(_odd(image, None))
-    label = _read(data, case, case.label, "label")
-    _check_label(case, image, label, task)
-    scan = Scan(image.voxels, label.voxels.astype(np.int64), image.spacing_mm)
-    words = (*image.words, *label.words)
-    return scan, list(_odd(replace(image, words=words), scan.target))
+        classes = _several(case, task) if task.multi_label else _class(case, task)
+        return Scan(image.voxels, classes, image.spacing_mm), list(_odd(image, None))
+    label = _read(data, case, case.label, "label").of_dims(task.dims)
+    target, rounding = _rounded(label.voxels)
+    _check_label(case, image, label, target, task)
+    scan = Scan(image.voxels, target.astype(np.int64), image.spacing_mm)
+    both = replace(image, words=(*image.words, *label.words), notes=(*image.notes, *label.notes))
+    findings = list(_odd(both, scan.target))
+    if EXACT < rounding <= ROUNDED:
+        findings.append(Finding("rounded_label", f"values were rounded by up to {rounding:.2g}"))
+    return scan, findings
+
+
+def _rounded(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """Return label values as whole numbers, and the largest change; unchanged if that is too large.
+
+    A label image that was saved from floats into an integer type comes back as 0, 1.00002, 2.
+    """
+    if not np.isfinite(values).all():
+        return values, 0.0
+    whole: NDArray[np.float32] = np.rint(values)
+    change = float(np.abs(values - whole).max(initial=0))
+    return (whole, change) if change <= ROUNDED else (values, change)
 
 
 def _read(data: Path, case: CaseFiles, name: str, what: str) -> Image:
     try:
-        return read_image(data, name)
+        return read_image(data, name, is_label=what == "label")
     except Unreadable as error:
         raise BrokenCase(case.case, Finding(error.fault, f"{what}: {error}")) from error
 
@@ -109,10 +131,18 @@ def image_fault(image: NDArray[np.float32], task: TaskConfig) -> Finding | None:
     return None
 
 
-def _check_label(case: CaseFiles, image: Image, label: Image, task: SegmentationConfig) -> None:
+def _check_label(
+    case: CaseFiles,
+    image: Image,
+    label: Image,
+    target: NDArray[np.float32],
+    task: SegmentationConfig,
+) -> None:
     shapes = image.voxels.shape, label.voxels.shape
     if shapes[0] != shapes[1]:
         raise _broken(case, "label_shape", f"the image has shape {shapes[0]}, its label {shapes[1]}")
+    if mirrored := _mirrored(image.placement, label.placement):
+        raise _broken(case, "label_affine", mirrored)
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shapes[0]])).reshape(len(shapes[0]), -1)
     places = (
         a.affine[: len(corners), : len(corners)] @ corners + a.affine[: len(corners), 3:]
@@ -122,9 +152,30 @@ def _check_label(case: CaseFiles, image: Image, label: Image, task: Segmentation
     if apart > min(image.spacing_mm):
         text = f"image and label are up to {apart:.1f} mm apart according to their affines"
         raise _broken(case, "label_affine", text)
-    if strange := sorted(set(np.unique(label.voxels)) - {0, *task.labels}):
+    if strange := sorted(set(np.unique(target)) - {0, *task.labels}):
         text = f"the label has the value {strange[0]:g}, which is not in the study"
         raise _broken(case, "label_values", text)
+
+
+def _mirrored(image: Placement | None, label: Placement | None) -> str | None:
+    """Return why a label may lie the other way round than its image, though their corners agree."""
+    if image is None or label is None:
+        return None
+    if image.is_stated != label.is_stated:
+        which = ("image", "label") if label.is_stated else ("label", "image")
+        return (
+            f"the {which[0]} states no orientation (qform and sform codes are 0), the {which[1]} does: "
+            f"one may be mirrored"
+        )
+    for one, other, names in ((image, label, ("image", "label")), (label, image, ("label", "image"))):
+        if one.other is None or np.allclose(one.affine, other.affine, atol=1e-2):
+            continue
+        if np.allclose(one.other, other.affine, atol=1e-2):
+            return (
+                f"qform and sform of the {names[0]} differ; it was read by its sform, "
+                f"and the {names[1]} lies by the qform"
+            )
+    return None
 
 
 def _class(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:
@@ -154,6 +205,10 @@ def _odd(image: Image, target: NDArray[np.int64] | None) -> Iterator[Finding]:
         found = " x ".join(f"{side:g}" for side in sides)
         limits = f"{SMALLEST_SIDE_MM:g} to {LARGEST_SIDE_MM:g} mm"
         yield Finding("spacing", f"expected voxels with sides of {limits}, got {found} mm")
+    if image.placement and image.placement.other is not None:
+        yield Finding("places", "qform and sform differ; the sform was taken")
+    for note in image.notes:
+        yield Finding("unused_files", note)
     if image.turned_deg is None:
         yield Finding("orientation", "the file does not state the patient's orientation")
     elif image.turned_deg > MOST_TURNED_DEG:

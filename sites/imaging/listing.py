@@ -20,13 +20,14 @@ https://doi.org/10.1038/sdata.2016.44.
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sites.imaging.dicom import patient_in
+from sites.imaging.dicom_files import patient_in
 from sites.yaml_files import ConfigError
 
 EXCLUDED = "excluded.csv"
@@ -93,7 +94,8 @@ def read_listing(data: Path) -> Listing:
         raise ConfigError(f"{data}: expected at least one case, found none.")
     images = [case.image for case in listing.cases]
     if len(set(images)) < len(images):
-        raise ConfigError(f"{data}: expected each image once in the list; one is listed twice.")
+        twice = next(image for image, count in Counter(images).items() if count > 1)
+        raise ConfigError(f"{data}: expected each image once in the list; {twice} is listed twice.")
     return listing
 
 
@@ -106,6 +108,15 @@ def excluded_patients(path: Path) -> frozenset[str]:
     if not path.exists():
         return frozenset()
     return frozenset(row["subject"] for row in _rows(path, ("subject",)))
+
+
+def _relative(name: str) -> str:
+    """Return a name in a list without a leading `./`, as some tools write it.
+
+    >>> _relative("./imagesTr/a.nii.gz")
+    'imagesTr/a.nii.gz'
+    """
+    return name.strip().removeprefix("./")
 
 
 def _rows(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> Iterator[dict[str, str]]:
@@ -141,9 +152,9 @@ def _from_table(data: Path) -> Listing:
     cases = (
         CaseFiles(
             row["image"],
-            row.get("patient") or _named_in(data / row["image"], path),
-            row["image"],
-            row[label],
+            row.get("patient") or _named_in(data / row["image"].partition("#")[0], path),
+            _relative(row["image"]),
+            _relative(row[label]),
             row.get("session", ""),
         )
         for row in _rows(path, ("image", label))
@@ -166,8 +177,7 @@ def _from_decathlon(data: Path) -> Listing:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         listed = [
-            (pair["image"].removeprefix("./"), str(pair["label"]).removeprefix("./"))
-            for pair in content["training"]
+            (_relative(pair["image"]), _relative(str(pair["label"]))) for pair in content["training"]
         ]
         labels = {int(value): str(name) for value, name in content["labels"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -176,11 +186,11 @@ def _from_decathlon(data: Path) -> Listing:
             f'"1": ...}}, got {error!r}.'
         ) from None
     subjects = data / "subjects.csv"
-    patients = {row["image"]: row["subject"] for row in _rows(subjects, ("image", "subject"))}
+    patients = {_relative(r["image"]): r["subject"] for r in _rows(subjects, ("image", "subject"))}
     cases = []
     for image, label in listed:
         if image not in patients:
-            raise ConfigError(f"{subjects}: expected a subject for each image; one has none.")
+            raise ConfigError(f"{subjects}: expected a subject for each image; {image} has none.")
         cases.append(CaseFiles(Path(image).name.split(".")[0], patients[image], image, label))
     return Listing(tuple(cases), labels)
 

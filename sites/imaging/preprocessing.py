@@ -178,10 +178,13 @@ def prepare(scan: Scan, config: PreprocessingConfig) -> Prepared:
     if is_map:
         data["target"] = MetaTensor(target[None].float(), affine=affine)
     _check_size(scan, config)
+    _check_intensity(scan, config)
     data = _deterministic(config, keys)(data)
     image = data["image"]
     if not image.numel() or not image.isfinite().all():
         raise Unfit("the prepared image is empty, or has NaN or infinite voxels")
+    if float(image.max()) == float(image.min()):
+        raise Unfit("the prepared image is constant")
     return Prepared(
         image=_plain(image),
         target=_plain(data["target"])[0].long() if is_map else target,
@@ -227,6 +230,17 @@ def _check_size(scan: Scan, config: PreprocessingConfig) -> None:
         ratios = zip(scan.image.shape, scan.spacing_mm, config.spacing_mm, strict=True)
         if prod(side * has / wants + 1 for side, has, wants in ratios) > MOST_VOXELS:
             raise Unfit("at the study's spacing the image would be larger than any scan")
+
+
+def _check_intensity(scan: Scan, config: PreprocessingConfig) -> None:
+    """Raise `Unfit` if the study's percentiles of an image are equal, as of one that is mostly zero."""
+    if isinstance(config.intensity, Percentiles):
+        low, high = np.percentile(scan.image, [config.intensity.low, config.intensity.high])
+        if not high > low:
+            raise Unfit(
+                f"its percentiles {config.intensity.low:g} and {config.intensity.high:g} are equal, as "
+                f"where nearly all voxels are background"
+            )
 
 
 def fixed_pair(prepared: Prepared, config: PreprocessingConfig) -> Pair:

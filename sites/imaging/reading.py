@@ -1,8 +1,10 @@
 """Listed cases as training and the checks use them: read, checked one by one, prepared for a network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from models.objectives import TaskConfig
 from sites.imaging.intake import BrokenCase, Finding, read_case
@@ -33,6 +35,16 @@ def reader(data: Path, task: TaskConfig, config: PreprocessingConfig) -> Reader:
     return read
 
 
+def _vanished(prepared: Prepared) -> Iterator[Finding]:
+    """Yield a finding for the labels that no voxel of the prepared label map has any more."""
+    if prepared.is_map:
+        before, after = (set(torch.unique(each).tolist()) for each in (prepared.truth, prepared.target))
+        gone = before - after
+        if gone:
+            named = ", ".join(str(label) for label in sorted(gone))
+            yield Finding("vanished_label", f"at the study's spacing and shape label {named} vanishes")
+
+
 def read_and_prepare(
     data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingConfig
 ) -> tuple[Profile, tuple[Finding, ...], Prepared]:
@@ -44,7 +56,7 @@ def read_and_prepare(
     scan, findings = read_case(data, case, task)
     try:
         prepared = prepare(scan, config)
-        return profile_of(scan), tuple(findings), prepared
+        return profile_of(scan), (*findings, *_vanished(prepared)), prepared
     except Unfit as error:
         raise BrokenCase(case.case, Finding("unfit", str(error))) from error
     except (RuntimeError, ValueError, IndexError, MemoryError) as error:

@@ -68,8 +68,11 @@ def import_scans(
         with hospital.lock():
             done = import_export(hospital, export)
         typer.echo(f"{done.cases} new cases of {done.patients} patients are in {hospital.data}.")
+        if done.replaced:
+            typer.echo(f"{done.replaced} scans were imported before with other content; replaced.")
         for reason, count in sorted(done.left_out.items()):
-            typer.echo(f"left out, {count}: {reason}")
+            names = ", ".join(done.named[reason][:3])
+            typer.echo(f"left out, {count}: {reason} ({names}{', ...' if count > 3 else ''})")
         typer.echo("`wardround site check` shows which of them can be used.")
 
 

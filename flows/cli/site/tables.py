@@ -1,6 +1,7 @@
 """Tables for hospital IT at the terminal: the ledger, the outbox, the findings of the checks."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +14,7 @@ from flows.runs.dates import minute
 from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import LedgerError
-from sites.admission.admission import free_answers
+from sites.admission.admission import check_list, free_answers
 from sites.admission.approvals import waiting
 from sites.admission.ledger_recovery import missing_statements
 from sites.cohort import case_id, evaluator, pseudonym
@@ -22,6 +23,7 @@ from sites.hospital import Hospital
 from sites.imaging.checks import check_together
 from sites.imaging.listing import EXCLUDED, CaseFiles, Listing, excluded_patients
 from sites.imaging.preprocessing import PreprocessingConfig
+from sites.policy.policy import Refused
 from sites.study import load_study
 
 
@@ -211,21 +213,47 @@ def check_lines(folder: Path, study: Path | None) -> list[CheckLine]:
     if len(training) < policy.min_patients:
         text = f"{len(training)} training patients can be used, min_patients is {policy.min_patients}"
         lines.append(CheckLine("stop", "small_cohort", "", text))
+    if study:
+        try:
+            check_list(hospital, load_study(study))
+        except Refused as reason:
+            lines.append(CheckLine("stop", "list", "", str(reason)))
     missed = {f.patient: f for case in cases if (f := case.files).patient not in usable}
     for files in (files for patient, files in missed.items() if evaluates(patient)):
         text = "an evaluation patient without a usable scan counts as a miss: mend it, or exclude it"
         lines.append(CheckLine("warn", "missed", _known_as(files, key), text))
-    return sorted(lines, key=lambda line: ("stop", "skip", "warn").index(line.severity))
+    return sorted(lines, key=lambda line: SEVERITIES.index(line.severity))
 
 
 def check_table(lines: list[CheckLine]) -> Table:
-    """Return the findings as a table for people."""
-    table = Table(title="findings of the checks (for the hospital's own use only)")
-    for heading in ("severity", "check", "case (id in the log)", "finding"):
-        table.add_column(heading)
+    """Return the findings as a table for people: equal ones in one row, and what to do below."""
+    grouped: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     for line in lines:
-        table.add_row(line.severity, line.check, line.cases, line.text)
+        grouped[line.severity, line.check, line.text].append(line.cases)
+    worst = {line.severity for line in lines}
+    table = Table(
+        title="findings of the checks (for the hospital's own use only)",
+        caption="What to do: " + " ".join(ADVICE[each] for each in SEVERITIES if each in worst),
+    )
+    for heading in ("severity", "check", "cases (ids in the log)", "finding"):
+        table.add_column(heading)
+    for (severity, check, text), cases in grouped.items():
+        named = [case for case in cases if case]
+        shown = "\n".join(named[:MOST_NAMED])
+        if len(named) > MOST_NAMED:
+            shown = f"{len(named)} cases:\n{shown}\n..."
+        table.add_row(severity, check, shown, text)
     return table
+
+
+SEVERITIES = ("stop", "skip", "warn")
+ADVICE = {
+    "stop": "a person of the hospital decides before it joins a study.",
+    "skip": "the cases that are skipped add nothing; mend the files, or take them off the list.",
+    "warn": "look at the warnings; cases with them are used.",
+}
+MOST_NAMED = 3
+"""Number of cases that a row names; `--json` names all."""
 
 
 def _known_as(files: CaseFiles, key: bytes) -> str:

@@ -1,0 +1,158 @@
+"""DICOM files of a folder: which hold images of a scan, and what the others are.
+
+A file holds an image of a scan if it has pixels and a place in space, and its class is no secondary
+capture, segmentation or dose. `ImageType` says how an image was made (SECONDARY: computed from others,
+as a reformatted CT or an ADC map), not that it is a screenshot; only localisers and screen saves are
+known by it.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import pydicom
+from pydicom import Dataset
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    MultiFrameSingleBitSecondaryCaptureImageStorage,
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+    RTDoseStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+
+for _library in ("pydicom", "highdicom", "nibabel"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)  # their logs contain names from the files
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+NO_SCANS = frozenset(
+    {
+        SecondaryCaptureImageStorage,
+        MultiFrameSingleBitSecondaryCaptureImageStorage,
+        MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+        MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+        MultiFrameTrueColorSecondaryCaptureImageStorage,
+        SegmentationStorage,
+        RTDoseStorage,
+    }
+)
+"""SOP classes that have pixels and no scan in them."""
+NO_SCAN_TYPES = frozenset({"LOCALIZER", "SCREEN SAVE", "SCREENSAVE", "CSA REPORT"})
+"""Values of ImageType of localisers and of screens that a scanner stores as images of its own kind."""
+MOST_FILES = 5000
+LARGEST_FILE = 2**31
+
+
+class UnfitSeries(Exception):
+    """A folder holds no images that form one volume. The message contains nothing about the patient."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The images of a scan in a folder, and how many files of other kinds lie there."""
+
+    images: tuple[Dataset, ...]
+    others: Counter[str]
+
+
+def images_in(folder: Path) -> Found:
+    """Return the images of a scan among the files of a folder; other DICOM files are counted by kind.
+
+    Raises:
+        UnfitSeries: there are too many files, one is outside the folder, or an image is damaged.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if len(files) > MOST_FILES:
+        raise UnfitSeries(f"the folder holds more than {MOST_FILES} files")
+    images, others = [], Counter[str]()
+    for path in files:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UnfitSeries("a file is outside the folder")
+        if path.name.startswith("._"):
+            continue  # what macOS stores beside a file
+        try:
+            dataset = read_file(path)
+        except pydicom.errors.InvalidDicomError:
+            continue  # such as a text file
+        if why := no_scan(dataset):
+            others[why] += 1
+        else:
+            images.append(dataset)
+    return Found(tuple(images), others)
+
+
+def read_file(path: Path) -> Dataset:
+    """Return a DICOM file's data set, if the file's size and its rows limit the memory that it needs.
+
+    Raises:
+        UnfitSeries: it is too large, cut off, or compressed so that its size can't be known before.
+        InvalidDicomError: it is not a DICOM file.
+    """
+    if path.stat().st_size > LARGEST_FILE:
+        raise UnfitSeries("a file is larger than any scan")
+    if path.stat().st_size == 0:
+        raise pydicom.errors.InvalidDicomError("an empty file")
+    try:
+        meta = pydicom.filereader.read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            raise UnfitSeries("a file is compressed so that its size can't be known before reading")
+        dataset = pydicom.dcmread(path)
+    except EOFError as error:
+        raise UnfitSeries("a file is cut off") from error
+    _check_complete(dataset)
+    return dataset
+
+
+def _check_complete(dataset: Dataset) -> None:
+    names = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
+    count = prod(int(dataset.get(name) or 1) for name in names)
+    if 4 * count > LARGEST_FILE:
+        raise UnfitSeries("a file is larger than any scan")
+    syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
+    if "PixelData" not in dataset or (syntax and syntax.is_compressed):
+        return
+    if 8 * len(dataset.PixelData) < count * int(dataset.get("BitsAllocated") or 0):
+        raise UnfitSeries("a file is cut off: it has fewer pixels than it states")
+
+
+def no_scan(dataset: Dataset) -> str:
+    """Return why a file holds no image of a scan; empty if it does."""
+    uid = UID(str(dataset.get("SOPClassUID", "")))
+    kinds = {str(kind).upper() for kind in dataset.get("ImageType") or ()}
+    if uid in NO_SCANS or "PixelData" not in dataset:
+        return uid.name if uid.name != str(uid) else "file of an unknown class"
+    if found := sorted(kinds & NO_SCAN_TYPES):
+        return found[0].lower()
+    if "PerFrameFunctionalGroupsSequence" in dataset:
+        return ""
+    place, turn = (dataset.get(f"Image{name}Patient") or () for name in ("Position", "Orientation"))
+    return "" if (len(place), len(turn)) == (3, 6) else "image without a position"
+
+
+def patient_in(folder: Path) -> str:
+    """Return the PatientID of the first file in a folder that has one, else ''."""
+    inside = folder.resolve()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if not path.resolve().is_relative_to(inside):
+            continue
+        with suppress(Exception):  # a damaged file is reported when it is read
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+            if patient := str(dataset.get("PatientID", "")).strip():
+                return patient
+    return ""
+
+
+def naming(dataset: Dataset) -> Iterator[str]:
+    """Yield the patient's name and date of birth; nothing if the file states that they were removed."""
+    if dataset.get("PatientIdentityRemoved") == "YES":
+        return
+    for key, label in (("PatientName", "patient"), ("PatientBirthDate", "birth")):
+        if value := str(dataset.get(key, "")).strip("^ "):
+            yield f"{label} {value}"

@@ -1,0 +1,76 @@
+"""One image in memory, as the readers of all formats return it."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST_BYTES = 2**31
+"""Largest size of an image as float32, above that of any scan that this package trains on."""
+
+Fault = Literal["missing", "outside", "unreadable", "affine", "series"]
+
+
+class Unreadable(Exception):
+    """A file can't be used. The message contains no file name and nothing that names the patient."""
+
+    def __init__(self, fault: Fault, reason: str) -> None:
+        self.fault = fault
+        super().__init__(reason)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a file states about the place of its voxels in the patient.
+
+    Attributes:
+        affine: `(4, 4)`, from the file's own voxels to mm.
+        is_stated: False if a NIfTI header has neither a qform nor an sform code.
+        other: the affine by the header's qform, if it differs from `affine`, the sform's.
+    """
+
+    affine: NDArray[np.float64]
+    is_stated: bool = True
+    other: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Image:
+    """Voxels in the closest canonical orientation (RAS+).
+
+    Attributes:
+        voxels: `(*spatial)`.
+        affine: `(4, 4)`, voxel to mm; the identity for a plain picture.
+        spacing_mm: the voxel's sides, one for each axis of `voxels`.
+        words: text in the file beside its voxels, for the search for names.
+        shows_text: the file states that text is burned into its pixels.
+        turned_deg: the angle between the file's axes and the patient's; None if the file does not state
+            it.
+        placement: what the file states about its place; None for a picture.
+        notes: what was found and not used, such as other series in a folder.
+    """
+
+    voxels: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    spacing_mm: tuple[float, ...]
+    words: tuple[str, ...] = ()
+    shows_text: bool = False
+    turned_deg: float | None = 0.0
+    placement: Placement | None = None
+    notes: tuple[str, ...] = ()
+
+    def of_dims(self, dims: int) -> "Image":
+        """Return this image with `dims` axes if it has one axis more, of one voxel; else itself."""
+        single = [axis for axis, side in enumerate(self.voxels.shape) if side == 1]
+        if self.voxels.ndim != dims + 1 or not single:
+            return self
+        kept = [axis for axis in range(self.voxels.ndim) if axis != single[-1]]
+        spacing = tuple(self.spacing_mm[axis] for axis in kept)
+        return replace(self, voxels=self.voxels.squeeze(single[-1]), spacing_mm=spacing)
+
+
+def check_size(size: int) -> None:
+    """Raise `Unreadable` if an image of `size` bytes is larger than any scan."""
+    if size > LARGEST_BYTES:
+        raise Unreadable("unreadable", "the unpacked file is larger than any scan")
