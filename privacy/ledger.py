@@ -129,7 +129,7 @@ class Ledger:
                     _check_within(within, of_this_kind, charge.event, 1)
             book.check_clock()
             if charge.event is not None:
-                self._record_rule(db, book)
+                self._record_rule(db, book, charge.event)
             append(db, book, "reserve", charge, cohort=enrol(db, patients))
             return frozenset(patients)
 
@@ -156,7 +156,7 @@ class Ledger:
                 )
             standing = [e for e in standing_of(mine) if e.charge == charge]
             if charge.event is not None:
-                self._record_rule(db, book)
+                self._record_rule(db, book, charge.event)
             for_others = replace(charge, purpose=f"{charge.purpose}{OTHERS}")
             charged = [e for e in standing_of(book.entries) if e.charge in (charge, for_others)]
             covered = frozenset[str]().union(*(book.cohorts[e.cohort] for e in charged))
@@ -325,11 +325,9 @@ class Ledger:
             raise LedgerError("This ledger allows only steps over all patients, got a sampled step.")
         _check_within(self._budget, book.histories_of(patients), event, times, rule)
 
-    def _record_rule(self, db: Connection, book: Book) -> None:
-        """Record the rule at the first private charge; an earlier ledger records that of its events."""
-        before = [e.charge.event for e in book.entries if e.action == "reserve" and e.charge.event]
-        is_sampled = any(event.sampling_rate < 1 for event in before)
-        rule = book.rule("renyi" if is_sampled else self._rule)
+    def _record_rule(self, db: Connection, book: Book, event: PrivacyEvent) -> None:
+        """Record the rule with the first private charge, `event`; an earlier ledger's is that it has."""
+        rule = book.rule("renyi" if event.sampling_rate < 1 else self._rule)
         if not any(e.action == "resolve" and e.charge.purpose in RULES for e in book.entries):
             append(db, book, "resolve", Charge("", "", 0, f"rule-{rule}", event=None))
 

@@ -84,7 +84,13 @@ class Book:
         return self.entries[-1].hash if self.entries else self.genesis
 
     def rule(self, wanted: Filter) -> Filter:
-        """Return the filter that was recorded at this ledger's first private charge, else `wanted`."""
+        """Return the filter that was recorded at this ledger's first private charge, else `wanted`.
+
+        A sampled event, which an older or a lost ledger may have, needs `renyi`.
+        """
+        events = (e.charge.event for e in self.entries if e.action == "reserve")
+        if any(event is not None and event.sampling_rate < 1 for event in events):
+            return "renyi"
         for entry in self.entries:
             if entry.action == "resolve" and entry.charge.purpose in RULES:
                 return RULES[entry.charge.purpose]

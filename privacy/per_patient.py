@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from privacy.layer_rules import Convolution, Later, Linear, Rule, rule_of
 
-TOGETHER = 64
+TOGETHER = 8
 """Scans whose clipped gradients are added in their own type at most; more are added in float64, because
 a float32 sum of thousands of patients moves in steps that exceed the bound on one patient."""
 BLOCK = 4096

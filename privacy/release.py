@@ -40,7 +40,8 @@ TensorName = Annotated[Text, Field(max_length=200)]
 Shape = Annotated[tuple[Annotated[int, Field(ge=0, le=2**40)], ...], Field(max_length=10)]
 MetricName = Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[a-z0-9_-]+)?$", max_length=80)]
 Bins = Annotated[list[Annotated[float, Field(ge=0, le=1)] | None], Field(max_length=100)]
-MetricValue = Annotated[float, Field(ge=-1e6, le=1e6)]
+LARGEST_METRIC = 1e6
+MetricValue = Annotated[float, Field(ge=-LARGEST_METRIC, le=LARGEST_METRIC)]
 
 
 def one_line(text: str) -> str:

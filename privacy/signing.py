@@ -92,12 +92,3 @@ def verified(data: bytes, signer: str, roster: Roster) -> dict[str, Any]:
     except InvalidSignature as error:
         raise BadSignature(f"The signature of {signer!r} does not fit its statement.") from error
     return dict(statement)
-
-
-def signed_by(data: bytes, signer: str, public_key: str) -> bool:
-    """Return whether `signer` signed a file with this key."""
-    try:
-        verified(data, signer, {signer: public_key})
-    except BadSignature:
-        return False
-    return True

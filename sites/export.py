@@ -32,7 +32,6 @@ from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.local_models import GlobalModel
 from sites.notifications import call
-from sites.policy.policy import Refused
 from sites.study import Study
 from sites.update import Update
 
@@ -176,26 +175,20 @@ def publish(hospital: Hospital, exchange: Exchange, act: Charge) -> None:
     """Write the recorded statement of an act to the exchange, after the tensors that it names.
 
     A second call writes the same bytes, so a retry changes nothing. Where somebody else left a file, the
-    statement is published under the next name, at no further cost.
+    statement is published under a further name, at no further cost.
 
     Raises:
         LedgerError: the ledger records no statement of the act.
-        AlreadyWritten: the hospital's own other statement is there, or all names are occupied.
+        AlreadyWritten: the hospital's own other statement is there.
     """
     statement, sha256 = statement_of(hospital, act)
     if isinstance(statement, ReleaseManifest):
         exchange.put_object(hospital.outbox.tensors(statement.payload_sha256), hospital.name)
     place = Place.statement(act.run, act.round, act.purpose, hospital.name)
-    found = exchange.put_statement(place, hospital.outbox.statement(sha256), hospital.signed)
+    data = hospital.outbox.statement(sha256)
+    found = exchange.put_statement(place, data, lambda other: hospital.wrote(other, place))
     if found != place:
         log.warning("somebody else's file is at %s; the statement was published at %s", place, found)
-
-
-def check_room(hospital: Hospital, exchange: Exchange, act: Charge) -> None:
-    """Raise `Refused`, before anything is charged, if the statement of an act could not be published."""
-    place = Place.statement(act.run, act.round, act.purpose, hospital.name)
-    if not exchange.has_room(place):
-        raise Refused("other files occupy all of this hospital's names for this act in the exchange")
 
 
 def statement_of(hospital: Hospital, act: Charge) -> tuple[Statement, str]:

@@ -23,6 +23,7 @@ from privacy.release import Noise
 from privacy.signing import BadSignature, canonical, private_key, public_hex, verified
 from sites.cohort import Cohort, Eligible, Split, eligible, load_cohort, pseudonym, pseudonym_key
 from sites.exchange.outbox import Outbox
+from sites.exchange.places import Place
 from sites.imaging.cache import ScanCache
 from sites.imaging.checks import CheckedCase, read_cases
 from sites.imaging.listing import EXCLUDED, CaseFiles, Listing, excluded_patients, read_listing
@@ -110,17 +111,22 @@ class Hospital:
         Raises:
             BadSignature: this hospital did not sign it.
         """
-        former = sorted(path.stem for path in (self.state / "keys" / "former").glob("*.pub"))
+        present, *former = self.keys
         for key in former:
             with suppress(BadSignature):
                 return verified(data, self.name, {self.name: key})
-        return verified(data, self.name, {self.name: self.public_key})
+        return verified(data, self.name, {self.name: present})
 
-    def signed(self, data: bytes) -> bool:
-        """Return whether this hospital signed a file, with its present or a former key."""
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The public keys of this hospital, the present one first."""
+        former = sorted(path.stem for path in (self.state / "keys" / "former").glob("*.pub"))
+        return (self.public_key, *former)
+
+    def wrote(self, data: bytes, place: Place) -> bool:
+        """Return whether a file is a statement of this hospital, by any of its keys, about a place."""
         with suppress(BadSignature):
-            self.verified(data)
-            return True
+            return Place.of_statement(self.verified(data)) == place
         return False
 
     @property

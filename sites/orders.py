@@ -7,7 +7,6 @@ from pydantic import Field
 
 from models.config import Config
 from models.objectives import Name
-from privacy.signing import signed_by
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.study import Study
@@ -81,5 +80,4 @@ def is_answered(exchange: Exchange, order: Order, public_key: str) -> bool:
     """
     acts = (order.phase, refusal_of(order.phase, order.attempt))
     places = (Place.statement(order.run, order.round, act, order.site) for act in acts)
-    found = (data for place in places for data in exchange.answers(place))
-    return any(signed_by(data, order.site, public_key) for data in found)
+    return any(exchange.signed_answer(place, [public_key]) is not None for place in places)

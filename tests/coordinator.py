@@ -48,8 +48,8 @@ class Coordinator:
             Place.statement(self.run, round, act, hospital.name)
             for act in (refusal_of(phase, attempt), phase)
         )
-        written = [data for place in places for data in self.exchange.answers(place)]
-        data = next((data for data in written if hospital.signed(data)), written[0])
+        found = (self.exchange.signed_answer(place, [hospital.public_key]) for place in places)
+        data = next(data for data in found if data is not None)
         return parse_statement(verified(data, hospital.name, {hospital.name: hospital.public_key}))
 
 

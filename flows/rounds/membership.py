@@ -1,5 +1,6 @@
 """Members of a run: who accepted at its start, who joins later, who has left."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 from flows.rounds.statements import Answers, TooFewHospitals, answers, has_left
@@ -58,7 +59,8 @@ def before_round(run: Run, number: int, invited: int) -> Run:
 def with_roster(run: Run, roster: Mapping[str, str], most_patients: Mapping[str, int]) -> Run:
     """Return a run that goes on under another roster.
 
-    A hospital that is not on it takes no part while that is so. Keys that have changed hold from now on.
+    A hospital that is not on it, or has declared more patients than it may now, takes no part while that
+    is so. Keys that have changed hold from now on.
     """
     known = run.description
     if (roster, most_patients) == (known.roster, known.most_patients):
@@ -66,9 +68,9 @@ def with_roster(run: Run, roster: Mapping[str, str], most_patients: Mapping[str,
     staying = {
         site: member.model_copy(update={"key": roster[site]})
         for site, member in known.participants.items()
-        if site in roster
+        if site in roster and member.statement.declared_patients <= most_patients.get(site, math.inf)
     }
-    left = {site: member for site, member in known.participants.items() if site not in roster}
+    left = {site: member for site, member in known.participants.items() if site not in staying}
     return run.with_participants(
         staying,
         known.refused,

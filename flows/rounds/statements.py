@@ -21,7 +21,7 @@ from privacy.release import (
     Survey,
     parse_statement,
 )
-from privacy.signing import BadSignature, signed_by, verified
+from privacy.signing import BadSignature, verified
 from sites.exchange.places import Place
 from sites.orders import Order, Phase, refusal_of
 from sites.study import Study
@@ -143,10 +143,11 @@ def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, byte
     """
     key, others = run.description.roster[site], []
     for act in (phase, refusal_of(phase, run.attempt)):
-        for data in run.exchange.answers(Place.statement(run.name, round, act, site)):
-            if signed_by(data, site, key):
-                return act, data
-            others.append((act, data))
+        place = Place.statement(run.name, round, act, site)
+        data = run.exchange.signed_answer(place, [key])
+        if data is not None:
+            return act, data
+        others += [(act, other) for other in run.exchange.answers(place)]
     return others[0] if others else None  # what somebody else left there, for its reason
 
 

@@ -59,6 +59,7 @@ class RunDescription(Config):
 
     Attributes:
         roster: each hospital's public key.
+        former_keys: keys that the roster had for a hospital earlier in the run.
         most_patients: the most patients that a hospital may declare; no limit for one that is missing.
         participants: the hospitals that take part now.
         refused: the reasons why other hospitals of the roster took no part at the start.
@@ -72,6 +73,7 @@ class RunDescription(Config):
     exchange: str
     started_ms: int
     roster: dict[str, str] = Field(default_factory=dict)
+    former_keys: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     most_patients: dict[str, int] = Field(default_factory=dict)
     participants: dict[str, Participant] = Field(default_factory=dict)
     refused: dict[str, Absence] = Field(default_factory=dict)
@@ -95,6 +97,15 @@ class RunDescription(Config):
     def members(self, round: int) -> dict[str, Participant]:
         """Return everybody as they take part in a round."""
         return {site: self.member(site, round) for site in self.everybody}
+
+
+def _with_former(known: RunDescription, roster: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return the former keys of each hospital under another roster, each key once."""
+    former = {site: list(keys) for site, keys in known.former_keys.items()}
+    for site, key in known.roster.items():
+        if roster.get(site) != key and key not in former.get(site, ()):
+            former.setdefault(site, []).append(key)
+    return {site: tuple(keys) for site, keys in former.items()}
 
 
 @dataclass(frozen=True)
@@ -215,6 +226,7 @@ class Run:
         """Store the run's hospitals in its folder; return the run with them. None changes nothing."""
         known = self.description
         changes = {
+            "former_keys": _with_former(known, known.roster if roster is None else roster),
             "most_patients": known.most_patients if most_patients is None else dict(most_patients),
             "participants": dict(participants),
             "refused": dict(refused),

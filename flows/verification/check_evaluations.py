@@ -31,7 +31,8 @@ def score_faults(run: Run, records: Sequence[RoundRecord], record: RoundRecord) 
         yield f"The quality of round {record.round} is not the mean of its scores."
     recorded = {site for site, hospital in record.hospitals.items() if hospital.scores}
     for site in sorted(run.description.everybody.keys() - recorded):
-        if run.exchange.answer(Place.statement(run.name, record.round, "evaluate", site)) is not None:
+        place = Place.statement(run.name, record.round, "evaluate", site)
+        if run.exchange.signed_answer(place, known_keys(run, site, None)) is not None:
             yield f"The scores of {site} in round {record.round} are not recorded, nor is why."
 
 
@@ -67,8 +68,12 @@ def comparison_faults(run: Run, before: RoundRecord, record: RoundRecord) -> Ite
         yield from _comparison_faults(run, record, site, signed, released)
     recorded = {site for site, hospital in record.hospitals.items() if hospital.comparison}
     for site in sorted(run.description.everybody.keys() - recorded):
-        data = run.exchange.answer(Place.statement(run.name, record.round, "compare", site))
-        statement = None if data is None else signed_by(data, site, known_keys(run, site, None))
+        keys, place = (
+            known_keys(run, site, None),
+            Place.statement(run.name, record.round, "compare", site),
+        )
+        data = run.exchange.signed_answer(place, keys)
+        statement = None if data is None else signed_by(data, site, keys)
         if isinstance(statement, Comparison) and statement.metrics:
             yield f"The comparison of {site} in round {record.round} is not recorded, nor is why."
 

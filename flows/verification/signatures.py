@@ -1,14 +1,13 @@
 """Statements as the exchange has them, with the keys that count for a reader."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from flows.rounds.statements import check_addressed
 from flows.runs.records import GENESIS, RoundRecord
 from flows.runs.run import Run
 from models.files import sha256_of
-from privacy.release import RejectedRelease, Revocation, Statement, parse_statement
+from privacy.release import RejectedRelease, Statement, parse_statement
 from privacy.signing import BadSignature, Roster, verified
 from sites.exchange.places import Place
 
@@ -63,23 +62,13 @@ def known_keys(run: Run, site: str, roster: Roster | None) -> set[str]:
     known = run.description
     joined = known.acceptances(site) if site in known.everybody else ()
     keys = {key for each in joined for key in (each.key, each.public_key)}
-    return {known.roster.get(site, ""), *keys, *recorded_keys(run, site), *_revoked(run, site)}
+    rostered = {known.roster.get(site, ""), *known.former_keys.get(site, ())}
+    return {*rostered, *keys, *recorded_keys(run, site)}
 
 
 def recorded_keys(run: Run, site: str) -> set[str]:
     """Return the keys that signed a hospital's recorded releases."""
     return {record.releases[site].public_key for record in run.records() if site in record.releases}
-
-
-def _revoked(run: Run, site: str) -> Iterator[str]:
-    """Yield the keys that a hospital has revoked, each in a statement that the key itself signed."""
-    for place in sorted(run.exchange.statements_of(site)):
-        if place.kind != "revocation":
-            continue
-        data = run.exchange.answer(place) or b""
-        with suppress(ValueError, LookupError, TypeError):
-            key = str(json.loads(data)["statement"]["public_key"])
-            yield Revocation.model_validate(verified(data, site, {site: key})).public_key
 
 
 def head_before(records: Sequence[RoundRecord], round: int) -> str:

@@ -6,8 +6,10 @@ shows (docs/decisions/0014).
 
 import re
 import time
+from collections.abc import Iterable
 
 from models.networks import NetworkConfig
+from privacy.ledger import Entry
 from privacy.ledger_book import is_kind
 from sites.hospital import Hospital
 from sites.imaging.listing import Listing
@@ -46,7 +48,8 @@ def admit(policy: Policy, study: Study) -> None:
         raise Refused("the study's delta is not below one over the declared training patients")
 
 
-FREE = ("check", "join", "survey")
+OF_A_RUN = ("evaluate", "compare")
+FREE = ("check", "join", "survey", *OF_A_RUN)
 """Kinds of acts that can be answered without a charge, and that the policy counts by week."""
 WEEK_S = 7 * 24 * 3600.0
 
@@ -109,21 +112,32 @@ def _plain(name: str) -> str:
 
 def free_answers(hospital: Hospital) -> int:
     """Return the number of answers of the last seven days that cost nothing."""
-    since = time.time() - WEEK_S
+    since, entries = time.time() - WEEK_S, hospital.ledger.entries()
+    joined = _joined(entries)
     return sum(
         entry.action == "publish"
         and entry.at > since
-        and any(is_kind(entry.charge.purpose, kind) for kind in FREE)
-        for entry in hospital.ledger.entries()
+        and _is_free(entry.charge.purpose, entry.charge.run in joined)
+        for entry in entries
     )
+
+
+def _joined(entries: Iterable[Entry]) -> frozenset[str]:
+    return frozenset(entry.charge.run for entry in entries if entry.charge.purpose == "join")
+
+
+def _is_free(purpose: str, has_joined: bool) -> bool:
+    """Return whether an act counts as a free answer; scores of a run that was joined do not."""
+    return any(is_kind(purpose, kind) for kind in FREE if not (has_joined and kind in OF_A_RUN))
 
 
 def check_free_answers(hospital: Hospital, order: Order) -> None:
     """Raise `Refused` if the policy allows no further answer of this kind this week."""
     most = hospital.policy.free_answers_per_week
-    if order.phase in FREE and free_answers(hospital) >= most:
+    has_joined = order.run in _joined(hospital.ledger.entries())
+    if _is_free(order.phase, has_joined) and free_answers(hospital) >= most:
         raise Refused(
-            f"the hospital answers at most {most} orders of {', '.join(FREE)} in seven days "
+            f"the hospital answers at most {most} orders in seven days that cost nothing "
             f"(free_answers_per_week)"
         )
 

@@ -202,7 +202,7 @@ def _statement_at(hospital: Hospital, exchange: Exchange, place: Place) -> Publi
     if not published or published.statement.site != hospital.name:
         return None
     s = published.statement
-    is_here = place in Place.statement(s.run, s.round, s.purpose, hospital.name).names
+    is_here = replace(place, mark="") == Place.statement(s.run, s.round, s.purpose, hospital.name)
     return published if is_here else None
 
 

@@ -95,7 +95,8 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
             examples = prepare(patients, study.preprocessing, hospital.device, seed)
             check_in_time(order)
         hospital.ledger.start(charge)
-        if not mechanism and len(patients) < hospital.policy.min_patients:
+        fewest = max(hospital.policy.min_patients, 2 if study.training.membership else 1)
+        if not mechanism and len(patients) < fewest:
             export.settle_without_release(hospital, study, charge, TOO_FEW)
             return
         update = local_update(

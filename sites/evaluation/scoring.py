@@ -1,8 +1,8 @@
 """Scores of a model on a hospital's evaluation patients, who never train."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,10 +17,13 @@ from models.objectives import (
 from privacy.accounting import PrivacyEvent
 from privacy.noise import NoiseSource
 from privacy.noised import noised_sums, to_grid
+from privacy.release import LARGEST_METRIC
 from sites.cohort import Patient
 from sites.inference import Predict
 
 log = logging.getLogger("wardround.site")
+
+T = TypeVar("T")
 
 FEWEST = 10
 """Smallest number of patients for which an interval is published."""
@@ -38,7 +41,7 @@ def score(predict: Predict, task: Task, patients: Sequence[Patient]) -> dict[str
 
 def kept(predict: Predict, task: Task, patients: Sequence[Patient]) -> list[Any]:
     """Return the values of each patient that the metrics need, with one scan in memory at a time."""
-    return [task.of_patient(_predictions(predict, patient)) for patient in patients]
+    return [_robust(task.of_patient, predict, patient) for patient in patients]
 
 
 def intervals(task: Task, outcomes: Sequence[Any], seed: int) -> dict[str, float]:
@@ -78,6 +81,7 @@ def coarse(
     >>> coarse({"accuracy": 19 / 23}, task, declared=20)
     {'accuracy': 0.85}
     """
+    metrics = {name: min(value, LARGEST_METRIC) for name, value in metrics.items()}
     if task.kind == "classification":
         return {name: round(value * declared) / declared for name, value in metrics.items()}
     return {name: round(value, 3) for name, value in metrics.items()}
@@ -108,7 +112,7 @@ def noised_score(
     most sqrt(d) in L2; the divisor is the declared number of evaluation patients. If there are several
     labels, `dice` is the mean of their noised values, at no extra privacy cost.
     """
-    outcomes = [task.bounded(_predictions(predict, patient)) for patient in patients]
+    outcomes = [_robust(task.bounded, predict, patient) for patient in patients]
     names = sorted(task.bounded([]))
     values = [[outcome[name] for name in names] for outcome in outcomes]
     rows = np.array(values, dtype=np.float64).reshape(-1, len(names))
@@ -122,7 +126,17 @@ def _predictions(predict: Predict, patient: Patient) -> Iterator[Prediction]:
     for scan in patient.scans:
         try:
             prepared = scan.load()
+            probabilities = predict(prepared)
         except Exception as error:  # an error that ends the evaluation could be seen from outside
-            log.warning("a scan can't be read for evaluation: %s", type(error).__name__)
+            log.warning("a scan can't be scored and counts as none: %s", type(error).__name__)
             continue
-        yield Prediction(predict(prepared), prepared.truth, prepared.spacing_mm)
+        yield Prediction(probabilities, prepared.truth, prepared.spacing_mm)
+
+
+def _robust(of: Callable[[Iterable[Prediction]], T], predict: Predict, patient: Patient) -> T:
+    """Return a patient's outcome; a miss if it can't be computed."""
+    try:
+        return of(_predictions(predict, patient))
+    except Exception as error:  # as above
+        log.warning("a patient can't be scored and is a miss: %s", type(error).__name__)
+        return of(())

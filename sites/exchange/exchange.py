@@ -3,22 +3,31 @@
 Tensors are objects named by their sha256. A signed statement is written last, so a reader of a statement
 finds every object that it names.
 
-In a shared folder, others may write at a hospital's places. Each place has several names therefore: the
-hospital takes the first that nobody else occupies, and readers take the first file that it signed.
+In a shared folder, others may write at a hospital's places. A statement whose place is taken is written
+under a further name, which nobody can know before it is written, and readers take the file that the
+hospital signed and that is about the place.
 """
 
-from collections.abc import Callable, Iterator
+import errno
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, product
 from pathlib import Path
+from secrets import token_hex
 
 from models.checkpoints import CorruptCheckpoint
 from models.files import sha256_of, write_atomically
-from sites.exchange.places import COPIES, Place
+from privacy.signing import BadSignature, verified
+from sites.exchange.places import Place
 from sites.exchange.storage import Storage, storage_at
 
 STATEMENT_BYTES = 2**20
+UNREADABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+)
+"""Errors of a file that exists and can't be opened; other errors are about the storage."""
 
 
 COORDINATOR = "coordinator"
@@ -47,17 +56,17 @@ class Exchange:
         """Store `data` of the writer `owner` under its sha256 and return the sha256.
 
         A second call changes nothing. Other bytes under that name are not replaced: the object is then
-        under the next name.
-
-        Raises:
-            AlreadyWritten: all names are occupied.
+        under a further name.
         """
         sha256 = sha256_of(data)
-        for name in _object_names(owner, sha256):
-            with suppress(AlreadyWritten):
-                self._write_once(name, data)
-                return sha256
-        raise AlreadyWritten(f"Expected a free name for the object {sha256} of {owner} in {self.url}.")
+        name = f"objects/{owner}/{sha256}"
+        try:
+            self._write_once(name, data)
+        except AlreadyWritten:
+            others = (self._present_at(other, data) for other in self._further_objects(owner, sha256))
+            if data not in others:
+                self._storage.write_new(f"{name}.{token_hex(6)}", data)
+        return sha256
 
     def fetch_object(self, sha256: str, owner: str, into: Path, max_bytes: int) -> None:
         """Write the object with this sha256 to the file `into`, unless the file already holds it.
@@ -72,18 +81,26 @@ class Exchange:
 
     def object(self, sha256: str, owner: str, max_bytes: int) -> bytes:
         """Return the object of `owner` with this sha256; raises as `fetch_object` does."""
-        fault: Exception | None = None
-        for name in _object_names(owner, sha256):
+        name = f"objects/{owner}/{sha256}"
+        fault = CorruptCheckpoint(f"Expected the object {sha256} in the exchange, got another.")
+        found: Exception | None = None
+        for each in chain([name], self._further_objects(owner, sha256)):
             try:
-                data = self._storage.read(name, max_bytes)
-                if sha256_of(data) == sha256:
-                    return data
-                raise CorruptCheckpoint(f"Expected the object {sha256} in the exchange, got another.")
-            except CorruptCheckpoint as error:  # somebody else's file; the object may have another name
-                fault = fault or error
-            except FileNotFoundError as error:
-                raise fault or error from error
-        raise fault or FileNotFoundError(sha256)
+                data = self._storage.read(each, max_bytes)
+            except (FileNotFoundError, CorruptCheckpoint) as error:
+                found = found or error
+                continue
+            if sha256_of(data) == sha256:
+                return data
+            found = fault
+        raise found or fault
+
+    def _further_objects(self, owner: str, sha256: str) -> Iterator[str]:
+        """Yield further names of an object: somebody else's file may have its own name."""
+        with suppress(OSError):  # a hospital may not list the coordinator's objects
+            for name in sorted(self._storage.names(f"objects/{owner}")):
+                if name.startswith(f"{sha256}."):
+                    yield f"objects/{owner}/{name}"
 
     def put_statement(
         self, place: Place, data: bytes, is_own: Callable[[bytes], bool] = lambda _: True
@@ -91,25 +108,27 @@ class Exchange:
         """Write a signed statement and return where; writing the same bytes again changes nothing.
 
         Args:
-            is_own: returns whether the writer made a file that is there already. Others' files do not
-                occupy a hospital's place: the statement is written at its next name.
+            is_own: returns whether the writer made a file that is there already, for this place. Others'
+                files do not occupy a hospital's place.
 
         Raises:
-            AlreadyWritten: the writer's own other statement is there, or no name is free.
+            AlreadyWritten: the writer's own other statement is there.
         """
-        for name in place.names:
-            try:
-                self._write_once(f"{name}.json", data)
-            except AlreadyWritten:
-                if is_own(self.answer(name) or b""):
-                    raise
-            else:
-                return name
-        raise AlreadyWritten(f"Expected a free name of {place} in {self.url}, found none.")
+        if not self._is_taken(place, data):
+            return place
+        if any(other != data and is_own(other) for other in self.answers(place)):
+            raise AlreadyWritten(f"Expected nothing or the same bytes at {place} of {self.url}.")
+        marked = place.marked(sha256_of(data))
+        self._write_once(f"{marked}.json", data)
+        return marked
 
-    def has_room(self, place: Place) -> bool:
-        """Return whether a name of a place is free; what is there already may be the writer's own."""
-        return any(self.answer(name) is None for name in place.names)
+    def _is_taken(self, place: Place, data: bytes) -> bool:
+        """Write a statement at a place; return True if another file is there."""
+        try:
+            self._write_once(f"{place}.json", data)
+        except AlreadyWritten:
+            return True
+        return False
 
     def statement(self, place: Place) -> bytes | None:
         """Return the statement at `place`, or None while there is none.
@@ -125,21 +144,40 @@ class Exchange:
     def answer(self, place: Place) -> bytes | None:
         """Return what a hospital has written at `place`, or None while there is nothing.
 
-        A file that is larger than any statement, or no file, is returned as empty bytes, which are no
-        statement of anybody: what one hospital writes is an error of that hospital alone.
+        A file that is larger than any statement, no file, or one that can't be opened is returned as
+        empty bytes, which are no statement of anybody: what is written there is an error of that place
+        alone.
         """
         try:
             return self.statement(place)
         except CorruptCheckpoint:
             return b""
+        except OSError as error:
+            if error.errno in UNREADABLE:
+                return b""
+            raise
 
     def answers(self, place: Place) -> Iterator[bytes]:
-        """Yield what was written at a hospital's place, at each of its names, as `answer` returns it."""
-        for name in place.names:
-            data = self.answer(name)
-            if data is None:
-                return
-            yield data
+        """Yield what was written at a hospital's place, then at its further names, as `answer` does."""
+        first = self.answer(place)
+        if first is not None:
+            yield first
+        for other in sorted(self._places_in(place.folder)):
+            if other.mark and replace(other, mark="") == place:
+                data = self.answer(other)
+                if data is not None:
+                    yield data
+
+    def signed_answer(self, place: Place, keys: Iterable[str]) -> bytes | None:
+        """Return the file at a hospital's place that one of its keys signed and that is about the place.
+
+        Everything else there, a copy of another of its statements included, is somebody else's file.
+        """
+        for data, key in product(self.answers(place), tuple(keys)):
+            with suppress(BadSignature, ValueError):
+                if Place.of_statement(verified(data, place.site, {place.site: key})) == place:
+                    return data
+        return None
 
     def statements_of(self, site: str) -> set[Place]:
         """Return the places of all statements of a hospital, revocations included."""
@@ -178,8 +216,3 @@ class Exchange:
             return None
         except CorruptCheckpoint:
             return b""
-
-
-def _object_names(owner: str, sha256: str) -> list[str]:
-    first = f"objects/{owner}/{sha256}"
-    return [first, *(f"{first}.{number}" for number in range(2, COPIES + 1))]

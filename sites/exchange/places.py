@@ -2,8 +2,8 @@
 
 | kind       | name                                          | written by      |
 |------------|-----------------------------------------------|-----------------|
-| statement  | `statements/SITE/RUN.003.ACT[.COPY]`          | the hospital    |
-| revocation | `statements/SITE/revoked.KEY[.COPY]`          | the hospital    |
+| statement  | `statements/SITE/RUN.003.ACT[.MARK]`          | the hospital    |
+| revocation | `statements/SITE/revoked.KEY[.MARK]`          | the hospital    |
 | order      | `orders/SITE/RUN.003.PHASE.ATTEMPT`           | the coordinator |
 | model      | `models/RUN.003`                              | the coordinator |
 | released   | `models/RUN.003.of-SITE`                      | the coordinator |
@@ -14,7 +14,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["statement", "revocation", "order", "model", "released", "head", "decision"]
 
@@ -22,16 +22,16 @@ KEY_DIGITS = 32
 """Number of digits of a public key in the name of its revocation."""
 
 _RUN, _SITE = r"(?P<run>[a-z0-9][a-z0-9_-]*)", r"(?P<site>[^/]+)"
-_COPY = r"(?:\.(?P<copy>[2-9]))?"
+_MARK = r"(?:\.(?P<mark>[0-9a-f]{12}))?"
 _ROUND, _ACT = r"(?P<round>\d{3,})", r"(?P<act>[a-z][a-z0-9-]*)"
 _FORMS: Mapping[Kind, tuple[str, re.Pattern[str]]] = {
     "revocation": (
         "statements/{site}/revoked.{key}",
-        re.compile(rf"statements/{_SITE}/revoked\.(?P<key>[0-9a-f]{{{KEY_DIGITS}}}){_COPY}"),
+        re.compile(rf"statements/{_SITE}/revoked\.(?P<key>[0-9a-f]{{{KEY_DIGITS}}}){_MARK}"),
     ),
     "statement": (
         "statements/{site}/{run}.{round:03d}.{act}",
-        re.compile(rf"statements/{_SITE}/{_RUN}\.{_ROUND}\.{_ACT}{_COPY}"),
+        re.compile(rf"statements/{_SITE}/{_RUN}\.{_ROUND}\.{_ACT}{_MARK}"),
     ),
     "order": (
         "orders/{site}/{run}.{round:03d}.{act}.{attempt}",
@@ -48,9 +48,7 @@ _FORMS: Mapping[Kind, tuple[str, re.Pattern[str]]] = {
         re.compile(rf"models/{_RUN}\.decision-(?P<number>\d{{4,}})"),
     ),
 }
-_NUMBERS = frozenset({"round", "attempt", "number", "copy"})
-COPIES = 9
-"""Number of names of a hospital's place: somebody else's file at one does not occupy the place."""
+_NUMBERS = frozenset({"round", "attempt", "number"})
 
 
 @dataclass(frozen=True, order=True)
@@ -72,7 +70,7 @@ class Place:
     attempt: int = 0
     number: int = 0
     key: str = ""
-    copy: int = 1
+    mark: str = ""
 
     @classmethod
     def statement(cls, run: str, round: int, act: str, site: str) -> "Place":
@@ -123,18 +121,25 @@ class Place:
     def __str__(self) -> str:
         template, _ = _FORMS[self.kind]
         name = template.format(**vars(self))
-        return name if self.copy == 1 else f"{name}.{self.copy}"
+        return f"{name}.{self.mark}" if self.mark else name
 
-    @property
-    def names(self) -> tuple["Place", ...]:
-        """The names at which its statement may be, in the order in which they are tried.
+    def marked(self, sha256: str) -> "Place":
+        """Return another name for the statement with this sha256, which nobody can occupy beforehand.
 
-        >>> [str(each) for each in Place.statement("small-1", 3, "leave", "north").names][:2]
-        ['statements/north/small-1.003.leave', 'statements/north/small-1.003.leave.2']
+        A file that somebody else left at a hospital's place does not occupy the place therefore.
         """
-        if self.kind not in ("statement", "revocation") or self.copy > 1:
-            return (self,)
-        return tuple(replace(self, copy=number) for number in range(1, COPIES + 1))
+        return replace(self, mark=sha256[:12])
+
+    @classmethod
+    def of_statement(cls, fields: Mapping[str, Any]) -> "Place | None":
+        """Return the place of a hospital's statement by its own fields, None if they name none."""
+        try:
+            site = str(fields["site"])
+            if fields.get("kind") == "revocation":
+                return cls.revocation(site, str(fields["public_key"]))
+            return cls.statement(str(fields["run"]), int(fields["round"]), str(fields["purpose"]), site)
+        except (KeyError, TypeError, ValueError):
+            return None
 
     @property
     def folder(self) -> str:

@@ -93,7 +93,7 @@ class Filesystem:
         about = self.filesystem.info(path)
         if about["type"] != "file" or about["size"] > max_bytes:
             raise _too_large(name, max_bytes)
-        data: bytes = self.filesystem.cat_file(path, start=0, end=max_bytes + 1)
+        data: bytes = self.filesystem.cat_file(path, start=0, end=min(max_bytes, about["size"]) + 1)
         if len(data) > max_bytes:
             raise _too_large(name, max_bytes)
         return data
@@ -114,7 +114,7 @@ class Filesystem:
         if rename is None:
             self.filesystem.pipe_file(path, data, mode="create")
             return
-        partial = f"{path}.{token_hex(6)}.partial"
+        partial = posixpath.join(posixpath.dirname(path), f".{token_hex(8)}.partial")
         self.filesystem.pipe_file(partial, data)
         try:
             rename(self.filesystem, partial, path)
@@ -175,7 +175,7 @@ class Sftp:
                 opened = url_to_fs(self.url, host_key_policy=known, skip_instance_cache=True)
                 self._open = Filesystem(*opened)
             yield self._open
-        except (FileNotFoundError, FileExistsError):
+        except (FileNotFoundError, FileExistsError, PermissionError):
             raise
         except (SSHException, EOFError, OSError) as error:
             self._open = None

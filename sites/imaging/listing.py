@@ -8,7 +8,8 @@
 | BIDS      | `sub-*/[ses-*/]anat/*.nii[.gz]`,                     | `dseg.tsv`: index, name    |
 |           | labels `derivatives/*/sub-*/.../*_dseg.nii[.gz]`     |                            |
 
-In `cases.csv` the session may be left out, and so may the patient if DICOM files contain a PatientID.
+In `cases.csv` the session may be left out. No file is opened to read a list; `wardround site import`
+reads the patients of DICOM files and writes a list.
 The column `label` holds a label image or one class. The column `labels` holds any number of classes,
 `0;2`, or `none`. So the name of the column, not a patient's row, decides which studies fit.
 
@@ -27,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sites.imaging.dicom_files import patient_in
 from sites.yaml_files import ConfigError
 
 EXCLUDED = "excluded.csv"
@@ -152,12 +152,12 @@ def _from_table(data: Path) -> Listing:
     cases = (
         CaseFiles(
             row["image"],
-            row.get("patient") or _named_in(data / row["image"].partition("#")[0], path),
+            row["patient"],
             _relative(row["image"]),
             _relative(row[label]),
             row.get("session", ""),
         )
-        for row in _rows(path, ("image", label))
+        for row in _rows(path, ("patient", "image", label))
     )
     labels = _label_names(data / "labels.csv", "value")
     return Listing(tuple(cases), labels, has_several=label == "labels")
@@ -228,20 +228,6 @@ def _entities(path: Path) -> dict[str, str]:
     {'sub': '01', 'ses': '2'}
     """
     return dict(_ENTITY.findall(path.name))
-
-
-def _named_in(folder: Path, table: Path) -> str:
-    """Return the patient in the files of a DICOM series, for a row of the list without a patient."""
-    patient = ""
-    with suppress(OSError, ValueError):  # not a valid file name
-        if folder.resolve().is_relative_to(table.parent.resolve()) and folder.is_dir():
-            patient = patient_in(folder)
-    if not patient:
-        raise ConfigError(
-            f"{table}: expected a patient in each row, or DICOM files with a PatientID; a row has "
-            f"neither."
-        )
-    return patient
 
 
 LAYOUTS: Mapping[str, Callable[[Path], Listing]] = {

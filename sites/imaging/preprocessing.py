@@ -305,8 +305,13 @@ def _changes(config: Augmentation, keys: Sequence[str], dims: int) -> Compose:
 
 
 def whole_image(prepared: Prepared, divisor: int) -> Tensor:
-    """Return the whole image `(1, *spatial)`, padded at the far ends to multiples of `divisor`."""
+    """Return the whole image `(1, *spatial)`, padded at the far ends to multiples of `divisor`.
+
+    An image of one `divisor` a side gets two along its first axis: instance norms need two voxels.
+    """
     sides = [-(-side // divisor) * divisor for side in prepared.image.shape[1:]]
+    if all(side == divisor for side in sides):
+        sides[0] *= 2
     return _plain(SpatialPad(sides, method="end")(prepared.image))
 
 

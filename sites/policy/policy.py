@@ -148,8 +148,8 @@ class Policy(Config):
             `allow` every charge is counted by Renyi DP, full batches included (about 13 % more). Choose
             before the first charge.
         approve: approval of runs and releases by a person; by default by the policy alone.
-        free_answers_per_week: most answers to `check`, `join` and `survey` in seven days; by default
-            100.
+        free_answers_per_week: most answers in seven days that cost nothing: to `check`, `join` and
+            `survey`, and scores for runs that the hospital has not joined; 100 by default.
         on_broken_case: `skip` leaves out a case that can't be used; `stop` also asks a person before the
             hospital joins a study.
         checks: consequence of single findings (`stop`, `skip`, `warn`) that replaces the default in

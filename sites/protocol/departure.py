@@ -81,7 +81,7 @@ def change_key(hospital: Hospital, *, force: bool = False) -> tuple[str, list[st
     unrevoked = []
     for url in sorted(hospital.exchanges | named):
         try:
-            Exchange(url).put_statement(place, signed, hospital.signed)
+            Exchange(url).put_statement(place, signed, lambda other: hospital.wrote(other, place))
         except (OSError, ValueError, AlreadyWritten):
             unrevoked.append(url)
     if unrevoked and not force:

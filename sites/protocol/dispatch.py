@@ -72,7 +72,6 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
             admit(hospital.policy, study)
             check_filter(hospital, study)
             check_list(hospital, study)
-            export.check_room(hospital, exchange, act)
             _PHASES[order.phase](hospital, order, act, progress)
         _check_export(hospital, act)
         check_has_not_left(hospital, study.name)

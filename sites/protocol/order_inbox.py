@@ -131,7 +131,7 @@ def open_orders(hospital: Hospital, study: str, flow: str) -> list[OrderRef]:
         if (
             order.study.name == study
             and order.phase in FLOWS[flow]
-            and not any(map(hospital.signed, exchange.answers(answer)))
+            and exchange.signed_answer(answer, hospital.keys) is None
         ):
             found.append((order.expires_ms or 0, ref))
     return [ref for _, ref in sorted(found, key=lambda pair: pair[0])]

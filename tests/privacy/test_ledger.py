@@ -367,3 +367,14 @@ def test_a_ledger_that_recorded_no_rule_yet_has_that_of_its_events(tmp_path: Pat
         )
     Ledger(path, BUDGET, OWNER, rule="gaussian").recover(round_number(2), ALL, "f" * 64)
     assert Ledger(path, BUDGET, OWNER, rule="gaussian").rule == "renyi"
+
+
+def test_a_lost_ledger_that_recovers_a_sampled_event_counts_by_renyi_dp(tmp_path: Path) -> None:
+    for order in ([EVENT, SAMPLED], [SAMPLED, EVENT]):
+        path = tmp_path / f"{order[0].sampling_rate}.sqlite"
+        strict = Ledger(path, BUDGET, OWNER, rule="gaussian")
+        for number, event in enumerate(order):
+            strict.recover(round_number(number, event=event), ALL, f"{number}" * 64)
+        assert strict.rule == "renyi"
+        assert strict.spent(1e-4) == pytest.approx(epsilon(order, 1e-4, "renyi"))
+        strict.reserve(round_number(5), ALL)

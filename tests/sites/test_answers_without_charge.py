@@ -20,6 +20,8 @@ from sites.admission.approvals import ApprovalNeeded, decide, waiting
 from sites.cohort import pseudonym
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
+from sites.imaging.intake import Scan
+from sites.imaging.preprocessing import prepare, whole_image
 from sites.orders import Phase
 from sites.study import Study
 
@@ -280,3 +282,45 @@ def test_without_privacy_too_few_usable_scans_make_no_release_and_are_recorded_l
     assert said.kind == "refusal"
     assert "usable scans" in said.reason
     assert plain.ledger.plain_charges() == 1
+
+
+@pytest.mark.parametrize("metrics", ["exact", "noised"])
+def test_a_scan_that_cannot_be_scored_is_a_miss_and_no_error(
+    metrics: str, hospital: Hospital, tmp_path: Path, study_with, edit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that is too small at the study's spacing; the order ends in a statement."""
+    edit(hospital.folder / "site.yaml", metrics=metrics)
+    if metrics == "noised":
+        edit(hospital.folder / "site.yaml", noised_metrics={"epsilon": 5.0, "evaluations": 2})
+    opened = Hospital.open(hospital.folder, test_noise=1)
+    asked = coordinator(tmp_path, study_with())
+    asked.publish(0, first_model(asked.study))
+
+    def too_small(*_: object) -> None:
+        raise ValueError("Expected more than 1 spatial element")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sites.evaluation.scoring.Prediction", too_small)
+        said = answer(asked, opened, "evaluate")
+    assert said["metrics_policy"] == metrics
+    assert metrics == "noised" or said["metrics"]["dice"] == 0
+
+
+@pytest.mark.parametrize("sides", [(4, 4, 4), (4, 8, 4), (3, 2, 4)])
+def test_an_image_of_one_bottleneck_voxel_is_padded_to_two(sides: tuple[int, ...], study_with) -> None:
+    study = study_with(preprocessing={"shape": [16, 16, 16]})
+    rng = np.random.default_rng(0)
+    scan = Scan(rng.normal(size=sides).astype(np.float32), np.zeros(sides, np.int64), (1.0,) * 3)
+    found = whole_image(prepare(scan, study.preprocessing), 4)
+    assert found[0].numel() >= 2 * 4**3
+
+
+def test_scores_of_a_run_that_was_not_joined_are_free_answers(
+    hospital: Hospital, tmp_path: Path, study_with
+) -> None:
+    asked = coordinator(tmp_path, study_with())
+    asked.publish(0, first_model(asked.study))
+    answer(asked, hospital, "evaluate")
+    assert free_answers(hospital) == 1
+    answer(asked, hospital, "join")
+    assert free_answers(hospital) == 1  # the join; scores of this run count no more

@@ -692,7 +692,10 @@ def test_a_refusal_is_told_as_its_hospital_has_signed_it(run: Run) -> None:
         edit(DESCRIPTION, lambda d: d.update(refused=told))(run),
     ):
         assert next(faults(Run.open(run.home, run.name))).startswith("east has not signed")
-        with replaced(revoked, sign(given_up.model_dump(mode="json"), "east", old)):
+        with replaced(revoked, sign(given_up.model_dump(mode="json"), "east", old)):  # anybody's own key
+            assert next(faults(Run.open(run.home, run.name))).startswith("east has not signed")
+        former = {"east": [public_hex(old)]}
+        with edit(DESCRIPTION, lambda d: d.update(refused=told, former_keys=former))(run):
             assert list(faults(Run.open(run.home, run.name))) == []
 
 

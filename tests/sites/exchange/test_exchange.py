@@ -8,7 +8,7 @@ import pytest
 
 from models.checkpoints import CorruptCheckpoint
 from sites.exchange.exchange import AlreadyWritten, Exchange
-from sites.exchange.places import COPIES, Place
+from sites.exchange.places import Place
 from sites.exchange.storage import Filesystem
 
 PLACE = Place.statement("r", 1, "contribute", "north")
@@ -72,24 +72,25 @@ def is_mine(data: bytes) -> bool:
     return data.startswith(b"mine")
 
 
-def test_what_others_leave_at_a_place_does_not_occupy_it(exchange: Exchange) -> None:
-    for other in (b"{}", b" " * (2**20 + 1)):
-        exchange.put_statement(PLACE, other, is_mine)
+@pytest.mark.parametrize("other", [b"{}", b" " * (2**20 + 1)])
+def test_what_others_leave_at_a_place_does_not_occupy_it(exchange: Exchange, other: bytes) -> None:
+    exchange.put_statement(PLACE, other, is_mine)
     for _ in range(2):
-        assert str(exchange.put_statement(PLACE, b"mine", is_mine)) == f"{PLACE}.3"
-    assert list(exchange.answers(PLACE)) == [b"{}", b"", b"mine"]
-    assert exchange.statements_of("north") == set(PLACE.names[:3])
+        found = exchange.put_statement(PLACE, b"mine", is_mine)
+    assert found == PLACE.marked(hashlib.sha256(b"mine").hexdigest())
+    assert list(exchange.answers(PLACE)) == [other if len(other) < 9 else b"", b"mine"]
+    assert exchange.statements_of("north") == {PLACE, found}
     with pytest.raises(AlreadyWritten):
         exchange.put_statement(PLACE, b"mine, another", is_mine)
-    assert exchange.has_room(PLACE)
 
 
-def test_a_place_whose_every_name_is_taken_has_no_room(exchange: Exchange) -> None:
-    for number in range(COPIES):
-        exchange.put_statement(PLACE, f"{number}".encode(), is_mine)
-    assert not exchange.has_room(PLACE)
-    with pytest.raises(AlreadyWritten, match="free name"):
-        exchange.put_statement(PLACE, b"mine", is_mine)
+def test_a_file_that_cannot_be_opened_is_an_error_of_its_place_alone(tmp_path: Path) -> None:
+    exchange = Exchange(str(tmp_path / "exchange"))
+    path = tmp_path / "exchange" / f"{PLACE}.json"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(path)
+    assert exchange.answer(PLACE) == b""
+    assert exchange.signed_answer(PLACE, ["0" * 64]) is None
 
 
 def test_an_object_is_found_beside_another_file_of_its_name(exchange: Exchange, tmp_path: Path) -> None:

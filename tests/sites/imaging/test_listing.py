@@ -77,7 +77,7 @@ def test_two_segmentations_of_one_bids_image_are_an_error(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("cases", "labels", "message"),
     [
-        ("", "value,name\n0,a\n", "expected the columns image, label"),
+        ("", "value,name\n0,a\n", "expected the columns patient, image, label"),
         ("patient,image\np,i\n", "value,name\n0,a\n", "label is missing"),
         ("patient,image,label\np,,0\n", "value,name\n0,a\n", "line 2 has an empty cell"),
         ("patient,image,label\n", "value,name\n0,a\n", "at least one case"),

@@ -8,11 +8,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privacy.release import parse_statement
 from privacy.signing import public_hex, sign, verified
-from sites.exchange.exchange import Exchange
-from sites.exchange.places import COPIES, Place
+from sites.exchange.exchange import AlreadyWritten, Exchange
+from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.orders import Order, is_answered
-from sites.protocol.departure import change_key
+from sites.protocol.departure import change_key, leave
 from sites.protocol.dispatch import carry_out
 
 
@@ -31,53 +31,80 @@ def order(coordinator: Coordinator, hospital: Hospital, attempt: int = 1) -> Ord
     )  # fmt: skip
 
 
-def occupy(coordinator: Coordinator, hospital: Hospital, act: str, names: int) -> Place:
-    """Leave files at names of a hospital's place: no statement, one of another signer, a long one."""
-    place = Place.statement(coordinator.run, 1, act, hospital.name)
+def others_files(coordinator: Coordinator, hospital: Hospital, place: Place) -> list[bytes]:
+    """Return what somebody else may leave at a place: no statement, forged, long, or another place's."""
     forged = sign({"kind": "release"}, hospital.name, Ed25519PrivateKey.generate())
-    for number, name in enumerate(place.names[:names]):
-        coordinator.exchange.put_statement(name, (b"{}", forged, b" " * (2**20 + 1))[number % 3])
-    return place
+    coordinator.order(hospital, "check", 0)
+    (replayed,) = coordinator.exchange.answers(
+        Place.statement(coordinator.run, 0, "check", hospital.name)
+    )
+    assert place.act != "check"
+    return [b"{}", forged, b" " * (2**20 + 1), replayed, b"[" * 10_000]
 
 
-@pytest.mark.parametrize("names", [1, 3, COPIES - 1])
-def test_a_release_is_published_under_the_next_name_and_charged_once(
-    names: int, coordinator: Coordinator, hospital: Hospital, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("kind", range(6))
+def test_a_release_is_published_under_a_further_name_and_charged_once(
+    kind: int, coordinator: Coordinator, hospital: Hospital, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = occupy(coordinator, hospital, "contribute", names)
+    place = Place.statement(coordinator.run, 1, "contribute", hospital.name)
+    left = [*others_files(coordinator, hospital, place), None][kind]
+    path = Path(coordinator.exchange.url) / f"{place}.json"
+    if left is None:
+        path.symlink_to("nowhere")
+    else:
+        coordinator.exchange.put_statement(place, left)
     asked = order(coordinator, hospital)
     assert not is_answered(coordinator.exchange, asked, hospital.public_key)
     for _ in range(2):
         carry_out(hospital, asked, lambda *_: None)
     assert is_answered(coordinator.exchange, asked, hospital.public_key)
     assert len(hospital.ledger.charges()) == 1
-    *others, data = coordinator.exchange.answers(place)
-    assert len(others) == names
+    data = coordinator.exchange.signed_answer(place, [hospital.public_key])
     statement = parse_statement(verified(data, hospital.name, {hospital.name: hospital.public_key}))
     assert statement.kind == "release"
     assert "somebody else's file is at" in caplog.text
+    path.unlink()  # whoever left a file may take it away again
+    assert coordinator.exchange.signed_answer(place, [hospital.public_key]) == data
 
 
-def test_where_no_name_is_free_the_hospital_says_so_and_pays_nothing(
+def test_two_statements_of_a_hospital_about_one_act_are_never_published(
     coordinator: Coordinator, hospital: Hospital
 ) -> None:
-    occupy(coordinator, hospital, "contribute", COPIES)
     carry_out(hospital, order(coordinator, hospital), lambda *_: None)
-    refused = Place.statement(coordinator.run, 1, "contribute-refused-1", hospital.name)
-    (data,) = coordinator.exchange.answers(refused)
-    statement = parse_statement(verified(data, hospital.name, {hospital.name: hospital.public_key}))
-    assert "other files occupy" in statement.reason
-    assert hospital.ledger.charges() == []
+    place = Place.statement(coordinator.run, 1, "contribute", hospital.name)
+    data = coordinator.exchange.signed_answer(place, [hospital.public_key])
+    fields = verified(data, hospital.name, {hospital.name: hospital.public_key})
+    other = sign({**fields, "charges": 7}, hospital.name, hospital.key)
+    with pytest.raises(AlreadyWritten):
+        coordinator.exchange.put_statement(place, other, lambda found: hospital.wrote(found, place))
+    path = Path(coordinator.exchange.url) / f"{place}.json"
+    path.rename(path.with_name(f"{place.marked('0' * 64)}.json".rpartition("/")[2]))
+    coordinator.exchange.put_statement(place, b"{}")
+    with pytest.raises(AlreadyWritten):
+        coordinator.exchange.put_statement(place, other, lambda found: hospital.wrote(found, place))
 
 
+@pytest.mark.parametrize("replay", [False, True])
 def test_a_key_is_revoked_although_others_wrote_at_the_place_of_its_revocation(
-    coordinator: Coordinator, hospital: Hospital
+    replay: bool, coordinator: Coordinator, hospital: Hospital
 ) -> None:
     carry_out(hospital, order(coordinator, hospital), lambda *_: None)
     old = hospital.public_key
     place = Place.revocation(hospital.name, old)
-    coordinator.exchange.put_statement(place, b"{}")
+    files = others_files(coordinator, hospital, place)
+    coordinator.exchange.put_statement(place, files[3] if replay else b"{}")
     _, unrevoked = change_key(hospital)
     assert unrevoked == []
-    _, data = coordinator.exchange.answers(place)
+    data = coordinator.exchange.signed_answer(place, [old])
     assert verified(data, hospital.name, {hospital.name: old})["public_key"] == old
+
+
+def test_a_hospital_leaves_although_others_wrote_at_the_place(
+    coordinator: Coordinator, hospital: Hospital
+) -> None:
+    carry_out(hospital, order(coordinator, hospital), lambda *_: None)
+    place = Place.statement(coordinator.run, 0, "leave", hospital.name)
+    coordinator.exchange.put_statement(place, others_files(coordinator, hospital, place)[3])
+    runs, failed = leave(hospital, coordinator.study.name)
+    assert (runs, failed) == ([coordinator.run], [])
+    assert coordinator.exchange.signed_answer(place, [hospital.public_key]) is not None
