@@ -36,9 +36,8 @@ def write_slice(
         "HighBit": 15, "PixelRepresentation": 1, "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2", "RescaleSlope": 1, "RescaleIntercept": 0,
     }  # fmt: skip
-    for name, value in {**fields, **changes}.items():
+    for name, value in {"PixelData": values.astype(np.int16).tobytes(), **fields, **changes}.items():
         setattr(dataset, name, value)
-    dataset.PixelData = values.astype(np.int16).tobytes()
     dataset.save_as(
         folder / f"{series}-{number:03d}-{generate_uid()[-6:]}.dcm", enforce_file_format=True
     )

@@ -32,7 +32,7 @@ from sites.deidentification.deidentify import (
     picture_without_text,
 )
 from sites.hospital import Hospital
-from sites.imaging.dicom_files import UnfitSeries, images_in, no_scan, read_file
+from sites.imaging.dicom_files import UnfitSeries, images_in, no_scan, patient_in, read_file
 from sites.imaging.dicom_stack import stack_in, without_copies
 from sites.imaging.images import Unreadable, read_image
 from sites.imaging.listing import CLASSES, LAYOUTS, read_listing
@@ -96,7 +96,7 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
     progress = _Progress()
     is_listed = any((export / name).exists() for name in LAYOUTS)
     if is_listed:
-        _write_labels(data, read_listing(export).labels)
+        _write_labels(data, read_listing(export, partial(_patient_of, export)).labels)
     take = _listed_cases if is_listed else _dicom_cases
     rename = partial(pseudonym, hospital.pseudonym_key)
     found = list(take(export, data, rename, progress))
@@ -112,6 +112,12 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
         replaced=len(progress.replaced),
         named=dict(progress.left_out),
     )
+
+
+def _patient_of(export: Path, image: str) -> str:
+    folder = (export / image.partition("#")[0]).resolve()
+    is_inside = folder.is_relative_to(export.resolve()) and folder.is_dir()
+    return patient_in(folder) if is_inside else ""
 
 
 def _check_places(data: Path, export: Path) -> None:
@@ -152,7 +158,7 @@ def _listed_cases(
     export: Path, data: Path, rename: Rename, progress: _Progress
 ) -> Iterator[dict[str, str]]:
     """Yield the cases of an export that has its own list."""
-    cases = read_listing(export).cases
+    cases = read_listing(export, partial(_patient_of, export)).cases
     are_classes = all(CLASSES.fullmatch(case.label) for case in cases)
     for case in cases:
         patient = imported(rename(case.patient))

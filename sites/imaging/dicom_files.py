@@ -9,6 +9,7 @@ known by it.
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -133,6 +134,18 @@ def no_scan(dataset: Dataset) -> str:
         return ""
     place, turn = (dataset.get(f"Image{name}Patient") or () for name in ("Position", "Orientation"))
     return "" if (len(place), len(turn)) == (3, 6) else "image without a position"
+
+
+def patient_in(folder: Path) -> str:
+    """Return the PatientID of the first DICOM file in a folder that has one, else ''."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            continue
+        with suppress(Exception):  # a damaged file is reported when it is read
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+            if patient := str(dataset.get("PatientID", "")).strip():
+                return patient
+    return ""
 
 
 def naming(dataset: Dataset) -> Iterator[str]:

@@ -8,8 +8,8 @@
 | BIDS      | `sub-*/[ses-*/]anat/*.nii[.gz]`,                     | `dseg.tsv`: index, name    |
 |           | labels `derivatives/*/sub-*/.../*_dseg.nii[.gz]`     |                            |
 
-In `cases.csv` the session may be left out. No file is opened to read a list; `wardround site import`
-reads the patients of DICOM files and writes a list.
+In `cases.csv` the session may be left out. No file is opened to read a list, but by `wardround site
+import`, which takes the patients of DICOM files whose rows name none.
 The column `label` holds a label image or one class. The column `labels` holds any number of classes,
 `0;2`, or `none`. So the name of the column, not a patient's row, decides which studies fit.
 
@@ -76,8 +76,15 @@ class Listing:
         return self.has_several or 2 * classes > len(self.cases)
 
 
-def read_listing(data: Path) -> Listing:
+PatientOf = Callable[[str], str]
+"""Function that returns the patient of an image by the image's name in a list, empty if it has none."""
+
+
+def read_listing(data: Path, patient_of: PatientOf | None = None) -> Listing:
     """Return the listing in a data folder of any of the layouts.
+
+    Args:
+        patient_of: fills the rows of `cases.csv` without a patient; without it each row needs one.
 
     Raises:
         ConfigError: the folder has none of the layouts, or more than one; a file is missing or has
@@ -89,7 +96,7 @@ def read_listing(data: Path) -> Listing:
             f"{data}: expected one of {', '.join(LAYOUTS)}, got {' and '.join(found) or 'none of them'}."
         )
     (layout,) = found.values()
-    listing = layout(data)
+    listing = layout(data, patient_of)
     if not listing.cases:
         raise ConfigError(f"{data}: expected at least one case, found none.")
     images = [case.image for case in listing.cases]
@@ -146,21 +153,32 @@ def _label_names(path: Path, column: str, delimiter: str = ",") -> dict[int, str
         raise ConfigError(f"{path}: {column}: expected whole numbers.") from None
 
 
-def _from_table(data: Path) -> Listing:
+def _from_table(data: Path, patient_of: PatientOf | None) -> Listing:
     path = data / "cases.csv"
     label = _label_column(path)
-    cases = (
+    needed = ("image", label) if patient_of else ("patient", "image", label)
+    cases = tuple(
         CaseFiles(
             row["image"],
-            row["patient"],
+            row.get("patient") or _filled(row["image"], patient_of, path),
             _relative(row["image"]),
             _relative(row[label]),
             row.get("session", ""),
         )
-        for row in _rows(path, ("patient", "image", label))
+        for row in _rows(path, needed)
     )
     labels = _label_names(data / "labels.csv", "value")
-    return Listing(tuple(cases), labels, has_several=label == "labels")
+    return Listing(cases, labels, has_several=label == "labels")
+
+
+def _filled(image: str, patient_of: PatientOf | None, table: Path) -> str:
+    found = patient_of(image) if patient_of else ""
+    if not found:
+        raise ConfigError(
+            f"{table}: expected a patient in each row, or DICOM files with a PatientID; {image} has "
+            f"neither."
+        )
+    return found
 
 
 def _label_column(path: Path) -> Literal["label", "labels"]:
@@ -172,7 +190,7 @@ def _label_column(path: Path) -> Literal["label", "labels"]:
     return "label"
 
 
-def _from_decathlon(data: Path) -> Listing:
+def _from_decathlon(data: Path, _: PatientOf | None) -> Listing:
     path = data / "dataset.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -198,7 +216,7 @@ def _from_decathlon(data: Path) -> Listing:
 _ENTITY = re.compile(r"(?:^|_)([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
 
 
-def _from_bids(data: Path) -> Listing:
+def _from_bids(data: Path, _: PatientOf | None) -> Listing:
     labels = [(_entities(p), p) for p in sorted(data.glob("derivatives/*/sub-*/**/*_dseg.nii*"))]
     cases = []
     for image in sorted(data.glob("sub-*/**/anat/*.nii*")):
@@ -230,7 +248,7 @@ def _entities(path: Path) -> dict[str, str]:
     return dict(_ENTITY.findall(path.name))
 
 
-LAYOUTS: Mapping[str, Callable[[Path], Listing]] = {
+LAYOUTS: Mapping[str, Callable[[Path, PatientOf | None], Listing]] = {
     "cases.csv": _from_table,
     "dataset.json": _from_decathlon,
     "dataset_description.json": _from_bids,

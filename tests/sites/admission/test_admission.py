@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from sites.admission.admission import admit
+from sites.admission.admission import admit, check_list
+from sites.hospital import Hospital
 from sites.policy.policy import Policy, Refused, load_policy
 
 PRIVACY = {
@@ -52,3 +54,30 @@ def test_a_delta_of_one_over_the_declared_number_is_refused(policy: Policy, stud
     many = policy.model_copy(update={"declared_patients": 2000})
     with pytest.raises(Refused, match="one over the declared"):
         admit(many, study_with())
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (
+            {"0": "background", "1": "tail", "2": "head"},
+            "label 1 is tail in the hospital's list and head in",
+        ),
+        ({"0": "background", "1": "Head", "2": "TAIL"}, None),
+        ({"0": "background", "1": "head"}, "labels [1, 2] differ from"),
+    ],
+)
+def test_a_label_means_the_same_at_the_hospital_as_in_the_study(
+    names: dict[str, str], reason: str | None, tmp_path: Path, small_wards, study_with
+) -> None:
+    """With two structures the other way round, a hospital would train and harm everybody."""
+    ward = small_wards(tmp_path) / "north"
+    listed = json.loads((ward / "dataset.json").read_text())
+    (ward / "dataset.json").write_text(json.dumps({**listed, "labels": names}))
+    hospital = Hospital.open(ward)
+    if reason is None:
+        check_list(hospital, study_with())
+        return
+    with pytest.raises(Refused) as caught:
+        check_list(hospital, study_with())
+    assert reason in str(caught.value)

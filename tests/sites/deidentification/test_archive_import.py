@@ -1,6 +1,5 @@
 """Import of exports that contain many names: none of them reaches the hospital's data."""
 
-import csv
 import gzip
 import io
 import re
@@ -17,6 +16,7 @@ from pydicom._dicom_dict import DicomDictionary
 from pydicom.dataset import Dataset
 from scanner import CAPTURE, VOLUME, write_series, write_slice
 
+from sites.cohort import imported, pseudonym
 from sites.deidentification import archive_import
 from sites.deidentification.archive_import import Imported, import_export
 from sites.deidentification.deidentify import deidentified
@@ -72,7 +72,7 @@ def test_no_name_number_or_date_of_an_export_reaches_the_data(hospital, export) 
     assert done.left_out == {
         "a file is not a DICOM file": 1,
         "a file has no PatientID or no SeriesInstanceUID": 1,
-        "a localiser, capture, report, or image without a position": 1,
+        "it is no image of a scan: Secondary Capture Image Storage": 1,
     }
     imported = everything(hospital.data / "images") + (hospital.data / "cases.csv").read_bytes()
     assert not SECRETS.search(imported)
@@ -390,13 +390,18 @@ def test_data_that_are_listed_otherwise_are_left_alone(tmp_path: Path, small_war
         import_export(hospital, export)
 
 
-def test_the_patient_of_a_dicom_case_may_come_from_its_files(tmp_path: Path) -> None:
-    write_series(tmp_path / "scan")
-    (tmp_path / "labels.csv").write_text("value,name\n1,head\n")
-    rows = csv.writer(text := io.StringIO())
-    rows.writerows([("image", "label"), ("scan", "scan-label.nii.gz")])
-    (tmp_path / "cases.csv").write_text(text.getvalue())
-    assert [case.patient for case in read_listing(tmp_path).cases] == ["MRN-4711"]
-    (tmp_path / "cases.csv").write_text("image,label\nother.nii.gz,l.nii.gz\n")
-    with pytest.raises(ConfigError, match="a row has neither"):
-        read_listing(tmp_path)
+def test_only_an_import_takes_a_missing_patient_from_dicom_files(hospital, tmp_path: Path) -> None:
+    """A hospital's own list names each patient: no order may depend on what a file holds."""
+    export = tmp_path / "export"
+    write_series(export / "scan")
+    (export / "labels.csv").write_text("value,name\n1,head\n")
+    (hospital.data / "labels.csv").unlink()
+    (export / "cases.csv").write_text("image,label\nscan,1\n")
+    with pytest.raises(ConfigError, match="patient is missing"):
+        read_listing(export)
+    assert import_export(hospital, export).patients == 1
+    (case,) = read_listing(hospital.data).cases
+    assert case.patient == imported(pseudonym(hospital.pseudonym_key, "MRN-4711"))
+    (export / "cases.csv").write_text("image,label\nother.nii.gz,l.nii.gz\n")
+    with pytest.raises(ConfigError, match="other.nii.gz has neither"):
+        import_export(hospital, export)

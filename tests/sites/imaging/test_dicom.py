@@ -6,12 +6,31 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian
+from pydicom.pixels import apply_rescale
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    OphthalmicTomographyImageStorage,
+    RTDoseStorage,
+)
 from scanner import CAPTURE, CORONAL, VOLUME, write_enhanced, write_series, write_slice
 
-from sites.imaging.dicom import UnfitSeries, patient_in, series_in
+from models.objectives import ClassificationConfig
+from sites.imaging.dicom import series_in
+from sites.imaging.dicom_files import UnfitSeries
 from sites.imaging.images import Unreadable, read_image
-from sites.imaging.intake import suspicious
+from sites.imaging.intake import read_case, suspicious
+from sites.imaging.listing import CaseFiles
+
+
+def write_slices(folder: Path, depths: list[float], sheared: float = 0, **changes: object) -> None:
+    for number, depth in enumerate(depths):
+        write_slice(folder, number, [-5.0, 7 + sheared * depth, depth], **changes)
+
+
+def cut_off(folder: Path) -> None:
+    path = min(folder.iterdir())
+    path.write_bytes(path.read_bytes()[:-100])
 
 
 def rename_patient(path: Path) -> None:
@@ -32,7 +51,7 @@ def test_a_multi_frame_file_is_the_same_volume_as_a_series_of_its_slices(tmp_pat
 
 def test_a_frame_that_is_missing_makes_no_volume(tmp_path: Path) -> None:
     write_enhanced(tmp_path / "frames", skip=(2,))
-    with pytest.raises(UnfitSeries, match="one may be missing"):
+    with pytest.raises(UnfitSeries, match="a slice is missing"):
         series_in(tmp_path / "frames")
 
 
@@ -44,8 +63,6 @@ def test_what_the_files_say_of_the_patient_is_flagged_and_what_was_cleaned_is_no
     raw, clean = (series_in(tmp_path / name) for name in ("raw", "clean"))
     assert suspicious(raw.words) and raw.shows_text
     assert not suspicious(clean.words) and not clean.shows_text
-    assert patient_in(tmp_path / "raw") == "MRN-4711"
-    assert not patient_in(tmp_path / "clean" / "nothing")
 
 
 def test_a_series_becomes_the_volume_with_the_standards_affine(tmp_path: Path) -> None:
@@ -92,9 +109,15 @@ def test_localisers_captures_reports_and_shorter_series_are_sorted_out(tmp_path:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda f: write_series(f, skip=(2,)), "one may be missing"),
-        (lambda f: (write_series(f), write_slice(f, 1, [-5, 7, 13])), "at the same place"),
+        (lambda f: write_series(f, skip=(2,)), "a slice is missing: a gap of 6 mm among slices 3 mm"),
+        (lambda f: (write_series(f), write_slice(f, 2, [-5, 7, 13])), "several images are at the same"),
         (lambda f: (write_series(f), write_series(f, series="1.5")), "several series"),
+        (lambda f: write_slices(f, [0, 3, 6, 9.5, 12]), "unevenly spaced: 2.5 to 3.5 mm apart"),
+        (lambda f: (write_series(f), write_slice(f, 6, [-5, 7, 28], FrameOfReferenceUID="8")), "frames"),
+        (lambda f: write_slices(f, [0, 3, 6, 9], sheared=0.06), "sheared by 3.4 degrees"),
+        (lambda f: (write_series(f), cut_off(f)), "a file is cut off"),
+        (lambda f: write_series(f, SOPClassUID=RTDoseStorage), "6 x RT Dose Storage"),
+        (lambda f: write_series(f, SamplesPerPixel=3, PixelData=bytes(720)), "in colour"),
         (lambda f: write_slice(f, 0, [0, 0, 0], SOPClassUID=CAPTURE), "no images of a scan"),
         (lambda f: (write_series(f), [rename_patient(p) for p in sorted(f.iterdir())[:2]]), "patients"),
         (lambda f: f.mkdir(), "no images of a scan"),
@@ -147,3 +170,127 @@ def test_rows_and_frames_that_no_scan_has_are_refused(tmp_path: Path) -> None:
     dataset.save_as(path)
     with pytest.raises(UnfitSeries, match="larger than any scan"):
         series_in(tmp_path / "frames")
+
+
+def voxels(folder: Path, name: str = "") -> np.ndarray:
+    return nib.as_closest_canonical(series_in(folder, name).volume).get_fdata()
+
+
+@pytest.mark.parametrize(
+    ("photometric", "modality", "is_inverted"),
+    [
+        ("MONOCHROME1", "CT", False), ("MONOCHROME1", "PT", False), ("MONOCHROME1", "MR", False),
+        ("MONOCHROME1", "DX", True), ("MONOCHROME1", "MG", True), ("MONOCHROME2", "DX", False),
+    ],
+)  # fmt: skip
+def test_display_is_not_measurement_but_of_radiographs(
+    photometric: str, modality: str, is_inverted: bool, tmp_path: Path
+) -> None:
+    """Against pydicom's arrays, with a slope for each slice, as PET has; windows change nothing."""
+    slopes = [0.5 + 0.25 * n for n in range(6)]
+    for number, slope in enumerate(slopes):
+        write_slice(
+            tmp_path, number, [-5.0, 7.0, 3.0 * number], Modality=modality, RescaleSlope=slope,
+            RescaleIntercept=-7, PhotometricInterpretation=photometric, WindowCenter=40, WindowWidth=80,
+            PresentationLUTShape="INVERSE",
+        )  # fmt: skip
+    files = sorted(
+        (pydicom.dcmread(path) for path in tmp_path.iterdir()), key=lambda d: d.InstanceNumber
+    )
+    expected = np.stack([apply_rescale(each.pixel_array, each).T for each in files], axis=-1)
+    found = series_in(tmp_path).volume.get_fdata()
+    if is_inverted:
+        expected = expected.max((0, 1)) + expected.min((0, 1)) - expected
+    assert np.allclose(found, expected, rtol=1e-6)
+
+
+def test_directions_that_differ_in_the_sixth_decimal_are_one_series(tmp_path: Path) -> None:
+    for n in range(6):
+        y = 0.004999 if n < 3 else 0.005001
+        turn = [0.9999875, y, 0, -y, 0.9999875, 0]
+        write_slice(tmp_path / "a", n, [-5, 7, 3 * n], orientation=turn)
+        turn = [0.998212, -0.059771 if n % 2 else -0.0597709, 0, 0.0597709, 0.998212, 0]
+        write_slice(tmp_path / "b", n, [-5, 7, 3 * n], orientation=turn)
+    for name in "ab":
+        assert voxels(tmp_path / name).shape == (10, 12, 6)
+
+
+def test_positions_that_are_rounded_to_a_tenth_of_a_millimetre_make_the_volume_of_their_line(
+    tmp_path: Path,
+) -> None:
+    depths = [round(0.625 * n, 1) for n in range(40)]
+    write_slices(tmp_path / "all", depths)
+    volume = series_in(tmp_path / "all").volume
+    assert np.linalg.norm(volume.affine[:3, 2]) == pytest.approx(0.625, abs=2e-3)
+    write_slices(tmp_path / "less", [depth for n, depth in enumerate(depths) if n != 20])
+    with pytest.raises(UnfitSeries, match="a slice is missing"):
+        series_in(tmp_path / "less")
+
+
+@pytest.mark.parametrize("kind", ["RT dose", "without a position", "capture", "copy", "copy elsewhere"])
+def test_what_is_not_used_is_said_and_the_scan_is_read(kind: str, tmp_path: Path) -> None:
+    write_series(tmp_path)
+    whole = voxels(tmp_path)
+    if kind == "RT dose":
+        write_enhanced(tmp_path / "dose")
+        (path,) = (tmp_path / "dose").iterdir()
+        dose = pydicom.dcmread(path)
+        dose.SOPClassUID = RTDoseStorage
+        dose.save_as(path)
+    if kind == "without a position":
+        write_slice(tmp_path, 1, None)
+    if kind == "capture":
+        write_slice(tmp_path, 1, [0, 0, 50], SOPClassUID=CAPTURE)
+    if kind.startswith("copy"):
+        folder = tmp_path / ("more" if "elsewhere" in kind else "")
+        folder.mkdir(exist_ok=True)
+        (folder / "copy.dcm").write_bytes(min(tmp_path.glob("*.dcm")).read_bytes())
+    assert np.array_equal(voxels(tmp_path), whole)
+    (note,) = series_in(tmp_path).notes
+    said = {"RT dose": "1 x RT Dose Storage", "capture": "1 x Secondary Capture Image Storage"}
+    assert note.startswith(
+        said.get(kind, "1 copies" if "copy" in kind else "1 x image without a position")
+    )
+    finding = read_case_of(tmp_path)
+    assert ("unused_files", note) in finding
+
+
+def read_case_of(folder: Path) -> list[tuple[str, str]]:
+    task = ClassificationConfig(kind="classification", dims=3, labels={0: "well", 1: "ill"})
+    _, found = read_case(folder.parent, CaseFiles("c", "p", folder.name, "0"), task)
+    return [(each.check, each.text) for each in found]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ImageType": ["DERIVED", "SECONDARY", "REFORMATTED"]}, {"FrameOfReferenceUID": ""},
+        {"SOPClassUID": OphthalmicTomographyImageStorage, "Modality": "OPT"},
+    ],
+)  # fmt: skip
+def test_what_is_a_scan_is_read(changes: dict[str, object], tmp_path: Path) -> None:
+    write_series(tmp_path, **changes)
+    assert voxels(tmp_path).shape == (10, 12, 6)
+
+
+def test_of_several_series_the_list_names_one_and_nothing_is_chosen_by_length(tmp_path: Path) -> None:
+    write_slices(tmp_path / "d", [3 * n for n in range(6)], series="1.1", SeriesDescription="T1 axial")
+    write_slices(tmp_path / "d", [3 * n for n in range(5)], series="1.2", SeriesDescription="FLAIR")
+    with pytest.raises(UnfitSeries, match=r"'FLAIR' \(5 images\), 'T1 axial' \(6 images\); name one"):
+        series_in(tmp_path / "d")
+    assert read_image(tmp_path, "d#t1 AXIAL").voxels.shape == (10, 12, 6)
+    assert read_image(tmp_path, "d#FLAIR").voxels.shape == (10, 12, 5)
+    (note,) = read_image(tmp_path, "d#FLAIR").notes
+    assert note == "6 images of other series or directions are not used"
+    with pytest.raises(Unreadable, match="no series with the description 'T2'"):
+        read_image(tmp_path, "d#T2")
+
+
+def test_a_tilted_gantrys_shear_stays_in_the_affine(tmp_path: Path) -> None:
+    """Each slice's first voxel is where its file says: 100 slices at 1 degree end 5 mm off."""
+    shear = np.tan(np.radians(1))
+    write_slices(tmp_path, [3.0 * n for n in range(100)], sheared=shear)
+    affine = np.diag([-1, -1, 1, 1]) @ series_in(tmp_path).volume.affine
+    for number in (0, 50, 99):
+        place = affine @ [0, 0, number, 1]
+        assert np.allclose(place[:3], [-5, 7 + shear * 3 * number, 3 * number], atol=1e-3)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image as Pictures
 from PIL.PngImagePlugin import PngInfo
 
-from sites.imaging import images
+from sites.deidentification.deidentify import picture_without_text
+from sites.imaging import image, nifti
 from sites.imaging.images import Image, Unreadable, read_image
 
 
@@ -76,11 +77,12 @@ def test_an_npz_file_with_a_pickle_in_it_runs_nothing(
 
 
 def test_nothing_larger_than_a_scan_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "LARGEST_BYTES", 10**6)
+    for module in (image, nifti):
+        monkeypatch.setattr(module, "LARGEST_BYTES", 10**6)
     zeros = np.zeros((200, 100, 100), dtype=np.float32)
     nib.save(nib.Nifti1Image(zeros, np.eye(4)), tmp_path / "bomb.nii.gz")
     np.savez_compressed(tmp_path / "bomb.npz", a=zeros)
-    (tmp_path / "endless.nii.gz").write_bytes(gzip.compress(bytes(2 * 10**6)))
+    (tmp_path / "endless.nii.gz").write_bytes(gzip.compress(bytes(4 * 10**6)))
     for name in ("bomb.nii.gz", "bomb.npz#a/0", "endless.nii.gz"):
         with pytest.raises(Unreadable, match="larger than any scan"):
             read_image(tmp_path, name)
@@ -204,3 +206,29 @@ def test_a_volume_is_turned_and_scaled_as_nibabel_does(kind: type, turn: str, tm
     assert np.allclose(ours.affine, theirs.affine)
     assert ours.spacing_mm == pytest.approx(theirs.header.get_zooms())
     assert ours.voxels.dtype == np.float32
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_read_upright_as_every_viewer_shows_it(orientation: int, tmp_path: Path) -> None:
+    up = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    undo = {2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.T,
+            6: np.rot90, 7: lambda a: a[::-1, ::-1].T, 8: lambda a: np.rot90(a, -1)}  # fmt: skip
+    stored = Pictures.fromarray(np.ascontiguousarray(undo.get(orientation, lambda a: a)(up)))
+    exif = stored.getexif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path, "a.png").voxels, up)
+    (tmp_path / "clean.png").write_bytes(picture_without_text(tmp_path / "a.png"))
+    assert np.array_equal(read_image(tmp_path, "clean.png").voxels, up)
+    assert not Pictures.open(tmp_path / "clean.png").getexif()
+
+
+def test_a_mask_with_a_palette_or_of_one_bit_has_its_stored_values(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
+    indexed = Pictures.fromarray(values, mode="P")
+    indexed.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    indexed.save(tmp_path / "indexed.png")
+    Pictures.fromarray(values == 1).save(tmp_path / "bits.png")
+    assert np.array_equal(read_image(tmp_path, "indexed.png", is_label=True).voxels, values)
+    assert np.array_equal(read_image(tmp_path, "bits.png", is_label=True).voxels, values == 1)
+    assert read_image(tmp_path, "bits.png").voxels.max() == 255

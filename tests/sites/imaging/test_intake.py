@@ -51,7 +51,7 @@ def test_a_scan_is_read_in_canonical_orientation_whatever_it_is_on_disk(
     [
         ("image", lambda v: np.where(np.arange(v.size).reshape(v.shape) == 7, np.nan, v), "NaN"),
         ("image", np.ones_like, "constant"),
-        ("image", lambda v: v[..., None], "expected 3 dimensions, got 4"),
+        ("image", lambda v: np.stack([v, v], -1), "expected 3 dimensions, got 4"),
         ("image", lambda v: v[:-1], "has shape"),
         ("label", lambda v: v + (v == 2) * 5, "the value 7, which is not in the study"),
         ("label", lambda v: v[:, :-1], "its label"),

@@ -109,7 +109,7 @@ def test_percentiles_reach_from_minus_one_to_one_whatever_one_voxel_says() -> No
 
 def test_the_foreground_is_what_remains_of_a_large_empty_image() -> None:
     image = np.zeros((40, 40), np.float32)
-    image[10:20, 15:35] = 5
+    image[10:20, 15:35] = np.linspace(5, 6, 20)
     target = (image > 0).astype(np.int64)
     config = PreprocessingConfig(shape=(16, 16), crop="foreground")
     prepared = prepare(Scan(image, target, (1.0, 1.0)), config)
@@ -176,3 +176,21 @@ def test_a_class_passes_through_every_change(target: np.ndarray) -> None:
     for image, kept in drawn_pairs(prepare(scan, config), config, 3):
         assert image.shape == (1, 16, 16)
         assert kept.tolist() == target.tolist()
+
+
+def test_an_image_whose_percentiles_are_equal_is_refused_with_the_reason() -> None:
+    """MONAI would subtract and not divide: values of -1 to 999, unclipped."""
+    image = np.zeros((20, 20, 20), np.float32)
+    image[10, 10, 10] = 1000
+    scan = Scan(image, np.zeros(image.shape, np.int64), (1.0,) * 3)
+    config = PreprocessingConfig(shape=(16,) * 3, intensity={"kind": "percentiles"})
+    with pytest.raises(Unfit, match=r"its percentiles 0.5 and 99.5 are equal"):
+        prepare(scan, config)
+
+
+def test_an_image_that_is_constant_after_preparation_is_refused() -> None:
+    image = np.linspace(0, 100, 1000, dtype=np.float32).reshape(10, 10, 10)
+    scan = Scan(image, np.zeros(image.shape, np.int64), (1.0,) * 3)
+    window = {"kind": "window", "centre": 5000, "width": 100}
+    with pytest.raises(Unfit, match="the prepared image is constant"):
+        prepare(scan, PreprocessingConfig(shape=(16,) * 3, intensity=window))
