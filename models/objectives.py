@@ -300,7 +300,12 @@ def _of_surfaces(
         predicted, truth, include_background=True, percentile=95, spacing=spacing
     )
     overlap = compute_surface_dice(
-        predicted, truth, [tolerance_mm], include_background=True, spacing=spacing
+        predicted,
+        truth,
+        [tolerance_mm],
+        include_background=True,
+        spacing=spacing,
+        use_subvoxels=True,  # areas, as Nikolov et al. count them, and not voxels
     )
     return float(distance), float(overlap)
 

@@ -20,7 +20,9 @@ from flows.coordination.resume import is_interrupted
 from flows.hospitals.processes import end_session
 from flows.hospitals.restricted_worker import InstalledWorker
 from flows.runs.paths import Home
+from models.files import sha256_of
 from models.objectives import Name
+from privacy.signing import canonical
 from sites.study import load_study
 from sites.yaml_files import ConfigError
 
@@ -58,12 +60,34 @@ class CoordinatorWorker(InstalledWorker):
         except ConfigError as error:
             raise ValueError(str(error)) from error
 
+    def _served_before(self, flow_run: FlowRun) -> str:
+        """Return the flow run that has served this scheduled time before, empty if none has.
+
+        Prefect may serve one time of a schedule twice, as after a redeployment; a second training would
+        cost every hospital's budget again. The same flow run may go on.
+        """
+        if not flow_run.auto_scheduled or flow_run.expected_start_time is None:
+            return ""
+        due = f"{flow_run.expected_start_time.timestamp():.0f}"
+        asked = canonical([str(flow_run.deployment_id), due, dict(flow_run.parameters)])
+        path = self.home.state / "scheduled" / f"{sha256_of(asked)}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("x") as file:
+                file.write(str(flow_run.id))
+        except FileExistsError:
+            first = path.read_text()
+            return "" if first == str(flow_run.id) else first or "another"
+        return ""
+
     async def work(self, flow: str, flow_run: FlowRun) -> State[Any]:
         """Train the study that a run names, from its last finished round on."""
         del flow
         asked = self.study_in(flow_run.parameters)
         if flow_run.parameters.get("only_resume") and not self._is_interrupted(asked):
             return Completed(message="There is no interrupted run to continue.")
+        if first := self._served_before(flow_run):
+            return Completed(message=f"This time of the schedule was served by the flow run {first}.")
         log = self.home.state / "logs" / f"{asked.stem}-{flow_run.id}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "flows.cli", "run", str(asked), "--attached"]

@@ -23,6 +23,8 @@ from models.errors import WaitAndRepeat
 from models.files import write_atomically
 
 LOOPBACK = "127.0.0.1"
+DIRECT = (LOOPBACK, "localhost", "::1")
+"""Hosts that no proxy can reach for this machine."""
 
 
 class ServerError(WaitAndRepeat):
@@ -57,6 +59,7 @@ def running(server: Server, port: int | None = None) -> Iterator[str]:
         ServerError: it ended or did not answer in time.
     """
     server.folder.mkdir(parents=True, exist_ok=True)
+    reach_loopback()
     with (server.folder / "users.lock").open("w") as users:
         with (server.folder / "start.lock").open("w") as start:
             fcntl.flock(start, fcntl.LOCK_EX)
@@ -105,9 +108,17 @@ def _start(server: Server, port: int) -> str:
     return url
 
 
+def reach_loopback() -> None:
+    """Let this process and its children reach loopback directly, also where a proxy is set."""
+    for name in ("no_proxy", "NO_PROXY"):
+        named = [each.strip() for each in os.environ.get(name, "").split(",") if each.strip()]
+        os.environ[name] = ",".join(dict.fromkeys([*named, *DIRECT]))
+
+
 def _answers(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(url, timeout=2) as reply:  # noqa: S310  # our own, on loopback
+        with direct.open(url, timeout=2) as reply:
             return bool(reply.status == 200)
     except (urllib.error.URLError, OSError):
         return False

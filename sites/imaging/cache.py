@@ -160,7 +160,7 @@ def _small(labels: Tensor) -> Tensor:
 
 def _key(data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingConfig) -> str | None:
     """Return the name of a case's entry; None if its files can't be read, or need no cache (`QUICK`)."""
-    if case.image.partition("#")[0].lower().endswith(QUICK):
+    if not case.label or case.image.partition("#")[0].lower().endswith(QUICK):
         return None
     try:
         files = [content_of(data, case.image)]

@@ -85,6 +85,8 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
     if task.kind == "classification":
         classes = _several(case, task) if task.multi_label else _class(case, task)
         return Scan(image.voxels, classes, image.spacing_mm), list(_odd(image, None))
+    if not case.label:
+        raise _broken(case, "missing", "the list has no label for this image")
     label = _read(data, case, case.label, "label").of_dims(task.dims)
     target, rounding = _rounded(label.voxels)
     _check_label(case, image, label, target, task)

@@ -6,7 +6,8 @@
 |           | `labels`                                             |                            |
 | Decathlon | `dataset.json`, with `subjects.csv`: image, subject  | `labels` of `dataset.json` |
 | BIDS      | `sub-*/[ses-*/]anat/*.nii[.gz]`,                     | `dseg.tsv`: index, name    |
-|           | labels `derivatives/*/sub-*/.../*_dseg.nii[.gz]`     |                            |
+|           | labels `derivatives/*/sub-*/.../*_dseg.nii[.gz]`,    | also of a derivative       |
+|           | `bids.yaml`: contrast, label                         |                            |
 
 In `cases.csv` the session may be left out. No file is opened to read a list, but by `wardround site
 import`, which takes the patients of DICOM files whose rows name none.
@@ -21,13 +22,15 @@ https://doi.org/10.1038/sdata.2016.44.
 import csv
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from models.config import Config
+from sites import yaml_files
 from sites.yaml_files import ConfigError
 
 EXCLUDED = "excluded.csv"
@@ -63,11 +66,13 @@ class Listing:
     Attributes:
         labels: the public names of the labels.
         has_several: each case may have any number of classes.
+        notes: what is not listed, and why.
     """
 
     cases: tuple[CaseFiles, ...]
     labels: Mapping[int, str]
     has_several: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def has_classes(self) -> bool:
@@ -214,29 +219,113 @@ def _from_decathlon(data: Path, _: PatientOf | None) -> Listing:
 
 
 _ENTITY = re.compile(r"(?:^|_)([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
+CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw")
+"""Contrasts of BIDS in the order in which one is taken if as many subjects have each."""
+
+
+class BidsConfig(Config):
+    """Content of `bids.yaml`, by which a hospital says which files of a BIDS data set it means.
+
+    Attributes:
+        contrast: the suffix of the images, such as `FLAIR`; by default the one that most subjects have.
+        label: an entity of the segmentations, such as `desc-manual`; needed where an image has several.
+    """
+
+    contrast: str | None = None
+    label: str | None = None
 
 
 def _from_bids(data: Path, _: PatientOf | None) -> Listing:
-    labels = [(_entities(p), p) for p in sorted(data.glob("derivatives/*/sub-*/**/*_dseg.nii*"))]
-    cases = []
-    for image in sorted(data.glob("sub-*/**/anat/*.nii*")):
-        entities = _entities(image)
-        mine = [path for found, path in labels if entities.items() <= found.items()]
-        if not mine:
-            continue
-        if len(mine) > 1:
-            raise ConfigError(
-                f"{data}: expected one *_dseg file for each image, found {len(mine)} for one."
-            )
-        case = CaseFiles(
+    path = data / "bids.yaml"
+    config = yaml_files.load(path, BidsConfig) if path.exists() else BidsConfig()
+    images = _visible(data.glob("sub-*/**/anat/*.nii*"))
+    contrast, notes = _contrast(data, images, config)
+    labels = _visible(data.glob("derivatives/*/sub-*/**/*_dseg.nii*"))
+    cases = [
+        CaseFiles(
             case=image.name.split(".")[0],
-            patient=entities["sub"],
+            patient=_entities(image)["sub"],
             image=str(image.relative_to(data)),
-            label=str(mine[0].relative_to(data)),
-            session=entities.get("ses", ""),
+            label=_bids_label(data, image, labels, config),
+            session=_entities(image).get("ses", ""),
         )
-        cases.append(case)
-    return Listing(tuple(cases), _label_names(data / "dseg.tsv", "index", "\t"))
+        for image in images
+        if _suffix(image) == contrast
+    ]
+    labelled = [case for case in cases if case.label]
+    if not labelled:
+        notes.append("no image has a *_dseg file: nothing can be trained or scored")
+        return Listing(tuple(cases), {}, notes=tuple(notes))
+    if len(labelled) < len(cases):
+        notes.append(f"{len(cases) - len(labelled)} images have no *_dseg file and are not listed")
+    return Listing(tuple(labelled), _bids_names(data, config), notes=tuple(notes))
+
+
+def _visible(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if not path.name.startswith("._"))
+
+
+def _contrast(data: Path, images: list[Path], config: BidsConfig) -> tuple[str, list[str]]:
+    """Return the contrast of a data set's images, and a note where others are not used."""
+    subjects: defaultdict[str, set[str]] = defaultdict(set)
+    for image in images:
+        subjects[_suffix(image)].add(_entities(image)["sub"])
+    if config.contrast and config.contrast not in subjects:
+        known = ", ".join(sorted(subjects)) or "no images"
+        raise ConfigError(f"{data / 'bids.yaml'}: contrast: expected one of {known}.")
+
+    def order(name: str) -> tuple[int, int, str]:
+        place = CONTRASTS.index(name) if name in CONTRASTS else len(CONTRASTS)
+        return -len(subjects[name]), place, name
+
+    chosen = config.contrast or min(subjects, key=order, default="")
+    others = sorted(subjects.keys() - {chosen})
+    if not others or config.contrast:
+        return chosen, []
+    return chosen, [
+        f"{chosen} is used, {', '.join(others)} are not; bids.yaml can name another contrast"
+    ]
+
+
+def _bids_label(data: Path, image: Path, labels: list[Path], config: BidsConfig) -> str:
+    """Return the segmentation of an image: on the image's own grid, of the named kind; else empty."""
+    own = _entities(image)
+    mine = [path for path in labels if own.items() <= _entities(path).items()]
+    if config.label:
+        mine = [path for path in mine if config.label in path.name.split("_")]
+    if len(mine) > 1:
+        others = [path for path in mine if _entities(path).get("space") in (None, own.get("space"))]
+        mine = others or mine
+    if len(mine) > 1:
+        named = ", ".join(str(path.relative_to(data)) for path in mine)
+        raise ConfigError(
+            f"{data}: expected one *_dseg file for each image, found {len(mine)} for {image.name}: "
+            f"{named}. Write bids.yaml with label: and an entity that only one has, such as desc-manual."
+        )
+    return str(mine[0].relative_to(data)) if mine else ""
+
+
+def _bids_names(data: Path, config: BidsConfig) -> dict[int, str]:
+    """Return the names of the labels from the data set's or a derivative's table."""
+    tables = [data / "dseg.tsv", *sorted(data.glob("derivatives/*/*dseg.tsv"))]
+    found = [path for path in tables if path.exists()]
+    if config.label:
+        found = [path for path in found if config.label in path.name] or found
+    if not found:
+        raise ConfigError(
+            f"{data}: expected the names of the labels in dseg.tsv (columns index and name), in the "
+            f"data set's or a derivative's folder; there is none."
+        )
+    return _label_names(found[0], "index", "\t")
+
+
+def _suffix(path: Path) -> str:
+    """Return the suffix of a BIDS file: its contrast or kind.
+
+    >>> _suffix(Path("sub-01_ses-2_T1w.nii.gz"))
+    'T1w'
+    """
+    return path.name.split(".")[0].rpartition("_")[2]
 
 
 def _entities(path: Path) -> dict[str, str]:

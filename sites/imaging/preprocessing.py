@@ -13,7 +13,7 @@ randomness alone. So removing one patient changes nothing for the others.
 | augment   | draws random changes for each patient separately                    | no                |
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any, Literal
@@ -22,14 +22,15 @@ import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import (
+    Affine,
     Compose,
     CropForegroundd,
     MapTransform,
     NormalizeIntensityd,
-    RandAffined,
     RandCropByPosNegLabeld,
     RandFlipd,
     RandGaussianNoised,
+    RandomizableTransform,
     RandScaleIntensityd,
     RandShiftIntensityd,
     ResampleToMatch,
@@ -41,6 +42,7 @@ from monai.transforms import (
     SpatialPad,
     SpatialPadd,
 )
+from monai.transforms.utils import create_rotate
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
@@ -96,7 +98,7 @@ class Augmentation(Config):
             the same for any number (augmentation multiplicity: De et al. 2022, Unlocking High-Accuracy
             Differentially Private Image Classification through Scale, https://arxiv.org/abs/2204.13650).
         flip: axes along which half of the images are mirrored.
-        rotate_deg: the largest rotation about each axis.
+        rotate_deg: the largest rotation about each axis, in mm and not in voxels.
         scale: the largest change in size, as a share.
         intensity: the largest change of contrast, as a share, and of brightness.
         noise: the largest standard deviation of added noise.
@@ -258,7 +260,8 @@ def drawn_pairs(prepared: Prepared, config: PreprocessingConfig, seed: int) -> l
     random = np.random.RandomState(seed)  # MONAI's transforms need this older generator
     augmentation = config.augmentation or Augmentation()
     keys, pairs = _keys(prepared), []
-    fit, changes = _fit(config, keys), _changes(augmentation, keys, len(config.shape))
+    spacing = tuple(float(prepared.affine[axis, axis]) for axis in range(len(config.shape)))
+    fit, changes = _fit(config, keys), _changes(augmentation, keys, spacing)
     for _ in range(augmentation.copies):
         fit.set_random_state(seed=int(random.randint(2**31)))
         found = fit(_data(prepared))
@@ -283,19 +286,44 @@ def _fit(config: PreprocessingConfig, keys: Sequence[str]) -> Compose:
     return Compose([SpatialPadd(keys, config.shape), crop])
 
 
-def _changes(config: Augmentation, keys: Sequence[str], dims: int) -> Compose:
+class _RandTurnd(RandomizableTransform, MapTransform):  # type: ignore[misc]  # MONAI is not typed
+    """Random rotation about each axis in mm, and change in size, about the middle of an image.
+
+    MONAI's own RandAffine turns voxel indices: at 1 x 1 x 5 mm a right angle would become 154 degrees.
+    """
+
+    def __init__(
+        self, keys: Sequence[str], rotate_deg: float, scale: float, spacing_mm: Sequence[float]
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob=1.0)
+        self._turn, self._scale = float(np.deg2rad(rotate_deg)), scale
+        self._spacing = np.asarray(spacing_mm)
+
+    def matrix(self) -> NDArray[np.float64]:
+        """Draw a matrix that maps voxel indices about the middle, `(dims + 1, dims + 1)`."""
+        dims = len(self._spacing)
+        angles = self.R.uniform(-self._turn, self._turn, 3 if dims == 3 else 1)
+        scales = 1 + self.R.uniform(-self._scale, self._scale, dims)
+        turned = create_rotate(dims, angles)[:dims, :dims] @ np.diag(scales)
+        whole = np.eye(dims + 1)
+        whole[:dims, :dims] = turned * self._spacing[None, :] / self._spacing[:, None]
+        return whole
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the data with each image turned in the same way; labels by the nearest voxel."""
+        matrix = self.matrix()
+        changed = dict(data)
+        for key in self.keys:
+            mode = "bilinear" if key == "image" else "nearest"
+            changed[key] = Affine(affine=matrix, mode=mode, padding_mode="border")(data[key])[0]
+        return changed
+
+
+def _changes(config: Augmentation, keys: Sequence[str], spacing_mm: Sequence[float]) -> Compose:
     steps: list[Any] = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in config.flip]
     if config.rotate_deg or config.scale:
-        turn = np.deg2rad(config.rotate_deg)
-        turned = RandAffined(
-            keys,
-            prob=1.0,
-            rotate_range=[turn] * (3 if dims == 3 else 1),
-            scale_range=[config.scale] * dims,
-            mode=["bilinear", "nearest"][: len(keys)],
-            padding_mode="border",
-        )
-        steps.append(turned)
+        steps.append(_RandTurnd(keys, config.rotate_deg, config.scale, spacing_mm))
     if config.intensity:
         steps.append(RandScaleIntensityd(("image",), factors=config.intensity, prob=1.0))
         steps.append(RandShiftIntensityd(("image",), offsets=config.intensity, prob=1.0))
@@ -318,16 +346,28 @@ def whole_image(prepared: Prepared, divisor: int) -> Tensor:
 def on_own_grid(probabilities: Tensor, prepared: Prepared) -> Tensor:
     """Return probabilities `(C, *spatial)` of the prepared image, resampled to the scan's own voxels.
 
-    Voxels that were cropped away are background.
+    A voxel less than one prepared voxel beyond the prepared image has the answer at its edge. Voxels
+    further away were cropped, and are background.
     """
     if prepared.is_own_grid:
         return probabilities
     own = MetaTensor(torch.zeros(1, *prepared.truth.shape), affine=_affine(prepared.spacing_mm))
     here = MetaTensor(probabilities, affine=prepared.affine)
-    back = ResampleToMatch(mode="bilinear", padding_mode="zeros", align_corners=True)
+    back = ResampleToMatch(mode="bilinear", padding_mode="border", align_corners=True)
     resampled = _plain(back(here, img_dst=own))
+    for axis, outside in enumerate(_outside(prepared)):
+        resampled.movedim(axis + 1, 0)[outside] = 0
     resampled[0] += 1 - resampled.sum(0)
     return resampled
+
+
+def _outside(prepared: Prepared) -> Iterator[Tensor]:
+    """Yield for each axis the scan's own voxels that are a prepared voxel or more beyond the image."""
+    sides = zip(prepared.truth.shape, prepared.spacing_mm, prepared.image.shape[1:], strict=True)
+    for axis, (own, spacing, side) in enumerate(sides):
+        places = spacing * torch.arange(own, dtype=torch.float64) - prepared.affine[axis, 3]
+        index = places / prepared.affine[axis, axis]
+        yield (index <= -1 + 1e-6) | (index >= side - 1e-6)
 
 
 def _affine(spacing_mm: Sequence[float]) -> NDArray[np.float64]:

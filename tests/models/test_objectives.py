@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from monai.losses import DiceCELoss
@@ -85,8 +86,21 @@ def test_surfaces_within_the_tolerance_agree() -> None:
         for mm in (0.5, 1.5, 2.5)
     ]
     overlaps = [(outcome["surface_dice"] - 0.5) * 2 for outcome in values]  # both lack the tail
-    assert overlaps == pytest.approx([0.5, 0.75, 1.0], abs=0.13)
-    assert overlaps[0] < overlaps[1] < overlaps[2] == 1
+    # of a contour of 30 mm, 2 x 8 mm lie on the other's, and on each side as much as is tolerated
+    assert overlaps == pytest.approx([(16 + 2 * 0.5) / 30, (16 + 2 * 1.5) / 30, 1.0], abs=0.1)
+    assert overlaps[0] <= overlaps[1] < overlaps[2] == 1
+
+
+def test_surface_dice_counts_areas_and_not_voxels() -> None:
+    """A ball that is one slice of 5 mm off; DeepMind's surface-distance gives 0.556."""
+    z, y, x = np.ogrid[-50:50:5, -30:30, -30:30]
+    balls = [
+        torch.from_numpy(np.transpose((z - at) ** 2 + y**2 + x**2 < 15**2, (2, 1, 0)).astype(np.int64))
+        for at in (0, 5)
+    ]
+    scan = Prediction(one_hot(balls[0][None], 2)[0], balls[1], (1.0, 1.0, 5.0))
+    config = SegmentationConfig(kind="segmentation", dims=3, labels={1: "ball"})
+    assert segmentation_outcome(scan, config)["surface_dice"] == pytest.approx(0.56, abs=0.02)
 
 
 def test_an_empty_prediction_costs_the_images_diagonal() -> None:

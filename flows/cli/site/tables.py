@@ -213,6 +213,7 @@ def check_lines(folder: Path, study: Path | None) -> list[CheckLine]:
     if len(training) < policy.min_patients:
         text = f"{len(training)} training patients can be used, min_patients is {policy.min_patients}"
         lines.append(CheckLine("stop", "small_cohort", "", text))
+    lines += [CheckLine("warn", "list", "", note) for note in hospital.listing.notes]
     if study:
         try:
             check_list(hospital, load_study(study))

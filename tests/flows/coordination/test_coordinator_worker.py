@@ -129,3 +129,32 @@ def test_a_training_ends_with_the_worker_that_started_it(home: Path) -> None:
     assert training.poll() is None
     training.stdin.close()
     assert training.wait(timeout=20) == 1
+
+
+def test_a_time_of_a_schedule_that_prefect_serves_twice_trains_once(home: Path) -> None:
+    """As after a redeployment while the scheduler ticks; other times and the same run again do train."""
+    code = (
+        "import anyio, json, sys; from datetime import datetime, timezone; from pathlib import Path\n"
+        "from uuid import uuid4; from prefect.client.schemas.objects import FlowRun\n"
+        "from flows.coordination.coordinator_worker import CoordinatorWorker\n"
+        "from flows.runs.paths import Home\n"
+        "worker, deployment = CoordinatorWorker(Home(Path.cwd())), uuid4()\n"
+        "def run(hour, **changes):\n"
+        "    due = datetime(2026, 11, 28, hour, tzinfo=timezone.utc)\n"
+        "    fields = dict(id=uuid4(), flow_id=uuid4(), deployment_id=deployment, auto_scheduled=True,\n"
+        "                  parameters={'study': 'small'}, expected_start_time=due)\n"
+        "    return FlowRun(**{**fields, **changes})\n"
+        "first = run(1)\n"
+        "for each in (first, run(1), first, run(2), run(1, auto_scheduled=False)):\n"
+        "    print(anyio.run(worker.work, 'train', each).message)\n"
+        "print(first.id)\n"
+    )
+    environment = {**os.environ, "PREFECT_HOME": str(home / "prefect")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=home, env=environment, capture_output=True, text=True, timeout=240
+    )
+    *said, first = done.stdout.splitlines()
+    assert len(said) == 5, done.stderr
+    assert said[1] == f"This time of the schedule was served by the flow run {first}."
+    assert all("ended with 2" in said[number] for number in (0, 2, 3, 4))  # no federation.yaml here

@@ -7,7 +7,9 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
+import requests
 
 from flows.servers.loopback import Server, ServerError, running
 
@@ -92,3 +94,21 @@ def test_a_server_is_looked_after_by_a_process_that_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("known", ["", "hub.example.org"])
+def test_a_server_on_loopback_is_reached_where_a_proxy_is_set(
+    known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy at which nobody answers; later clients and children go past it, too."""
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, known)
+    with running(http_server(tmp_path)) as url:
+        assert httpx.get(url).status_code == 200
+        assert requests.get(url, timeout=5).status_code == 200
+        code = f"import urllib.request as u; print(u.urlopen({url!r}).status)"
+        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert child.stdout.strip() == "200"
+        assert os.environ["NO_PROXY"].split(",")[: bool(known)] == [known][: bool(known)]

@@ -129,3 +129,66 @@ def test_labels_that_are_no_numbers_are_an_error(tmp_path: Path, small_wards) ->
     (ward / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="labels"):
         read_listing(ward)
+
+
+def bids(data: Path, subjects: int, suffixes: tuple[str, ...], *labels: str) -> Path:
+    files = [f"sub-{n}/anat/sub-{n}_{suffix}.nii.gz" for n in range(subjects) for suffix in suffixes]
+    names = [f"sub-{n}_{label}" for n in range(subjects) for label in labels]
+    files += [f"derivatives/d/{name.partition('_')[0]}/anat/{name}.nii.gz" for name in names]
+    return make_bids(data, *files)
+
+
+def test_of_several_contrasts_of_bids_one_is_used_for_all_and_it_is_said(tmp_path: Path) -> None:
+    data = bids(tmp_path, 3, ("T1w", "T2w", "FLAIR"), "dseg")
+    listing = read_listing(data)
+    assert [case.image.rpartition("_")[2] for case in listing.cases] == ["T1w.nii.gz"] * 3
+    assert listing.notes == ("T1w is used, FLAIR, T2w are not; bids.yaml can name another contrast",)
+    (data / "bids.yaml").write_text("contrast: FLAIR")
+    listing = read_listing(data)
+    assert [case.image.rpartition("_")[2] for case in listing.cases] == ["FLAIR.nii.gz"] * 3
+    assert listing.notes == ()
+    (data / "bids.yaml").write_text("contrast: T2star")
+    with pytest.raises(ConfigError, match="expected one of FLAIR, T1w, T2w"):
+        read_listing(data)
+
+
+def test_the_contrast_that_most_subjects_have_is_used(tmp_path: Path) -> None:
+    data = bids(tmp_path, 2, ("T1w",), "dseg")
+    for n in range(5):
+        label = f"derivatives/d/sub-{n}/sub-{n}_dseg.nii.gz"
+        make_bids(data, f"sub-{n}/anat/sub-{n}_FLAIR.nii.gz", *([label] if n > 1 else []))
+    assert {case.image.rpartition("_")[2] for case in read_listing(data).cases} == {"FLAIR.nii.gz"}
+
+
+def test_segmentations_of_fmriprep_are_named_until_the_hospital_says_which(tmp_path: Path) -> None:
+    kinds = ("dseg", "desc-aseg_dseg", "space-MNI152NLin2009cAsym_dseg")
+    data = bids(tmp_path, 2, ("T1w",), *kinds)
+    (data / "derivatives" / "d" / "desc-aseg_dseg.tsv").write_text("index\tname\n17\thippocampus\n")
+    with pytest.raises(ConfigError, match=r"found 2 for sub-0_T1w.nii.gz: .*desc-aseg_dseg.*bids.yaml"):
+        read_listing(data)
+    (data / "bids.yaml").write_text("label: desc-aseg")
+    listing = read_listing(data)
+    assert all(case.label.endswith("desc-aseg_dseg.nii.gz") for case in listing.cases)
+    assert listing.labels == {17: "hippocampus"}
+
+
+def test_bids_without_segmentations_or_names_is_listed_or_says_what_is_missing(tmp_path: Path) -> None:
+    bare = bids(tmp_path / "bare", 3, ("T1w",))
+    listing = read_listing(bare)
+    assert [case.label for case in listing.cases] == [""] * 3
+    assert listing.notes == ("no image has a *_dseg file: nothing can be trained or scored",)
+    some = bids(tmp_path / "some", 2, ("T1w",), "dseg")
+    make_bids(some, "sub-9/anat/sub-9_T1w.nii.gz", "sub-9/anat/._sub-9_T1w.nii.gz")
+    assert read_listing(some).notes == ("1 images have no *_dseg file and are not listed",)
+    (some / "dseg.tsv").unlink()
+    with pytest.raises(ConfigError, match="names of the labels in dseg.tsv"):
+        read_listing(some)
+
+
+def test_names_in_a_list_may_begin_with_the_folder_itself(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(
+        '{"labels": {"0": "b", "1": "l"}, "training": [{"image": "./i/a.nii", "label": "./l/a.nii"}]}'
+    )
+    (tmp_path / "subjects.csv").write_text("image,subject\n./i/a.nii,p\n")
+    (case,) = read_listing(tmp_path).cases
+    assert (case.image, case.label, case.patient) == ("i/a.nii", "l/a.nii", "p")

@@ -8,6 +8,7 @@ from sites.imaging.intake import Scan
 from sites.imaging.preprocessing import (
     PreprocessingConfig,
     Unfit,
+    _RandTurnd,
     drawn_pairs,
     fixed_pair,
     on_own_grid,
@@ -194,3 +195,50 @@ def test_an_image_that_is_constant_after_preparation_is_refused() -> None:
     window = {"kind": "window", "centre": 5000, "width": 100}
     with pytest.raises(Unfit, match="the prepared image is constant"):
         prepare(scan, PreprocessingConfig(shape=(16,) * 3, intensity=window))
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 5.0), (0.5, 2.0, 1.0), (1.0, 3.0)])
+def test_a_rotation_is_one_in_millimetres_whatever_the_voxels_sides_are(
+    spacing: tuple[float, ...],
+) -> None:
+    """MONAI's own turns voxel indices: at 1 x 1 x 5 mm a right angle would become 154 degrees."""
+    dims, keys = len(spacing), ("image",)
+    turned = _RandTurnd(keys, 60, 0, spacing)
+    turned.set_random_state(seed=3)
+    to_mm = np.diag(spacing)
+    for _ in range(20):
+        in_mm = to_mm @ turned.matrix()[:dims, :dims] @ np.linalg.inv(to_mm)
+        assert np.allclose(in_mm @ in_mm.T, np.eye(dims), atol=1e-12)
+        assert np.linalg.det(in_mm) == pytest.approx(1)
+
+
+def test_a_rotated_scan_keeps_lengths_in_millimetres() -> None:
+    """A bar of 60 mm along 5 mm slices, turned into the plane and back out of it."""
+    image = np.zeros((64, 64, 13), np.float32)
+    image[30:34, 30:34, :] = 1
+    turned = _RandTurnd(("image",), 45, 0, (1.0, 1.0, 5.0))
+    for seed in range(6):
+        turned.set_random_state(seed=seed)
+        found = np.asarray(turned({"image": torch.from_numpy(image[None])})["image"])[0]
+        places = np.argwhere(found > 0.5) * [1, 1, 5]
+        along = np.linalg.svd(places - places.mean(0), full_matrices=False)[2][0]
+        reach = np.ptp((places - places.mean(0)) @ along)
+        cosine = abs(along[2])
+        assert reach >= 0.8 * min(60, 60 / max(cosine, 1e-6))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "wanted"),
+    [((40, 40, 24), (1, 1, 5), (1, 1, 3)), ((33, 33, 33), (1.4254,) * 3, (2, 2, 2))],
+)
+def test_an_answer_reaches_the_last_voxel_of_the_scans_own_grid(
+    shape: tuple[int, ...], spacing: tuple[float, ...], wanted: tuple[float, ...]
+) -> None:
+    """A network that is 0.7 sure everywhere is so in every voxel, and not background at the far end."""
+    rng = np.random.default_rng(0)
+    scan = Scan(rng.normal(size=shape).astype(np.float32), np.zeros(shape, np.int64), spacing)
+    prepared = prepare(scan, PreprocessingConfig(shape=(16,) * 3, spacing_mm=wanted))
+    sure = torch.zeros(2, *prepared.image.shape[1:])
+    sure[0], sure[1] = 0.3, 0.7
+    back = on_own_grid(sure, prepared)
+    assert torch.allclose(back[1], torch.tensor(0.7), atol=1e-4)
