@@ -21,6 +21,7 @@ from models.objectives import build_task
 from models.params import Params
 from privacy.signing import canonical
 from sites.imaging.intake import Scan, image_fault
+from sites.imaging.nifti import LONGEST_MM, SHORTEST_MM
 from sites.imaging.preprocessing import Unfit, prepare
 from sites.inference import predict
 from sites.study import Study
@@ -67,9 +68,11 @@ class ServedModel:
         """Return probabilities `(C, *spatial)` of one image `(*spatial)` in RAS, or `(C,)`.
 
         Raises:
-            UnfitImage: it has other dimensions, is constant or not finite, or can't be prepared.
+            UnfitImage: it has other dimensions, is constant or not finite, or can't be prepared; the
+                voxels' sides are no such numbers.
         """
         study = self.study
+        _check_spacing(spacing_mm, study.task.dims)
         if fault := image_fault(image, study.task):
             raise UnfitImage(fault.text)
         activation = build_task(study.task).activation
@@ -85,6 +88,14 @@ class ServedModel:
         if task.kind == "classification" and task.multi_label:
             return (probabilities >= 0.5).long()
         return probabilities.argmax(1)
+
+
+def _check_spacing(spacing_mm: tuple[float, ...], dims: int) -> None:
+    if len(spacing_mm) != dims or not all(SHORTEST_MM <= side <= LONGEST_MM for side in spacing_mm):
+        raise UnfitImage(
+            f"expected spacing_mm of {dims} numbers from {SHORTEST_MM:g} to {LONGEST_MM:g} mm, got "
+            f"{list(spacing_mm)}"
+        )
 
 
 def write(folder: Path, study: Study, params: Params) -> None:

@@ -135,6 +135,23 @@ def epsilon(events: Iterable[PrivacyEvent], delta: float, rule: Filter | None = 
     return gaussian_epsilon(math.sqrt(mu_squared), delta)
 
 
+def group_epsilon(events: Iterable[PrivacyEvent], delta: float, people: int) -> float | None:
+    """Return the epsilon of several people together, such as twins or a mother and her child.
+
+    For steps over all patients it is exact: their gradients together are `people` times as large. It is
+    not `people` times epsilon. None for sampled steps.
+
+    >>> event = PrivacyEvent(noise_multiplier=2.7535, sampling_rate=1, steps=40)
+    >>> [round(group_epsilon([event], 0.0044, people), 1) for people in (1, 2)]
+    [8.0, 21.8]
+    """
+    events = list(events)
+    if any(event.sampling_rate < 1 for event in events):
+        return None
+    mu = math.sqrt(sum(event.steps / event.noise_multiplier**2 for event in events))
+    return gaussian_epsilon(people * mu, delta)
+
+
 def most_found(events: Iterable[PrivacyEvent], delta: float, false_alarms: float = 0.05) -> float:
     """Return the largest share of participating patients that any test can identify as participants.
 

@@ -37,16 +37,24 @@ class Noised:
 
     units: tuple[int, ...]
 
+    def means(self, declared: int) -> list[float]:
+        """Return each sum over a declared number of patients, a multiple of `STEP`.
+
+        The values are not limited to [0, 1]: the mean of limited values would have a bias.
+
+        >>> Noised((UNITS * 3, -UNITS)).means(declared=4)
+        [0.75, -0.25]
+        """
+        means = (Fraction(each, UNITS * declared) for each in self.units)
+        return [round(mean / Fraction(STEP)) * STEP for mean in means]
+
     def shares(self, declared: int) -> list[float]:
-        """Return each sum over a declared number of patients: from 0 to 1, a multiple of `STEP`.
+        """Return `means`, limited to what a share can be: from 0 to 1.
 
         >>> Noised((UNITS * 3, -5)).shares(declared=4)
         [0.75, 0.0]
         """
-        clipped = (
-            min(max(Fraction(each, UNITS * declared), Fraction(0)), Fraction(1)) for each in self.units
-        )
-        return [round(share / Fraction(STEP)) * STEP for share in clipped]
+        return [min(max(mean, 0.0), 1.0) for mean in self.means(declared)]
 
 
 def to_grid(value: float) -> float:

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from flows.decisions.chain import NotReleased
 from flows.decisions.criteria import ATTACK, CALIBRATION, EPSILON, LINEAGE, mean_of, worst_of
 from flows.decisions.verdicts import Evidence
+from flows.rounds.recording import quality_of
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run
 from flows.verification.verify import lineage_faults
 from models.errors import FixYourInput
+from models.objectives import LOWER_IS_BETTER, flat
 from privacy.accounting import TOLERANCE
 from sites.study import PromotionConfig
 
@@ -77,8 +79,11 @@ def check_evidence(evidence: Sequence[Evidence]) -> None:
 
 def _mean(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:
     """Return the mean over the hospitals, or None and who did not publish it."""
-    _, silent = _published(run, record, name)
-    return (None, silent) if silent else (record.quality.get(name), "nobody published it")
+    values, silent = _published(run, record, name)
+    if silent or not any(_is_noised(record, site) for site in values):
+        return (None, silent) if silent else (record.quality.get(name), "nobody published it")
+    found = quality_of(run, record.round, {site: {name: value} for site, value in values.items()})
+    return found.get(name), ""
 
 
 def _worst(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:
@@ -88,12 +93,26 @@ def _worst(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]
 
 
 def _published(run: Run, record: RoundRecord, name: str) -> tuple[dict[str, float], str]:
-    """Return a metric by hospital of a run, and a sentence on those that did not publish it."""
+    """Return a metric by hospital of a run, and a sentence on those that did not publish it.
+
+    Of a noised metric it is the worse end of its interval: noise alone must not let a model pass.
+    """
     members = {site for each in run.records()[: record.round + 1] for site in each.releases}
     metrics = record.metrics
-    values = {site: metrics[site][name] for site in members if name in metrics.get(site, {})}
+    end = "high" if name in LOWER_IS_BETTER else "low"
+    values = {
+        site: metrics[site].get(f"{end}/{flat(name)}", metrics[site][name])
+        if _is_noised(record, site)
+        else metrics[site][name]
+        for site in members
+        if name in metrics.get(site, {})
+    }
     silent = ", ".join(sorted(members - values.keys()))
     return values, f"{silent} did not publish it" if silent else ""
+
+
+def _is_noised(record: RoundRecord, site: str) -> bool:
+    return site in record.scores and record.scores[site].statement.metrics_policy == "noised"
 
 
 def _epsilon(run: Run, record: RoundRecord) -> tuple[float | None, str]:
@@ -107,6 +126,11 @@ def _epsilon(run: Run, record: RoundRecord) -> tuple[float | None, str]:
         return None, "repeatable test noise protects nobody"
     if plain := sorted({release.site for release in releases if release.plain_releases}):
         return None, f"{', '.join(plain)} made releases without privacy of the same patients"
+    privacy = run.study.privacy
+    if record.round < run.study.rounds and privacy.mode != "none":
+        # A run that stops because of what came out has its budget as the only valid bound (a filter is
+        # no odometer: Rogers et al. 2016, Privacy Odometers and Filters, https://arxiv.org/abs/1605.08294).
+        return max(privacy.epsilon, *spent), ""
     return max(spent), ""
 
 

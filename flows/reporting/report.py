@@ -23,7 +23,7 @@ from flows.runs.records import Part, RoundRecord
 from flows.runs.run import Run
 from flows.tracking.metrics import by_group, fairness
 from models.objectives import flat, metric_names
-from privacy.accounting import PrivacyEvent, most_found
+from privacy.accounting import PrivacyEvent, group_epsilon, most_found
 from privacy.release import Acceptance, ReleaseManifest
 
 FALSE_ALARMS = 0.05
@@ -78,10 +78,17 @@ class HospitalPage:
         )
         return plain + ["repeatable test noise: no privacy at all"] * (last.noise == "test")
 
+    @property
+    def _events(self) -> list[PrivacyEvent]:
+        return [PrivacyEvent(**r.event.model_dump()) for _, r in self.releases if r.event]
+
     def most_found(self, delta: float) -> float | None:
         """Return the largest share of its patients whose participation anybody could detect."""
-        events = [PrivacyEvent(**r.event.model_dump()) for _, r in self.releases if r.event]
-        return most_found(events, delta, FALSE_ALARMS) if events else None
+        return most_found(self._events, delta, FALSE_ALARMS) if self._events else None
+
+    def of_two(self, delta: float) -> float | None:
+        """Return the epsilon of two people together, such as twins; None where none is known."""
+        return group_epsilon(self._events, delta, 2) if self._events else None
 
 
 @dataclass(frozen=True)

@@ -172,5 +172,11 @@ def links(url: str) -> list[tuple[str, str]]:
             drawn = f"mlflow.sharedViewState.{PICTURES}" in experiment.tags
             known = _run_pages(experiment.experiment_id, found[0].info.run_id, has_pictures=drawn)
             pages += [(f"{experiment.name}: {title}", f"{url}/{link}") for title, link in known]
-    registered = [model.name for model in client.search_registered_models()]
+    registered, page = [], None
+    while True:
+        found = client.search_registered_models(page_token=page)
+        registered += [model.name for model in found]
+        page = found.token
+        if not page:
+            break
     return pages + [(f"{name}: versions", f"{url}/#/models/{name}") for name in registered]

@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 FEWEST = 10
 """Smallest number of patients for which an interval is published."""
+WITHIN = 1.96
+"""Standard deviations to each end of a normal distribution's interval of 95 %."""
 DRAWS = 200
 """Number of draws of patients for an interval."""
 
@@ -108,6 +110,10 @@ def noised_score(
 ) -> dict[str, float]:
     """Return the mean metrics over patients with the Gaussian noise that `event` states.
 
+    Each has `low/<metric>` and `high/<metric>` beside it, the ends of the 95 % interval of its noise;
+    values may lie outside [0, 1]. If the true number of patients is smaller than `declared`, the values
+    are smaller in the same proportion.
+
     Guarantees: each of a patient's d metrics is in [0, 1], so setting them to zero changes the sum by at
     most sqrt(d) in L2; the divisor is the declared number of evaluation patients. If there are several
     labels, `dice` is the mean of their noised values, at no extra privacy cost.
@@ -116,10 +122,17 @@ def noised_score(
     names = sorted(task.bounded([]))
     values = [[outcome[name] for name in names] for outcome in outcomes]
     rows = np.array(values, dtype=np.float64).reshape(-1, len(names))
-    shares = noised_sums(rows, event, len(names) ** 0.5, noise).shares(declared)
-    metrics = dict(zip(names, shares, strict=True))
+    means = noised_sums(rows, event, len(names) ** 0.5, noise).means(declared)
+    metrics = dict(zip(names, means, strict=True))
+    std = dict.fromkeys(names, event.noise_multiplier * len(names) ** 0.5 / declared)
     dice = [value for name, value in metrics.items() if name.startswith("dice/")]
-    return {**metrics, "dice": to_grid(sum(dice) / len(dice))} if dice else metrics
+    if dice:
+        metrics["dice"] = to_grid(sum(dice) / len(dice))
+        std["dice"] = std[names[0]] / len(dice) ** 0.5
+    for name in list(metrics):
+        for end, sign in (("low", -1), ("high", 1)):
+            metrics[f"{end}/{flat(name)}"] = to_grid(metrics[name] + sign * WITHIN * std[name])
+    return metrics
 
 
 def _predictions(predict: Predict, patient: Patient) -> Iterator[Prediction]:

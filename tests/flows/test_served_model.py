@@ -81,3 +81,13 @@ def test_an_image_that_no_hospital_would_train_on_gets_no_answer(
     ):  # fmt: skip
         with pytest.raises(UnfitImage, match=message):
             served.predict(image)
+
+
+@pytest.mark.parametrize(
+    "spacing", [[-1, 1, 1], [float("nan"), 1, 1], [0, 1, 1], [1, 1], [1, 1, 1, 1], [1, 1, 1e9]]
+)
+def test_sides_of_voxels_that_are_none_are_named(
+    spacing: list[float], served: ServedModel, block: np.ndarray
+) -> None:
+    with pytest.raises(UnfitImage, match=r"expected spacing_mm of 3 numbers from 0.001 to 1000 mm"):
+        served.predict(block, {"spacing_mm": spacing})

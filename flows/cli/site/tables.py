@@ -34,7 +34,11 @@ def ledger_table(folder: Path) -> Table:
     title = f"{hospital.name}: budget epsilon {budget.epsilon:g} at delta {budget.delta:g}"
     if plain:
         title += f"\nplus {plain} releases without privacy, which no epsilon covers"
-    table = Table(title=title)
+    caption = (
+        "What is spent holds for rounds that were planned in advance. For a run that was stopped "
+        "because of what came out, count its study's whole budget."
+    )
+    table = Table(title=title, caption=caption)
     for heading in ("when", "study", "round", "event", "state", "epsilon so far", "left"):
         table.add_column(heading)
     entries = [e for e in hospital.ledger.entries() if e.action != "publish"]

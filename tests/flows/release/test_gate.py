@@ -65,6 +65,31 @@ def test_the_largest_epsilon_of_any_hospital_decides(run: Run) -> None:
     assert found(run, epsilon=most).is_met  # as a ledger allows it
 
 
+def test_before_the_last_round_the_epsilon_is_the_studys_budget(run: Run) -> None:
+    """A run that is stopped because of what came out has no other valid bound."""
+    rewritten(run, noise="system")
+    first, asked = run.records()[1], run.study.privacy.epsilon
+    for most, is_met in ((asked + 0.01, True), (asked - 0.01, False)):
+        (only,) = evidence.measured(run, first, PromotionConfig(metric="dice", epsilon=most))
+        assert (only.is_met, only.found) == (is_met, f"{asked:.4f}")
+
+
+def test_of_a_noised_metric_the_worse_end_of_its_interval_decides(run: Run) -> None:
+    record = run.records()[-1]
+    exact = {site: {**each, "dice": 0.8} for site, each in record.metrics.items()}
+    noised = {"dice": 0.9, "low/dice": 0.5, "high/dice": 1.3}
+    record = with_metrics(record, **exact)
+    east = record.hospitals["east"]
+    statement = east.scores.statement.model_copy(update={"metrics_policy": "noised", "metrics": noised})
+    scores = east.scores.model_copy(update={"statement": statement})
+    hospitals = {**record.hospitals, "east": east.model_copy(update={"scores": scores})}
+    record = record.model_copy(update={"hospitals": hospitals})
+    (worst,) = evidence.measured(run, record, PromotionConfig(metric="dice", worst_site=0.6))
+    assert (worst.is_met, worst.found) == (False, "0.5000")
+    (mean,) = evidence.measured(run, record, PromotionConfig(metric="dice", mean=0.75))
+    assert (mean.is_met, mean.found) == (False, f"{(0.8 + 0.8 + 0.5) / 3:.4f}")
+
+
 def test_an_epsilon_that_does_not_bound_everything_is_missing_evidence(run: Run) -> None:
     rewritten(run, noise="system", plain_releases=1)
     plain = found(run, epsilon=1000)
