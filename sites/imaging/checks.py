@@ -145,9 +145,15 @@ def _copies(usable: Usable, evaluates: Callable[[str], bool]) -> Iterator[Shared
     for group in by_content.values():
         if len(group) > 1:
             files = tuple(usable[i][0] for i in group)
-            yield SharedFinding("duplicate", "the same image occurs more than once", files)
+            labels = {tuple(sorted(usable[i][1].amounts.items())) for i in group}
+            other = ", with different labels" if len(labels) > 1 else ""
+            yield SharedFinding("duplicate", f"the same image occurs more than once{other}", files)
             exact |= set(combinations(group, 2))
-    alike = _alike([one.coarse for _, one in usable])
+    volumes = [
+        i for i, (_, one) in enumerate(usable) if len(one.shape) == 3
+    ]  # of pictures, all look alike
+    coarse = [usable[i][1].coarse for i in volumes]
+    alike = {(volumes[a], volumes[b]) for a, b in _alike(coarse)} if coarse else set()
     for a, b in sorted(alike | exact):
         pair = (usable[a][0], usable[b][0])
         if pair[0].patient == pair[1].patient:

@@ -228,12 +228,18 @@ def suspicious(words: tuple[str, ...]) -> bool:
 
     >>> suspicious(("FSL5.0", "5.0.10")), suspicious(("MUELLER^ANNA 19560403",))
     (False, True)
+    >>> [suspicious((text,)) for text in ("30-May-2013", "04.03.1956", "Mueller, Anna", "TE=2.5;sec=3")]
+    [True, True, True, False]
     """
     return any(_is_suspicious(text) for text in words)
 
 
 def _is_suspicious(text: str) -> bool:
     has_date = re.search(r"(?<!\d)(19|20)\d\d[-./]?(0[1-9]|1[0-2])[-./]?([0-2]\d|3[01])(?!\d)", text)
-    has_name = re.search(r"[A-Za-z]{2,}\^[A-Za-z]+", text)
+    months = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+    has_date = has_date or re.search(
+        rf"(?<!\d)[0-3]?\d[-./ ]([01]?\d|({months})[a-z]*)[-./ ](19|20)\d\d(?!\d)", text, re.IGNORECASE
+    )
+    has_name = re.search(r"[A-Za-z]{2,}\^[A-Za-z]+|\b[A-Z][A-Za-z'-]+, ?[A-Z][a-z]", text)
     has_key = re.search(r"patient|birth|\bname\b|\bdob\b|\bmrn\b", text, re.IGNORECASE)
     return bool(has_date or has_name or has_key)

@@ -17,6 +17,8 @@ TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "ta
 CONFIG = PreprocessingConfig(shape=(16, 16, 16))
 RNG = np.random.default_rng(0)
 
+FLAT = PreprocessingConfig(shape=(32, 32))
+
 
 def head(scale: float = 1.0) -> np.ndarray:
     return (RNG.normal(5, 1, (16, 16, 16)) * scale).astype(np.float32)
@@ -217,3 +219,21 @@ def test_pneumonia_images_that_stand_in_both_parts_are_found(shared_data: Path) 
     shared: list[SharedFinding] = check_together(cases, lambda patient: patient.startswith("val"))
     both = [f for f in shared if f.check == "both_groups"]
     assert len({files.patient for f in both for files in f.cases if files.patient[:3] == "val"}) >= 8
+
+
+def test_pictures_that_look_alike_are_no_shared_head_and_equal_ones_say_that_their_labels_differ() -> (
+    None
+):
+    shape = np.hypot(*np.mgrid[-1:1:64j, -1:1:64j]) < 0.9
+    eyes = [(shape * 100 + RNG.normal(0, 1, (64, 64))).astype(np.float32) for _ in range(6)]
+
+    def picture(number: int, image: np.ndarray, label: int) -> CheckedCase:
+        files = CaseFiles(f"case-{number}", f"p{number}", f"{number}.png", str(label))
+        scan = Scan(image, np.asarray(label), (1.0, 1.0))
+        return CheckedCase(files, Reading(profile_of(scan), (), lambda: prepare(scan, FLAT)), ())
+
+    cases = [picture(number, image, 0) for number, image in enumerate(eyes)]
+    assert not found(cases, lambda patient: patient == "p1")
+    copies = [*cases, picture(7, eyes[0].copy(), 1)]
+    (finding,) = check_together(copies, lambda _: False)
+    assert finding.text == "the same image occurs more than once, with different labels"
