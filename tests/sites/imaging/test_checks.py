@@ -221,7 +221,7 @@ def test_pneumonia_images_that_stand_in_both_parts_are_found(shared_data: Path) 
     assert len({files.patient for f in both for files in f.cases if files.patient[:3] == "val"}) >= 8
 
 
-def test_pictures_that_look_alike_are_no_shared_head_and_equal_ones_say_that_their_labels_differ() -> (
+def test_alike_pictures_are_no_shared_head_and_copies_say_that_labels_differ() -> (
     None
 ):
     shape = np.hypot(*np.mgrid[-1:1:64j, -1:1:64j]) < 0.9
