@@ -221,9 +221,7 @@ def test_pneumonia_images_that_stand_in_both_parts_are_found(shared_data: Path) 
     assert len({files.patient for f in both for files in f.cases if files.patient[:3] == "val"}) >= 8
 
 
-def test_alike_pictures_are_no_shared_head_and_copies_say_that_labels_differ() -> (
-    None
-):
+def test_alike_pictures_are_no_shared_head_and_copies_say_that_labels_differ() -> None:
     shape = np.hypot(*np.mgrid[-1:1:64j, -1:1:64j]) < 0.9
     eyes = [(shape * 100 + RNG.normal(0, 1, (64, 64))).astype(np.float32) for _ in range(6)]
 
