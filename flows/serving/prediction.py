@@ -200,7 +200,6 @@ def _on_own_grid(labels: NDArray[np.uint8], image: Image, path: Path) -> nib.Nif
     mask = nib.Nifti1Image(own.reshape(shape), None, header)
     for field in PLACE:
         mask.header[field] = original.header[field]
-    sides = slice(0, 1 + min(len(shape), 3))
-    mask.header["pixdim"][sides] = original.header["pixdim"][sides]
+    mask.header["pixdim"][:4] = original.header["pixdim"][:4]
     mask.set_data_dtype(np.uint8)
     return mask

@@ -1,5 +1,6 @@
 """Bad input at the command line: one message, exit code 2, nothing written, nothing spent."""
 
+import json
 import math
 import re
 import time
@@ -349,3 +350,17 @@ def test_a_coordinators_question_is_answered_by_hand(home: Path, study_with, edi
     hub.exchange.put_statement(Place.order("small-1", 0, "check", 1, "north"), signed)
     assert "check of small-1, round 0: answered." in call("site", "check", "small", ward).stdout
     assert hub.exchange.statement(Place.statement("small-1", 0, "check", "north"))
+
+
+def test_equal_findings_are_one_row_and_the_table_says_what_to_do(home: Path) -> None:
+    ward = home / "wards" / "north"
+    for image in sorted((ward / "imagesTr").glob("*.nii.gz"))[:5]:
+        image.unlink()
+    done = call("site", "check", ward)
+    assert done.exit_code == 1
+    said = " ".join(done.stdout.split())
+    assert said.count("a file is missing") == 1
+    assert "5 cases:" in said
+    assert "What to do: the cases that are skipped add nothing; mend the files, or take them off" in said
+    found = json.loads(call("site", "check", ward, "--json").stdout)
+    assert sum(line["check"] == "missing" for line in found) == 5

@@ -177,3 +177,44 @@ def test_a_model_whose_weights_were_changed_is_not_used(run: Run) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"\7")
     result = call("predict", "model", scan_of(Path("wards/east")), "-o", "mask.nii.gz")
     assert result.exit_code == 1 and "sha256" in result.stderr
+
+
+def model_of_threshold(folder: Path, study_with, dims: int) -> Path:
+    """Write an untrained model of a study of so many dimensions; return its folder."""
+    study = study_with(
+        task={"kind": "segmentation", "dims": dims, "labels": {1: "a", 2: "b"}},
+        preprocessing={"shape": [16] * dims}, distillation=None, export="weights",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder.mkdir()
+    served_model.write(folder, study, P.of(study.network.build(dims, study.task.out_channels)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims"),
+    [((20, 18, 12), 3), ((20, 18, 12, 1), 3), ((20, 18), 2), ((20, 18, 1), 2), ((20, 18, 1, 1), 2)],
+)
+def test_a_mask_has_its_images_shape_both_places_their_codes_and_units(
+    shape: tuple[int, ...], dims: int, tmp_path: Path, study_with
+) -> None:
+    """As after a registration: qform and sform differ by a rotation, and viewers go by either."""
+    model = model_of_threshold(tmp_path / "model", study_with, dims)
+    rng = np.random.default_rng(0)
+    qform = np.array([[0, -2.0, 0, 9], [1.5, 0, 0, -12], [0, 0, 3, 5], [0, 0, 0, 1]])
+    c, s = np.cos(0.2), np.sin(0.2)
+    sform = np.array([[c, -s, 0, 12], [s, c, 0, -4], [0, 0, 1, 3], [0, 0, 0, 1]]) @ qform
+    image = nib.Nifti1Image(rng.normal(size=shape).astype(np.float32), sform)
+    image.set_qform(qform, 1)
+    image.set_sform(sform, 4)
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "scan.nii.gz")
+    done = call("predict", model, tmp_path / "scan.nii.gz", "-o", tmp_path / "mask.nii.gz")
+    assert done.exit_code == 0, done.output
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    assert mask.shape == shape
+    for field in ("qform_code", "sform_code", "xyzt_units"):
+        assert mask.header[field] == image.header[field]
+    assert np.allclose(mask.get_sform(), image.get_sform(), atol=1e-5)
+    assert np.allclose(mask.get_qform(), image.get_qform(), atol=1e-5)
+    assert len(np.unique(np.asarray(mask.dataobj))) > 1

@@ -1,5 +1,6 @@
 """Import of exports that contain many names: none of them reaches the hospital's data."""
 
+import csv
 import gzip
 import io
 import re
@@ -22,6 +23,7 @@ from sites.deidentification.archive_import import Imported, import_export
 from sites.deidentification.deidentify import deidentified
 from sites.hospital import Hospital
 from sites.imaging.dicom import series_in
+from sites.imaging.images import read_image
 from sites.imaging.listing import read_listing
 from sites.yaml_files import ConfigError
 
@@ -405,3 +407,64 @@ def test_only_an_import_takes_a_missing_patient_from_dicom_files(hospital, tmp_p
     (export / "cases.csv").write_text("image,label\nother.nii.gz,l.nii.gz\n")
     with pytest.raises(ConfigError, match="other.nii.gz has neither"):
         import_export(hospital, export)
+
+
+def test_a_corrected_export_replaces_what_was_imported_and_says_so(hospital, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    for name, values in (("a", VOLUME), ("b", VOLUME)):
+        nib.save(nib.Nifti1Image(values, np.eye(4)), folder / f"{name}.nii")
+    listed(folder, "MRN-1,a.nii,1", "MRN-2,b.nii,1")
+    assert import_export(hospital, folder).replaced == 0
+    before = {case.image for case in read_listing(hospital.data).cases}
+    nib.save(nib.Nifti1Image(VOLUME + 7, np.eye(4)), folder / "b.nii")
+    done = import_export(hospital, folder)
+    assert (done.cases, done.replaced) == (0, 1)
+    assert {case.image for case in read_listing(hospital.data).cases} == before
+    contents = [nib.load(hospital.data / image).get_fdata().max() for image in before]
+    assert sorted(contents) == [VOLUME.max(), VOLUME.max() + 7]
+    assert import_export(hospital, folder).replaced == 0
+
+
+def test_a_corrected_series_replaces_the_imported_one_and_a_part_of_it_does_not(
+    hospital, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "first", series="1.2.4")
+    import_export(hospital, tmp_path / "first")
+    (case,) = read_listing(hospital.data).cases
+    for path in sorted((tmp_path / "first").glob("*.dcm"))[3:]:
+        path.unlink()
+    assert import_export(hospital, tmp_path / "first").replaced == 0
+    assert series_in(hospital.data / case.image).volume.shape[2] == 6
+    write_series(tmp_path / "second", series="1.2.4", RescaleIntercept=100)
+    done = import_export(hospital, tmp_path / "second")
+    assert (done.cases, done.replaced) == (0, 1)
+    assert series_in(hospital.data / case.image).volume.get_fdata().min() == VOLUME.min() + 100
+
+
+def test_what_is_left_out_is_named_and_series_are_told_apart_by_numbers(
+    hospital, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "e" / "t1", series="1.2.4", RepetitionTime=500, EchoTime=10)
+    write_series(tmp_path / "e" / "flair", series="1.2.5", RepetitionTime=9000, InversionTime=2500)
+    write_slice(tmp_path / "e", 0, [0, 0, 0], series="1.9", SOPClassUID=CAPTURE)
+    done = import_export(hospital, tmp_path / "e")
+    (reason,) = done.left_out
+    assert reason == "it is no image of a scan: Secondary Capture Image Storage"
+    assert done.named[reason][0].startswith("1.9-000-")
+    with (hospital.data / "cases.csv").open() as file:
+        assert {row["series"] for row in csv.DictReader(file)} == {
+            "MR TR=500 TE=10",
+            "MR TR=9000 TI=2500",
+        }
+
+
+def test_one_channel_of_several_is_imported_with_its_file(hospital, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    nib.save(nib.Nifti1Image(np.stack([VOLUME, VOLUME * 2], -1), np.eye(4)), folder / "a.nii.gz")
+    listed(folder, "MRN-1,a.nii.gz#1,1")
+    assert import_export(hospital, folder).cases == 1
+    (case,) = read_listing(hospital.data).cases
+    assert case.image.endswith(".nii.gz#1")
+    assert read_image(hospital.data, case.image).voxels.max() == 2 * VOLUME.max()

@@ -11,6 +11,8 @@ from sites.imaging.image import Unreadable
 from sites.imaging.images import read_image
 from sites.imaging.intake import BrokenCase, read_case
 from sites.imaging.listing import CaseFiles
+from sites.imaging.preprocessing import PreprocessingConfig
+from sites.imaging.reading import read_and_prepare
 
 RNG = np.random.default_rng(0)
 CASE = CaseFiles("c", "p", "image.nii", "label.nii")
@@ -170,3 +172,22 @@ def test_labels_that_nibabel_scaled_into_an_integer_type_are_labels(tmp_path: Pa
     nib.save(image, tmp_path / "label.nii")
     assert not np.array_equal(nib.load(tmp_path / "label.nii").get_fdata(), label)
     assert np.array_equal(read_case(tmp_path, CASE, task(3))[0].target, label)
+
+
+def test_a_label_that_vanishes_at_the_studys_spacing_is_a_finding(tmp_path: Path) -> None:
+    image = RNG.normal(size=(24, 24, 24)).astype(np.float32)
+    label = np.zeros(image.shape, np.uint8)
+    label[4:12, 4:12, 4:12], label[17, 17, 17] = 1, 2
+    save(tmp_path / "image.nii", image)
+    save(tmp_path / "label.nii", label)
+    config = PreprocessingConfig(shape=(8, 8, 8), spacing_mm=(4.0, 4.0, 4.0))
+    _, findings, _ = read_and_prepare(tmp_path, CASE, task(3), config)
+    assert [(each.check, each.text) for each in findings] == [
+        ("vanished_label", "at the study's spacing and shape label 2 vanishes")
+    ]
+
+
+def test_an_image_without_a_label_in_the_list_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "image.nii", RNG.normal(size=(8, 8, 8)).astype(np.float32))
+    with pytest.raises(BrokenCase, match="the list has no label for this image"):
+        read_case(tmp_path, CaseFiles("c", "p", "image.nii", ""), task(3))
