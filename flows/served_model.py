@@ -72,9 +72,9 @@ class ServedModel:
                 voxels' sides are no such numbers.
         """
         study = self.study
-        _check_spacing(spacing_mm, study.task.dims)
         if fault := image_fault(image, study.task):
             raise UnfitImage(fault.text)
+        _check_spacing(spacing_mm, study.task.dims)
         activation = build_task(study.task).activation
         try:
             scan = prepare(_as_scan(image, spacing_mm, study), study.preprocessing)

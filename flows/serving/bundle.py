@@ -269,6 +269,10 @@ Not for: {study.card.out_of_scope or "not stated"}.
 
     python -m monai.bundle run --config_file configs/inference.json --bundle_root . --image scan.nii.gz
 
+MONAI's readers ignore the EXIF orientation of photographs and units of metres, and the last voxels
+of a scan whose voxels are finer than the study's may fade into background: `wardround predict` has
+neither limit.
+
 The weights are `models/{served_model.WEIGHTS}` with sha256 {sha256}; the study is {study.sha256}.
 
 {proof}

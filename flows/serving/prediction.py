@@ -173,10 +173,19 @@ def write_mask(mask: nib.Nifti1Image, out: Path) -> None:
 def _seen(model: ServedModel, path: Path) -> tuple[Image, torch.Tensor]:
     """Return an image, and the probabilities that a model gives it."""
     try:
-        image = read_image(path.parent, path.name).of_dims(model.study.task.dims)
+        image = read_image(*_placed(path)).of_dims(model.study.task.dims)
         return image, model.probabilities(image.voxels, image.spacing_mm)
     except (Unreadable, UnfitImage) as error:
         raise ConfigError(f"{path}: {error}.") from error
+
+
+def _placed(path: Path) -> tuple[Path, str]:
+    """Return the folder and the name of an image that may be a link, or a part of a file after `#`."""
+    file, mark, member = str(path).partition("#")
+    resolved = Path(file).resolve()
+    if resolved.suffix != Path(file).suffix:  # a link to a store whose names have no end
+        resolved = Path(file).absolute()
+    return resolved.parent, f"{resolved.name}{mark}{member}"
 
 
 def _on_own_grid(labels: NDArray[np.uint8], image: Image, path: Path) -> nib.Nifti1Image:
@@ -184,11 +193,12 @@ def _on_own_grid(labels: NDArray[np.uint8], image: Image, path: Path) -> nib.Nif
 
     Over a NIfTI file they have its shape, its axes, its qform and sform with their codes, and its units.
     """
-    file = path.name.partition("#")[0]
+    folder, name = _placed(path)
+    file = name.partition("#")[0]
     if not file.lower().endswith((".nii", ".nii.gz")):
         return nib.Nifti1Image(labels, image.affine)
-    original = nib.load(path.with_name(file))
-    shape = original.shape[: 3 if "#" in path.name else None]
+    original = nib.load(folder / file)
+    shape = original.shape[: 3 if "#" in name else None]
     to_ras = io_orientation(np.asarray(original.affine, dtype=float))
     in_ras = [0, 0, 0]
     for axis, (place, _) in enumerate(to_ras):

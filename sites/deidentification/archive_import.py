@@ -190,7 +190,7 @@ def _take_file(
     source = export / file
     if source.is_dir():
         images, _ = stack_in(images_in(source), member)
-        return _put_series(data, images, kind, patient, rename, progress)
+        return _put_series(data, images, kind, patient, rename, progress, name)
     suffix = next((s for s in _COPIED if file.lower().endswith(s)), None)
     if suffix is None:
         raise Unreadable("unreadable", f"a file is not of type {', '.join(_COPIED)}")
@@ -276,13 +276,17 @@ def _put_series(
     patient: str,
     rename: Rename,
     progress: _Progress,
+    listed: str = "",
 ) -> str:
     """Write a series under the hospital's own names, also over another content; return its place.
 
     A part of what is there already changes nothing: an archive may have exported less this time.
+
+    Args:
+        listed: the name by which the export's own list tells series of one UID apart.
     """
     keys = ("PatientID", "StudyInstanceUID", SERIES)
-    own = "\n".join(str(datasets[0].get(key, "")) for key in keys)
+    own = "\n".join([*(str(datasets[0].get(key, "")) for key in keys), *([listed] if listed else [])])
     place = f"{kind}/{rename(f'series {patient} {own}')[:16]}"
     folder = data / place
     files = [dicom_bytes(deidentified(dataset, patient, rename)) for dataset in datasets]

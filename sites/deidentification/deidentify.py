@@ -42,7 +42,9 @@ NUMBERS = (
 """Attributes that hold only numbers, and are kept."""
 NUMERIC = frozenset({"DS", "IS", "FL", "FD", "US", "UL", "SS", "AT"})
 CODES: Mapping[str, frozenset[str]] = {
-    "Modality": frozenset({"MR", "CT", "PT", "NM", "US", "DX", "CR", "MG", "XA", "OT"}),
+    "Modality": frozenset(
+        {"MR", "CT", "PT", "NM", "US", "OPT", "OT", "CR", "DX", "MG", "RG", "XA", "RF", "IO", "PX"}
+    ),
     "ImageType": frozenset(
         {"ORIGINAL", "DERIVED", "PRIMARY", "AXIAL", "MPR", "OTHER", "M", "NORM", "ND", "VOLUME", "NONE",
          "REFORMATTED", "M_FFE", "SE", "FFE", "M_SE", "DIS2D", "DIS3D", "RESAMPLED", "AVERAGE"}
@@ -148,6 +150,8 @@ def _standard(uid: UID) -> UID:
 
 def _voxels(dataset: Dataset) -> NDArray[np.integer]:
     """Return the stored values `([frames], rows, columns)`, with the unused bits cleared."""
+    if not str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).startswith("MONOCHROME"):
+        raise NotCleaned("it is in colour, or has a palette of colours")
     if int(dataset.SamplesPerPixel) != 1 or int(dataset.BitsAllocated) not in (8, 16, 32):
         raise NotCleaned("it is in colour, or its values do not have 8, 16 or 32 bits")
     values: NDArray[np.integer] = dataset.pixel_array

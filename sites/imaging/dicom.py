@@ -11,12 +11,11 @@ Slices lie on one line. Their positions may deviate from even steps by the round
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from highdicom import Image
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_modality_lut
@@ -94,54 +93,60 @@ def _slices(images: Sequence[Dataset]) -> list[_Slice]:
         raise UnfitSeries("the images are in colour")
     if any("PALETTE" in str(each.get("PhotometricInterpretation")) for each in images):
         raise UnfitSeries("the images have a palette of colours")
-    if is_multi_frame(images[0]):
-        return _frames(images[0])
-    return [_slice(each) for each in images]
+    first = images[0]
+    found = _frames(first) if is_multi_frame(first) else [_slice(each) for each in images]
+    is_inverted = first.get("PhotometricInterpretation") == "MONOCHROME1"
+    return _inverted(found) if is_inverted and first.get("Modality") in RADIOGRAPHS else found
 
 
 def _slice(image: Dataset) -> _Slice:
-    values = np.asarray(apply_modality_lut(image.pixel_array, image), dtype=np.float32)
+    if int(image.get("NumberOfFrames") or 1) > 1:
+        raise UnfitSeries("a file of several frames does not state the place of each")
     place = np.asarray([float(value) for value in image.ImagePositionPatient])
     spacing = np.asarray([float(value) for value in image.get("PixelSpacing") or ()])
     if spacing.shape != (2,):
         raise UnfitSeries("a slice does not state its pixel spacing")
-    return _Slice(_shown(values, image), place, direction(image), spacing)
+    return _Slice(_measured(image.pixel_array, image), place, direction(image), spacing)
 
 
-def _shown(values: NDArray[np.float32], image: Dataset) -> NDArray[np.float32]:
-    """Return the values; those of a radiograph in MONOCHROME1 with bright and dark exchanged."""
-    is_inverted = image.get("PhotometricInterpretation") == "MONOCHROME1"
-    if is_inverted and image.get("Modality") in RADIOGRAPHS:
-        inverted: NDArray[np.float32] = values.max() + values.min() - values
-        return inverted
-    return values
+def _measured(stored: NDArray[np.generic], transform: Dataset) -> NDArray[np.float32]:
+    """Return stored values after the rescale or the modality look-up table that a data set states."""
+    try:
+        return np.asarray(apply_modality_lut(stored, transform), dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise UnfitSeries("the rescale slope or intercept is no number") from error
+
+
+def _inverted(slices: list[_Slice]) -> list[_Slice]:
+    """Return slices with bright and dark exchanged, about the same value in all of them."""
+    both = max(each.values.max() for each in slices) + min(each.values.min() for each in slices)
+    return [replace(each, values=both - each.values) for each in slices]
 
 
 def _frames(image: Dataset) -> list[_Slice]:
     """Return the frames of a multi-frame file as slices, each with its own functional groups."""
     shared = image.get("SharedFunctionalGroupsSequence") or [Dataset()]
-    opened = Image.from_dataset(image, copy=False)
+    stored = image.pixel_array
     found = []
-    for number, own in enumerate(image.PerFrameFunctionalGroupsSequence, start=1):
+    for number, own in enumerate(image.PerFrameFunctionalGroupsSequence):
         place = _group(own, shared[0], "PlanePositionSequence")
         turn = _group(own, shared[0], "PlaneOrientationSequence")
         measures = _group(own, shared[0], "PixelMeasuresSequence")
-        values = opened.get_frame(
-            number,
-            dtype=np.float32,
-            apply_real_world_transform=False,
-            apply_voi_transform=False,
-            apply_presentation_lut=False,
-        )
+        frame = stored[number] if stored.ndim == 3 else stored
         found.append(
             _Slice(
-                _shown(np.asarray(values, dtype=np.float32), image),
+                _measured(frame, _transform(own, shared[0], image)),
                 np.asarray([float(value) for value in place.ImagePositionPatient]),
                 direction(turn),
                 np.asarray([float(value) for value in measures.PixelSpacing]),
             )
         )
     return found
+
+
+def _transform(own: Dataset, shared: Dataset, image: Dataset) -> Dataset:
+    name = "PixelValueTransformationSequence"
+    return _group(own, shared, name) if own.get(name) or shared.get(name) else image
 
 
 def _group(own: Dataset, shared: Dataset, name: str) -> Dataset:
@@ -157,6 +162,8 @@ def _volume(slices: list[_Slice]) -> nib.Nifti1Image:
     turn = np.mean([each.turn for each in slices], axis=0)
     if max(np.abs(each.turn - turn).max() for each in slices) > 0.01:
         raise UnfitSeries("the slices have different directions")
+    if any(not np.allclose(each.pixel_mm, slices[0].pixel_mm, rtol=1e-3) for each in slices):
+        raise UnfitSeries("the slices have different pixel spacings")
     along, down = (axis / np.linalg.norm(axis) for axis in (turn[:3], turn[3:]))
     normal = np.cross(along, down)
     slices, places = _unique(sorted(slices, key=lambda each: float(each.place @ normal)), normal)
@@ -202,8 +209,12 @@ def _steps(
     numbers = np.arange(len(places))
     design = np.stack([numbers, np.ones(len(places))], axis=1)
     (step, first), *_ = np.linalg.lstsq(design, places, rcond=None)
-    off = np.abs(depth - (numbers * (step @ normal) + first @ normal)).max()
-    if off <= tolerance:
+    apart = places - (numbers[:, None] * step + first)
+    if np.abs(apart @ normal).max() <= tolerance:
+        if np.abs(apart).max() > max(ROUNDING_MM, tolerance):
+            raise UnfitSeries(
+                f"slices are displaced in their plane, by up to {np.abs(apart).max():.3g} mm"
+            )
         return step, first
     if gaps.max() > 1.5 * usual:
         raise UnfitSeries(

@@ -28,7 +28,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-for _library in ("pydicom", "highdicom", "nibabel"):
+for _library in ("pydicom", "nibabel"):
     logging.getLogger(_library).setLevel(logging.CRITICAL)  # their logs contain names from the files
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
@@ -46,6 +46,9 @@ NO_SCANS = frozenset(
 """SOP classes that have pixels and no scan in them."""
 NO_SCAN_TYPES = frozenset({"LOCALIZER", "SCREEN SAVE", "SCREENSAVE", "CSA REPORT"})
 """Values of ImageType of localisers and of screens that a scanner stores as images of its own kind."""
+SUFFIXES = (".dcm", ".ima", ".dicom")
+"""Ends of names of DICOM files; scanners and archives also write files without one."""
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 MOST_FILES = 5000
 LARGEST_FILE = 2**31
 
@@ -79,13 +82,16 @@ def images_in(folder: Path) -> Found:
             continue  # what macOS stores beside a file
         try:
             dataset = read_file(path)
-        except pydicom.errors.InvalidDicomError:
+        except pydicom.errors.InvalidDicomError as error:
+            if path.suffix.lower() in SUFFIXES:
+                raise UnfitSeries("a file is cut off or damaged: it is not DICOM") from error
+            others["file that is not DICOM"] += path.name != "DICOMDIR"
             continue  # such as a text file
         if why := no_scan(dataset):
             others[why] += 1
         else:
             images.append(dataset)
-    return Found(tuple(images), others)
+    return Found(tuple(images), +others)
 
 
 def read_file(path: Path) -> Dataset:
@@ -106,6 +112,8 @@ def read_file(path: Path) -> Dataset:
         dataset = pydicom.dcmread(path)
     except EOFError as error:
         raise UnfitSeries("a file is cut off") from error
+    if "Rows" in dataset and not any(name in dataset for name in PIXELS):
+        raise UnfitSeries("a file is cut off before its pixels")
     _check_complete(dataset)
     return dataset
 

@@ -41,7 +41,7 @@ class Image:
 
     Attributes:
         voxels: `(*spatial)`.
-        affine: `(4, 4)`, voxel to mm; the identity for a plain picture.
+        affine: `(4, 4)`, voxel to mm, its first columns those of `voxels`; the identity for a picture.
         spacing_mm: the voxel's sides, one for each axis of `voxels`.
         words: text in the file beside its voxels, for the search for names.
         shows_text: the file states that text is burned into its pixels.
@@ -67,7 +67,9 @@ class Image:
             return self
         kept = [axis for axis in range(self.voxels.ndim) if axis != single[-1]]
         spacing = tuple(self.spacing_mm[axis] for axis in kept)
-        return replace(self, voxels=self.voxels.squeeze(single[-1]), spacing_mm=spacing)
+        columns = [*kept, single[-1], *range(self.voxels.ndim, 4)]
+        affine = self.affine[:, columns] if len(columns) == 4 else self.affine
+        return replace(self, voxels=self.voxels.squeeze(single[-1]), spacing_mm=spacing, affine=affine)
 
 
 def check_size(size: int) -> None:

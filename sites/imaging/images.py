@@ -95,6 +95,8 @@ def _read_picture(path: Path, _: str, *, is_label: bool = False) -> Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Pictures.DecompressionBombWarning)
         with Pictures.open(path, formats=("PNG", "JPEG")) as picture:
+            if any(";16" in str(tile[3]) for tile in picture.tile) and picture.mode[:1] in "RL":
+                raise Unreadable("unreadable", "it has 16 bits and colour or transparency")
             words = [str(v) for v in picture.info.values() if isinstance(v, str)]
             words += [str(v) for v in picture.getexif().values() if isinstance(v, str)]
             return _plain(np.asarray(_grey(upright(picture), is_label=is_label)), tuple(words))
@@ -128,16 +130,23 @@ def read_stack(path: Path, array: str) -> NDArray[np.float32]:
 
 def _read_member(path: Path, member: str) -> Image:
     array, _, index = member.partition("/")
-    return _plain(_array_of(path, array)[int(index)])
+    images = _array_of(path, array)
+    if not (index.isdecimal() and int(index) < len(images)):
+        raise Unreadable("unreadable", f"expected array/number below {len(images)}, got {member!r}")
+    return _plain(images[int(index)])
 
 
 def _array_of(path: Path, array: str) -> NDArray[np.generic]:
     with zipfile.ZipFile(path) as archive:
+        if f"{array}.npy" not in archive.namelist():
+            raise Unreadable("unreadable", f"it has no array {array!r}")
         check_size(archive.getinfo(f"{array}.npy").file_size)
         with archive.open(f"{array}.npy") as header:
             _check_array(header)
     with np.load(path, allow_pickle=False) as arrays:
         images = arrays[array]
+        if images.dtype.kind not in "iufb":
+            raise Unreadable("unreadable", "its voxels are complex or no numbers")
         if not isinstance(images, np.ndarray) or images.ndim < 3:
             raise Unreadable("unreadable", "the array holds no images")
         return images

@@ -146,10 +146,7 @@ def _check_label(
     if mirrored := _mirrored(image.placement, label.placement):
         raise _broken(case, "label_affine", mirrored)
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shapes[0]])).reshape(len(shapes[0]), -1)
-    places = (
-        a.affine[: len(corners), : len(corners)] @ corners + a.affine[: len(corners), 3:]
-        for a in (image, label)
-    )
+    places = (a.affine[:3, : len(corners)] @ corners + a.affine[:3, 3:] for a in (image, label))
     apart = float(np.abs(np.subtract(*places)).max())
     if apart > min(image.spacing_mm):
         text = f"image and label are up to {apart:.1f} mm apart according to their affines"

@@ -137,10 +137,13 @@ def _rows(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> Iterato
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, delimiter=delimiter)
+            rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
             if missing := set(columns) - set(rows.fieldnames or ()):
                 raise ConfigError(f"{needs}; {min(missing)} is missing.")
             for number, row in enumerate(rows, start=2):
                 values = {str(k): v.strip() for k, v in row.items() if isinstance(v, str)}
+                if not any(values.values()):
+                    continue
                 if not all(values.get(column) for column in columns):
                     raise ConfigError(f"{needs}; line {number} has an empty cell.")
                 yield values
@@ -198,7 +201,7 @@ def _label_column(path: Path) -> Literal["label", "labels"]:
 def _from_decathlon(data: Path, _: PatientOf | None) -> Listing:
     path = data / "dataset.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         listed = [
             (_relative(pair["image"]), _relative(str(pair["label"]))) for pair in content["training"]
         ]
@@ -219,6 +222,8 @@ def _from_decathlon(data: Path, _: PatientOf | None) -> Listing:
 
 
 _ENTITY = re.compile(r"(?:^|_)([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
+DERIVED = frozenset({"desc", "space", "res", "den", "label", "hemi", "seg", "atlas"})
+"""Entities of BIDS that only derived files have."""
 CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw")
 """Contrasts of BIDS in the order in which one is taken if as many subjects have each."""
 
@@ -262,7 +267,11 @@ def _from_bids(data: Path, _: PatientOf | None) -> Listing:
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if not path.name.startswith("._"))
+    return sorted(
+        path
+        for path in paths
+        if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith("._")
+    )
 
 
 def _contrast(data: Path, images: list[Path], config: BidsConfig) -> tuple[str, list[str]]:
@@ -290,12 +299,14 @@ def _contrast(data: Path, images: list[Path], config: BidsConfig) -> tuple[str, 
 def _bids_label(data: Path, image: Path, labels: list[Path], config: BidsConfig) -> str:
     """Return the segmentation of an image: on the image's own grid, of the named kind; else empty."""
     own = _entities(image)
-    mine = [path for path in labels if own.items() <= _entities(path).items()]
+    grids = {None, own.get("space"), "orig", _suffix(image)}
+    mine = [
+        path
+        for path in labels
+        if _acquired(path) == _acquired(image) and _entities(path).get("space") in grids
+    ]
     if config.label:
         mine = [path for path in mine if config.label in path.name.split("_")]
-    if len(mine) > 1:
-        others = [path for path in mine if _entities(path).get("space") in (None, own.get("space"))]
-        mine = others or mine
     if len(mine) > 1:
         named = ", ".join(str(path.relative_to(data)) for path in mine)
         raise ConfigError(
@@ -303,6 +314,11 @@ def _bids_label(data: Path, image: Path, labels: list[Path], config: BidsConfig)
             f"{named}. Write bids.yaml with label: and an entity that only one has, such as desc-manual."
         )
     return str(mine[0].relative_to(data)) if mine else ""
+
+
+def _acquired(path: Path) -> dict[str, str]:
+    """Return the entities that say which acquisition a file is of."""
+    return {key: value for key, value in _entities(path).items() if key not in DERIVED}
 
 
 def _bids_names(data: Path, config: BidsConfig) -> dict[int, str]:

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from sites.imaging.image import LARGEST_BYTES, Image, Placement, Unreadable, check_size
@@ -23,8 +24,8 @@ SAME_PLACE_MM = 0.1
 """Difference of a corner's place, in mm, below which qform and sform agree: they are rounded."""
 TEXTS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
 """Fields of a NIfTI header that hold free text."""
-UNITS_MM = {"meter": 1000.0, "micron": 0.001}
-"""Units of the header whose values are not mm, and their size in mm."""
+UNITS_MM = {1: 1000.0, 3: 0.001}
+"""Units of the header (its lowest three bits) that are not mm: metres and micrometres, in mm."""
 
 
 def read_nifti(path: Path, channel: str) -> Image:
@@ -32,7 +33,14 @@ def read_nifti(path: Path, channel: str) -> Image:
     if path.name.lower().endswith(".gz"):
         _check_gzip(path)
     image = nib.load(path)
-    return from_nifti(image.slicer[..., int(channel)] if channel else image)
+    if not channel:
+        return from_nifti(image)
+    count = image.shape[-1] if len(image.shape) > 3 else 0
+    if not (channel.isdecimal() and int(channel) < count):
+        raise Unreadable(
+            "unreadable", f"expected the number of a channel below {count}, got {channel!r}"
+        )
+    return from_nifti(image.slicer[..., int(channel)])
 
 
 def from_nifti(image: nib.Nifti1Image) -> Image:
@@ -75,16 +83,24 @@ def placement_of(image: nib.Nifti1Image) -> Placement:
     if not isinstance(image, nib.Nifti1Image):
         return Placement(affine)
     header = image.header
-    size = np.diag([*[UNITS_MM.get(header.get_xyzt_units()[0], 1.0)] * 3, 1.0])
+    size = np.diag([*[UNITS_MM.get(int(header["xyzt_units"]) & 7, 1.0)] * 3, 1.0])
     codes = int(header["qform_code"]), int(header["sform_code"])
     other = None
     if all(codes):
-        found = header.get_qform()
+        found = _qform(header)
         sides = (*image.shape, 1, 1)[:3]
         corners = np.array([[0, 0, 0, 1], [*(side - 1 for side in sides), 1]]).T
-        if np.abs((found - affine) @ corners).max() > SAME_PLACE_MM:
+        if found is not None and np.abs(size @ (found - affine) @ corners).max() > SAME_PLACE_MM:
             other = size @ found
     return Placement(size @ affine, any(codes), other)
+
+
+def _qform(header: nib.Nifti1Header) -> NDArray[np.float64] | None:
+    """Return the qform's affine; None if its quaternion is none, which a good sform makes up for."""
+    try:
+        return np.asarray(header.get_qform(), dtype=float)
+    except (ValueError, HeaderDataError):
+        return None
 
 
 def _check_affine(affine: NDArray[np.float64]) -> None:

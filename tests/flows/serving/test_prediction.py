@@ -218,3 +218,20 @@ def test_a_mask_has_its_images_shape_both_places_their_codes_and_units(
     assert np.allclose(mask.get_sform(), image.get_sform(), atol=1e-5)
     assert np.allclose(mask.get_qform(), image.get_qform(), atol=1e-5)
     assert len(np.unique(np.asarray(mask.dataobj))) > 1
+
+
+def test_a_mask_of_a_link_and_of_one_image_of_many_is_made(tmp_path: Path, study_with) -> None:
+    """Data sets of DataLad hold links into a store."""
+    model = model_of_threshold(tmp_path / "model", study_with, 3)
+    values = np.random.default_rng(0).normal(size=(2, 20, 18, 12)).astype(np.float32)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "set").mkdir()
+    nib.save(nib.Nifti1Image(values[0], np.eye(4)), tmp_path / "store" / "key.nii.gz")
+    (tmp_path / "set" / "scan.nii.gz").symlink_to("../store/key.nii.gz")
+    np.savez(tmp_path / "many.npz", images=values)
+    for number, scan in enumerate(("set/scan.nii.gz", "many.npz#images/0")):
+        out = tmp_path / f"{number}.nii.gz"
+        done = call("predict", model, tmp_path / scan, "-o", out)
+        assert done.exit_code == 0, done.output
+    first, second = (np.asarray(nib.load(tmp_path / f"{n}.nii.gz").dataobj) for n in range(2))
+    assert np.array_equal(first, second)

@@ -468,3 +468,23 @@ def test_one_channel_of_several_is_imported_with_its_file(hospital, tmp_path: Pa
     (case,) = read_listing(hospital.data).cases
     assert case.image.endswith(".nii.gz#1")
     assert read_image(hospital.data, case.image).voxels.max() == 2 * VOLUME.max()
+
+
+def test_folders_of_one_series_that_a_list_tells_apart_stay_two(hospital, tmp_path: Path) -> None:
+    """Two echoes, which a person has split because a folder of both was refused."""
+    for name, time in (("echo1", 10), ("echo2", 80)):
+        write_series(tmp_path / "e" / name, series="1.2.4", EchoTime=time, RescaleIntercept=time)
+    (hospital.data / "labels.csv").unlink()
+    listed(tmp_path / "e", "MRN-1,echo1,1", "MRN-1,echo2,1")
+    done = import_export(hospital, tmp_path / "e")
+    assert (done.cases, done.replaced) == (2, 0)
+    images = [case.image for case in read_listing(hospital.data).cases]
+    least = {series_in(hospital.data / image).volume.get_fdata().min() for image in images}
+    assert least == {VOLUME.min() + 10, VOLUME.min() + 80}
+
+
+def test_a_series_with_a_palette_is_left_out_with_its_reason(hospital, tmp_path: Path) -> None:
+    write_series(tmp_path / "e", PhotometricInterpretation="PALETTE COLOR")
+    assert import_export(hospital, tmp_path / "e").left_out == {
+        "it is in colour, or has a palette of colours": 1
+    }

@@ -192,3 +192,25 @@ def test_names_in_a_list_may_begin_with_the_folder_itself(tmp_path: Path) -> Non
     (tmp_path / "subjects.csv").write_text("image,subject\n./i/a.nii,p\n")
     (case,) = read_listing(tmp_path).cases
     assert (case.image, case.label, case.patient) == ("i/a.nii", "l/a.nii", "p")
+
+
+def test_a_mask_of_another_acquisition_or_space_is_no_mask_of_an_image(tmp_path: Path) -> None:
+    """sub-1 has a mask of the image with contrast agent alone, sub-2 one in a template's space."""
+    data = make_bids(
+        tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_ce-GD_T1w.nii.gz",
+        "derivatives/d/sub-1/sub-1_ce-GD_dseg.nii.gz", "sub-2/anat/sub-2_T1w.nii.gz",
+        "derivatives/d/sub-2/sub-2_space-MNI152_dseg.nii.gz", "sub-3/anat/sub-3_T1w.nii.gz",
+        "derivatives/d/sub-3/sub-3_space-T1w_dseg.nii.gz", "sub-3/anat/sub-3_T1w.nii.gz.json",
+    )  # fmt: skip
+    listing = read_listing(data)
+    assert [case.image for case in listing.cases] == [
+        "sub-1/anat/sub-1_ce-GD_T1w.nii.gz", "sub-3/anat/sub-3_T1w.nii.gz",
+    ]  # fmt: skip
+    assert listing.notes == ("2 images have no *_dseg file and are not listed",)
+
+
+def test_spreadsheets_leave_blanks_in_headings_and_empty_rows_behind(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("value, name\n1,lesion\n")
+    (tmp_path / "cases.csv").write_text("patient, image, label\np,a.nii,l.nii\n,,\n")
+    (case,) = read_listing(tmp_path).cases
+    assert (case.patient, case.image, case.label) == ("p", "a.nii", "l.nii")

@@ -191,3 +191,52 @@ def test_an_image_without_a_label_in_the_list_is_named(tmp_path: Path) -> None:
     save(tmp_path / "image.nii", RNG.normal(size=(8, 8, 8)).astype(np.float32))
     with pytest.raises(BrokenCase, match="the list has no label for this image"):
         read_case(tmp_path, CaseFiles("c", "p", "image.nii", ""), task(3))
+
+
+@pytest.mark.parametrize(("turn", "fits"), [(0.0, True), (50.0, False)])
+def test_flat_pairs_are_compared_in_their_own_plane(turn: float, fits: bool, tmp_path: Path) -> None:
+    """A coronal slice: the label lies 50 mm off along the second axis of the plane, or not."""
+    values = RNG.integers(0, 3, (20, 1, 18)).astype(np.uint8)
+    affine = np.diag([1.0, 10, 2, 1])
+    other = np.diag([1.0, 1, 2, 1])  # another thickness of the slice says nothing
+    other[2, 3] = turn
+    save(tmp_path / "image.nii", values.astype(np.float32), affine)
+    save(tmp_path / "label.nii", values, other)
+    if not fits:
+        assert broken(tmp_path, dims=2).startswith("label_affine: image and label are up to 50.0 mm")
+        return
+    scan, _ = read_case(tmp_path, CASE, task(2))
+    assert np.array_equal(scan.target, values[:, 0])
+    assert scan.spacing_mm == (1, 2)
+
+
+def test_odd_headers_that_other_tools_read_are_read(tmp_path: Path) -> None:
+    values = RNG.normal(size=(6, 5, 4)).astype(np.float32)
+    image = nib.Nifti1Image(values, np.eye(4))
+    image.set_qform(np.eye(4), 1)
+    image.header["quatern_b"] = image.header["quatern_c"] = 0.70712  # longer than one
+    image.header["xyzt_units"] = 7
+    nib.save(image, tmp_path / "a.nii")
+    found = read_image(tmp_path, "a.nii")
+    assert np.array_equal(found.voxels, values)
+    assert found.placement.other is None
+
+
+def test_places_are_compared_in_millimetres_also_where_the_file_has_metres(tmp_path: Path) -> None:
+    qform, sform = np.diag([0.001, 0.001, 0.001, 1]), np.diag([-0.001, 0.001, 0.001, 1])
+    image = nib.Nifti1Image(np.ones((6, 5, 4), np.float32), sform)
+    image.set_qform(qform, 1)
+    image.set_sform(sform, 2)
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "a.nii")
+    found = read_image(tmp_path, "a.nii")
+    assert np.allclose(found.placement.other, np.eye(4), atol=1e-4)
+    assert found.spacing_mm == pytest.approx((1, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["a.nii#2", "a.nii#-1", "a.nii#x", "b.npz#images/-1", "b.npz#no/0"])
+def test_a_part_that_a_file_has_not_is_named(name: str, tmp_path: Path) -> None:
+    save(tmp_path / "a.nii", np.ones((4, 4, 4, 2), np.float32))
+    np.savez(tmp_path / "b.npz", images=np.ones((3, 4, 4)))
+    with pytest.raises(Unreadable, match="expected|no array"):
+        read_image(tmp_path, name)
