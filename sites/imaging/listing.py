@@ -119,7 +119,7 @@ def excluded_patients(path: Path) -> frozenset[str]:
     """
     if not path.exists():
         return frozenset()
-    return frozenset(row["subject"] for row in _rows(path, ("subject",)))
+    return frozenset(row["subject"] for row in _rows(path, ("subject",), allow_blank=False))
 
 
 def _relative(name: str) -> str:
@@ -131,8 +131,13 @@ def _relative(name: str) -> str:
     return name.strip().removeprefix("./")
 
 
-def _rows(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> Iterator[dict[str, str]]:
-    """Yield a table's rows; raise ConfigError unless each has a value in every one of `columns`."""
+def _rows(
+    path: Path, columns: tuple[str, ...], delimiter: str = ",", *, allow_blank: bool = True
+) -> Iterator[dict[str, str]]:
+    """Yield a table's rows; raise ConfigError unless each has a value in every one of `columns`.
+
+    Rows without any value, as spreadsheets leave behind, are skipped if `allow_blank`.
+    """
     needs = f"{path}: expected the columns {', '.join(columns)}, each filled in every row"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -142,7 +147,7 @@ def _rows(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> Iterato
                 raise ConfigError(f"{needs}; {min(missing)} is missing.")
             for number, row in enumerate(rows, start=2):
                 values = {str(k): v.strip() for k, v in row.items() if isinstance(v, str)}
-                if not any(values.values()):
+                if allow_blank and not any(values.values()):
                     continue
                 if not all(values.get(column) for column in columns):
                     raise ConfigError(f"{needs}; line {number} has an empty cell.")

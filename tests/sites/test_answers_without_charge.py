@@ -76,8 +76,14 @@ def flat(path: Path) -> None:
 CHANGES: tuple[Callable[[Path], None], ...] = (not_finite, torn, gone, enlarged, flat)
 
 
-@pytest.mark.parametrize("policy", [{}, {"on_broken_case": "stop"}, {"checks": {"spacing": "stop"}}])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("change", "policy"),
+    [
+        *((change, {}) for change in CHANGES),
+        (not_finite, {"on_broken_case": "stop"}),
+        (enlarged, {"checks": {"spacing": "stop"}}),
+    ],
+)
 def test_no_answer_to_check_or_join_depends_on_what_a_scan_shows(
     change: Callable[[Path], None], policy: dict[str, Any], tmp_path: Path, small_wards, study_with, edit
 ) -> None:
