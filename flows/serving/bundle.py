@@ -240,7 +240,8 @@ def _after(study: Study) -> list[dict[str, Any]]:
     return [
         {"_target_": "Activationsd", "keys": "pred", "softmax": True},
         {"_target_": "ResampleToMatchd", "keys": "pred", "key_dst": "own", "mode": "bilinear",
-         "padding_mode": "zeros", "align_corners": True},
+         "padding_mode": "zeros" if study.preprocessing.crop == "foreground" else "border",
+         "align_corners": True},
         # voxels outside the crop are background
         {"_target_": "Lambdad", "keys": "pred",
          "func": "$lambda x: torch.cat([x[:1] + 1 - x.sum(0, keepdim=True), x[1:]])"},
@@ -269,9 +270,8 @@ Not for: {study.card.out_of_scope or "not stated"}.
 
     python -m monai.bundle run --config_file configs/inference.json --bundle_root . --image scan.nii.gz
 
-MONAI's readers ignore the EXIF orientation of photographs and units of metres, and the last voxels
-of a scan whose voxels are finer than the study's may fade into background: `wardround predict` has
-neither limit.
+MONAI's readers ignore the EXIF orientation of photographs and units of metres. Where the study crops,
+answers fade into background within one voxel of the crop. `wardround predict` has neither limit.
 
 The weights are `models/{served_model.WEIGHTS}` with sha256 {sha256}; the study is {study.sha256}.
 

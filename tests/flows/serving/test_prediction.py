@@ -114,7 +114,7 @@ def test_a_classifiers_bundle_tells_the_same_probabilities(tmp_path: Path, study
     network = study.network.build(2, 2)
     model = served_model.ServedModel(study, network.eval())
     picture = np.random.default_rng(0).integers(0, 255, (40, 36)).astype(np.uint8)
-    nib.save(nib.Nifti1Image(picture[..., None], np.eye(4)), tmp_path / "deep.nii.gz")
+    nib.save(nib.Nifti1Image(np.stack([picture, picture], -1), np.eye(4)), tmp_path / "deep.nii.gz")
     Image.fromarray(picture).save(tmp_path / "flat.png")
     with pytest.raises(ConfigError, match="expected 2 dimensions, got 3"):
         prediction.classes_of(model, tmp_path / "deep.nii.gz")
