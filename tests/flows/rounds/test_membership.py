@@ -285,3 +285,11 @@ def test_a_hospital_that_declares_more_patients_than_agreed_takes_no_part(
     if reason:
         assert reason in found.absent["south"].text
         assert membership.participants(federation.run, found).keys() == {"north", "east"}
+
+
+def test_a_limit_that_is_lowered_binds_whoever_takes_part_already(federation: Federation) -> None:
+    run = federation.run
+    most = {"north": 20, "east": 19, "south": 20}  # each has declared 20
+    changed = membership.with_roster(run, run.description.roster, most)
+    assert sorted(changed.description.participants) == ["north", "south"]
+    assert sorted(changed.description.departed) == ["east"]
