@@ -35,7 +35,7 @@ from sites.hospital import Hospital
 from sites.imaging.dicom_files import UnfitSeries, images_in, no_scan, patient_in, read_file
 from sites.imaging.dicom_stack import stack_in, without_copies
 from sites.imaging.images import Unreadable, read_image
-from sites.imaging.listing import CLASSES, LAYOUTS, read_listing
+from sites.imaging.listing import LAYOUTS, LabelColumn, Listing, label_column, read_listing
 from sites.yaml_files import ConfigError
 
 SERIES = "SeriesInstanceUID"
@@ -94,17 +94,21 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
     data = hospital.data
     _check_places(data, export)
     progress = _Progress()
-    is_listed = any((export / name).exists() for name in LAYOUTS)
-    if is_listed:
-        _write_labels(data, read_listing(export, partial(_patient_of, export)).labels)
-    take = _listed_cases if is_listed else _dicom_cases
     rename = partial(pseudonym, hospital.pseudonym_key)
-    found = list(take(export, data, rename, progress))
-    before = _rows(data / "cases.csv")
+    listing = _listing_of(export)
+    label = _label_of(data / "cases.csv", listing)
+    before = _rows(data / "cases.csv", label)
+    if listing:
+        _write_labels(data, listing.labels)
+        found = list(_listed_cases(listing, export, data, rename, progress))
+    else:
+        found = list(_dicom_cases(export, data, rename, progress))
     known = {row["image"] for row in before}
     new = [row for row in found if row["image"] not in known]
     if new:
-        write_atomically(data / "cases.csv", _table(COLUMNS, [*before, *new]))
+        columns = [label if column == "label" else column for column in COLUMNS]
+        rows = [[row[column] for column in COLUMNS] for row in (*before, *new)]
+        write_atomically(data / "cases.csv", _table(columns, rows))
     return Imported(
         cases=len(new),
         patients=len({row["patient"] for row in new}),
@@ -112,6 +116,31 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
         replaced=len(progress.replaced),
         named=dict(progress.left_out),
     )
+
+
+def _listing_of(export: Path) -> Listing | None:
+    """Return the export's own list, None for a tree of DICOM files."""
+    if not any((export / name).exists() for name in LAYOUTS):
+        return None
+    return read_listing(export, partial(_patient_of, export))
+
+
+def _label_of(table: Path, listing: Listing | None) -> LabelColumn:
+    """Return the column of the labels in the hospital's list: the one it has, else the export's.
+
+    Raises:
+        ConfigError: the one holds one class for each case, the other any number.
+    """
+    wanted: LabelColumn = "labels" if listing and listing.has_several else "label"
+    if not table.exists():
+        return wanted
+    present = label_column(table)
+    if listing and present != wanted:
+        raise ConfigError(
+            f"{table}: expected the column {wanted} as in the export, found {present}. Import into a "
+            f"folder of its own: a list has either one class for each case or any number."
+        )
+    return present
 
 
 def _patient_of(export: Path, image: str) -> str:
@@ -132,42 +161,39 @@ def _check_places(data: Path, export: Path) -> None:
         )
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path, label: LabelColumn) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8-sig") as file:
-        return [{key: row.get(key) or "" for key in COLUMNS} for row in csv.DictReader(file)]
+        rows = [{**row, "label": row.get(label)} for row in csv.DictReader(file)]
+    return [{key: row.get(key) or "" for key in COLUMNS} for row in rows]
 
 
 def _write_labels(data: Path, labels: Mapping[int, str]) -> None:
     path = data / "labels.csv"
     if not path.exists():
-        rows = [{"value": str(value), "name": name} for value, name in sorted(labels.items())]
+        rows = [[str(value), name] for value, name in sorted(labels.items())]
         write_atomically(path, _table(("value", "name"), rows))
 
 
-def _table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     return text.getvalue().encode()
 
 
 def _listed_cases(
-    export: Path, data: Path, rename: Rename, progress: _Progress
+    listing: Listing, export: Path, data: Path, rename: Rename, progress: _Progress
 ) -> Iterator[dict[str, str]]:
     """Yield the cases of an export that has its own list."""
-    cases = read_listing(export, partial(_patient_of, export)).cases
-    are_classes = all(CLASSES.fullmatch(case.label) for case in cases)
-    for case in cases:
+    for case in listing.cases:
         patient = imported(rename(case.patient))
         with progress.counted(case.image):
             take = partial(
                 _take_file, export, data=data, patient=patient, rename=rename, progress=progress
             )
             image = take(case.image, kind="images")
-            label = case.label if are_classes else take(case.label, kind="labels")
+            label = case.label if listing.has_classes else take(case.label, kind="labels")
             session = rename(f"session {case.session}")[:8] if case.session else ""
             yield {
                 "patient": patient, "image": image, "label": label, "session": session, "series": "",

@@ -28,6 +28,8 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
+from sites.imaging.image import LARGEST_BYTES
+
 for _library in ("pydicom", "nibabel"):
     logging.getLogger(_library).setLevel(logging.CRITICAL)  # their logs contain names from the files
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -50,7 +52,6 @@ SUFFIXES = (".dcm", ".ima", ".dicom")
 """Ends of names of DICOM files; scanners and archives also write files without one."""
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 MOST_FILES = 5000
-LARGEST_FILE = 2**31
 
 
 class UnfitSeries(Exception):
@@ -101,7 +102,7 @@ def read_file(path: Path) -> Dataset:
         UnfitSeries: it is too large, cut off, or compressed so that its size can't be known before.
         InvalidDicomError: it is not a DICOM file.
     """
-    if path.stat().st_size > LARGEST_FILE:
+    if path.stat().st_size > LARGEST_BYTES:
         raise UnfitSeries("a file is larger than any scan")
     if path.stat().st_size == 0:
         raise pydicom.errors.InvalidDicomError("an empty file")
@@ -121,7 +122,7 @@ def read_file(path: Path) -> Dataset:
 def _check_complete(dataset: Dataset) -> None:
     names = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
     count = prod(int(dataset.get(name) or 1) for name in names)
-    if 4 * count > LARGEST_FILE:
+    if 4 * count > LARGEST_BYTES:
         raise UnfitSeries("a file is larger than any scan")
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
     if "PixelData" not in dataset or (syntax and syntax.is_compressed):

@@ -81,6 +81,7 @@ class Listing:
         return self.has_several or 2 * classes > len(self.cases)
 
 
+LabelColumn = Literal["label", "labels"]
 PatientOf = Callable[[str], str]
 """Function that returns the patient of an image by the image's name in a list, empty if it has none."""
 
@@ -168,7 +169,7 @@ def _label_names(path: Path, column: str, delimiter: str = ",") -> dict[int, str
 
 def _from_table(data: Path, patient_of: PatientOf | None) -> Listing:
     path = data / "cases.csv"
-    label = _label_column(path)
+    label = label_column(path)
     needed = ("image", label) if patient_of else ("patient", "image", label)
     cases = tuple(
         CaseFiles(
@@ -194,7 +195,8 @@ def _filled(image: str, patient_of: PatientOf | None, table: Path) -> str:
     return found
 
 
-def _label_column(path: Path) -> Literal["label", "labels"]:
+def label_column(path: Path) -> LabelColumn:
+    """Return which column of a `cases.csv` has the labels; raise `ConfigError` if both are there."""
     with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(encoding="utf-8-sig") as file:
         columns = set(csv.DictReader(file).fieldnames or ())
         if {"label", "labels"} <= columns:

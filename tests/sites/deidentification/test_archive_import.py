@@ -488,3 +488,24 @@ def test_a_series_with_a_palette_is_left_out_with_its_reason(hospital, tmp_path:
     assert import_export(hospital, tmp_path / "e").left_out == {
         "it is in colour, or has a palette of colours": 1
     }
+
+
+def test_a_list_of_several_classes_stays_one_and_loses_no_label(hospital, tmp_path: Path) -> None:
+    (hospital.data / "labels.csv").unlink()
+    folder = tmp_path / "export"
+    folder.mkdir()
+    for name in "ab":
+        nib.save(nib.Nifti1Image(VOLUME + ord(name), np.eye(4)), folder / f"{name}.nii")
+    (folder / "labels.csv").write_text("value,name\n0,mass\n1,nodule\n")
+    (folder / "cases.csv").write_text("patient,image,labels\nMRN-1,a.nii,0;1\nMRN-2,b.nii,none\n")
+    assert import_export(hospital, folder).cases == 2
+    write_series(tmp_path / "later", series="1.2.9")
+    assert import_export(hospital, tmp_path / "later").cases == 1
+    listing = read_listing(hospital.data)
+    assert listing.has_several
+    assert [case.label for case in listing.cases][:2] == ["0;1", "none"]
+    (folder / "cases.csv").write_text("patient,image,label\nMRN-3,a.nii,1\n")
+    before = (hospital.data / "cases.csv").read_bytes()
+    with pytest.raises(ConfigError, match="expected the column label as in the export, found labels"):
+        import_export(hospital, folder)
+    assert (hospital.data / "cases.csv").read_bytes() == before
