@@ -47,7 +47,8 @@ class ServedModel:
         """Return probabilities `(B, C, *spatial)`, or `(B, C)` for classification; or labels.
 
         Args:
-            images: raw intensities `(B, *spatial)`, in RAS orientation.
+            images: raw intensities `(B, *spatial)`, in RAS orientation. MLflow casts numbers of JSON; in
+                process it takes arrays of float32 alone, as a signature has one type.
             params: `spacing_mm`, the voxels' sides, by default 1 mm each; `output`,
                 `probabilities` or `labels` `(B, *spatial)`, `(B,)`, or `(B, C)` where several can apply.
 

@@ -20,6 +20,11 @@ NEAR = (0.03, 0.15, 0.35)
 
 The larger shares are for letters with soft edges.
 """
+SMALLEST_CONTRAST = 0.2
+"""Smallest step between a letter and what is around it, as a share of the range.
+
+Vessels and textures differ less from their surroundings.
+"""
 MOST_DRAWN = 0.2
 """Text covers less than this share of an image."""
 Box = tuple[int, int, int, int]
@@ -28,7 +33,7 @@ Box = tuple[int, int, int, int]
 
 def may_show_text(image: NDArray[np.float32]) -> bool:
     """Return whether a picture, or the middle slice of a volume along any axis, may show text."""
-    return any(_has_line(mask) for plane in _planes(image) for mask in _drawn(plane))
+    return any(_has_line(mask, plane) for plane in _planes(image) for mask in _drawn(plane))
 
 
 def _planes(image: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
@@ -50,20 +55,34 @@ def _drawn(plane: NDArray[np.float32]) -> Iterator[NDArray[np.bool_]]:
                 yield mask
 
 
-def _has_line(mask: NDArray[np.bool_]) -> bool:
-    letters = sorted(_letters(mask), key=lambda box: box[2])
+def _has_line(mask: NDArray[np.bool_], plane: NDArray[np.float32]) -> bool:
+    letters = sorted(_letters(mask, plane), key=lambda box: box[2])
     return any(_length_of_line(first, letters) >= FEWEST_LETTERS for first in letters)
 
 
-def _letters(mask: NDArray[np.bool_]) -> list[Box]:
+def _letters(mask: NDArray[np.bool_], plane: NDArray[np.float32]) -> list[Box]:
     labelled, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    contrast = SMALLEST_CONTRAST * float(np.ptp(plane))
     boxes = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labelled), start=1):
         height, width = rows.stop - rows.start, columns.stop - columns.start
         filled = (labelled[rows, columns] == number).mean()
         if LETTER[0] <= height <= LETTER[1] and width <= 1.5 * height and 0.15 <= filled <= 0.95:
+            if _stands_out(labelled, number, (rows, columns), plane) < contrast:
+                continue
             boxes.append((rows.start, rows.stop, columns.start, columns.stop))
     return boxes
+
+
+def _stands_out(
+    labelled: NDArray[np.int32], number: int, where: tuple[slice, slice], plane: NDArray[np.float32]
+) -> float:
+    """Return how far a component's intensities are from those around it, medians, without a rim."""
+    rows, columns = (slice(max(side.start - 4, 0), side.stop + 4) for side in where)
+    own = labelled[rows, columns] == number
+    around = ndimage.binary_dilation(own, iterations=4) & ~ndimage.binary_dilation(own, iterations=2)
+    seen = plane[rows, columns]
+    return abs(float(np.median(seen[own])) - float(np.median(seen[around]))) if around.any() else 0.0
 
 
 def _length_of_line(first: Box, letters: list[Box]) -> int:

@@ -33,7 +33,7 @@ log = logging.getLogger("wardround.site")
 
 QUICK = (".png", ".jpg", ".jpeg", ".npz")
 """Ends of the names of files that are not cached: reading them is as fast as reading an entry."""
-VERSION = 5
+VERSION = 6
 """Number to increase whenever reading, checking or preparing a case changes."""
 DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError)
 """Errors on reading an entry that is gone, damaged or of another version."""

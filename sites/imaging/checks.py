@@ -9,7 +9,7 @@
 | orientation, places, spacing,            | one case            | warn                           |
 | empty_label, vanished_label,             |                     |                                |
 | rounded_label, identifying, burned_in,   |                     |                                |
-| unused_files                             |                     |                                |
+| unused_files, acquisitions               |                     |                                |
 | intensity, duplicate, same_head,         | all cases together  | warn                           |
 | both_groups, split                       |                     |                                |
 

@@ -12,6 +12,7 @@ Slices lie on one line. Their positions may deviate from even steps by the round
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
@@ -21,7 +22,7 @@ from pydicom import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 
 from sites.imaging.dicom_files import UnfitSeries, images_in, naming
-from sites.imaging.dicom_stack import direction, is_multi_frame, stack_in
+from sites.imaging.dicom_stack import direction, group_of, is_multi_frame, stack_in
 from sites.imaging.image import LARGEST_BYTES
 
 RADIOGRAPHS = frozenset({"CR", "DX", "MG", "RG", "XA", "RF", "IO", "PX"})
@@ -42,12 +43,14 @@ class Series:
         words: the patient's name and date of birth, if the files contain them; empty if the files state
             that the patient's identity was removed.
         shows_text: a file states that text is burned into the pixels.
+        alternating: the number of acquisitions whose slices lie among those of another, 0 if none do.
         notes: what lies in the folder and was not used; without anything about the patient.
     """
 
     volume: nib.Nifti1Image
     words: tuple[str, ...]
     shows_text: bool
+    alternating: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -76,10 +79,27 @@ def series_in(folder: Path, name: str = "") -> Series:
         volume = _volume(_slices(images))
     return Series(
         volume=volume,
+        alternating=_alternating(images),
         words=tuple(word for word in dict.fromkeys(w for each in images for w in naming(each))),
         shows_text=any(each.get("BurnedInAnnotation") == "YES" for each in images),
         notes=tuple(notes),
     )
+
+
+def _alternating(images: Sequence[Dataset]) -> int:
+    """Return how many acquisitions of slices lie one among another, as packages of one scan do."""
+    if is_multi_frame(images[0]):
+        return 0
+    turn = direction(images[0])
+    normal = np.cross(turn[:3], turn[3:])
+    depths: dict[str, list[float]] = {}
+    for each in images:
+        place = np.asarray([float(value) for value in each.ImagePositionPatient])
+        depths.setdefault(str(each.get("AcquisitionNumber") or ""), []).append(float(place @ normal))
+    ranges = sorted((min(each), max(each)) for each in depths.values())
+    if all(before[1] <= after[0] for before, after in pairwise(ranges)):
+        return 0
+    return len(ranges)
 
 
 def _slices(images: Sequence[Dataset]) -> list[_Slice]:
@@ -94,7 +114,9 @@ def _slices(images: Sequence[Dataset]) -> list[_Slice]:
     if any("PALETTE" in str(each.get("PhotometricInterpretation")) for each in images):
         raise UnfitSeries("the images have a palette of colours")
     first = images[0]
-    found = _frames(first) if is_multi_frame(first) else [_slice(each) for each in images]
+    found = [
+        one for each in images for one in (_frames(each) if is_multi_frame(each) else [_slice(each)])
+    ]
     is_inverted = first.get("PhotometricInterpretation") == "MONOCHROME1"
     return _inverted(found) if is_inverted and first.get("Modality") in RADIOGRAPHS else found
 
@@ -129,9 +151,9 @@ def _frames(image: Dataset) -> list[_Slice]:
     stored = image.pixel_array
     found = []
     for number, own in enumerate(image.PerFrameFunctionalGroupsSequence):
-        place = _group(own, shared[0], "PlanePositionSequence")
-        turn = _group(own, shared[0], "PlaneOrientationSequence")
-        measures = _group(own, shared[0], "PixelMeasuresSequence")
+        place = group_of(own, shared[0], "PlanePositionSequence")
+        turn = group_of(own, shared[0], "PlaneOrientationSequence")
+        measures = group_of(own, shared[0], "PixelMeasuresSequence")
         frame = stored[number] if stored.ndim == 3 else stored
         found.append(
             _Slice(
@@ -146,15 +168,7 @@ def _frames(image: Dataset) -> list[_Slice]:
 
 def _transform(own: Dataset, shared: Dataset, image: Dataset) -> Dataset:
     name = "PixelValueTransformationSequence"
-    return _group(own, shared, name) if own.get(name) or shared.get(name) else image
-
-
-def _group(own: Dataset, shared: Dataset, name: str) -> Dataset:
-    for groups in (own, shared):
-        if groups.get(name):
-            item: Dataset = groups[name].value[0]
-            return item
-    raise UnfitSeries("a frame does not state its position, direction or pixel spacing")
+    return group_of(own, shared, name) if own.get(name) or shared.get(name) else image
 
 
 def _volume(slices: list[_Slice]) -> nib.Nifti1Image:

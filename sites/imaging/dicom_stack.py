@@ -3,6 +3,8 @@
 A stack is the images of one series with the same size and, within a tolerance, the same direction and
 pixel spacing: scanners write each slice's direction cosines with a rounding of their own. Exact copies
 are dropped. If a folder holds several stacks, the list names one; nothing is chosen by its length.
+Multi-frame files of one series are parts of one stack (concatenations, DICOM PS3.3 C.7.6.16.2.2.4,
+https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.16.2.2.4.html).
 """
 
 from collections.abc import Sequence
@@ -40,7 +42,7 @@ class Stack:
     def takes(self, image: Dataset) -> bool:
         """Return whether an image belongs to this stack."""
         first = self.images[0]
-        if is_multi_frame(image) or is_multi_frame(first):
+        if is_multi_frame(image) != is_multi_frame(first):
             return False
         keys = ("SeriesInstanceUID", "Rows", "Columns")
         if any(str(image.get(key)) != str(first.get(key)) for key in keys):
@@ -57,12 +59,29 @@ def is_multi_frame(image: Dataset) -> bool:
 
 
 def direction(image: Dataset) -> NDArray[np.float64]:
-    """Return the direction cosines of an image's rows and columns, `(6,)`."""
-    return np.asarray([float(value) for value in image.ImageOrientationPatient])
+    """Return the direction cosines of an image's, or its first frame's, rows and columns, `(6,)`."""
+    plane = first_group(image, "PlaneOrientationSequence") if is_multi_frame(image) else image
+    return np.asarray([float(value) for value in plane.ImageOrientationPatient])
 
 
 def _pixel_spacing(image: Dataset) -> NDArray[np.float64]:
-    return np.asarray([float(value) for value in image.get("PixelSpacing") or (1, 1)])
+    measures = first_group(image, "PixelMeasuresSequence") if is_multi_frame(image) else image
+    return np.asarray([float(value) for value in measures.get("PixelSpacing") or (1, 1)])
+
+
+def first_group(image: Dataset, name: str) -> Dataset:
+    """Return a functional group of a multi-frame file's first frame, or the one that all share."""
+    shared = image.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    return group_of(image.PerFrameFunctionalGroupsSequence[0], shared[0], name)
+
+
+def group_of(own: Dataset, shared: Dataset, name: str) -> Dataset:
+    """Return a frame's functional group, its own or the shared one; raise `UnfitSeries` without one."""
+    for groups in (own, shared):
+        if groups.get(name):
+            item: Dataset = groups[name].value[0]
+            return item
+    raise UnfitSeries("a frame does not state its position, direction or pixel spacing")
 
 
 def stack_in(found: Found, name: str = "") -> tuple[list[Dataset], list[str]]:

@@ -48,6 +48,7 @@ class Image:
         turned_deg: the angle between the file's axes and the patient's; None if the file does not state
             it.
         placement: what the file states about its place; None for a picture.
+        alternating: the number of acquisitions whose slices lie one among another, 0 if none do.
         notes: what was found and not used, such as other series in a folder.
     """
 
@@ -58,6 +59,7 @@ class Image:
     shows_text: bool = False
     turned_deg: float | None = 0.0
     placement: Placement | None = None
+    alternating: int = 0
     notes: tuple[str, ...] = ()
 
     def of_dims(self, dims: int) -> "Image":

@@ -88,7 +88,10 @@ def _reader_of(path: Path) -> Callable[[Path, str], Image]:
 def _read_series(path: Path, name: str) -> Image:
     series = series_in(path, name)
     image = from_nifti(series.volume)
-    return replace(image, words=series.words, shows_text=series.shows_text, notes=series.notes)
+    return replace(
+        image, words=series.words, shows_text=series.shows_text, notes=series.notes,
+        alternating=series.alternating,
+    )  # fmt: skip
 
 
 def _read_picture(path: Path, _: str, *, is_label: bool = False) -> Image:

@@ -25,7 +25,7 @@ Breaking = Literal[
 ]  # fmt: skip
 CaseCheck = Literal[
     Breaking, "orientation", "places", "spacing", "empty_label", "vanished_label", "rounded_label",
-    "identifying", "burned_in", "unused_files",
+    "identifying", "burned_in", "unused_files", "acquisitions",
 ]  # fmt: skip
 BREAKING: tuple[Breaking, ...] = get_args(Breaking)
 """Faults with which a case can't train under any policy."""
@@ -208,6 +208,9 @@ def _odd(image: Image, target: NDArray[np.int64] | None) -> Iterator[Finding]:
         yield Finding("places", "qform and sform differ; the sform was taken")
     for note in image.notes:
         yield Finding("unused_files", note)
+    if image.alternating:
+        text = f"slices of {image.alternating} acquisitions alternate; they were read as one volume"
+        yield Finding("acquisitions", text)
     if image.turned_deg is None:
         yield Finding("orientation", "the file does not state the patient's orientation")
     elif image.turned_deg > MOST_TURNED_DEG:

@@ -256,7 +256,9 @@ def test_free_answers_are_counted_limited_by_the_policy_and_shown(
     assert "free_answers_per_week" in kinds[-1]["reason"]
     assert free_answers(limited) == 5
     table = outbox_table(hospital.folder)
-    assert table.caption == "5 answers of the last seven days cost nothing; the policy allows 3."
+    assert table.caption.startswith(
+        "5 answers of the last seven days cost nothing; the policy allows 3."
+    )
     assert next(iter(table.columns[3].cells)) == "check"
 
 
@@ -288,6 +290,25 @@ def test_without_privacy_too_few_usable_scans_make_no_release_and_are_recorded_l
     assert said.kind == "refusal"
     assert "usable scans" in said.reason
     assert plain.ledger.plain_charges() == 1
+
+
+def test_training_against_an_attacker_that_is_left_with_one_usable_patient_ends_in_a_refusal(
+    hospital: Hospital, tmp_path: Path, study_with, edit
+) -> None:
+    """The attacker needs reference patients beside those who train."""
+    edit(hospital.folder / "site.yaml", min_patients=1, plain_studies="allow")
+    training = {"steps": 2, "lr": 0.1, "lot": "all", "membership": {"strength": 0.1}}
+    study = study_with(privacy={"mode": "none"}, distillation=None, export="weights", training=training)
+    plain, asked = Hospital.open(hospital.folder), coordinator(tmp_path, study)
+    assert answer(asked, plain, "join")["kind"] == "acceptance"
+    patient = image_of(plain, "training")[1]
+    key, training_names = plain.pseudonym_key, plain.eligible.training
+    for case in plain.cases:
+        if case.patient != patient and pseudonym(key, case.patient) in training_names:
+            gone(plain.data / case.image)
+    asked.publish(0, first_model(asked.study))
+    said = asked.order(plain, "contribute", 1)
+    assert (said.kind, "usable scans" in said.reason) == ("refusal", True)
 
 
 @pytest.mark.parametrize("metrics", ["exact", "noised"])

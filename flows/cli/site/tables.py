@@ -151,22 +151,25 @@ def outbox_table(folder: Path) -> Table:
     """Return every statement that left, or is about to, with the size of the tensors it names."""
     hospital = Hospital.open(folder)
     free, most = free_answers(hospital), hospital.policy.free_answers_per_week
-    caption = f"{free} answers of the last seven days cost nothing; the policy allows {most}."
+    caption = (
+        f"{free} answers of the last seven days cost nothing; the policy allows {most}.\n"
+        "A statement is the file in state/outbox whose name begins so."
+    )
     table = Table(title=f"{hospital.name}: statements that left", caption=caption)
-    for heading in ("when", "run", "round", "act", "kind", "bytes of tensors", "statement (sha256)"):
-        table.add_column(heading)
+    for heading in ("when", "run", "round", "act", "kind", "bytes", "statement"):
+        table.add_column(heading, overflow="fold")
     for entry in hospital.ledger.entries():
         if not entry.file:
             continue
         statement = json.loads(hospital.outbox.statement(entry.file))["statement"]
         table.add_row(
-            f"{datetime.fromtimestamp(entry.at):%Y-%m-%d %H:%M:%S}",
+            f"{datetime.fromtimestamp(entry.at):%Y-%m-%d %H:%M}",
             entry.charge.run,
             str(entry.charge.round),
             entry.charge.purpose,
             statement["kind"],
             f"{statement.get('payload_bytes', 0):,}",
-            entry.file,
+            entry.file[:12],
         )
     return table
 

@@ -660,6 +660,18 @@ def test_what_a_hospital_declares_when_it_comes_back_leaves_earlier_rounds_as_th
         assert list(faults(Run.open(run.home, run.name))) == []
 
 
+@pytest.mark.parametrize("data", [b"", b"{}", b"no statement", b"[1" * 1000])
+def test_what_others_left_at_a_place_of_scores_is_no_fault(run: Run, data: bytes) -> None:
+    place, exchange = Place.statement(run.name, 1, "evaluate", "north"), Path(run.description.exchange)
+    own = run.exchange.statement(place)
+    beside = exchange / f"{place.marked(sha256_of(data))}.json"
+    with replaced(beside, data):
+        assert list(faults(run)) == []
+    first, further = exchange / f"{place}.json", exchange / f"{place.marked(sha256_of(own))}.json"
+    with replaced(further, own), replaced(first, data):  # others were there before the hospital
+        assert list(faults(run)) == []
+
+
 def test_an_acceptance_that_nobody_took_is_no_fault(run: Run) -> None:
     said = run.exchange.statement(Place.statement(run.name, 0, "join", "east"))
     path = Path(run.description.exchange) / f"{Place.statement(run.name, 1, 'join', 'east')}.json"

@@ -3,20 +3,23 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from models.objectives import SegmentationConfig, build_task
 from privacy.accounting import PrivacyEvent
 from privacy.noise import NoiseSource
 from privacy.noised import STEP, is_on_grid
+from privacy.release import LARGEST_METRIC, MetricValue
 from sites.cohort import Patient
-from sites.evaluation.scoring import FEWEST, intervals, kept, noised_score, score, worst_case
+from sites.evaluation.scoring import FEWEST, coarse, intervals, kept, noised_score, score, worst_case
 from sites.imaging.intake import Scan
 from sites.imaging.preprocessing import PreprocessingConfig, prepare
 from sites.imaging.profile import profile_of
 from sites.imaging.reading import Reading
 from sites.inference import predict
 
-TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "a", 2: "b"}))
+SEGMENTATION = SegmentationConfig(kind="segmentation", dims=2, labels={1: "a", 2: "b"})
+TASK = build_task(SEGMENTATION)
 
 
 class Reads(torch.nn.Module):
@@ -123,6 +126,13 @@ def test_the_worst_case_is_the_worst_patients_value_whatever_worse_means() -> No
     assert found["worst_case/dice"] == min(o["dice"] for o in outcomes_of(12))
     assert found["worst_case/hd95_mm"] == max(o["hd95_mm"] for o in outcomes_of(12))
     assert worst_case([(torch.zeros(2), torch.tensor(1))]) == {}  # classes have none
+
+
+def test_a_metric_above_what_a_statement_holds_is_cut_to_it() -> None:
+    """The distance in a scan whose voxels state a wrong unit is no reason to end a round."""
+    found = coarse({"dice": 0.12345, "hd95_mm": 3e9}, SEGMENTATION, declared=20)
+    assert found == {"dice": 0.123, "hd95_mm": LARGEST_METRIC}
+    assert TypeAdapter(MetricValue).validate_python(found["hd95_mm"]) == LARGEST_METRIC
 
 
 def test_what_is_kept_of_patients_makes_the_metrics() -> None:

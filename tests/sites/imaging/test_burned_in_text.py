@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
+from skimage import data
 
 from sites.imaging.burned_in_text import may_show_text
 
@@ -33,6 +34,23 @@ def test_tissue_noise_and_plain_shapes_are_not() -> None:
     assert not may_show_text(rng.normal(size=(200, 200)).astype(np.float32))
     disc = np.hypot(*np.mgrid[-100:100, -100:100]) < 60
     assert not may_show_text(disc.astype(np.float32))
+
+
+PHOTOGRAPHS = ("retina", "immunohistochemistry", "microaneurysms", "cell", "moon", "gravel")
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_vessels_and_textures_of_photographs_are_no_text_and_a_name_over_them_is(name: str) -> None:
+    """Photographs that scikit-image ships: a fundus, histology, cells, and textures beside them."""
+    whole = Image.fromarray(getattr(data, name)()).convert("L")
+    for scale in (1.0, 0.5, 0.35):
+        picture = whole.resize((round(whole.width * scale), round(whole.height * scale)))
+        assert not may_show_text(np.asarray(picture, dtype=np.float32))
+        if picture.width > 250:
+            ImageDraw.Draw(picture).text(
+                (12, 20), "MUELLER ANNA 1956", fill=255, font=ImageFont.load_default(14)
+            )
+            assert may_show_text(np.asarray(picture, dtype=np.float32))
 
 
 def test_text_on_every_slice_is_suspected_whichever_way_the_volume_is_turned() -> None:

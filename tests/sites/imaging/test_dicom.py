@@ -55,6 +55,39 @@ def test_a_frame_that_is_missing_makes_no_volume(tmp_path: Path) -> None:
         series_in(tmp_path / "frames")
 
 
+def test_files_of_one_frame_each_or_parts_of_a_volume_are_the_volume(tmp_path: Path) -> None:
+    """Enhanced files come one to a slice, too, and large ones in parts (concatenations)."""
+    write_enhanced(tmp_path / "whole")
+    for name, parts in (("single", [(n,) for n in range(6)]), ("halves", [(0, 1, 2), (3, 4, 5)])):
+        for part in parts:
+            folder = tmp_path / f"{name}-{part[0]}"
+            write_enhanced(folder, skip=tuple(set(range(6)) - set(part)))
+            (file,) = folder.iterdir()
+            (tmp_path / name).mkdir(exist_ok=True)
+            file.rename(tmp_path / name / f"{part[0]}.dcm")
+    whole, single, halves = (
+        nib.as_closest_canonical(series_in(tmp_path / name).volume)
+        for name in ("whole", "single", "halves")
+    )
+    for parted in (single, halves):
+        assert np.allclose(parted.affine, whole.affine, atol=1e-4)
+        assert np.array_equal(parted.get_fdata(), whole.get_fdata())
+
+
+def test_slices_of_acquisitions_that_alternate_are_one_volume_and_said(tmp_path: Path) -> None:
+    """Packages of a scan share one series; two scans of a place, half a step apart, may do so too."""
+    for number in range(6):
+        where = [-5.0, 7.0, 10.0 + 3 * number]
+        write_slice(tmp_path / "odd", number, where, AcquisitionNumber=1 + number % 2)
+        write_slice(tmp_path / "next", number, where, AcquisitionNumber=1 + number // 3)
+        write_slice(tmp_path / "each", number, where, AcquisitionNumber=number)
+    text = "slices of 2 acquisitions alternate; they were read as one volume"
+    assert ("acquisitions", text) in read_case_of(tmp_path / "odd")
+    assert not {"acquisitions"} & {
+        check for name in ("next", "each") for check, _ in read_case_of(tmp_path / name)
+    }
+
+
 def test_what_the_files_say_of_the_patient_is_flagged_and_what_was_cleaned_is_not(
     tmp_path: Path,
 ) -> None:

@@ -1,5 +1,6 @@
 """NIfTI files: shapes, units, types, and the two places that a header may state."""
 
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -240,3 +241,20 @@ def test_a_part_that_a_file_has_not_is_named(name: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", images=np.ones((3, 4, 4)))
     with pytest.raises(Unreadable, match="expected|no array"):
         read_image(tmp_path, name)
+
+
+@pytest.mark.parametrize(("stored", "times"), [(np.int16, 2.2), (np.float32, 2.2), (np.float64, 4.2)])
+def test_reading_needs_memory_for_what_is_stored_and_two_copies_at_most(
+    stored: type, times: float, tmp_path: Path
+) -> None:
+    """A whole-body scan of 1 GiB must fit where a hospital has 8: no copy for each step."""
+    values = RNG.integers(0, 1000, (64, 64, 48)).astype(stored)
+    save(tmp_path / "image.nii.gz", values)
+    read_image(tmp_path, "image.nii.gz")  # what is imported at first use counts not
+    tracemalloc.start()
+    try:
+        read_image(tmp_path, "image.nii.gz")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < times * 4 * values.size + 2**20
