@@ -30,7 +30,7 @@ from models import params as P
 from models.checkpoints import to_bytes
 from models.networks import NetworkConfig
 from models.objectives import build_task
-from models.prior import PriorConfig, learn_prior
+from models.pretraining import from_pool, pretrain, tube_maker
 from models.synthesis import SynthesisConfig
 from privacy import predictions
 from privacy.distillation import DistillationConfig, answers, distil
@@ -64,7 +64,7 @@ STUDY: dict[str, Any] = {
     "distillation": {"transfer": "synthetic", "steps": 1000, "images": 512},
     "export": "student",
 }  # fmt: skip
-PRIOR = PriorConfig(steps=600)
+PRIOR_STEPS, PRIOR_IMAGES, PRIOR_RATE = 600, 512, 3e-3
 NETWORKS: Mapping[str, dict[str, Any]] = {
     "UNet-16": {"name": "UNet", "channels": [16, 32, 64]},
     "UNet-8": {"name": "UNet", "channels": [8, 16, 32]},
@@ -100,7 +100,8 @@ def first(study: Study, name: str) -> nn.Module:
     network: nn.Module = config_of(name).build(3, 3)
     shape, labels = study.preprocessing.shape, len(study.task.labels)
     loss, synthesis = build_task(study.task).loss, SynthesisConfig.model_validate(SYNTHESIS)
-    learn_prior(network, loss, shape, labels, PRIOR, synthesis, seed=0)
+    draw, _ = from_pool(tube_maker(shape, labels, synthesis), PRIOR_IMAGES, 8, 0)
+    pretrain(network, loss, draw, PRIOR_STEPS, PRIOR_RATE)
     return network
 
 

@@ -20,8 +20,9 @@ from flows.rounds import aggregation, global_model, recording, releases, stateme
 from flows.rounds.membership import participants
 from flows.rounds.statements import NO_ANSWERS, Answers
 from flows.runs.paths import Home
-from flows.runs.records import RoundRecord
+from flows.runs.records import RoundRecord, StartRecord
 from flows.runs.run import Run
+from flows.starts.first_model import first_model, start_of
 from models.objectives import build_task
 from models.params import Params
 from sites.cohort import Cohort, Patient
@@ -47,7 +48,7 @@ HIPPOCAMPUS: dict[str, Any] = {
     "network": {"name": "UNet", "channels": [8, 16, 32]},
     "rounds": 25,
     "sites": {"min": 4},
-    "preprocessing": {"shape": [32, 48, 32]},
+    "preprocessing": {"shape": [32, 48, 32], "augmentation": None},
     "training": {"steps": 10, "lr": 0.1, "lot": 6},
     "privacy": {"mode": "none"},
     "export": "weights",
@@ -113,7 +114,8 @@ def federate(study: Study, wards: Sequence[Path], folder: Path, alter: Alter | N
     run.begin_attempt()
     answers = _ask(run, hospitals, 0, "join")
     run = run.with_participants(participants(run, answers), answers.absent)
-    record = _finish(run, hospitals, 0, global_model.first_model(study), NO_ANSWERS)
+    start = start_of(run)
+    record = _finish(run, hospitals, 0, start.params, NO_ANSWERS, start.record)
     for number in range(1, study.rounds + 1):
         answers = _ask(run, hospitals, number, "contribute")
         taken = releases.accept_releases(run, number, record, answers)
@@ -125,12 +127,14 @@ def federate(study: Study, wards: Sequence[Path], folder: Path, alter: Alter | N
 
 
 def _finish(
-    run: Run, hospitals: Mapping[str, Hospital], number: int, model: Params, taken: Answers
-) -> RoundRecord:
-    sha256 = global_model.publish_model(run, number, model)
+    run: Run, hospitals: Mapping[str, Hospital], number: int, model: Params, taken: Answers,
+    start: StartRecord | None = None,
+) -> RoundRecord:  # fmt: skip
+    rate = start.rate if start else run.rate
+    sha256 = global_model.publish_model(run, number, model, rate)
     is_evaluated = run.study.is_evaluated(number)
     scores = _ask(run, hospitals, number, "evaluate") if is_evaluated else NO_ANSWERS
-    record = recording.round_record(run, number, sha256, taken, scores, time.time())
+    record = recording.round_record(run, number, sha256, taken, scores, time.time(), start=start)
     run.keep(record)
     return record
 
@@ -141,9 +145,15 @@ def _ask(run: Run, hospitals: Mapping[str, Hospital], number: int, phase: Phase)
     return statements.answers(run, number, phase, sorted(hospitals))
 
 
-def trained_alone(study: Study, cohorts: Sequence[Cohort], *, lots: int = 1) -> nn.Module:
-    """Return a network trained on all these patients: as many steps, of `lots` times the lot."""
-    network = network_for(study.network, study, CPU, global_model.first_model(study))
+def trained_alone(
+    study: Study, cohorts: Sequence[Cohort], *, lots: int = 1, folder: Path = Path()
+) -> nn.Module:
+    """Return a network trained on all these patients: as many steps, of `lots` times the lot.
+
+    Args:
+        folder: the home whose `public/` has the material of the study's start.
+    """
+    network = network_for(study.network, study, CPU, first_model(study, Home(folder)).params)
     patients = [patient for cohort in cohorts for patient in cohort.training]
     examples = prepare(patients, study.preprocessing, CPU, 0)
     rng, task = torch.Generator().manual_seed(study.seed), build_task(study.task)

@@ -20,7 +20,8 @@ import torch
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows.rounds.global_model import first_model
+from flows.runs.paths import Home
+from flows.starts.first_model import first_model
 from models import checkpoints
 from models.files import sha256_of
 from privacy.release import ModelManifest
@@ -66,7 +67,7 @@ def seconds_to_first_step(
     hospital: Hospital, study: Study, exchange: Exchange, key: Ed25519PrivateKey, round: int
 ) -> float:
     """Return the seconds of a hospital from an order to its first step."""
-    data = checkpoints.to_bytes(first_model(study))
+    data = checkpoints.to_bytes(first_model(study, Home(Path())).params)
     manifest = ModelManifest(
         kind="model", study=study.name, study_sha256=study.sha256, run=RUN, round=round - 1,
         model_sha256=sha256_of(data), chain_head="0" * 64,

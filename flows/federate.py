@@ -17,8 +17,9 @@ from flows.rounds import aggregation, global_model, membership, recording, relea
 from flows.rounds.statements import NO_ANSWERS, PHASES, Answers
 from flows.runs.artifacts import artifact_lock
 from flows.runs.paths import Home
-from flows.runs.records import RoundRecord
+from flows.runs.records import RoundRecord, StartRecord
 from flows.runs.run import Run
+from flows.starts import first_model
 from flows.tracking.tracking import Tracking
 from models.params import Params
 from sites.orders import Phase, is_answered
@@ -58,6 +59,7 @@ def join(run: Run, sites: Sequence[str]) -> Run:
     """Ask hospitals whether they take part; a run that has begun keeps its hospitals."""
     if run.description.everybody:
         return run
+    first_model.publish_cases(run)
     answers = ask_all(run, 0, "join", sites)
     return run.with_participants(membership.participants(run, answers), answers.absent)
 
@@ -67,7 +69,9 @@ def begin(run: Run, tracking: Tracking) -> RoundRecord:
     if records := run.records():
         backfill(run, tracking, tracking.unlogged(records))
         return records[-1]
-    return finish(run, tracking, 0, global_model.first_model(run.study), NO_ANSWERS, time.time())
+    started = time.time()
+    start = first_model.start_of(run)
+    return finish(run, tracking, 0, start.params, NO_ANSWERS, started, start.record)
 
 
 def admit(run: Run, tracking: Tracking, number: int, first: int) -> Run:
@@ -97,15 +101,19 @@ def contribute(run: Run, number: int, base: RoundRecord) -> Answers:
 
 
 def finish(
-    run: Run, tracking: Tracking, number: int, model: Params, accepted: Answers, started: float
-) -> RoundRecord:
+    run: Run, tracking: Tracking, number: int, model: Params, accepted: Answers, started: float,
+    start: StartRecord | None = None,
+) -> RoundRecord:  # fmt: skip
     """Publish a global model, have it evaluated everywhere, and record the round."""
-    model_sha256 = global_model.publish_model(run, number, model)
+    rate = start.rate if start else run.rate
+    model_sha256 = global_model.publish_model(run, number, model, rate)
     scores = NO_ANSWERS
     if run.study.is_evaluated(number):
         scores = ask_all(run, number, "evaluate", sorted(run.description.participants))
     compared = compare(run, number) if run.study.is_compared(number) else NO_ANSWERS
-    record = recording.round_record(run, number, model_sha256, accepted, scores, started, compared)
+    record = recording.round_record(
+        run, number, model_sha256, accepted, scores, started, compared, start
+    )
     publish_round(run, tracking, record)
     announce(run, record, tracking.page)
     session_of(run).on_record(run, record)

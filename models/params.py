@@ -49,6 +49,11 @@ def subtract(a: Params, b: Params) -> dict[str, Tensor]:
     return {name: a[name] - b[name] for name in a}
 
 
+def numel(params: Params) -> int:
+    """Return the number of all values together."""
+    return sum(params[name].numel() for name in params)
+
+
 def norm(params: Params) -> float:
     """Return the L2 norm over all coordinates, in float64.
 

@@ -43,6 +43,8 @@ class DistillationConfig(Config):
         teacher: the network that learns at the hospital, by default the study's own. Another network
             stays at the hospital from round to round and first learns from the global model. A
             hospital may choose its own.
+        rounds: `every` round (default), or only the `last` one: before, the trained weights leave, which
+            cost the same privacy; a network of another kind than the study's can't teach then.
         ensemble: the weight of a hospital's answers, if the study exports predictions: its declared
             patients, or these together with its certainty about each image.
     """
@@ -54,6 +56,7 @@ class DistillationConfig(Config):
     temperature: Annotated[float, Field(gt=0)] = 2.0
     lr: Annotated[float, Field(gt=0)] = 3e-3
     teacher: NetworkConfig | None = None
+    rounds: Literal["every", "last"] = "every"
     ensemble: Literal["declared", "confidence"] = "declared"
 
 

@@ -220,7 +220,8 @@ class ModelManifest(Config):
     """The coordinator's statement about a global model; round 0 is the one before training.
 
     `chain_head` is the head of the round records at the time of the model; the newest record is that of
-    the round before. `of` is the hospital that released the model, empty for the global model.
+    the round before. `of` is the hospital that released the model, empty for the global model. `rate` is
+    the run's learning rate, where the study leaves it to the run.
     """
 
     kind: Literal["model"]
@@ -231,6 +232,7 @@ class ModelManifest(Config):
     model_sha256: Sha256
     chain_head: Sha256
     of: str = ""
+    rate: Annotated[float, Field(gt=0, le=1000)] | None = None
 
 
 class HeadManifest(Config):

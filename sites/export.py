@@ -51,7 +51,7 @@ def settle_with_release(
     data = to_bytes(update.tensors)
     statement = ReleaseManifest(
         kind="release",
-        content=study.export,
+        content=study.content_of(charge.round),
         base_sha256=base.sha256,
         chain_head=base.chain_head,
         payload_sha256=hospital.outbox.put_tensors(data),

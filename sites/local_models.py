@@ -37,6 +37,7 @@ class GlobalModel:
     sha256: str
     params: Params
     chain_head: str
+    rate: float | None = None
 
 
 def global_model(hospital: Hospital, order: Order) -> GlobalModel:
@@ -70,12 +71,16 @@ def _model_at(place: Place, path: Path, order: Order, round: int, of: str) -> Gl
         named = (manifest.study_sha256, manifest.run, manifest.round, manifest.of)
         if named != (order.study.sha256, order.run, round, of):
             raise Refused("the global model's statement names another study, run, round or hospital")
+        if (manifest.rate is None) == (order.study.training.lr == "auto") and not of:
+            raise Refused(
+                "expected a learning rate with the global model exactly where the study has auto"
+            )
         exchange.fetch_object(manifest.model_sha256, COORDINATOR, path, MODEL_BYTES)
         params = checkpoints.read(path, manifest.model_sha256)
         P.check_like(params, P.of(network_for(order.study.network, order.study, CPU, None)))
         if not P.all_finite(params):
             raise CorruptCheckpoint("a value is NaN or infinite")
-        return GlobalModel(manifest.model_sha256, params, manifest.chain_head)
+        return GlobalModel(manifest.model_sha256, params, manifest.chain_head, manifest.rate)
     except (BadSignature, ValueError, FileNotFoundError) as error:
         raise Refused(f"the global model of round {round} can't be trusted: {error}") from error
 

@@ -13,7 +13,7 @@ from sites.study import Study
 
 Phase = Literal["check", "survey", "join", "contribute", "evaluate", "compare"]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the format of orders and statements. It is raised with each change that a hospital and a
 coordinator with different code could misunderstand; both then wait until the older one is upgraded."""
 
@@ -44,6 +44,8 @@ class Order(Config):
         coordinator: the coordinator's public key. The hospital's policy names it; otherwise the hospital
             stores it on first contact.
         protocol: the coordinator's version of the format of orders and statements.
+        public_cases: sha256 of the exchange's object with the hashes of the coordinator's public cases,
+            among which a hospital looks for its own patients; empty without such cases.
         models: the hospitals whose released models are compared; used in the phase `compare` only.
         expires_ms: time from which an answer is too late, in milliseconds since 1970; None if the
             coordinator waits for the answer without a limit.
@@ -58,6 +60,7 @@ class Order(Config):
     exchange: str
     coordinator: str
     protocol: int = PROTOCOL
+    public_cases: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     models: tuple[Name, ...] = ()
     expires_ms: int | None = None
 

@@ -3,15 +3,13 @@
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from models.adversarial import AttackConfig
 from models.config import Config
 from models.networks import NetworkConfig
 from models.objectives import LOWER_IS_BETTER, Name, TaskConfig, metric_names, spread_names
-from models.prior import PriorConfig
 from models.strategies import Strategy, StrategyConfig
 from models.synthesis import SynthesisConfig
 from privacy.distillation import DistillationConfig
@@ -20,111 +18,9 @@ from privacy.release import LARGEST_CHANGE
 from privacy.signing import canonical
 from sites import yaml_files
 from sites.imaging.preprocessing import Patches, PreprocessingConfig
+from sites.starts import PUBLIC_AUGMENTATION, StartStage, ValidationConfig
+from sites.study_sections import CardConfig, EvaluationConfig, PromotionConfig, QuorumConfig
 from sites.training.config import TrainingConfig
-
-
-class StalenessConfig(Config):
-    """Late releases: one that comes after its round counts in a later round, with a smaller weight.
-
-    It counts only if its hospital has sent no newer release.
-
-    Attributes:
-        rounds: number of rounds that a release may be late; 1 to 10.
-        power: the weight of a release that is s rounds late is multiplied by (1 + s)^-power; 0.5 by
-            default (Xie et al. 2019, Asynchronous Federated Optimization, section 5.2,
-            https://arxiv.org/abs/1903.03934).
-    """
-
-    rounds: Annotated[int, Field(ge=1, le=10)]
-    power: Annotated[float, Field(ge=0)] = 0.5
-
-    def share(self, late: int) -> float:
-        """Return the factor on the weight of a release that is `late` rounds late.
-
-        >>> StalenessConfig(rounds=3).share(3)
-        0.5
-        """
-        return float((1 + late) ** -self.power)
-
-
-class QuorumConfig(Config):
-    """The number of hospitals that a round needs, and the time that it waits for them.
-
-    Attributes:
-        min: the smallest number of hospitals that take part in the run and release in each round.
-        deadline_s: seconds that a round waits for a hospital's answer; 600 by default.
-        staleness: rule for releases that come after their round; without it they do not count.
-    """
-
-    min: PositiveInt
-    deadline_s: Annotated[float, Field(gt=0)] = 600
-    staleness: StalenessConfig | None = None
-
-
-class EvaluationConfig(Config):
-    """Evaluation of global models: the model before training, every `every`-th one and the last one.
-
-    Attributes:
-        every: rounds from one evaluation to the next; 1 by default.
-        attack: an attack on the evaluation images. Hospitals with exact metrics then also report those
-            of attacked images, `attacked/<name>`. None by default.
-        teachers: with `true`, hospitals with exact metrics also report those of their own teacher,
-            `teacher/<name>`, and of its student before averaging, `student/<name>`. `false` by default.
-        cross_site: with `true`, each hospital's released model of the last round is scored at every
-            hospital that allows it. `false` by default.
-    """
-
-    every: PositiveInt = 1
-    attack: AttackConfig | None = None
-    teachers: bool = False
-    cross_site: bool = False
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class PromotionConfig(Config):
-    """Criteria that a model has to meet before people may release it.
-
-    A criterion that is left out is not checked. Evidence that is missing counts as failed. A mean over
-    hospitals is weighted by their declared numbers of training patients.
-
-    Attributes:
-        metric: the metric of quality; a larger value must be better.
-        mean: smallest accepted mean of the metric over the hospitals.
-        worst_site: smallest accepted value of the metric at each hospital that has released in the run.
-        calibration_error: largest accepted mean calibration error; for classification only.
-        epsilon: largest accepted epsilon that a hospital has spent in the run.
-        attack_auc: largest accepted AUC of the attack in a privacy audit.
-        approval_days: days for which a person's approval is valid; 30 by default.
-    """
-
-    metric: str
-    mean: Share | None = None
-    worst_site: Share | None = None
-    calibration_error: Share | None = None
-    epsilon: Annotated[float, Field(gt=0)] | None = None
-    attack_auc: Share | None = None
-    approval_days: Annotated[int, Field(ge=1, le=365)] = 30
-
-
-class CardConfig(Config):
-    """Statements for the model card that only people can make; an empty text means not stated.
-
-    Source: Mitchell et al. 2019, Model Cards for Model Reporting, https://arxiv.org/abs/1810.03993.
-    """
-
-    authors: str = ""
-    licence: str = ""
-    contact: str = ""
-    intended_use: str = ""
-    intended_users: str = ""
-    out_of_scope: str = ""
-    factors: str = ""
-    training_data: str = ""
-    evaluation_data: str = ""
-    ethical_considerations: str = ""
-    caveats: str = ""
 
 
 class Study(Config):
@@ -139,8 +35,10 @@ class Study(Config):
         sites: number of hospitals that a round needs, and its deadline.
         preprocessing: steps from a scan to the input of the network.
         synthesis: appearance of synthetic images.
-        prior: training of the first model on synthetic images. None by default: the first parameters
-            are drawn from the seed.
+        start: what the first model learns from, stage by stage, before any patient is used: synthetic
+            images, images drawn from label maps, public scans, weights in a file or a MONAI bundle, or a
+            released model. Empty by default: the first parameters are drawn from the seed.
+        validation: public cases on which the coordinator measures models; None by default.
         training: local training at a hospital in one round.
         privacy: differential privacy of the training, or none.
         distillation: distillation of the teacher into the student; None if and only if `export` is
@@ -165,7 +63,8 @@ class Study(Config):
     sites: QuorumConfig
     preprocessing: PreprocessingConfig
     synthesis: SynthesisConfig = SynthesisConfig()
-    prior: PriorConfig | None = None
+    start: tuple[StartStage, ...] = ()
+    validation: ValidationConfig | None = None
     training: TrainingConfig
     privacy: PrivacyConfig
     distillation: DistillationConfig | None = None
@@ -195,9 +94,65 @@ class Study(Config):
             )
         if isinstance(self.preprocessing.fit, Patches) and kind != "segmentation":
             raise ValueError("preprocessing.fit: expected patches for segmentation only.")
-        if self.prior and kind != "segmentation":
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, values: Any) -> Any:  # noqa: ANN401  # whatever a file holds
+        """Take one stage for a list of one; augment plain training unless the study says otherwise."""
+        if not isinstance(values, dict):
+            return values
+        if "prior" in values:
+            raise ValueError("prior: write `start: {kind: synthetic, steps: ...}` in its place.")
+        filled = dict(values)
+        if isinstance(filled.get("start"), dict):
+            filled["start"] = [filled["start"]]
+        prepared, privacy = filled.get("preprocessing"), filled.get("privacy")
+        is_plain = isinstance(privacy, dict) and privacy.get("mode") == "none"
+        if is_plain and isinstance(prepared, dict) and "augmentation" not in prepared:
+            filled["preprocessing"] = {**prepared, "augmentation": PUBLIC_AUGMENTATION.model_dump()}
+        return filled
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> "Study":
+        for stage in self.start:
+            if stage.kind in ("synthetic", "label_maps") and self.task.kind != "segmentation":
+                raise ValueError(
+                    f"start: expected no {stage.kind}; drawn images have shapes to segment, and no "
+                    f"classes."
+                )
+            if stage.kind == "label_maps" and self.preprocessing.fit == "resize":
+                raise ValueError(
+                    "start: expected no label_maps with preprocessing.fit: resize, which gives each "
+                    "scan voxels of another size."
+                )
+        if self.validation and self.export == "predictions":
             raise ValueError(
-                "prior: expected none; synthetic images have shapes to segment, and no classes."
+                "validation: expected none where predictions leave; the next model learns from them."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rate_can_be_found(self) -> "Study":
+        training, private = self.training, self.privacy.mode != "none"
+        if training.lr == "auto":
+            if not private:
+                raise ValueError("training.lr: expected a number without privacy, got auto.")
+            if self.strategy.name != "fed_avg":
+                raise ValueError(
+                    f"training.lr: expected a number with {self.strategy.name}; auto knows how noise "
+                    f"adds up under fed_avg alone."
+                )
+            last = self.start[-1].kind if self.start else ""
+            if last not in ("synthetic", "label_maps", "public") and not self.validation:
+                raise ValueError(
+                    "training.lr: expected a number, validation cases, or a start whose last stage has "
+                    "cases on which auto can measure the noise that a model bears."
+                )
+        if private and (training.optimizer != "sgd" or training.longest_gradient):
+            raise ValueError(
+                "training: expected sgd without longest_gradient under privacy, which clips each "
+                "patient's gradient."
             )
         return self
 
@@ -214,6 +169,13 @@ class Study(Config):
             raise ValueError(
                 "distillation: expected exactly where export is student or predictions; add it, or "
                 "export weights."
+            )
+        distils = self.distillation
+        waits = distils is not None and distils.rounds == "last"
+        if waits and (self.export == "predictions" or (distils and distils.teacher)):
+            raise ValueError(
+                "distillation.rounds: expected every where predictions leave or another network "
+                "teaches; before the last round the trained weights would leave."
             )
         if self.export == "predictions" and self.strategy.name != "fed_avg":
             raise ValueError(
@@ -250,7 +212,8 @@ class Study(Config):
                 f"strategy: expected {self.strategy.name} with export: weights only; how far a student "
                 f"moves does not depend on its teacher's steps."
             )
-        most = 2 * (1 + self.training.momentum) / self.training.lr
+        lr = self.training.lr
+        most = 2 * (1 + self.training.momentum) / (1.0 if lr == "auto" else lr)
         if strategy.pull >= most:
             raise ValueError(
                 f"strategy: expected a pull below {most:g}, got {strategy.pull:g}. Steps of this "
@@ -325,6 +288,11 @@ class Study(Config):
         """Return the seed of one public use of randomness; noise for patients never uses it."""
         text = f"{self.seed} {round} {site} {purpose}"
         return int.from_bytes(sha256(text.encode()).digest()[:6])
+
+    def content_of(self, round: int) -> Literal["student", "weights", "predictions"]:
+        """Return what leaves in a round."""
+        waits = self.distillation is not None and self.distillation.rounds == "last"
+        return "weights" if waits and round < self.rounds else self.export
 
     def is_compared(self, round: int) -> bool:
         """Return whether the hospitals' own models after `round` are compared."""

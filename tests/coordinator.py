@@ -27,12 +27,14 @@ class Coordinator:
     exchange: Exchange
     key: Ed25519PrivateKey
     run: str = "small-1"
+    public_cases: str = ""
 
-    def publish(self, round: int, params: P.Params) -> str:
+    def publish(self, round: int, params: P.Params, rate: float | None = None) -> str:
         data = checkpoints.to_bytes(params)
         manifest = ModelManifest(
             kind="model", study=self.study.name, study_sha256=self.study.sha256, run=self.run,
             round=round, model_sha256=sha256_of(data), chain_head="0" * 64,
+            rate=rate,
         )  # fmt: skip
         signed = sign(manifest.model_dump(mode="json"), "coordinator", self.key)
         self.exchange.put_statement(Place.model(self.run, round), signed)
@@ -42,6 +44,7 @@ class Coordinator:
         order = Order(
             phase=phase, study=self.study, site=hospital.name, run=self.run, round=round,
             attempt=attempt, exchange=self.exchange.url, coordinator=public_hex(self.key),
+            public_cases=self.public_cases,
         )  # fmt: skip
         carry_out(hospital, order, lambda *_: None)
         places = (

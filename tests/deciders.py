@@ -13,7 +13,7 @@ from flows.release import evidence
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run
 from privacy.signing import public_hex, sign
-from sites.study import PromotionConfig
+from sites.study_sections import PromotionConfig
 
 KEYS = {name: Ed25519PrivateKey.generate() for name in ("ada", "bo")}
 ROLES = {"ada": "clinician", "bo": "officer"}

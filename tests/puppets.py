@@ -11,6 +11,7 @@ from flows.rounds.statements import NO_ANSWERS
 from flows.runs.paths import Home
 from flows.runs.records import Participant, RoundRecord
 from flows.runs.run import Run
+from flows.starts.first_model import start_of
 from models import checkpoints
 from models import params as P
 from privacy.accounting import PrivacyEvent, epsilon
@@ -50,8 +51,11 @@ class Federation:
         self.run = run.with_participants(
             {site: participant(run, site, key=roster[site]) for site in SITES}, {}
         )
-        model = global_model.publish_model(self.run, 0, global_model.first_model(study))
-        self.base: RoundRecord = recording.round_record(self.run, 0, model, NO_ANSWERS, NO_ANSWERS, 0)
+        start = start_of(self.run)
+        model = global_model.publish_model(self.run, 0, start.params, start.record.rate)
+        self.base: RoundRecord = recording.round_record(
+            self.run, 0, model, NO_ANSWERS, NO_ANSWERS, 0, start=start.record
+        )
         self.run.keep(self.base)
         self.event: PrivacyEvent = mechanism_for(
             study.privacy, rounds=study.rounds, steps=study.training.steps, lot=None, declared=15

@@ -8,19 +8,22 @@ from rich.console import Console
 from flows.reporting.progress import summary
 from flows.runs.paths import Home
 from flows.runs.run import runs_of
-from sites.datasets.phantoms import SCANNERS, make_wards
+from sites.datasets.phantoms import SCANNERS, Scanner, make_wards
 from sites.policy.policy import load_policy
 from sites.study import Study, load_study
 from sites.yaml_files import ConfigError
 
 STUDY = Path(__file__).parents[2] / "studies" / "demo.yaml"
 WARDS = "wards"
+PUBLIC = Scanner("made-up", 32, (10, 200, 420, 330), 40, "RAS")
+"""Made-up patients in `public/`, from whom the first model learns."""
 
 
 def prepare(folder: Path, seed: int) -> tuple[Study, Path]:
-    """Return the demo's study and the folder with its hospitals; make those that are missing."""
+    """Return the demo's study and the folder with its hospitals; make what is missing."""
     wards = folder / WARDS
     make_wards(wards, seed)
+    make_wards(Home(folder).public, seed, (PUBLIC,), first=len(SCANNERS))
     return load_study(STUDY).model_copy(update={"seed": seed}), wards
 
 
@@ -31,6 +34,7 @@ def delete(folder: Path) -> None:
         ConfigError: a hospital with a name of the demo's is not made up; then nothing is deleted.
     """
     wards = [folder / WARDS / scanner.name for scanner in SCANNERS]
+    wards.append(Home(folder).public / PUBLIC.name)
     wards = [ward for ward in wards if ward.exists()]
     for ward in wards:
         if not load_policy(ward).phantom:

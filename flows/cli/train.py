@@ -113,11 +113,14 @@ def check_hospitals(
 ) -> None:
     """Ask hospitals whether they could train a study as they are now; exit code 1 if one could not."""
     with cli_errors():
-        from flows.coordination.readiness import READY, readiness
+        from flows.coordination.readiness import READY, expectations, readiness
         from flows.runs.paths import Home
         from sites.study import load_study
 
-        found = readiness(Home(Path.cwd()), load_study(study), federation)
+        asked = load_study(study)
+        found = readiness(Home(Path.cwd()), asked, federation)
+        for warning in expectations(asked, federation):
+            typer.echo(f"warning: {warning}", err=True)
         if as_json:
             typer.echo(json.dumps(found))
         else:

@@ -10,6 +10,7 @@ from flows.rounds import ensemble_distillation
 from flows.runs.paths import Home
 from flows.runs.run import Run
 from flows.servers.environment import own_servers
+from flows.starts.first_model import check_start
 from sites.policy.policy import load_policy
 from sites.study import Study
 
@@ -29,8 +30,10 @@ def train(
         RunBusy: another coordinator trains this study.
         TooFewHospitals: too few accept (then nothing was recorded), or too few contribute.
         NoTransferImages: the coordinator lacks the public set on which the study distils.
+        NoStart: the material of the study's start is missing or does not fit.
     """
     ensemble_distillation.check_ready(study, home)
+    check_start(study, home)
     with study_lock(home, study), warm(wards, live.step, test_noise) as processes:
         live.print("starting the Prefect and MLflow servers and a process for each hospital ...")
         with own_servers(home):

@@ -1,7 +1,7 @@
 """Readiness: whether hospitals could train a study as they are now, asked without a training run."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from flows.rounds import statements
 from flows.runs.paths import Home
 from flows.runs.run import Run
 from flows.servers.environment import require_prefect
+from flows.starts.rate import warnings
 from privacy.signing import private_key
 from sites.exchange.exchange import Exchange
 from sites.study import Study
@@ -45,6 +46,17 @@ def readiness(home: Home, study: Study, federation: Path) -> dict[str, str]:
         return ask_all(run, asked)
     finally:
         shutil.rmtree(run.folder)
+
+
+def expectations(study: Study, federation: Path) -> Sequence[str]:
+    """Return a warning where the federation's patients can't be expected to improve the study's start.
+
+    It counts the most patients that each hospital of the file may declare.
+    """
+    from flows.hospitals.federation import load_federation
+
+    most = load_federation(federation).most_patients
+    return warnings(study, {site: (count, study.training.steps) for site, count in most.items()})
 
 
 def ask_all(run: Run, hospitals: Mapping[str, Reachable]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from flows.rounds import ensemble_distillation
 from flows.runs.paths import Home
 from flows.runs.run import Run
 from flows.servers.environment import require_prefect, with_mlflow
+from flows.starts.first_model import check_start
 from privacy.signing import private_key, public_hex
 from sites.exchange.exchange import Exchange
 from sites.study import Study
@@ -27,6 +28,7 @@ def train(home: Home, study: Study, federation: Path, live: Live, *, new: bool =
         TooFewHospitals: too few accept (then nothing was recorded), or too few contribute.
     """
     ensemble_distillation.check_ready(study, home)
+    check_start(study, home)
     require_prefect(home)
     with study_lock(home, study), with_mlflow(home):
         from flows.hospitals.federation import (  # Prefect reads its environment

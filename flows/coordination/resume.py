@@ -83,8 +83,8 @@ def train_rounds(run: Run, hospitals: Mapping[str, Reachable], live: Live) -> Ru
         live.print(line)
     try:
         check_free(run)  # before any hospital is asked
-        if run.study.prior and not run.records():
-            live.print("the first model learns from synthetic images, which can take minutes ...")
+        if run.study.start and not run.records():
+            live.print("the first model is made of public material, which can take minutes ...")
         # Without heartbeats a flow ends at once, not a second later; nothing here reads them.
         quick = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
         with session(run, hospitals, live.round), live.showing(), quick:

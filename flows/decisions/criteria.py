@@ -1,8 +1,11 @@
 """Criteria of the release gate: the names under which evidence is stored."""
 
-from sites.study import PromotionConfig, Study
+from sites.study import Study
+from sites.study_sections import PromotionConfig
 
-LINEAGE, CALIBRATION, EPSILON, ATTACK = "lineage", "calibration error", "epsilon", "attack AUC"
+LINEAGE, GAIN, CALIBRATION, EPSILON, ATTACK = (
+    "lineage", "gain over the start", "calibration error", "epsilon", "attack AUC",
+)  # fmt: skip
 
 
 def mean_of(asked: PromotionConfig) -> str:
@@ -26,6 +29,7 @@ def criteria_of(study: Study) -> set[str]:
         return {LINEAGE}
     named = {
         mean_of(asked): asked.mean,
+        GAIN: asked.gain,
         worst_of(asked): asked.worst_site,
         CALIBRATION: asked.calibration_error,
         EPSILON: asked.epsilon,

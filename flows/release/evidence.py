@@ -6,7 +6,7 @@ Missing evidence counts as failed.
 from collections.abc import Iterator, Sequence
 
 from flows.decisions.chain import NotReleased
-from flows.decisions.criteria import ATTACK, CALIBRATION, EPSILON, LINEAGE, mean_of, worst_of
+from flows.decisions.criteria import ATTACK, CALIBRATION, EPSILON, GAIN, LINEAGE, mean_of, worst_of
 from flows.decisions.verdicts import Evidence
 from flows.rounds.recording import quality_of
 from flows.runs.records import RoundRecord
@@ -15,7 +15,7 @@ from flows.verification.verify import lineage_faults
 from models.errors import FixYourInput
 from models.objectives import LOWER_IS_BETTER, flat
 from privacy.accounting import TOLERANCE
-from sites.study import PromotionConfig
+from sites.study_sections import PromotionConfig
 
 
 class UnknownModel(FixYourInput):
@@ -57,6 +57,8 @@ def measured(run: Run, record: RoundRecord, criteria: PromotionConfig) -> Iterat
     name = criteria.metric
     if criteria.mean is not None:
         yield _at_least(mean_of(criteria), criteria.mean, *_mean(run, record, name))
+    if criteria.gain is not None:
+        yield _gain(criteria.gain, *_gained(run, record, name))
     if criteria.worst_site is not None:
         yield _at_least(worst_of(criteria), criteria.worst_site, *_worst(run, record, name))
     if criteria.calibration_error is not None:
@@ -132,6 +134,38 @@ def _epsilon(run: Run, record: RoundRecord) -> tuple[float | None, str]:
         # no odometer: Rogers et al. 2016, Privacy Odometers and Filters, https://arxiv.org/abs/1605.08294).
         return max(privacy.epsilon, *spent), ""
     return max(spent), ""
+
+
+def _gained(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:
+    """Return by how much the mean over hospitals has grown since the start, or None and who is silent.
+
+    A noised metric counts with the worse ends of both intervals.
+    """
+    now, silent = _published(run, record, name)
+    first = run.records()[0]
+    before = {
+        site: first.metrics[site].get(f"high/{flat(name)}", first.metrics[site][name])
+        if _is_noised(first, site)
+        else first.metrics[site][name]
+        for site in now
+        if name in first.metrics.get(site, {})
+    }
+    if silent or before.keys() < now.keys():
+        missing = ", ".join(sorted(now.keys() - before.keys()))
+        return None, silent or f"{missing} did not publish it for the start"
+    means = [
+        quality_of(run, record.round, {site: {name: value} for site, value in each.items()})
+        for each in (now, before)
+    ]
+    after, earlier = (mean.get(name) for mean in means)
+    return (None, "nobody published it") if after is None or earlier is None else (after - earlier, "")
+
+
+def _gain(least: float, found: float | None, why: str) -> Evidence:
+    shown = f"missing: {why}" if found is None else f"{found:+.4f}"
+    is_met = found is not None and found > 0 and found >= least
+    due = f"at least {least:+g} over the start" if least else "better than the start"
+    return Evidence(criterion=GAIN, due=due, found=shown, is_met=is_met)
 
 
 def _at_least(criterion: str, least: float, found: float | None, why: str) -> Evidence:

@@ -9,8 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from flows.reporting.status import Status
-from flows.runs.records import RoundRecord
+from flows.runs.records import HEADLINES, RoundRecord
 from flows.runs.run import Run
+from flows.starts.rate import declared_in, warnings
 from privacy.release import ReleaseManifest
 
 
@@ -48,6 +49,8 @@ class Live:
         what = "before training" if record.round == 0 else f"{record.seconds:.1f} s"
         parts = [f"round {record.round}/{run.study.rounds}", *_headline(run, record), what]
         self.print("  ".join(parts))
+        for line in _start_lines(run, record):
+            self.print(f"  {line}")
         for site, why in record.absences("release").items():
             self.print(f"  without {site}: {why}")
 
@@ -57,6 +60,20 @@ class Live:
         if row not in self._tasks:
             self._tasks[row] = self._bars.add_task(row, total=of, note=note)
         self._bars.update(self._tasks[row], completed=step, total=of, note=note)
+
+
+def _start_lines(run: Run, record: RoundRecord) -> Iterator[str]:
+    """Yield how the first model was made, and a warning if training is not expected to improve it."""
+    if record.start is None:
+        return
+    for stage in record.start.stages:
+        reached = ", ".join(
+            f"{name} {value:.3f}" for name, value in stage.reached.items() if name in HEADLINES
+        )
+        yield f"start: {stage.kind}" + (f" ({reached} on {stage.measured_on})" if reached else "")
+    if record.start.rate is not None:
+        yield f"learning rate {record.start.rate:g}, for which the start bears the noise"
+    yield from warnings(run.study, declared_in(run))
 
 
 def _headline(run: Run, record: RoundRecord) -> list[str]:

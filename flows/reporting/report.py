@@ -21,6 +21,7 @@ from flows.runs.colours import colours
 from flows.runs.dates import minute
 from flows.runs.records import Part, RoundRecord
 from flows.runs.run import Run
+from flows.starts.rate import declared_in, warnings
 from flows.tracking.metrics import by_group, fairness
 from models.objectives import flat, metric_names
 from privacy.accounting import PrivacyEvent, group_epsilon, most_found
@@ -140,6 +141,7 @@ def report(run: Run, until: int | None = None, pending: verdicts.ReleaseOutcome 
         metrics=sorted(metric_names(run.study.task)),
         false_alarms=FALSE_ALARMS,
         contents=CONTENTS,
+        signal_warnings=warnings(run.study, declared_in(run)),
     )
     return text.encode()
 

@@ -5,6 +5,7 @@ from flows.rounds.releases import release_path, weight_of
 from flows.rounds.statements import Answers
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run
+from flows.starts.choice import chosen
 from models import checkpoints
 from models.checkpoints import StoredParams
 from models.params import Params
@@ -27,7 +28,8 @@ def next_model(
 ) -> tuple[Params, Params]:
     """Return the next global model and the strategy's state: the strategy over the round's releases.
 
-    Weights are the declared numbers of training patients; tensors are read one at a time.
+    Weights are the declared numbers of training patients; tensors are read one at a time. After the last
+    round it is the best of the rounds' models on the study's validation cases, if it has any.
 
     Args:
         state: of the round before, None before the first.
@@ -42,12 +44,13 @@ def next_model(
     strategy = run.study.bound_strategy()
     if state is None:
         state = strategy.init(strategy.shared(params))
-    return strategy.next_params(params, state, releases)
+    made, state = strategy.next_params(params, state, releases)
+    return (chosen(run, made) if round == run.study.rounds else made), state
 
 
 def _contribution(run: Run, round: int, manifest: ReleaseManifest) -> Contribution:
     steps = run.description.member(manifest.site, manifest.round).statement.steps
-    training = run.study.training.model_copy(update={"steps": steps})
+    training = run.study.training.at_rate(run.rate).model_copy(update={"steps": steps})
     return Contribution(
         weight_of(run, round, manifest),
         StoredParams(release_path(run, round, manifest.site)),

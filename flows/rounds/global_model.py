@@ -1,7 +1,5 @@
 """Global models: made, signed, and published in the exchange; hospitals' released models beside them."""
 
-import torch
-
 from flows.rounds.releases import decided, release_path
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run
@@ -9,44 +7,31 @@ from models import checkpoints
 from models import params as P
 from models.checkpoints import StoredParams
 from models.files import write_atomically
-from models.objectives import build_task
 from models.params import Params
-from models.prior import learn_prior
-from models.repeatable import one_thread
 from privacy.release import ModelManifest
 from privacy.signing import sign, verified
 from sites.exchange.exchange import COORDINATOR
 from sites.exchange.places import Place
-from sites.study import Study
 
 
-def first_model(study: Study) -> dict[str, torch.Tensor]:
-    """Return the parameters before training: drawn from the seed, then trained on the prior's images."""
-    seed = study.seed_for(0, "", "first model")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = study.network.build(study.task.dims, study.task.out_channels)
-    if study.prior:
-        shape, num_labels = study.preprocessing.shape, len(study.task.labels)
-        loss = build_task(study.task).loss
-        with one_thread():
-            learn_prior(network, loss, shape, num_labels, study.prior, study.synthesis, seed)
-    return P.of(network)
-
-
-def publish_model(run: Run, round: int, params: Params) -> str:
+def publish_model(run: Run, round: int, params: Params, rate: float | None = None) -> str:
     """Store a global model and publish it with a signed statement; return its sha256.
 
     A model that was published before an interruption stays the round's model, whatever `params` are.
+
+    Args:
+        rate: the run's learning rate, where the study leaves it to the run.
     """
     if published := _published(run, round):
         return published
     data = checkpoints.to_bytes(params)
     write_atomically(run.model_path(round), data)
-    return _publish(run, round, data, Place.model(run.name, round))
+    return _publish(run, round, data, Place.model(run.name, round), rate=rate)
 
 
-def _publish(run: Run, round: int, data: bytes, place: Place, of: str = "") -> str:
+def _publish(
+    run: Run, round: int, data: bytes, place: Place, of: str = "", rate: float | None = None
+) -> str:
     """Write a model to the exchange, then the signed statement that names it; return its sha256."""
     manifest = ModelManifest(
         kind="model",
@@ -57,6 +42,7 @@ def _publish(run: Run, round: int, data: bytes, place: Place, of: str = "") -> s
         model_sha256=run.exchange.put_object(data, COORDINATOR),
         chain_head=run.head,
         of=of,
+        rate=rate,
     )
     statement = sign(manifest.model_dump(mode="json"), "coordinator", run.key)
     run.exchange.put_statement(place, statement)

@@ -12,6 +12,7 @@ from flows.runs.records import (
     HospitalRound,
     RoundRecord,
     Signed,
+    StartRecord,
 )
 from flows.runs.run import Run
 from flows.runs.versions import installed
@@ -32,11 +33,13 @@ def round_record(
     scores: Answers,
     started: float,
     comparisons: Answers = NO_ANSWERS,
+    start: StartRecord | None = None,
 ) -> RoundRecord:
     """Return the record of a round, chained to the one before.
 
     Args:
         started: when the round began, in seconds since 1970.
+        start: how the first model was made; for round 0.
     """
     before = run.records()
     waits = run.waits(round, "contribute")
@@ -67,6 +70,7 @@ def round_record(
         seconds=time.time() - started,
         finished_ms=int(time.time() * 1000),
         software=installed(),
+        start=start,
     )
 
 

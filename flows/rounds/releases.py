@@ -106,8 +106,8 @@ def _check_release(
 ) -> None:
     if not isinstance(manifest, ReleaseManifest):
         raise RejectedRelease(f"expected a release, got {manifest.kind}")
-    if manifest.content != run.study.export:
-        raise RejectedRelease(f"expected {run.study.export}, got {manifest.content}")
+    if manifest.content != (due := run.study.content_of(manifest.round)):
+        raise RejectedRelease(f"expected {due}, got {manifest.content}")
     if manifest.base_sha256 != base.model_sha256:
         raise RejectedRelease("it starts from another model than the round's")
     declared = run.description.member(manifest.site, manifest.round).statement.declared_training
@@ -141,7 +141,7 @@ def largest_change(run: Run, manifest: ReleaseManifest) -> float:
     SCAFFOLD adds two corrections, each as long as a step.
     """
     study, privacy = run.study, run.study.privacy
-    if privacy.mode == "none" or study.export != "weights":
+    if privacy.mode == "none" or study.content_of(manifest.round) != "weights":
         return study.largest_change
     steps = run.description.member(manifest.site, manifest.round).statement.steps
     mechanism = _mechanism(run, manifest, privacy)
@@ -149,7 +149,7 @@ def largest_change(run: Run, manifest: ReleaseManifest) -> float:
         growth = privacy.clip.rate * privacy.clip.quantile * steps * manifest.round
         mechanism = mechanism.starting_at(privacy.clip.norm * math.exp(min(growth, 100.0)))
     numel = sum(tensor.numel() for tensor in run.model(run.records()[0]).values())
-    training = study.training.model_copy(update={"steps": steps})
+    training = study.training.at_rate(run.rate).model_copy(update={"steps": steps})
     longest = training.length(manifest.round, study.rounds) * mechanism.longest_step(numel)
     return min(study.largest_change, longest * (3 if study.strategy.build().corrects else 1))
 

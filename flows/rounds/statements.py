@@ -93,6 +93,7 @@ def order(run: Run, round: int, phase: Phase, site: str, models: Sequence[str] =
         attempt=run.attempt,
         exchange=run.description.exchange,
         coordinator=run.public_key,
+        public_cases=run.public_cases,
         models=tuple(models),
     )
 

@@ -86,6 +86,40 @@ class HospitalRound(Config):
     seconds: float | None = None
 
 
+class StageRecord(Config):
+    """One stage of a start.
+
+    Attributes:
+        kind: of the study's stage.
+        source: sha256 of the public material; empty for synthetic images.
+        model_sha256: of the model after the stage.
+        measured_on: the cases of `reached`; empty without any.
+        reached: the metrics of the model after the stage.
+    """
+
+    kind: str
+    source: Sha256 | Literal[""]
+    model_sha256: Sha256
+    measured_on: str
+    reached: dict[str, float]
+
+
+class StartRecord(Config):
+    """How the first model was made, and the learning rate that follows from it; no patient is involved.
+
+    Attributes:
+        tolerance: standard deviation of noise on each parameter that the model bears, as measured on
+            public or drawn cases; None without any.
+        strength: strength of the run's signal against its noise; None without privacy.
+        rate: the highest learning rate, where the study leaves it to the run.
+    """
+
+    stages: tuple[StageRecord, ...] = ()
+    tolerance: float | None = None
+    strength: float | None = None
+    rate: float | None = None
+
+
 class RoundRecord(Config):
     """A finished round, chained to the one before by `previous`, its sha256.
 
@@ -97,6 +131,7 @@ class RoundRecord(Config):
         hospitals: each hospital's part.
         quality: each metric's mean over the hospitals that published it, by declared patients.
         software: the versions of the coordinator's libraries.
+        start: how the first model was made; in round 0 alone.
     """
 
     study: str
@@ -111,6 +146,7 @@ class RoundRecord(Config):
     seconds: float
     finished_ms: int
     software: dict[str, str]
+    start: StartRecord | None = None
 
     @property
     def data(self) -> bytes:
@@ -121,6 +157,11 @@ class RoundRecord(Config):
     def sha256(self) -> str:
         """The head of the chain while this record is the newest."""
         return sha256_of(self.data)
+
+    @property
+    def start_rate(self) -> float | None:
+        """The run's learning rate, in the record of round 0 where the study leaves it to the run."""
+        return self.start.rate if self.start else None
 
     @property
     def releases(self) -> dict[str, AcceptedRelease]:

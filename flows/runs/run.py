@@ -20,7 +20,7 @@ from models import checkpoints
 from models.checkpoints import StoredParams
 from models.config import Config
 from models.errors import AskSomebody, ReportToUs, WaitAndRepeat
-from models.files import write_atomically
+from models.files import sha256_of, write_atomically
 from privacy.release import HeadManifest
 from privacy.signing import BadSignature, private_key, public_hex, sign, verified
 from sites.exchange.exchange import Exchange
@@ -250,6 +250,17 @@ class Run:
         """Return the global model that a record names, checked against its sha256."""
         return checkpoints.read(self.model_path(record.round), record.model_sha256)
 
+    @property
+    def public_cases_path(self) -> Path:
+        """The path of the list of the hashes of the coordinator's public cases."""
+        return self.folder / "public-cases.json"
+
+    @property
+    def public_cases(self) -> str:
+        """The sha256 of that list, which the exchange holds; empty without public cases."""
+        path = self.public_cases_path
+        return sha256_of(path.read_bytes()) if path.exists() else ""
+
     def note_call(self, round: int, phase: str, site: str, seconds: float, failure: str) -> None:
         """Store the seconds that a hospital took for a phase of a round, and its failure, if any."""
         data = json.dumps({"seconds": seconds, "failure": failure}).encode()
@@ -298,6 +309,12 @@ class Run:
             records.append(record)
             previous = record.sha256
         return records
+
+    @property
+    def rate(self) -> float | None:
+        """The run's learning rate, where the study leaves it to the run and the start is recorded."""
+        records = self.records()
+        return records[0].start_rate if records else None
 
     @property
     def head(self) -> str:

@@ -90,9 +90,11 @@ def _expected(run: Run, records: Sequence[RoundRecord], name: str) -> dict[str, 
     expected: dict[str, dict[int, float]] = {}
     for record in records:
         values = (
-            metrics.global_metrics(record, run.description.members(record.round))
+            metrics.global_metrics(record, run.description.members(record.round), records[0])
             if name == GLOBAL
-            else metrics.site_metrics(record, name, run.description.member(name, record.round))
+            else metrics.site_metrics(
+                record, name, run.description.member(name, record.round), records[0]
+            )
         )
         for metric, value in values.items():
             expected.setdefault(metric, {})[record.round] = value

@@ -121,9 +121,12 @@ def caveats(record: RoundRecord, site: str) -> dict[str, str]:
     return tags
 
 
-def site_metrics(record: RoundRecord, site: str, hospital: Participant) -> dict[str, float]:
-    """Return the metrics of one hospital after a round."""
+def site_metrics(
+    record: RoundRecord, site: str, hospital: Participant, start: RoundRecord
+) -> dict[str, float]:
+    """Return the metrics of one hospital after a round; `start` is the record of round 0."""
     values = {f"val/{name}": value for name, value in record.metrics.get(site, {}).items()}
+    values |= _gain(record, record.metrics.get(site, {}), start.metrics.get(site, {}))
     if site in record.releases:
         release = record.releases[site].statement
         values |= _privacy(release) | {"exchange/bytes_up": float(release.payload_bytes)}
@@ -134,9 +137,16 @@ def site_metrics(record: RoundRecord, site: str, hospital: Participant) -> dict[
     return values
 
 
-def global_metrics(record: RoundRecord, hospitals: Mapping[str, Participant]) -> dict[str, float]:
-    """Return the metrics of all hospitals together; an epsilon is the largest of any."""
+def global_metrics(
+    record: RoundRecord, hospitals: Mapping[str, Participant], start: RoundRecord
+) -> dict[str, float]:
+    """Return the metrics of all hospitals together; an epsilon is the largest of any.
+
+    Args:
+        start: the record of round 0.
+    """
     values = {f"val/{name}": value for name, value in record.quality.items()}
+    values |= _gain(record, record.quality, start.quality)
     values |= {f"val/{name}": value for name, value in fairness(record.metrics).items()}
     values |= {f"val/{name}": value for name, value in by_group(record.metrics, hospitals).items()}
     releases = [release.statement for release in record.releases.values()]
@@ -147,6 +157,14 @@ def global_metrics(record: RoundRecord, hospitals: Mapping[str, Participant]) ->
     values["perf/round_seconds"] = record.seconds
     values["sites/contributed"] = float(len(releases))
     return values
+
+
+def _gain(record: RoundRecord, now: Mapping[str, float], start: Mapping[str, float]) -> dict[str, float]:
+    """Return `gain/<metric>`: by how much the headline metric has grown since the start."""
+    name = record.headline
+    if record.round == 0 or name is None or name not in now or name not in start:
+        return {}
+    return {f"gain/{name}": now[name] - start[name]}
 
 
 def fairness(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -167,12 +167,13 @@ class Tracking(AbstractContextManager["Tracking"]):
             self._log_round(record)
 
     def _log_round(self, record: RoundRecord) -> None:
+        start = self._run.records()[0]
         for site in self._children:
-            self._log_site(site, record)
+            self._log_site(site, record, start)
         self._log(
             self._parent,
             record,
-            lines.global_metrics(record, self._run.description.members(record.round)),
+            lines.global_metrics(record, self._run.description.members(record.round), start),
         )
         self._client.log_text(
             self._parent, record.data.decode(), f"rounds/round-{record.round:03d}.json"
@@ -189,11 +190,11 @@ class Tracking(AbstractContextManager["Tracking"]):
         for mlflow_run in (*self._children.values(), self._parent):
             self._client.set_tag(mlflow_run, "wardround.chain_head", record.sha256)
 
-    def _log_site(self, site: str, record: RoundRecord) -> None:
+    def _log_site(self, site: str, record: RoundRecord, start: RoundRecord) -> None:
         for key, value in lines.caveats(record, site).items():
             self._client.set_tag(self._children[site], key, value)
         hospital = self._run.description.member(site, record.round)
-        self._log(self._children[site], record, lines.site_metrics(record, site, hospital))
+        self._log(self._children[site], record, lines.site_metrics(record, site, hospital, start))
 
     def _log(self, mlflow_run: str, record: RoundRecord, values: Mapping[str, float]) -> None:
         metrics = [

@@ -109,6 +109,7 @@ def _every_metric(run: Run) -> set[str]:
     private = ("epsilon", "budget", *(f"epsilon_{name}" for name in ("prv", "pld", "rdp")))
     return {
         *(f"val/{name}" for name in (*study.metric_names, *fairness, *grouped)),
+        *(f"gain/{name}" for name in overall),
         *(f"privacy/{name}" for name in private),
         "exchange/bytes_up", "perf/train_seconds", "perf/round_seconds", "sites/contributed",
     }  # fmt: skip

@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from flows.rounds.aggregation import next_model
-from flows.rounds.global_model import first_model
 from flows.rounds.statements import Answers
 from flows.runs.records import RoundRecord, Signed
 from flows.runs.run import Run
+from flows.starts.first_model import start_of
 from flows.verification.signatures import coordinators_statement, head_before, recorded_statement
 from models import checkpoints
 from models import params as P
@@ -20,6 +20,7 @@ from models.params import Params
 from privacy.release import ModelManifest, Statement
 from privacy.signing import BadSignature
 from sites.exchange.places import Place
+from sites.yaml_files import ConfigError
 
 
 def model_faults(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
@@ -31,9 +32,7 @@ def model_faults(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
             return
         if not _is_about(manifest, run, records, record):
             yield f"The statement of round {record.round}'s model is about another one."
-    first = checkpoints.to_bytes(first_model(run.study))
-    if sha256_of(first) != records[0].model_sha256:
-        yield "The first model is not the one that the study's seed makes."
+    yield from _start_faults(run, records[0])
     state: Params | None = None
     for before, record in pairwise(records):
         try:
@@ -48,6 +47,19 @@ def model_faults(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
             return
         yield from _state_faults(run.state_path(record.round), stored, record)
         state = {name: stored[name] for name in stored} or state
+
+
+def _start_faults(run: Run, record: RoundRecord) -> Iterator[str]:
+    """Yield where the first model is not what the study's start makes, or its learning rate another."""
+    try:
+        start = start_of(run)
+    except ConfigError as error:
+        yield f"The first model can't be re-computed: {error}"
+        return
+    if sha256_of(checkpoints.to_bytes(start.params)) != record.model_sha256:
+        yield "The first model is not the one that the study's seed and start make."
+    elif record.start != start.record:
+        yield "The record of the start, or its learning rate, is not what the study makes of it."
 
 
 def _manifest(run: Run, record: RoundRecord) -> ModelManifest | str:
@@ -68,7 +80,8 @@ def _is_about(
 ) -> bool:
     named = (manifest.run, manifest.round, manifest.study_sha256, manifest.model_sha256)
     due = (run.name, record.round, run.study.sha256, record.model_sha256)
-    return (named, manifest.chain_head) == (due, head_before(records, record.round))
+    stated = (named, manifest.chain_head, manifest.rate)
+    return stated == (due, head_before(records, record.round), records[0].start_rate)
 
 
 def _state_faults(path: Path, due: Params, record: RoundRecord) -> Iterator[str]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 
 from models.networks import NetworkConfig
+from models.objectives import TaskConfig
 from privacy.ledger import Entry
 from privacy.ledger_book import is_kind
 from sites.hospital import Hospital
@@ -59,7 +60,7 @@ def check_list(hospital: Hospital, study: Study) -> None:
 
     The text contains no count and no case.
     """
-    _check_labels(hospital.listing, study)
+    check_labels(hospital.listing, study.task)
     training = len(hospital.eligible.training)
     if training < hospital.policy.min_patients:
         raise Refused("fewer training patients are listed than the policy's min_patients")
@@ -67,27 +68,31 @@ def check_list(hospital: Hospital, study: Study) -> None:
         raise Refused("the hospital has too few patients for training.membership")
 
 
-def _check_labels(listing: Listing, study: Study) -> None:
-    task = study.task
+def check_labels(listing: Listing, task: TaskConfig, owner: str = "hospital") -> None:
+    """Raise `Refused` unless a list has the kind, the values and the names of a task's labels.
+
+    Args:
+        owner: whose list it is, for the message.
+    """
     if listing.has_classes != (task.kind == "classification"):
         has = "classes" if listing.has_classes else "label images"
-        raise Refused(f"the study is a {task.kind}, the hospital's list has {has}")
+        raise Refused(f"the study is a {task.kind}, the {owner}'s list has {has}")
     if task.kind == "classification" and task.multi_label != listing.has_several:
         asked, has = (
             "any number of classes" if several else "one class"
             for several in (task.multi_label, listing.has_several)
         )
-        raise Refused(f"the study's cases have {asked}, those of the hospital's list {has}")
+        raise Refused(f"the study's cases have {asked}, those of the {owner}'s list {has}")
     for value in sorted(set(listing.labels) & set(task.labels)):
         if _plain(listing.labels[value]) != _plain(task.labels[value]):
             raise Refused(
-                f"label {value} is {_plain(listing.labels[value])} in the hospital's list and "
+                f"label {value} is {_plain(listing.labels[value])} in the {owner}'s list and "
                 f"{task.labels[value]} in the study; the names must be the same"
             )
     background = {0} if task.kind == "segmentation" else set()
     if set(listing.labels) - background != set(task.labels):
         raise Refused(
-            f"the study's labels {sorted(task.labels)} differ from those of the hospital's data, "
+            f"the study's labels {sorted(task.labels)} differ from those of the {owner}'s data, "
             f"{sorted(set(listing.labels) - background)}"
         )
 
@@ -157,8 +162,11 @@ def check_round(order: Order) -> None:
 
 
 def teacher_for(policy: Policy, study: Study) -> NetworkConfig | None:
-    """Return the network that trains as the teacher at this hospital; None for the study's own."""
-    if study.distillation is None:
+    """Return the network that trains as the teacher at this hospital; None for the study's own.
+
+    Where trained weights leave in all rounds but the last, every hospital trains the study's own.
+    """
+    if study.distillation is None or study.distillation.rounds == "last":
         return None
     if policy.teacher and policy.teacher.kind == study.task.kind:
         return policy.teacher

@@ -1,6 +1,7 @@
 """Contribution of a hospital to a run: its acceptance, and in each round the release of its update."""
 
 import copy
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from sites.admission.admission import teacher_for, training_for
 from sites.admission.approvals import check_join, check_probe
 from sites.admission.resources import check_disk, exclusive_device
 from sites.contribution.local_update import LocalTraining, end, forget, local_update
+from sites.exchange.exchange import COORDINATOR, Exchange
 from sites.hospital import Hospital
 from sites.local_models import global_model, network_for, with_local_layers
 from sites.orders import Order, check_in_time
@@ -33,6 +35,8 @@ from sites.transfer_set import NoTransferImages, contents, transfer_images
 log = logging.getLogger("wardround.site")
 
 
+CASES_BYTES = 2**24
+"""Size of the largest list of hashes of public cases."""
 TOO_FEW = "fewer training patients have usable scans than the policy's min_patients"
 """Reason for no release without privacy: it would show a few patients. It is recorded like a release."""
 
@@ -50,7 +54,7 @@ def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     The scans are read for the hospital's own log and for the person who approves, and change nothing.
     """
     _check_fit(hospital, order)
-    check_join(hospital, order.study, order.run, _findings(hospital, order.study))
+    check_join(hospital, order.study, order.run, _findings(hospital, order))
     export.acceptance(hospital, order.study, act)
 
 
@@ -100,7 +104,9 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
             export.settle_without_release(hospital, study, charge, TOO_FEW)
             return
         update = local_update(
-            LocalTraining(hospital, order, model.params, start, patients, examples, mechanism, progress)
+            LocalTraining(
+                hospital, order, model.params, start, patients, examples, mechanism, progress, model.rate
+            )
         )
     if update.is_finite:
         export.settle_with_release(hospital, study, charge, update, model)
@@ -147,16 +153,28 @@ def _check_terms(hospital: Hospital, order: Order) -> None:
         )
 
 
-def _findings(hospital: Hospital, study: Study) -> list[str]:
+def _findings(hospital: Hospital, order: Order) -> list[str]:
     """Return what the checks find in the scans, and whether a public set contains one of them."""
-    cohort = hospital.cohort(study)
+    cohort = hospital.cohort(order.study)
     everybody = (*cohort.training, *cohort.evaluation)
-    public = contents(study, hospital.public)
+    public = contents(order.study, hospital.public) | _coordinators_cases(order)
     if not any(scan.profile.content in public for patient in everybody for scan in patient.scans):
         return list(cohort.findings)
     found = "public_image: the study's public set contains an image of one of this hospital's patients"
     log.warning("%s", found)
     return [*cohort.findings, found]
+
+
+def _coordinators_cases(order: Order) -> frozenset[str]:
+    """Return the hashes of the coordinator's public cases; none if they can't be read."""
+    if not order.public_cases:
+        return frozenset()
+    try:
+        data = Exchange(order.exchange).object(order.public_cases, COORDINATOR, CASES_BYTES)
+        return frozenset(map(str, json.loads(data)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        log.warning("the hashes of the coordinator's public cases can't be read: %s", error)
+        return frozenset()
 
 
 def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> None:

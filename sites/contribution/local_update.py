@@ -53,6 +53,7 @@ class LocalTraining:
         start: the same with this hospital's local layers.
         patients: the patients of `examples`, in the same order.
         mechanism: None in a study without privacy.
+        rate: the run's learning rate, where the study leaves it to the run.
     """
 
     hospital: Hospital
@@ -63,12 +64,14 @@ class LocalTraining:
     examples: Examples
     mechanism: Mechanism | None
     progress: Progress
+    rate: float | None = None
 
     @property
     def config(self) -> TrainingConfig:
         """The training configuration of this hospital in this round."""
         study = self.order.study
-        return training_for(self.hospital.policy, study).in_round(self.order.round, study.rounds)
+        config = training_for(self.hospital.policy, study).at_rate(self.rate)
+        return config.in_round(self.order.round, study.rounds)
 
     def unfinished(self, what: str) -> Unfinished:
         """Return the storage of the unfinished training, or of the unfinished work `what` after it.
@@ -124,8 +127,10 @@ def local_update(training: LocalTraining) -> Update:
     forget(hospital, training.order)
     network = network_for(study.network, study, hospital.device, training.start)
     correction = _correction(training)
-    if study.distillation is None:
+    if study.distillation is None or study.content_of(training.order.round) == "weights":
         noise = _train(training, network, correction)
+        if study.distillation:
+            training.keep("teacher", P.of(network))
         return Update(_change(training, network, correction), noise)
     transfer = _Transfer.of(training, study.distillation)
     teacher = _teacher(training, network, transfer)

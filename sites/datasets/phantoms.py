@@ -57,15 +57,20 @@ SPACING_MM = 2.0
 SHARE_SCANNED_TWICE = 0.25
 
 
-def make_wards(wards: Path, seed: int, scanners: Sequence[Scanner] = SCANNERS) -> list[Path]:
+def make_wards(
+    wards: Path, seed: int, scanners: Sequence[Scanner] = SCANNERS, first: int = 0
+) -> list[Path]:
     """Return the folders of synthetic hospitals under `wards`; write those that are missing.
+
+    Args:
+        first: number of the first hospital, which its patients follow from beside the seed.
 
     A hospital is renamed into place when it is complete, so an interrupted call leaves no partial one.
 
     Raises:
         ConfigError: a folder with a hospital's name holds something else, or patients of another seed.
     """
-    return [_make_ward(wards, scanner, seed, i) for i, scanner in enumerate(scanners)]
+    return [_make_ward(wards, scanner, seed, i) for i, scanner in enumerate(scanners, first)]
 
 
 def _make_ward(wards: Path, scanner: Scanner, seed: int, number: int) -> Path:

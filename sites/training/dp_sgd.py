@@ -87,7 +87,7 @@ class _Training:
         noise: NoiseSource,
         local_loss: LocalLoss | None,
     ) -> "_Training":
-        sgd = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=config.momentum)
+        sgd = torch.optim.SGD(network.parameters(), lr=config.step_size, momentum=config.momentum)
         optimizer, accountant = PatientOptimizer(sgd, mechanism, noise), RDPAccountant()
         count = accountant.get_optimizer_hook_fn(mechanism.sampling_rate)
         add_local_gradient = local_loss_adder(network, local_loss)

@@ -1,4 +1,4 @@
-"""Plain SGD, for studies without privacy and for personal models that never leave a hospital."""
+"""SGD or AdamW, for studies without privacy and for personal models that never leave a hospital."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -32,7 +32,7 @@ def train_plainly(
         unfinished: storage for the state of this training, from which it resumes. It is not used with
             `config.membership`, because the attacker's state is not stored.
     """
-    optimizer = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=config.momentum)
+    optimizer = _optimizer(network, config)
     add_local_gradient = local_loss_adder(network, local_loss)
     opponent = _Opponent(network, task, examples, config, rng) if config.membership else None
     storage = None if opponent else unfinished
@@ -47,11 +47,19 @@ def train_plainly(
         optimizer.zero_grad()
         _add_gradients(network, task, examples, config, lot, step, opponent)
         add_local_gradient()
+        if config.longest_gradient:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), config.longest_gradient)
         optimizer.step()
         if storage:
             is_last = step + 1 == config.steps
             storage.keep(partial(state_of, network, optimizer, step + 1), is_last=is_last)
         progress("train", step + 1, config.steps)
+
+
+def _optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=config.step_size)
+    return torch.optim.SGD(network.parameters(), lr=config.step_size, momentum=config.momentum)
 
 
 def _add_gradients(

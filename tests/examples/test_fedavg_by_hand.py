@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from flows.rounds.aggregation import aggregate
-from flows.rounds.global_model import first_model, publish_model
+from flows.rounds.global_model import publish_model
 from flows.rounds.membership import participants
 from flows.rounds.recording import round_record
 from flows.rounds.releases import accept_releases
@@ -24,6 +24,7 @@ from flows.rounds.statements import NO_ANSWERS, Answers, answers, order
 from flows.runs.paths import Home
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run
+from flows.starts.first_model import untrained
 from models import params as P
 from privacy.noise import NoiseSource
 from sites.hospital import Hospital
@@ -63,7 +64,7 @@ def product(folder: Path, study: Study, small_wards: Callable[[Path], Path]) -> 
         return answers(run, round, phase, sorted(hospitals))
 
     run = run.with_participants(participants(run, ask(run, 0, "join")), {})
-    models = [dict(first_model(study))]
+    models = [dict(P.of(untrained(study)))]
     base = finish(run, 0, models[0], NO_ANSWERS)
     for round in range(1, study.rounds + 1):
         taken = accept_releases(run, round, base, ask(run, round, "contribute"))

@@ -15,12 +15,12 @@ import pytest
 import torch
 import yaml
 
-from flows.rounds.global_model import first_model
 from flows.runs.paths import Home
 from flows.runs.records import GENESIS
 from flows.runs.run import Run, runs_of
 from flows.servers.environment import mlflow_server, prefect_server
 from flows.servers.loopback import running
+from flows.starts.first_model import first_model
 from flows.verification.verify import faults
 from models import checkpoints
 from models import params as P
@@ -64,7 +64,7 @@ def test_the_records_are_a_chain_from_the_first_model_to_the_last(finished: Path
     for before, after in pairwise(records):
         assert after.previous == before.sha256
         assert after.base_sha256 == before.model_sha256
-    first = first_model(run.study)
+    first = first_model(run.study, run.home).params
     assert records[0].model_sha256 == sha256_of(checkpoints.to_bytes(first))
 
 
@@ -373,8 +373,11 @@ def test_hospitals_that_refuse_stop_a_run_before_anything_is_recorded_or_spent(
         assert [e.name for e in MlflowClient(url).search_experiments()] == ["Default"]
 
 
-def test_the_first_model_comes_from_the_seed(study_with) -> None:
-    a, b, c = (first_model(study_with(seed=seed)) for seed in (1, 1, 2))
+def test_the_first_model_comes_from_the_seed(study_with, tmp_path: Path) -> None:
+    a, b, c = (
+        first_model(study_with(seed=seed), Home(tmp_path / str(k))).params
+        for k, seed in enumerate((1, 1, 2))
+    )
     assert P.norm(P.subtract(a, b)) == 0
     assert P.norm(P.subtract(a, c)) > 0
 

@@ -20,11 +20,12 @@ ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def test_the_demo_gains_fifteen_points_of_dice_on_three_seeds_within_its_budget() -> None:
+def test_the_demo_ends_above_three_quarters_of_dice_and_its_start_on_three_seeds() -> None:
     command = [sys.executable, ROOT / "benchmarks" / "demo.py", "--seeds", "0", "1", "2", "--json"]
     rows = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     for row in rows:
-        assert row["rise"] >= 0.15, row
+        assert row["dice_after"] >= 0.75, row
+        assert row["rise"] > 0, row
         assert row["seconds"] < 300, row
         assert all(site["epsilon"] <= 8.0005 for site in row["sites"].values()), row
 
@@ -67,8 +68,8 @@ def test_the_federation_without_privacy_learns_real_scans(shared_data: Path, tmp
     run = train_on_hippocampus("hippocampus-plain", shared_data, tmp_path)
     last = run.records()[-1]
     assert last.round <= 30
-    assert last.quality["dice"] >= 0.80
-    assert min(last.quality["dice/anterior"], last.quality["dice/posterior"]) >= 0.75
+    assert last.quality["dice"] >= 0.85
+    assert min(last.quality["dice/anterior"], last.quality["dice/posterior"]) >= 0.83
 
 
 def test_the_federation_with_privacy_learns_real_scans_within_its_budget_and_students_lose_nothing(

@@ -35,7 +35,7 @@ def test_hospitals_of_any_architecture_and_speed_teach_one_student_by_their_answ
     run = train(
         {"teacher": {"name": "SegResNet"}, "device": {"kind": "cpu", "most_steps": 1}},
         export="predictions",
-        prior={"steps": 20, "images": 16},
+        start={"kind": "synthetic", "steps": 20, "images": 16},
         training={"steps": 2, "fewest_steps": 1, "lr": 0.1, "lot": "all"},
         distillation={"transfer": "synthetic", "steps": 20, "images": 16},
         evaluation={"teachers": True},

@@ -18,10 +18,11 @@ from models.objectives import MISSED_MM
 from sites.admission.admission import free_answers
 from sites.admission.approvals import ApprovalNeeded, decide, waiting
 from sites.cohort import pseudonym
-from sites.exchange.exchange import Exchange
+from sites.exchange.exchange import COORDINATOR, Exchange
 from sites.hospital import Hospital
-from sites.imaging.intake import Scan
+from sites.imaging.intake import Scan, read_case
 from sites.imaging.preprocessing import prepare, whole_image
+from sites.imaging.profile import content_of
 from sites.orders import Phase
 from sites.study import Study
 
@@ -238,6 +239,25 @@ def test_an_image_of_a_patient_in_a_public_set_is_seen_in_the_hospitals_own_log_
     for said in (each for pair in answers for each in pair):
         del said["charges"]
     assert answers[0] == answers[1]
+
+
+def test_a_patient_among_the_coordinators_public_cases_is_said_to_the_hospital_alone(
+    hospital: Hospital, tmp_path: Path, study_with, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = coordinator(tmp_path, study_with())
+    own = read_case(hospital.data, hospital.cases[0], asked.study.task)[0].image
+    answers = []
+    lists = (["0" * 64], ["0" * 64, content_of(own)], 5, "[" * 50_000)
+    for k, contents in enumerate(lists):
+        data = contents.encode() if isinstance(contents, str) else json.dumps(contents).encode()
+        asked.public_cases = asked.exchange.put_object(data, COORDINATOR)
+        caplog.clear()
+        asked.run = f"small-{k}"
+        answers.append([answer(asked, hospital, phase) for phase in ("check", "join")])
+        assert ("public_image" in caplog.text) == (k == 1)
+    for said in (each for pair in answers for each in pair):
+        del said["charges"]
+    assert all(each == answers[0] for each in answers)
 
 
 def test_free_answers_are_counted_limited_by_the_policy_and_shown(

@@ -18,6 +18,8 @@ from flows.rounds import global_model, recording, statements
 from flows.rounds.statements import NO_ANSWERS
 from flows.runs.paths import Home
 from flows.runs.run import Run
+from flows.starts.first_model import untrained
+from models import params as P
 from privacy.release import ReleaseManifest
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
@@ -25,6 +27,8 @@ from sites.orders import Phase
 from sites.setup.rehearsal import understudy
 from sites.study import Study
 
+REHEARSED_RATE = 0.01
+"""Learning rate of a rehearsal where the study leaves it to the run."""
 ACTS: tuple[tuple[Phase, int], ...] = (("join", 0), ("evaluate", 0), ("contribute", 1))
 
 
@@ -48,7 +52,8 @@ def rehearse(hospital: Hospital, study: Study) -> Iterator[Tried]:
             roster = {hospital.name: process.public_key()}
             run = Run.create(home, study, roster, home.exchange, kind="rehearsal")
             run.begin_attempt()
-            model = global_model.publish_model(run, 0, global_model.first_model(study))
+            rate = REHEARSED_RATE if study.training.lr == "auto" else None
+            model = global_model.publish_model(run, 0, P.of(untrained(study)), rate)
             run.keep(recording.round_record(run, 0, model, NO_ANSWERS, NO_ANSWERS, time.time()))
             for phase, number in ACTS:
                 tried = _act(run, process, phase, number)

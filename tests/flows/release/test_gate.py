@@ -28,7 +28,7 @@ from flows.release import champion, evidence
 from flows.runs.run import Run
 from flows.tracking import registry
 from flows.verification.verify import faults
-from sites.study import PromotionConfig
+from sites.study_sections import PromotionConfig
 
 
 @pytest.fixture
@@ -54,6 +54,24 @@ def test_a_criterion_that_is_missed_or_has_no_evidence_blocks_and_is_named(run: 
         asked = with_criteria(run, **criteria)
         with pytest.raises(NotReleased, match=named):
             evidence.check_evidence(list(evidence.measured(asked, record, asked.study.promotion)))
+
+
+def test_a_model_that_is_no_better_than_its_start_is_blocked_by_the_gain(run: Run) -> None:
+    first, record = run.records()[0], run.records()[-1]
+    for change, least, is_met in (
+        (0.05, 0.0, True), (0.05, 0.04, True), (0.05, 0.06, False), (0.0, 0.0, False),
+        (-0.01, 0.0, False),
+    ):  # fmt: skip
+        now = with_metrics(
+            record, **{site: {**m, "dice": m["dice"] + change} for site, m in first.metrics.items()}
+        )
+        asked = PromotionConfig(metric="dice", gain=least)
+        (only,) = evidence.measured(run, now, asked)
+        assert only.criterion == "gain over the start"
+        assert (only.is_met, only.found) == (is_met, f"{change:+.4f}")
+    silent = with_metrics(record, east=None)
+    (only,) = evidence.measured(run, silent, PromotionConfig(metric="dice", gain=0))
+    assert not only.is_met and only.found == "missing: east did not publish it"
 
 
 def test_the_largest_epsilon_of_any_hospital_decides(run: Run) -> None:

@@ -14,7 +14,6 @@ from flows.rounds.statements import NO_ANSWERS, SILENT, Answers, TooFewHospitals
 from flows.runs.records import Absence, RoundRecord
 from models import checkpoints
 from models import params as P
-from models.files import sha256_of
 from models.networks import SegResNetConfig, UNetConfig
 from privacy import predictions
 from privacy.distillation import imitation_loss
@@ -303,14 +302,6 @@ def test_the_cost_of_fewer_steps_is_that_of_the_hospitals_own(tmp_path: Path, st
     assert "not the study's" in str(federation.take_in().absent["south"])
 
 
-def test_with_a_prior_the_first_model_knows_the_shapes(study_with) -> None:
-    without = global_model.first_model(study_with())
-    prior = {"steps": 3, "images": 8}
-    a, b = (global_model.first_model(study_with(prior=prior)) for _ in range(2))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not all(torch.equal(a[name], without[name]) for name in a)
-
-
 def test_a_model_that_was_laid_down_before_an_interruption_stays_the_rounds(
     federation: Federation,
 ) -> None:
@@ -319,19 +310,6 @@ def test_a_model_that_was_laid_down_before_an_interruption_stays_the_rounds(
     assert global_model.publish_model(federation.run, 1, second) == sha256
     stored = checkpoints.read(federation.run.model_path(1), sha256)
     assert all(torch.equal(stored[name], first[name]) for name in first)
-
-
-def test_the_prior_gives_the_same_bits_on_any_number_of_threads(study_with) -> None:
-    study = study_with(prior={"steps": 3, "images": 8}, network={"name": "UNet", "channels": [16, 32]})
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            found.append(sha256_of(checkpoints.to_bytes(global_model.first_model(study))))
-            assert torch.get_num_threads() == count
-    finally:
-        torch.set_num_threads(threads)
-    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("share", [0.98, 1.02])

@@ -59,6 +59,45 @@ def test_where_predictions_leave_no_weight_does(hospital: Hospital, coordinator_
     assert ((said / 2.0).softmax(1) - soft).abs().max() < 3 / predictions.LEVELS
 
 
+def test_with_one_distillation_at_the_end_trained_weights_leave_before_and_a_student_last(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    distillation = {"transfer": "synthetic", "steps": 4, "images": 8, "rounds": "last"}
+    coordinator = coordinator_of(study_with(distillation=distillation))
+    coordinator.publish(0, first_model(coordinator.study))
+    before = coordinator.order(hospital, "contribute", 1)
+    coordinator.publish(1, first_model(coordinator.study))
+    last = coordinator.order(hospital, "contribute", 2)
+    assert [each.content for each in (before, last)] == ["weights", "student"]
+    assert last.epsilon == pytest.approx(coordinator.study.privacy.epsilon, rel=1e-3)
+    teacher = hospital.stored("teacher", coordinator.run, 1)
+    base = first_model(coordinator.study)
+    left, kept = released(hospital, before), safetensors.torch.load_file(teacher)
+    assert all(torch.equal(left[name], kept[name] - base[name]) for name in left)
+
+
+def test_the_runs_rate_is_the_hospitals_and_without_it_nothing_is_trained_or_charged(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    start = {"kind": "synthetic", "steps": 1, "images": 8}
+    auto = {"steps": 2, "lr": "auto", "lot": "all"}
+    changes = []
+    coordinator = coordinator_of(
+        study_with(training=auto, start=start, distillation=None, export="weights")
+    )
+    for rate in (0.1, 0.05):
+        coordinator.run = f"small-{rate:g}".replace(".", "-")
+        coordinator.publish(0, first_model(coordinator.study), rate)
+        manifest = coordinator.order(hospital, "contribute", 1)
+        changes.append(P.norm(released(hospital, manifest)))
+    assert changes[0] == pytest.approx(2 * changes[1], rel=0.2)
+    spent = hospital.ledger.spent(1e-3)
+    coordinator.run = "small-silent"
+    coordinator.publish(0, first_model(coordinator.study))
+    assert "expected a learning rate" in coordinator.order(hospital, "contribute", 1).reason
+    assert hospital.ledger.spent(1e-3) == spent
+
+
 @pytest.mark.parametrize("export", ["predictions", "student"])
 def test_a_hospital_may_have_an_architecture_of_its_own(
     export: str, hospital: Hospital, coordinator_of, study_with, edit

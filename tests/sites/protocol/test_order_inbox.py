@@ -17,7 +17,7 @@ from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.exchange.storage import Filesystem, StorageFailed
 from sites.hospital import Hospital
-from sites.orders import Expired, Order
+from sites.orders import PROTOCOL, Expired, Order
 from sites.policy.opening_hours import Closed
 from sites.progress import ignore_progress
 from sites.protocol import order_inbox
@@ -85,7 +85,7 @@ def test_an_order_in_another_protocol_waits_until_both_are_upgraded(
     hospital: Hospital, coordinator: Coordinator
 ) -> None:
     lay_down(coordinator, protocol=99, unheard_of="a field of later code")
-    with pytest.raises(BadOrder, match="uses protocol 99, this hospital 1"):
+    with pytest.raises(BadOrder, match=f"uses protocol 99, this hospital {PROTOCOL};"):
         carry_out_ref(hospital, JOIN, ignore_progress)
     assert not coordinator.exchange.statements_of("north")
 

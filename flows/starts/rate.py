@@ -1,0 +1,106 @@
+"""The learning rate of a private run, and an honest word where its signal is too weak.
+
+Both follow from public numbers alone: the study and the patients that hospitals declare.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from flows.runs.records import StartRecord
+from flows.runs.run import Run
+from models import params as P
+from models.networks import NetworkConfig
+from privacy.mechanisms import LocalPrivacy, mechanism_for
+from privacy.signal import NEEDED, Reach, Share, learning_rate, reach
+from sites.study import Study
+
+LARGEST_EPSILON = 50.0
+Declared = Mapping[str, tuple[int, int]]
+"""By hospital: its declared training patients, and its steps in a round."""
+
+
+def with_rate(run: Run, record: StartRecord, numel: int) -> StartRecord:
+    """Return a start's record with the strength of the run's signal and, if due, its learning rate."""
+    found = reach_of(run.study, declared_in(run))
+    if found is None:
+        return record
+    rate = None
+    if run.study.training.lr == "auto" and record.tolerance is not None:
+        rate = learning_rate(found, numel, record.tolerance)
+    strength = float(f"{found.strength(numel):.4g}")
+    return record.model_copy(update={"strength": strength, "rate": rate})
+
+
+def declared_in(run: Run) -> Declared:
+    """Return what the hospitals declared that took part from the first round on."""
+    first = {site: run.description.member(site, 0) for site in run.description.everybody}
+    return {
+        site: (member.statement.declared_training, member.statement.steps)
+        for site, member in first.items()
+        if member.since <= 1
+    }
+
+
+def reach_of(study: Study, declared: Declared, epsilon: float | None = None) -> Reach | None:
+    """Return how far a run moves the parameters; None without privacy, or without a hospital.
+
+    Args:
+        epsilon: in place of the study's own.
+    """
+    privacy = study.privacy
+    if privacy.mode == "none" or not declared:
+        return None
+    if epsilon is not None:
+        privacy = privacy.model_copy(update={"epsilon": epsilon})
+    total = sum(patients for patients, _ in declared.values())
+    shares = [_share(study, privacy, patients, steps, total) for patients, steps in declared.values()]
+    training, rounds = study.training, study.rounds
+    rates = [training.share_in(number, rounds) for number in range(1, rounds + 1)]
+    return reach(shares, rates, training.momentum)
+
+
+def _share(study: Study, privacy: LocalPrivacy, patients: int, steps: int, total: int) -> Share:
+    mechanism = mechanism_for(
+        privacy, rounds=study.rounds, steps=steps, lot=study.training.lot_size, declared=patients
+    )
+    return Share(patients / total, mechanism)
+
+
+def numel_of(study: Study, network: NetworkConfig) -> int:
+    """Return the number of parameters of a network for a study's task."""
+    return P.numel(P.of(network.build(study.task.dims, study.task.out_channels)))
+
+
+def warnings(study: Study, declared: Declared) -> Sequence[str]:
+    """Return a sentence where the run's signal is too weak to gain anything; nothing is charged before.
+
+    The sentence names what would suffice: more patients, a smaller network, another epsilon.
+    """
+    found, numel = reach_of(study, declared), numel_of(study, study.network)
+    if found is None or study.privacy.mode == "none":
+        return ()
+    strength = found.strength(numel)
+    if strength >= NEEDED:
+        return ()
+    patients = sum(each for each, _ in declared.values())
+    needed = NEEDED / strength
+    ways = [
+        f"{int(patients * needed) + 1} patients",
+        f"a network of {int(numel / needed**2):,} parameters",
+    ]
+    if enough := _enough(study, declared, numel):
+        ways.append(f"epsilon {enough:g}")
+    return (
+        f"{len(declared)} hospitals with {patients} training patients together at epsilon "
+        f"{study.privacy.epsilon:g} are not expected to improve the start: the strength of the signal "
+        f"is {strength:.3g}, below {NEEDED:g}. Any of these would suffice: {', '.join(ways)}.",
+    )
+
+
+def _enough(study: Study, declared: Declared, numel: int) -> float | None:
+    """Return the smallest of some epsilons whose signal is strong enough; None if none is."""
+    least = study.privacy.epsilon if study.privacy.mode != "none" else 0.0
+    for epsilon in (0.5, 1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 30, LARGEST_EPSILON):
+        found = reach_of(study, declared, epsilon) if epsilon > least else None
+        if found and found.strength(numel) >= NEEDED:
+            return epsilon
+    return None

@@ -1,0 +1,77 @@
+"""The model that a run ends with, chosen on public cases among rounds and between start and end."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from public_cases import labelled
+from puppets import SITES, Federation
+
+from flows.starts.choice import BETWEEN, chosen
+from flows.starts.measures import loss_of
+from flows.starts.public_sets import public_set
+from models import params as P
+from models.objectives import build_task
+from privacy.accounting import epsilon
+from sites.local_models import CPU, network_for
+
+
+@pytest.fixture
+def federation(tmp_path: Path, study_with) -> Federation:
+    labelled(tmp_path / "public" / "others", 3)
+    start = {"kind": "public", "folder": "others", "steps": 40, "batch": 3, "lr": 0.01}
+    study = study_with(start=start, validation={"folder": "others"}, rounds=2)
+    return Federation(tmp_path, study)
+
+
+def loss(federation: Federation, params: P.Params) -> float:
+    run = federation.run
+    cases = public_set(run.home.public, "others", run.study).cases
+    network = network_for(run.study.network, run.study, CPU, params).eval()
+    return loss_of(network, build_task(run.study.task), run.study, cases)
+
+
+def test_a_training_that_destroyed_the_start_ends_no_worse_than_the_start(
+    federation: Federation,
+) -> None:
+    start = federation.run.model(federation.base)
+    for round in (1, 2):
+        for site in SITES:
+            rng = torch.Generator().manual_seed(round)
+            noise = {n: 3 * torch.randn(t.shape, generator=rng) for n, t in start.items()}
+            spent = epsilon([federation.event] * round, 1e-3)
+            federation.release(site, noise, round=round, epsilon=spent)
+        federation.finish(round)
+    last = federation.run.model(federation.run.records()[-1])
+    assert loss(federation, last) <= loss(federation, start)
+
+
+def test_the_candidate_of_the_smallest_loss_is_chosen(federation: Federation) -> None:
+    start = dict(federation.run.model(federation.base))
+    rng = torch.Generator().manual_seed(1)
+    for scale in (0.01, 0.1, 1.0):
+        last = {n: t + scale * torch.randn(t.shape, generator=rng) for n, t in start.items()}
+        between = [
+            {n: start[n] + share * (last[n] - start[n]) for n in start} for share in (0.0, *BETWEEN, 1.0)
+        ]
+        least = min(loss(federation, each) for each in between)
+        assert loss(federation, chosen(federation.run, last)) == pytest.approx(least)
+
+
+def test_without_validation_cases_or_where_the_study_does_not_choose_the_last_model_stays(
+    tmp_path: Path, study_with
+) -> None:
+    labelled(tmp_path / "public" / "others", 2)
+    for k, changes in enumerate(({}, {"validation": {"folder": "others", "choose": False}})):
+        run = Federation(tmp_path, study_with(**changes, name=f"small-{k}")).run
+        last = {n: t + 5 for n, t in run.model(run.records()[0]).items()}
+        assert chosen(run, last) is last
+
+
+def test_only_the_last_round_chooses(federation: Federation) -> None:
+    start = federation.run.model(federation.base)
+    for site in SITES:
+        federation.release(site, federation.change(9.0))
+    federation.finish(1)
+    moved = P.subtract(federation.run.model(federation.run.records()[1]), start)
+    assert all(torch.allclose(each, torch.full_like(each, 9.0), atol=1e-3) for each in moved.values())
