@@ -229,7 +229,7 @@ def jobs(*, tune: bool) -> Iterator[Job]:
         for epsilon in EPSILONS:
             for start in STARTS:
                 yield Job(start, epsilon, seed)
-    for patients in (28, 56):
+    for patients in (40, 56):
         for start in ("label maps", "other group"):
             yield Job(start, 8.0, 0, patients)
     for start in ("label maps", "other group"):

@@ -15,7 +15,7 @@ from sites.yaml_files import ConfigError
 
 STUDY = Path(__file__).parents[2] / "studies" / "demo.yaml"
 WARDS = "wards"
-PUBLIC = Scanner("made-up", 32, (10, 200, 420, 330), 40, "RAS")
+PUBLIC = Scanner("made-up", 48, (10, 200, 420, 330), 40, "RAS")
 """Made-up patients in `public/`, from whom the first model learns."""
 
 
