@@ -24,8 +24,6 @@ Measured on hippocampus scans, with 29 k and 114 k parameters, epsilon 0.5 to 20
 """
 NEEDED = 0.015
 """Strength of the signal below which training gained nothing, or less than a point of Dice, there."""
-
-
 LONGEST_STEP = 0.6
 """Length of a step by a gradient of the clip norm, with its momentum, that no rate exceeds.
 
@@ -81,7 +79,7 @@ def reach(shares: Sequence[Share], rates: Sequence[float], momentum: float) -> R
     for share in shares:
         moved = _moved(share.mechanism.steps, momentum)
         std = share.mechanism.noise_std / share.mechanism.divisor
-        step = max(step, moved_in_last_step(share.mechanism.steps, momentum) * share.mechanism.clip.norm)
+        step = max(step, moved[0] * share.mechanism.clip.norm)  # the last one, with all its momentum
         signal += share.weight * share.mechanism.clip.norm * sum(moved)
         variance += share.weight**2 * std**2 * sum(each**2 for each in moved)
     noise = math.sqrt(variance * sum(rate**2 for rate in rates))
@@ -95,15 +93,6 @@ def _moved(steps: int, momentum: float) -> list[float]:
     [1.5, 1.0]
     """
     return [sum(momentum**later for later in range(steps - step)) for step in range(steps)]
-
-
-def moved_in_last_step(steps: int, momentum: float) -> float:
-    """Return how far a round's last step moves a parameter by a gradient of 1, with its momentum.
-
-    >>> moved_in_last_step(2, 0.5)
-    1.5
-    """
-    return sum(momentum**earlier for earlier in range(steps))
 
 
 def learning_rate(found: Reach, numel: int, tolerance: float) -> float:

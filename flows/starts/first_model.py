@@ -16,7 +16,7 @@ from flows.runs.paths import Home
 from flows.runs.records import StageRecord, StartRecord
 from flows.runs.run import Run
 from flows.starts.measures import cases_of_pool, loss_of, scored
-from flows.starts.public_sets import Case, PublicSet, label_maps, public_set
+from flows.starts.public_sets import Case, PublicSet, label_maps, material_sha256, public_set
 from flows.starts.rate import with_rate
 from flows.starts.tolerance import ON_DRAWN, ON_SCANS, tolerance
 from flows.starts.weights import load_weights
@@ -217,17 +217,15 @@ def _key(study: Study, home: Home) -> str:
     del facts["preprocessing"]["augmentation"]  # that of patients' scans
     sources = [_source(stage, study, home) for stage in study.start]
     if study.validation:
-        sources.append(public_set(home.public, study.validation.folder, study).sha256)
+        sources.append(material_sha256(home.public, study.validation.folder))
     return sha256_of(canonical([facts, sources, code_sha256(), torch.__version__]))
 
 
 def _source(stage: StartStage, study: Study, home: Home) -> str:
     if isinstance(stage, SyntheticStart):
         return ""
-    if isinstance(stage, LabelMapStart):
-        return label_maps(home.public, stage.folder, study)[0]
-    if isinstance(stage, PublicStart):
-        return public_set(home.public, stage.folder, study).sha256
+    if isinstance(stage, LabelMapStart | PublicStart):
+        return material_sha256(home.public, stage.folder)
     return load_weights(untrained(study), stage, study, home)
 
 

@@ -73,6 +73,11 @@ def folder_sha256(folder: Path) -> str:
     return sha256(canonical(lines)).hexdigest()
 
 
+def material_sha256(public: Path, name: str) -> str:
+    """Return the hash of a folder of public material; raise `NoStart` where there is none."""
+    return folder_sha256(_folder(public, name))
+
+
 def public_set(public: Path, name: str, study: Study) -> PublicSet:
     """Return a labelled public set, each case read, checked and prepared as at a hospital.
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from flows.runs.records import StartRecord
 from flows.runs.run import Run
 from models import params as P
-from models.networks import NetworkConfig
 from privacy.mechanisms import LocalPrivacy, mechanism_for
 from privacy.signal import NEEDED, Reach, Share, learning_rate, reach
 from sites.study import Study
@@ -65,9 +64,9 @@ def _share(study: Study, privacy: LocalPrivacy, patients: int, steps: int, total
     return Share(patients / total, mechanism)
 
 
-def numel_of(study: Study, network: NetworkConfig) -> int:
-    """Return the number of parameters of a network for a study's task."""
-    return P.numel(P.of(network.build(study.task.dims, study.task.out_channels)))
+def numel_of(study: Study) -> int:
+    """Return the number of parameters of a study's network."""
+    return P.numel(P.of(study.network.build(study.task.dims, study.task.out_channels)))
 
 
 def warnings(study: Study, declared: Declared) -> Sequence[str]:
@@ -75,7 +74,7 @@ def warnings(study: Study, declared: Declared) -> Sequence[str]:
 
     The sentence names what would suffice: more patients, a smaller network, another epsilon.
     """
-    found, numel = reach_of(study, declared), numel_of(study, study.network)
+    found, numel = reach_of(study, declared), numel_of(study)
     if found is None or study.privacy.mode == "none":
         return ()
     strength = found.strength(numel)

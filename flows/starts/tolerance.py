@@ -14,7 +14,7 @@ ON_SCANS, ON_DRAWN = 1.15, 1.5
 A model that was made on drawn images alone has more to gain from patients than it can lose.
 """
 DRAWS = 3
-HALVINGS = 6
+HALVINGS = 12
 LARGEST, SMALLEST = 0.2, 1e-5
 
 
@@ -39,7 +39,7 @@ def tolerance(network: nn.Module, loss: Callable[[nn.Module], float], factor: fl
         return sum(found) / len(found)
 
     low, high = math.log(SMALLEST), math.log(LARGEST)
-    for _ in range(2 * HALVINGS):
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if mean_loss(math.exp(middle)) <= most else (low, middle)
     P.load_into(network, base)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from coordinator import Coordinator, first_model
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
+from rich.console import Console
 
 from models.objectives import MISSED_MM
 from sites.admission.admission import free_answers
@@ -280,6 +282,10 @@ def test_free_answers_are_counted_limited_by_the_policy_and_shown(
         "5 answers of the last seven days cost nothing; the policy allows 3."
     )
     assert next(iter(table.columns[3].cells)) == "check"
+    out = StringIO()
+    Console(file=out, width=80).print(table)
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+    assert all(heading in out.getvalue() for heading in ("when", "round", "act", "kind", "statement"))
 
 
 def test_a_probe_waits_for_a_person_where_the_policy_says_so(
