@@ -100,7 +100,9 @@ def _caught(run: Run, anchors: Anchors) -> Iterator[str]:
 
 
 def _faults(run: Run, anchors: Anchors) -> Iterator[str]:
-    roster, records, known = anchors.roster, run.records(), chain.decisions(run)
+    with artifact_lock(run):  # a round that is being published has its record, and not yet its head
+        records = run.records()
+    roster, known = anchors.roster, chain.decisions(run)
     if not records:
         yield f"{run.name} has no record."
         return
