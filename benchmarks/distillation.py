@@ -35,7 +35,7 @@ from models.synthesis import SynthesisConfig
 from privacy import predictions
 from privacy.distillation import DistillationConfig, answers, distil
 from privacy.mechanisms import LocalPrivacy, mechanism_for
-from privacy.noise import NoiseSource
+from privacy.noise.source import NoiseSource
 from sites.cohort import Patient, pseudonym_key
 from sites.datasets import decathlon
 from sites.imaging.preprocessing import fixed_pair

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flows.rounds import aggregation, global_model, recording, releases, statements
+from flows.rounds import aggregation, global_model, recording, releases, secure_sum, statements
 from flows.rounds.membership import participants
 from flows.rounds.statements import NO_ANSWERS, Answers
 from flows.runs.paths import Home
@@ -117,13 +117,24 @@ def federate(study: Study, wards: Sequence[Path], folder: Path, alter: Alter | N
     start = start_of(run)
     record = _finish(run, hospitals, 0, start.params, NO_ANSWERS, start.record)
     for number in range(1, study.rounds + 1):
-        answers = _ask(run, hospitals, number, "contribute")
-        taken = releases.accept_releases(run, number, record, answers)
+        taken = _contributions(run, hospitals, number, record)
         if alter:
             alter(run, number, taken)
         model = aggregation.aggregate(run, number, record, taken)
         record = _finish(run, hospitals, number, model, taken)
     return run
+
+
+def _contributions(
+    run: Run, hospitals: Mapping[str, Hospital], number: int, base: RoundRecord
+) -> Answers:
+    def ask(run: Run, number: int, phase: Phase, sites: Sequence[str]) -> Answers:
+        return _ask(run, {site: hospitals[site] for site in sites}, number, phase)
+
+    if run.study.is_summed:
+        return secure_sum.contribute(run, number, base, ask)
+    answers = ask(run, number, "contribute", sorted(run.description.participants))
+    return releases.accept_releases(run, number, base, answers)
 
 
 def _finish(

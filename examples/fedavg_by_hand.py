@@ -2,11 +2,9 @@
 
 Rounds are algorithm 1 of McMahan et al. 2017 (FedAvg, https://arxiv.org/abs/1602.05629). A hospital's
 steps are algorithm 1 of Abadi et al. 2016 (DP-SGD, https://arxiv.org/abs/1607.00133), with patients in
-place of examples. McMahan et al. 2018 (DP-FedAvg, https://arxiv.org/abs/1710.06963) also protect whole
-persons, but clip each person's change of the model, and add the noise at the server.
-
-The product is faster and gives the same model, as a test checks. `clipped` mirrors `privacy.mechanisms`
-and `privacy.per_patient`, which also leave out gradients that are not finite; `local_change` mirrors
+place of examples. McMahan et al. 2018 (DP-FedAvg, https://arxiv.org/abs/1710.06963) also protect
+persons, but clip each one's change of the model. The product is faster and gives the same model, as a
+test checks: `clipped` mirrors `privacy.mechanisms` and `privacy.per_patient`, `local_change` mirrors
 `privacy.optimizer`, `sites.training`; `federated_round` mirrors `models.strategies` and `flows.rounds`.
 """
 
@@ -20,7 +18,8 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from privacy.accounting import Budget, PrivacyEvent, epsilon, noise_for
-from privacy.noise import NoiseSource
+from privacy.noise.discrete_gaussian import grid_noise
+from privacy.noise.source import NoiseSource
 
 Patient = list[tuple[Tensor, Tensor]]
 """One person's scans: image `(1, D, H, W)` and each voxel's label `(1, D, H, W)`, 0 is background."""
@@ -65,6 +64,7 @@ def local_change(network: nn.Module, hospital: Hospital, plan: Plan) -> list[Ten
     velocity = [torch.zeros_like(w) for w in weights]
     rate = 1.0 if plan.lot is None else plan.lot / hospital.declared
     sigma = noise_for(plan.budget, sampling_rate=rate, steps=plan.rounds * plan.steps)
+    grid = np.exp2(np.floor(np.log2(2.0**-19 * plan.clip_norm / sum(map(torch.numel, weights)) ** 0.5)))
     for _ in range(plan.steps):
         lot = [p for p in hospital.patients if rate == 1 or hospital.noise.uniform(1)[0] <= rate]
         total = [torch.zeros_like(w) for w in weights]
@@ -73,8 +73,8 @@ def local_change(network: nn.Module, hospital: Hospital, plan: Plan) -> list[Ten
             gradient = torch.autograd.grad(torch.stack(losses).mean(), weights)
             total = [t + g for t, g in zip(total, clipped(list(gradient), plan), strict=True)]
         for w, v, t in zip(weights, velocity, total, strict=True):
-            noisy = t.double() + hospital.noise.normal(tuple(w.shape), std=sigma * plan.clip_norm)
-            v.copy_(plan.momentum * v + noisy / (rate * hospital.declared))
+            noise = torch.tensor(grid_noise(hospital.noise, w.numel(), sigma * plan.clip_norm, grid))
+            v.copy_(plan.momentum * v + (t.double() + noise.view_as(t)) / (rate * hospital.declared))
             w.data.sub_(plan.lr * v)
     return [w.data - before.data for w, before in zip(weights, network.parameters(), strict=True)]
 

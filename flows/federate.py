@@ -13,8 +13,16 @@ from flows.hospitals.processes import HospitalFailed, HospitalLeftOut
 from flows.hospitals.session import session_of
 from flows.reporting.prefect_artifacts import announce, end_stale_flow_runs
 from flows.reporting.publish import backfill, publish_round
-from flows.rounds import aggregation, global_model, membership, recording, releases, statements
-from flows.rounds.statements import NO_ANSWERS, PHASES, Answers
+from flows.rounds import (
+    aggregation,
+    global_model,
+    membership,
+    recording,
+    releases,
+    secure_sum,
+    statements,
+)
+from flows.rounds.statements import NO_ANSWERS, Answers
 from flows.runs.artifacts import artifact_lock
 from flows.runs.paths import Home
 from flows.runs.records import RoundRecord, StartRecord
@@ -91,12 +99,12 @@ def admit(run: Run, tracking: Tracking, number: int, first: int) -> Run:
 
 
 def contribute(run: Run, number: int, base: RoundRecord) -> Answers:
-    """Take the hospitals through the round's phases; return the releases that fit."""
+    """Have the hospitals contribute to a round; return the releases that fit."""
+    if run.study.is_summed:
+        return secure_sum.contribute(run, number, base, ask_all)
     if decided := releases.decided(run, number):
         return decided
-    answers = NO_ANSWERS
-    for phase in PHASES[run.study.privacy.mode]:
-        answers = ask_all(run, number, phase, sorted(run.description.participants))
+    answers = ask_all(run, number, "contribute", sorted(run.description.participants))
     return releases.accept_releases(run, number, base, answers)
 
 

@@ -63,6 +63,8 @@ class Strategy:
         corrects: True if hospitals correct their steps by control variates (`variate_after`).
         counts_steps: True if a change is expected to grow with its hospital's steps.
         fewest: the least number of hospitals with which a round has a result.
+        momentum: momentum of the mean change from round to round.
+        needs_each: True if the rule looks at each hospital's change, and not only at their mean.
         weighs: True if hospitals count by their declared patients; else each has one vote.
     """
 
@@ -76,6 +78,8 @@ class Strategy:
     weighs: bool = True
     fewest: int = 1
     corrects: bool = False
+    momentum: float = 0.0
+    needs_each: bool = False
     counts_steps: bool = False
 
     def bound_to(self, network: nn.Module) -> "Strategy":
@@ -165,7 +169,7 @@ def fed_nova() -> Strategy:
         factor = effective * sum(each.weight / each.length for each in contributions) / whole
         return {name: params[name] + factor * direction[name] for name in params}, state
 
-    return Strategy(apply=apply, counts_steps=True)
+    return Strategy(apply=apply, counts_steps=True, needs_each=True)
 
 
 @validate_call
@@ -187,7 +191,7 @@ def fed_avg_m(
         velocity = {name: momentum * state[name] + mean[name] for name in params}
         return {name: params[name] + lr * velocity[name] for name in params}, velocity
 
-    return Strategy(apply=apply, init=init)
+    return Strategy(apply=apply, init=init, momentum=momentum)
 
 
 def _norm_parameters(network: nn.Module) -> frozenset[str]:
@@ -228,7 +232,7 @@ def scaffold() -> Strategy:
     contribute with the same weight; else it weighs hospitals as the average does.
     (Karimireddy et al. 2020, algorithm 1, https://arxiv.org/abs/1910.06378.)
     """
-    return Strategy(apply=_average, corrects=True)
+    return Strategy(apply=_average, corrects=True, needs_each=True)
 
 
 def variate_after(change: Params, length: float, before: Params | None = None) -> dict[str, Tensor]:
@@ -304,7 +308,7 @@ def _robust(rule: Callable[[robust.Changes], dict[str, Tensor]], fewest: int = 1
     ) -> tuple[dict[str, Tensor], State]:
         return P.add(params, rule([each.change for each in contributions])), state
 
-    return Strategy(apply=apply, weighs=False, fewest=fewest)
+    return Strategy(apply=apply, weighs=False, fewest=fewest, needs_each=True)
 
 
 def coordinate_median() -> Strategy:

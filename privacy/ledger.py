@@ -28,6 +28,7 @@ from privacy.ledger_book import (
     Patients,
     check_some,
     is_kind,
+    kind_of,
     standing_of,
 )
 from privacy.ledger_file import append, enrol, prepare, read, transaction, writers_in
@@ -125,7 +126,7 @@ class Ledger:
             if charge.event is not None:
                 self._check_event(book, charge.event, patients, 1)
                 if within is not None:
-                    of_this_kind = book.histories_of(patients, charge.run, charge.purpose)
+                    of_this_kind = book.histories_of(patients, charge.run, kind_of(charge.purpose))
                     _check_within(within, of_this_kind, charge.event, 1)
             book.check_clock()
             if charge.event is not None:
@@ -194,7 +195,7 @@ class Ledger:
         event = charge.event
         if event is None:
             return 0
-        kin = [c for c in self.charges(charge.run) if is_kind(c.purpose, charge.purpose)]
+        kin = [c for c in self.charges(charge.run) if is_kind(c.purpose, kind_of(charge.purpose))]
         counted = (c.event for c in kin if not c.purpose.endswith(OTHERS))
         return sum(each.steps // event.steps for each in counted if each)
 
@@ -225,6 +226,11 @@ class Ledger:
             book = read(db, self._genesis)
             if not any(e.file and e.charge.is_same_act(charge) for e in book.entries):
                 append(db, book, "publish", charge, file=file)
+
+    def has_ended(self, run: str, round: int, kind: str) -> bool:
+        """Return whether an act of a kind has ended in a statement in a round, in any attempt."""
+        ended = (e.charge for e in self.entries() if e.file)
+        return any((c.run, c.round, kind_of(c.purpose)) == (run, round, kind) for c in ended)
 
     def file_of(self, charge: Charge) -> str | None:
         """Return the sha256 of the outbox file in which this act ended; None if it has not ended."""

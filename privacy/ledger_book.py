@@ -160,6 +160,15 @@ def is_kind(purpose: str, kind: str) -> bool:
     return f"{purpose}-".startswith(f"{kind}-")
 
 
+def kind_of(purpose: str) -> str:
+    """Return the kind of a charge, whichever attempt at a secure sum it paid for.
+
+    >>> kind_of("contribute-try-2"), kind_of("contribute")
+    ('contribute', 'contribute')
+    """
+    return purpose.partition("-try-")[0]
+
+
 def check_some(patients: Patients) -> None:
     """Raise LedgerError if there are no patients."""
     if not patients:

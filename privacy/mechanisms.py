@@ -13,7 +13,9 @@ from torch import Tensor
 
 from models.config import Config
 from privacy.accounting import Accountant, Budget, PrivacyEvent, noise_for
-from privacy.noise import NoiseSource
+from privacy.noise.discrete_gaussian import grid_noise
+from privacy.noise.source import NoiseSource
+from privacy.secure_aggregation.terms import SumConfig
 
 STABILITY = 0.01
 """The gamma of normalised clipping: C g / (|g| + gamma).
@@ -66,21 +68,61 @@ class NoPrivacy(Config):
     mode: Literal["none"]
 
 
-class LocalPrivacy(Config):
-    """Patient-level DP-SGD with the full noise at each hospital.
+class PatientPrivacy(Config):
+    """Privacy whose unit is the patient: a budget for all rounds together, and the clipping.
 
     `accountants` are those whose epsilon is reported beside the enforced one.
     """
 
-    mode: Literal["local"]
     unit: Literal["patient"]
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     clip: Annotated[ClipConfig | AdaptiveClip, Field(discriminator="kind")]
     accountants: Annotated[tuple[Accountant, ...], Field(min_length=1)] = ("prv", "pld")
 
+    @property
+    def spare(self) -> int:
+        """Rounds that are paid for and may fail."""
+        return 0
 
-PrivacyConfig = Annotated[NoPrivacy | LocalPrivacy, Field(discriminator="mode")]
+
+class LocalPrivacy(PatientPrivacy):
+    """Patient-level DP-SGD with the full noise at each hospital."""
+
+    mode: Literal["local"]
+
+
+class _Summed(PatientPrivacy):
+    """Privacy with a secure sum: nobody reads one hospital's vector."""
+
+    sum: SumConfig = SumConfig()
+
+    @property
+    def spare(self) -> int:
+        """Attempts that are paid for and may fail."""
+        return self.sum.spare
+
+
+class MaskedPrivacy(_Summed):
+    """Patient-level DP-SGD with the full noise at each hospital, whose release is masked as well."""
+
+    mode: Literal["masked"]
+
+
+class SharedNoise(_Summed):
+    """A sum of clipped gradients of all patients in a round, to which each hospital adds a share of
+    noise.
+
+    Only the sum of all hospitals is protected as the study says, and only it can be read.
+    """
+
+    mode: Literal["shared_noise"]
+    clip: ClipConfig
+
+
+PrivacyConfig = Annotated[
+    NoPrivacy | LocalPrivacy | MaskedPrivacy | SharedNoise, Field(discriminator="mode")
+]
 
 
 @dataclass(frozen=True)
@@ -163,7 +205,7 @@ class Mechanism:
             return self
         clip = self.clip
         count_std = self.noise_multiplier / (2 * math.sqrt(clip.count_share))
-        noisy = count + COUNT_GRID * round(float(noise.normal((1,), count_std)) / COUNT_GRID)
+        noisy = count + float(grid_noise(noise, 1, count_std, COUNT_GRID)[0])
         within = min(max(0.5 + noisy / self.divisor, 0.0), 1.0)
         norm = clip.norm * math.exp(-clip.rate * (within - clip.quantile))
         return self.starting_at(norm)
@@ -175,9 +217,9 @@ class Mechanism:
 
 
 def mechanism_for(
-    privacy: LocalPrivacy, *, rounds: int, steps: int, lot: int | None, declared: int
+    privacy: PatientPrivacy, *, rounds: int, steps: int, lot: int | None, declared: int
 ) -> Mechanism:
-    """Return the mechanism with which all rounds of a study spend at most its budget.
+    """Return the mechanism with which all rounds of a study, spare ones included, spend its budget.
 
     Args:
         lot: the expected patients in a step (Poisson sampling); None for all patients in each step.
@@ -195,5 +237,5 @@ def mechanism_for(
         raise ValueError(f"Expected a lot of at most {declared} declared patients, got {lot}.")
     rate = 1.0 if lot is None else lot / declared
     budget = Budget(epsilon=privacy.epsilon, delta=privacy.delta)
-    noise = noise_for(budget, sampling_rate=rate, steps=rounds * steps)
+    noise = noise_for(budget, sampling_rate=rate, steps=(rounds + privacy.spare) * steps)
     return Mechanism(privacy.clip, noise, rate, steps, divisor=rate * declared)

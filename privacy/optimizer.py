@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from privacy.mechanisms import Mechanism
-from privacy.noise import NoiseSource
+from privacy.noise.discrete_gaussian import grid_noise
+from privacy.noise.source import NoiseSource
 
 
 def on_grid(values: Tensor, grid: float) -> Tensor:
@@ -29,9 +31,10 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not type
 
     Guarantees:
         - each step adds the mechanism's noise once, for any number of microbatches, zero included;
-        - sum and noise are each rounded to a public grid and added exactly, so the last bits reveal
-          nothing about the sum alone (Mironov 2012, On Significance of the Least Significant Bits for
-          DP, https://doi.org/10.1145/2382196.2382264). Whatever follows depends on that number alone.
+        - the sum is rounded to a public grid, on which the noise is an exact discrete Gaussian, and both
+          are added exactly, so the last bits reveal nothing about the sum alone (Mironov 2012, On
+          Significance of the Least Significant Bits for DP, https://doi.org/10.1145/2382196.2382264).
+          Whatever follows depends on that number alone.
     """
 
     def __init__(self, optimizer: Optimizer, mechanism: Mechanism, noise: NoiseSource) -> None:
@@ -60,8 +63,8 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not type
         mechanism = self.mechanism
         grid = mechanism.grid(sum(p.numel() for p in self.params))
         for p in self.params:
-            noise = self._noise.normal(tuple(p.shape), mechanism.noise_std).to(p.device)
-            noisy = on_grid(noise, grid)
+            drawn = grid_noise(self._noise, p.numel(), mechanism.noise_std, grid)
+            noisy = torch.from_numpy(drawn).reshape(p.shape).to(p.device)
             if p.summed_grad is not None:
                 noisy += on_grid(p.summed_grad, grid)
             p.grad = (noisy / mechanism.divisor).to(p)

@@ -16,7 +16,7 @@ from models.config import Config
 from models.objectives import Name
 from models.params import Params
 from privacy.accounting import LEAST_NOISE, Accountant, Budget
-from privacy.noised import is_on_grid
+from privacy.noise.noised import is_on_grid
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Content = Literal["weights", "student", "predictions", "gradient_sum"]
@@ -52,6 +52,12 @@ def one_line(text: str) -> str:
     """
     words = " ".join(text.split())
     return "".join(each if each.isprintable() else "?" for each in words)[:1000]
+
+
+Attempt = Annotated[int, Field(ge=1, le=10**4)]
+Share = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+_MEMBERS = Field(max_length=1000)
+Members = Annotated[dict[Name, Sha256], _MEMBERS]
 
 
 class EventRecord(Config):
@@ -119,6 +125,23 @@ class Departure(_Statement):
     kind: Literal["departure"]
 
 
+class Masked(Config):
+    """How a release is masked: it can be read only in the sum over `members`, less those who drop out.
+
+    Attributes:
+        attempt: number of the attempt in its round.
+        members: the members who share masks, with the sha256 of their sealed shares.
+        honest: members whose noise together is charged as the event; None with the full noise.
+        own_epsilon: what the run would have cost so far if only the hospital's own share of the noise
+            protected it; None with the full noise.
+    """
+
+    attempt: Attempt
+    members: Members
+    honest: Annotated[int, Field(ge=1, le=1000)] | None = None
+    own_epsilon: Epsilon | None = None
+
+
 class ReleaseManifest(_Statement):
     """The description of a release, for a person to read and the coordinator to check.
 
@@ -142,6 +165,7 @@ class ReleaseManifest(_Statement):
     epsilon_reported: dict[Accountant, Epsilon]
     plain_releases: Annotated[int, Field(ge=0, le=10**9)]
     noise: Noise
+    masked: Masked | None = None
 
     @model_validator(mode="after")
     def _private_in_every_field_or_in_none(self) -> "ReleaseManifest":
@@ -150,6 +174,49 @@ class ReleaseManifest(_Statement):
         if len(private) > 1:
             raise ValueError("expected an event, epsilons, a delta and noise, or none of them")
         return self
+
+
+class SumKeys(_Statement):
+    """A hospital's fresh public keys for one attempt at a secure sum."""
+
+    kind: Literal["sum_keys"]
+    attempt: Attempt
+    pair: Sha256
+    box: Sha256
+
+
+class SumShares(_Statement):
+    """Sealed shares of a hospital's secrets for the members of an attempt, one for each.
+
+    `members` has the sha256 of each member's keys, as this hospital saw them; `commitment` binds its own
+    mask.
+    """
+
+    kind: Literal["sum_shares"]
+    attempt: Attempt
+    members: Members
+    boxes: Annotated[dict[Name, Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]], _MEMBERS]
+    commitment: Sha256
+
+
+class SumSurvivors(_Statement):
+    """The hospitals whose masked vectors are summed, with the sha256 of each one's release.
+
+    A hospital signs one list in an attempt.
+    """
+
+    kind: Literal["sum_survivors"]
+    attempt: Attempt
+    survivors: Members
+
+
+class SumOpening(_Statement):
+    """A hospital's shares that unmask a sum: of survivors' own masks, of the others' pair secrets."""
+
+    kind: Literal["sum_opening"]
+    attempt: Attempt
+    own: Annotated[dict[Name, Share], _MEMBERS]
+    pair: Annotated[dict[Name, Share], _MEMBERS]
 
 
 class Scores(_Statement):
@@ -244,7 +311,18 @@ class HeadManifest(Config):
     record_sha256: Sha256
 
 
-Statement = Readiness | Acceptance | Refusal | Departure | ReleaseManifest | Scores | Comparison | Survey
+SumStatement = SumKeys | SumShares | SumSurvivors | SumOpening
+Statement = (
+    Readiness
+    | Acceptance
+    | Refusal
+    | Departure
+    | ReleaseManifest
+    | Scores
+    | Comparison
+    | Survey
+    | SumStatement
+)
 _STATEMENT: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="kind")])
 
 

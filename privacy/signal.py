@@ -86,6 +86,26 @@ def reach(shares: Sequence[Share], rates: Sequence[float], momentum: float) -> R
     return Reach(signal * sum(rates), noise, step * max(rates))
 
 
+def reach_of_sum(
+    mechanism: Mechanism, honest: float, patients: int, rates: Sequence[float], momentum: float
+) -> Reach:
+    """Return the reach of a run whose rounds are single steps along a secure sum of all gradients.
+
+    Args:
+        mechanism: of the sum, in one round.
+        honest: the variance of the noise that is really added, as a multiple of the charged one: the
+            hospitals that take part, over those that are counted on.
+        patients: the declared training patients of all hospitals together.
+        momentum: of the rounds, which goes on from round to round.
+    """
+    later = len(rates)
+    moved = [rate * sum(momentum**k for k in range(later - number)) for number, rate in enumerate(rates)]
+    std = mechanism.noise_std * math.sqrt(honest) / patients
+    signal = mechanism.clip.norm * sum(moved)
+    step = mechanism.clip.norm * max(rates) / (1 - momentum)
+    return Reach(signal, std * math.sqrt(sum(each**2 for each in moved)), step)
+
+
 def _moved(steps: int, momentum: float) -> list[float]:
     """Return how far a gradient of each step has moved a parameter by the end of a round.
 

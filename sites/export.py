@@ -13,6 +13,7 @@ from privacy.release import (
     Comparison,
     Departure,
     EventRecord,
+    Masked,
     MetricsPolicy,
     Readiness,
     Refusal,
@@ -20,6 +21,7 @@ from privacy.release import (
     Scores,
     Statement,
     StatisticsPolicy,
+    SumStatement,
     Survey,
     one_line,
     parse_statement,
@@ -42,8 +44,9 @@ LOW = 0.9
 
 
 def settle_with_release(
-    hospital: Hospital, study: Study, charge: Charge, update: Update, base: GlobalModel
-) -> None:
+    hospital: Hospital, study: Study, charge: Charge, update: Update, base: GlobalModel,
+    masked: Masked | None = None,
+) -> None:  # fmt: skip
     """Make a release of an update, write it to the outbox, and settle the charge that paid for it.
 
     The files are flushed to disk before the ledger's one transaction. Nothing is published here.
@@ -60,6 +63,7 @@ def settle_with_release(
         declared_training=hospital.policy.declared_training,
         plain_releases=hospital.ledger.plain_charges(),
         noise=update.noise,
+        masked=masked,
         **_spent(hospital, study, charge.run),
         **_common(hospital, study.sha256, charge),
     )
@@ -92,6 +96,14 @@ def acceptance(hospital: Hospital, study: Study, act: Charge) -> None:
         **_common(hospital, study.sha256, act),
     )
     hospital.ledger.publish(act, _into_outbox(hospital, statement))
+
+
+def free_statement(
+    hospital: Hospital, study: Study, act: Charge, statement: type[SumStatement], **fields: Any
+) -> None:  # fmt: skip
+    """Write a message of a secure sum to the outbox, and record it; it costs nothing."""
+    whole = statement(**fields, **_common(hospital, study.sha256, act))
+    hospital.ledger.publish(act, _into_outbox(hospital, whole))
 
 
 def readiness(hospital: Hospital, study: Study, act: Charge) -> None:

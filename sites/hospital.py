@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from models.files import write_atomically
 from models.objectives import TaskConfig
 from privacy.ledger import Ledger
-from privacy.noise import NoiseSource
+from privacy.noise.source import NoiseSource
 from privacy.release import Noise
 from privacy.signing import BadSignature, canonical, private_key, public_hex, verified
 from sites.cohort import Cohort, Eligible, Split, eligible, load_cohort, pseudonym, pseudonym_key

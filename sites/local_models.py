@@ -14,7 +14,6 @@ from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams
 from models.networks import NetworkConfig
 from models.params import Params
-from privacy.ledger import Charge
 from privacy.release import ModelManifest
 from privacy.signing import BadSignature, verified
 from sites.exchange.exchange import COORDINATOR, Exchange
@@ -95,8 +94,7 @@ def stored_params(
     """
     for number in range(round, round - 1 if exactly else 0, -1):
         path = hospital.stored(kind, order.run, number)
-        act = Charge(order.study.name, order.run, number, "contribute", event=None)
-        if path.exists() and hospital.ledger.file_of(act) is not None:
+        if path.exists() and hospital.ledger.has_ended(order.run, number, "contribute"):
             return StoredParams(path)
     return None
 

@@ -11,20 +11,49 @@ from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.study import Study
 
-Phase = Literal["check", "survey", "join", "contribute", "evaluate", "compare"]
+Phase = Literal[
+    "check", "survey", "join", "contribute", "evaluate", "compare",
+    "sum-keys", "sum-shares", "sum-survivors", "sum-opening",
+]  # fmt: skip
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the format of orders and statements. It is raised with each change that a hospital and a
 coordinator with different code could misunderstand; both then wait until the older one is upgraded."""
 
 
-def refusal_of(phase: Phase, attempt: int) -> str:
-    """Return the purpose under which the ledger and the exchange store a refusal of a phase.
+def act_of(phase: Phase, sum_attempt: int = 1) -> str:
+    """Return the purpose under which the ledger and the exchange store the answer to a phase.
+
+    A further attempt at a secure sum is an act of its own, with its own charge.
+
+    >>> act_of("contribute"), act_of("contribute", 2)
+    ('contribute', 'contribute-try-2')
+    """
+    return phase if sum_attempt == 1 else f"{phase}-try-{sum_attempt}"
+
+
+def refusal_of(act: str, attempt: int) -> str:
+    """Return the purpose under which the ledger and the exchange store a refusal of an act.
 
     >>> refusal_of("contribute", 2)
     'contribute-refused-2'
     """
-    return f"{phase}-refused-{attempt}"
+    return f"{act}-refused-{attempt}"
+
+
+class SumOrder(Config):
+    """What an order says about a secure sum.
+
+    Attributes:
+        attempt: number of the attempt in its round.
+        relay: sha256 of the exchange's object with the members' signed statements of the phase before,
+            which the coordinator passes on; empty for the first phase.
+        patients: declared training patients of all members together.
+    """
+
+    attempt: Annotated[int, Field(ge=1, le=10**4)]
+    relay: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    patients: Annotated[int, Field(ge=1)]
 
 
 class Order(Config):
@@ -33,7 +62,8 @@ class Order(Config):
     Attributes:
         phase: the work that is asked for. `check`: could the hospital join the run as it is now?
             `survey`: report on its scans; `join`: accept the run or refuse it; `contribute`: train and
-            release; `evaluate`: score the global model; `compare`: score the models of other hospitals.
+            release; `evaluate`: score the global model; `compare`: score the models of other hospitals;
+            `sum-...`: the exchange of keys, shares and lists around a secure sum.
         study: the whole study.
         site: name of the hospital that is asked.
         run: name of the run.
@@ -47,6 +77,7 @@ class Order(Config):
         public_cases: sha256 of the exchange's object with the hashes of the coordinator's public cases,
             among which a hospital looks for its own patients; empty without such cases.
         models: the hospitals whose released models are compared; used in the phase `compare` only.
+        sum: the attempt at a secure sum that the order is part of; None without one.
         expires_ms: time from which an answer is too late, in milliseconds since 1970; None if the
             coordinator waits for the answer without a limit.
     """
@@ -62,7 +93,19 @@ class Order(Config):
     protocol: int = PROTOCOL
     public_cases: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     models: tuple[Name, ...] = ()
+    sum: SumOrder | None = None
     expires_ms: int | None = None
+
+    @property
+    def act(self) -> str:
+        """The purpose of the answer in the ledger and the exchange."""
+        return act_of(self.phase, self.sum.attempt if self.sum else 1)
+
+    @property
+    def noise_purpose(self) -> str:
+        """What the noise of a contribution is for; each attempt at a secure sum has its own."""
+        again = f" {self.act}" if self.sum and self.sum.attempt > 1 else ""
+        return f"{self.study.sha256} {self.round}{again}"
 
 
 class Expired(Exception):
@@ -81,6 +124,6 @@ def is_answered(exchange: Exchange, order: Order, public_key: str) -> bool:
     Args:
         public_key: the hospital's key; what others left at its places is no answer.
     """
-    acts = (order.phase, refusal_of(order.phase, order.attempt))
+    acts = (order.act, refusal_of(order.act, order.attempt))
     places = (Place.statement(order.run, order.round, act, order.site) for act in acts)
     return any(exchange.signed_answer(place, [public_key]) is not None for place in places)

@@ -1,5 +1,6 @@
 """Study: the settings that all hospitals agree on before round 1, checked once, frozen and hashed."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -13,8 +14,9 @@ from models.objectives import LOWER_IS_BETTER, Name, TaskConfig, metric_names, s
 from models.strategies import Strategy, StrategyConfig
 from models.synthesis import SynthesisConfig
 from privacy.distillation import DistillationConfig
-from privacy.mechanisms import PrivacyConfig
+from privacy.mechanisms import MaskedPrivacy, PrivacyConfig, SharedNoise
 from privacy.release import LARGEST_CHANGE
+from privacy.secure_aggregation.terms import BadTerms, Terms
 from privacy.signing import canonical
 from sites import yaml_files
 from sites.imaging.preprocessing import Patches, PreprocessingConfig
@@ -44,7 +46,8 @@ class Study(Config):
         distillation: distillation of the teacher into the student; None if and only if `export` is
             `weights`.
         export: content of a release: the change of the `student`, the change of the trained `weights`,
-            or the `predictions` on the transfer images.
+            the `predictions` on the transfer images, or with `privacy.mode: shared_noise` the sum of the
+            patients' clipped gradients (`gradient_sum`), after which the global model alone distils.
         largest_change: largest L2 norm of a hospital's change of the parameters in a round; a larger one
             is rejected. 1000 by default. Where trained weights leave under privacy, the mechanism's own
             bound holds too.
@@ -68,7 +71,7 @@ class Study(Config):
     training: TrainingConfig
     privacy: PrivacyConfig
     distillation: DistillationConfig | None = None
-    export: Literal["student", "weights", "predictions"]
+    export: Literal["student", "weights", "predictions", "gradient_sum"]
     largest_change: Annotated[float, Field(gt=0)] = LARGEST_CHANGE
     strategy: StrategyConfig
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -138,10 +141,11 @@ class Study(Config):
         if training.lr == "auto":
             if not private:
                 raise ValueError("training.lr: expected a number without privacy, got auto.")
-            if self.strategy.name != "fed_avg":
+            known = ("fed_avg", "fed_avg_m") if self.export == "gradient_sum" else ("fed_avg",)
+            if self.strategy.name not in known:
                 raise ValueError(
                     f"training.lr: expected a number with {self.strategy.name}; auto knows how noise "
-                    f"adds up under fed_avg alone."
+                    f"adds up under {' and '.join(known)} alone."
                 )
             last = self.start[-1].kind if self.start else ""
             if last not in ("synthetic", "label_maps", "public") and not self.validation:
@@ -165,13 +169,19 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _export_has_what_it_needs(self) -> "Study":
-        if (self.export == "weights") != (self.distillation is None):
+        distils_at_hospitals = self.export in ("student", "predictions")
+        if self.export != "gradient_sum" and distils_at_hospitals != (self.distillation is not None):
             raise ValueError(
                 "distillation: expected exactly where export is student or predictions; add it, or "
                 "export weights."
             )
         distils = self.distillation
         waits = distils is not None and distils.rounds == "last"
+        if self.export == "gradient_sum" and distils and (distils.teacher or not waits):
+            raise ValueError(
+                "distillation: expected rounds: last and no teacher with gradient_sum; only the last "
+                "global model distils."
+            )
         if waits and (self.export == "predictions" or (distils and distils.teacher)):
             raise ValueError(
                 "distillation.rounds: expected every where predictions leave or another network "
@@ -191,6 +201,12 @@ class Study(Config):
             raise ValueError("evaluation.teachers: expected false; without distillation there are none.")
         if self.evaluation.cross_site and self.export == "predictions":
             raise ValueError("evaluation.cross_site: expected false; no model leaves with predictions.")
+        return self
+
+    @model_validator(mode="after")
+    def _sum_is_sound(self) -> "Study":
+        for fault in sum_faults(self):
+            raise ValueError(fault)
         return self
 
     @model_validator(mode="after")
@@ -289,10 +305,17 @@ class Study(Config):
         text = f"{self.seed} {round} {site} {purpose}"
         return int.from_bytes(sha256(text.encode()).digest()[:6])
 
-    def content_of(self, round: int) -> Literal["student", "weights", "predictions"]:
+    def content_of(self, round: int) -> Literal["student", "weights", "predictions", "gradient_sum"]:
         """Return what leaves in a round."""
         waits = self.distillation is not None and self.distillation.rounds == "last"
-        return "weights" if waits and round < self.rounds else self.export
+        if waits and round < self.rounds and self.export == "student":
+            return "weights"
+        return self.export
+
+    @property
+    def is_summed(self) -> bool:
+        """True if releases are masked and only their sum can be read."""
+        return self.privacy.mode in ("masked", "shared_noise")
 
     def is_compared(self, round: int) -> bool:
         """Return whether the hospitals' own models after `round` are compared."""
@@ -317,6 +340,50 @@ def check_network(study: Study, key: str, network: NetworkConfig) -> None:
         raise ValueError(
             f"preprocessing.shape: expected multiples of {network.divisor} as {key} {network.name} "
             f"needs, got {list(shape)}."
+        )
+
+
+def sum_faults(study: Study) -> Iterator[str]:
+    """Yield why a study can't have its secure sum, or no sum of gradients without one.
+
+    A share of the noise protects one sum of clipped gradients and nothing else.
+    """
+    privacy, strategy = study.privacy, study.strategy.build()
+    if (privacy.mode == "shared_noise") != (study.export == "gradient_sum"):
+        yield (
+            f"privacy.mode: expected shared_noise exactly with export: gradient_sum, got {privacy.mode} "
+            f"with {study.export}; a share of the noise protects one sum of clipped gradients only, and "
+            f"no student, weights or predictions. Take `masked`, which has the full noise, for these."
+        )
+    if not isinstance(privacy, MaskedPrivacy | SharedNoise):
+        return
+    if study.export == "predictions":
+        yield "privacy.mode: expected local where predictions leave; their ensemble is no plain sum."
+    if strategy.needs_each or study.sites.staleness or study.evaluation.cross_site:
+        yield (
+            f"privacy.mode: expected local with {study.strategy.name}, sites.staleness or "
+            f"evaluation.cross_site where they look at single releases; in a secure sum nobody can. "
+            f"Take fed_avg, fed_avg_m, fed_adam, fed_yogi or fed_adagrad, and neither of the others."
+        )
+    if privacy.mode == "shared_noise":
+        yield from _step_faults(study)
+    try:
+        Terms(study.name, study.sites.min, privacy.sum.dropouts, privacy.sum.colluding)
+    except BadTerms as error:
+        yield f"privacy.sum, with sites.min = {study.sites.min} hospitals: {error}"
+
+
+def _step_faults(study: Study) -> Iterator[str]:
+    training, strategy = study.training, study.strategy.build()
+    if not (training.steps == 1 and training.lot == "all" and not training.momentum):
+        yield (
+            "training: expected steps: 1, lot: all and momentum: 0 with shared_noise; each round is one "
+            "step over all patients, and fed_avg_m has the momentum of the rounds."
+        )
+    if strategy.local_loss or strategy.personal_loss or strategy.local_of:
+        yield (
+            f"strategy: expected one without local steps or layers for shared_noise, got "
+            f"{study.strategy.name}."
         )
 
 

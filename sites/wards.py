@@ -1,9 +1,27 @@
 """Hospitals that are folders beside each other, for federations on one machine."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from models.files import write_atomically
 from sites.hospital import Hospital
 from sites.yaml_files import ConfigError
+
+
+def introduce(wards: Iterable[Path]) -> None:
+    """Write each hospital's public key into the others' `site.yaml`, as `peers`, for secure sums.
+
+    For hospitals on one machine alone; elsewhere each hospital enters the keys that it was given.
+    """
+    hospitals = [Hospital.open(ward) for ward in wards]
+    keys = {hospital.name: hospital.public_key for hospital in hospitals}
+    for hospital in hospitals:
+        peers = {name: key for name, key in sorted(keys.items()) if name != hospital.name}
+        if not peers or hospital.policy.peers:
+            continue
+        path = hospital.folder / "site.yaml"
+        lines = "".join(f"  {name}: {key}\n" for name, key in peers.items())
+        write_atomically(path, f"{path.read_text().rstrip()}\npeers:\n{lines}".encode())
 
 
 def wards_in(folder: Path, test_noise: int | None = None) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """The `wardround data` commands: hospitals made from synthetic or public data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -38,8 +38,17 @@ def phantoms(
     with cli_errors():
         from sites.datasets.phantoms import make_wards
 
-        for ward in make_wards(out, seed):
-            typer.echo(ward)
+        _show(make_wards(out, seed))
+
+
+def _show(wards: Iterable[Path]) -> None:
+    """Make hospitals known to each other, and name their folders."""
+    from sites.wards import introduce
+
+    made = list(wards)
+    introduce(made)
+    for ward in made:
+        typer.echo(ward)
 
 
 DOWNLOADS = Path(".wardround/downloads")
@@ -68,8 +77,7 @@ def _decathlon(name: str) -> Callable[..., None]:
             from sites.datasets.public_sets import DECATHLON
 
             folder = source or unpacked(_fetched(DECATHLON[name], download, mirror, downloads))
-            for ward in make_hospitals(folder, out, hospitals, seed, channel, skew):
-                typer.echo(ward)
+            _show(make_hospitals(folder, out, hospitals, seed, channel, skew))
 
     make.__doc__ = f"Divide the Decathlon's {name} scans among hospitals, by patient."
     return make
@@ -97,8 +105,7 @@ def _pictures(name: str) -> Callable[..., None]:
 
             pictures = PICTURES[name]
             file = source or _fetched(pictures.source, download, mirror, downloads)
-            for ward in make_hospitals(file, out, hospitals, pictures, skew=skew, seed=seed):
-                typer.echo(ward)
+            _show(make_hospitals(file, out, hospitals, pictures, skew=skew, seed=seed))
 
     make.__doc__ = f"Divide MedMNIST's {name} set among hospitals that differ in their labels."
     return make

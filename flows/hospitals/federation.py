@@ -149,7 +149,7 @@ class RemoteHospital:
 
     def _published_order(self, order: Order, timeout_s: float) -> Order:
         """Return the order that the exchange holds, published now or by an earlier attempt."""
-        place = Place.order(order.run, order.round, order.phase, order.attempt, self.name)
+        place = Place.order(order.run, order.round, order.act, order.attempt, self.name)
         data = self.exchange.statement(place)
         if data is None:
             expires_ms = _now_ms() + int(1000 * timeout_s)
@@ -160,13 +160,13 @@ class RemoteHospital:
 
     def _scheduled(self, order: Order, times: int) -> tuple[FlowRun | None, str]:
         """Schedule a run of the hospital's worker in Prefect; return it, or None and the reason."""
-        ref = OrderRef(run=order.run, round=order.round, phase=order.phase, attempt=order.attempt)
-        named = f"{order.run} {order.round} {order.phase} {self.name} {order.attempt}"
+        ref = OrderRef.to(order)
+        named = f"{order.run} {order.round} {order.act} {self.name} {order.attempt}"
         try:
             flow_run: FlowRun = run_deployment(  # type: ignore[assignment]  # not in an event loop
                 name=f"{flow_for(order.phase)}/{self.name}",
                 parameters=ref.model_dump(mode="json"),
-                flow_run_name=f"{order.study.name} {order.phase} {order.round} {self.name}",
+                flow_run_name=f"{order.study.name} {order.act} {order.round} {self.name}",
                 idempotency_key=f"{named} {times}",
                 tags=[order.run, self.name],
                 timeout=0,

@@ -16,6 +16,10 @@ WORDS = {
     "release": "release",
     "scores": "quality of the global model",
     "comparison": "quality of hospitals' models",
+    "sum_keys": "public keys for a secure sum",
+    "sum_shares": "sealed shares for a secure sum",
+    "sum_survivors": "list of who is in a secure sum",
+    "sum_opening": "shares that open a secure sum",
 }
 """A statement's kind in words, for the reader of a report."""
 UNREADABLE = "file that is no statement"

@@ -39,6 +39,7 @@ CONTENTS = {
     "student": "a student network, taught by the hospital's own network on public or synthetic images",
     "weights": "the change of the network's weights",
     "predictions": "predictions for public or synthetic images",
+    "gradient_sum": "a sum of its patients' clipped gradients with its share of the noise",
 }
 """The content of a release, by the study's `export`."""
 PARTS: Mapping[Part, str] = {
@@ -77,7 +78,17 @@ class HospitalPage:
         plain = [f"{last.plain_releases} releases without privacy in addition"] * bool(
             last.plain_releases
         )
-        return plain + ["repeatable test noise: no privacy at all"] * (last.noise == "test")
+        test = ["repeatable test noise: no privacy at all"] * (last.noise == "test")
+        return [*plain, *test, *self._of_the_sum(last)]
+
+    @staticmethod
+    def _of_the_sum(last: ReleaseManifest) -> list[str]:
+        if last.masked is None or last.masked.honest is None:
+            return []
+        return [
+            f"it holds for the sum of the hospitals, to which {last.masked.honest} of them add their "
+            f"noise as agreed; with this hospital's noise alone it would be {last.masked.own_epsilon:.2f}"
+        ]
 
     @property
     def _events(self) -> list[PrivacyEvent]:

@@ -2,6 +2,7 @@
 
 from flows.rounds import ensemble_distillation
 from flows.rounds.releases import release_path, weight_of
+from flows.rounds.secure_sum import mean_change
 from flows.rounds.statements import Answers
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run
@@ -34,18 +35,35 @@ def next_model(
     Args:
         state: of the round before, None before the first.
     """
-    releases = [
+    strategy = run.study.bound_strategy()
+    releases = (
+        [Contribution(1.0, mean_change(run, round, strategy.shared(params)))]
+        if run.study.is_summed
+        else _contributions(run, round, taken)
+    )
+    if run.study.export == "predictions":
+        return ensemble_distillation.student_of(run, round, params, releases), {}
+    if state is None:
+        state = strategy.init(strategy.shared(params))
+    made, state = strategy.next_params(params, state, releases)
+    if round == run.study.rounds:
+        return chosen(run, _last(run, made)), state
+    return made, state
+
+
+def _last(run: Run, made: Params) -> Params:
+    """Return the last model; where hospitals train no teacher, a student that has learned from it."""
+    if run.study.export == "gradient_sum" and run.study.distillation:
+        return ensemble_distillation.student_of_last(run, made)
+    return made
+
+
+def _contributions(run: Run, round: int, taken: Answers) -> list[Contribution]:
+    return [
         _contribution(run, round, signed.statement)
         for _, signed in sorted(taken.taken.items())
         if isinstance(signed.statement, ReleaseManifest)
     ]
-    if run.study.export == "predictions":
-        return ensemble_distillation.student_of(run, round, params, releases), {}
-    strategy = run.study.bound_strategy()
-    if state is None:
-        state = strategy.init(strategy.shared(params))
-    made, state = strategy.next_params(params, state, releases)
-    return (chosen(run, made) if round == run.study.rounds else made), state
 
 
 def _contribution(run: Run, round: int, manifest: ReleaseManifest) -> Contribution:

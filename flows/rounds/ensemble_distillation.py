@@ -21,7 +21,7 @@ from models.params import Params
 from models.repeatable import one_thread
 from models.strategies import Contribution
 from privacy import predictions
-from privacy.distillation import DistillationConfig, imitate
+from privacy.distillation import DistillationConfig, distil, imitate
 from privacy.release import RejectedRelease, ReleaseManifest
 from sites.local_models import CPU, network_for
 from sites.study import Study
@@ -30,7 +30,7 @@ from sites.transfer_set import transfer_images
 
 def check_ready(study: Study, home: Home) -> None:
     """Raise `NoTransferImages` unless the coordinator has the images that the study distils on."""
-    if study.export == "predictions" and study.distillation:
+    if study.export in ("predictions", "gradient_sum") and study.distillation:
         transfer_images(study, study.distillation, home.public)
 
 
@@ -60,6 +60,20 @@ def student_of(run: Run, round: int, params: Params, releases: Sequence[Contribu
     with one_thread():
         imitate(network, images, targets, config, rng, build_task(study.task).exclusive)
     return P.of(network)
+
+
+def student_of_last(run: Run, params: Params) -> Params:
+    """Return the last global model after a student, which starts from it, has learned from it.
+
+    In a secure sum of gradients hospitals train no teacher; the global model is the teacher.
+    """
+    study, config = run.study, _config(run)
+    images = transfer_images(study, config, run.home.public)
+    teacher, student = (network_for(study.network, study, CPU, params) for _ in range(2))
+    rng = torch.Generator().manual_seed(study.seed_for(study.rounds, "", "distil"))
+    with one_thread():
+        distil(teacher, student, images, config, rng, build_task(study.task).exclusive)
+    return P.of(student)
 
 
 def _unpacked(run: Run, packed: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from flows.rounds.releases import weight_of
 from flows.rounds.statements import NO_ANSWERS, Answers
+from flows.rounds.sum_progress import progress
 from flows.runs.records import (
     GENESIS,
     Absence,
@@ -71,6 +72,7 @@ def round_record(
         finished_ms=int(time.time() * 1000),
         software=installed(),
         start=start,
+        sum=progress(run, round) if run.study.is_summed and round else None,
     )
 
 

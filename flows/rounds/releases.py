@@ -4,10 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
 from flows.rounds import ensemble_distillation
 from flows.rounds.statements import NO_ANSWERS, Answers, TooFewHospitals, answers
+from flows.rounds.sum_progress import act_in, progress, terms_of
 from flows.runs.records import Absence, RoundRecord, Signed
 from flows.runs.run import BrokenRun, Run
 from models import checkpoints
@@ -15,8 +17,9 @@ from models.config import Config
 from models.files import sha256_of, write_atomically
 from models.params import Params
 from privacy.accounting import TOLERANCE, PrivacyEvent, epsilon
-from privacy.mechanisms import AdaptiveClip, LocalPrivacy, Mechanism, mechanism_for
+from privacy.mechanisms import AdaptiveClip, Mechanism, mechanism_for
 from privacy.release import RejectedRelease, Release, ReleaseManifest, Statement, check_release
+from privacy.secure_aggregation.fixed_point import MASKED
 from privacy.signing import canonical, verified
 from sites.exchange.places import Place
 
@@ -44,7 +47,7 @@ def decided(run: Run, round: int) -> Answers | None:
     except ValidationError as error:
         raise BrokenRun(f"{_decision_path(run, round)}: {error}") from error
     for site, signed in found.taken.items():
-        place = Place.statement(run.name, signed.statement.round, "contribute", site)
+        place = Place.statement(run.name, signed.statement.round, signed.statement.purpose, site)
         written = run.exchange.answers(place)
         data = next((each for each in written if sha256_of(each) == signed.statement_sha256), None)
         if data is None:
@@ -53,10 +56,15 @@ def decided(run: Run, round: int) -> Answers | None:
     return Answers(found.taken, found.absent)
 
 
-def accept_releases(run: Run, round: int, base: RoundRecord, answers: Answers) -> Answers:
+def accept_releases(
+    run: Run, round: int, base: RoundRecord, answers: Answers, fewest: int | None = None
+) -> Answers:
     """Return the answers less the releases that do not fit; raise `TooFewHospitals` if too few do.
 
     Each accepted release's tensors are in the run's `releases/` afterwards, and the round is decided.
+
+    Args:
+        fewest: the least number of releases; the study's minimum by default.
     """
     template = run.study.bound_strategy().shared(run.model(base))
     late = _late(run, round, sorted(answers.absent))
@@ -71,7 +79,7 @@ def accept_releases(run: Run, round: int, base: RoundRecord, answers: Answers) -
         except (ValueError, OSError) as error:
             # Rejected, corrupt, or with declared numbers for which the study has no mechanism.
             absent[site] = Absence(kind="rejected", text=str(error))
-    if len(taken) < run.study.sites.min:
+    if len(taken) < (fewest or run.study.sites.min):
         raise TooFewHospitals(len(taken), run.study, absent, round)
     content = {
         "taken": {site: signed.model_dump(mode="json") for site, signed in taken.items()},
@@ -114,13 +122,15 @@ def _check_release(
     if manifest.declared_training != declared:
         raise RejectedRelease(f"expected the declared {declared} patients of its acceptance")
     check_cost(run, manifest, run.records())
+    _check_masked(run, round, manifest)
     _check_payload(run, round, manifest, template)
 
 
 def _check_payload(run: Run, round: int, manifest: ReleaseManifest, template: Params) -> None:
     """Fetch a release's tensors and reject them unless they fit manifest and network."""
     path = release_path(run, round, manifest.site)
-    most = sum(tensor.numel() * tensor.element_size() for tensor in template.values())
+    numel = sum(tensor.numel() for tensor in template.values())
+    most = 4 * numel
     if run.study.export == "predictions":
         most = ensemble_distillation.most_bytes(run)
     run.exchange.fetch_object(manifest.payload_sha256, manifest.site, path, max_bytes=2 * most + 2**20)
@@ -129,8 +139,34 @@ def _check_payload(run: Run, round: int, manifest: ReleaseManifest, template: Pa
     if run.study.export == "predictions":
         ensemble_distillation.check_predictions(run, path, manifest)
         return
+    if run.study.is_summed:
+        _check_vector(path, manifest, numel)
+        return
     tensors = checkpoints.read(path, manifest.payload_sha256)
     check_release(Release(manifest, tensors), template, largest_change(run, manifest))
+
+
+def _check_masked(run: Run, round: int, manifest: ReleaseManifest) -> None:
+    """Reject a release that is not masked as the round's attempt asks for."""
+    if not run.study.is_summed:
+        if manifest.masked is not None:
+            raise RejectedRelease("it is masked, and the study has no secure sum")
+        return
+    record = progress(run, round)
+    terms = terms_of(run, round, len(record.members("sum-keys")))
+    due = terms.honest if run.study.export == "gradient_sum" else None
+    masked = manifest.masked
+    if masked is None or (masked.attempt, masked.members, masked.honest) != (
+        record.attempt, record.members("sum-shares"), due,
+    ):  # fmt: skip
+        raise RejectedRelease("it is masked for another attempt or other members than the round's")
+
+
+def _check_vector(path: Path, manifest: ReleaseManifest, numel: int) -> None:
+    """Reject a masked vector of another length or type; what is in it, nobody can see."""
+    tensors = checkpoints.read(path, manifest.payload_sha256, torch.int32)
+    if tensors.shapes != {MASKED: (numel,)} or dict(manifest.tensors) != tensors.shapes:
+        raise RejectedRelease(f"expected one tensor {MASKED!r} of {numel} whole numbers")
 
 
 def largest_change(run: Run, manifest: ReleaseManifest) -> float:
@@ -144,7 +180,7 @@ def largest_change(run: Run, manifest: ReleaseManifest) -> float:
     if privacy.mode == "none" or study.content_of(manifest.round) != "weights":
         return study.largest_change
     steps = run.description.member(manifest.site, manifest.round).statement.steps
-    mechanism = _mechanism(run, manifest, privacy)
+    mechanism = mechanism_of(run, manifest.site, manifest.round)
     if isinstance(privacy.clip, AdaptiveClip):
         growth = privacy.clip.rate * privacy.clip.quantile * steps * manifest.round
         mechanism = mechanism.starting_at(privacy.clip.norm * math.exp(min(growth, 100.0)))
@@ -154,13 +190,21 @@ def largest_change(run: Run, manifest: ReleaseManifest) -> float:
     return min(study.largest_change, longest * (3 if study.strategy.build().corrects else 1))
 
 
-def _mechanism(run: Run, manifest: ReleaseManifest, privacy: LocalPrivacy) -> Mechanism:
+def mechanism_of(run: Run, site: str, round: int) -> Mechanism:
+    """Return the mechanism of a hospital in a round, by what it declared when it joined.
+
+    Raises:
+        ValueError: the study is not private, or has no mechanism for so many patients.
+    """
+    if run.study.privacy.mode == "none":
+        raise ValueError(f"Study {run.study.name} has no privacy.")
+    member = run.description.member(site, round).statement
     return mechanism_for(
-        privacy,
+        run.study.privacy,
         rounds=run.study.rounds,
-        steps=run.description.member(manifest.site, manifest.round).statement.steps,
+        steps=member.steps,
         lot=run.study.training.lot_size,
-        declared=manifest.declared_training,
+        declared=member.declared_training,
     )
 
 
@@ -181,7 +225,7 @@ def check_cost(run: Run, manifest: ReleaseManifest, earlier: Sequence[RoundRecor
         raise RejectedRelease(f"it states its epsilon at another delta than {privacy.delta:g}")
     if set(manifest.epsilon_reported) != set(privacy.accountants):
         raise RejectedRelease("it reports the epsilons of other accountants than the study's")
-    event = _mechanism(run, manifest, privacy).event
+    event = mechanism_of(run, manifest.site, manifest.round).event
     if PrivacyEvent(**manifest.event.model_dump()) != event:
         raise RejectedRelease("its privacy event is not the study's")
     spent = [r.releases[manifest.site].statement.event for r in earlier if manifest.site in r.releases]
@@ -204,4 +248,7 @@ def release_path(run: Run, round: int, site: str) -> Path:
 
 
 def _decision_path(run: Run, round: int) -> Path:
-    return run.folder / "releases" / f"round-{round:03d}" / "decided.json"
+    """Return the path of a round's accepted releases; each attempt at a secure sum has its own."""
+    act = act_in(run, round, "contribute")
+    name = "decided" if act == "contribute" else f"decided-{act}"
+    return run.folder / "releases" / f"round-{round:03d}" / f"{name}.json"

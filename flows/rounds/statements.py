@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from flows.rounds.sum_progress import act_in, order_part
 from flows.runs.records import Absence, Signed
 from flows.runs.run import Run
 from models.checkpoints import CorruptCheckpoint
@@ -26,7 +27,13 @@ from sites.exchange.places import Place
 from sites.orders import Order, Phase, refusal_of
 from sites.study import Study
 
-PHASES: Mapping[str, Sequence[Phase]] = {"none": ("contribute",), "local": ("contribute",)}
+SUMMED: Sequence[Phase] = ("sum-keys", "sum-shares", "contribute", "sum-survivors", "sum-opening")
+PHASES: Mapping[str, Sequence[Phase]] = {
+    "none": ("contribute",),
+    "local": ("contribute",),
+    "masked": SUMMED,
+    "shared_noise": SUMMED,
+}
 """The phases of a round, one after the other, by privacy mode."""
 
 SILENT = Absence(kind="missing", text="it did not answer within the deadline")
@@ -95,6 +102,7 @@ def order(run: Run, round: int, phase: Phase, site: str, models: Sequence[str] =
         coordinator=run.public_key,
         public_cases=run.public_cases,
         models=tuple(models),
+        sum=order_part(run, round, phase),
     )
 
 
@@ -143,13 +151,51 @@ def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, byte
     What the hospital did not sign counts only if there is nothing else.
     """
     key, others = run.description.roster[site], []
-    for act in (phase, refusal_of(phase, run.attempt)):
+    answer = act_in(run, round, phase)
+    for act in (answer, refusal_of(answer, run.attempt)):
         place = Place.statement(run.name, round, act, site)
         data = run.exchange.signed_answer(place, [key])
         if data is not None:
             return act, data
         others += [(act, other) for other in run.exchange.answers(place)]
     return others[0] if others else None  # what somebody else left there, for its reason
+
+
+def statement_named(run: Run, round: int, act: str, site: str, sha256: str) -> bytes:
+    """Return a hospital's signed statement with this sha256 from the exchange.
+
+    Raises:
+        LookupError: there is none, or another one.
+    """
+    written = {
+        sha256_of(each): each
+        for each in run.exchange.answers(Place.statement(run.name, round, act, site))
+    }
+    if not written:
+        raise LookupError("its statement is not in the exchange.")
+    if sha256 not in written:
+        raise LookupError("the exchange has another statement than the record names.")
+    return written[sha256]
+
+
+def recorded(
+    run: Run, round: int, act: str, site: str, sha256: str, public_key: str | None = None
+) -> Statement:
+    """Return a hospital's statement from the exchange, by the hash that a record names.
+
+    Args:
+        public_key: the key that signed it; by default the one of the hospital's membership.
+
+    Raises:
+        BadSignature: the key did not sign it.
+        RejectedRelease: it is about another act.
+        LookupError: there is none, or another one than the record names.
+    """
+    data = statement_named(run, round, act, site, sha256)
+    key = public_key or run.description.roster[site]
+    statement = parse_statement(verified(data, site, {site: key}))
+    check_addressed(run, round, act, site, statement)
+    return statement
 
 
 def has_left(run: Run, site: str) -> bool:

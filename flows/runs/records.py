@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Field, Tag
 
 from models.config import Config
 from models.files import sha256_of
@@ -86,6 +86,26 @@ class HospitalRound(Config):
     seconds: float | None = None
 
 
+class SumRecord(Config):
+    """A round's secure sum.
+
+    Attributes:
+        attempt: number of the attempt that ended in the sum, or of the present one.
+        phases: by phase, the sha256 of each member's statement.
+        relay: sha256 of the object with the statements of the newest phase.
+        failed: True if too few hospitals answered in a phase of this attempt.
+    """
+
+    attempt: Annotated[int, Field(ge=1)]
+    phases: dict[str, dict[str, Sha256]] = Field(default_factory=dict)
+    relay: str = ""
+    failed: bool = False
+
+    def members(self, phase: str) -> dict[str, str]:
+        """Return the sha256 of each member's statement of a phase; none before it is decided."""
+        return dict(self.phases.get(phase, {}))
+
+
 class StageRecord(Config):
     """One stage of a start.
 
@@ -132,6 +152,7 @@ class RoundRecord(Config):
         quality: each metric's mean over the hospitals that published it, by declared patients.
         software: the versions of the coordinator's libraries.
         start: how the first model was made; in round 0 alone.
+        sum: the secure sum of the round's releases, where the study has one.
     """
 
     study: str
@@ -147,6 +168,7 @@ class RoundRecord(Config):
     finished_ms: int
     software: dict[str, str]
     start: StartRecord | None = None
+    sum: SumRecord | None = None
 
     @property
     def data(self) -> bytes:

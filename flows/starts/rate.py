@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from flows.runs.records import StartRecord
 from flows.runs.run import Run
 from models import params as P
-from privacy.mechanisms import LocalPrivacy, mechanism_for
-from privacy.signal import NEEDED, Reach, Share, learning_rate, reach
+from privacy.mechanisms import PatientPrivacy, SharedNoise, mechanism_for
+from privacy.secure_aggregation.terms import BadTerms, Terms
+from privacy.signal import NEEDED, Reach, Share, learning_rate, reach, reach_of_sum
 from sites.study import Study
 
 LARGEST_EPSILON = 50.0
@@ -51,13 +52,31 @@ def reach_of(study: Study, declared: Declared, epsilon: float | None = None) -> 
     if epsilon is not None:
         privacy = privacy.model_copy(update={"epsilon": epsilon})
     total = sum(patients for patients, _ in declared.values())
+    rates = [study.training.share_in(number, study.rounds) for number in range(1, study.rounds + 1)]
+    if study.export == "gradient_sum":
+        return _reach_of_sum(study, privacy, declared, rates)
     shares = [_share(study, privacy, patients, steps, total) for patients, steps in declared.values()]
-    training, rounds = study.training, study.rounds
-    rates = [training.share_in(number, rounds) for number in range(1, rounds + 1)]
-    return reach(shares, rates, training.momentum)
+    return reach(shares, rates, study.training.momentum)
 
 
-def _share(study: Study, privacy: LocalPrivacy, patients: int, steps: int, total: int) -> Share:
+def _reach_of_sum(
+    study: Study, privacy: PatientPrivacy, declared: Declared, rates: Sequence[float]
+) -> Reach | None:
+    """Return the reach of rounds that are steps along one sum; None with too few hospitals for one."""
+    if not isinstance(privacy, SharedNoise):
+        return None
+    try:
+        terms = Terms(study.name, len(declared), privacy.sum.dropouts, privacy.sum.colluding)
+    except BadTerms:
+        return None
+    total = sum(patients for patients, _ in declared.values())
+    smallest = min(patients for patients, _ in declared.values())
+    mechanism = mechanism_for(privacy, rounds=study.rounds, steps=1, lot=None, declared=smallest)
+    momentum = study.strategy.build().momentum
+    return reach_of_sum(mechanism, len(declared) / terms.honest, total, rates, momentum)
+
+
+def _share(study: Study, privacy: PatientPrivacy, patients: int, steps: int, total: int) -> Share:
     mechanism = mechanism_for(
         privacy, rounds=study.rounds, steps=steps, lot=study.training.lot_size, declared=patients
     )

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from flows.rounds.aggregation import next_model
 from flows.rounds.statements import Answers
+from flows.rounds.sum_progress import progress
 from flows.runs.records import RoundRecord, Signed
 from flows.runs.run import Run
 from flows.starts.first_model import start_of
@@ -30,6 +31,7 @@ def model_faults(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
         if isinstance(manifest, str):
             yield manifest
             return
+        yield from _sum_faults(run, record)
         if not _is_about(manifest, run, records, record):
             yield f"The statement of round {record.round}'s model is about another one."
     yield from _start_faults(run, records[0])
@@ -47,6 +49,17 @@ def model_faults(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
             return
         yield from _state_faults(run.state_path(record.round), stored, record)
         state = {name: stored[name] for name in stored} or state
+
+
+def _sum_faults(run: Run, record: RoundRecord) -> Iterator[str]:
+    """Yield where a round's secure sum is not over the releases that its record has."""
+    due = progress(run, record.round) if run.study.is_summed and record.round else None
+    if record.sum != due:
+        yield f"The record of round {record.round} has another secure sum than the run's folder."
+    elif due and due.members("contribute") != {
+        site: release.statement_sha256 for site, release in record.releases.items()
+    }:
+        yield f"The secure sum of round {record.round} is over other releases than the record's."
 
 
 def _start_faults(run: Run, record: RoundRecord) -> Iterator[str]:
@@ -101,7 +114,7 @@ def _answers(run: Run, record: RoundRecord) -> Answers:
     taken: dict[str, Signed[Statement]] = {}
     for site, release in record.releases.items():
         statement = recorded_statement(
-            run, release.statement.round, "contribute", site, release.public_key,
+            run, release.statement.round, release.statement.purpose, site, release.public_key,
             release.statement_sha256,
         )  # fmt: skip
         taken[site] = Signed[Statement](

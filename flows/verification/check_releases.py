@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterator, Sequence
 
 from flows.rounds.releases import check_cost, release_path, weight_of
+from flows.rounds.sum_progress import terms_of
 from flows.runs.records import AcceptedRelease, RoundRecord
 from flows.runs.run import Run
 from flows.verification.signatures import head_before, recorded_statement
 from models.files import sha256_of
 from privacy.accounting import TOLERANCE
+from privacy.ledger_book import kind_of
 from privacy.release import RejectedRelease, ReleaseManifest
 from privacy.signing import BadSignature
 
@@ -19,7 +21,7 @@ def release_faults(
     """Yield faults in the releases that a round accepted."""
     if record.base_sha256 != before.model_sha256:
         yield f"Round {record.round} starts from another model than round {before.round} ended with."
-    if len(record.releases) < run.study.sites.min:
+    if len(record.releases) < _fewest(run, record):
         yield f"Round {record.round} took fewer releases than the study's minimum."
     for site, release in sorted(record.releases.items()):
         where = f"The release of {site} in round {record.round}"
@@ -33,6 +35,13 @@ def release_faults(
         yield from _release_faults(run, records, record, release, where)
 
 
+def _fewest(run: Run, record: RoundRecord) -> int:
+    """Return the least number of releases in a round; a secure sum may lose some of its members."""
+    if record.sum is None:
+        return run.study.sites.min
+    return terms_of(run, record.round, len(record.sum.members("sum-keys"))).threshold
+
+
 def _release_faults(
     run: Run,
     records: Sequence[RoundRecord],
@@ -43,12 +52,12 @@ def _release_faults(
     site, due = release.statement.site, release.statement.round
     try:
         manifest = recorded_statement(
-            run, due, "contribute", site, release.public_key, release.statement_sha256
+            run, due, release.statement.purpose, site, release.public_key, release.statement_sha256
         )
     except (BadSignature, RejectedRelease, LookupError) as error:
         yield f"{where}: {error}"
         return
-    if not isinstance(manifest, ReleaseManifest):
+    if not isinstance(manifest, ReleaseManifest) or kind_of(manifest.purpose) != "contribute":
         yield f"{where} is a {manifest.kind}."
         return
     if other := _different_field(manifest, release.statement):

@@ -36,7 +36,7 @@ def _order_faults(run: Run, site: str, place: Place) -> Iterator[str]:
     except (BadSignature, ValidationError, LookupError) as error:
         yield f"The order {name} of {site} can't be trusted: {error}"
         return
-    named = Place.order(order.run, order.round, order.phase, order.attempt, order.site)
+    named = Place.order(order.run, order.round, order.act, order.attempt, order.site)
     if (named, order.study.sha256) != (place, run.study.sha256):
         yield f"The order {name} of {site} is another than its place says."
 

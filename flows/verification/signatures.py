@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from contextlib import suppress
 
-from flows.rounds.statements import check_addressed
+from flows.rounds.statements import recorded
 from flows.runs.records import GENESIS, RoundRecord
 from flows.runs.run import Run
-from models.files import sha256_of
 from privacy.release import RejectedRelease, Statement, parse_statement
 from privacy.signing import BadSignature, Roster, verified
 from sites.exchange.places import Place
@@ -35,16 +34,7 @@ def recorded_statement(
         RejectedRelease: it is about another act.
         LookupError: there is none, or another one than the record names.
     """
-    place = Place.statement(run.name, round, phase, site)
-    written = {sha256_of(each): each for each in run.exchange.answers(place)}
-    if not written:
-        raise LookupError("its statement is not in the exchange.")
-    if statement_sha256 not in written:
-        raise LookupError("the exchange has another statement than the record names.")
-    data = written[statement_sha256]
-    statement = parse_statement(verified(data, site, {site: public_key}))
-    check_addressed(run, round, phase, site, statement)
-    return statement
+    return recorded(run, round, phase, site, statement_sha256, public_key)
 
 
 def signed_by(data: bytes, site: str, keys: set[str]) -> Statement | None:

@@ -28,6 +28,9 @@ from sites.local_models import global_model, network_for, with_local_layers
 from sites.orders import Order, check_in_time
 from sites.policy.policy import Refused
 from sites.progress import Progress
+from sites.secure_sum.masked_update import MaskedSum
+from sites.secure_sum.relay import check_peers
+from sites.secure_sum.steps import take_shares
 from sites.study import Study
 from sites.training.examples import prepare
 from sites.transfer_set import NoTransferImages, contents, transfer_images
@@ -61,12 +64,15 @@ def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
 def _check_fit(hospital: Hospital, order: Order) -> None:
     """Raise `Refused` or `BudgetExceeded` if code or budget do not allow the whole run."""
     mechanism = _mechanism(hospital, order.study)
+    if order.study.is_summed:
+        check_peers(hospital)
     if mechanism:
         _check_accountants(order.study, mechanism, (1, order.study.rounds))
     _rehearse(hospital, order.study, mechanism)
     if mechanism:
         patients = hospital.eligible.training
-        left = order.study.rounds - max(0, order.round - 1)
+        spare = getattr(order.study.privacy, "spare", 0)
+        left = order.study.rounds + spare - max(0, order.round - 1)
         hospital.ledger.check_fits(patients, mechanism.event, times=left)
 
 
@@ -86,6 +92,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
         _check_accountants(study, mechanism, (min(so_far + 1, study.rounds),))
     start = with_local_layers(hospital, order, model.params, order.round - 1)
     _rehearse(hospital, study, mechanism)
+    attempt = take_shares(hospital, order) if study.is_summed else None
     patients = hospital.cohort(study).training
     charge = replace(act, event=mechanism.event if mechanism else None)
     if not hospital.ledger.has_started(charge):
@@ -109,7 +116,10 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
             )
         )
     if update.is_finite:
-        export.settle_with_release(hospital, study, charge, update, model)
+        masked = None
+        if attempt and mechanism:
+            update, masked = MaskedSum(hospital, order, attempt, mechanism).hidden(update)
+        export.settle_with_release(hospital, study, charge, update, model, masked)
     else:
         forget(hospital, order)
         diverged = "the training diverged; its cost stays charged"
@@ -189,7 +199,7 @@ def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> 
         task = build_task(study.task)
         if mechanism:
             check_soundness(learner, task.loss, mechanism, images, target)
-        if study.distillation:
+        if study.distillation and study.export != "gradient_sum":
             transfer_images(study, study.distillation, hospital.public)
             once = study.distillation.model_copy(update={"steps": 1, "batch": 2})
             distil(learner, copy.deepcopy(network), images, once, rng, task.exclusive)

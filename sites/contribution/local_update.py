@@ -36,6 +36,7 @@ from sites.progress import Progress
 from sites.training.config import TrainingConfig
 from sites.training.dp_sgd import train_privately
 from sites.training.examples import Examples
+from sites.training.gradient_sum import gradient_sum
 from sites.training.sgd import train_plainly
 from sites.transfer_set import transfer_images
 from sites.update import Update
@@ -82,7 +83,7 @@ class LocalTraining:
         depends_on = [
             what,
             [code_sha256(), torch.__version__],
-            [order.study.sha256, order.run, order.round],
+            [order.study.sha256, order.run, order.round, order.act],
             sha256_of(checkpoints.to_bytes(self.start)),
             self.config.model_dump(mode="json"),
             repr(self.mechanism),
@@ -126,6 +127,8 @@ def local_update(training: LocalTraining) -> Update:
     study, hospital = training.order.study, training.hospital
     forget(hospital, training.order)
     network = network_for(study.network, study, hospital.device, training.start)
+    if study.export == "gradient_sum":
+        return _gradients(training, network)
     correction = _correction(training)
     if study.distillation is None or study.content_of(training.order.round) == "weights":
         noise = _train(training, network, correction)
@@ -140,6 +143,17 @@ def local_update(training: LocalTraining) -> Update:
         return Update(_answers(teacher, transfer), noise)
     _distil(training, teacher, network, transfer)
     return Update(_change(training, network, correction), noise)
+
+
+def _gradients(training: LocalTraining, network: nn.Module) -> Update:
+    """Return the sum of the patients' clipped gradients, which has no noise yet."""
+    if training.mechanism is None:
+        raise ValueError("Expected a mechanism for a sum of gradients.")
+    task = build_task(training.order.study.task)
+    clipped = gradient_sum(
+        network, task, training.examples, training.config, training.mechanism, training.progress
+    )
+    return Update({"gradient_sum": torch.from_numpy(clipped)}, "none")
 
 
 @dataclass(frozen=True)
@@ -208,7 +222,7 @@ def _train(training: LocalTraining, network: nn.Module, correction: Params | Non
         unfinished = training.unfinished("training")
         train_plainly(network, task, training.examples, config, rng, local_loss, progress, unfinished)
         return "none"
-    source, noise = hospital.noise(f"{study.sha256} {order.round}")
+    source, noise = hospital.noise(order.noise_purpose)
     if before := training.stored_before("clip"):
         mechanism = mechanism.starting_at(float(before["norm"]))
     left = train_privately(

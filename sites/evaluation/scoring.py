@@ -15,8 +15,8 @@ from models.objectives import (
     flat,
 )
 from privacy.accounting import PrivacyEvent
-from privacy.noise import NoiseSource
-from privacy.noised import noised_sums, to_grid
+from privacy.noise.noised import noised_sums, to_grid
+from privacy.noise.source import NoiseSource
 from privacy.release import LARGEST_METRIC
 from sites.cohort import Patient
 from sites.inference import Predict

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from models.objectives import TaskConfig
 from privacy.accounting import PrivacyEvent
-from privacy.noise import NoiseSource
-from privacy.noised import noised_sums
+from privacy.noise.noised import noised_sums
+from privacy.noise.source import NoiseSource
 from sites.cohort import Patient
 from sites.imaging.profile import INTENSITY_EDGES, Profile
 
@@ -130,7 +130,7 @@ def noised(
     event: PrivacyEvent,
     noise: NoiseSource,
 ) -> Told:
-    """Return every share with the noise that `event` states, on the grid of `privacy.noised`.
+    """Return every share with the noise that `event` states, on the grid of `privacy.noise.noised`.
 
     Guarantees: setting a patient's numbers to zero changes each of h histograms by at most 1 in L2, and
     all of them together by at most sqrt(h); the divisor is the declared number of patients.

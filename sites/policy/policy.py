@@ -14,6 +14,8 @@ from sites import yaml_files
 from sites.imaging.checks import Check, Severity, severities
 from sites.policy.opening_hours import Span
 
+PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
 
 class Refused(Exception):
     """The hospital takes no part. The message leaves the hospital: it must name no patient."""
@@ -68,7 +70,7 @@ class CoordinatorConfig(Config):
             which protects the password, or name this machine.
     """
 
-    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    key: PublicKey
     exchange: str
     api: Annotated[str, Field(pattern=r"^(https://|http://(127\.0\.0\.1|localhost)[:/])")]
 
@@ -161,6 +163,9 @@ class Policy(Config):
             always by default. A training that has started continues in the next span if the round still
             waits for it.
         device: device for training, and limits on its use.
+        peers: the other hospitals' public keys by name, 64 hexadecimal digits each, as `wardround site
+            init` prints them there. Needed for studies with a secure sum: only hospitals listed here are
+            members, so nobody can invent some. None by default.
         coordinator: the coordinator whose orders the hospital fetches; not needed if both are on one
             machine.
         phantom: `true` marks made-up patients; only then may noise be repeatable for tests. `false` by
@@ -192,6 +197,7 @@ class Policy(Config):
     disk_mb: PositiveInt | None = None
     hours: tuple[Span, ...] = ()
     device: DeviceConfig = DeviceConfig()
+    peers: Mapping[Name, PublicKey] = Field(default_factory=dict)
     coordinator: CoordinatorConfig | None = None
     phantom: bool = False
 

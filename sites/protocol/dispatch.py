@@ -25,6 +25,7 @@ from sites.policy.opening_hours import Closed, check_open
 from sites.policy.policy import Refused
 from sites.progress import Progress
 from sites.protocol.departure import check_has_not_left
+from sites.secure_sum.steps import announce_keys, open_sum, seal_shares, sign_survivors
 
 log = logging.getLogger("wardround.site")
 
@@ -45,7 +46,7 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
         Closed: the hospital works at other hours; the order stays valid until then.
         ClockWentBack: nothing was charged; the order stays valid until the clock is set right.
     """
-    act = Charge(order.study.name, order.run, order.round, order.phase, event=None)
+    act = Charge(order.study.name, order.run, order.round, order.act, event=None)
     with hospital.lock():
         if hospital.drained.exists():
             raise Drained("the hospital accepts no orders before `wardround site drain --off`")
@@ -79,7 +80,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
         update_personal_model(hospital, order)
     except (Refused, BudgetExceeded) as reason:
         log.warning("%s, round %d of %s: refused: %s", act.purpose, act.round, act.run, reason)
-        refused = replace(act, purpose=refusal_of(order.phase, order.attempt))
+        refused = replace(act, purpose=refusal_of(order.act, order.attempt))
         export.refusal(hospital, study, refused, str(reason))
         export.publish(hospital, exchange, refused)
 
@@ -91,12 +92,16 @@ def _check_export(hospital: Hospital, act: Charge) -> None:
         check_export(hospital, statement, sha256)
 
 
+SHORT = ("check", "join", "sum-keys", "sum-shares", "sum-survivors", "sum-opening")
+"""Phases that take no time worth waiting for the hospital's hours."""
+
+
 def _check_hours(hospital: Hospital, order: Order) -> None:
     """Raise `Closed` outside the hospital's hours, `Refused` if the order expires before they begin.
 
-    Hours apply to long work only: `check` and `join` are answered at any time.
+    Hours apply to long work only: short answers are given at any time.
     """
-    if order.phase in ("check", "join"):
+    if order.phase in SHORT:
         return
     try:
         check_open(hospital.policy.hours)
@@ -132,4 +137,8 @@ _PHASES: Mapping[Phase, Callable[[Hospital, Order, Charge, Progress], None]] = {
     "contribute": contribute,
     "evaluate": evaluate,
     "compare": compare,
+    "sum-keys": announce_keys,
+    "sum-shares": seal_shares,
+    "sum-survivors": sign_survivors,
+    "sum-opening": open_sum,
 }

@@ -21,7 +21,7 @@ from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.exchange.storage import StorageFailed
 from sites.hospital import Hospital
-from sites.orders import PROTOCOL, Expired, Order, Phase, RunName, check_in_time
+from sites.orders import PROTOCOL, Expired, Order, Phase, RunName, act_of, check_in_time
 from sites.policy.opening_hours import Closed, check_open
 from sites.policy.policy import CoordinatorConfig
 from sites.progress import Progress
@@ -30,7 +30,15 @@ from sites.protocol.dispatch import Drained, carry_out
 from sites.yaml_files import ConfigError
 
 FLOWS: Mapping[str, Sequence[Phase]] = {
-    "site-round": ("survey", "join", "contribute"),
+    "site-round": (
+        "survey",
+        "join",
+        "contribute",
+        "sum-keys",
+        "sum-shares",
+        "sum-survivors",
+        "sum-opening",
+    ),
     "site-score": ("evaluate", "compare"),
     "site-check": ("check",),
 }
@@ -50,6 +58,31 @@ class OrderRef(Config):
     round: Annotated[int, Field(ge=0)]
     phase: Phase
     attempt: Annotated[int, Field(ge=1)]
+    sum_attempt: Annotated[int, Field(ge=1)] = 1
+
+    @classmethod
+    def to(cls, order: Order) -> "OrderRef":
+        """Return the reference to an order."""
+        number = order.sum.attempt if order.sum else 1
+        return cls(
+            run=order.run,
+            round=order.round,
+            phase=order.phase,
+            attempt=order.attempt,
+            sum_attempt=number,
+        )
+
+    @classmethod
+    def at(cls, place: Place) -> "OrderRef":
+        """Return the reference to the order at a place, or raise ValueError."""
+        phase, _, number = place.act.partition("-try-")
+        fields = {"run": place.run, "round": place.round, "phase": phase, "attempt": place.attempt}
+        return cls.model_validate({**fields, "sum_attempt": int(number or 1)})
+
+    @property
+    def act(self) -> str:
+        """The purpose of the answer, as the order's place has it."""
+        return act_of(self.phase, self.sum_attempt)
 
 
 class BadOrder(AskSomebody):
@@ -120,14 +153,12 @@ def open_orders(hospital: Hospital, study: str, flow: str) -> list[OrderRef]:
     found: list[tuple[int, OrderRef]] = []
     for place in exchange.orders_of(hospital.name):
         try:
-            ref = OrderRef.model_validate(
-                {"run": place.run, "round": place.round, "phase": place.act, "attempt": place.attempt}
-            )
+            ref = OrderRef.at(place)
             order = fetch(hospital, ref)
             check_in_time(order)
         except (ValueError, BadOrder, Expired):
             continue
-        answer = Place.statement(order.run, order.round, order.phase, hospital.name)
+        answer = Place.statement(order.run, order.round, order.act, hospital.name)
         if (
             order.study.name == study
             and order.phase in FLOWS[flow]
@@ -145,7 +176,7 @@ def fetch(hospital: Hospital, ref: OrderRef) -> Order:
         ConfigError: the policy names no coordinator.
     """
     coordinator = coordinator_of(hospital)
-    place = Place.order(ref.run, ref.round, ref.phase, ref.attempt, hospital.name)
+    place = Place.order(ref.run, ref.round, ref.act, ref.attempt, hospital.name)
     data = Exchange(coordinator.exchange).statement(place)
     if data is None:
         raise BadOrder("the exchange holds no such order")
@@ -155,8 +186,7 @@ def fetch(hospital: Hospital, ref: OrderRef) -> Order:
         order = Order.model_validate({**fields, "exchange": coordinator.exchange})
     except (BadSignature, ValueError) as error:
         raise BadOrder(f"the order can't be trusted: {type(error).__name__}") from error
-    named = (order.run, order.round, order.phase, order.attempt, order.site)
-    if named != (ref.run, ref.round, ref.phase, ref.attempt, hospital.name):
+    if (OrderRef.to(order), order.site) != (ref, hospital.name):
         raise BadOrder("the order is another than its place names")
     if order.coordinator != coordinator.key:
         raise BadOrder("the order names another coordinator than the policy")

@@ -12,7 +12,7 @@ from models.params import Params
 from models.strategies import LocalLoss
 from models.unfinished import Unfinished, restore, state_of
 from privacy.mechanisms import Mechanism
-from privacy.noise import NoiseSource
+from privacy.noise.source import NoiseSource
 from privacy.optimizer import PatientOptimizer
 from privacy.per_patient import clipped_sums
 from sites.progress import Progress

@@ -26,7 +26,7 @@ from flows.runs.records import RoundRecord
 from flows.runs.run import Run
 from flows.starts.first_model import untrained
 from models import params as P
-from privacy.noise import NoiseSource
+from privacy.noise.source import NoiseSource
 from sites.hospital import Hospital
 from sites.protocol.dispatch import carry_out
 from sites.study import Study
@@ -152,19 +152,6 @@ def test_the_products_round_is_the_one_written_out_by_hand(done: SimpleNamespace
     assert difference(done, round, plan_of(done.study), hospitals) < 1e-5
 
 
-class Silent:
-    """The same draws of patients, and no noise."""
-
-    def __init__(self, noise: NoiseSource) -> None:
-        self._noise = noise
-
-    def uniform(self, count: int) -> np.ndarray:
-        return self._noise.uniform(count)
-
-    def normal(self, shape: tuple[int, ...], std: float) -> torch.Tensor:
-        return 0 * self._noise.normal(shape, std)
-
-
 OTHER = {"flat": "normalised", "normalised": "flat"}
 PLAN_SLIPS: dict[str, Callable[[by_hand.Plan], by_hand.Plan]] = {
     "a doubled clip norm": lambda plan: plan._replace(clip_norm=2 * plan.clip_norm),
@@ -173,7 +160,6 @@ PLAN_SLIPS: dict[str, Callable[[by_hand.Plan], by_hand.Plan]] = {
     "noise for one round alone": lambda plan: plan._replace(rounds=1),
 }
 HOSPITAL_SLIPS: dict[str, Callable[[by_hand.Hospital], by_hand.Hospital]] = {
-    "no noise": lambda h: h._replace(noise=Silent(h.noise)),
     "another draw of the noise": lambda h: h._replace(noise=NoiseSource.for_test(4, str(h.declared))),
     "the true number of patients": lambda h: h._replace(declared=len(h.patients)),
     "scans for patients": lambda h: h._replace(patients=[[scan] for p in h.patients for scan in p]),
@@ -185,6 +171,11 @@ HOSPITAL_SLIPS: dict[str, Callable[[by_hand.Hospital], by_hand.Hospital]] = {
 def test_a_slip_in_the_plan_is_seen(done: SimpleNamespace, slip: str) -> None:
     plan = PLAN_SLIPS[slip](plan_of(done.study))
     assert difference(done, 1, plan, hospitals_of(done, 1)) > 1e-4
+
+
+def test_noise_that_is_left_out_is_seen(done: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_hand, "grid_noise", lambda source, count, std, grid: np.zeros(count))
+    assert difference(done, 1, plan_of(done.study), hospitals_of(done, 1)) > 1e-4
 
 
 @pytest.mark.parametrize("slip", HOSPITAL_SLIPS)

@@ -6,7 +6,8 @@ import torch
 
 from privacy.accounting import PrivacyEvent, epsilon
 from privacy.mechanisms import AdaptiveClip, ClipConfig, LocalPrivacy, Mechanism, mechanism_for
-from privacy.noise import NoiseSource
+from privacy.noise.discrete_gaussian import grid_noise
+from privacy.noise.source import NoiseSource
 
 PRIVACY = LocalPrivacy(
     mode="local", unit="patient", epsilon=8, delta=1e-4, clip={"kind": "flat", "norm": 0.5}
@@ -101,6 +102,7 @@ def test_no_step_of_noise_and_patients_is_longer_than_the_longest(rate: float) -
     direction = torch.nn.functional.normalize(torch.ones(50, dtype=torch.float64), dim=0)
     together = direction * clip.norm * 2 * declared
     source = NoiseSource.for_test(0, "longest")
-    steps = [together + source.normal((50,), mechanism.noise_std) for _ in range(500)]
+    drawn = grid_noise(source, 500 * 50, mechanism.noise_std, mechanism.grid(50)).reshape(500, 50)
+    steps = [together + torch.from_numpy(noise) for noise in drawn]
     norms = [float(step.norm()) / mechanism.divisor for step in steps]
     assert 0.5 * longest < max(norms) < longest

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from privacy.mechanisms import SLACK, ClipConfig, Mechanism
-from privacy.noise import NoiseSource
+from privacy.noise.source import NoiseSource
 from privacy.optimizer import PatientOptimizer, on_grid
 from privacy.per_patient import clipped_sums
 

@@ -19,7 +19,7 @@ from models.objectives import ClassificationConfig, SegmentationConfig, build_ta
 from privacy.accounting import Budget, PrivacyEvent, epsilon, reported_epsilon
 from privacy.ledger import BudgetExceeded, Charge, Ledger
 from privacy.mechanisms import AdaptiveClip, ClipConfig, Mechanism
-from privacy.noise import NoiseSource
+from privacy.noise.source import NoiseSource
 from privacy.per_patient import UnsupportedLayer, check_layers, clipped_sums, per_patient_gradients
 from privacy.soundness import Unsound, check_soundness
 from sites.training.config import TrainingConfig

@@ -2,11 +2,11 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -167,11 +167,23 @@ def outbox_table(folder: Path) -> Table:
             entry.charge.run,
             str(entry.charge.round),
             entry.charge.purpose,
-            statement["kind"],
+            _kind_text(statement),
             f"{statement.get('payload_bytes', 0):,}",
             entry.file[:12],
         )
     return table
+
+
+def _kind_text(statement: Mapping[str, Any]) -> str:
+    """Return the kind of a statement in words.
+
+    >>> _kind_text({"kind": "release", "masked": {"members": {"a": "", "b": ""}}})
+    'release (masked; readable only in the sum of 2 hospitals)'
+    """
+    words = str(statement["kind"]).replace("_", " ")
+    if masked := statement.get("masked"):
+        words += f" (masked; readable only in the sum of {len(masked['members'])} hospitals)"
+    return words
 
 
 def missing_table(

@@ -7,8 +7,8 @@ from pydantic import TypeAdapter
 
 from models.objectives import SegmentationConfig, build_task
 from privacy.accounting import PrivacyEvent
-from privacy.noise import NoiseSource
-from privacy.noised import STEP, is_on_grid
+from privacy.noise.noised import STEP, is_on_grid
+from privacy.noise.source import NoiseSource
 from privacy.release import LARGEST_METRIC, MetricValue
 from sites.cohort import Patient
 from sites.evaluation.scoring import FEWEST, coarse, intervals, kept, noised_score, score, worst_case

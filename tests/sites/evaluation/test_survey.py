@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from models.objectives import ClassificationConfig, SegmentationConfig
 from privacy.accounting import PrivacyEvent
-from privacy.noise import NoiseSource
+from privacy.noise.source import NoiseSource
 from sites.cohort import Patient
 from sites.evaluation.survey import _kept, bins, drift, histograms_of, noised, suppressed
 from sites.exchange.exchange import Exchange

@@ -11,7 +11,7 @@ from models.adversarial import AttackConfig, attacked
 from models.strategies import fed_prox
 from models.unfinished import Unfinished
 from privacy.mechanisms import AdaptiveClip, ClipConfig, Mechanism
-from privacy.noise import NoiseSource
+from privacy.noise.source import NoiseSource
 from privacy.per_patient import per_patient_gradients
 from sites.training.config import TrainingConfig
 from sites.training.dp_sgd import train_privately

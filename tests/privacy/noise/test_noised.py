@@ -1,39 +1,23 @@
 """Noised figures show nothing but a noised integer on a public grid."""
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chi2
 
 from privacy.accounting import PrivacyEvent
-from privacy.noise import NoiseSource
-from privacy.noised import (
+from privacy.noise.noised import (
     LEAST_SIGMA,
     STEP,
     UNITS,
     Noised,
-    discrete_gaussian,
     is_on_grid,
     noised_sums,
     to_grid,
 )
+from privacy.noise.source import NoiseSource
 
 EVENT = PrivacyEvent(4.0, 1.0, 1)
-
-
-def test_the_discrete_gaussian_has_its_distribution() -> None:
-    noise, sigma, count = NoiseSource.for_test(1, "discrete"), 2.0, 20_000
-    drawn = [discrete_gaussian(Fraction(sigma) ** 2, noise) for _ in range(count)]
-    cells = np.arange(-6, 7)
-    weights = np.exp(-(np.arange(-60, 61) ** 2) / (2 * sigma**2))
-    expected = np.exp(-(cells**2) / (2 * sigma**2)) / weights.sum() * count
-    found = np.array([drawn.count(cell) for cell in cells])
-    statistic = ((found - expected) ** 2 / expected).sum()
-    assert statistic < chi2.ppf(1 - 1e-6, len(cells))
-    assert found.sum() > 0.99 * count
 
 
 def test_its_variance_is_the_gaussians_from_the_smallest_noise_on() -> None:
@@ -83,18 +67,6 @@ def test_a_number_outside_its_bounds_is_refused(value: float) -> None:
 def test_noise_that_is_too_small_for_the_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="units of the grid"):
         noised_sums(np.ones((1, 1)), PrivacyEvent(5e-5, 1.0, 1), 1.0, NoiseSource.for_test(5, "small"))
-
-
-@given(bound=st.integers(1, 2**70))
-def test_a_number_below_a_bound_is_below_it(bound: int) -> None:
-    noise = NoiseSource.for_test(6, "below")
-    assert all(0 <= noise.below(bound) < bound for _ in range(20))
-
-
-def test_numbers_below_a_bound_are_equally_likely() -> None:
-    noise, count = NoiseSource.for_test(7, "below"), 30_000
-    drawn = np.bincount([noise.below(10) for _ in range(count)], minlength=10)
-    assert ((drawn - count / 10) ** 2 / (count / 10)).sum() < chi2.ppf(1 - 1e-6, 9)
 
 
 def test_a_mean_of_published_figures_goes_back_to_the_grid() -> None:

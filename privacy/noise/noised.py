@@ -11,15 +11,16 @@ Steinke 2020, The Discrete Gaussian for Differential Privacy, theorem 4 and sect
 https://arxiv.org/abs/2004.00010). `LEAST_SIGMA` keeps that difference below 1e-300.
 """
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
-from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privacy.accounting import PrivacyEvent
-from privacy.noise import NoiseSource
+from privacy.noise.discrete_gaussian import discrete_gaussian
+from privacy.noise.source import NoiseSource
 
 UNITS = 2**16
 """Units of the grid in one patient's largest number, 1."""
@@ -98,49 +99,5 @@ def noised_sums(
     if sigma < LEAST_SIGMA:
         raise ValueError(f"Expected noise of at least {LEAST_SIGMA:g} units of the grid, got {sigma:g}.")
     sums = np.floor(values * UNITS).astype(np.int64).sum(0)
-    variance = Fraction(sigma) ** 2
-    return Noised(tuple(int(each) + discrete_gaussian(variance, noise) for each in sums))
-
-
-def discrete_gaussian(variance: Fraction, noise: NoiseSource) -> int:
-    """Return an integer n with probability proportional to exp(-n^2 / (2 variance)), exactly.
-
-    Rejection from the discrete Laplace distribution (Canonne, Kamath and Steinke 2020, algorithm 3).
-    """
-    scale = _isqrt(variance) + 1
-    while True:
-        drawn = _discrete_laplace(scale, noise)
-        distance = abs(drawn) - variance / scale
-        if _is_exp(distance**2 / (2 * variance), noise):
-            return drawn
-
-
-def _isqrt(value: Fraction) -> int:
-    """Return the integer part of a square root."""
-    return isqrt(value.numerator // value.denominator)
-
-
-def _discrete_laplace(scale: int, noise: NoiseSource) -> int:
-    """Return an integer n with probability proportional to exp(-|n| / scale) (algorithm 2)."""
-    while True:
-        part = noise.below(scale)
-        if not _is_exp(Fraction(part, scale), noise):
-            continue
-        whole = 0
-        while _is_exp(Fraction(1), noise):
-            whole += 1
-        size, is_negative = part + scale * whole, bool(noise.below(2))
-        if size or not is_negative:
-            return -size if is_negative else size
-
-
-def _is_exp(exponent: Fraction, noise: NoiseSource) -> bool:
-    """Return True with probability exp(-exponent), exactly (algorithm 1)."""
-    while exponent > 1:
-        if not _is_exp(Fraction(1), noise):
-            return False
-        exponent -= 1
-    count = 1
-    while noise.below(exponent.denominator * count) < exponent.numerator:
-        count += 1
-    return count % 2 == 1
+    drawn = discrete_gaussian(noise, len(sums), math.ceil(sigma**2))
+    return Noised(tuple((sums + drawn).tolist()))

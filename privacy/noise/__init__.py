@@ -1,0 +1,1 @@
+"""Noise: its source, its distribution, and figures and sums that carry it."""

@@ -1,0 +1,1 @@
+"""A hospital's part in a secure sum."""

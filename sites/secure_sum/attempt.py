@@ -1,0 +1,125 @@
+"""A hospital's secrets and what it has seen of its peers, for one attempt at a secure sum.
+
+The file lies in the hospital's private state from the first message of the attempt to the last, and is
+deleted with the next attempt's beginning.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from models.config import Config
+from models.files import write_atomically
+from models.objectives import Name
+from privacy.mechanisms import MaskedPrivacy, SharedNoise
+from privacy.release import Sha256, Share
+from privacy.secure_aggregation.keys import Secrets
+from privacy.secure_aggregation.terms import BadTerms, SumConfig, Terms
+from sites.hospital import Hospital
+from sites.orders import Order
+from sites.policy.policy import Refused
+from sites.study import Study
+
+Seed = Share
+BothShares = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Peer(Config):
+    """The fresh public keys of a member, and the sha256 of the statement that announced them."""
+
+    pair: Sha256
+    box: Sha256
+    keys_sha256: Sha256
+
+
+class Attempt(Config):
+    """What a hospital stores of an attempt.
+
+    Attributes:
+        pair, own, box: its secrets, in hexadecimal digits.
+        roster: every member's public keys, its own included, once it has sealed shares for them.
+        held: by member who has sealed shares, this hospital's shares of its secrets.
+        shares_sha256: by the same member, the statement with its sealed shares.
+        survivors: by hospital, the release that the one signed list of survivors has.
+    """
+
+    pair: Seed
+    own: Seed
+    box: Seed
+    roster: dict[Name, Peer] = Field(default_factory=dict)
+    held: dict[Name, BothShares] = Field(default_factory=dict)
+    shares_sha256: dict[Name, Sha256] = Field(default_factory=dict)
+    survivors: dict[Name, Sha256] = Field(default_factory=dict)
+
+    @classmethod
+    def fresh(cls) -> "Attempt":
+        """Return an attempt with new secrets."""
+        drawn = Secrets.draw()
+        return cls(pair=drawn.pair.hex(), own=drawn.own.hex(), box=drawn.box.hex())
+
+    @property
+    def secrets(self) -> Secrets:
+        """The hospital's secrets."""
+        return Secrets(*(bytes.fromhex(each) for each in (self.pair, self.own, self.box)))
+
+    @property
+    def members(self) -> list[str]:
+        """The roster's names in order; a member's number is its place, from 1."""
+        return sorted(self.roster)
+
+
+def terms_of(order: Order, members: int) -> Terms:
+    """Return the terms of an order's attempt, or raise `Refused`."""
+    config = sum_config(order.study)
+    attempt = order.sum.attempt if order.sum else 0
+    name = f"{order.study.sha256} {order.run} {order.round} {attempt}"
+    if members < order.study.sites.min:
+        raise Refused(
+            f"expected at least {order.study.sites.min} hospitals in the secure sum, as the study says, "
+            f"got {members}"
+        )
+    try:
+        return Terms(name, members, config.dropouts, config.colluding)
+    except BadTerms as error:
+        raise Refused(str(error)) from error
+
+
+def sum_config(study: Study) -> SumConfig:
+    """Return how many may drop out or collude, or raise `Refused` if a study has no secure sum."""
+    if isinstance(study.privacy, MaskedPrivacy | SharedNoise):
+        return study.privacy.sum
+    raise Refused("the study has no secure sum")
+
+
+def begin(hospital: Hospital, order: Order) -> Attempt:
+    """Return a new attempt, stored; earlier ones of the run are deleted."""
+    for path in _folder(hospital, order).glob("*.json"):
+        path.unlink()
+    attempt = Attempt.fresh()
+    keep(hospital, order, attempt)
+    return attempt
+
+
+def keep(hospital: Hospital, order: Order, attempt: Attempt) -> None:
+    """Store an attempt, readable by the hospital's own account alone."""
+    path = _path(hospital, order)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # in `state/`, which is as closed
+    write_atomically(path, attempt.model_dump_json().encode())
+
+
+def stored(hospital: Hospital, order: Order) -> Attempt:
+    """Return the attempt of an order, or raise `Refused` if this hospital is no part of it."""
+    try:
+        return Attempt.model_validate_json(_path(hospital, order).read_bytes())
+    except FileNotFoundError as error:
+        raise Refused("the hospital has announced no keys for this attempt at a secure sum") from error
+
+
+def _path(hospital: Hospital, order: Order) -> Path:
+    attempt = order.sum.attempt if order.sum else 0
+    return _folder(hospital, order) / f"{order.round:03d}-{attempt}.json"
+
+
+def _folder(hospital: Hospital, order: Order) -> Path:
+    return hospital.state / "sums" / order.run

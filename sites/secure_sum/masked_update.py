@@ -1,0 +1,95 @@
+"""An update in whole units, with its share of the noise where that is shared, masked for an attempt."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from privacy.accounting import epsilon
+from privacy.ledger_book import is_kind
+from privacy.mechanisms import Mechanism
+from privacy.release import Masked, Noise
+from privacy.secure_aggregation.fixed_point import CHANGE_GRID, MASKED, units_of
+from privacy.secure_aggregation.masking import mask
+from privacy.secure_aggregation.ring import on_ring
+from privacy.secure_aggregation.terms import Terms
+from privacy.shared_noise import SharedGaussian
+from sites.hospital import Hospital
+from sites.orders import Order
+from sites.policy.policy import Refused
+from sites.secure_sum.attempt import Attempt, terms_of
+from sites.study import Study
+from sites.update import Update
+
+
+@dataclass(frozen=True)
+class MaskedSum:
+    """A hospital's part of one attempt at a secure sum."""
+
+    hospital: Hospital
+    order: Order
+    attempt: Attempt
+    mechanism: Mechanism
+
+    @property
+    def study(self) -> Study:
+        """The order's study."""
+        return self.order.study
+
+    @property
+    def terms(self) -> Terms:
+        """The terms of the attempt."""
+        return terms_of(self.order, len(self.attempt.roster))
+
+    def hidden(self, update: Update) -> tuple[Update, Masked]:
+        """Return an update that can be read in the sum alone, and how it is masked.
+
+        A sum of gradients gets this hospital's share of the noise here; a change has the full noise
+        already, and is weighted by the declared patients.
+        """
+        if self.order.sum is None:
+            raise Refused("the order names no attempt at a secure sum")
+        honest = own = None
+        if self.study.export == "gradient_sum":
+            shared = SharedGaussian(
+                self.mechanism, update.tensors["gradient_sum"].numel(), self.terms.honest
+            )
+            units, noise = self._with_share(update, shared)
+            honest, own = self.terms.honest, self._own_epsilon(shared)
+        else:
+            units, noise = self._weighted(update), update.noise
+        masked = Masked(
+            attempt=self.order.sum.attempt,
+            members=self.attempt.shares_sha256,
+            honest=honest,
+            own_epsilon=own,
+        )
+        return Update({MASKED: self._masked(units)}, noise), masked
+
+    def _with_share(self, update: Update, shared: SharedGaussian) -> tuple[NDArray[np.int64], Noise]:
+        source, noise = self.hospital.noise(self.order.noise_purpose)
+        return shared.noisy(update.tensors["gradient_sum"].numpy(), source), noise
+
+    def _weighted(self, update: Update) -> NDArray[np.int64]:
+        """Return a change in units, times this hospital's share of the members' declared patients."""
+        change = update.tensors
+        flat = np.concatenate([change[name].double().numpy().ravel() for name in sorted(change)])
+        everybody = self.order.sum.patients if self.order.sum else 1
+        share = min(1.0, self.hospital.policy.declared_training / everybody)
+        return units_of(flat, CHANGE_GRID, share)
+
+    def _masked(self, units: NDArray[np.int64]) -> torch.Tensor:
+        vector, me = on_ring(units), self.hospital.name
+        members = self.attempt.roster.items()
+        peers = {name: peer.pair for name, peer in members if name in self.attempt.held and name != me}
+        mask(vector, me, self.attempt.secrets, peers, self.terms)
+        return torch.from_numpy(vector.view(np.int32))
+
+    def _own_epsilon(self, shared: SharedGaussian) -> float:
+        """Return what the run would have cost so far with this hospital's noise alone."""
+        ledger, privacy = self.hospital.ledger, self.study.privacy
+        charges = [c for c in ledger.charges(self.order.run) if c.event is not None]
+        count = sum(is_kind(charge.purpose, "contribute") for charge in charges)
+        delta = privacy.delta if privacy.mode != "none" else 1.0
+        return epsilon([shared.own_event] * count, delta, ledger.rule)

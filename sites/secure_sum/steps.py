@@ -1,0 +1,149 @@
+"""The messages around a secure sum: keys, sealed shares, the list of survivors, the opening.
+
+Each is one signed statement, recorded like every other act: a repeated order gets the same bytes. What a
+hospital reveals in an attempt it reveals once, for one list of survivors, and of each peer either its
+own mask or its pair secret (Bonawitz et al. 2017, figure 4, https://doi.org/10.1145/3133956.3133982).
+"""
+
+from privacy.ledger import Charge
+from privacy.release import Masked, ReleaseManifest, SumKeys, SumOpening, SumShares, SumSurvivors
+from privacy.secure_aggregation.keys import BadShare, commitment_to, seal, unseal
+from sites import export
+from sites.hospital import Hospital
+from sites.orders import Order
+from sites.policy.policy import Refused
+from sites.progress import Progress
+from sites.secure_sum.attempt import Attempt, Peer, begin, keep, stored, terms_of
+from sites.secure_sum.relay import check_peers, relayed
+
+
+def announce_keys(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
+    """Draw the secrets of an attempt and announce the public keys."""
+    check_peers(hospital)
+    number = _number(order)
+    pair, box = begin(hospital, order).secrets.public
+    export.free_statement(
+        hospital, order.study, act, SumKeys, kind="sum_keys", attempt=number, pair=pair, box=box
+    )
+
+
+def seal_shares(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
+    """Seal shares of the own secrets for every member of the roster, the hospital itself included."""
+    attempt = stored(hospital, order)
+    found = relayed(hospital, order, "sum-keys", SumKeys)
+    mine = found.get(hospital.name)
+    if mine is None or (mine[0].pair, mine[0].box) != attempt.secrets.public:
+        raise Refused("the roster of the secure sum does not have the keys that this hospital announced")
+    roster = {
+        site: Peer(pair=keys.pair, box=keys.box, keys_sha256=sha) for site, (keys, sha) in found.items()
+    }
+    if len({peer.pair for peer in roster.values()} | {peer.box for peer in roster.values()}) < 2 * len(
+        roster
+    ):
+        raise Refused("two members of the secure sum have announced the same key")
+    attempt = attempt.model_copy(update={"roster": roster})
+    terms = terms_of(order, len(roster))
+    shares = attempt.secrets.shares(len(roster), terms.threshold)
+    boxes = {
+        member: seal(
+            attempt.secrets.box_key(roster[member].box, terms.name),
+            share,
+            f"{hospital.name} to {member}",
+        ).hex()
+        for member, share in zip(attempt.members, shares, strict=True)
+    }
+    keep(hospital, order, attempt)
+    export.free_statement(
+        hospital, order.study, act, SumShares, kind="sum_shares", attempt=_number(order),
+        members={site: peer.keys_sha256 for site, peer in roster.items()},
+        boxes=boxes, commitment=commitment_to(attempt.secrets.own),
+    )  # fmt: skip
+
+
+def take_shares(hospital: Hospital, order: Order) -> Attempt:
+    """Open the shares that members have sealed for this hospital, before it trains, and store them.
+
+    Raises:
+        Refused: a member has seen another roster, fewer than the threshold have sealed shares, or a box
+            does not open.
+    """
+    attempt = stored(hospital, order)
+    found = relayed(hospital, order, "sum-shares", SumShares)
+    roster = {site: peer.keys_sha256 for site, peer in attempt.roster.items()}
+    terms = terms_of(order, len(roster))
+    if hospital.name not in found or not found.keys() <= roster.keys():
+        raise Refused("the members of the secure sum are others than those of its roster")
+    if len(found) < terms.threshold:
+        raise Refused(f"expected {terms.threshold} members of the secure sum, got {len(found)}")
+    held = {}
+    for site, (shares, _sha256) in found.items():
+        if dict(shares.members) != roster:
+            raise Refused(f"{site} has seen another roster of the secure sum than this hospital")
+        key = attempt.secrets.box_key(attempt.roster[site].box, terms.name)
+        try:
+            box = bytes.fromhex(shares.boxes[hospital.name])
+            held[site] = unseal(key, box, f"{site} to {hospital.name}").hex()
+        except (KeyError, BadShare) as error:
+            raise Refused(f"the share that {site} has sealed for this hospital: {error}") from error
+    taken = {site: sha for site, (_statement, sha) in found.items()}
+    if attempt.shares_sha256 not in ({}, taken):
+        raise Refused("the members of the secure sum have changed within an attempt")
+    attempt = attempt.model_copy(update={"held": held, "shares_sha256": taken})
+    keep(hospital, order, attempt)
+    return attempt
+
+
+def sign_survivors(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
+    """Sign the one list of hospitals whose masked vectors are summed."""
+    attempt = stored(hospital, order)
+    found = relayed(hospital, order, "contribute", ReleaseManifest)
+    terms = terms_of(order, len(attempt.roster))
+    if hospital.name not in found or not found.keys() <= attempt.held.keys():
+        raise Refused("the list of survivors is not one of this attempt's members")
+    if len(found) < terms.threshold:
+        raise Refused(f"expected {terms.threshold} survivors of the secure sum, got {len(found)}")
+    due = Masked(attempt=_number(order), members=attempt.shares_sha256)
+    for site, (release, _sha256) in found.items():
+        masked = release.masked
+        if masked is None or (masked.attempt, masked.members) != (due.attempt, due.members):
+            raise Refused(f"the release of {site} is masked for other members or another attempt")
+    survivors = {site: sha for site, (_statement, sha) in found.items()}
+    if attempt.survivors not in ({}, survivors):
+        raise Refused("the hospital has signed another list of survivors in this attempt")
+    keep(hospital, order, attempt.model_copy(update={"survivors": survivors}))
+    export.free_statement(
+        hospital, order.study, act, SumSurvivors,
+        kind="sum_survivors", attempt=_number(order), survivors=survivors,
+    )  # fmt: skip
+
+
+def open_sum(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
+    """Reveal the shares that unmask the sum, once enough survivors have signed the same list."""
+    attempt = stored(hospital, order)
+    found = relayed(hospital, order, "sum-survivors", SumSurvivors)
+    terms = terms_of(order, len(attempt.roster))
+    if not attempt.survivors:
+        raise Refused("the hospital has signed no list of survivors in this attempt")
+    agreeing = [
+        site for site, (each, _sha256) in found.items() if dict(each.survivors) == attempt.survivors
+    ]
+    if len(set(agreeing) & attempt.survivors.keys()) < terms.threshold:
+        raise Refused(
+            f"expected {terms.threshold} survivors who signed this hospital's list, got {len(agreeing)}"
+        )
+    own, pair = {}, {}
+    for site, both in attempt.held.items():
+        if site in attempt.survivors:
+            own[site] = both[32:]
+        else:
+            pair[site] = both[:32]
+    export.free_statement(
+        hospital, order.study, act, SumOpening,
+        kind="sum_opening", attempt=_number(order), own=own, pair=pair,
+    )  # fmt: skip
+
+
+def _number(order: Order) -> int:
+    if order.sum is None:
+        raise Refused("the order names no attempt at a secure sum")
+    return order.sum.attempt

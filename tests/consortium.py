@@ -1,0 +1,98 @@
+"""A coordinator and its hospitals in one process, which tests lead through a round phase by phase."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fedavg_by_hand as by_hand
+import torch
+
+from flows.rounds import aggregation, secure_sum
+from flows.rounds.global_model import publish_model
+from flows.rounds.membership import participants
+from flows.rounds.recording import round_record
+from flows.rounds.statements import NO_ANSWERS, Answers, answers, order
+from flows.runs.paths import Home
+from flows.runs.records import RoundRecord, StartRecord
+from flows.runs.run import Run
+from flows.starts.first_model import start_of
+from models import params as P
+from privacy.noise.source import NoiseSource
+from sites.hospital import Hospital
+from sites.orders import Order, Phase
+from sites.progress import ignore_progress
+from sites.protocol.dispatch import carry_out
+from sites.study import Study
+from sites.training.examples import prepare
+from sites.wards import introduce
+
+SEED = 3
+Alter = Callable[[Order], Order]
+
+
+@dataclass
+class Consortium:
+    """A run that has begun, with everything that a test may ask of it.
+
+    Attributes:
+        silent: by phase, the hospitals that do not answer.
+        alter: changes each order before a hospital gets it.
+    """
+
+    run: Run
+    hospitals: Mapping[str, Hospital]
+    models: list[P.Params]
+    silent: dict[str, Collection[str]] = field(default_factory=dict)
+    alter: Alter = lambda order: order
+
+    @classmethod
+    def begin(cls, folder: Path, study: Study, wards: Sequence[Path]) -> "Consortium":
+        introduce(wards)
+        opened = [Hospital.open(ward, test_noise=SEED) for ward in wards]
+        hospitals = {hospital.name: hospital for hospital in opened}
+        home = Home(folder / "home")
+        run = Run.create(home, study, {s: h.public_key for s, h in hospitals.items()}, home.exchange)
+        run.begin_attempt()
+        self = cls(run, hospitals, [])
+        joined = self.ask(run, 0, "join", sorted(hospitals))
+        self.run = run.with_participants(participants(run, joined), joined.absent)
+        start = start_of(self.run)
+        self.models.append(start.params)
+        self.finish(0, NO_ANSWERS, start.record)
+        return self
+
+    def ask(self, run: Run, number: int, phase: Phase, sites: Sequence[str]) -> Answers:
+        for site in sites:
+            if site not in self.silent.get(phase, ()):
+                carry_out(
+                    self.hospitals[site], self.alter(order(run, number, phase, site)), ignore_progress
+                )
+        return answers(run, number, phase, sites)
+
+    def contribute(self, number: int) -> Answers:
+        return secure_sum.contribute(self.run, number, self.run.records()[-1], self.ask)
+
+    def round(self, number: int) -> RoundRecord:
+        taken = self.contribute(number)
+        self.models.append(aggregation.aggregate(self.run, number, self.run.records()[-1], taken))
+        return self.finish(number, taken)
+
+    def finish(self, number: int, taken: Answers, start: StartRecord | None = None) -> RoundRecord:
+        sha256 = publish_model(self.run, number, self.models[number])
+        record = round_record(self.run, number, sha256, taken, NO_ANSWERS, 0, start=start)
+        self.run.keep(record)
+        self.run.publish_head(record)
+        return record
+
+    def hospitals_by_hand(self, number: int) -> dict[str, by_hand.Hospital]:
+        """Return the hospitals as the slow twin takes them, with the noise that they draw in a round."""
+        study, found = self.run.study, {}
+        for site, hospital in sorted(self.hospitals.items()):
+            examples = prepare(
+                hospital.cohort(study).training, study.preprocessing, torch.device("cpu"), seed=0
+            )
+            drawn = [examples.draw(i, 0) for i in range(len(examples))]
+            prepared = [list(zip(images, labels[:, None], strict=True)) for images, labels in drawn]
+            noise = NoiseSource.for_test(SEED, f"{site} {study.sha256} {number}")
+            found[site] = by_hand.Hospital(prepared, hospital.policy.declared_training, noise)
+        return found

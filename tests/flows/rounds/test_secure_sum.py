@@ -1,0 +1,212 @@
+"""Rounds with a secure sum: the right model, whoever drops out; failed attempts are paid and redone."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import fedavg_by_hand as by_hand
+import numpy as np
+import pytest
+import torch
+from consortium import Consortium
+
+from flows.rounds.statements import TooFewHospitals
+from flows.rounds.sum_progress import progress
+from flows.verification.check_models import model_faults
+from models import checkpoints
+from models import params as P
+from privacy.accounting import Budget, PrivacyEvent, epsilon, noise_for
+from privacy.mechanisms import mechanism_for
+from privacy.secure_aggregation.fixed_point import MASKED
+from privacy.shared_noise import SharedGaussian
+from sites.datasets.phantoms import Scanner, make_wards
+from sites.study import Study
+
+NAMES = ("north", "east", "south", "west")
+SCANNER = (20.0, 300.0, 620.0, 480.0)
+
+
+@pytest.fixture
+def study(small_study) -> Callable[..., Study]:
+    def make(mode: str, **changes: object) -> Study:
+        shared = mode == "shared_noise"
+        content = {
+            **small_study,
+            "sites": {"min": changes.pop("fewest", 3), "deadline_s": 120},
+            "privacy": {
+                **small_study["privacy"], "mode": mode, "accountants": ["rdp"],
+                "sum": {"dropouts": 0, "colluding": 0, **changes.pop("sum", {})},
+            },
+            "training": {"steps": 1 if shared else 2, "lr": 0.1, "lot": "all",
+                         "momentum": 0 if shared else 0.9},
+            "export": "gradient_sum" if shared else "weights",
+            "strategy": {"name": "fed_avg"},
+            **changes,
+        }  # fmt: skip
+        return Study.model_validate({k: v for k, v in content.items() if k != "distillation"})
+
+    return make
+
+
+@pytest.fixture
+def consortium(tmp_path: Path, edit: Callable[..., None]) -> Callable[[Study], Consortium]:
+    def make(study: Study) -> Consortium:
+        wards = make_wards(
+            tmp_path / "wards", 0, [Scanner(name, 10, SCANNER, 30, "RAS") for name in NAMES]
+        )
+        for ward in wards:
+            edit(
+                ward / "site.yaml", declared_patients=12, min_patients=3, min_evaluation_patients=1,
+                budget={"epsilon": 100.0, "delta": 1e-3},
+            )  # fmt: skip
+        return Consortium.begin(tmp_path, study, wards)
+
+    return make
+
+
+def largest_difference(a: P.Params, b: P.Params) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def test_a_masked_rounds_model_is_that_of_the_plain_algorithm(consortium, study) -> None:
+    made = consortium(study("masked"))
+    made.round(1)
+    network = made.run.study.network.build(3, 3)
+    P.load_into(network, made.models[0])
+    privacy, training = made.run.study.privacy, made.run.study.training
+    plan = by_hand.Plan(
+        Budget(epsilon=privacy.epsilon, delta=privacy.delta), made.run.study.rounds + privacy.sum.spare,
+        training.steps, training.lr, training.momentum, privacy.clip.norm, privacy.clip.kind, None,
+    )  # fmt: skip
+    twin = by_hand.federated_round(network, list(made.hospitals_by_hand(1).values()), plan)
+    assert largest_difference(made.models[1], made.models[0]) > 0.01
+    assert largest_difference(made.models[1], P.of(twin)) < 1e-5
+
+
+def by_hand_sum(made: Consortium, number: int, survivors: tuple[str, ...]) -> P.Params:
+    """Return the model after a step along the survivors' clipped gradients and their shares of noise."""
+    study = made.run.study
+    network = study.network.build(3, 3)
+    P.load_into(network, made.models[number - 1])
+    names = sorted(name for name, _ in network.named_parameters())
+    weights = dict(network.named_parameters())
+    numel = sum(w.numel() for w in weights.values())
+    config = study.privacy.sum
+    mechanism = mechanism_for(study.privacy, rounds=study.rounds, steps=1, lot=None, declared=9)
+    shared = SharedGaussian(mechanism, numel, len(NAMES) - config.dropouts - config.colluding)
+    total = np.zeros(numel)
+    for site, hospital in made.hospitals_by_hand(number).items():
+        if site not in survivors:
+            continue
+        own = np.zeros(numel)
+        for patient in hospital.patients:
+            losses = [by_hand.scan_loss(network(i[None]), t[None]) for i, t in patient]
+            gradient = torch.autograd.grad(torch.stack(losses).mean(), [weights[n] for n in names])
+            flat = torch.cat([each.flatten() for each in gradient]).double()
+            own += (flat * (1 / (flat.norm() + 0.01))).numpy()
+        total += shared.noisy(own, hospital.noise) * shared.grid
+    change = -study.training.in_round(number, study.rounds).lr * total / (9 * len(survivors))
+    flat = torch.from_numpy(change)
+    parts = flat.split([weights[name].numel() for name in names])
+    return {
+        name: made.models[number - 1][name] + part.reshape(weights[name].shape).float()
+        for name, part in zip(names, parts, strict=True)
+    }
+
+
+@pytest.mark.parametrize("lost", [(), ("south",)])
+def test_a_step_along_shared_noise_is_that_of_the_plain_algorithm_whoever_drops_out(
+    consortium, study, lost: tuple[str, ...]
+) -> None:
+    made = consortium(study("shared_noise", sum={"dropouts": 1, "colluding": 1}, fewest=4))
+    made.silent = {"contribute": lost}
+    record = made.round(1)
+    survivors = tuple(name for name in sorted(NAMES) if name not in lost)
+    assert tuple(sorted(record.releases)) == survivors
+    assert largest_difference(made.models[1], made.models[0]) > 0.001
+    assert largest_difference(made.models[1], by_hand_sum(made, 1, survivors)) < 1e-4
+    assert list(model_faults(made.run, made.run.records())) == []
+
+
+def test_any_phase_can_lose_as_many_as_the_study_allows(consortium, study) -> None:
+    made = consortium(study("shared_noise", sum={"dropouts": 1}))
+    made.silent = {"sum-keys": ("north",)}
+    assert set(made.round(1).releases) == {"east", "south", "west"}
+    made.silent = {"sum-survivors": ("east",)}
+    assert set(made.round(2).releases) == set(NAMES)
+    assert list(model_faults(made.run, made.run.records())) == []
+
+
+def test_a_failed_attempt_stays_charged_and_the_next_has_fresh_masks_noise_and_charge(
+    consortium, study
+) -> None:
+    made = consortium(study("shared_noise"))
+    asked = made.ask
+
+    def silent_once(run, number, phase, sites):
+        lost = phase == "sum-opening" and progress(run, number).attempt == 1
+        return asked(run, number, phase, [site for site in sites if not (lost and site == "west")])
+
+    made.ask = silent_once
+    record = made.round(1)
+    assert record.sum.attempt == 2
+    for hospital in made.hospitals.values():
+        charged = [c.purpose for c in hospital.ledger.charges(made.run.name) if c.event]
+        assert charged == ["contribute", "contribute-try-2"]
+    release = record.releases["north"].statement
+    event = PrivacyEvent(**release.event.model_dump())
+    assert release.epsilon == pytest.approx(epsilon([event] * 2, 1e-3), rel=1e-6)
+    assert release.charges == 2
+    objects = made.run.home.folder / ".wardround" / "exchange" / "objects" / "north"
+    vectors = [checkpoints.StoredParams(path)[MASKED] for path in objects.iterdir()]
+    assert len(vectors) == 2 and not torch.equal(*vectors)
+    assert list(model_faults(made.run, made.run.records())) == []
+
+
+def test_the_spare_attempts_are_paid_for_by_the_studys_budget_and_no_more_are(consortium, study) -> None:
+    made = consortium(study("shared_noise", rounds=1, sum={"spare": 1}))
+    made.silent = {"sum-opening": ("west",)}
+    with pytest.raises(TooFewHospitals, match="at least 3 hospitals in round 1"):
+        made.contribute(1)
+    spent = [hospital.ledger.spent(1e-3) for hospital in made.hospitals.values()]
+    assert spent == pytest.approx([20.0] * 4, rel=1e-3)
+    made.silent = {}
+    with pytest.raises(TooFewHospitals, match="Expected epsilon of at most 20"):
+        made.contribute(1)
+    assert [h.ledger.spent(1e-3) for h in made.hospitals.values()] == spent
+
+
+def test_an_interrupted_attempt_goes_on_with_the_same_bytes_at_no_further_cost(
+    consortium, study
+) -> None:
+    made = consortium(study("shared_noise", sum={"dropouts": 1}))
+    asked, phases = made.ask, []
+
+    def stopped(run, number, phase, sites):
+        found = asked(run, number, phase, sites)
+        phases.append(phase)
+        if phase == "sum-survivors" and phases.count(phase) == 1:
+            raise KeyboardInterrupt
+        return found
+
+    made.ask = stopped
+    with pytest.raises(KeyboardInterrupt):
+        made.contribute(1)
+    before = progress(made.run, 1)
+    spent = [hospital.ledger.spent(1e-3) for hospital in made.hospitals.values()]
+    made.run.begin_attempt()
+    record = made.round(1)
+    assert record.sum.attempt == 1
+    assert record.sum.members("contribute") == before.members("contribute")
+    assert [hospital.ledger.spent(1e-3) for hospital in made.hospitals.values()] == spent
+
+
+def test_what_a_hospital_would_have_spent_alone_stands_beside_what_the_sum_costs(
+    consortium, study
+) -> None:
+    made = consortium(study("shared_noise", sum={"dropouts": 1, "colluding": 1}, fewest=4))
+    statement = made.round(1).releases["north"].statement
+    sigma = noise_for(Budget(epsilon=20, delta=1e-3), sampling_rate=1.0, steps=3)
+    assert statement.masked.honest == 2
+    assert statement.epsilon == pytest.approx(epsilon([PrivacyEvent(sigma, 1.0, 1)], 1e-3), rel=1e-3)
+    alone = epsilon([PrivacyEvent(sigma / 2**0.5, 1.0, 1)], 1e-3)
+    assert statement.masked.own_epsilon == pytest.approx(alone, rel=0.01)

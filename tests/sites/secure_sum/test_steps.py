@@ -1,0 +1,252 @@
+"""A hospital in a secure sum: what it refuses, and what nobody gets out of it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from consortium import Consortium
+
+from flows.rounds import secure_sum
+from flows.rounds.statements import TooFewHospitals, statement_named
+from flows.rounds.sum_progress import progress, store
+from models.files import sha256_of
+from privacy.signing import private_key, public_hex, sign, verified
+from sites.datasets.phantoms import Scanner, make_wards
+from sites.exchange.exchange import COORDINATOR
+from sites.exchange.places import Place
+from sites.orders import Order, Phase, act_of
+from sites.secure_sum.relay import bundle, unbundled
+from sites.study import Study
+
+NAMES = ("east", "north", "south", "west")
+
+
+@pytest.fixture
+def study(small_study) -> Callable[..., Study]:
+    def make(**sum_config: int) -> Study:
+        content = {
+            **small_study,
+            "sites": {"min": 3, "deadline_s": 120},
+            "privacy": {
+                **small_study["privacy"], "mode": "shared_noise", "accountants": ["rdp"],
+                "sum": {"dropouts": 1, **sum_config},
+            },
+            "training": {"steps": 1, "lr": 0.1, "lot": "all", "momentum": 0},
+            "export": "gradient_sum",
+        }  # fmt: skip
+        return Study.model_validate({k: v for k, v in content.items() if k != "distillation"})
+
+    return make
+
+
+@pytest.fixture
+def made(tmp_path: Path, edit: Callable[..., None], study) -> Consortium:
+    wards = make_wards(
+        tmp_path / "wards",
+        0,
+        [Scanner(name, 8, (20.0, 300.0, 620.0, 480.0), 30, "RAS") for name in NAMES],
+    )
+    for ward in wards:
+        edit(
+            ward / "site.yaml", declared_patients=12, min_patients=3, min_evaluation_patients=1,
+            budget={"epsilon": 100.0, "delta": 1e-3},
+        )  # fmt: skip
+    return Consortium.begin(tmp_path, study(), wards)
+
+
+def reasons(made: Consortium, phase: Phase, site: str) -> str:
+    """Return why a hospital refused a phase of round 1, in its own signed words."""
+    act = f"{act_of(phase, progress(made.run, 1).attempt)}-refused-{made.run.attempt}"
+    data = made.run.exchange.statement(Place.statement(made.run.name, 1, act, site))
+    assert data is not None
+    return str(verified(data, site, made.run.description.roster)["reason"])
+
+
+def spent(made: Consortium) -> list[float]:
+    return [hospital.ledger.spent(1e-3) for hospital in made.hospitals.values()]
+
+
+def lie(
+    made: Consortium, phase: Phase, change: Callable[[dict[str, bytes]], Mapping[str, bytes]],
+    to: tuple[str, ...] = NAMES,
+) -> None:  # fmt: skip
+    """Have the coordinator pass on something else in a phase, to some hospitals."""
+
+    def altered(order: Order) -> Order:
+        if order.phase != phase or order.site not in to:
+            return order
+        true = unbundled(made.run.exchange.object(order.sum.relay, COORDINATOR, 2**24))
+        relay = made.run.exchange.put_object(bundle(change(true)), COORDINATOR)
+        return order.model_copy(update={"sum": order.sum.model_copy(update={"relay": relay})})
+
+    made.alter = altered
+
+
+def forged(made: Consortium, data: bytes, site: str, folder: Path, **changes: object) -> bytes:
+    """Return a statement like `data` that somebody without the hospital's key has signed."""
+    fields = verified(data, site, made.run.description.roster)
+    return sign({**fields, **changes}, site, private_key(folder / "somebody"))
+
+
+def test_an_invented_hospital_is_no_member(made: Consortium, tmp_path: Path) -> None:
+    key = private_key(tmp_path / "invented")
+
+    def with_ghost(true: dict[str, bytes]) -> dict[str, bytes]:
+        fields = verified(true["east"], "east", made.run.description.roster)
+        return {**true, "ghost": sign({**fields, "site": "ghost"}, "ghost", key)}
+
+    lie(made, "sum-shares", with_ghost)
+    with pytest.raises(TooFewHospitals):
+        made.contribute(1)
+    assert "shared with ghost, whose key is not among `peers`" in reasons(made, "sum-shares", "north")
+    assert spent(made) == [0.0] * 4
+
+
+def test_keys_that_a_peer_did_not_sign_are_refused(made: Consortium, tmp_path: Path) -> None:
+    lie(made, "sum-shares", lambda true: {**true, "east": forged(made, true["east"], "east", tmp_path)})
+    with pytest.raises(TooFewHospitals):
+        made.contribute(1)
+    assert "passed on for east can't be trusted" in reasons(made, "sum-shares", "north")
+    assert spent(made) == [0.0] * 4
+
+
+def test_hospitals_that_were_shown_different_rosters_release_nothing(made: Consortium) -> None:
+    def without_west(true: dict[str, bytes]) -> dict[str, bytes]:
+        return {site: data for site, data in true.items() if site != "west"}
+
+    lie(made, "sum-shares", without_west, to=("north",))
+    with pytest.raises(TooFewHospitals):
+        made.contribute(1)
+    assert "are others than those of its roster" in reasons(made, "contribute", "north")
+    assert "north has seen another roster of the secure sum" in reasons(made, "contribute", "east")
+    assert spent(made) == [0.0] * 4
+
+
+def test_a_roster_below_the_studys_minimum_is_refused(made: Consortium) -> None:
+    lie(made, "sum-shares", lambda true: {site: true[site] for site in ("east", "north")})
+    with pytest.raises(TooFewHospitals):
+        made.contribute(1)
+    assert "expected at least 3 hospitals in the secure sum" in reasons(made, "sum-shares", "north")
+
+
+def test_keys_of_an_earlier_attempt_or_round_are_refused(made: Consortium) -> None:
+    made.silent = {"sum-opening": ("south", "west")}
+    with pytest.raises(TooFewHospitals):
+        made.contribute(1)
+    old = {
+        site: statement_named(made.run, 1, "sum-keys", site, _sha(made, site, "sum-keys"))
+        for site in NAMES
+    }
+    made.silent = {}
+    lie(made, "sum-shares", lambda true: {**true, "east": old["east"]})
+    with pytest.raises(TooFewHospitals):
+        made.contribute(1)
+    assert "not its sum-keys of this attempt" in reasons(made, "sum-shares", "north")
+
+
+def _sha(made: Consortium, site: str, act: str) -> str:
+    data = made.run.exchange.statement(Place.statement(made.run.name, 1, act, site))
+    assert data is not None
+    return sha256_of(data)
+
+
+def up_to(made: Consortium, phase: Phase) -> None:
+    """Lead round 1 up to a phase, which nobody is asked any more."""
+    asked = made.ask
+
+    def stopped(run, number, asked_phase, sites):
+        if asked_phase == phase:
+            raise KeyboardInterrupt
+        return asked(run, number, asked_phase, sites)
+
+    made.ask = stopped
+    with pytest.raises(KeyboardInterrupt):
+        made.contribute(1)
+    made.ask = asked
+
+
+def test_a_coordinator_that_calls_a_hospital_a_dropout_gets_no_second_list_and_never_both_shares(
+    made: Consortium,
+) -> None:
+    """It has west's vector. A list without west opens west's pair masks; west's own mask stays."""
+    up_to(made, "sum-survivors")
+    record = progress(made.run, 1)
+    without = {s: sha for s, sha in record.members("contribute").items() if s != "west"}
+    passed = {s: statement_named(made.run, 1, "contribute", s, sha) for s, sha in without.items()}
+    relay = made.run.exchange.put_object(bundle(passed), COORDINATOR)
+    store(made.run, 1, record.model_copy(
+        update={"relay": relay, "phases": {**record.phases, "contribute": without}}
+    ))  # fmt: skip
+    survivors = sorted(without)
+    lists = made.ask(made.run, 1, "sum-survivors", survivors)
+    assert sorted(lists.taken) == survivors
+    # now the true list, for the same attempt: each has signed its one list, and answers with that
+    whole = {s: statement_named(made.run, 1, "contribute", s, sha)
+             for s, sha in record.members("contribute").items()}  # fmt: skip
+    relay = made.run.exchange.put_object(bundle(whole), COORDINATOR)
+    store(made.run, 1, record.model_copy(update={"relay": relay}))
+    again = made.ask(made.run, 1, "sum-survivors", sorted(whole))
+    assert all(dict(again.taken[site].statement.survivors) == without for site in survivors)
+    # the opening after the false list reveals west's pair shares, and nothing of west's own mask
+    passed = {s: statement_named(made.run, 1, "sum-survivors", s, e.statement_sha256)
+              for s, e in lists.taken.items()}  # fmt: skip
+    relay = made.run.exchange.put_object(bundle(passed), COORDINATOR)
+    store(made.run, 1, record.model_copy(update={"relay": relay}))
+    opened = made.ask(made.run, 1, "sum-opening", survivors)
+    for each in opened.taken.values():
+        statement = each.statement
+        assert set(statement.own) == set(survivors) and set(statement.pair) == {"west"}
+        assert not statement.own.keys() & statement.pair.keys()
+    # and a second opening, for whatever list, is the same statement
+    later = made.ask(made.run, 1, "sum-opening", survivors)
+    assert {s: e.statement_sha256 for s, e in later.taken.items()} == {
+        s: e.statement_sha256 for s, e in opened.taken.items()
+    }
+
+
+def test_fewer_matching_lists_than_the_threshold_open_nothing(made: Consortium) -> None:
+    lie(made, "sum-opening", lambda true: {site: true[site] for site in ("east", "north")})
+    with pytest.raises(TooFewHospitals):
+        made.contribute(1)
+    assert "expected 3 survivors who signed this hospital's list" in reasons(
+        made, "sum-opening", "south"
+    )
+
+
+def test_a_list_of_survivors_that_is_too_short_is_not_signed(made: Consortium) -> None:
+    lie(made, "sum-survivors", lambda true: {site: true[site] for site in ("east", "north")})
+    with pytest.raises(TooFewHospitals):
+        made.contribute(1)
+    assert "expected 3 survivors of the secure sum, got 2" in reasons(made, "sum-survivors", "north")
+
+
+def test_a_hospital_without_its_peers_keys_takes_no_part_and_is_told_the_way_out(
+    tmp_path: Path, edit: Callable[..., None], study
+) -> None:
+    wards = make_wards(
+        tmp_path / "wards",
+        0,
+        [Scanner(name, 8, (20.0, 300.0, 620.0, 480.0), 30, "RAS") for name in NAMES],
+    )
+    for ward in wards:
+        edit(ward / "site.yaml", declared_patients=12, min_patients=3, min_evaluation_patients=1,
+             budget={"epsilon": 100.0, "delta": 1e-3},
+             peers={ward.name: public_hex(private_key(tmp_path / "k"))})  # fmt: skip
+    with pytest.raises(TooFewHospitals, match="needs the other hospitals' public keys under `peers`"):
+        Consortium.begin(tmp_path, study(), wards)
+
+
+def test_nothing_of_an_attempts_secrets_leaves_and_they_go_with_the_next_attempt(
+    made: Consortium,
+) -> None:
+    made.round(1)
+    folder = made.hospitals["east"].state / "sums" / made.run.name
+    (path,) = folder.glob("*.json")
+    assert path.parent.stat().st_mode & 0o077 == 0
+    secrets = {word for word in path.read_text().split('"') if len(word) in (32, 64)}
+    exchange = made.run.home.folder / ".wardround" / "exchange"
+    written = "".join(file.read_text(errors="replace") for file in exchange.rglob("*") if file.is_file())
+    own = [word for word in secrets if len(word) == 32]
+    assert own and not any(word in written for word in own)
+    secure_sum.contribute(made.run, 2, made.run.records()[-1], made.ask)
+    assert not path.exists() and len(list(folder.glob("*.json"))) == 1
