@@ -3,9 +3,9 @@
     python benchmarks/plain.py --json > plain.json
 
 `studies/hippocampus-plain.yaml` as it stands, on the hospitals of `wardround data hippocampus`. Both
-trainings run at the same time, one on each core, from the same start, and are measured on the hospitals'
-evaluation patients, who never train. In one place it is the same recipe over as many scans: steps of the
-same lot, four times as many of them, as there are four hospitals.
+trainings begin with the same model and are measured on the hospitals' evaluation patients, who never
+train. In one place it is the same recipe over as many scans: steps of the same lot, four times as many
+of them, as there are four hospitals.
 
 Rows: `{"training", "seed", "dice", "anterior", "posterior", "patients", "seconds"}`.
 """
@@ -79,6 +79,7 @@ def main() -> None:
     """Train in both ways at once and print the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print a JSON array")
+    parser.add_argument("--workers", type=int, default=2, help="trainings at the same time")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -88,7 +89,7 @@ def main() -> None:
         make_keys(wards)
         for seed in asked.seeds:
             first_model(study_of(seed), Home(home))  # once, for both
-        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
             ways = [(way, seed) for seed in asked.seeds for way in ("federated", "pooled")]
             waiting = [pool.submit(row_of, way, seed, home) for way, seed in ways]
             rows = [each.result() for each in waiting]

@@ -1,6 +1,7 @@
 """What private training adds to a start: Dice on held-out patients, by start, epsilon and seed.
 
     python benchmarks/utility.py --json > utility.json
+    python benchmarks/utility.py --shared --json    # noise shared by the hospitals in a secure sum
     python benchmarks/utility.py --tune --json      # another quarter held out, for choosing settings
 
 Hippocampus scans of the shared data. A quarter of the patients (by hash) is held out and never used;
@@ -40,6 +41,7 @@ from sites.datasets import decathlon
 from sites.hospital import Hospital
 from sites.local_models import CPU, network_for
 from sites.study import Study
+from sites.wards import introduce
 
 SOURCE = DATA / "hippocampus"
 HOSPITALS, PUBLIC = 4, 20
@@ -68,6 +70,15 @@ PRIVATE: dict[str, Any] = {
     "training": {"steps": 3, "lr": "auto", "schedule": "cosine", "lot": "all"},
     "preprocessing": {"shape": [32, 48, 32]},
 }
+SHARED: dict[str, Any] = {
+    "rounds": 30,
+    "training": {"steps": 1, "lr": "auto", "momentum": 0, "schedule": "cosine", "lot": "all"},
+    "strategy": {"name": "fed_avg_m", "momentum": 0.9},
+    "export": "gradient_sum",
+    "preprocessing": {"shape": [32, 48, 32]},
+}
+TWIN = 1e4
+"""Epsilon of the twin without noise that matters."""
 PLAIN: dict[str, Any] = {
     "rounds": 12,
     "training": {
@@ -84,7 +95,9 @@ DELTA = 1e-5
 class Job:
     """One training: from a start, at an epsilon (None: without privacy), with a seed.
 
-    `patients` is the number of patients of all hospitals together, None for all there are.
+    `patients` is the number of patients of all hospitals together, None for all there are. `lost`: None
+    with the full noise at each hospital; with noise shared in a secure sum, how many hospitals may drop
+    out, and how many may collude.
     """
 
     start: str
@@ -92,6 +105,8 @@ class Job:
     seed: int
     patients: int | None = None
     channels: tuple[int, ...] = CHANNELS
+    lost: int | None = None
+    hospitals: int = HOSPITALS
 
 
 @dataclass(frozen=True)
@@ -140,34 +155,37 @@ def folder_of(subjects: Sequence[str] | frozenset[str], folder: Path) -> Path:
     return folder
 
 
-def wards_of(subjects: Sequence[str], folder: Path) -> list[Path]:
+def wards_of(subjects: Sequence[str], folder: Path, hospitals: int = HOSPITALS) -> list[Path]:
     """Return hospitals that train on all of these patients, divided at random."""
     source = folder_of(subjects, folder / "source")
-    wards = decathlon.make_hospitals(source, folder / "wards", HOSPITALS, seed=0)
+    wards = decathlon.make_hospitals(source, folder / "wards", hospitals, seed=0)
     for ward in wards:
         policy = yaml.safe_load((ward / "site.yaml").read_text())
         count = len({row["subject"] for row in csv.DictReader((ward / "subjects.csv").open(newline=""))})
         policy |= {
             "declared_patients": count, "evaluation_fraction": 1e-9, "min_patients": 1,
-            "budget": {"epsilon": 100.0, "delta": DELTA}, "networks": ["UNet"],
+            "budget": {"epsilon": 2 * TWIN, "delta": DELTA}, "networks": ["UNet"],
         }  # fmt: skip
         (ward / "site.yaml").write_text(yaml.safe_dump(policy))
+    introduce(wards)
     return wards
 
 
 def study_of(job: Job) -> Study:
     """Return the study of a job."""
-    recipe = PLAIN if job.epsilon is None else PRIVATE
+    recipe = SHARED if job.lost is not None else PLAIN if job.epsilon is None else PRIVATE
     privacy: dict[str, Any] = {"mode": "none"}
     if job.epsilon is not None:
         privacy = {
             "mode": "local", "unit": "patient", "epsilon": job.epsilon, "delta": DELTA,
             "clip": {"kind": "normalised", "norm": 1.0}, "accountants": ["rdp"],
         }  # fmt: skip
+    if job.lost is not None:
+        privacy |= {"mode": "shared_noise", "sum": {"dropouts": job.lost, "colluding": job.lost}}
     content = {
         **HIPPOCAMPUS, **recipe, "network": {"name": "UNet", "channels": list(job.channels)},
         "privacy": privacy, "start": STARTS[job.start], "synthesis": SYNTHESIS, "seed": job.seed,
-        "sites": {"min": HOSPITALS},
+        "sites": {"min": job.hospitals},
     }  # fmt: skip
     return Study.model_validate(content)
 
@@ -185,14 +203,14 @@ def row_of(job: Job, home: Path, *, tune: bool) -> dict[str, Any]:
         for shared in ("public", ".wardround/starts"):
             (folder / shared).parent.mkdir(exist_ok=True)
             (folder / shared).symlink_to(home / shared)
-        run = federate(study, wards_of(subjects, folder), folder)
+        run = federate(study, wards_of(subjects, folder, job.hospitals), folder)
         records = run.records()
         first, last = (dice(study, run.model(records[k]), home) for k in (0, -1))
         start = records[0].start
     return {
         "start": job.start,
         "privacy": "none" if job.epsilon is None else "patient",
-        "noise": "none" if job.epsilon is None else "local",
+        "noise": _noise(job),
         "epsilon": job.epsilon,
         "seed": job.seed,
         "anterior": last["dice/anterior"],
@@ -204,6 +222,12 @@ def row_of(job: Job, home: Path, *, tune: bool) -> dict[str, Any]:
         "rate": start.rate if start else None,
         "strength": start.strength if start else None,
     }
+
+
+def _noise(job: Job) -> str:
+    if job.epsilon in (None, TWIN):
+        return "none"
+    return "local" if job.lost is None else f"shared, {job.lost} lost and colluding"
 
 
 def make_start(job: Job, home: Path) -> None:
@@ -237,6 +261,16 @@ def jobs(*, tune: bool) -> Iterator[Job]:
             yield Job(start, epsilon, 0, channels=(8, 16, 32))
 
 
+def shared_jobs(*, tune: bool) -> Iterator[Job]:
+    """Yield the jobs whose noise is shared in a secure sum, and a small hospital alone."""
+    for seed in range(1 if tune else 3):
+        for epsilon in (8.0, 2.0, 20.0, TWIN):
+            yield Job("label maps", epsilon, seed, lost=0)
+            if epsilon != TWIN:
+                yield Job("label maps", epsilon, seed, lost=1)
+        yield Job("label maps", 8.0, seed, patients=24, hospitals=1)
+
+
 def prepared(home: Path, *, tune: bool) -> None:
     """Write what all jobs share: the public sets and the held-out patients."""
     parts = divided(tune=tune)
@@ -254,13 +288,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument("--tune", action="store_true", help="hold out another quarter")
+    parser.add_argument("--shared", action="store_true", help="noise shared in a secure sum")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--starts", nargs="*", default=list(STARTS), choices=list(STARTS))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         prepared(home, tune=asked.tune)
-        chosen = [job for job in jobs(tune=asked.tune) if job.start in asked.starts]
+        wanted = shared_jobs if asked.shared else jobs
+        chosen = [job for job in wanted(tune=asked.tune) if job.start in asked.starts]
         rows = []
         with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
             starts = {(job.start, job.seed, job.channels): job for job in chosen}

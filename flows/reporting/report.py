@@ -86,8 +86,8 @@ class HospitalPage:
         if last.masked is None or last.masked.honest is None:
             return []
         return [
-            f"it holds for the sum of the hospitals, to which {last.masked.honest} of them add their "
-            f"noise as agreed; with this hospital's noise alone it would be {last.masked.own_epsilon:.2f}"
+            f"it holds for the hospitals' sum, to which {last.masked.honest} of them add their "
+            f"noise as agreed; with its own noise alone it would be {last.masked.own_epsilon:.2f}"
         ]
 
     @property

@@ -1,9 +1,11 @@
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from sites.study import load_study
+from sites.study import Study, load_study
 from sites.yaml_files import ConfigError
 
 STUDIES = Path(__file__).parent.parent.parent / "studies"
@@ -33,7 +35,7 @@ def test_the_same_study_has_the_same_hash_and_another_has_another(study_file) ->
             "preprocessing.shape: expected multiples of 2 .*got .15, 16, 16",
         ),
         ({"preprocessing": {"shape": [16, 16]}}, "preprocessing.shape: expected task.dims = 3 numbers"),
-        ({"privacy": {"mode": "shared_noise"}}, "privacy: .*shared_noise"),
+        ({"privacy": {"mode": "central_noise"}}, "privacy: .*central_noise"),
         ({"privacy": {"mode": "local"}}, "privacy.local.unit: expected this key"),
         ({"export": "weights"}, "distillation: expected exactly where export is student"),
         ({"distillation": None}, "distillation: expected exactly where export is student"),
@@ -146,3 +148,57 @@ def test_a_promotion_asks_for_what_is_measured(study_with) -> None:
             promotion={"metric": "dice", "epsilon": 8}, privacy={"mode": "none"}, distillation=None,
             export="weights",
         )  # fmt: skip
+
+
+SUMMED = {
+    "sites": {"min": 4},
+    "privacy": {"sum": {"dropouts": 1, "colluding": 1}},
+    "training": {"steps": 1, "lr": 0.1, "lot": "all", "momentum": 0},
+    "export": "gradient_sum",
+    "distillation": None,
+}
+
+
+def summed(study_with: Callable[..., Study], mode: str = "shared_noise", **changes: object) -> Study:
+    known = study_with().privacy.model_dump()
+    keys = SUMMED | changes
+    keys["privacy"] = {**known, **SUMMED["privacy"], "mode": mode, **changes.get("privacy", {})}
+    return study_with(**keys)
+
+
+def test_a_study_with_a_secure_sum_and_one_masked_are_read(study_with) -> None:
+    assert summed(study_with).content_of(1) == "gradient_sum"
+    assert summed(study_with, "masked", export="weights").is_summed
+    assert not study_with().is_summed
+
+
+@pytest.mark.parametrize(
+    ("mode", "changes", "words"),
+    [
+        ("shared_noise", {"export": "weights"}, "no student, weights or predictions. Take `masked`"),
+        ("shared_noise", {"export": "student", "distillation": {"transfer": "synthetic", "steps": 1}},
+         "no student, weights or predictions"),
+        ("masked", {}, "expected shared_noise exactly with export: gradient_sum"),
+        ("masked", {"export": "predictions", "distillation": {"transfer": "synthetic", "steps": 1}},
+         "their ensemble is no plain sum"),
+        ("masked", {"export": "weights", "strategy": {"name": "krum"}, "sites": {"min": 5}},
+         "in a secure sum nobody can"),
+        ("masked", {"export": "weights", "strategy": {"name": "scaffold"}}, "in a secure sum nobody can"),
+        ("masked", {"export": "weights", "sites": {"min": 4, "staleness": {"rounds": 1}}},
+         "in a secure sum nobody can"),
+        ("shared_noise", {"training": {"steps": 2, "lr": 0.1, "lot": "all", "momentum": 0}},
+         "expected steps: 1, lot: all and momentum: 0"),
+        ("shared_noise", {"training": {"steps": 1, "lr": 0.1, "lot": 4, "momentum": 0}},
+         "expected steps: 1, lot: all and momentum: 0"),
+        ("shared_noise", {"strategy": {"name": "fed_prox"}}, "without local steps or layers"),
+        ("shared_noise", {"strategy": {"name": "ditto"}}, "without local steps or layers"),
+        ("shared_noise", {"sites": {"min": 3}}, "Expected 2 (hospitals - dropouts) > hospitals + coll"),
+        ("shared_noise", {"distillation": {"transfer": "synthetic", "steps": 1}},
+         "expected rounds: last and no teacher with gradient_sum"),
+    ],
+)  # fmt: skip
+def test_what_a_share_of_noise_does_not_protect_and_what_no_sum_can_do_is_refused_with_the_reason(
+    study_with, mode: str, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        summed(study_with, mode, **changes)
