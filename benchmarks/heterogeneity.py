@@ -152,7 +152,8 @@ def _own(_: Study, cohort: Cohort) -> Sequence[Patient]:
     return cohort.evaluation
 
 
-def _validation_part(study: Study, _: Cohort) -> Sequence[Patient]:
+def validation_part(study: Study, _: Cohort) -> Sequence[Patient]:
+    """Return the patients of the set's own validation part."""
     arrays = np.load(DATA / "pneumoniamnist" / "pneumoniamnist_trainval.npz")
 
     def patient(image: NDArray[np.uint8], label: int) -> Patient:
@@ -167,8 +168,8 @@ SETTINGS = {
     setting.name: setting
     for setting in (
         Setting("hippocampus", HIPPOCAMPUS, "dice", _hippocampus, _own),
-        Setting("pneumonia-0.5", PNEUMONIA, "auroc", partial(_pneumonia, 0.5), _validation_part),
-        Setting("pneumonia-0.1", PNEUMONIA, "auroc", partial(_pneumonia, 0.1), _validation_part),
+        Setting("pneumonia-0.5", PNEUMONIA, "auroc", partial(_pneumonia, 0.5), validation_part),
+        Setting("pneumonia-0.1", PNEUMONIA, "auroc", partial(_pneumonia, 0.1), validation_part),
     )
 }
 

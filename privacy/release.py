@@ -54,7 +54,9 @@ def one_line(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in words)[:1000]
 
 
-Attempt = Annotated[int, Field(ge=1, le=10**4)]
+MOST_ATTEMPTS = 20
+"""Attempts at a secure sum in one round."""
+Attempt = Annotated[int, Field(ge=1, le=MOST_ATTEMPTS)]
 Share = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 _MEMBERS = Field(max_length=1000)
 Members = Annotated[dict[Name, Sha256], _MEMBERS]
@@ -131,6 +133,7 @@ class Masked(Config):
     Attributes:
         attempt: number of the attempt in its round.
         members: the members who share masks, with the sha256 of their sealed shares.
+        rate: the learning rate that came with the base model, where the study leaves it to the run.
         honest: members whose noise together is charged as the event; None with the full noise.
         own_epsilon: what the run would have cost so far if only the hospital's own share of the noise
             protected it; None with the full noise.
@@ -138,6 +141,7 @@ class Masked(Config):
 
     attempt: Attempt
     members: Members
+    rate: Annotated[float, Field(gt=0, le=1000)] | None = None
     honest: Annotated[int, Field(ge=1, le=1000)] | None = None
     own_epsilon: Epsilon | None = None
 
@@ -177,10 +181,11 @@ class ReleaseManifest(_Statement):
 
 
 class SumKeys(_Statement):
-    """A hospital's fresh public keys for one attempt at a secure sum."""
+    """A hospital's fresh public keys for one attempt at a secure sum, and its weight in it."""
 
     kind: Literal["sum_keys"]
     attempt: Attempt
+    declared_training: Count
     pair: Sha256
     box: Sha256
 

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from models.config import Config
 from models.objectives import Name
+from privacy.release import Attempt
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.study import Study
@@ -19,6 +20,10 @@ RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
 PROTOCOL = 3
 """Version of the format of orders and statements. It is raised with each change that a hospital and a
 coordinator with different code could misunderstand; both then wait until the older one is upgraded."""
+
+
+SUM_PHASES: tuple[Phase, ...] = ("sum-keys", "sum-shares", "contribute", "sum-survivors", "sum-opening")
+"""Phases of a round with a secure sum, one after the other."""
 
 
 def act_of(phase: Phase, sum_attempt: int = 1) -> str:
@@ -48,12 +53,10 @@ class SumOrder(Config):
         attempt: number of the attempt in its round.
         relay: sha256 of the exchange's object with the members' signed statements of the phase before,
             which the coordinator passes on; empty for the first phase.
-        patients: declared training patients of all members together.
     """
 
-    attempt: Annotated[int, Field(ge=1, le=10**4)]
+    attempt: Attempt
     relay: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
-    patients: Annotated[int, Field(ge=1)]
 
 
 class Order(Config):

@@ -9,7 +9,7 @@ from sites.yaml_files import ConfigError
 
 
 def introduce(wards: Iterable[Path]) -> None:
-    """Write each hospital's public key into the others' `site.yaml`, as `peers`, for secure sums.
+    """Write each hospital's public key into the others' `site.yaml`, and allow secure sums there.
 
     For hospitals on one machine alone; elsewhere each hospital enters the keys that it was given.
     """
@@ -21,7 +21,8 @@ def introduce(wards: Iterable[Path]) -> None:
             continue
         path = hospital.folder / "site.yaml"
         lines = "".join(f"  {name}: {key}\n" for name, key in peers.items())
-        write_atomically(path, f"{path.read_text().rstrip()}\npeers:\n{lines}".encode())
+        added = f"shared_noise: {{colluding: 0}}\npeers:\n{lines}"
+        write_atomically(path, f"{path.read_text().rstrip()}\n{added}".encode())
 
 
 def wards_in(folder: Path, test_noise: int | None = None) -> dict[str, Path]:

@@ -25,6 +25,7 @@ from flows.runs.run import Run
 from models import checkpoints
 from models.params import Params
 from privacy.release import (
+    MOST_ATTEMPTS,
     Statement,
     SumKeys,
     SumOpening,
@@ -33,7 +34,7 @@ from privacy.release import (
 )
 from privacy.secure_aggregation.fixed_point import CHANGE_GRID, MASKED, params_of
 from privacy.secure_aggregation.keys import BadShare
-from privacy.secure_aggregation.masking import Opening, unmask
+from privacy.secure_aggregation.masking import Opening, opened_secrets, unmask
 from privacy.secure_aggregation.ring import Vector, signed
 from privacy.secure_aggregation.terms import BadTerms, Terms
 from privacy.shared_noise import SharedGaussian
@@ -63,6 +64,8 @@ def contribute(run: Run, number: int, base: RoundRecord, ask: Ask) -> Answers:
     sites, last = sorted(run.description.participants), Answers({}, {})
     for _ in range(1 + spare_of(run.study)):
         record = progress(run, number)
+        if record.failed and record.attempt == MOST_ATTEMPTS:
+            break
         if record.failed:
             record = SumRecord(attempt=record.attempt + 1)
             store(run, number, record)
@@ -81,6 +84,8 @@ def spare_of(study: Study) -> int:
 
 def _attempt(run: Run, number: int, base: RoundRecord, sites: Sequence[str], ask: Ask) -> Answers:
     keys = _phase(run, number, "sum-keys", SumKeys, sites, ask, run.study.sites.min)
+    for site, signed_keys in keys.taken.items():
+        _check_weight(run, number, site, signed_keys)
     try:
         terms = terms_of(run, number, len(keys.taken))
     except BadTerms as error:
@@ -89,9 +94,22 @@ def _attempt(run: Run, number: int, base: RoundRecord, sites: Sequence[str], ask
     taken = _releases(run, number, base, sorted(shares.taken), ask, terms)
     survivors = sorted(taken.taken)
     lists = _phase(run, number, "sum-survivors", SumSurvivors, survivors, ask, terms.threshold)
-    _phase(run, number, "sum-opening", SumOpening, sorted(lists.taken), ask, terms.threshold)
+    openings = _phase(run, number, "sum-opening", SumOpening, sorted(lists.taken), ask, terms.threshold)
+    try:
+        opened_secrets(survivors, opening_of(run, number, progress(run, number)), terms)
+    except BadShare as error:
+        wrong = Absence(kind="rejected", text=str(error))
+        raise AttemptFailed(Answers({}, dict.fromkeys(openings.taken, wrong))) from error
     absent = {site: why for each in (keys, shares, taken) for site, why in each.absent.items()}
     return Answers(taken.taken, absent)
+
+
+def _check_weight(run: Run, number: int, site: str, keys: Signed[Statement]) -> None:
+    """Raise `AttemptFailed` if a member's weight is not what it declared when it joined."""
+    due = run.description.member(site, number).statement.declared_training
+    if not isinstance(keys.statement, SumKeys) or keys.statement.declared_training != due:
+        why = Absence(kind="rejected", text=f"expected the declared {due} patients of its acceptance")
+        raise AttemptFailed(Answers({}, {site: why}))
 
 
 def _phase(
@@ -181,9 +199,9 @@ def _unit(run: Run, number: int, record: SumRecord, numel: int, terms: Terms) ->
 
 def opening_of(run: Run, number: int, record: SumRecord) -> Opening:
     """Return what the members of an attempt have announced and revealed, from the exchange."""
-    keys = _statements(run, number, record, "sum-keys", SumKeys)
-    shares = _statements(run, number, record, "sum-shares", SumShares)
-    openings = _statements(run, number, record, "sum-opening", SumOpening)
+    keys = statements_in(run, number, record, "sum-keys", SumKeys)
+    shares = statements_in(run, number, record, "sum-shares", SumShares)
+    openings = statements_in(run, number, record, "sum-opening", SumOpening)
     survivors = record.members("contribute")
 
     def revealed(whose: str, part: str) -> dict[str, bytes]:
@@ -199,9 +217,17 @@ def opening_of(run: Run, number: int, record: SumRecord) -> Opening:
     )
 
 
-def _statements(
+def statements_in(
     run: Run, number: int, record: SumRecord, phase: Phase, kind: type[S]
 ) -> dict[str, S]:  # fmt: skip
+    """Return the members' statements of a phase from the exchange, by the hashes that a record names.
+
+    Raises:
+        BadSignature: no key that a hospital had in this run signed it.
+        RejectedRelease: it is about another act.
+        LookupError: there is none, or another one than the record names.
+        ValueError: it is of another kind.
+    """
     act = act_of(phase, record.attempt)
     found: dict[str, S] = {}
     for site, sha256 in record.members(phase).items():

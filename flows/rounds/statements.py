@@ -24,15 +24,14 @@ from privacy.release import (
 )
 from privacy.signing import BadSignature, verified
 from sites.exchange.places import Place
-from sites.orders import Order, Phase, refusal_of
+from sites.orders import SUM_PHASES, Order, Phase, refusal_of
 from sites.study import Study
 
-SUMMED: Sequence[Phase] = ("sum-keys", "sum-shares", "contribute", "sum-survivors", "sum-opening")
 PHASES: Mapping[str, Sequence[Phase]] = {
     "none": ("contribute",),
     "local": ("contribute",),
-    "masked": SUMMED,
-    "shared_noise": SUMMED,
+    "masked": SUM_PHASES,
+    "shared_noise": SUM_PHASES,
 }
 """The phases of a round, one after the other, by privacy mode."""
 
@@ -178,13 +177,22 @@ def statement_named(run: Run, round: int, act: str, site: str, sha256: str) -> b
     return written[sha256]
 
 
+def keys_in(run: Run, site: str) -> set[str]:
+    """Return the keys that a hospital had in a run, those of its acceptances included."""
+    known = run.description
+    joined = known.acceptances(site) if site in known.everybody else ()
+    keys = {key for each in joined for key in (each.key, each.public_key)}
+    rostered = {known.roster.get(site, ""), *known.former_keys.get(site, ())}
+    return {*rostered, *keys} - {""}
+
+
 def recorded(
     run: Run, round: int, act: str, site: str, sha256: str, public_key: str | None = None
 ) -> Statement:
     """Return a hospital's statement from the exchange, by the hash that a record names.
 
     Args:
-        public_key: the key that signed it; by default the one of the hospital's membership.
+        public_key: the key that signed it; by default any that the hospital had in this run.
 
     Raises:
         BadSignature: the key did not sign it.
@@ -192,8 +200,12 @@ def recorded(
         LookupError: there is none, or another one than the record names.
     """
     data = statement_named(run, round, act, site, sha256)
-    key = public_key or run.description.roster[site]
-    statement = parse_statement(verified(data, site, {site: key}))
+    keys = [public_key] if public_key else sorted(keys_in(run, site))
+    for key in keys[:-1]:
+        with suppress(BadSignature):
+            _ = verified(data, site, {site: key})
+            keys = [key]
+    statement = parse_statement(verified(data, site, {site: keys[-1]}))
     check_addressed(run, round, act, site, statement)
     return statement
 

@@ -8,19 +8,15 @@ from flows.runs.run import Run
 from models.files import write_atomically
 from privacy.mechanisms import MaskedPrivacy, SharedNoise
 from privacy.secure_aggregation.terms import BadTerms, Terms
-from sites.orders import Phase, SumOrder, act_of
+from sites.orders import SUM_PHASES, Phase, SumOrder, act_of
 
 
 def order_part(run: Run, number: int, phase: Phase) -> SumOrder | None:
     """Return what an order of a phase says about the round's secure sum; None where it has none."""
-    if not run.study.is_summed or not (phase == "contribute" or phase.startswith("sum-")):
+    if not run.study.is_summed or phase not in SUM_PHASES:
         return None
     record = progress(run, number)
-    return SumOrder(
-        attempt=record.attempt,
-        relay="" if phase == "sum-keys" else record.relay,
-        patients=declared(run, number, record.members("sum-keys") or run.description.participants),
-    )
+    return SumOrder(attempt=record.attempt, relay="" if phase == "sum-keys" else record.relay)
 
 
 def progress(run: Run, number: int) -> SumRecord:

@@ -8,7 +8,6 @@ from pydantic import ValidationError
 
 from flows.rounds.aggregation import next_model
 from flows.rounds.statements import Answers
-from flows.rounds.sum_progress import progress
 from flows.runs.records import RoundRecord, Signed
 from flows.runs.run import Run
 from flows.starts.first_model import start_of
@@ -31,7 +30,6 @@ def model_faults(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
         if isinstance(manifest, str):
             yield manifest
             return
-        yield from _sum_faults(run, record)
         if not _is_about(manifest, run, records, record):
             yield f"The statement of round {record.round}'s model is about another one."
     yield from _start_faults(run, records[0])
@@ -49,17 +47,6 @@ def model_faults(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
             return
         yield from _state_faults(run.state_path(record.round), stored, record)
         state = {name: stored[name] for name in stored} or state
-
-
-def _sum_faults(run: Run, record: RoundRecord) -> Iterator[str]:
-    """Yield where a round's secure sum is not over the releases that its record has."""
-    due = progress(run, record.round) if run.study.is_summed and record.round else None
-    if record.sum != due:
-        yield f"The record of round {record.round} has another secure sum than the run's folder."
-    elif due and due.members("contribute") != {
-        site: release.statement_sha256 for site, release in record.releases.items()
-    }:
-        yield f"The secure sum of round {record.round} is over other releases than the record's."
 
 
 def _start_faults(run: Run, record: RoundRecord) -> Iterator[str]:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pydantic import ValidationError
 
 from flows.rounds.statements import PHASES, check_addressed
+from flows.rounds.sum_progress import progress
 from flows.runs.records import Absence, RoundRecord
 from flows.runs.run import Run
 from flows.verification.signatures import (
@@ -18,7 +19,7 @@ from models.files import sha256_of
 from privacy.release import Refusal, RejectedRelease
 from privacy.signing import BadSignature, Roster
 from sites.exchange.places import Place
-from sites.orders import Order, Phase, refusal_of
+from sites.orders import Order, Phase, act_of, refusal_of
 
 
 def order_faults(run: Run) -> Iterator[str]:
@@ -78,8 +79,8 @@ def refusal_faults(run: Run, records: Sequence[RoundRecord], roster: Roster | No
 
 def _refusals(run: Run, round: int, phase: Phase, site: str, keys: set[str]) -> Iterator[str]:
     """Yield a hospital's signed reasons for refusing a phase of a round, in any attempt."""
-    for attempt in range(1, run.attempt + 1):
-        act = refusal_of(phase, attempt)
+    acts = [act_of(phase, k) for k in range(1, progress(run, round).attempt + 1)]
+    for act in (refusal_of(act, attempt) for act in acts for attempt in range(1, run.attempt + 1)):
         for data in run.exchange.answers(Place.statement(run.name, round, act, site)):
             statement = signed_by(data, site, keys)
             if isinstance(statement, Refusal):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 
-from flows.rounds.statements import recorded
+from flows.rounds.statements import keys_in, recorded
 from flows.runs.records import GENESIS, RoundRecord
 from flows.runs.run import Run
 from privacy.release import RejectedRelease, Statement, parse_statement
@@ -49,11 +49,7 @@ def known_keys(run: Run, site: str, roster: Roster | None) -> set[str]:
     """Return the keys of a hospital that count for a reader: those of the reader's roster, if given."""
     if roster is not None:
         return {roster.get(site, "")}
-    known = run.description
-    joined = known.acceptances(site) if site in known.everybody else ()
-    keys = {key for each in joined for key in (each.key, each.public_key)}
-    rostered = {known.roster.get(site, ""), *known.former_keys.get(site, ())}
-    return {*rostered, *keys, *recorded_keys(run, site)}
+    return keys_in(run, site) | recorded_keys(run, site)
 
 
 def recorded_keys(run: Run, site: str) -> set[str]:

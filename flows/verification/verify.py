@@ -9,6 +9,7 @@ faults in the order in which a round comes about; the first one is where to look
 | models              | their sha256, the coordinator's statements, the strategy over releases   |
 | orders, acceptances | signatures, the study's hash, the acceptances in `run.json`              |
 | releases            | signatures, sha256, base, declared numbers, cost, none counted twice     |
+| secure sums         | each member's statement in each phase, the terms, the releases summed    |
 | scores              | signatures, the record's numbers and their declared-n mean               |
 | decisions           | their chain, each person's signature, the exchange                       |
 | refusals            | signatures, the reasons in `run.json` and the records                    |
@@ -37,6 +38,7 @@ from flows.verification.check_evaluations import comparison_faults, score_faults
 from flows.verification.check_models import model_faults
 from flows.verification.check_releases import release_faults, repeated_releases
 from flows.verification.check_statements import acceptance_faults, order_faults, refusal_faults
+from flows.verification.check_sums import sum_faults
 from models.files import sha256_of
 from privacy.signing import Roster
 from sites.yaml_files import ConfigError
@@ -118,6 +120,7 @@ def _faults(run: Run, anchors: Anchors) -> Iterator[str]:
     yield from repeated_releases(records)
     for record in records:
         yield from score_faults(run, records, record)
+    yield from sum_faults(run, records)
     yield from model_faults(run, records)
     for before, record in pairwise(records):
         yield from comparison_faults(run, before, record)

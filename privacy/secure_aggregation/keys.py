@@ -30,6 +30,10 @@ BOX_BYTES = SHARE_BYTES + 16
 """A sealed share with its tag."""
 
 
+FIELD = 2**255 - 19
+"""The prime of Curve25519: other forms of a coordinate would be a second name for the same key."""
+
+
 class BadShare(ValueError):
     """A share or a sealed box is not what it should be."""
 
@@ -62,9 +66,14 @@ class Secrets:
         return agreed(self.box, peer_box, "box", context)
 
 
-def mask_key(pair: bytes, peer_pair: str, context: str) -> bytes:
-    """Return the key of the mask between the member with the secret `pair` and a peer."""
-    return agreed(pair, peer_pair, "pair", context)
+def mask_key(pair: bytes, peer_pair: str, context: str, members: tuple[str, str]) -> bytes:
+    """Return the key of the mask between the member with the secret `pair` and a peer.
+
+    Args:
+        members: the names of both, in any order; masks of different pairs differ, whatever keys are
+        used.
+    """
+    return agreed(pair, peer_pair, "pair", f"{context} {' and '.join(sorted(members))}")
 
 
 def commitment_to(own: bytes) -> str:
@@ -81,8 +90,12 @@ def agreed(secret: bytes, peer: str, use: str, context: str) -> bytes:
     """Return the 32 bytes on which two members agree, each by the own secret and the other's public key.
 
     Raises:
-        BadShare: the public key is none, or one of the few with which every agreement is zero.
+        BadShare: the public key is none, not in its one canonical form, or one of the few with which
+        every
+            agreement is zero.
     """
+    if int.from_bytes(bytes.fromhex(peer), "little") >= FIELD:
+        raise BadShare("a member's public key is not in its canonical form")
     try:
         shared = _private(secret, use).exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(peer)))
     except ValueError as error:

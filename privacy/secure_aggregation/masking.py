@@ -8,8 +8,9 @@ the shares of their `own` secrets. Nobody opens both secrets of anybody
 (https://doi.org/10.1145/3133956.3133982, section 4).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice
 
 from privacy.secure_aggregation.keys import (
     BadShare,
@@ -23,6 +24,9 @@ from privacy.secure_aggregation.keys import (
 from privacy.secure_aggregation.ring import Vector, add_mask, total
 from privacy.secure_aggregation.terms import Terms
 
+MOST_CHOICES = 200
+"""Choices of shares that are tried to open a secret, where members have revealed wrong ones."""
+
 
 def mask(vector: Vector, me: str, secrets: Secrets, peers: Mapping[str, str], terms: Terms) -> None:
     """Mask a member's vector in place.
@@ -32,7 +36,7 @@ def mask(vector: Vector, me: str, secrets: Secrets, peers: Mapping[str, str], te
     """
     add_mask(vector, own_mask_key(secrets.own, terms.name), 1)
     for peer, public in sorted(peers.items()):
-        key = mask_key(secrets.pair, public, terms.name)
+        key = mask_key(secrets.pair, public, terms.name, (me, peer))
         add_mask(vector, key, 1 if me < peer else -1)
 
 
@@ -68,28 +72,48 @@ def unmask(
         ValueError: the vectors differ in length.
     """
     result = total(vectors)
+    own, pair = opened_secrets(survivors, opening, terms)
     for survivor in survivors:
-        own = _open(opening, opening.own, survivor, terms)
-        if commitment_to(own) != opening.commitments[survivor]:
-            raise BadShare(f"the shares of {survivor}'s mask open another one than it announced")
-        add_mask(result, own_mask_key(own, terms.name), -1)
-    for lost in sorted(opening.public.keys() - set(survivors)):
-        pair = _open(opening, opening.pair, lost, terms)
-        if public_of(pair) != opening.public[lost]:
-            raise BadShare(f"the shares of {lost}'s secret open another one than it announced")
+        add_mask(result, own_mask_key(own[survivor], terms.name), -1)
+    for lost, secret in pair.items():
         for survivor in survivors:
-            key = mask_key(pair, opening.public[survivor], terms.name)
+            key = mask_key(secret, opening.public[survivor], terms.name, (survivor, lost))
             add_mask(result, key, -1 if survivor < lost else 1)
     return result
 
 
+def opened_secrets(
+    survivors: Sequence[str], opening: Opening, terms: Terms
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Return the survivors' `own` secrets and the `pair` secrets of those who dropped out, by name.
+
+    Raises:
+        BadShare: a secret has fewer shares than the threshold, or no choice of them opens what was
+            announced.
+    """
+    own = {
+        name: _open(opening, opening.own, name, terms, commitment_to, opening.commitments)
+        for name in survivors
+    }
+    pair = {
+        name: _open(opening, opening.pair, name, terms, public_of, opening.public)
+        for name in sorted(opening.public.keys() - set(survivors))
+    }
+    return own, pair
+
+
 def _open(
-    opening: Opening, revealed: Mapping[str, Mapping[str, bytes]], whose: str, terms: Terms
-) -> bytes:
+    opening: Opening, revealed: Mapping[str, Mapping[str, bytes]], whose: str, terms: Terms,
+    announced_by: Callable[[bytes], str], announced: Mapping[str, str],
+) -> bytes:  # fmt: skip
+    """Return a secret that fits what its owner announced; where shares are wrong, others are tried."""
     found = revealed.get(whose, {})
     if len(found) < terms.threshold:
         raise BadShare(
             f"expected {terms.threshold} shares of {whose}'s secret to unmask the sum, got {len(found)}"
         )
-    givers = sorted(found)[: terms.threshold]
-    return opened({opening.numbers[giver]: found[giver] for giver in givers})
+    for givers in islice(combinations(sorted(found), terms.threshold), MOST_CHOICES):
+        secret = opened({opening.numbers[giver]: found[giver] for giver in givers})
+        if announced_by(secret) == announced[whose]:
+            return secret
+    raise BadShare(f"the shares of {whose}'s secret open another one than it announced")

@@ -12,9 +12,10 @@ from models.networks import NetworkConfig
 from models.objectives import TaskConfig
 from privacy.ledger import Entry
 from privacy.ledger_book import is_kind
+from privacy.mechanisms import SharedNoise
 from sites.hospital import Hospital
 from sites.imaging.listing import Listing
-from sites.orders import Order
+from sites.orders import SUM_PHASES, Order
 from sites.policy.policy import Policy, Refused
 from sites.study import Study, check_network
 from sites.training.config import TrainingConfig
@@ -41,12 +42,26 @@ def admit(policy: Policy, study: Study) -> None:
         raise Refused(
             "the study samples patients for its steps and the policy has sampled_steps: refuse"
         )
+    if isinstance(study.privacy, SharedNoise):
+        _check_shared_noise(policy, study.privacy)
     for key in ("epsilon", "delta"):
         asked, allowed = getattr(study.privacy, key), getattr(policy.budget, key)
         if asked > allowed:
             raise Refused(f"the study asks for {key} {asked:g}, the policy allows {allowed:g}")
     if study.privacy.delta >= 1 / policy.declared_training:
         raise Refused("the study's delta is not below one over the declared training patients")
+
+
+def _check_shared_noise(policy: Policy, privacy: SharedNoise) -> None:
+    if policy.shared_noise == "refuse":
+        raise Refused(
+            "the study's noise is shared by the hospitals and the policy has shared_noise: refuse"
+        )
+    if privacy.sum.colluding < policy.shared_noise.colluding:
+        raise Refused(
+            f"the study expects {privacy.sum.colluding} colluding hospitals, the policy's shared_noise "
+            f"at least {policy.shared_noise.colluding}"
+        )
 
 
 OF_A_RUN = ("evaluate", "compare")
@@ -149,11 +164,15 @@ def check_free_answers(hospital: Hospital, order: Order) -> None:
 
 def check_round(order: Order) -> None:
     """Raise `Refused` if the study has no such round: a person approved its rounds and no others."""
-    first = 1 if order.phase in ("contribute", "compare") else 0
+    first = 0 if order.phase in ("check", "survey", "join", "evaluate") else 1
     if not first <= order.round <= order.study.rounds:
         raise Refused(
             f"the order is for round {order.round}; the study has rounds {first} to "
             f"{order.study.rounds} for {order.phase}"
+        )
+    if (order.sum is not None) != (order.study.is_summed and order.phase in SUM_PHASES):
+        raise Refused(
+            "the order is of a secure sum where the study has none, or of none where it has one"
         )
     if order.phase == "evaluate" and not order.study.is_evaluated(order.round):
         raise Refused(f"the study evaluates no model in round {order.round}")

@@ -10,6 +10,7 @@ from itertools import product
 
 import torch
 
+from models import params as P
 from models.objectives import build_task
 from privacy.accounting import Budget, reported_epsilon
 from privacy.distillation import distil
@@ -24,7 +25,7 @@ from sites.admission.resources import check_disk, exclusive_device
 from sites.contribution.local_update import LocalTraining, end, forget, local_update
 from sites.exchange.exchange import COORDINATOR, Exchange
 from sites.hospital import Hospital
-from sites.local_models import global_model, network_for, with_local_layers
+from sites.local_models import GlobalModel, global_model, network_for, with_local_layers
 from sites.orders import Order, check_in_time
 from sites.policy.policy import Refused
 from sites.progress import Progress
@@ -67,12 +68,11 @@ def _check_fit(hospital: Hospital, order: Order) -> None:
     if order.study.is_summed:
         check_peers(hospital)
     if mechanism:
-        _check_accountants(order.study, mechanism, (1, order.study.rounds))
+        _check_accountants(order.study, mechanism, (1, order.study.rounds + _spare(order.study)))
     _rehearse(hospital, order.study, mechanism)
     if mechanism:
         patients = hospital.eligible.training
-        spare = getattr(order.study.privacy, "spare", 0)
-        left = order.study.rounds + spare - max(0, order.round - 1)
+        left = order.study.rounds + _spare(order.study) - max(0, order.round - 1)
         hospital.ledger.check_fits(patients, mechanism.event, times=left)
 
 
@@ -89,10 +89,10 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     mechanism = _mechanism(hospital, study)
     if mechanism:
         so_far = len(hospital.ledger.charges(order.run))
-        _check_accountants(study, mechanism, (min(so_far + 1, study.rounds),))
+        _check_accountants(study, mechanism, (min(so_far + 1, study.rounds + _spare(study)),))
     start = with_local_layers(hospital, order, model.params, order.round - 1)
     _rehearse(hospital, study, mechanism)
-    attempt = take_shares(hospital, order) if study.is_summed else None
+    hidden = _hidden(hospital, order, mechanism, model)
     patients = hospital.cohort(study).training
     charge = replace(act, event=mechanism.event if mechanism else None)
     if not hospital.ledger.has_started(charge):
@@ -116,15 +116,28 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
             )
         )
     if update.is_finite:
-        masked = None
-        if attempt and mechanism:
-            update, masked = MaskedSum(hospital, order, attempt, mechanism).hidden(update)
-        export.settle_with_release(hospital, study, charge, update, model, masked)
+        leaving, masked = hidden.hidden(update) if hidden else (update, None)
+        export.settle_with_release(hospital, study, charge, leaving, model, masked)
     else:
         forget(hospital, order)
         diverged = "the training diverged; its cost stays charged"
         export.settle_without_release(hospital, study, charge, diverged)
     end(hospital, order)
+
+
+def _hidden(
+    hospital: Hospital, order: Order, mechanism: Mechanism | None, model: GlobalModel
+) -> MaskedSum | None:
+    """Return the hospital's part in the round's secure sum, before any charge; None without one."""
+    if mechanism is None or not order.study.is_summed:
+        return None
+    part = MaskedSum(hospital, order, take_shares(hospital, order), mechanism, model.rate)
+    part.check_own_share(P.numel(model.params))
+    return part
+
+
+def _spare(study: Study) -> int:
+    return study.privacy.spare if study.privacy.mode != "none" else 0
 
 
 def _limit(study: Study) -> Budget | None:

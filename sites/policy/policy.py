@@ -114,6 +114,20 @@ class NoisedStatistics(Config):
     per_week: PositiveInt = 2
 
 
+class SharedNoiseConfig(Config):
+    """Limits on studies in which this hospital adds only a share of the noise.
+
+    Attributes:
+        colluding: the least number of hospitals that a study must expect to side with the coordinator;
+            1 by default. With 0, one other hospital that tells what it added makes the sum less private.
+        own_epsilon: the most that a whole run may cost a patient, at the budget's delta, if nobody but
+            this hospital added noise; no limit by default.
+    """
+
+    colluding: Annotated[int, Field(ge=0)] = 1
+    own_epsilon: Annotated[float, Field(gt=0)] | None = None
+
+
 class Policy(Config):
     """Content of a `site.yaml`.
 
@@ -166,6 +180,8 @@ class Policy(Config):
         peers: the other hospitals' public keys by name, 64 hexadecimal digits each, as `wardround site
             init` prints them there. Needed for studies with a secure sum: only hospitals listed here are
             members, so nobody can invent some. None by default.
+        shared_noise: `refuse` (default) studies with `privacy.mode: shared_noise`, or the limits within
+            which the hospital takes part in them.
         coordinator: the coordinator whose orders the hospital fetches; not needed if both are on one
             machine.
         phantom: `true` marks made-up patients; only then may noise be repeatable for tests. `false` by
@@ -198,6 +214,7 @@ class Policy(Config):
     hours: tuple[Span, ...] = ()
     device: DeviceConfig = DeviceConfig()
     peers: Mapping[Name, PublicKey] = Field(default_factory=dict)
+    shared_noise: Literal["refuse"] | SharedNoiseConfig = "refuse"
     coordinator: CoordinatorConfig | None = None
     phantom: bool = False
 
@@ -233,6 +250,14 @@ class Policy(Config):
             raise ValueError(
                 f"disk_mb: expected more than cache_mb = {self.cache_mb}, which is part of it, "
                 f"got {self.disk_mb}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _peers_apart(self) -> "Policy":
+        if len(set(self.peers.values())) < len(self.peers):
+            raise ValueError(
+                "peers: expected a key of its own for each hospital, one stands there twice."
             )
         return self
 

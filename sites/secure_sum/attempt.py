@@ -1,7 +1,6 @@
 """A hospital's secrets and what it has seen of its peers, for one attempt at a secure sum.
 
-The file lies in the hospital's private state from the first message of the attempt to the last, and is
-deleted with the next attempt's beginning.
+The file lies in the hospital's private state from the first message of the attempt to the last.
 """
 
 from pathlib import Path
@@ -13,7 +12,7 @@ from models.config import Config
 from models.files import write_atomically
 from models.objectives import Name
 from privacy.mechanisms import MaskedPrivacy, SharedNoise
-from privacy.release import Sha256, Share
+from privacy.release import Count, Sha256, Share
 from privacy.secure_aggregation.keys import Secrets
 from privacy.secure_aggregation.terms import BadTerms, SumConfig, Terms
 from sites.hospital import Hospital
@@ -26,10 +25,11 @@ BothShares = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Peer(Config):
-    """The fresh public keys of a member, and the sha256 of the statement that announced them."""
+    """The fresh public keys of a member, its weight, and the statement that announced them."""
 
     pair: Sha256
     box: Sha256
+    declared_training: Count
     keys_sha256: Sha256
 
 
@@ -99,6 +99,11 @@ def begin(hospital: Hospital, order: Order) -> Attempt:
     attempt = Attempt.fresh()
     keep(hospital, order, attempt)
     return attempt
+
+
+def end(hospital: Hospital, order: Order) -> None:
+    """Delete an attempt's secrets, which nothing needs once the opening is recorded."""
+    _path(hospital, order).unlink(missing_ok=True)
 
 
 def keep(hospital: Hospital, order: Order, attempt: Attempt) -> None:

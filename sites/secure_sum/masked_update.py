@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from privacy.accounting import epsilon
 from privacy.ledger_book import is_kind
-from privacy.mechanisms import Mechanism
-from privacy.release import Masked, Noise
+from privacy.mechanisms import Mechanism, SharedNoise
+from privacy.release import MOST_EPSILON, Masked, Noise
 from privacy.secure_aggregation.fixed_point import CHANGE_GRID, MASKED, units_of
 from privacy.secure_aggregation.masking import mask
 from privacy.secure_aggregation.ring import on_ring
@@ -31,6 +31,7 @@ class MaskedSum:
     order: Order
     attempt: Attempt
     mechanism: Mechanism
+    rate: float | None = None
 
     @property
     def study(self) -> Study:
@@ -62,10 +63,26 @@ class MaskedSum:
         masked = Masked(
             attempt=self.order.sum.attempt,
             members=self.attempt.shares_sha256,
+            rate=self.rate,
             honest=honest,
             own_epsilon=own,
         )
         return Update({MASKED: self._masked(units)}, noise), masked
+
+    def check_own_share(self, numel: int) -> None:
+        """Raise `Refused`, before any charge, if the own noise alone would protect too little."""
+        privacy, limits = self.study.privacy, self.hospital.policy.shared_noise
+        if not isinstance(privacy, SharedNoise) or limits == "refuse":
+            return
+        shared = SharedGaussian(self.mechanism, numel, self.terms.honest)
+        delta, rounds = self.hospital.policy.budget.delta, self.study.rounds + privacy.spare
+        alone = epsilon([shared.own_event] * rounds, delta, self.hospital.ledger.rule)
+        most = MOST_EPSILON if limits.own_epsilon is None else limits.own_epsilon
+        if not alone <= most:
+            raise Refused(
+                f"with this hospital's noise alone the run would cost epsilon {alone:.4g}, the policy's "
+                f"shared_noise allows {most:g}"
+            )
 
     def _with_share(self, update: Update, shared: SharedGaussian) -> tuple[NDArray[np.int64], Noise]:
         source, noise = self.hospital.noise(self.order.noise_purpose)
@@ -75,8 +92,8 @@ class MaskedSum:
         """Return a change in units, times this hospital's share of the members' declared patients."""
         change = update.tensors
         flat = np.concatenate([change[name].double().numpy().ravel() for name in sorted(change)])
-        everybody = self.order.sum.patients if self.order.sum else 1
-        share = min(1.0, self.hospital.policy.declared_training / everybody)
+        everybody = sum(peer.declared_training for peer in self.attempt.roster.values())
+        share = self.attempt.roster[self.hospital.name].declared_training / everybody
         return units_of(flat, CHANGE_GRID, share)
 
     def _masked(self, units: NDArray[np.int64]) -> torch.Tensor:

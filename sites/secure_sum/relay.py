@@ -8,6 +8,7 @@ from models.files import sha256_of
 from privacy.release import RejectedRelease, Statement, parse_statement
 from privacy.signing import BadSignature, canonical, verified
 from sites.exchange.exchange import COORDINATOR, Exchange
+from sites.exchange.storage import StorageFailed
 from sites.hospital import Hospital
 from sites.orders import Order, Phase, act_of
 from sites.policy.policy import Refused
@@ -44,8 +45,10 @@ def relayed(hospital: Hospital, order: Order, phase: Phase, kind: type[S]) -> di
             order.sum.relay if order.sum else "", COORDINATOR, RELAY_BYTES
         )
         written = unbundled(data)
+    except StorageFailed:
+        raise  # to be tried again
     except (ValueError, OSError, RecursionError) as error:
-        raise Refused(f"the statements of the other hospitals can't be read: {error}") from error
+        raise Refused("the statements of the other hospitals can't be read") from error
     found: dict[str, tuple[S, str]] = {}
     for site, each in sorted(written.items()):
         statement = _verified(hospital, site, each)

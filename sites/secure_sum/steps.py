@@ -6,25 +6,28 @@ own mask or its pair secret (Bonawitz et al. 2017, figure 4, https://doi.org/10.
 """
 
 from privacy.ledger import Charge
-from privacy.release import Masked, ReleaseManifest, SumKeys, SumOpening, SumShares, SumSurvivors
-from privacy.secure_aggregation.keys import BadShare, commitment_to, seal, unseal
+from privacy.release import ReleaseManifest, SumKeys, SumOpening, SumShares, SumSurvivors
+from privacy.secure_aggregation.keys import BadShare, commitment_to, mask_key, seal, unseal
+from privacy.secure_aggregation.terms import Terms
 from sites import export
+from sites.admission.approvals import check_join
 from sites.hospital import Hospital
 from sites.orders import Order
 from sites.policy.policy import Refused
 from sites.progress import Progress
-from sites.secure_sum.attempt import Attempt, Peer, begin, keep, stored, terms_of
+from sites.secure_sum.attempt import Attempt, Peer, begin, end, keep, stored, terms_of
 from sites.secure_sum.relay import check_peers, relayed
 
 
 def announce_keys(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Draw the secrets of an attempt and announce the public keys."""
     check_peers(hospital)
-    number = _number(order)
+    check_join(hospital, order.study, order.run)
     pair, box = begin(hospital, order).secrets.public
     export.free_statement(
-        hospital, order.study, act, SumKeys, kind="sum_keys", attempt=number, pair=pair, box=box
-    )
+        hospital, order.study, act, SumKeys, kind="sum_keys", attempt=_number(order),
+        declared_training=hospital.policy.declared_training, pair=pair, box=box,
+    )  # fmt: skip
 
 
 def seal_shares(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
@@ -35,29 +38,40 @@ def seal_shares(hospital: Hospital, order: Order, act: Charge, _: Progress) -> N
     if mine is None or (mine[0].pair, mine[0].box) != attempt.secrets.public:
         raise Refused("the roster of the secure sum does not have the keys that this hospital announced")
     roster = {
-        site: Peer(pair=keys.pair, box=keys.box, keys_sha256=sha) for site, (keys, sha) in found.items()
+        site: Peer(
+            pair=announced.pair,
+            box=announced.box,
+            declared_training=announced.declared_training,
+            keys_sha256=sha,
+        )
+        for site, (announced, sha) in found.items()
     }
-    if len({peer.pair for peer in roster.values()} | {peer.box for peer in roster.values()}) < 2 * len(
-        roster
-    ):
+    keys = {peer.pair for peer in roster.values()} | {peer.box for peer in roster.values()}
+    if len(keys) < 2 * len(roster):
         raise Refused("two members of the secure sum have announced the same key")
     attempt = attempt.model_copy(update={"roster": roster})
     terms = terms_of(order, len(roster))
-    shares = attempt.secrets.shares(len(roster), terms.threshold)
-    boxes = {
-        member: seal(
-            attempt.secrets.box_key(roster[member].box, terms.name),
-            share,
-            f"{hospital.name} to {member}",
-        ).hex()
-        for member, share in zip(attempt.members, shares, strict=True)
-    }
+    boxes = _boxes(hospital.name, attempt, terms)
     keep(hospital, order, attempt)
     export.free_statement(
         hospital, order.study, act, SumShares, kind="sum_shares", attempt=_number(order),
         members={site: peer.keys_sha256 for site, peer in roster.items()},
         boxes=boxes, commitment=commitment_to(attempt.secrets.own),
     )  # fmt: skip
+
+
+def _boxes(me: str, attempt: Attempt, terms: Terms) -> dict[str, str]:
+    """Return a sealed share for each member, or raise `Refused` where its keys agree on nothing."""
+    shares, boxes = attempt.secrets.shares(len(attempt.roster), terms.threshold), {}
+    for member, share in zip(attempt.members, shares, strict=True):
+        peer = attempt.roster[member]
+        try:
+            _ = mask_key(attempt.secrets.pair, peer.pair, terms.name, (me, member))
+            key = attempt.secrets.box_key(peer.box, terms.name)
+        except BadShare as error:
+            raise Refused(f"the keys that {member} announced for the secure sum: {error}") from error
+        boxes[member] = seal(key, share, f"{me} to {member}").hex()
+    return boxes
 
 
 def take_shares(hospital: Hospital, order: Order) -> Attempt:
@@ -79,8 +93,8 @@ def take_shares(hospital: Hospital, order: Order) -> Attempt:
     for site, (shares, _sha256) in found.items():
         if dict(shares.members) != roster:
             raise Refused(f"{site} has seen another roster of the secure sum than this hospital")
-        key = attempt.secrets.box_key(attempt.roster[site].box, terms.name)
         try:
+            key = attempt.secrets.box_key(attempt.roster[site].box, terms.name)
             box = bytes.fromhex(shares.boxes[hospital.name])
             held[site] = unseal(key, box, f"{site} to {hospital.name}").hex()
         except (KeyError, BadShare) as error:
@@ -102,11 +116,15 @@ def sign_survivors(hospital: Hospital, order: Order, act: Charge, _: Progress) -
         raise Refused("the list of survivors is not one of this attempt's members")
     if len(found) < terms.threshold:
         raise Refused(f"expected {terms.threshold} survivors of the secure sum, got {len(found)}")
-    due = Masked(attempt=_number(order), members=attempt.shares_sha256)
+    mine = _common_terms(found[hospital.name][0])
+    if mine is None or mine[:2] != (_number(order), attempt.shares_sha256):
+        raise Refused("the hospital's own release is masked for other members or another attempt")
     for site, (release, _sha256) in found.items():
-        masked = release.masked
-        if masked is None or (masked.attempt, masked.members) != (due.attempt, due.members):
-            raise Refused(f"the release of {site} is masked for other members or another attempt")
+        if _common_terms(release) != mine:
+            raise Refused(
+                f"the release of {site} is masked for other members or another attempt, or starts from "
+                f"another model than this hospital's"
+            )
     survivors = {site: sha for site, (_statement, sha) in found.items()}
     if attempt.survivors not in ({}, survivors):
         raise Refused("the hospital has signed another list of survivors in this attempt")
@@ -115,6 +133,19 @@ def sign_survivors(hospital: Hospital, order: Order, act: Charge, _: Progress) -
         hospital, order.study, act, SumSurvivors,
         kind="sum_survivors", attempt=_number(order), survivors=survivors,
     )  # fmt: skip
+
+
+def _common_terms(release: ReleaseManifest) -> tuple[object, ...] | None:
+    """Return what all releases of a sum must have in common; None for one that is not masked.
+
+    A coordinator that gives hospitals different models could make all vectors but one known to it
+    (Pasquini et al. 2022, https://arxiv.org/abs/2111.07380).
+    """
+    masked = release.masked
+    if masked is None:
+        return None
+    base = (release.base_sha256, release.chain_head, release.content, masked.rate)
+    return (masked.attempt, dict(masked.members), *base)
 
 
 def open_sum(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
@@ -141,6 +172,7 @@ def open_sum(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
         hospital, order.study, act, SumOpening,
         kind="sum_opening", attempt=_number(order), own=own, pair=pair,
     )  # fmt: skip
+    end(hospital, order)
 
 
 def _number(order: Order) -> int:

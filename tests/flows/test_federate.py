@@ -31,6 +31,7 @@ from sites.hospital import Hospital
 from sites.imaging.listing import read_listing
 from sites.inference import predictor
 from sites.local_models import network_for
+from sites.wards import introduce, wards_in
 
 COMMAND = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]
 
@@ -263,6 +264,41 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(
         entries = Hospital.open(home / "wards" / site).ledger.entries()
         assert [e.action for e in entries].count("reserve") == 2
         assert disturbed[-1].releases[site].statement.epsilon <= 20.000001
+
+
+@pytest.fixture
+def with_sum(untouched: Path, tmp_path: Path) -> Path:
+    """A home whose study adds up gradients with shared noise, which bears the loss of a hospital."""
+    home = tmp_path / "with-sum"
+    shutil.copytree(untouched, home)
+    study = yaml.safe_load((home / "small.yaml").read_text())
+    study |= {
+        "privacy": study["privacy"] | {"mode": "shared_noise", "sum": {"dropouts": 1}},
+        "training": {"steps": 1, "lr": 0.1, "lot": "all", "momentum": 0},
+        "export": "gradient_sum", "sites": study["sites"] | {"min": 3},
+        "evaluation": {}, "distillation": study["distillation"] | {"rounds": "last"},
+    }  # fmt: skip
+    (home / "small.yaml").write_text(yaml.safe_dump(study))
+    introduce(wards_in(home / "wards").values())
+    return home
+
+
+@pytest.mark.slow
+def test_a_secure_sum_that_is_killed_goes_on_to_the_same_bits_and_is_charged_once(
+    with_sum: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "undisturbed"
+    shutil.copytree(with_sum, other)
+    done = subprocess.run(COMMAND, cwd=other, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with running(prefect_server(Home(with_sum))), running(mlflow_server(Home(with_sum))):
+        kill_and_go_on(with_sum)
+        assert list(faults(newest(with_sum))) == []
+    disturbed, undisturbed = newest(with_sum).records(), newest(other).records()
+    assert [r.model_sha256 for r in disturbed] == [r.model_sha256 for r in undisturbed]
+    for site in disturbed[-1].releases:
+        entries = Hospital.open(with_sum / "wards" / site).ledger.entries()
+        assert [e.action for e in entries].count("reserve") == 2
 
 
 def kill_and_go_on(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""Shares of the noise on a sum: their size, their cost by an independent accountant, their sensitivity."""
+"""Shares of the noise on a sum: size, sensitivity, and cost by an independent accountant."""
 
 import math
 

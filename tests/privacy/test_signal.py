@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from privacy.mechanisms import LocalPrivacy, mechanism_for
-from privacy.signal import FULL, LONGEST_STEP, Reach, Share, learning_rate, reach
+from privacy.signal import FULL, LONGEST_STEP, Reach, Share, learning_rate, reach, reach_of_sum
 
 PRIVACY = LocalPrivacy(
     mode="local", unit="patient", epsilon=8, delta=1e-5, clip={"kind": "normalised", "norm": 0.5}
@@ -73,3 +73,26 @@ def test_where_there_is_little_noise_the_longest_step_bounds_the_rate() -> None:
     rate = learning_rate(found, 100, 0.05)
     velocity = 1 + 0.9 + 0.9**2 + 0.9**3
     assert rate * velocity * 0.5 == pytest.approx(LONGEST_STEP, rel=0.01)
+
+
+def test_the_reach_of_a_sum_is_that_of_its_rounds_taken_one_by_one() -> None:
+    """Slow twin: a velocity that goes on from round to round, with more noise than is charged."""
+    rng, rates, momentum, patients = np.random.default_rng(1), [1.0, 0.6, 0.2], 0.8, 50
+    mechanism = mechanism_for(PRIVACY, rounds=3, steps=1, lot=None, declared=20)
+    moved, velocity, along, speed = np.zeros(20_000), 0.0, 0.0, 0.0
+    for rate in rates:
+        noise = rng.normal(0, mechanism.noise_std * 2**0.5, len(moved)) / patients
+        velocity = momentum * velocity + rate * noise
+        moved += velocity
+        speed = momentum * speed + rate * mechanism.clip.norm
+        along += speed
+    found = reach_of_sum(mechanism, 2.0, patients, rates, momentum)
+    assert found.noise == pytest.approx(moved.std(), rel=0.02)
+    assert found.signal == pytest.approx(along)
+
+
+def test_a_sum_doubles_the_strength_of_four_equal_hospitals() -> None:
+    local = reach(shares([28] * 4, steps=10, rounds=3), [1.0] * 3, 0.0)
+    mechanism = mechanism_for(PRIVACY, rounds=30, steps=1, lot=None, declared=28)
+    summed = reach_of_sum(mechanism, 1.0, 112, [1.0] * 30, 0.0)
+    assert summed.strength(10_000) == pytest.approx(2 * local.strength(10_000), rel=0.01)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from privacy.secure_aggregation.keys import (
     BadShare,
     Secrets,
-    agreed,
     commitment_to,
+    mask_key,
     opened,
+    own_mask_key,
     seal,
     unseal,
 )
@@ -111,7 +112,7 @@ def test_a_hospital_that_is_called_a_dropout_stays_masked_by_its_own_mask() -> N
     pair = opened({members.numbers[giver]: opening.pair[victim][giver] for giver in rest})
     bare = vector.copy()
     for peer in rest:
-        key = agreed(pair, members.public[peer], "pair", terms.name)
+        key = mask_key(pair, members.public[peer], terms.name, (victim, peer))
         add_mask(bare, key, -1 if victim < peer else 1)
     assert signed(bare).tolist() != [1, 2, 3]
     add_mask(bare, _own_key(members, victim), -1)  # which nobody has revealed
@@ -119,9 +120,21 @@ def test_a_hospital_that_is_called_a_dropout_stays_masked_by_its_own_mask() -> N
 
 
 def _own_key(members: Members, name: str) -> bytes:
-    from privacy.secure_aggregation.keys import own_mask_key
-
     return own_mask_key(members.secrets[name].own, members.terms.name)
+
+
+def test_a_member_that_copies_anothers_key_has_other_masks_and_no_second_form_of_a_key_is_taken() -> (
+    None
+):
+    """With equal masks of two pairs a third member's would cancel, and its vector would lie open."""
+    amber, birch = Secrets.draw(), Secrets.draw()
+    public = birch.public[0]
+    masks = {mask_key(amber.pair, public, "run 1 1", ("amber", name)) for name in ("birch", "cedar")}
+    assert len(masks) == 2
+    assert mask_key(birch.pair, amber.public[0], "run 1 1", ("birch", "amber")) in masks
+    other_form = (int.from_bytes(bytes.fromhex(public), "little") | 1 << 255).to_bytes(32, "little")
+    with pytest.raises(BadShare, match="canonical"):
+        mask_key(amber.pair, other_form.hex(), "run 1 1", ("amber", "cedar"))
 
 
 def test_fewer_shares_than_the_threshold_open_nothing() -> None:
@@ -132,6 +145,15 @@ def test_fewer_shares_than_the_threshold_open_nothing() -> None:
     shares = dict(enumerate(members.secrets["amber"].shares(4, 3), start=1))
     two = opened({number: shares[number][:16] for number in (1, 2)})
     assert two != members.secrets["amber"].pair
+
+
+def test_a_wrong_share_is_done_without_where_others_suffice() -> None:
+    members = Members(Terms("run 1 1", 4, 1, 0))
+    vectors = [members.masked(name, [5]) for name in members.names]
+    right = members.opening(members.names, members.names)
+    own = {**right.own, "birch": {**right.own["birch"], "amber": bytes(16)}}
+    found = unmask(vectors, members.names, replace(right, own=own), members.terms)
+    assert signed(found).tolist() == [20]
 
 
 def test_a_wrong_share_is_found_and_named() -> None:

@@ -279,3 +279,11 @@ def test_an_order_that_expires_while_scans_are_read_is_not_paid_for(
     with pytest.raises(Expired):
         carry_out(hospital, order, ignore_progress)
     assert [entry.action for entry in hospital.ledger.entries()] == ["resolve", "reserve", "void"]
+
+
+@pytest.mark.parametrize("act", ["contribute", "contribute-try-2", "sum-keys", "sum-opening-try-12"])
+def test_a_reference_names_an_order_of_any_attempt_at_a_secure_sum(act: str) -> None:
+    place = Place.parse(f"orders/north/small-1.003.{act}.2")
+    assert place is not None
+    ref = OrderRef.at(place)
+    assert Place.order(ref.run, ref.round, ref.act, ref.attempt, "north") == place

@@ -6,15 +6,19 @@ from pathlib import Path
 import pytest
 from consortium import Consortium
 
-from flows.rounds import secure_sum
+from flows.rounds import statements
 from flows.rounds.statements import TooFewHospitals, statement_named
 from flows.rounds.sum_progress import progress, store
+from models import checkpoints
 from models.files import sha256_of
 from privacy.signing import private_key, public_hex, sign, verified
+from sites.admission.admission import admit, check_round
 from sites.datasets.phantoms import Scanner, make_wards
 from sites.exchange.exchange import COORDINATOR
 from sites.exchange.places import Place
-from sites.orders import Order, Phase, act_of
+from sites.hospital import Hospital
+from sites.orders import Order, Phase, SumOrder, act_of
+from sites.policy.policy import Refused, SharedNoiseConfig
 from sites.secure_sum.relay import bundle, unbundled
 from sites.study import Study
 
@@ -230,23 +234,147 @@ def test_a_hospital_without_its_peers_keys_takes_no_part_and_is_told_the_way_out
     )
     for ward in wards:
         edit(ward / "site.yaml", declared_patients=12, min_patients=3, min_evaluation_patients=1,
-             budget={"epsilon": 100.0, "delta": 1e-3},
+             budget={"epsilon": 100.0, "delta": 1e-3}, shared_noise={"colluding": 0},
              peers={ward.name: public_hex(private_key(tmp_path / "k"))})  # fmt: skip
     with pytest.raises(TooFewHospitals, match="needs the other hospitals' public keys under `peers`"):
         Consortium.begin(tmp_path, study(), wards)
 
 
-def test_nothing_of_an_attempts_secrets_leaves_and_they_go_with_the_next_attempt(
+def test_nothing_of_an_attempts_secrets_leaves_and_they_are_deleted_with_its_end(
     made: Consortium,
 ) -> None:
-    made.round(1)
+    up_to(made, "sum-opening")
     folder = made.hospitals["east"].state / "sums" / made.run.name
     (path,) = folder.glob("*.json")
     assert path.parent.stat().st_mode & 0o077 == 0
-    secrets = {word for word in path.read_text().split('"') if len(word) in (32, 64)}
+    secrets = {word for word in path.read_text().split('"') if len(word) == 32}
     exchange = made.run.home.folder / ".wardround" / "exchange"
     written = "".join(file.read_text(errors="replace") for file in exchange.rglob("*") if file.is_file())
-    own = [word for word in secrets if len(word) == 32]
-    assert own and not any(word in written for word in own)
-    secure_sum.contribute(made.run, 2, made.run.records()[-1], made.ask)
-    assert not path.exists() and len(list(folder.glob("*.json"))) == 1
+    assert secrets and not any(word in written for word in secrets)
+    made.round(1)
+    assert not path.exists()
+
+
+def test_hospitals_that_were_given_different_models_sign_no_list(made: Consortium) -> None:
+    """A model whose gradients are known would leave one hospital's vector alone in the sum."""
+    place = made.run.home.folder / ".wardround" / "exchange" / f"{Place.model(made.run.name, 0)}.json"
+    true = place.read_bytes()
+
+    def altered(order: Order) -> Order:
+        if order.phase == "contribute":
+            place.write_bytes(true if order.site == "east" else false)
+        return order
+
+    zero = checkpoints.to_bytes({name: 0 * value for name, value in made.models[0].items()})
+    fields = made.run.coordinators(true)
+    fields["model_sha256"] = made.run.exchange.put_object(zero, COORDINATOR)
+    false = sign(fields, "coordinator", made.run.key)
+    made.alter = altered
+    with pytest.raises(TooFewHospitals):
+        made.contribute(1)
+    place.write_bytes(true)
+    # three started from the other model: the coordinator rejects them, and no list is ever asked for
+    record = progress(made.run, 1)
+    assert not record.members("sum-survivors")
+
+
+def test_a_list_over_releases_from_different_models_is_not_signed(made: Consortium) -> None:
+    up_to(made, "sum-survivors")
+
+    def from_another_model(true: dict[str, bytes]) -> dict[str, bytes]:
+        fields = verified(true["west"], "west", made.run.description.roster)
+        key = made.hospitals["west"].key
+        return {**true, "west": sign({**fields, "base_sha256": "0" * 64}, "west", key)}
+
+    lie(made, "sum-survivors", from_another_model)
+    with pytest.raises(TooFewHospitals):
+        made.contribute(1)
+    assert "starts from another model" in _reason_of_try(made, "sum-survivors", "north", 1)
+
+
+def _reason_of_try(made: Consortium, phase: Phase, site: str, attempt: int) -> str:
+    act = f"{act_of(phase, attempt)}-refused-{made.run.attempt}"
+    data = made.run.exchange.statement(Place.statement(made.run.name, 1, act, site))
+    assert data is not None
+    return str(verified(data, site, made.run.description.roster)["reason"])
+
+
+@pytest.mark.parametrize("key", ["pair", "box"])
+def test_a_key_with_which_nothing_can_be_agreed_is_named_before_any_charge(
+    made: Consortium, key: str
+) -> None:
+    def without(true: dict[str, bytes]) -> dict[str, bytes]:
+        fields = verified(true["west"], "west", made.run.description.roster)
+        return {**true, "west": sign({**fields, key: "00" * 32}, "west", made.hospitals["west"].key)}
+
+    lie(made, "sum-shares", without, to=("north",))
+    made.contribute(1)
+    assert "the keys that west announced" in reasons(made, "sum-shares", "north")
+    assert made.hospitals["north"].ledger.spent(1e-3) == 0
+
+
+def test_an_attempt_is_named_in_the_phases_of_a_secure_sum_and_nowhere_else(
+    made: Consortium, study_with
+) -> None:
+    """Else one round would have as many answers as somebody names attempts."""
+    named = SumOrder(attempt=2)
+    for phase in ("evaluate", "join", "contribute"):
+        number = 1 if phase == "contribute" else 0
+        order = statements.order(made.run, number, phase, "east")
+        wrong = named if phase != "contribute" else None
+        with pytest.raises(Refused, match="of a secure sum where the study has none"):
+            check_round(order.model_copy(update={"sum": wrong}))
+    plain = statements.order(made.run, 1, "contribute", "east")
+    with pytest.raises(Refused, match="of a secure sum"):
+        check_round(plain.model_copy(update={"study": study_with(), "sum": named}))
+
+
+def test_shared_noise_needs_the_policys_leave_and_as_many_colluding_as_it_expects(
+    made: Consortium, study
+) -> None:
+    policy = made.hospitals["east"].policy
+    for allowed, words in (("refuse", "shared_noise: refuse"), (SharedNoiseConfig(), "at least 1")):
+        with pytest.raises(Refused, match=words):
+            admit(policy.model_copy(update={"shared_noise": allowed}), study())
+    admit(policy.model_copy(update={"shared_noise": SharedNoiseConfig(colluding=0)}), study())
+
+
+def test_a_hospital_whose_own_share_would_protect_too_little_releases_nothing_and_pays_nothing(
+    made: Consortium, edit: Callable[..., None]
+) -> None:
+    ward = made.hospitals["east"].folder
+    edit(ward / "site.yaml", shared_noise={"colluding": 0, "own_epsilon": 25})
+    made.hospitals["east"] = Hospital.open(ward, test_noise=3)
+    assert "east" not in made.contribute(1).taken
+    assert "with this hospital's noise alone the run would cost" in reasons(made, "contribute", "east")
+    assert made.hospitals["east"].ledger.spent(1e-3) == 0
+
+
+def test_keys_are_announced_for_rounds_of_a_run_that_was_joined_alone(made: Consortium) -> None:
+    order = statements.order(made.run, 1, "sum-keys", "east")
+    with pytest.raises(Refused, match="the study has rounds 1 to"):
+        check_round(order.model_copy(update={"round": 0}))
+    with pytest.raises(ValueError, match="attempt"):
+        SumOrder(attempt=21)
+
+
+def test_a_junk_share_fails_the_attempt_and_not_the_run(made: Consortium) -> None:
+    """West seals shares that open nothing; the attempt is redone, and the run goes on."""
+    asked = made.ask
+
+    def junk(run, number, phase, sites):
+        found = asked(run, number, phase, sites)
+        if phase != "sum-opening" or progress(run, number).attempt > 1:
+            return found
+        taken = dict(found.taken)
+        for site in ("east", "north", "south"):
+            statement = taken[site].statement
+            false = statement.model_copy(update={"own": {**statement.own, "west": "00" * 16}})
+            data = sign(false.model_dump(mode="json"), site, made.hospitals[site].key)
+            place = Place.statement(run.name, number, "sum-opening", site)
+            path = run.home.folder / ".wardround" / "exchange" / f"{place}.json"
+            path.write_bytes(data)
+        return statements.answers(run, number, phase, sites)
+
+    made.ask = junk
+    assert made.round(1).sum.attempt == 2
