@@ -23,7 +23,8 @@ def test_hospitals_that_are_introduced_list_each_others_keys_and_keep_their_poli
         assert peers == {
             other: Hospital.open(wards[other]).public_key for other in wards if other != name
         }
-        assert set(yaml.safe_load(text)) - set(yaml.safe_load(before[name])) == {"peers"}
+        added = set(yaml.safe_load(text)) - set(yaml.safe_load(before[name]))
+        assert added == {"peers", "shared_noise"}
 
 
 def test_peers_that_a_hospital_has_listed_itself_stay(
