@@ -3,6 +3,7 @@
 Both follow from public numbers alone: the study and the patients that hospitals declare.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from flows.runs.records import StartRecord
@@ -105,6 +106,8 @@ def warnings(study: Study, declared: Declared) -> Sequence[str]:
         f"{int(patients * needed) + 1} patients",
         f"a network of {int(numel / needed**2):,} parameters",
     ]
+    if study.privacy.mode == "local" and strength * math.sqrt(len(declared)) >= NEEDED:
+        ways.append("a secure sum of gradients (privacy.mode: shared_noise)")  # one noise for all
     if enough := _enough(study, declared, numel):
         ways.append(f"epsilon {enough:g}")
     return (

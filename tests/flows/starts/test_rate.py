@@ -10,7 +10,7 @@ from rich.console import Console
 
 from flows.coordination.readiness import expectations
 from flows.reporting.progress import Live
-from flows.starts.rate import reach_of, warnings
+from flows.starts.rate import numel_of, reach_of, warnings
 from privacy.mechanisms import mechanism_for
 from privacy.signal import NEEDED
 from sites.study import Study
@@ -48,6 +48,30 @@ def test_each_way_out_that_a_warning_names_would_suffice(study_with) -> None:
     more = reach_of(study(study_with, 0.5), hospitals(-(-patients // 4)))
     assert more.strength(114_000) >= NEEDED * 0.95
     assert reach_of(study(study_with, 0.5), hospitals(4), epsilon).strength(115_000) >= NEEDED * 0.99
+
+
+def with_sum(study_with, epsilon: float, patients: int) -> float:
+    """Return the strength of the same budget in a secure sum of thirty rounds."""
+    private = study(study_with, epsilon).privacy.model_dump() | {
+        "mode": "shared_noise",
+        "sum": {"spare": 0},
+    }
+    summed = study_with(
+    private = study(study_with, epsilon).privacy.model_dump()
+    private |= {"mode": "shared_noise", "sum": {"spare": 0}}
+        training={"steps": 1, "lr": 0.1, "lot": "all", "momentum": 0}, export="gradient_sum",
+        strategy={"name": "fed_avg_m", "momentum": 0.9},
+    )  # fmt: skip
+    return reach_of(summed, hospitals(patients)).strength(numel_of(summed))
+
+
+@pytest.mark.parametrize(("patients", "helps"), [(9, True), (4, False)])
+def test_a_secure_sum_is_named_where_it_would_suffice_and_only_there(
+    study_with, patients: int, helps: bool
+) -> None:
+    (text,) = warnings(study(study_with, 1.0), hospitals(patients))
+    assert ("a secure sum" in text) == helps
+    assert (with_sum(study_with, 1.0, patients) >= NEEDED) == helps
 
 
 def test_a_study_without_privacy_warns_of_nothing(study_with) -> None:
