@@ -52,13 +52,10 @@ def test_each_way_out_that_a_warning_names_would_suffice(study_with) -> None:
 
 def with_sum(study_with, epsilon: float, patients: int) -> float:
     """Return the strength of the same budget in a secure sum of thirty rounds."""
-    private = study(study_with, epsilon).privacy.model_dump() | {
-        "mode": "shared_noise",
-        "sum": {"spare": 0},
-    }
-    summed = study_with(
     private = study(study_with, epsilon).privacy.model_dump()
     private |= {"mode": "shared_noise", "sum": {"spare": 0}}
+    summed = study_with(
+        privacy=private, network={"name": "UNet", "channels": [16, 32, 64]}, rounds=30, distillation=None,
         training={"steps": 1, "lr": 0.1, "lot": "all", "momentum": 0}, export="gradient_sum",
         strategy={"name": "fed_avg_m", "momentum": 0.9},
     )  # fmt: skip
