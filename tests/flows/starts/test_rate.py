@@ -55,7 +55,8 @@ def with_sum(study_with, epsilon: float, patients: int) -> float:
     private = study(study_with, epsilon).privacy.model_dump()
     private |= {"mode": "shared_noise", "sum": {"spare": 0}}
     summed = study_with(
-        privacy=private, network={"name": "UNet", "channels": [16, 32, 64]}, rounds=30, distillation=None,
+        privacy=private, network={"name": "UNet", "channels": [16, 32, 64]}, rounds=30,
+        distillation=None,
         training={"steps": 1, "lr": 0.1, "lot": "all", "momentum": 0}, export="gradient_sum",
         strategy={"name": "fed_avg_m", "momentum": 0.9},
     )  # fmt: skip
