@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fedavg_by_hand as by_hand
 import torch
+from conftest import change_yaml
 
 from flows.rounds import aggregation, secure_sum
 from flows.rounds.global_model import publish_model
@@ -18,6 +19,7 @@ from flows.runs.run import Run
 from flows.starts.first_model import start_of
 from models import params as P
 from privacy.noise.source import NoiseSource
+from sites.datasets.phantoms import Scanner, make_wards
 from sites.hospital import Hospital
 from sites.orders import Order, Phase
 from sites.progress import ignore_progress
@@ -28,6 +30,18 @@ from sites.wards import introduce
 
 SEED = 3
 Alter = Callable[[Order], Order]
+
+
+def small_hospitals(folder: Path, names: Sequence[str], patients: int = 8) -> list[Path]:
+    """Return the folders of made-up hospitals with few patients and a large budget."""
+    scanner = ((20.0, 300.0, 620.0, 480.0), 30, "RAS")
+    wards = make_wards(folder, 0, [Scanner(name, patients, *scanner) for name in names])
+    for ward in wards:
+        change_yaml(
+            ward / "site.yaml", declared_patients=12, min_patients=3, min_evaluation_patients=1,
+            budget={"epsilon": 100.0, "delta": 1e-3},
+        )  # fmt: skip
+    return wards
 
 
 @dataclass

@@ -7,7 +7,7 @@ import fedavg_by_hand as by_hand
 import numpy as np
 import pytest
 import torch
-from consortium import Consortium
+from consortium import Consortium, small_hospitals
 
 from flows.rounds.statements import TooFewHospitals
 from flows.rounds.sum_progress import progress
@@ -18,11 +18,9 @@ from privacy.accounting import Budget, PrivacyEvent, epsilon, noise_for
 from privacy.mechanisms import mechanism_for
 from privacy.secure_aggregation.fixed_point import MASKED
 from privacy.shared_noise import SharedGaussian
-from sites.datasets.phantoms import Scanner, make_wards
 from sites.study import Study
 
 NAMES = ("north", "east", "south", "west")
-SCANNER = (20.0, 300.0, 620.0, 480.0)
 
 
 @pytest.fixture
@@ -48,16 +46,9 @@ def study(small_study) -> Callable[..., Study]:
 
 
 @pytest.fixture
-def consortium(tmp_path: Path, edit: Callable[..., None]) -> Callable[[Study], Consortium]:
+def consortium(tmp_path: Path) -> Callable[[Study], Consortium]:
     def make(study: Study) -> Consortium:
-        wards = make_wards(
-            tmp_path / "wards", 0, [Scanner(name, 10, SCANNER, 30, "RAS") for name in NAMES]
-        )
-        for ward in wards:
-            edit(
-                ward / "site.yaml", declared_patients=12, min_patients=3, min_evaluation_patients=1,
-                budget={"epsilon": 100.0, "delta": 1e-3},
-            )  # fmt: skip
+        wards = small_hospitals(tmp_path / "wards", NAMES, patients=10)
         return Consortium.begin(tmp_path, study, wards)
 
     return make

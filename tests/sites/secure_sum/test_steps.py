@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from consortium import Consortium
+from consortium import Consortium, small_hospitals
 
 from flows.rounds import statements
 from flows.rounds.statements import TooFewHospitals, statement_named
@@ -13,7 +13,6 @@ from models import checkpoints
 from models.files import sha256_of
 from privacy.signing import private_key, public_hex, sign, verified
 from sites.admission.admission import admit, check_round
-from sites.datasets.phantoms import Scanner, make_wards
 from sites.exchange.exchange import COORDINATOR
 from sites.exchange.places import Place
 from sites.hospital import Hospital
@@ -44,17 +43,8 @@ def study(small_study) -> Callable[..., Study]:
 
 
 @pytest.fixture
-def made(tmp_path: Path, edit: Callable[..., None], study) -> Consortium:
-    wards = make_wards(
-        tmp_path / "wards",
-        0,
-        [Scanner(name, 8, (20.0, 300.0, 620.0, 480.0), 30, "RAS") for name in NAMES],
-    )
-    for ward in wards:
-        edit(
-            ward / "site.yaml", declared_patients=12, min_patients=3, min_evaluation_patients=1,
-            budget={"epsilon": 100.0, "delta": 1e-3},
-        )  # fmt: skip
+def made(tmp_path: Path, study) -> Consortium:
+    wards = small_hospitals(tmp_path / "wards", NAMES)
     return Consortium.begin(tmp_path, study(), wards)
 
 
@@ -227,14 +217,9 @@ def test_a_list_of_survivors_that_is_too_short_is_not_signed(made: Consortium) -
 def test_a_hospital_without_its_peers_keys_takes_no_part_and_is_told_the_way_out(
     tmp_path: Path, edit: Callable[..., None], study
 ) -> None:
-    wards = make_wards(
-        tmp_path / "wards",
-        0,
-        [Scanner(name, 8, (20.0, 300.0, 620.0, 480.0), 30, "RAS") for name in NAMES],
-    )
+    wards = small_hospitals(tmp_path / "wards", NAMES)
     for ward in wards:
-        edit(ward / "site.yaml", declared_patients=12, min_patients=3, min_evaluation_patients=1,
-             budget={"epsilon": 100.0, "delta": 1e-3}, shared_noise={"colluding": 0},
+        edit(ward / "site.yaml", shared_noise={"colluding": 0},
              peers={ward.name: public_hex(private_key(tmp_path / "k"))})  # fmt: skip
     with pytest.raises(TooFewHospitals, match="needs the other hospitals' public keys under `peers`"):
         Consortium.begin(tmp_path, study(), wards)
