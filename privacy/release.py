@@ -54,7 +54,7 @@ def one_line(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in words)[:1000]
 
 
-MOST_ATTEMPTS = 20
+MOST_ATTEMPTS = 100
 """Attempts at a secure sum in one round."""
 Attempt = Annotated[int, Field(ge=1, le=MOST_ATTEMPTS)]
 Share = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]

@@ -76,7 +76,7 @@ def verified(data: bytes, signer: str, roster: Roster) -> dict[str, Any]:
     if signer not in roster:
         raise BadSignature(f"{signer!r} is not on the roster.")
     try:
-        envelope = json.loads(data)
+        envelope = json.loads(data.decode())  # in UTF-8 alone, as it is passed on
         statement = envelope["statement"]
         signature = bytes.fromhex(envelope["signature"])
         named = envelope["signer"]

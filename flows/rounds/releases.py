@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from flows.rounds import ensemble_distillation
 from flows.rounds.statements import NO_ANSWERS, Answers, TooFewHospitals, answers
 from flows.rounds.sum_progress import act_in, progress, terms_of
-from flows.runs.records import Absence, RoundRecord, Signed
+from flows.runs.records import GENESIS, Absence, RoundRecord, Signed
 from flows.runs.run import BrokenRun, Run
 from models import checkpoints
 from models.config import Config
@@ -155,7 +155,12 @@ def _check_masked(run: Run, round: int, manifest: ReleaseManifest) -> None:
     record = progress(run, round)
     terms = terms_of(run, round, len(record.members("sum-keys")))
     due = terms.honest if run.study.export == "gradient_sum" else None
+    records = run.records()
+    if manifest.chain_head != (records[round - 2].sha256 if round > 1 else GENESIS):
+        raise RejectedRelease("it was signed upon another chain of records")
     masked = manifest.masked
+    if masked is not None and masked.rate != run.rate:
+        raise RejectedRelease("it is of another learning rate")
     if masked is None or (masked.attempt, masked.members, masked.honest) != (
         record.attempt, record.members("sum-shares"), due,
     ):  # fmt: skip

@@ -1,5 +1,4 @@
-"""A round's secure sum, as the coordinator leads it: five phases, each a signed statement of each
-member.
+"""A round's secure sum, as the coordinator leads it: five phases, in each a statement of each member.
 
 | phase           | a hospital's statement                     | the coordinator needs          |
 |-----------------|--------------------------------------------|--------------------------------|
@@ -14,33 +13,27 @@ own. The members of each phase are stored once they are decided, so an interrupt
 was.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from flows.rounds import releases
-from flows.rounds.statements import Answers, TooFewHospitals, recorded, statement_named
-from flows.rounds.sum_progress import declared, progress, store, terms_of
+from flows.rounds.statements import Answers, TooFewHospitals, parse_signed
+from flows.rounds.sum_progress import decide, declared, passed_on, progress, store, terms_of
+from flows.rounds.sum_statements import fitting
 from flows.runs.records import Absence, RoundRecord, Signed, SumRecord
 from flows.runs.run import Run
 from models import checkpoints
+from models.errors import AskSomebody
+from models.files import sha256_of
 from models.params import Params
-from privacy.release import (
-    MOST_ATTEMPTS,
-    Statement,
-    SumKeys,
-    SumOpening,
-    SumShares,
-    SumSurvivors,
-)
+from privacy.release import MOST_ATTEMPTS, Statement, SumKeys, SumOpening, SumShares
 from privacy.secure_aggregation.fixed_point import CHANGE_GRID, MASKED, params_of
 from privacy.secure_aggregation.keys import BadShare
 from privacy.secure_aggregation.masking import Opening, opened_secrets, unmask
 from privacy.secure_aggregation.ring import Vector, signed
 from privacy.secure_aggregation.terms import BadTerms, Terms
 from privacy.shared_noise import SharedGaussian
-from sites.exchange.exchange import COORDINATOR
 from sites.orders import Phase, act_of
-from sites.secure_sum.relay import bundle
 from sites.study import Study
 
 S = TypeVar("S", bound=Statement)
@@ -49,10 +42,24 @@ Ask = Callable[[Run, int, Phase, Sequence[str]], Answers]
 
 
 class AttemptFailed(Exception):
-    """Too few hospitals for one attempt; the answers name each one's reason."""
+    """Too few hospitals for one attempt; the answers name each one's reason.
 
-    def __init__(self, answers: Answers) -> None:
-        self.answers = answers
+    `is_free` states whether nothing of the attempt is decided, so that it can go on later.
+    """
+
+    def __init__(self, answers: Answers, fewest: int, *, is_free: bool = False) -> None:
+        self.answers, self.fewest, self.is_free = answers, fewest, is_free
+
+
+class NoAttemptLeft(AskSomebody):
+    """A round has had as many attempts at its secure sum as there may be."""
+
+    def __init__(self, round: int) -> None:
+        super().__init__(
+            f"Expected a secure sum of round {round} within {MOST_ATTEMPTS} attempts; each found too "
+            f"few hospitals."
+        )
+        self.next_step = "ask the hospitals why; `--new` begins another run."
 
 
 def contribute(run: Run, number: int, base: RoundRecord, ask: Ask) -> Answers:
@@ -60,21 +67,24 @@ def contribute(run: Run, number: int, base: RoundRecord, ask: Ask) -> Answers:
 
     Raises:
         TooFewHospitals: no attempt found enough hospitals. The next start begins another attempt.
+        NoAttemptLeft: the round has had all its attempts.
     """
-    sites, last = sorted(run.description.participants), Answers({}, {})
+    failed = AttemptFailed(Answers({}, {}), run.study.sites.min)
     for _ in range(1 + spare_of(run.study)):
         record = progress(run, number)
-        if record.failed and record.attempt == MOST_ATTEMPTS:
-            break
+        if record.failed and record.attempt >= MOST_ATTEMPTS:
+            raise NoAttemptLeft(number)
         if record.failed:
-            record = SumRecord(attempt=record.attempt + 1)
-            store(run, number, record)
+            store(run, number, SumRecord(attempt=record.attempt + 1))
         try:
-            return _attempt(run, number, base, sites, ask)
-        except AttemptFailed as failed:
-            last = failed.answers
-            store(run, number, progress(run, number).model_copy(update={"failed": True}))
-    raise TooFewHospitals(len(last.taken), run.study, last.absent, number)
+            return _attempt(run, number, base, ask)
+        except AttemptFailed as error:
+            failed = error
+        if failed.is_free:
+            break
+        store(run, number, progress(run, number).model_copy(update={"failed": True}))
+    found, absent = len(failed.answers.taken), failed.answers.absent
+    raise TooFewHospitals(found, run.study, absent, number, failed.fewest)
 
 
 def spare_of(study: Study) -> int:
@@ -82,55 +92,37 @@ def spare_of(study: Study) -> int:
     return study.privacy.spare if study.privacy.mode != "none" else 0
 
 
-def _attempt(run: Run, number: int, base: RoundRecord, sites: Sequence[str], ask: Ask) -> Answers:
-    keys = _phase(run, number, "sum-keys", SumKeys, sites, ask, run.study.sites.min)
-    for site, signed_keys in keys.taken.items():
-        _check_weight(run, number, site, signed_keys)
+def _attempt(run: Run, number: int, base: RoundRecord, ask: Ask) -> Answers:
+    """Lead one attempt through its phases; those that an interruption left decided stay as they are."""
+    everybody = frozenset(run.description.participants)
+    absent: dict[str, Absence] = {}
+
+    def phase(name: Phase, sites: Iterable[str], fewest: int) -> list[str]:
+        decided = progress(run, number).members(name)
+        if decided:
+            return sorted(decided)
+        answers = fitting(run, number, name, ask(run, number, name, sorted(everybody & set(sites))))
+        absent.update({site: why for site, why in answers.absent.items() if site not in absent})
+        if len(answers.taken) < fewest:
+            raise AttemptFailed(Answers(answers.taken, absent), fewest, is_free=name == "sum-keys")
+        _decide(run, number, name, answers.taken, fewest)
+        return sorted(answers.taken)
+
+    keys = phase("sum-keys", everybody, run.study.sites.min)
     try:
-        terms = terms_of(run, number, len(keys.taken))
+        terms = terms_of(run, number, len(keys))
     except BadTerms as error:
-        raise AttemptFailed(keys) from error
-    shares = _phase(run, number, "sum-shares", SumShares, sorted(keys.taken), ask, terms.threshold)
-    taken = _releases(run, number, base, sorted(shares.taken), ask, terms)
-    survivors = sorted(taken.taken)
-    lists = _phase(run, number, "sum-survivors", SumSurvivors, survivors, ask, terms.threshold)
-    openings = _phase(run, number, "sum-opening", SumOpening, sorted(lists.taken), ask, terms.threshold)
+        raise AttemptFailed(Answers({}, absent), run.study.sites.min) from error
+    shares = phase("sum-shares", keys, terms.threshold)
+    taken = _releases(run, number, base, sorted(everybody & set(shares)), ask, terms)
+    lists = phase("sum-survivors", taken.taken, terms.threshold)
+    phase("sum-opening", lists, terms.threshold)
     try:
-        opened_secrets(survivors, opening_of(run, number, progress(run, number)), terms)
+        opened_secrets(sorted(taken.taken), opening_of(run, number, progress(run, number)), terms)
     except BadShare as error:
-        wrong = Absence(kind="rejected", text=str(error))
-        raise AttemptFailed(Answers({}, dict.fromkeys(openings.taken, wrong))) from error
-    absent = {site: why for each in (keys, shares, taken) for site, why in each.absent.items()}
-    return Answers(taken.taken, absent)
-
-
-def _check_weight(run: Run, number: int, site: str, keys: Signed[Statement]) -> None:
-    """Raise `AttemptFailed` if a member's weight is not what it declared when it joined."""
-    due = run.description.member(site, number).statement.declared_training
-    if not isinstance(keys.statement, SumKeys) or keys.statement.declared_training != due:
-        why = Absence(kind="rejected", text=f"expected the declared {due} patients of its acceptance")
-        raise AttemptFailed(Answers({}, {site: why}))
-
-
-def _phase(
-    run: Run, number: int, phase: Phase, kind: type[Statement], sites: Sequence[str], ask: Ask, fewest:
-    int
-) -> Answers:  # fmt: skip
-    """Return the answers of one phase; those of an interrupted attempt stay what they were."""
-    known = progress(run, number).members(phase)
-    found = ask(run, number, phase, sorted(known or sites))
-    wrong = Absence(kind="rejected", text=f"expected its {phase}")
-    taken = {
-        site: each
-        for site, each in found.taken.items()
-        if isinstance(each.statement, kind) and (not known or known.get(site) == each.statement_sha256)
-    }
-    absent = dict(found.absent) | dict.fromkeys(found.taken.keys() - taken.keys(), wrong)
-    answers = Answers(taken, absent)
-    if len(taken) < fewest or len(taken) < len(known):
-        raise AttemptFailed(answers)
-    _decide(run, number, phase, taken)
-    return answers
+        why = Absence(kind="rejected", text=str(error))
+        raise AttemptFailed(Answers({}, dict.fromkeys(lists, why)), terms.threshold) from error
+    return Answers(taken.taken, {**absent, **taken.absent})
 
 
 def _releases(
@@ -144,25 +136,18 @@ def _releases(
                 run, number, base, ask(run, number, "contribute", sites), fewest=terms.threshold
             )
         except TooFewHospitals as error:
-            raise AttemptFailed(Answers({}, error.absent)) from error
-    _decide(run, number, "contribute", taken.taken)
+            raise AttemptFailed(Answers({}, error.absent), terms.threshold) from error
+    _decide(run, number, "contribute", taken.taken, terms.threshold)
     return taken
 
 
-def _decide(run: Run, number: int, phase: Phase, taken: Mapping[str, Signed[Statement]]) -> None:
-    """Store the members of a phase, and what the next phase passes on to hospitals."""
-    record = progress(run, number)
-    if record.members(phase):
-        return
-    act = act_of(phase, record.attempt)
-    passed = {
-        site: statement_named(run, number, act, site, each.statement_sha256)
-        for site, each in taken.items()
-    }
-    relay = run.exchange.put_object(bundle(passed), COORDINATOR)
-    members = {site: each.statement_sha256 for site, each in sorted(taken.items())}
-    decided = {**record.phases, phase: members}
-    store(run, number, record.model_copy(update={"phases": decided, "relay": relay}))
+def _decide(
+    run: Run, number: int, phase: Phase, taken: Mapping[str, Signed[Statement]], fewest: int
+) -> None:
+    try:
+        decide(run, number, phase, {site: each.statement_sha256 for site, each in taken.items()})
+    except LookupError as error:  # somebody has removed it since
+        raise AttemptFailed(Answers({}, {}), fewest) from error
 
 
 def mean_change(run: Run, number: int, template: Params) -> Params:
@@ -220,18 +205,20 @@ def opening_of(run: Run, number: int, record: SumRecord) -> Opening:
 def statements_in(
     run: Run, number: int, record: SumRecord, phase: Phase, kind: type[S]
 ) -> dict[str, S]:  # fmt: skip
-    """Return the members' statements of a phase from the exchange, by the hashes that a record names.
+    """Return the members' statements of a phase as the run's folder has them, by a record's hashes.
 
     Raises:
         BadSignature: no key that a hospital had in this run signed it.
         RejectedRelease: it is about another act.
-        LookupError: there is none, or another one than the record names.
+        LookupError: the folder has none, or another one than the record names.
         ValueError: it is of another kind.
     """
-    act = act_of(phase, record.attempt)
+    act, written = act_of(phase, record.attempt), passed_on(run, number, record.attempt, phase)
     found: dict[str, S] = {}
     for site, sha256 in record.members(phase).items():
-        statement = recorded(run, number, act, site, sha256)
+        if site not in written or sha256_of(written[site]) != sha256:
+            raise LookupError(f"the {phase} of {site} is another statement than the record names.")
+        statement = parse_signed(run, number, act, site, written[site])
         if not isinstance(statement, kind):
             raise ValueError(f"Expected the {phase} of {site}, got a {statement.kind}.")
         found[site] = statement

@@ -46,13 +46,14 @@ class TooFewHospitals(AskSomebody):
     """
 
     def __init__(
-        self, found: int, study: Study, absent: Mapping[str, Absence], round: int | None
-    ) -> None:
+        self, found: int, study: Study, absent: Mapping[str, Absence], round: int | None,
+        fewest: int | None = None,
+    ) -> None:  # fmt: skip
         self.begun, self.absent = round is not None, dict(absent)
         when = f"in round {round}" if self.begun else "to start a run"
         lines = "".join(f"\n  {site}: {why}" for site, why in sorted(absent.items()))
         super().__init__(
-            f"Expected at least {study.sites.min} hospitals {when} of study {study.name}, "
+            f"Expected at least {fewest or study.sites.min} hospitals {when} of study {study.name}, "
             f"got {found}.{lines}"
         )
         goes_on = (
@@ -200,7 +201,21 @@ def recorded(
         LookupError: there is none, or another one than the record names.
     """
     data = statement_named(run, round, act, site, sha256)
+    return parse_signed(run, round, act, site, data, public_key)
+
+
+def parse_signed(
+    run: Run, round: int, act: str, site: str, data: bytes, public_key: str | None = None
+) -> Statement:
+    """Return a hospital's statement, signed by a key that it had in this run, about an act of a round.
+
+    Raises:
+        BadSignature: no such key signed it.
+        RejectedRelease: it is about another act.
+    """
     keys = [public_key] if public_key else sorted(keys_in(run, site))
+    if not keys:
+        raise BadSignature(f"{site!r} has no key in this run.")
     for key in keys[:-1]:
         with suppress(BadSignature):
             _ = verified(data, site, {site: key})

@@ -1,6 +1,6 @@
 """State of a round's secure sum: its attempt and the members of each phase, as a file of the run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from flows.runs.records import SumRecord
@@ -8,7 +8,10 @@ from flows.runs.run import Run
 from models.files import write_atomically
 from privacy.mechanisms import MaskedPrivacy, SharedNoise
 from privacy.secure_aggregation.terms import BadTerms, Terms
+from sites.exchange.exchange import COORDINATOR
+from sites.exchange.places import Place
 from sites.orders import SUM_PHASES, Phase, SumOrder, act_of
+from sites.secure_sum.relay import bundle, unbundled
 
 
 def order_part(run: Run, number: int, phase: Phase) -> SumOrder | None:
@@ -37,6 +40,41 @@ def act_in(run: Run, number: int, phase: Phase) -> str:
     return (
         phase if order_part(run, number, phase) is None else act_of(phase, progress(run, number).attempt)
     )
+
+
+def decide(run: Run, number: int, phase: Phase, members: Mapping[str, str]) -> None:
+    """Store a phase's members with their signed statements, which the next phase passes on to hospitals.
+
+    Later nothing is read from hospitals' places again: whatever they write there, or remove.
+
+    Args:
+        members: by hospital, the sha256 of its statement.
+    """
+    record = progress(run, number)
+    if record.members(phase):
+        return
+    act = act_of(phase, record.attempt)
+    written = {
+        site: run.exchange.statement_with(Place.statement(run.name, number, act, site), sha256)
+        for site, sha256 in members.items()
+    }
+    data = bundle(written)
+    write_atomically(_bundle_path(run, number, record.attempt, phase), data)
+    decided = {**record.phases, phase: dict(sorted(members.items()))}
+    relay = run.exchange.put_object(data, COORDINATOR)
+    store(run, number, record.model_copy(update={"phases": decided, "relay": relay}))
+
+
+def passed_on(run: Run, number: int, attempt: int, phase: Phase) -> dict[str, bytes]:
+    """Return the members' signed statements of a decided phase, or raise LookupError."""
+    path = _bundle_path(run, number, attempt, phase)
+    if not path.exists():
+        raise LookupError(f"the run's folder has no statements of {phase}.")
+    return unbundled(path.read_bytes())
+
+
+def _bundle_path(run: Run, number: int, attempt: int, phase: Phase) -> Path:
+    return run.folder / "sums" / f"round-{number:03d}" / f"{attempt}-{phase}.json"
 
 
 def terms_of(run: Run, number: int, members: int, attempt: int | None = None) -> Terms:

@@ -86,6 +86,11 @@ def own_mask_key(own: bytes, context: str) -> bytes:
     return _derived(own, f"own mask {context}")
 
 
+def check_public(public: str) -> None:
+    """Raise `BadShare` unless a public key is canonical and one with which secrets can be agreed."""
+    _ = agreed(bytes(SEED_BYTES), public, "check", "")
+
+
 def agreed(secret: bytes, peer: str, use: str, context: str) -> bytes:
     """Return the 32 bytes on which two members agree, each by the own secret and the other's public key.
 

@@ -8,7 +8,7 @@ the shares of their `own` secrets. Nobody opens both secrets of anybody
 (https://doi.org/10.1145/3133956.3133982, section 4).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 
@@ -102,6 +102,13 @@ def opened_secrets(
     return own, pair
 
 
+def _choices(givers: Sequence[str], threshold: int) -> Iterator[Sequence[str]]:
+    """Yield choices of givers: the first ones, then those without any one of all, any two, and so on."""
+    for left_out in range(len(givers) - threshold + 1):
+        for gone in combinations(givers, left_out):
+            yield [giver for giver in givers if giver not in gone][:threshold]
+
+
 def _open(
     opening: Opening, revealed: Mapping[str, Mapping[str, bytes]], whose: str, terms: Terms,
     announced_by: Callable[[bytes], str], announced: Mapping[str, str],
@@ -112,7 +119,7 @@ def _open(
         raise BadShare(
             f"expected {terms.threshold} shares of {whose}'s secret to unmask the sum, got {len(found)}"
         )
-    for givers in islice(combinations(sorted(found), terms.threshold), MOST_CHOICES):
+    for givers in islice(_choices(sorted(found), terms.threshold), MOST_CHOICES):
         secret = opened({opening.numbers[giver]: found[giver] for giver in givers})
         if announced_by(secret) == announced[whose]:
             return secret

@@ -12,7 +12,7 @@ from models.networks import NetworkConfig
 from models.objectives import TaskConfig
 from privacy.ledger import Entry
 from privacy.ledger_book import is_kind
-from privacy.mechanisms import SharedNoise
+from privacy.mechanisms import Mechanism, SharedNoise, mechanism_for
 from sites.hospital import Hospital
 from sites.imaging.listing import Listing
 from sites.orders import SUM_PHASES, Order
@@ -206,6 +206,22 @@ def training_for(policy: Policy, study: Study) -> TrainingConfig:
             f"{fewest or study.training.steps}; the policy's device.most_steps allows {most}"
         )
     return study.training.model_copy(update={"steps": most})
+
+
+def mechanism_for_study(policy: Policy, study: Study) -> Mechanism | None:
+    """Return a study's mechanism at this hospital, None without privacy; `Refused` if it fits none."""
+    if study.privacy.mode == "none":
+        return None
+    try:
+        return mechanism_for(
+            study.privacy,
+            rounds=study.rounds,
+            steps=training_for(policy, study).steps,
+            lot=study.training.lot_size,
+            declared=policy.declared_training,
+        )
+    except ValueError as error:
+        raise Refused(f"the study does not fit this hospital: {error}") from error
 
 
 def _check_teacher(study: Study, teacher: NetworkConfig | None) -> None:

@@ -10,16 +10,15 @@ from itertools import product
 
 import torch
 
-from models import params as P
 from models.objectives import build_task
 from privacy.accounting import Budget, reported_epsilon
 from privacy.distillation import distil
 from privacy.ledger import Charge, LedgerError
-from privacy.mechanisms import Mechanism, mechanism_for
+from privacy.mechanisms import MaskedPrivacy, Mechanism, SharedNoise
 from privacy.release import MOST_EPSILON, Acceptance, parse_statement
 from privacy.soundness import check_soundness
 from sites import export
-from sites.admission.admission import teacher_for, training_for
+from sites.admission.admission import mechanism_for_study, teacher_for, training_for
 from sites.admission.approvals import check_join, check_probe
 from sites.admission.resources import check_disk, exclusive_device
 from sites.contribution.local_update import LocalTraining, end, forget, local_update
@@ -30,6 +29,7 @@ from sites.orders import Order, check_in_time
 from sites.policy.policy import Refused
 from sites.progress import Progress
 from sites.secure_sum.masked_update import MaskedSum
+from sites.secure_sum.own_share import check_own_share
 from sites.secure_sum.relay import check_peers
 from sites.secure_sum.steps import take_shares
 from sites.study import Study
@@ -64,9 +64,11 @@ def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
 
 def _check_fit(hospital: Hospital, order: Order) -> None:
     """Raise `Refused` or `BudgetExceeded` if code or budget do not allow the whole run."""
-    mechanism = _mechanism(hospital, order.study)
-    if order.study.is_summed:
+    mechanism = mechanism_for_study(hospital.policy, order.study)
+    if isinstance(order.study.privacy, MaskedPrivacy | SharedNoise):
         check_peers(hospital)
+        config, fewest = order.study.privacy.sum, order.study.sites.min
+        check_own_share(hospital, order.study, fewest - config.dropouts - config.colluding)
     if mechanism:
         _check_accountants(order.study, mechanism, (1, order.study.rounds + _spare(order.study)))
     _rehearse(hospital, order.study, mechanism)
@@ -86,7 +88,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     model = global_model(hospital, order)
     _check_terms(hospital, order)
     check_join(hospital, study, order.run)
-    mechanism = _mechanism(hospital, study)
+    mechanism = mechanism_for_study(hospital.policy, study)
     if mechanism:
         so_far = len(hospital.ledger.charges(order.run))
         _check_accountants(study, mechanism, (min(so_far + 1, study.rounds + _spare(study)),))
@@ -131,9 +133,7 @@ def _hidden(
     """Return the hospital's part in the round's secure sum, before any charge; None without one."""
     if mechanism is None or not order.study.is_summed:
         return None
-    part = MaskedSum(hospital, order, take_shares(hospital, order), mechanism, model.rate)
-    part.check_own_share(P.numel(model.params))
-    return part
+    return MaskedSum(hospital, order, take_shares(hospital, order), mechanism, model.rate)
 
 
 def _spare(study: Study) -> int:
@@ -227,21 +227,6 @@ def _blank_targets(study: Study, count: int) -> torch.Tensor:
     if task.kind == "segmentation":
         return torch.zeros(count, *study.preprocessing.shape).long()
     return torch.zeros(count, *([len(task.labels)] if task.multi_label else ())).long()
-
-
-def _mechanism(hospital: Hospital, study: Study) -> Mechanism | None:
-    if study.privacy.mode == "none":
-        return None
-    try:
-        return mechanism_for(
-            study.privacy,
-            rounds=study.rounds,
-            steps=training_for(hospital.policy, study).steps,
-            lot=study.training.lot_size,
-            declared=hospital.policy.declared_training,
-        )
-    except ValueError as error:
-        raise Refused(f"the study does not fit this hospital: {error}") from error
 
 
 def _check_accountants(study: Study, mechanism: Mechanism, rounds: Sequence[int]) -> None:

@@ -179,6 +179,13 @@ class Exchange:
                     return data
         return None
 
+    def statement_with(self, place: Place, sha256: str) -> bytes:
+        """Return what was written at a hospital's place with this sha256, or raise LookupError."""
+        for data in self.answers(place):
+            if sha256_of(data) == sha256:
+                return data
+        raise LookupError(f"Expected the statement {sha256} at {place}, and it is not there.")
+
     def statements_of(self, site: str) -> set[Place]:
         """Return the places of all statements of a hospital, revocations included."""
         return self._places_in(f"statements/{site}")

@@ -39,6 +39,7 @@ def leave(hospital: Hospital, study: str) -> tuple[list[str], list[str]]:
         failed: list[str] = []
         for run, exchange, study_sha256 in runs:
             shutil.rmtree(hospital.state / "unfinished" / run, ignore_errors=True)
+            shutil.rmtree(hospital.state / "sums" / run, ignore_errors=True)
             act = Charge(study, run, 0, "leave", event=None)
             if hospital.ledger.file_of(act) is None:
                 export.departure(hospital, study_sha256, act)

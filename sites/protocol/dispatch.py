@@ -25,6 +25,7 @@ from sites.policy.opening_hours import Closed, check_open
 from sites.policy.policy import Refused
 from sites.progress import Progress
 from sites.protocol.departure import check_has_not_left
+from sites.secure_sum.attempt import forget_secrets
 from sites.secure_sum.steps import announce_keys, open_sum, seal_shares, sign_survivors
 
 log = logging.getLogger("wardround.site")
@@ -77,6 +78,8 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
         _check_export(hospital, act)
         check_has_not_left(hospital, study.name)
         export.publish(hospital, exchange, act)
+        if order.phase in ("sum-opening", "evaluate"):
+            forget_secrets(hospital, order.run)
         update_personal_model(hospital, order)
     except (Refused, BudgetExceeded) as reason:
         log.warning("%s, round %d of %s: refused: %s", act.purpose, act.round, act.run, reason)

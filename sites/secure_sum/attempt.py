@@ -94,16 +94,16 @@ def sum_config(study: Study) -> SumConfig:
 
 def begin(hospital: Hospital, order: Order) -> Attempt:
     """Return a new attempt, stored; earlier ones of the run are deleted."""
-    for path in _folder(hospital, order).glob("*.json"):
-        path.unlink()
+    forget_secrets(hospital, order.run)
     attempt = Attempt.fresh()
     keep(hospital, order, attempt)
     return attempt
 
 
-def end(hospital: Hospital, order: Order) -> None:
-    """Delete an attempt's secrets, which nothing needs once the opening is recorded."""
-    _path(hospital, order).unlink(missing_ok=True)
+def forget_secrets(hospital: Hospital, run: str) -> None:
+    """Delete the secrets of a run's attempts, which nothing needs once an opening is recorded."""
+    for path in (hospital.state / "sums" / run).glob("*-*.json"):
+        path.unlink()
 
 
 def keep(hospital: Hospital, order: Order, attempt: Attempt) -> None:

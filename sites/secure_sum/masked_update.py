@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privacy.accounting import epsilon
 from privacy.ledger_book import is_kind
-from privacy.mechanisms import Mechanism, SharedNoise
-from privacy.release import MOST_EPSILON, Masked, Noise
+from privacy.mechanisms import Mechanism
+from privacy.release import Masked, Noise
 from privacy.secure_aggregation.fixed_point import CHANGE_GRID, MASKED, units_of
 from privacy.secure_aggregation.masking import mask
 from privacy.secure_aggregation.ring import on_ring
@@ -19,6 +18,7 @@ from sites.hospital import Hospital
 from sites.orders import Order
 from sites.policy.policy import Refused
 from sites.secure_sum.attempt import Attempt, terms_of
+from sites.secure_sum.own_share import own_epsilon, smallest_share
 from sites.study import Study
 from sites.update import Update
 
@@ -69,21 +69,6 @@ class MaskedSum:
         )
         return Update({MASKED: self._masked(units)}, noise), masked
 
-    def check_own_share(self, numel: int) -> None:
-        """Raise `Refused`, before any charge, if the own noise alone would protect too little."""
-        privacy, limits = self.study.privacy, self.hospital.policy.shared_noise
-        if not isinstance(privacy, SharedNoise) or limits == "refuse":
-            return
-        shared = SharedGaussian(self.mechanism, numel, self.terms.honest)
-        delta, rounds = self.hospital.policy.budget.delta, self.study.rounds + privacy.spare
-        alone = epsilon([shared.own_event] * rounds, delta, self.hospital.ledger.rule)
-        most = MOST_EPSILON if limits.own_epsilon is None else limits.own_epsilon
-        if not alone <= most:
-            raise Refused(
-                f"with this hospital's noise alone the run would cost epsilon {alone:.4g}, the policy's "
-                f"shared_noise allows {most:g}"
-            )
-
     def _with_share(self, update: Update, shared: SharedGaussian) -> tuple[NDArray[np.int64], Noise]:
         source, noise = self.hospital.noise(self.order.noise_purpose)
         return shared.noisy(update.tensors["gradient_sum"].numpy(), source), noise
@@ -105,8 +90,8 @@ class MaskedSum:
 
     def _own_epsilon(self, shared: SharedGaussian) -> float:
         """Return what the run would have cost so far with this hospital's noise alone."""
-        ledger, privacy = self.hospital.ledger, self.study.privacy
-        charges = [c for c in ledger.charges(self.order.run) if c.event is not None]
+        ledger, run = self.hospital.ledger, self.order.run
+        charges = [c for c in ledger.charges(run) if c.event is not None]
         count = sum(is_kind(charge.purpose, "contribute") for charge in charges)
-        delta = privacy.delta if privacy.mode != "none" else 1.0
-        return epsilon([shared.own_event] * count, delta, ledger.rule)
+        smallest = smallest_share(self.hospital, run, self.mechanism, shared.numel, shared.honest)
+        return own_epsilon(self.hospital, self.study, smallest, count)

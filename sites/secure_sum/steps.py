@@ -15,7 +15,8 @@ from sites.hospital import Hospital
 from sites.orders import Order
 from sites.policy.policy import Refused
 from sites.progress import Progress
-from sites.secure_sum.attempt import Attempt, Peer, begin, end, keep, stored, terms_of
+from sites.secure_sum.attempt import Attempt, Peer, begin, keep, stored, terms_of
+from sites.secure_sum.own_share import check_own_share
 from sites.secure_sum.relay import check_peers, relayed
 
 
@@ -51,6 +52,7 @@ def seal_shares(hospital: Hospital, order: Order, act: Charge, _: Progress) -> N
         raise Refused("two members of the secure sum have announced the same key")
     attempt = attempt.model_copy(update={"roster": roster})
     terms = terms_of(order, len(roster))
+    check_own_share(hospital, order.study, terms.honest)
     boxes = _boxes(hospital.name, attempt, terms)
     keep(hospital, order, attempt)
     export.free_statement(
@@ -172,7 +174,6 @@ def open_sum(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
         hospital, order.study, act, SumOpening,
         kind="sum_opening", attempt=_number(order), own=own, pair=pair,
     )  # fmt: skip
-    end(hospital, order)
 
 
 def _number(order: Order) -> int:

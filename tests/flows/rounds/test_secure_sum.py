@@ -156,7 +156,7 @@ def test_a_failed_attempt_stays_charged_and_the_next_has_fresh_masks_noise_and_c
 def test_the_spare_attempts_are_paid_for_by_the_studys_budget_and_no_more_are(consortium, study) -> None:
     made = consortium(study("shared_noise", rounds=1, sum={"spare": 1}))
     made.silent = {"sum-opening": ("west",)}
-    with pytest.raises(TooFewHospitals, match="at least 3 hospitals in round 1"):
+    with pytest.raises(TooFewHospitals, match="at least 4 hospitals in round 1"):
         made.contribute(1)
     spent = [hospital.ledger.spent(1e-3) for hospital in made.hospitals.values()]
     assert spent == pytest.approx([20.0] * 4, rel=1e-3)

@@ -1,7 +1,6 @@
 """Verification of secure sums: an honest one has no fault, and whatever was changed is named."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from consortium import Consortium, small_hospitals
@@ -11,7 +10,7 @@ from flows.runs.records import RoundRecord, SumRecord
 from flows.verification.check_sums import sum_faults
 from models.files import sha256_of
 from privacy.signing import sign
-from sites.exchange.places import Place
+from sites.secure_sum.relay import bundle, unbundled
 from sites.study import Study
 
 NAMES = ("east", "north", "south")
@@ -66,7 +65,7 @@ CHANGES: dict[str, tuple[Callable[[SumRecord], SumRecord], str]] = {
         lambda s: phase(s, "sum-opening", {"east": s.members("sum-opening")["east"]}),
         "fewer members than the study's terms",
     ),
-    "another attempt": (lambda s: s.model_copy(update={"attempt": 2}), "not in the exchange"),
+    "another attempt": (lambda s: s.model_copy(update={"attempt": 2}), "no statements of sum-keys"),
     "other releases": (
         lambda s: phase(s, "contribute", {**s.members("contribute"), "east": "0" * 64}),
         "over other releases than the record's",
@@ -96,17 +95,17 @@ def test_a_sum_that_was_changed_in_record_and_folder_is_named(made: Consortium, 
 
 
 def test_a_weight_that_differs_from_the_declared_patients_is_named(made: Consortium) -> None:
-    """East signs other keys; the record names that statement."""
-    place = Place.statement(made.run.name, 1, "sum-keys", "east")
-    path: Path = made.run.home.folder / ".wardround" / "exchange" / f"{place}.json"
+    """East signs other keys; record and folder have that statement."""
+    path = made.run.folder / "sums" / "round-001" / "1-sum-keys.json"
     true = path.read_bytes()
-    fields = made.hospitals["east"].verified(true)
+    written = unbundled(true)
+    fields = made.hospitals["east"].verified(written["east"])
     false = sign({**fields, "declared_training": 10**6}, "east", made.hospitals["east"].key)
     keys = {"east": sha256_of(false)}
     record = with_sum(made, lambda s: phase(s, "sum-keys", {**s.members("sum-keys"), **keys}))
     whole = made.run.records()[1].sum
     assert record.sum and whole
-    path.write_bytes(false)
+    path.write_bytes(bundle({**written, "east": false}))
     store(made.run, 1, record.sum)
     try:
         found = faults(made, record)

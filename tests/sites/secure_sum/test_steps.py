@@ -1,6 +1,7 @@
 """A hospital in a secure sum: what it refuses, and what nobody gets out of it."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,18 @@ from consortium import Consortium, small_hospitals
 from flows.rounds import statements
 from flows.rounds.statements import TooFewHospitals, statement_named
 from flows.rounds.sum_progress import progress, store
+from flows.rounds.sum_statements import fitting
+from flows.verification.check_sums import sum_faults
 from models import checkpoints
 from models.files import sha256_of
-from privacy.signing import private_key, public_hex, sign, verified
+from privacy.signing import BadSignature, private_key, public_hex, sign, verified
 from sites.admission.admission import admit, check_round
 from sites.exchange.exchange import COORDINATOR
 from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.orders import Order, Phase, SumOrder, act_of
 from sites.policy.policy import Refused, SharedNoiseConfig
+from sites.protocol.departure import leave
 from sites.secure_sum.relay import bundle, unbundled
 from sites.study import Study
 
@@ -104,15 +108,29 @@ def test_keys_that_a_peer_did_not_sign_are_refused(made: Consortium, tmp_path: P
     assert spent(made) == [0.0] * 4
 
 
-def test_hospitals_that_were_shown_different_rosters_release_nothing(made: Consortium) -> None:
+def test_a_hospital_that_was_shown_another_roster_is_left_out_uncharged(made: Consortium) -> None:
     def without_west(true: dict[str, bytes]) -> dict[str, bytes]:
         return {site: data for site, data in true.items() if site != "west"}
 
     lie(made, "sum-shares", without_west, to=("north",))
+    taken = made.contribute(1)
+    assert sorted(taken.taken) == ["east", "south", "west"]
+    assert taken.absent["north"].text == "its shares are sealed for other members"
+    assert made.hospitals["north"].ledger.spent(1e-3) == 0
+
+
+def test_shares_for_another_roster_are_refused_by_the_other_hospitals_too(made: Consortium) -> None:
+    """Whatever the coordinator passes on."""
+
+    def for_three(true: dict[str, bytes]) -> dict[str, bytes]:
+        fields = verified(true["west"], "west", made.run.description.roster)
+        members = {site: sha for site, sha in fields["members"].items() if site != "south"}
+        return {**true, "west": sign({**fields, "members": members}, "west", made.hospitals["west"].key)}
+
+    lie(made, "contribute", for_three)
     with pytest.raises(TooFewHospitals):
         made.contribute(1)
-    assert "are others than those of its roster" in reasons(made, "contribute", "north")
-    assert "north has seen another roster of the secure sum" in reasons(made, "contribute", "east")
+    assert "west has seen another roster of the secure sum" in reasons(made, "contribute", "east")
     assert spent(made) == [0.0] * 4
 
 
@@ -331,7 +349,7 @@ def test_a_hospital_whose_own_share_would_protect_too_little_releases_nothing_an
     edit(ward / "site.yaml", shared_noise={"colluding": 0, "own_epsilon": 25})
     made.hospitals["east"] = Hospital.open(ward, test_noise=3)
     assert "east" not in made.contribute(1).taken
-    assert "with this hospital's noise alone the run would cost" in reasons(made, "contribute", "east")
+    assert "with this hospital's noise alone the run would cost" in reasons(made, "sum-shares", "east")
     assert made.hospitals["east"].ledger.spent(1e-3) == 0
 
 
@@ -340,7 +358,7 @@ def test_keys_are_announced_for_rounds_of_a_run_that_was_joined_alone(made: Cons
     with pytest.raises(Refused, match="the study has rounds 1 to"):
         check_round(order.model_copy(update={"round": 0}))
     with pytest.raises(ValueError, match="attempt"):
-        SumOrder(attempt=21)
+        SumOrder(attempt=101)
 
 
 def test_a_junk_share_fails_the_attempt_and_not_the_run(made: Consortium) -> None:
@@ -363,3 +381,86 @@ def test_a_junk_share_fails_the_attempt_and_not_the_run(made: Consortium) -> Non
 
     made.ask = junk
     assert made.round(1).sum.attempt == 2
+
+
+def test_a_sum_that_was_opened_stays_what_it_is_whoever_leaves_or_changes_its_key_then(
+    made: Consortium,
+) -> None:
+    taken, spent_then = made.contribute(1), spent(made)
+    leave(made.hospitals["west"], made.run.study.name)
+    again = made.contribute(1)
+    assert {s: e.statement_sha256 for s, e in again.taken.items()} == {
+        s: e.statement_sha256 for s, e in taken.taken.items()
+    }
+    assert spent(made) == spent_then
+    record = made.round(1)
+    assert record.sum.attempt == 1
+    assert list(sum_faults(made.run, made.run.records())) == []
+
+
+def test_an_attempt_under_way_goes_on_without_a_hospital_that_the_operator_removes(
+    made: Consortium,
+) -> None:
+    up_to(made, "sum-survivors")
+    known = made.run.description
+    rest = {site: member for site, member in known.participants.items() if site != "west"}
+    roster = {site: key for site, key in known.roster.items() if site != "west"}
+    gone = {"west": known.participants["west"]}
+    changed = known.model_copy(update={"participants": rest, "roster": roster, "departed": gone})
+    made.run = replace(made.run, description=changed)
+    assert sorted(made.contribute(1).taken) == ["east", "north", "south", "west"]
+
+
+def test_starts_with_too_few_hospitals_use_up_no_attempt(made: Consortium) -> None:
+    made.silent = {"sum-keys": ("east", "north")}
+    for _ in range(3):
+        with pytest.raises(TooFewHospitals, match="at least 3 hospitals in round 1"):
+            made.contribute(1)
+    assert progress(made.run, 1).attempt == 1
+    made.silent = {}
+    assert len(made.contribute(1).taken) == 4
+
+
+@pytest.mark.parametrize(
+    ("phase", "changes", "words"),
+    [
+        ("sum-keys", {"declared_training": 3}, "expected the declared 9 patients"),
+        ("sum-keys", {"pair": "00" * 32}, "not valid"),
+        ("sum-keys", {"box": "ff" * 32}, "canonical"),
+        ("sum-shares", {"boxes": {}}, "sealed for other members"),
+        ("contribute", {"chain_head": "1" * 64}, "another chain of records"),
+        ("sum-survivors", {"survivors": {}}, "another list of survivors"),
+        ("sum-opening", {"own": {}}, "opens other secrets"),
+    ],
+)
+def test_a_hospital_whose_statement_does_not_fit_is_left_out_and_the_others_pay_once(
+    made: Consortium, phase: Phase, changes: dict[str, object], words: str
+) -> None:
+    asked, why = made.ask, {}
+
+    def wrong(run, number, asked_phase, sites):
+        found = asked(run, number, asked_phase, sites)
+        if asked_phase != phase:
+            return found
+        fields = found.taken["west"].statement.model_dump(mode="json") | changes
+        place = Place.statement(run.name, number, phase, "west")
+        path = run.home.folder / ".wardround" / "exchange" / f"{place}.json"
+        path.write_bytes(sign(fields, "west", made.hospitals["west"].key))
+        answers = statements.answers(run, number, asked_phase, sites)
+        why.update(fitting(run, number, asked_phase, answers).absent)
+        return answers
+
+    made.ask = wrong
+    record = made.round(1)
+    assert record.sum.attempt == 1 and "west" not in record.sum.members(phase)
+    assert phase == "contribute" or words in why["west"].text
+    assert list(sum_faults(made.run, made.run.records())) == []
+
+
+def test_a_statement_in_another_encoding_is_no_statement(made: Consortium) -> None:
+    """It could be verified, and not be passed on."""
+    data = made.hospitals["west"].outbox.statement(
+        next(iter(made.hospitals["west"].outbox.statements()))
+    )
+    with pytest.raises(BadSignature, match="malformed"):
+        made.hospitals["west"].verified(data.decode().encode("utf-16"))

@@ -1,0 +1,51 @@
+"""What a hospital's own share of the noise is worth alone, and the policy's limit on it."""
+
+from models import params as P
+from models.files import write_atomically
+from privacy.accounting import epsilon
+from privacy.mechanisms import Mechanism, SharedNoise
+from privacy.release import MOST_EPSILON
+from privacy.shared_noise import SharedGaussian
+from sites.admission.admission import mechanism_for_study
+from sites.hospital import Hospital
+from sites.policy.policy import Refused
+from sites.study import Study
+
+
+def check_own_share(hospital: Hospital, study: Study, honest: int) -> None:
+    """Raise `Refused`, before any charge, if the own noise alone protects less than the policy says.
+
+    Args:
+        honest: members whose noise together is charged.
+    """
+    privacy, limits = study.privacy, hospital.policy.shared_noise
+    if not isinstance(privacy, SharedNoise) or limits == "refuse" or limits.own_epsilon is None:
+        return
+    mechanism = mechanism_for_study(hospital.policy, study)
+    numel = P.numel(P.of(study.network.build(study.task.dims, study.task.out_channels)))
+    if mechanism is None:
+        return
+    alone = own_epsilon(
+        hospital, study, SharedGaussian(mechanism, numel, honest), study.rounds + privacy.spare
+    )
+    if not alone <= limits.own_epsilon:
+        raise Refused(
+            f"with this hospital's noise alone the run would cost epsilon {alone:.4g}, the policy's "
+            f"shared_noise allows {limits.own_epsilon:g}"
+        )
+
+
+def own_epsilon(hospital: Hospital, study: Study, shared: SharedGaussian, times: int) -> float:
+    """Return what so many rounds cost a patient with the own noise alone, at the study's delta."""
+    delta = study.privacy.delta if study.privacy.mode != "none" else 1.0
+    return min(epsilon([shared.own_event] * times, delta, hospital.ledger.rule), MOST_EPSILON)
+
+
+def smallest_share(
+    hospital: Hospital, run: str, mechanism: Mechanism, numel: int, honest: int
+) -> SharedGaussian:
+    """Return the smallest share of noise that the hospital has added in a run, this round's included."""
+    path = hospital.state / "sums" / run / "most-honest"
+    most = max(honest, int(path.read_bytes()) if path.exists() else 0)
+    write_atomically(path, str(most).encode())
+    return SharedGaussian(mechanism, numel, most)
