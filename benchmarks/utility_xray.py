@@ -108,7 +108,7 @@ def row_of(job: Job, home: Path) -> dict[str, Any]:
             (ward / "site.yaml").write_text(yaml.safe_dump(policy))
         run = federate(study, wards, folder)
         first, last = (auroc(study, run.model(run.records()[k])) for k in (0, -1))
-        members = run.description.participants.values()
+        members, rate = run.description.participants.values(), run.rate
     return {
         "start": job.start,
         "privacy": "none" if job.epsilon is None else "patient",
@@ -118,7 +118,7 @@ def row_of(job: Job, home: Path) -> dict[str, Any]:
         "auroc": last,
         "start_auroc": first,
         "patients": sum(member.statement.declared_training for member in members),
-        "rate": run.rate,
+        "rate": rate,
     }
 
 

@@ -68,8 +68,8 @@ def test_the_federation_without_privacy_learns_real_scans(shared_data: Path, tmp
     run = train_on_hippocampus("hippocampus-plain", shared_data, tmp_path)
     last = run.records()[-1]
     assert last.round <= 30
-    assert last.quality["dice"] >= 0.85
-    assert min(last.quality["dice/anterior"], last.quality["dice/posterior"]) >= 0.83
+    assert last.quality["dice"] >= 0.86
+    assert min(last.quality["dice/anterior"], last.quality["dice/posterior"]) >= 0.85
 
 
 def test_the_federation_with_privacy_learns_real_scans_within_its_budget_and_students_lose_nothing(
