@@ -25,6 +25,9 @@ coordinator with different code could misunderstand; both then wait until the ol
 SUM_PHASES: tuple[Phase, ...] = ("sum-keys", "sum-shares", "contribute", "sum-survivors", "sum-opening")
 """Phases of a round with a secure sum, one after the other."""
 
+SUM_MESSAGES: tuple[Phase, ...] = tuple(phase for phase in SUM_PHASES if phase != "contribute")
+"""The phases around the masked vectors, whose answers are one short message each."""
+
 
 def act_of(phase: Phase, sum_attempt: int = 1) -> str:
     """Return the purpose under which the ledger and the exchange store the answer to a phase.
@@ -102,12 +105,17 @@ class Order(Config):
     @property
     def act(self) -> str:
         """The purpose of the answer in the ledger and the exchange."""
-        return act_of(self.phase, self.sum.attempt if self.sum else 1)
+        return act_of(self.phase, self.sum_attempt)
+
+    @property
+    def sum_attempt(self) -> int:
+        """The number of the attempt at a secure sum; 1 without one."""
+        return self.sum.attempt if self.sum else 1
 
     @property
     def noise_purpose(self) -> str:
         """What the noise of a contribution is for; each attempt at a secure sum has its own."""
-        again = f" {self.act}" if self.sum and self.sum.attempt > 1 else ""
+        again = f" {self.act}" if self.sum_attempt > 1 else ""
         return f"{self.study.sha256} {self.round}{again}"
 
 

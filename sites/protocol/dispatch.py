@@ -5,7 +5,7 @@ again. The coordinator reads that statement and nothing else of the hospital.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from models.files import sha256_of
@@ -20,7 +20,7 @@ from sites.contribution.personal import update_personal_model
 from sites.evaluation.evaluation import compare, evaluate, tell
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
-from sites.orders import Order, Phase, check_in_time, refusal_of
+from sites.orders import SUM_MESSAGES, Order, Phase, check_in_time, refusal_of
 from sites.policy.opening_hours import Closed, check_open
 from sites.policy.policy import Refused
 from sites.progress import Progress
@@ -95,7 +95,7 @@ def _check_export(hospital: Hospital, act: Charge) -> None:
         check_export(hospital, statement, sha256)
 
 
-SHORT = ("check", "join", "sum-keys", "sum-shares", "sum-survivors", "sum-opening")
+SHORT: Sequence[Phase] = ("check", "join", *SUM_MESSAGES)
 """Phases that take no time worth waiting for the hospital's hours."""
 
 

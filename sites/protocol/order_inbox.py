@@ -21,7 +21,7 @@ from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.exchange.storage import StorageFailed
 from sites.hospital import Hospital
-from sites.orders import PROTOCOL, Expired, Order, Phase, RunName, act_of, check_in_time
+from sites.orders import PROTOCOL, SUM_MESSAGES, Expired, Order, Phase, RunName, act_of, check_in_time
 from sites.policy.opening_hours import Closed, check_open
 from sites.policy.policy import CoordinatorConfig
 from sites.progress import Progress
@@ -30,15 +30,7 @@ from sites.protocol.dispatch import Drained, carry_out
 from sites.yaml_files import ConfigError
 
 FLOWS: Mapping[str, Sequence[Phase]] = {
-    "site-round": (
-        "survey",
-        "join",
-        "contribute",
-        "sum-keys",
-        "sum-shares",
-        "sum-survivors",
-        "sum-opening",
-    ),
+    "site-round": ("survey", "join", "contribute", *SUM_MESSAGES),
     "site-score": ("evaluate", "compare"),
     "site-check": ("check",),
 }
@@ -63,13 +55,12 @@ class OrderRef(Config):
     @classmethod
     def to(cls, order: Order) -> "OrderRef":
         """Return the reference to an order."""
-        number = order.sum.attempt if order.sum else 1
         return cls(
             run=order.run,
             round=order.round,
             phase=order.phase,
             attempt=order.attempt,
-            sum_attempt=number,
+            sum_attempt=order.sum_attempt,
         )
 
     @classmethod

@@ -72,8 +72,7 @@ class Attempt(Config):
 def terms_of(order: Order, members: int) -> Terms:
     """Return the terms of an order's attempt, or raise `Refused`."""
     config = sum_config(order.study)
-    attempt = order.sum.attempt if order.sum else 0
-    name = f"{order.study.sha256} {order.run} {order.round} {attempt}"
+    name = f"{order.study.sha256} {order.run} {order.round} {order.sum_attempt}"
     if members < order.study.sites.min:
         raise Refused(
             f"expected at least {order.study.sites.min} hospitals in the secure sum, as the study says, "
@@ -122,8 +121,7 @@ def stored(hospital: Hospital, order: Order) -> Attempt:
 
 
 def _path(hospital: Hospital, order: Order) -> Path:
-    attempt = order.sum.attempt if order.sum else 0
-    return _folder(hospital, order) / f"{order.round:03d}-{attempt}.json"
+    return _folder(hospital, order) / f"{order.round:03d}-{order.sum_attempt}.json"
 
 
 def _folder(hospital: Hospital, order: Order) -> Path:

@@ -16,7 +16,6 @@ from privacy.secure_aggregation.terms import Terms
 from privacy.shared_noise import SharedGaussian
 from sites.hospital import Hospital
 from sites.orders import Order
-from sites.policy.policy import Refused
 from sites.secure_sum.attempt import Attempt, terms_of
 from sites.secure_sum.own_share import own_epsilon, smallest_share
 from sites.study import Study
@@ -49,8 +48,6 @@ class MaskedSum:
         A sum of gradients gets this hospital's share of the noise here; a change has the full noise
         already, and is weighted by the declared patients.
         """
-        if self.order.sum is None:
-            raise Refused("the order names no attempt at a secure sum")
         honest = own = None
         if self.study.export == "gradient_sum":
             shared = SharedGaussian(
@@ -61,7 +58,7 @@ class MaskedSum:
         else:
             units, noise = self._weighted(update), update.noise
         masked = Masked(
-            attempt=self.order.sum.attempt,
+            attempt=self.order.sum_attempt,
             members=self.attempt.shares_sha256,
             rate=self.rate,
             honest=honest,

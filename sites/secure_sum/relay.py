@@ -39,7 +39,6 @@ def relayed(hospital: Hospital, order: Order, phase: Phase, kind: type[S]) -> di
         Refused: one is not signed with the key that this hospital has for its peer, or is about another
             run, round or attempt; or the hospital's own is missing or another.
     """
-    attempt = order.sum.attempt if order.sum else 1
     try:
         data = Exchange(order.exchange).object(
             order.sum.relay if order.sum else "", COORDINATOR, RELAY_BYTES
@@ -59,7 +58,7 @@ def relayed(hospital: Hospital, order: Order, phase: Phase, kind: type[S]) -> di
             statement.purpose,
             statement.site,
         )
-        due = (order.study.sha256, order.run, order.round, act_of(phase, attempt), site)
+        due = (order.study.sha256, order.run, order.round, act_of(phase, order.sum_attempt), site)
         if named != due or not isinstance(statement, kind):
             raise Refused(f"what is passed on for {site} is not its {phase} of this attempt")
         found[site] = (statement, sha256_of(each))

@@ -26,7 +26,7 @@ def announce_keys(hospital: Hospital, order: Order, act: Charge, _: Progress) ->
     check_join(hospital, order.study, order.run)
     pair, box = begin(hospital, order).secrets.public
     export.free_statement(
-        hospital, order.study, act, SumKeys, kind="sum_keys", attempt=_number(order),
+        hospital, order.study, act, SumKeys, kind="sum_keys", attempt=order.sum_attempt,
         declared_training=hospital.policy.declared_training, pair=pair, box=box,
     )  # fmt: skip
 
@@ -56,7 +56,7 @@ def seal_shares(hospital: Hospital, order: Order, act: Charge, _: Progress) -> N
     boxes = _boxes(hospital.name, attempt, terms)
     keep(hospital, order, attempt)
     export.free_statement(
-        hospital, order.study, act, SumShares, kind="sum_shares", attempt=_number(order),
+        hospital, order.study, act, SumShares, kind="sum_shares", attempt=order.sum_attempt,
         members={site: peer.keys_sha256 for site, peer in roster.items()},
         boxes=boxes, commitment=commitment_to(attempt.secrets.own),
     )  # fmt: skip
@@ -119,7 +119,7 @@ def sign_survivors(hospital: Hospital, order: Order, act: Charge, _: Progress) -
     if len(found) < terms.threshold:
         raise Refused(f"expected {terms.threshold} survivors of the secure sum, got {len(found)}")
     mine = _common_terms(found[hospital.name][0])
-    if mine is None or mine[:2] != (_number(order), attempt.shares_sha256):
+    if mine is None or mine[:2] != (order.sum_attempt, attempt.shares_sha256):
         raise Refused("the hospital's own release is masked for other members or another attempt")
     for site, (release, _sha256) in found.items():
         if _common_terms(release) != mine:
@@ -133,7 +133,7 @@ def sign_survivors(hospital: Hospital, order: Order, act: Charge, _: Progress) -
     keep(hospital, order, attempt.model_copy(update={"survivors": survivors}))
     export.free_statement(
         hospital, order.study, act, SumSurvivors,
-        kind="sum_survivors", attempt=_number(order), survivors=survivors,
+        kind="sum_survivors", attempt=order.sum_attempt, survivors=survivors,
     )  # fmt: skip
 
 
@@ -172,11 +172,5 @@ def open_sum(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
             pair[site] = both[:32]
     export.free_statement(
         hospital, order.study, act, SumOpening,
-        kind="sum_opening", attempt=_number(order), own=own, pair=pair,
+        kind="sum_opening", attempt=order.sum_attempt, own=own, pair=pair,
     )  # fmt: skip
-
-
-def _number(order: Order) -> int:
-    if order.sum is None:
-        raise Refused("the order names no attempt at a secure sum")
-    return order.sum.attempt
