@@ -120,6 +120,11 @@ def network_for(
     return network.to(device)
 
 
+def numel_of(study: Study) -> int:
+    """Return the number of parameters of a study's network."""
+    return P.numel(P.of(study.network.build(study.task.dims, study.task.out_channels)))
+
+
 def with_local_layers(hospital: Hospital, order: Order, params: Params, round: int) -> Params:
     """Return `params` with this hospital's local layers from the newest round up to `round`."""
     return {**params, **(stored_params(hospital, "local", order, round) or {})}

@@ -317,6 +317,11 @@ class Study(Config):
         """True if releases are masked and only their sum can be read."""
         return self.privacy.mode in ("masked", "shared_noise")
 
+    @property
+    def spare(self) -> int:
+        """Attempts at a secure sum that are paid for beyond one a round."""
+        return self.privacy.spare if self.privacy.mode != "none" else 0
+
     def is_compared(self, round: int) -> bool:
         """Return whether the hospitals' own models after `round` are compared."""
         return self.evaluation.cross_site and round == self.rounds

@@ -34,7 +34,6 @@ from privacy.secure_aggregation.ring import Vector, signed
 from privacy.secure_aggregation.terms import BadTerms, Terms
 from privacy.shared_noise import SharedGaussian
 from sites.orders import Phase, act_of
-from sites.study import Study
 
 S = TypeVar("S", bound=Statement)
 Ask = Callable[[Run, int, Phase, Sequence[str]], Answers]
@@ -70,7 +69,7 @@ def contribute(run: Run, number: int, base: RoundRecord, ask: Ask) -> Answers:
         NoAttemptLeft: the round has had all its attempts.
     """
     failed = AttemptFailed(Answers({}, {}), run.study.sites.min)
-    for _ in range(1 + spare_of(run.study)):
+    for _ in range(1 + run.study.spare):
         record = progress(run, number)
         if record.failed and record.attempt >= MOST_ATTEMPTS:
             raise NoAttemptLeft(number)
@@ -85,11 +84,6 @@ def contribute(run: Run, number: int, base: RoundRecord, ask: Ask) -> Answers:
         store(run, number, progress(run, number).model_copy(update={"failed": True}))
     found, absent = len(failed.answers.taken), failed.answers.absent
     raise TooFewHospitals(found, run.study, absent, number, failed.fewest)
-
-
-def spare_of(study: Study) -> int:
-    """Return how many attempts a study pays for beyond one a round."""
-    return study.privacy.spare if study.privacy.mode != "none" else 0
 
 
 def _attempt(run: Run, number: int, base: RoundRecord, ask: Ask) -> Answers:

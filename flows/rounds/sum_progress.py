@@ -6,11 +6,11 @@ from pathlib import Path
 from flows.runs.records import SumRecord
 from flows.runs.run import Run
 from models.files import write_atomically
-from privacy.mechanisms import MaskedPrivacy, SharedNoise
-from privacy.secure_aggregation.terms import BadTerms, Terms
+from privacy.secure_aggregation.terms import Terms
 from sites.exchange.exchange import COORDINATOR
 from sites.exchange.places import Place
 from sites.orders import SUM_PHASES, Phase, SumOrder, act_of
+from sites.secure_sum.attempt import sum_terms
 from sites.secure_sum.relay import bundle, unbundled
 
 
@@ -79,12 +79,8 @@ def _bundle_path(run: Run, number: int, attempt: int, phase: Phase) -> Path:
 
 def terms_of(run: Run, number: int, members: int, attempt: int | None = None) -> Terms:
     """Return the terms of a round's attempt with so many members, or raise `BadTerms`."""
-    privacy = run.study.privacy
-    if not isinstance(privacy, MaskedPrivacy | SharedNoise):
-        raise BadTerms("The study has no secure sum.")
     attempt = attempt or progress(run, number).attempt
-    name = f"{run.study.sha256} {run.name} {number} {attempt}"
-    return Terms(name, members, privacy.sum.dropouts, privacy.sum.colluding)
+    return sum_terms(run.study, run.name, number, attempt, members)
 
 
 def declared(run: Run, number: int, sites: Iterable[str]) -> int:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from flows.runs.records import StartRecord
 from flows.runs.run import Run
-from models import params as P
 from privacy.mechanisms import PatientPrivacy, SharedNoise, mechanism_for
 from privacy.secure_aggregation.terms import BadTerms, Terms
 from privacy.signal import NEEDED, Reach, Share, learning_rate, reach, reach_of_sum
+from sites.local_models import numel_of
 from sites.study import Study
 
 LARGEST_EPSILON = 50.0
@@ -82,11 +82,6 @@ def _share(study: Study, privacy: PatientPrivacy, patients: int, steps: int, tot
         privacy, rounds=study.rounds, steps=steps, lot=study.training.lot_size, declared=patients
     )
     return Share(patients / total, mechanism)
-
-
-def numel_of(study: Study) -> int:
-    """Return the number of parameters of a study's network."""
-    return P.numel(P.of(study.network.build(study.task.dims, study.task.out_channels)))
 
 
 def warnings(study: Study, declared: Declared) -> Sequence[str]:

@@ -14,7 +14,7 @@ from models.objectives import build_task
 from privacy.accounting import Budget, reported_epsilon
 from privacy.distillation import distil
 from privacy.ledger import Charge, LedgerError
-from privacy.mechanisms import MaskedPrivacy, Mechanism, SharedNoise
+from privacy.mechanisms import Mechanism
 from privacy.release import MOST_EPSILON, Acceptance, parse_statement
 from privacy.soundness import check_soundness
 from sites import export
@@ -28,6 +28,7 @@ from sites.local_models import GlobalModel, global_model, network_for, with_loca
 from sites.orders import Order, check_in_time
 from sites.policy.policy import Refused
 from sites.progress import Progress
+from sites.secure_sum.attempt import terms_of
 from sites.secure_sum.masked_update import MaskedSum
 from sites.secure_sum.own_share import check_own_share
 from sites.secure_sum.relay import check_peers
@@ -65,16 +66,15 @@ def join(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
 def _check_fit(hospital: Hospital, order: Order) -> None:
     """Raise `Refused` or `BudgetExceeded` if code or budget do not allow the whole run."""
     mechanism = mechanism_for_study(hospital.policy, order.study)
-    if isinstance(order.study.privacy, MaskedPrivacy | SharedNoise):
+    if order.study.is_summed:
         check_peers(hospital)
-        config, fewest = order.study.privacy.sum, order.study.sites.min
-        check_own_share(hospital, order.study, fewest - config.dropouts - config.colluding)
+        check_own_share(hospital, order.study, terms_of(order, order.study.sites.min).honest)
     if mechanism:
-        _check_accountants(order.study, mechanism, (1, order.study.rounds + _spare(order.study)))
+        _check_accountants(order.study, mechanism, (1, order.study.rounds + order.study.spare))
     _rehearse(hospital, order.study, mechanism)
     if mechanism:
         patients = hospital.eligible.training
-        left = order.study.rounds + _spare(order.study) - max(0, order.round - 1)
+        left = order.study.rounds + order.study.spare - max(0, order.round - 1)
         hospital.ledger.check_fits(patients, mechanism.event, times=left)
 
 
@@ -91,7 +91,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     mechanism = mechanism_for_study(hospital.policy, study)
     if mechanism:
         so_far = len(hospital.ledger.charges(order.run))
-        _check_accountants(study, mechanism, (min(so_far + 1, study.rounds + _spare(study)),))
+        _check_accountants(study, mechanism, (min(so_far + 1, study.rounds + study.spare),))
     start = with_local_layers(hospital, order, model.params, order.round - 1)
     _rehearse(hospital, study, mechanism)
     hidden = _hidden(hospital, order, mechanism, model)
@@ -134,10 +134,6 @@ def _hidden(
     if mechanism is None or not order.study.is_summed:
         return None
     return MaskedSum(hospital, order, take_shares(hospital, order), mechanism, model.rate)
-
-
-def _spare(study: Study) -> int:
-    return study.privacy.spare if study.privacy.mode != "none" else 0
 
 
 def _limit(study: Study) -> Budget | None:

@@ -14,7 +14,7 @@ from models.objectives import Name
 from privacy.mechanisms import MaskedPrivacy, SharedNoise
 from privacy.release import Count, Sha256, Share
 from privacy.secure_aggregation.keys import Secrets
-from privacy.secure_aggregation.terms import BadTerms, SumConfig, Terms
+from privacy.secure_aggregation.terms import BadTerms, Terms
 from sites.hospital import Hospital
 from sites.orders import Order
 from sites.policy.policy import Refused
@@ -69,26 +69,29 @@ class Attempt(Config):
         return sorted(self.roster)
 
 
+def sum_terms(study: Study, run: str, round: int, attempt: int, members: int) -> Terms:
+    """Return the terms of an attempt with so many members.
+
+    Raises:
+        BadTerms: the study has no secure sum, or none among so many hospitals.
+    """
+    if not isinstance(study.privacy, MaskedPrivacy | SharedNoise):
+        raise BadTerms("The study has no secure sum.")
+    name, config = f"{study.sha256} {run} {round} {attempt}", study.privacy.sum
+    return Terms(name, members, config.dropouts, config.colluding)
+
+
 def terms_of(order: Order, members: int) -> Terms:
     """Return the terms of an order's attempt, or raise `Refused`."""
-    config = sum_config(order.study)
-    name = f"{order.study.sha256} {order.run} {order.round} {order.sum_attempt}"
     if members < order.study.sites.min:
         raise Refused(
             f"expected at least {order.study.sites.min} hospitals in the secure sum, as the study says, "
             f"got {members}"
         )
     try:
-        return Terms(name, members, config.dropouts, config.colluding)
+        return sum_terms(order.study, order.run, order.round, order.sum_attempt, members)
     except BadTerms as error:
         raise Refused(str(error)) from error
-
-
-def sum_config(study: Study) -> SumConfig:
-    """Return how many may drop out or collude, or raise `Refused` if a study has no secure sum."""
-    if isinstance(study.privacy, MaskedPrivacy | SharedNoise):
-        return study.privacy.sum
-    raise Refused("the study has no secure sum")
 
 
 def begin(hospital: Hospital, order: Order) -> Attempt:

@@ -1,13 +1,13 @@
 """What a hospital's own share of the noise is worth alone, and the policy's limit on it."""
 
-from models import params as P
 from models.files import write_atomically
 from privacy.accounting import epsilon
-from privacy.mechanisms import Mechanism, SharedNoise
+from privacy.mechanisms import Mechanism
 from privacy.release import MOST_EPSILON
 from privacy.shared_noise import SharedGaussian
 from sites.admission.admission import mechanism_for_study
 from sites.hospital import Hospital
+from sites.local_models import numel_of
 from sites.policy.policy import Refused
 from sites.study import Study
 
@@ -18,16 +18,14 @@ def check_own_share(hospital: Hospital, study: Study, honest: int) -> None:
     Args:
         honest: members whose noise together is charged.
     """
-    privacy, limits = study.privacy, hospital.policy.shared_noise
-    if not isinstance(privacy, SharedNoise) or limits == "refuse" or limits.own_epsilon is None:
+    limits = hospital.policy.shared_noise
+    if study.privacy.mode != "shared_noise" or limits == "refuse" or limits.own_epsilon is None:
         return
     mechanism = mechanism_for_study(hospital.policy, study)
-    numel = P.numel(P.of(study.network.build(study.task.dims, study.task.out_channels)))
     if mechanism is None:
         return
-    alone = own_epsilon(
-        hospital, study, SharedGaussian(mechanism, numel, honest), study.rounds + privacy.spare
-    )
+    shared = SharedGaussian(mechanism, numel_of(study), honest)
+    alone = own_epsilon(hospital, study, shared, study.rounds + study.spare)
     if not alone <= limits.own_epsilon:
         raise Refused(
             f"with this hospital's noise alone the run would cost epsilon {alone:.4g}, the policy's "

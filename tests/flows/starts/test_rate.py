@@ -10,9 +10,10 @@ from rich.console import Console
 
 from flows.coordination.readiness import expectations
 from flows.reporting.progress import Live
-from flows.starts.rate import numel_of, reach_of, warnings
+from flows.starts.rate import reach_of, warnings
 from privacy.mechanisms import mechanism_for
 from privacy.signal import NEEDED
+from sites.local_models import numel_of
 from sites.study import Study
 
 
