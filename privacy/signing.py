@@ -92,3 +92,17 @@ def verified(data: bytes, signer: str, roster: Roster) -> dict[str, Any]:
     except InvalidSignature as error:
         raise BadSignature(f"The signature of {signer!r} does not fit its statement.") from error
     return dict(statement)
+
+
+def verified_by_any(data: bytes, signer: str, keys: Sequence[str]) -> dict[str, Any]:
+    """Return the statement in `data` if `signer` signed it with one of its public keys.
+
+    Raises:
+        BadSignature: none of them signed it; the message names the reason for the last key.
+    """
+    if not keys:
+        raise BadSignature(f"{signer!r} has no key.")
+    for key in keys[:-1]:
+        with suppress(BadSignature):
+            return verified(data, signer, {signer: key})
+    return verified(data, signer, {signer: keys[-1]})

@@ -20,7 +20,7 @@ from models.objectives import TaskConfig
 from privacy.ledger import Ledger
 from privacy.noise.source import NoiseSource
 from privacy.release import Noise
-from privacy.signing import BadSignature, canonical, private_key, public_hex, verified
+from privacy.signing import BadSignature, canonical, private_key, public_hex, verified_by_any
 from sites.cohort import Cohort, Eligible, Split, eligible, load_cohort, pseudonym, pseudonym_key
 from sites.exchange.outbox import Outbox
 from sites.exchange.places import Place
@@ -111,11 +111,7 @@ class Hospital:
         Raises:
             BadSignature: this hospital did not sign it.
         """
-        present, *former = self.keys
-        for key in former:
-            with suppress(BadSignature):
-                return verified(data, self.name, {self.name: key})
-        return verified(data, self.name, {self.name: present})
+        return verified_by_any(data, self.name, self.keys[::-1])
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from privacy.release import (
     Survey,
     parse_statement,
 )
-from privacy.signing import BadSignature, verified
+from privacy.signing import BadSignature, verified, verified_by_any
 from sites.exchange.places import Place
 from sites.orders import SUM_PHASES, Order, Phase, refusal_of
 from sites.study import Study
@@ -161,23 +161,6 @@ def _statement(run: Run, round: int, phase: Phase, site: str) -> tuple[str, byte
     return others[0] if others else None  # what somebody else left there, for its reason
 
 
-def statement_named(run: Run, round: int, act: str, site: str, sha256: str) -> bytes:
-    """Return a hospital's signed statement with this sha256 from the exchange.
-
-    Raises:
-        LookupError: there is none, or another one.
-    """
-    written = {
-        sha256_of(each): each
-        for each in run.exchange.answers(Place.statement(run.name, round, act, site))
-    }
-    if not written:
-        raise LookupError("its statement is not in the exchange.")
-    if sha256 not in written:
-        raise LookupError("the exchange has another statement than the record names.")
-    return written[sha256]
-
-
 def keys_in(run: Run, site: str) -> set[str]:
     """Return the keys that a hospital had in a run, those of its acceptances included."""
     known = run.description
@@ -185,23 +168,6 @@ def keys_in(run: Run, site: str) -> set[str]:
     keys = {key for each in joined for key in (each.key, each.public_key)}
     rostered = {known.roster.get(site, ""), *known.former_keys.get(site, ())}
     return {*rostered, *keys} - {""}
-
-
-def recorded(
-    run: Run, round: int, act: str, site: str, sha256: str, public_key: str | None = None
-) -> Statement:
-    """Return a hospital's statement from the exchange, by the hash that a record names.
-
-    Args:
-        public_key: the key that signed it; by default any that the hospital had in this run.
-
-    Raises:
-        BadSignature: the key did not sign it.
-        RejectedRelease: it is about another act.
-        LookupError: there is none, or another one than the record names.
-    """
-    data = statement_named(run, round, act, site, sha256)
-    return parse_signed(run, round, act, site, data, public_key)
 
 
 def parse_signed(
@@ -214,13 +180,7 @@ def parse_signed(
         RejectedRelease: it is about another act.
     """
     keys = [public_key] if public_key else sorted(keys_in(run, site))
-    if not keys:
-        raise BadSignature(f"{site!r} has no key in this run.")
-    for key in keys[:-1]:
-        with suppress(BadSignature):
-            _ = verified(data, site, {site: key})
-            keys = [key]
-    statement = parse_statement(verified(data, site, {site: keys[-1]}))
+    statement = parse_statement(verified_by_any(data, site, keys))
     check_addressed(run, round, act, site, statement)
     return statement
 

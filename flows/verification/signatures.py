@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 
-from flows.rounds.statements import keys_in, recorded
+from flows.rounds.statements import keys_in, parse_signed
 from flows.runs.records import GENESIS, RoundRecord
 from flows.runs.run import Run
 from privacy.release import RejectedRelease, Statement, parse_statement
@@ -34,7 +34,9 @@ def recorded_statement(
         RejectedRelease: it is about another act.
         LookupError: there is none, or another one than the record names.
     """
-    return recorded(run, round, phase, site, statement_sha256, public_key)
+    place = Place.statement(run.name, round, phase, site)
+    data = run.exchange.statement_with(place, statement_sha256)
+    return parse_signed(run, round, phase, site, data, public_key)
 
 
 def signed_by(data: bytes, site: str, keys: set[str]) -> Statement | None:

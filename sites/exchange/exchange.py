@@ -180,11 +180,17 @@ class Exchange:
         return None
 
     def statement_with(self, place: Place, sha256: str) -> bytes:
-        """Return what was written at a hospital's place with this sha256, or raise LookupError."""
-        for data in self.answers(place):
-            if sha256_of(data) == sha256:
-                return data
-        raise LookupError(f"Expected the statement {sha256} at {place}, and it is not there.")
+        """Return what was written at a hospital's place with this sha256.
+
+        Raises:
+            LookupError: there is nothing, or something else.
+        """
+        written = {sha256_of(data): data for data in self.answers(place)}
+        if not written:
+            raise LookupError("its statement is not in the exchange.")
+        if sha256 not in written:
+            raise LookupError("the exchange has another statement than the record names.")
+        return written[sha256]
 
     def statements_of(self, site: str) -> set[Place]:
         """Return the places of all statements of a hospital, revocations included."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from privacy.signing import BadSignature, private_key, public_hex, sign, verified
+from privacy.signing import BadSignature, private_key, public_hex, sign, verified, verified_by_any
 
 STATEMENT = {"kind": "test", "round": 3, "values": [1.5, None]}
 
@@ -13,6 +13,16 @@ def test_a_signed_statement_is_read_back(tmp_path: Path) -> None:
     key = private_key(tmp_path / "keys" / "k")
     data = sign(STATEMENT, "north", key)
     assert verified(data, "north", {"north": public_hex(key)}) == STATEMENT
+
+
+def test_a_statement_counts_by_any_of_its_signers_keys_and_by_no_other(tmp_path: Path) -> None:
+    keys = [private_key(tmp_path / name) for name in "abc"]
+    a, b, _ = map(public_hex, keys)
+    for key in keys[:2]:
+        assert verified_by_any(sign(STATEMENT, "north", key), "north", [a, b]) == STATEMENT
+    for known in ([a, b], []):
+        with pytest.raises(BadSignature):
+            verified_by_any(sign(STATEMENT, "north", keys[2]), "north", known)
 
 
 def test_a_key_is_made_once_and_readable_by_its_owner_alone(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from consortium import Consortium, small_hospitals
 
 from flows.rounds import statements
-from flows.rounds.statements import TooFewHospitals, statement_named
+from flows.rounds.statements import TooFewHospitals
 from flows.rounds.sum_progress import progress, store
 from flows.rounds.sum_statements import fitting
 from flows.verification.check_sums import sum_faults
@@ -145,15 +145,17 @@ def test_keys_of_an_earlier_attempt_or_round_are_refused(made: Consortium) -> No
     made.silent = {"sum-opening": ("south", "west")}
     with pytest.raises(TooFewHospitals):
         made.contribute(1)
-    old = {
-        site: statement_named(made.run, 1, "sum-keys", site, _sha(made, site, "sum-keys"))
-        for site in NAMES
-    }
+    old = {site: statement_of(made, "sum-keys", site, _sha(made, site, "sum-keys")) for site in NAMES}
     made.silent = {}
     lie(made, "sum-shares", lambda true: {**true, "east": old["east"]})
     with pytest.raises(TooFewHospitals):
         made.contribute(1)
     assert "not its sum-keys of this attempt" in reasons(made, "sum-shares", "north")
+
+
+def statement_of(made: Consortium, act: str, site: str, sha256: str) -> bytes:
+    """Return a hospital's signed statement on an act of round 1."""
+    return made.run.exchange.statement_with(Place.statement(made.run.name, 1, act, site), sha256)
 
 
 def _sha(made: Consortium, site: str, act: str) -> str:
@@ -184,7 +186,7 @@ def test_a_coordinator_that_calls_a_hospital_a_dropout_gets_no_second_list_and_n
     up_to(made, "sum-survivors")
     record = progress(made.run, 1)
     without = {s: sha for s, sha in record.members("contribute").items() if s != "west"}
-    passed = {s: statement_named(made.run, 1, "contribute", s, sha) for s, sha in without.items()}
+    passed = {s: statement_of(made, "contribute", s, sha) for s, sha in without.items()}
     relay = made.run.exchange.put_object(bundle(passed), COORDINATOR)
     store(made.run, 1, record.model_copy(
         update={"relay": relay, "phases": {**record.phases, "contribute": without}}
@@ -193,14 +195,14 @@ def test_a_coordinator_that_calls_a_hospital_a_dropout_gets_no_second_list_and_n
     lists = made.ask(made.run, 1, "sum-survivors", survivors)
     assert sorted(lists.taken) == survivors
     # now the true list, for the same attempt: each has signed its one list, and answers with that
-    whole = {s: statement_named(made.run, 1, "contribute", s, sha)
+    whole = {s: statement_of(made, "contribute", s, sha)
              for s, sha in record.members("contribute").items()}  # fmt: skip
     relay = made.run.exchange.put_object(bundle(whole), COORDINATOR)
     store(made.run, 1, record.model_copy(update={"relay": relay}))
     again = made.ask(made.run, 1, "sum-survivors", sorted(whole))
     assert all(dict(again.taken[site].statement.survivors) == without for site in survivors)
     # the opening after the false list reveals west's pair shares, and nothing of west's own mask
-    passed = {s: statement_named(made.run, 1, "sum-survivors", s, e.statement_sha256)
+    passed = {s: statement_of(made, "sum-survivors", s, e.statement_sha256)
               for s, e in lists.taken.items()}  # fmt: skip
     relay = made.run.exchange.put_object(bundle(passed), COORDINATOR)
     store(made.run, 1, record.model_copy(update={"relay": relay}))
