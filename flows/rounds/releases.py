@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from flows.rounds import ensemble_distillation
 from flows.rounds.statements import NO_ANSWERS, Answers, TooFewHospitals, answers
 from flows.rounds.sum_progress import act_in, progress, terms_of
-from flows.runs.records import GENESIS, Absence, RoundRecord, Signed
+from flows.runs.records import Absence, RoundRecord, Signed, SumRecord, head_before
 from flows.runs.run import BrokenRun, Run
 from models import checkpoints
+from models import params as P
 from models.config import Config
 from models.files import sha256_of, write_atomically
 from models.params import Params
@@ -129,7 +130,7 @@ def _check_release(
 def _check_payload(run: Run, round: int, manifest: ReleaseManifest, template: Params) -> None:
     """Fetch a release's tensors and reject them unless they fit manifest and network."""
     path = release_path(run, round, manifest.site)
-    numel = sum(tensor.numel() for tensor in template.values())
+    numel = P.numel(template)
     most = 4 * numel
     if run.study.export == "predictions":
         most = ensemble_distillation.most_bytes(run)
@@ -152,19 +153,23 @@ def _check_masked(run: Run, round: int, manifest: ReleaseManifest) -> None:
         if manifest.masked is not None:
             raise RejectedRelease("it is masked, and the study has no secure sum")
         return
-    record = progress(run, round)
-    terms = terms_of(run, round, len(record.members("sum-keys")))
-    due = terms.honest if run.study.export == "gradient_sum" else None
-    records = run.records()
-    if manifest.chain_head != (records[round - 2].sha256 if round > 1 else GENESIS):
+    if manifest.chain_head != head_before(run.records(), round - 1):
         raise RejectedRelease("it was signed upon another chain of records")
-    masked = manifest.masked
-    if masked is not None and masked.rate != run.rate:
+    if manifest.masked is not None and manifest.masked.rate != run.rate:
         raise RejectedRelease("it is of another learning rate")
-    if masked is None or (masked.attempt, masked.members, masked.honest) != (
-        record.attempt, record.members("sum-shares"), due,
-    ):  # fmt: skip
+    if not is_masked_as_due(run, progress(run, round), round, manifest):
         raise RejectedRelease("it is masked for another attempt or other members than the round's")
+
+
+def is_masked_as_due(run: Run, found: SumRecord, round: int, manifest: ReleaseManifest) -> bool:
+    """Return whether a release is masked as an attempt at a round's secure sum asks for."""
+    masked, members = manifest.masked, found.members("sum-shares")
+    terms = terms_of(run, round, len(found.members("sum-keys")), found.attempt)
+    honest = terms.honest if run.study.export == "gradient_sum" else None
+    return masked is not None and (
+        (masked.attempt, dict(masked.members), masked.rate, masked.honest)
+        == (found.attempt, members, run.rate, honest)
+    )
 
 
 def _check_vector(path: Path, manifest: ReleaseManifest, numel: int) -> None:
@@ -189,7 +194,7 @@ def largest_change(run: Run, manifest: ReleaseManifest) -> float:
     if isinstance(privacy.clip, AdaptiveClip):
         growth = privacy.clip.rate * privacy.clip.quantile * steps * manifest.round
         mechanism = mechanism.starting_at(privacy.clip.norm * math.exp(min(growth, 100.0)))
-    numel = sum(tensor.numel() for tensor in run.model(run.records()[0]).values())
+    numel = P.numel(run.model(run.records()[0]))
     training = study.training.at_rate(run.rate).model_copy(update={"steps": steps})
     longest = training.length(manifest.round, study.rounds) * mechanism.longest_step(numel)
     return min(study.largest_change, longest * (3 if study.strategy.build().corrects else 1))

@@ -1,6 +1,6 @@
 """The record of a round, and what it is made of: a signed statement of each hospital, or its absence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag
@@ -225,6 +225,11 @@ class RoundRecord(Config):
         """Return by hospital why a part is missing."""
         found = {site: getattr(each, part) for site, each in sorted(self.hospitals.items())}
         return {site: why for site, why in found.items() if isinstance(why, Absence)}
+
+
+def head_before(records: Sequence[RoundRecord], round: int) -> str:
+    """Return the head of the chain when a round's model was published."""
+    return records[round - 1].sha256 if round else GENESIS
 
 
 class Participant(Signed[Acceptance]):

@@ -7,12 +7,11 @@ from pydantic import ValidationError
 
 from flows.rounds.global_model import released_model
 from flows.rounds.recording import quality_of
-from flows.runs.records import RoundRecord, Signed
+from flows.runs.records import RoundRecord, Signed, head_before
 from flows.runs.run import Run
 from flows.verification.signatures import (
     coordinators_statement,
     has_stayed,
-    head_before,
     known_keys,
     recorded_statement,
     signed_by,

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from flows.rounds.aggregation import next_model
 from flows.rounds.statements import Answers
-from flows.runs.records import RoundRecord, Signed
+from flows.runs.records import RoundRecord, Signed, head_before
 from flows.runs.run import Run
 from flows.starts.first_model import start_of
-from flows.verification.signatures import coordinators_statement, head_before, recorded_statement
+from flows.verification.signatures import coordinators_statement, recorded_statement
 from models import checkpoints
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams

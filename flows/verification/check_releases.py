@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from flows.rounds.releases import check_cost, release_path, weight_of
 from flows.rounds.sum_progress import terms_of
-from flows.runs.records import AcceptedRelease, RoundRecord
+from flows.runs.records import AcceptedRelease, RoundRecord, head_before
 from flows.runs.run import Run
-from flows.verification.signatures import head_before, recorded_statement
+from flows.verification.signatures import recorded_statement
 from models.files import sha256_of
 from privacy.accounting import TOLERANCE
 from privacy.ledger_book import kind_of

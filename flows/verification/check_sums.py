@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from flows.rounds.releases import is_masked_as_due
 from flows.rounds.secure_sum import statements_in
 from flows.rounds.sum_progress import progress, terms_of
 from flows.runs.records import RoundRecord, SumRecord
 from flows.runs.run import Run
-from privacy.release import Masked, SumKeys, SumOpening, SumShares, SumSurvivors
-from privacy.secure_aggregation.terms import Terms
+from privacy.release import SumKeys, SumOpening, SumShares, SumSurvivors
 from sites.orders import SUM_PHASES
 
 
@@ -40,7 +40,9 @@ def _faults(run: Run, record: RoundRecord, found: SumRecord) -> Iterator[str]:
     if found.members("contribute") != releases:
         yield "it is over other releases than the record's."
     yield from _statement_faults(run, record.round, found)
-    yield from _release_faults(run, record, found, terms)
+    for site, release in sorted(record.releases.items()):
+        if not is_masked_as_due(run, found, record.round, release.statement):
+            yield f"the release of {site} is masked on other terms."
 
 
 def _statement_faults(run: Run, round: int, found: SumRecord) -> Iterator[str]:
@@ -54,18 +56,3 @@ def _statement_faults(run: Run, round: int, found: SumRecord) -> Iterator[str]:
         if dict(survivors.survivors) != found.members("contribute"):
             yield f"{site} has signed another list of survivors."
     _ = statements_in(run, round, found, "sum-opening", SumOpening)
-
-
-def _release_faults(run: Run, record: RoundRecord, found: SumRecord, terms: Terms) -> Iterator[str]:
-    honest = terms.honest if run.study.export == "gradient_sum" else None
-    for site, release in sorted(record.releases.items()):
-        masked = release.statement.masked
-        due = Masked(
-            attempt=found.attempt,
-            members=found.members("sum-shares"),
-            rate=run.rate,
-            honest=honest,
-            own_epsilon=masked.own_epsilon if masked else None,
-        )
-        if masked != due:
-            yield f"the release of {site} is masked on other terms."

@@ -1,10 +1,8 @@
 """Statements as the exchange has them, with the keys that count for a reader."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 
 from flows.rounds.statements import keys_in, parse_signed
-from flows.runs.records import GENESIS, RoundRecord
 from flows.runs.run import Run
 from privacy.release import RejectedRelease, Statement, parse_statement
 from privacy.signing import BadSignature, Roster, verified
@@ -57,11 +55,6 @@ def known_keys(run: Run, site: str, roster: Roster | None) -> set[str]:
 def recorded_keys(run: Run, site: str) -> set[str]:
     """Return the keys that signed a hospital's recorded releases."""
     return {record.releases[site].public_key for record in run.records() if site in record.releases}
-
-
-def head_before(records: Sequence[RoundRecord], round: int) -> str:
-    """Return the head of the chain when a round's model was published."""
-    return records[round - 1].sha256 if round else GENESIS
 
 
 def has_stayed(run: Run, site: str) -> bool:
