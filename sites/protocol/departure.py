@@ -18,6 +18,7 @@ from sites.exchange.exchange import AlreadyWritten, Exchange
 from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.policy.policy import Refused
+from sites.secure_sum.attempt import forget_secrets
 from sites.yaml_files import ConfigError
 
 
@@ -39,7 +40,7 @@ def leave(hospital: Hospital, study: str) -> tuple[list[str], list[str]]:
         failed: list[str] = []
         for run, exchange, study_sha256 in runs:
             shutil.rmtree(hospital.state / "unfinished" / run, ignore_errors=True)
-            shutil.rmtree(hospital.state / "sums" / run, ignore_errors=True)
+            forget_secrets(hospital, run)
             act = Charge(study, run, 0, "leave", event=None)
             if hospital.ledger.file_of(act) is None:
                 export.departure(hospital, study_sha256, act)

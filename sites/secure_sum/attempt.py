@@ -3,6 +3,8 @@
 The file lies in the hospital's private state from the first message of the attempt to the last.
 """
 
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -104,8 +106,8 @@ def begin(hospital: Hospital, order: Order) -> Attempt:
 
 def forget_secrets(hospital: Hospital, run: str) -> None:
     """Delete the secrets of a run's attempts, which nothing needs once an opening is recorded."""
-    for path in (hospital.state / "sums" / run).glob("*-*.json"):
-        path.unlink()
+    with suppress(FileNotFoundError):
+        shutil.rmtree(hospital.state / "sums" / run)
 
 
 def keep(hospital: Hospital, order: Order, attempt: Attempt) -> None:
@@ -124,8 +126,4 @@ def stored(hospital: Hospital, order: Order) -> Attempt:
 
 
 def _path(hospital: Hospital, order: Order) -> Path:
-    return _folder(hospital, order) / f"{order.round:03d}-{order.sum_attempt}.json"
-
-
-def _folder(hospital: Hospital, order: Order) -> Path:
-    return hospital.state / "sums" / order.run
+    return hospital.state / "sums" / order.run / f"{order.round:03d}-{order.sum_attempt}.json"

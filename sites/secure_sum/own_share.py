@@ -1,6 +1,7 @@
 """What a hospital's own share of the noise is worth alone, and the policy's limit on it."""
 
-from models.files import write_atomically
+import json
+
 from privacy.accounting import epsilon
 from privacy.mechanisms import Mechanism
 from privacy.release import MOST_EPSILON
@@ -43,7 +44,15 @@ def smallest_share(
     hospital: Hospital, run: str, mechanism: Mechanism, numel: int, honest: int
 ) -> SharedGaussian:
     """Return the smallest share of noise that the hospital has added in a run, this round's included."""
-    path = hospital.state / "sums" / run / "most-honest"
-    most = max(honest, int(path.read_bytes()) if path.exists() else 0)
-    write_atomically(path, str(most).encode())
-    return SharedGaussian(mechanism, numel, most)
+    return SharedGaussian(mechanism, numel, max(honest, _most_honest(hospital, run)))
+
+
+def _most_honest(hospital: Hospital, run: str) -> int:
+    """Return the most members on whose noise a release of a run counts, 0 before the first release.
+
+    The outbox has every release; what lies there is this hospital's own and is not verified again.
+    """
+    outbox = hospital.outbox
+    written = [json.loads(outbox.statement(sha256))["statement"] for sha256 in outbox.statements()]
+    masked = [each["masked"] for each in written if each["run"] == run and each.get("masked")]
+    return max((each["honest"] or 0 for each in masked), default=0)

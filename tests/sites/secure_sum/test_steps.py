@@ -15,13 +15,14 @@ from flows.verification.check_sums import sum_faults
 from models import checkpoints
 from models.files import sha256_of
 from privacy.signing import BadSignature, private_key, public_hex, sign, verified
-from sites.admission.admission import admit, check_round
+from sites.admission.admission import admit, check_round, mechanism_for_study
 from sites.exchange.exchange import COORDINATOR
 from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.orders import Order, Phase, SumOrder, act_of
 from sites.policy.policy import Refused, SharedNoiseConfig
 from sites.protocol.departure import leave
+from sites.secure_sum.own_share import smallest_share
 from sites.secure_sum.relay import bundle, unbundled
 from sites.study import Study
 
@@ -353,6 +354,17 @@ def test_a_hospital_whose_own_share_would_protect_too_little_releases_nothing_an
     assert "east" not in made.contribute(1).taken
     assert "with this hospital's noise alone the run would cost" in reasons(made, "sum-shares", "east")
     assert made.hospitals["east"].ledger.spent(1e-3) == 0
+
+
+def test_the_smallest_share_of_a_run_is_that_of_its_releases_whatever_secrets_are_deleted(
+    made: Consortium,
+) -> None:
+    made.round(1)  # the noise of three of four is counted on
+    hospital, run = made.hospitals["east"], made.run.name
+    assert not (hospital.state / "sums" / run).exists()
+    mechanism = mechanism_for_study(hospital.policy, made.run.study)
+    for name, now, most in ((run, 2, 3), (run, 4, 4), ("another", 2, 2)):
+        assert smallest_share(hospital, name, mechanism, 10, now).honest == most
 
 
 def test_keys_are_announced_for_rounds_of_a_run_that_was_joined_alone(made: Consortium) -> None:
