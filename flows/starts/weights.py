@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from flows import served_model
@@ -11,6 +10,7 @@ from flows.runs.paths import Home
 from flows.serving.prediction import model_files
 from flows.starts.public_sets import NoStart
 from models import params as P
+from models.checkpoints import CorruptCheckpoint, StoredParams
 from models.files import sha256_of
 from models.networks import last_layers
 from sites.starts import BundleStart, CheckpointStart, ModelStart
@@ -82,7 +82,6 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     if path.stat().st_size > LARGEST_BYTES:
         raise NoStart(f"{path}: expected at most {LARGEST_BYTES:,} bytes.")
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        return {name: tensor.float() for name, tensor in StoredParams(path).items()}
+    except CorruptCheckpoint as error:
         raise NoStart(f"{path}: expected a safetensors file: {error}") from error

@@ -26,9 +26,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 SEED_BYTES = 16
 SHARE_BYTES = 2 * SEED_BYTES
 """A member's share of both secrets of another: of `pair`, then of `own`."""
-BOX_BYTES = SHARE_BYTES + 16
-"""A sealed share with its tag."""
-
 
 FIELD = 2**255 - 19
 """The prime of Curve25519: other forms of a coordinate would be a second name for the same key."""
@@ -70,8 +67,8 @@ def mask_key(pair: bytes, peer_pair: str, context: str, members: tuple[str, str]
     """Return the key of the mask between the member with the secret `pair` and a peer.
 
     Args:
-        members: the names of both, in any order; masks of different pairs differ, whatever keys are
-        used.
+        members: the names of both, in any order; masks of different pairs differ, whatever
+            keys are used.
     """
     return agreed(pair, peer_pair, "pair", f"{context} {' and '.join(sorted(members))}")
 
@@ -96,8 +93,7 @@ def agreed(secret: bytes, peer: str, use: str, context: str) -> bytes:
 
     Raises:
         BadShare: the public key is none, not in its one canonical form, or one of the few with which
-        every
-            agreement is zero.
+            every agreement is zero.
     """
     if int.from_bytes(bytes.fromhex(peer), "little") >= FIELD:
         raise BadShare("a member's public key is not in its canonical form")

@@ -12,7 +12,6 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 
 Vector = NDArray[np.uint32]
-BITS = 32
 CHUNK = 2**20
 """Numbers of a mask in memory at a time."""
 
