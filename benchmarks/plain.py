@@ -11,16 +11,15 @@ Rows: `{"training", "seed", "dice", "anterior", "posterior", "patients", "second
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rows import print_rows, side_by_side
 from simulation import DATA, ROOT, Remembering, copied, federate, make_keys, quiet, scored, trained_alone
 
 from flows.runs.paths import Home
@@ -89,11 +88,9 @@ def main() -> None:
         make_keys(wards)
         for seed in asked.seeds:
             first_model(study_of(seed), Home(home))  # once, for both
-        with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
-            ways = [(way, seed) for seed in asked.seeds for way in ("federated", "pooled")]
-            waiting = [pool.submit(row_of, way, seed, home) for way, seed in ways]
-            rows = [each.result() for each in waiting]
-    print(json.dumps(rows, indent=1) if asked.json else "\n".join(map(str, rows)))
+        ways = [(way, seed) for seed in asked.seeds for way in ("federated", "pooled")]
+        rows = side_by_side([partial(row_of, way, seed, home) for way, seed in ways], asked.workers)
+        print_rows(rows, as_json=asked.json)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rows import print_rows
 
 from privacy.noise.discrete_gaussian import discrete_gaussian
 from privacy.noise.source import NoiseSource
@@ -134,15 +134,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument("--full", action="store_true", help="also 50 and 100 hospitals")
     asked = parser.parse_args()
-    rows = []
-    for members in (4, 10, 50, 100) if asked.full else (4, 10):
-        for numel in (100_000, 10_000_000):
-            for dropouts in sorted({0, max(1, members // 10)}):
-                rows.append(row_of(members, numel, dropouts))
-                if not asked.json:
-                    print(rows[-1], flush=True)
-    if asked.json:
-        print(json.dumps(rows, indent=1))
+    rows = (
+        row_of(members, numel, dropouts)
+        for members in ((4, 10, 50, 100) if asked.full else (4, 10))
+        for numel in (100_000, 10_000_000)
+        for dropouts in sorted({0, max(1, members // 10)})
+    )
+    print_rows(rows, as_json=asked.json)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,14 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import atlas
 import yaml
+from rows import print_rows, side_by_side
 from simulation import DATA, HIPPOCAMPUS, Remembering, federate, quiet, scored
 
 from flows.runs.paths import Home
@@ -297,18 +297,13 @@ def main() -> None:
         prepared(home, tune=asked.tune)
         wanted = shared_jobs if asked.shared else jobs
         chosen = [job for job in wanted(tune=asked.tune) if job.start in asked.starts]
-        rows = []
-        with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
-            starts = {(job.start, job.seed, job.channels): job for job in chosen}
-            for job in starts.values():  # each start once, before the trainings that share it
-                pool.submit(make_start, job, home)
-            waiting = [pool.submit(row_of, job, home, tune=asked.tune) for job in chosen]
-            for done in as_completed(waiting):
-                rows.append(done.result())
-                if not asked.json:
-                    print(rows[-1], flush=True)
-    if asked.json:
-        print(json.dumps(rows, indent=1))
+        starts = {(job.start, job.seed, job.channels): job for job in chosen}
+        rows = side_by_side(
+            [partial(row_of, job, home, tune=asked.tune) for job in chosen],
+            asked.workers,
+            first=[partial(make_start, job, home) for job in starts.values()],  # each start once
+        )
+        print_rows(rows, as_json=asked.json)
 
 
 if __name__ == "__main__":

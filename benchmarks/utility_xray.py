@@ -16,18 +16,17 @@ Rows: `{"start", "privacy", "noise", "epsilon", "seed", "auroc", "start_auroc", 
 
 import argparse
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from heterogeneity import HOSPITALS, validation_part
+from rows import print_rows, side_by_side
 from simulation import DATA, ROOT, federate, quiet, scored
 
 from flows.runs.paths import Home
@@ -159,17 +158,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        home, rows = Path(temporary), []
+        home = Path(temporary)
         prepared(home)
-        with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool:
-            for job in {job.seed: job for job in jobs() if job.start == "public fifth"}.values():
-                pool.submit(make_start, job, home)
-            for done in [pool.submit(row_of, job, home) for job in jobs()]:
-                rows.append(done.result())
-                if not asked.json:
-                    print(rows[-1], flush=True)
-    if asked.json:
-        print(json.dumps(rows, indent=1))
+        starts = {job.seed: job for job in jobs() if job.start == "public fifth"}
+        rows = side_by_side(
+            [partial(row_of, job, home) for job in jobs()],
+            asked.workers,
+            first=[partial(make_start, job, home) for job in starts.values()],
+        )
+        print_rows(rows, as_json=asked.json)
 
 
 if __name__ == "__main__":
