@@ -138,7 +138,7 @@ def test_microbatches_give_the_step_of_the_whole_batch() -> None:
     nn.init.zeros_(layer.weight)
     mechanism = Mechanism(ClipConfig(kind="flat", norm=2.0), 1e-9, 1.0, 1, divisor=1)
     optimizer = PatientOptimizer(
-        torch.optim.SGD(layer.parameters(), lr=1.0), mechanism, NoiseSource.from_system()
+        torch.optim.SGD(layer.parameters(), lr=1.0), mechanism, NoiseSource.for_test(0, "optimizer")
     )
     for part in gradients.split(2):
         optimizer.accumulate(sums_of(layer, part, mechanism))
