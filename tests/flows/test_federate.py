@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,6 +38,22 @@ COMMAND = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise
 
 def newest(home: Path) -> Run:
     return runs_of(Home(home))[-1]
+
+
+def train(home: Path) -> str:
+    """Train the study of a home to its end; return what is printed."""
+    return _printed(COMMAND, home)
+
+
+def printed_by(home: Path, *arguments: str) -> str:
+    """Return what a command of wardround prints, which has to succeed."""
+    return _printed([sys.executable, "-m", "flows.cli", *arguments], home)
+
+
+def _printed(command: Sequence[str], home: Path) -> str:
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -289,13 +305,10 @@ def test_a_secure_sum_that_is_killed_goes_on_to_the_same_bits_and_is_charged_onc
 ) -> None:
     other = tmp_path / "undisturbed"
     shutil.copytree(with_sum, other)
-    done = subprocess.run(COMMAND, cwd=other, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    train(other)
     with running(prefect_server(Home(with_sum))), running(mlflow_server(Home(with_sum))):
         kill_and_go_on(with_sum)
-        verify = [sys.executable, "-m", "flows.cli", "verify"]
-        checked = subprocess.run(verify, cwd=with_sum, capture_output=True, text=True, timeout=600)
-        assert checked.returncode == 0, checked.stdout + checked.stderr
+        printed_by(with_sum, "verify")
     disturbed, undisturbed = newest(with_sum).records(), newest(other).records()
     assert [r.model_sha256 for r in disturbed] == [r.model_sha256 for r in undisturbed]
     for site in disturbed[-1].releases:
@@ -321,12 +334,9 @@ def kill_and_go_on(home: Path) -> None:
             break
         time.sleep(0.1)
     assert not [pid for pid in workers if is_running(pid)]
-    verify = [sys.executable, "-m", "flows.cli", "verify"]
-    checked = subprocess.run(verify, cwd=home, capture_output=True, text=True, timeout=600)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert len(newest(home).records()) < 3 and "everything fits" in checked.stdout
-    done = subprocess.run(COMMAND, cwd=home, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    verified = printed_by(home, "verify")
+    assert len(newest(home).records()) < 3 and "everything fits" in verified
+    train(home)
 
 
 def pids_in(ward: Path) -> list[int]:
