@@ -33,6 +33,10 @@ COUNT_GRID = 2.0**-20
 """Grid of the noise on a count of patients; counts are multiples of 1/2."""
 
 
+Unit = Literal["patient", "hospital"]
+"""Whose contribution one epsilon covers."""
+
+
 class ClipConfig(Config):
     """The bound on a patient's gradient: `flat` min(1, C/|g|) g, or `normalised` C g/(|g|+.01)."""
 
@@ -68,13 +72,12 @@ class NoPrivacy(Config):
     mode: Literal["none"]
 
 
-class PatientPrivacy(Config):
-    """Privacy whose unit is the patient: a budget for all rounds together, and the clipping.
+class PrivacyBudget(Config):
+    """A budget for all rounds together, and the clipping.
 
     `accountants` are those whose epsilon is reported beside the enforced one.
     """
 
-    unit: Literal["patient"]
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     clip: Annotated[ClipConfig | AdaptiveClip, Field(discriminator="kind")]
@@ -86,13 +89,14 @@ class PatientPrivacy(Config):
         return 0
 
 
-class LocalPrivacy(PatientPrivacy):
+class LocalPrivacy(PrivacyBudget):
     """Patient-level DP-SGD with the full noise at each hospital."""
 
     mode: Literal["local"]
+    unit: Literal["patient"]
 
 
-class _Summed(PatientPrivacy):
+class _Summed(PrivacyBudget):
     """Privacy with a secure sum: nobody reads one hospital's vector."""
 
     sum: SumConfig = SumConfig()
@@ -107,30 +111,37 @@ class MaskedPrivacy(_Summed):
     """Patient-level DP-SGD with the full noise at each hospital, whose release is masked as well."""
 
     mode: Literal["masked"]
+    unit: Literal["patient"]
 
 
 class SharedNoise(_Summed):
-    """A sum of clipped gradients of all patients in a round, to which each hospital adds a share of
-    noise.
+    """A clipped sum in each round, to which each hospital adds a share of the noise.
 
-    Only the sum of all hospitals is protected as the study says, and only it can be read.
+    Only the sum of all hospitals is protected as the study says, and only it can be read. By unit:
+
+    - `patient`: the sum of all patients' clipped gradients;
+    - `hospital`: the sum of the hospitals' changes, each clipped as a whole. The promise covers whatever
+      one hospital sends, and so each of its patients. It takes many hospitals (McMahan et al. 2018,
+      Learning Differentially Private Recurrent Language Models, https://arxiv.org/abs/1710.06963).
     """
 
     mode: Literal["shared_noise"]
+    unit: Unit
     clip: ClipConfig
 
 
-PrivacyConfig = Annotated[
-    NoPrivacy | LocalPrivacy | MaskedPrivacy | SharedNoise, Field(discriminator="mode")
-]
+Privacy = LocalPrivacy | MaskedPrivacy | SharedNoise
+PrivacyConfig = Annotated[NoPrivacy | Privacy, Field(discriminator="mode")]
 
 
 @dataclass(frozen=True)
 class Mechanism:
     """A round's Gaussian mechanism on the sum of the patients' clipped gradients.
 
+    With the unit `hospital` it is the sum of the hospitals' clipped changes.
+
     Guarantees:
-        - zeroing one patient moves the clipped sum of a step by at most `clip.norm` in L2, and the
+        - zeroing one patient moves the clipped sum of a step by at most `sensitivity` in L2, and the
           count of an adaptive norm by at most 1/2;
         - each step adds N(0, noise_std^2) to each coordinate of that sum and N(0, count_std^2) to
           that count; the two are one Gaussian mechanism of `noise_multiplier`, because the squares of
@@ -142,6 +153,7 @@ class Mechanism:
         sampling_rate: the probability that a patient takes part in a step; 1 for all patients.
         steps: the number of steps in this round.
         divisor: the number that divides the noisy sum.
+        unit: whose contributions are clipped.
     """
 
     clip: ClipConfig | AdaptiveClip
@@ -149,6 +161,16 @@ class Mechanism:
     sampling_rate: float
     steps: int
     divisor: float
+    unit: Unit = "patient"
+
+    @property
+    def sensitivity(self) -> float:
+        """How far one patient can move the sum in L2.
+
+        A patient's gradient becomes zero; a hospital's change becomes another one of the same bound,
+        whatever of its training differs, and so may move by twice the norm.
+        """
+        return self.clip.norm * (2 if self.unit == "hospital" else 1)
 
     def grid(self, numel: int) -> float:
         """Return the public grid of a step's sums over `numel` coordinates: a power of two.
@@ -166,7 +188,7 @@ class Mechanism:
     def noise_std(self) -> float:
         """The standard deviation of the noise on the sum."""
         share = self.clip.count_share if isinstance(self.clip, AdaptiveClip) else 0
-        return self.noise_multiplier * self.clip.norm / math.sqrt(1 - share)
+        return self.noise_multiplier * self.sensitivity / math.sqrt(1 - share)
 
     def longest_step(self, numel: int) -> float:
         """Return the largest L2 norm of a step's noisy mean gradient over `numel` coordinates.
@@ -217,9 +239,11 @@ class Mechanism:
 
 
 def mechanism_for(
-    privacy: PatientPrivacy, *, rounds: int, steps: int, lot: int | None, declared: int
+    privacy: Privacy, *, rounds: int, steps: int, lot: int | None, declared: int
 ) -> Mechanism:
     """Return the mechanism with which all rounds of a study, spare ones included, spend its budget.
+
+    A hospital's change is one release a round, however many steps led to it.
 
     Args:
         lot: the expected patients in a step (Poisson sampling); None for all patients in each step.
@@ -228,6 +252,8 @@ def mechanism_for(
     Raises:
         ValueError: the lot exceeds `declared`, or delta is not below 1 / declared.
     """
+    if privacy.unit == "hospital":
+        steps, lot = 1, None
     if privacy.delta >= 1 / declared:
         raise ValueError(
             f"Expected delta < 1/{declared} (one over the declared training patients), "
@@ -238,4 +264,4 @@ def mechanism_for(
     rate = 1.0 if lot is None else lot / declared
     budget = Budget(epsilon=privacy.epsilon, delta=privacy.delta)
     noise = noise_for(budget, sampling_rate=rate, steps=(rounds + privacy.spare) * steps)
-    return Mechanism(privacy.clip, noise, rate, steps, divisor=rate * declared)
+    return Mechanism(privacy.clip, noise, rate, steps, rate * declared, privacy.unit)

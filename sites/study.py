@@ -1,6 +1,5 @@
 """Study: the settings that all hospitals agree on before round 1, checked once, frozen and hashed."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -14,14 +13,19 @@ from models.objectives import LOWER_IS_BETTER, Name, TaskConfig, metric_names, s
 from models.strategies import Strategy, StrategyConfig
 from models.synthesis import SynthesisConfig
 from privacy.distillation import DistillationConfig
-from privacy.mechanisms import MaskedPrivacy, PrivacyConfig, SharedNoise
+from privacy.mechanisms import PrivacyConfig
 from privacy.release import LARGEST_CHANGE
-from privacy.secure_aggregation.terms import BadTerms, Terms
 from privacy.signing import canonical
 from sites import yaml_files
 from sites.imaging.preprocessing import Patches, PreprocessingConfig
 from sites.starts import PUBLIC_AUGMENTATION, StartStage, ValidationConfig
-from sites.study_sections import CardConfig, EvaluationConfig, PromotionConfig, QuorumConfig
+from sites.study_sections import (
+    CardConfig,
+    EvaluationConfig,
+    PromotionConfig,
+    QuorumConfig,
+    sum_faults,
+)
 from sites.training.config import TrainingConfig
 
 
@@ -48,6 +52,7 @@ class Study(Config):
         export: content of a release: the change of the `student`, the change of the trained `weights`,
             the `predictions` on the transfer images, or with `privacy.mode: shared_noise` the sum of the
             patients' clipped gradients (`gradient_sum`), after which the global model alone distils.
+            `privacy.unit: hospital` sums clipped changes of the `weights`, after plain training.
         largest_change: largest L2 norm of a hospital's change of the parameters in a round; a larger one
             is rejected. 1000 by default. Where trained weights leave under privacy, the mechanism's own
             bound holds too.
@@ -111,7 +116,9 @@ class Study(Config):
         if isinstance(filled.get("start"), dict):
             filled["start"] = [filled["start"]]
         prepared, privacy = filled.get("preprocessing"), filled.get("privacy")
-        is_plain = isinstance(privacy, dict) and privacy.get("mode") == "none"
+        is_plain = isinstance(privacy, dict) and (
+            privacy.get("mode") == "none" or privacy.get("unit") == "hospital"
+        )
         if is_plain and isinstance(prepared, dict) and "augmentation" not in prepared:
             filled["preprocessing"] = {**prepared, "augmentation": PUBLIC_AUGMENTATION.model_dump()}
         return filled
@@ -137,10 +144,13 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _rate_can_be_found(self) -> "Study":
-        training, private = self.training, self.privacy.mode != "none"
+        training = self.training
         if training.lr == "auto":
-            if not private:
-                raise ValueError("training.lr: expected a number without privacy, got auto.")
+            if not self.clips_patients:
+                raise ValueError(
+                    "training.lr: expected a number where training is plain (without privacy, or with "
+                    "privacy.unit: hospital), got auto."
+                )
             known = ("fed_avg", "fed_avg_m") if self.export == "gradient_sum" else ("fed_avg",)
             if self.strategy.name not in known:
                 raise ValueError(
@@ -153,7 +163,7 @@ class Study(Config):
                     "training.lr: expected a number, validation cases, or a start whose last stage has "
                     "cases on which auto can measure the noise that a model bears."
                 )
-        if private and (training.optimizer != "sgd" or training.longest_gradient):
+        if self.clips_patients and (training.optimizer != "sgd" or training.longest_gradient):
             raise ValueError(
                 "training: expected sgd without longest_gradient under privacy, which clips each "
                 "patient's gradient."
@@ -168,18 +178,32 @@ class Study(Config):
         return self
 
     @model_validator(mode="after")
+    def _sum_is_sound(self) -> "Study":
+        faults = sum_faults(
+            self.privacy,
+            export=self.export,
+            strategy=self.strategy,
+            training=self.training,
+            sites=self.sites,
+            cross_site=self.evaluation.cross_site,
+        )
+        for fault in faults:
+            raise ValueError(fault)
+        return self
+
+    @model_validator(mode="after")
     def _export_has_what_it_needs(self) -> "Study":
         distils_at_hospitals = self.export in ("student", "predictions")
-        if self.export != "gradient_sum" and distils_at_hospitals != (self.distillation is not None):
+        if not self.shares_noise and distils_at_hospitals != (self.distillation is not None):
             raise ValueError(
                 "distillation: expected exactly where export is student or predictions; add it, or "
                 "export weights."
             )
         distils = self.distillation
         waits = distils is not None and distils.rounds == "last"
-        if self.export == "gradient_sum" and distils and (distils.teacher or not waits):
+        if self.shares_noise and distils and (distils.teacher or not waits):
             raise ValueError(
-                "distillation: expected rounds: last and no teacher with gradient_sum; only the last "
+                "distillation: expected rounds: last and no teacher with shared_noise; only the last "
                 "global model distils."
             )
         if waits and (self.export == "predictions" or (distils and distils.teacher)):
@@ -197,16 +221,10 @@ class Study(Config):
                 "sites.staleness: expected none where predictions leave, which each round combines "
                 "into one ensemble; remove it."
             )
-        if self.evaluation.teachers and not self.distillation:
-            raise ValueError("evaluation.teachers: expected false; without distillation there are none.")
+        if self.evaluation.teachers and (self.shares_noise or not self.distillation):
+            raise ValueError("evaluation.teachers: expected false; no hospital distils a teacher.")
         if self.evaluation.cross_site and self.export == "predictions":
             raise ValueError("evaluation.cross_site: expected false; no model leaves with predictions.")
-        return self
-
-    @model_validator(mode="after")
-    def _sum_is_sound(self) -> "Study":
-        for fault in sum_faults(self):
-            raise ValueError(fault)
         return self
 
     @model_validator(mode="after")
@@ -322,6 +340,21 @@ class Study(Config):
         """Attempts at a secure sum that are paid for beyond one a round."""
         return self.privacy.spare if self.privacy.mode != "none" else 0
 
+    @property
+    def shares_noise(self) -> bool:
+        """True if a hospital adds only its share of the noise, and the global model alone distils."""
+        return self.privacy.mode == "shared_noise"
+
+    @property
+    def clips_patients(self) -> bool:
+        """True if each patient's gradient is clipped; else training is plain."""
+        return self.privacy.mode != "none" and self.privacy.unit == "patient"
+
+    @property
+    def samples_patients(self) -> bool:
+        """True if chance decides which patients are in a step, and the charge counts that."""
+        return self.clips_patients and self.training.lot_size is not None
+
     def is_compared(self, round: int) -> bool:
         """Return whether the hospitals' own models after `round` are compared."""
         return self.evaluation.cross_site and round == self.rounds
@@ -345,50 +378,6 @@ def check_network(study: Study, key: str, network: NetworkConfig) -> None:
         raise ValueError(
             f"preprocessing.shape: expected multiples of {network.divisor} as {key} {network.name} "
             f"needs, got {list(shape)}."
-        )
-
-
-def sum_faults(study: Study) -> Iterator[str]:
-    """Yield why a study can't have its secure sum, or no sum of gradients without one.
-
-    A share of the noise protects one sum of clipped gradients and nothing else.
-    """
-    privacy, strategy = study.privacy, study.strategy.build()
-    if (privacy.mode == "shared_noise") != (study.export == "gradient_sum"):
-        yield (
-            f"privacy.mode: expected shared_noise exactly with export: gradient_sum, got {privacy.mode} "
-            f"with {study.export}; a share of the noise protects one sum of clipped gradients only, and "
-            f"no student, weights or predictions. Take `masked`, which has the full noise, for these."
-        )
-    if not isinstance(privacy, MaskedPrivacy | SharedNoise):
-        return
-    if study.export == "predictions":
-        yield "privacy.mode: expected local where predictions leave; their ensemble is no plain sum."
-    if strategy.needs_each or study.sites.staleness or study.evaluation.cross_site:
-        yield (
-            f"privacy.mode: expected local with {study.strategy.name}, sites.staleness or "
-            f"evaluation.cross_site where they look at single releases; in a secure sum nobody can. "
-            f"Take fed_avg, fed_avg_m, fed_adam, fed_yogi or fed_adagrad, and neither of the others."
-        )
-    if privacy.mode == "shared_noise":
-        yield from _step_faults(study)
-    try:
-        Terms(study.name, study.sites.min, privacy.sum.dropouts, privacy.sum.colluding)
-    except BadTerms as error:
-        yield f"privacy.sum, with sites.min = {study.sites.min} hospitals: {error}"
-
-
-def _step_faults(study: Study) -> Iterator[str]:
-    training, strategy = study.training, study.strategy.build()
-    if not (training.steps == 1 and training.lot == "all" and not training.momentum):
-        yield (
-            "training: expected steps: 1, lot: all and momentum: 0 with shared_noise; each round is one "
-            "step over all patients, and fed_avg_m has the momentum of the rounds."
-        )
-    if strategy.local_loss or strategy.personal_loss or strategy.local_of:
-        yield (
-            f"strategy: expected one without local steps or layers for shared_noise, got "
-            f"{study.strategy.name}."
         )
 
 

@@ -1,11 +1,16 @@
-"""Sections of a study beside its training: quorum, evaluation, criteria of a release, model card."""
+"""Sections of a study beside its training, and whether its sections fit a secure sum."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
 from models.adversarial import AttackConfig
 from models.config import Config
+from models.strategies import StrategyConfig
+from privacy.mechanisms import MaskedPrivacy, PrivacyConfig, SharedNoise
+from privacy.secure_aggregation.terms import BadTerms, Terms
+from sites.training.config import TrainingConfig
 
 
 class StalenessConfig(Config):
@@ -113,3 +118,74 @@ class CardConfig(Config):
     evaluation_data: str = ""
     ethical_considerations: str = ""
     caveats: str = ""
+
+
+def sum_faults(
+    privacy: PrivacyConfig,
+    *,
+    export: str,
+    strategy: StrategyConfig,
+    training: TrainingConfig,
+    sites: QuorumConfig,
+    cross_site: bool,
+) -> Iterator[str]:
+    """Yield why a study can't have its secure sum, or no clipped sum without one."""
+    yield from _export_faults(privacy, export)
+    if not isinstance(privacy, MaskedPrivacy | SharedNoise):
+        return
+    if export == "predictions":
+        yield "privacy.mode: expected local where predictions leave; their ensemble is no plain sum."
+    if strategy.build().needs_each or sites.staleness or cross_site:
+        yield (
+            f"privacy.mode: expected local with {strategy.name}, sites.staleness or "
+            f"evaluation.cross_site where they look at single releases; in a secure sum nobody can. "
+            f"Take fed_avg, fed_avg_m, fed_adam, fed_yogi or fed_adagrad, and neither of the others."
+        )
+    if privacy.mode == "shared_noise" and privacy.unit == "patient":
+        yield from _step_faults(training, strategy)
+    if privacy.mode == "shared_noise" and privacy.unit == "hospital":
+        yield from _change_faults(strategy)
+    try:
+        Terms("", sites.min, privacy.sum.dropouts, privacy.sum.colluding)
+    except BadTerms as error:
+        yield f"privacy.sum, with sites.min = {sites.min} hospitals: {error}"
+
+
+def _export_faults(privacy: PrivacyConfig, export: str) -> Iterator[str]:
+    """Yield why a mode and an export do not fit: a share of the noise protects one clipped sum only."""
+    if privacy.mode == "shared_noise" and privacy.unit == "hospital":
+        if export != "weights":
+            yield (
+                f"export: expected weights with privacy.unit: hospital, whose clipped changes are "
+                f"summed, got {export}."
+            )
+    elif (privacy.mode == "shared_noise") != (export == "gradient_sum"):
+        yield (
+            f"privacy.mode: expected shared_noise exactly with export: gradient_sum, got {privacy.mode} "
+            f"with {export}; a share of the noise protects one sum of clipped gradients only, and no "
+            f"student, weights or predictions. Take `masked`, which has the full noise, for these, or "
+            f"privacy.unit: hospital for a sum of clipped changes of the weights."
+        )
+
+
+def _step_faults(training: TrainingConfig, strategy: StrategyConfig) -> Iterator[str]:
+    if not (training.steps == 1 and training.lot == "all" and not training.momentum):
+        yield (
+            "training: expected steps: 1, lot: all and momentum: 0 with shared_noise; each round is one "
+            "step over all patients, and fed_avg_m has the momentum of the rounds."
+        )
+    built = strategy.build()
+    if built.local_loss or built.personal_loss or built.local_of:
+        yield (
+            f"strategy: expected one without local steps or layers for shared_noise, got "
+            f"{strategy.name}."
+        )
+
+
+def _change_faults(strategy: StrategyConfig) -> Iterator[str]:
+    built = strategy.build()
+    if built.local_of or built.personal_loss:
+        yield (
+            f"strategy: expected one without local or personal layers for privacy.unit: hospital, got "
+            f"{strategy.name}; no noise covers what stays in them and shows in metrics."
+        )

@@ -6,6 +6,9 @@ from models import params as P
 from models.params import Params
 from privacy.release import Noise
 
+CLIPPED = "clipped"
+"""Name of the one tensor of an update that is summed with shared noise: float64 `(d,)`."""
+
 
 @dataclass(frozen=True)
 class Update:

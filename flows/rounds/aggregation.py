@@ -53,7 +53,7 @@ def next_model(
 
 def _last(run: Run, made: Params) -> Params:
     """Return the last model; where hospitals train no teacher, a student that has learned from it."""
-    if run.study.export == "gradient_sum" and run.study.distillation:
+    if run.study.shares_noise and run.study.distillation:
         return ensemble_distillation.student_of_last(run, made)
     return made
 

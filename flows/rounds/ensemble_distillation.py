@@ -30,7 +30,7 @@ from sites.transfer_set import transfer_images
 
 def check_ready(study: Study, home: Home) -> None:
     """Raise `NoTransferImages` unless the coordinator has the images that the study distils on."""
-    if study.export in ("predictions", "gradient_sum") and study.distillation:
+    if study.distillation and (study.shares_noise or study.export == "predictions"):
         transfer_images(study, study.distillation, home.public)
 
 
@@ -65,7 +65,7 @@ def student_of(run: Run, round: int, params: Params, releases: Sequence[Contribu
 def student_of_last(run: Run, params: Params) -> Params:
     """Return the last global model after a student, which starts from it, has learned from it.
 
-    In a secure sum of gradients hospitals train no teacher; the global model is the teacher.
+    Where hospitals share the noise they train no teacher; the global model is the teacher.
     """
     study, config = run.study, _config(run)
     images = transfer_images(study, config, run.home.public)

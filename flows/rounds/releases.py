@@ -165,7 +165,7 @@ def is_masked_as_due(run: Run, found: SumRecord, round: int, manifest: ReleaseMa
     """Return whether a release is masked as an attempt at a round's secure sum asks for."""
     masked, members = manifest.masked, found.members("sum-shares")
     terms = terms_of(run, round, len(found.members("sum-keys")), found.attempt)
-    honest = terms.honest if run.study.export == "gradient_sum" else None
+    honest = terms.honest if run.study.shares_noise else None
     return masked is not None and (
         (masked.attempt, dict(masked.members), masked.rate, masked.honest)
         == (found.attempt, members, run.rate, honest)

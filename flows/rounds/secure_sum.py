@@ -147,7 +147,8 @@ def _decide(
 def mean_change(run: Run, number: int, template: Params) -> Params:
     """Return the mean change of the parameters that a round's secure sum stands for.
 
-    A sum of gradients moves against them, at the round's learning rate, over all declared patients.
+    A sum of gradients moves against them, at the round's learning rate, over all declared patients; of
+    the hospitals' clipped changes it is the plain mean.
 
     Raises:
         ValueError: the opened shares do not unmask the sum.
@@ -164,16 +165,22 @@ def mean_change(run: Run, number: int, template: Params) -> Params:
 
 
 def _unit(run: Run, number: int, record: SumRecord, numel: int, terms: Terms) -> float:
-    """Return what one unit of the sum stands for in the mean change."""
+    """Return what one unit of the sum stands for in the mean change.
+
+    Each hospital's change counts once where the hospital is the unit of privacy.
+    """
     everybody = declared(run, number, record.members("sum-keys"))
-    patients = declared(run, number, record.members("contribute"))
-    if run.study.export != "gradient_sum":
+    survivors = record.members("contribute")
+    patients = declared(run, number, survivors)
+    if not run.study.shares_noise:
         return CHANGE_GRID * everybody / patients
-    site = min(record.members("contribute"))
-    mechanism = releases.mechanism_of(run, site, number)
+    mechanism = releases.mechanism_of(run, min(survivors), number)
+    grid = SharedGaussian(mechanism, numel, terms.honest).grid
+    if mechanism.unit == "hospital":
+        return grid / len(survivors)
     training = run.study.training.at_rate(run.rate)
     rate = training.in_round(number, run.study.rounds).step_size
-    return -rate * SharedGaussian(mechanism, numel, terms.honest).grid / patients
+    return -rate * grid / patients
 
 
 def opening_of(run: Run, number: int, record: SumRecord) -> Opening:

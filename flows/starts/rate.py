@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from flows.runs.records import StartRecord
 from flows.runs.run import Run
-from privacy.mechanisms import PatientPrivacy, SharedNoise, mechanism_for
+from privacy.mechanisms import Privacy, SharedNoise, mechanism_for
 from privacy.secure_aggregation.terms import BadTerms, Terms
 from privacy.signal import NEEDED, Reach, Share, learning_rate, reach, reach_of_sum
 from sites.local_models import numel_of
@@ -54,18 +54,19 @@ def reach_of(study: Study, declared: Declared, epsilon: float | None = None) -> 
         privacy = privacy.model_copy(update={"epsilon": epsilon})
     total = sum(patients for patients, _ in declared.values())
     rates = [study.training.share_in(number, study.rounds) for number in range(1, study.rounds + 1)]
-    if study.export == "gradient_sum":
+    if isinstance(privacy, SharedNoise):
         return _reach_of_sum(study, privacy, declared, rates)
     shares = [_share(study, privacy, patients, steps, total) for patients, steps in declared.values()]
     return reach(shares, rates, study.training.momentum)
 
 
 def _reach_of_sum(
-    study: Study, privacy: PatientPrivacy, declared: Declared, rates: Sequence[float]
+    study: Study, privacy: SharedNoise, declared: Declared, rates: Sequence[float]
 ) -> Reach | None:
-    """Return the reach of rounds that are steps along one sum; None with too few hospitals for one."""
-    if not isinstance(privacy, SharedNoise):
-        return None
+    """Return the reach of rounds that are steps along one sum; None with too few hospitals for one.
+
+    A hospital's change, where that is what is clipped, is a whole step of the round.
+    """
     try:
         terms = Terms(study.name, len(declared), privacy.sum.dropouts, privacy.sum.colluding)
     except BadTerms:
@@ -74,10 +75,12 @@ def _reach_of_sum(
     smallest = min(patients for patients, _ in declared.values())
     mechanism = mechanism_for(privacy, rounds=study.rounds, steps=1, lot=None, declared=smallest)
     momentum = study.strategy.build().momentum
+    if privacy.unit == "hospital":
+        total, rates = len(declared), [1.0] * study.rounds
     return reach_of_sum(mechanism, len(declared) / terms.honest, total, rates, momentum)
 
 
-def _share(study: Study, privacy: PatientPrivacy, patients: int, steps: int, total: int) -> Share:
+def _share(study: Study, privacy: Privacy, patients: int, steps: int, total: int) -> Share:
     mechanism = mechanism_for(
         privacy, rounds=study.rounds, steps=steps, lot=study.training.lot_size, declared=patients
     )
@@ -97,8 +100,9 @@ def warnings(study: Study, declared: Declared) -> Sequence[str]:
         return ()
     patients = sum(each for each, _ in declared.values())
     needed = NEEDED / strength
+    counted, what = (patients, "patients") if study.clips_patients else (len(declared), "hospitals")
     ways = [
-        f"{int(patients * needed) + 1} patients",
+        f"{int(counted * needed) + 1} {what}",
         f"a network of {int(numel / needed**2):,} parameters",
     ]
     if study.privacy.mode == "local" and strength * math.sqrt(len(declared)) >= NEEDED:

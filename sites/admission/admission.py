@@ -38,7 +38,7 @@ def admit(policy: Policy, study: Study) -> None:
                 "the study trains without differential privacy and the policy has plain_studies: refuse"
             )
         return
-    if study.training.lot_size is not None and policy.sampled_steps == "refuse":
+    if study.samples_patients and policy.sampled_steps == "refuse":
         raise Refused(
             "the study samples patients for its steps and the policy has sampled_steps: refuse"
         )
@@ -114,7 +114,7 @@ def check_labels(listing: Listing, task: TaskConfig, owner: str = "hospital") ->
 
 def check_filter(hospital: Hospital, study: Study) -> None:
     """Raise `Refused` if the study samples patients and the ledger's filter can't count that."""
-    if study.privacy.mode != "none" and study.training.lot_size and hospital.ledger.rule == "gaussian":
+    if study.samples_patients and hospital.ledger.rule == "gaussian":
         raise Refused(
             "the study samples patients for its steps; this hospital's ledger began with "
             "sampled_steps: refuse, and its rule can't change"

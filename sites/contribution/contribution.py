@@ -206,9 +206,9 @@ def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> 
     learner = network_for(teacher, study, hospital.device, None) if teacher else network
     try:
         task = build_task(study.task)
-        if mechanism:
+        if mechanism and study.clips_patients:
             check_soundness(learner, task.loss, mechanism, images, target)
-        if study.distillation and study.export != "gradient_sum":
+        if study.distillation and not study.shares_noise:
             transfer_images(study, study.distillation, hospital.public)
             once = study.distillation.model_copy(update={"steps": 1, "batch": 2})
             distil(learner, copy.deepcopy(network), images, once, rng, task.exclusive)

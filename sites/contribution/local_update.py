@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from models import checkpoints
@@ -25,6 +27,7 @@ from privacy import predictions
 from privacy.distillation import DistillationConfig, Exclusive, answers, distil
 from privacy.mechanisms import Mechanism
 from privacy.release import Noise
+from privacy.shared_noise import clipped_change
 from privacy.signing import canonical
 from sites.admission.admission import teacher_for, training_for
 from sites.code_version import code_sha256
@@ -39,7 +42,7 @@ from sites.training.examples import Examples
 from sites.training.gradient_sum import gradient_sum
 from sites.training.sgd import train_plainly
 from sites.transfer_set import transfer_images
-from sites.update import Update
+from sites.update import CLIPPED, Update
 
 KEPT = ("teacher", "local", "clip", "variate", "student")
 """Kinds of parameters that a round stores at the hospital for later rounds."""
@@ -127,8 +130,8 @@ def local_update(training: LocalTraining) -> Update:
     study, hospital = training.order.study, training.hospital
     forget(hospital, training.order)
     network = network_for(study.network, study, hospital.device, training.start)
-    if study.export == "gradient_sum":
-        return _gradients(training, network)
+    if study.shares_noise:
+        return Update({CLIPPED: torch.from_numpy(_clipped(training, network))}, "none")
     correction = _correction(training)
     if study.distillation is None or study.content_of(training.order.round) == "weights":
         noise = _train(training, network, correction)
@@ -145,15 +148,16 @@ def local_update(training: LocalTraining) -> Update:
     return Update(_change(training, network, correction), noise)
 
 
-def _gradients(training: LocalTraining, network: nn.Module) -> Update:
-    """Return the sum of the patients' clipped gradients, which has no noise yet."""
-    if training.mechanism is None:
-        raise ValueError("Expected a mechanism for a sum of gradients.")
-    task = build_task(training.order.study.task)
-    clipped = gradient_sum(
-        network, task, training.examples, training.config, training.mechanism, training.progress
-    )
-    return Update({"gradient_sum": torch.from_numpy(clipped)}, "none")
+def _clipped(training: LocalTraining, network: nn.Module) -> NDArray[np.float64]:
+    """Return what a secure sum adds up, clipped and without noise yet: gradients, or the change."""
+    mechanism, study = training.mechanism, training.order.study
+    if mechanism is None:
+        raise ValueError("Expected a mechanism for a sum with shared noise.")
+    if mechanism.unit == "hospital":
+        _train(training, network, None)
+        return clipped_change(_change(training, network, None), mechanism)
+    task = build_task(study.task)
+    return gradient_sum(network, task, training.examples, training.config, mechanism, training.progress)
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,7 @@ def _train(training: LocalTraining, network: nn.Module, correction: Params | Non
     if correction is not None:
         local_loss = partial(_along, correction)
     progress("train", 0, config.steps)
-    if mechanism is None:
+    if mechanism is None or mechanism.unit == "hospital":
         rng = torch.Generator().manual_seed(study.seed_for(order.round, hospital.name, "lots"))
         unfinished = training.unfinished("training")
         train_plainly(network, task, training.examples, config, rng, local_loss, progress, unfinished)

@@ -19,7 +19,7 @@ from sites.orders import Order
 from sites.secure_sum.attempt import Attempt, terms_of
 from sites.secure_sum.own_share import own_epsilon, smallest_share
 from sites.study import Study
-from sites.update import Update
+from sites.update import CLIPPED, Update
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,12 @@ class MaskedSum:
     def hidden(self, update: Update) -> tuple[Update, Masked]:
         """Return an update that can be read in the sum alone, and how it is masked.
 
-        A sum of gradients gets this hospital's share of the noise here; a change has the full noise
-        already, and is weighted by the declared patients.
+        A clipped vector gets this hospital's share of the noise here; a change with the full noise is
+        weighted by the declared patients.
         """
         honest = own = None
-        if self.study.export == "gradient_sum":
-            shared = SharedGaussian(
-                self.mechanism, update.tensors["gradient_sum"].numel(), self.terms.honest
-            )
+        if self.study.shares_noise:
+            shared = SharedGaussian(self.mechanism, update.tensors[CLIPPED].numel(), self.terms.honest)
             units, noise = self._with_share(update, shared)
             honest, own = self.terms.honest, self._own_epsilon(shared)
         else:
@@ -68,7 +66,7 @@ class MaskedSum:
 
     def _with_share(self, update: Update, shared: SharedGaussian) -> tuple[NDArray[np.int64], Noise]:
         source, noise = self.hospital.noise(self.order.noise_purpose)
-        return shared.noisy(update.tensors["gradient_sum"].numpy(), source), noise
+        return shared.noisy(update.tensors[CLIPPED].numpy(), source), noise
 
     def _weighted(self, update: Update) -> NDArray[np.int64]:
         """Return a change in units, times this hospital's share of the members' declared patients."""

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from dp_accounting.pld import privacy_loss_distribution as pld
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from privacy.accounting import PrivacyEvent, epsilon
 from privacy.mechanisms import ClipConfig, Mechanism
 from privacy.noise.discrete_gaussian import SMOOTHING, discrete_gaussian
 from privacy.noise.source import NoiseSource
-from privacy.shared_noise import LEAST_SHARE, SharedGaussian
+from privacy.shared_noise import LEAST_SHARE, SharedGaussian, clipped_change
 
 
 def shared(noise: float = 2.0, numel: int = 400, honest: int = 3, clip: float = 1.0) -> SharedGaussian:
@@ -82,3 +83,33 @@ def test_the_noise_of_a_share_is_what_it_says_and_alone_it_protects_as_stated() 
     )
     assert whole.std() / found.sensitivity == pytest.approx(3.0, rel=0.02)
     assert np.abs(whole).max() / whole.std() < norm.isf(1e-9)
+
+
+NUMBERS = st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=6, max_size=6)
+
+
+@given(one=NUMBERS, other=NUMBERS, kind=st.sampled_from(["flat", "normalised"]))
+def test_whatever_a_hospital_sends_moves_the_sum_by_at_most_twice_the_norm(
+    one: list[float], other: list[float], kind: str
+) -> None:
+    mechanism = Mechanism(ClipConfig(kind=kind, norm=0.5), 2.0, 1.0, 1, 10, unit="hospital")
+    found = SharedGaussian(mechanism, 6, 3)
+    sent = [
+        np.rint(
+            clipped_change({"b": torch.tensor(v[:2]), "a": torch.tensor(v[2:])}, mechanism) / found.grid
+        )
+        for v in (one, other)
+    ]
+    assert mechanism.sensitivity == 1.0
+    assert np.linalg.norm(sent[0] - sent[1]) <= found.sensitivity
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_change_that_is_not_finite_counts_as_none_and_parameters_are_ordered_by_name(
+    value: float,
+) -> None:
+    mechanism = Mechanism(ClipConfig(kind="flat", norm=10.0), 2.0, 1.0, 1, 10, unit="hospital")
+    change = {"b": torch.tensor([3.0]), "a": torch.tensor([[1.0], [2.0]])}
+    assert clipped_change(change, mechanism) == pytest.approx([1.0, 2.0, 3.0], rel=1e-4)
+    change["b"] = torch.tensor([value])
+    assert clipped_change(change, mechanism).tolist() == [0.0, 0.0, 0.0]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from sites.starts import PUBLIC_AUGMENTATION
 from sites.study import Study, load_study
 from sites.yaml_files import ConfigError
 
@@ -195,7 +196,7 @@ def test_a_study_with_a_secure_sum_and_one_masked_are_read(study_with) -> None:
         ("shared_noise", {"strategy": {"name": "ditto"}}, "without local steps or layers"),
         ("shared_noise", {"sites": {"min": 3}}, "Expected 2 (hospitals - dropouts) > hospitals + coll"),
         ("shared_noise", {"distillation": {"transfer": "synthetic", "steps": 1}},
-         "expected rounds: last and no teacher with gradient_sum"),
+         "expected rounds: last and no teacher with shared_noise"),
     ],
 )  # fmt: skip
 def test_what_a_share_of_noise_does_not_protect_and_what_no_sum_can_do_is_refused_with_the_reason(
@@ -203,3 +204,42 @@ def test_what_a_share_of_noise_does_not_protect_and_what_no_sum_can_do_is_refuse
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         summed(study_with, mode, **changes)
+
+
+def of_hospitals(study_with: Callable[..., Study], **changes: object) -> Study:
+    privacy = {"unit": "hospital", "clip": {"kind": "flat", "norm": 0.1}}
+    keys = {"export": "weights", "privacy": privacy, "training": {"steps": 9, "lr": 0.1, "lot": 4}}
+    return summed(study_with, **{**keys, **changes})
+
+
+def test_a_study_with_the_hospital_as_the_unit_trains_plainly_for_as_many_steps_as_it_likes(
+    study_with,
+) -> None:
+    adamw = {"steps": 50, "lr": 1e-3, "lot": 4, "optimizer": "adamw", "longest_gradient": 1.0}
+    study = of_hospitals(study_with, training=adamw)
+    assert study.shares_noise and not study.clips_patients and not study.samples_patients
+    assert study.preprocessing.augmentation == PUBLIC_AUGMENTATION  # as in any plain training
+    distilled = {"transfer": "synthetic", "steps": 1, "rounds": "last"}
+    assert of_hospitals(study_with, distillation=distilled).content_of(1) == "weights"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"export": "gradient_sum"}, "export: expected weights with privacy.unit: hospital"),
+        ({"strategy": {"name": "fed_bn"}}, "no noise covers what stays in them"),
+        ({"strategy": {"name": "ditto"}}, "no noise covers what stays in them"),
+        (
+            {"training": {"steps": 9, "lr": "auto", "lot": 4}},
+            "expected a number where training is plain",
+        ),
+        ({"evaluation": {"teachers": True}}, "no hospital distils a teacher"),
+        ({"mode": "masked"}, "unit"),
+        ({"mode": "local"}, "unit"),
+    ],
+)
+def test_what_a_clipped_change_does_not_cover_is_refused_with_the_reason(
+    study_with, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        of_hospitals(study_with, **changes)

@@ -7,7 +7,8 @@ import fedavg_by_hand as by_hand
 import numpy as np
 import pytest
 import torch
-from consortium import Consortium, small_hospitals
+from conftest import STUDY
+from consortium import SEED, Consortium, small_hospitals
 
 from flows.rounds.statements import TooFewHospitals
 from flows.rounds.sum_progress import progress
@@ -16,10 +17,13 @@ from models import checkpoints
 from models import params as P
 from privacy.accounting import Budget, PrivacyEvent, epsilon, noise_for
 from privacy.mechanisms import mechanism_for
+from privacy.noise.discrete_gaussian import discrete_gaussian
+from privacy.noise.source import NoiseSource
 from privacy.secure_aggregation.fixed_point import MASKED
 from privacy.shared_noise import SharedGaussian
 from sites.study import Study
 
+SMALL = STUDY["preprocessing"]
 NAMES = ("north", "east", "south", "west")
 
 
@@ -116,6 +120,84 @@ def test_a_step_along_shared_noise_is_that_of_the_plain_algorithm_whoever_drops_
     assert largest_difference(made.models[1], made.models[0]) > 0.001
     assert largest_difference(made.models[1], by_hand_sum(made, 1, survivors)) < 1e-4
     assert list(model_faults(made.run, made.run.records())) == []
+
+
+def of_hospitals(study: Callable[..., Study], **changes: object) -> Study:
+    """Return a study in which the hospital is the unit of privacy."""
+    privacy = {
+        "mode": "shared_noise", "unit": "hospital", "epsilon": 20, "delta": 1e-3,
+        "clip": {"kind": "flat", "norm": 0.05}, "accountants": ["rdp"], "sum": {"dropouts": 1},
+    }  # fmt: skip
+    training = {"steps": 3, "lr": 0.1, "lot": "all", "momentum": 0.9}
+    content = {"privacy": privacy, "export": "weights", "training": training, **changes}
+    return study("shared_noise", fewest=4, **content)
+
+
+def changes_by_hand(made: Consortium) -> dict[str, np.ndarray]:
+    """Return each hospital's change after plain steps from the first model, `(d,)` by name."""
+    study, start = made.run.study, made.models[0]
+    found = {}
+    for site, hospital in made.hospitals_by_hand(1).items():
+        network = study.network.build(3, 3)
+        P.load_into(network, start)
+        weights = dict(network.named_parameters())
+        velocity = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        for _ in range(study.training.steps):
+            losses = [
+                torch.stack([by_hand.scan_loss(network(i[None]), t[None]) for i, t in patient]).mean()
+                for patient in hospital.patients
+            ]
+            gradient = torch.autograd.grad(torch.stack(losses).mean(), list(weights.values()))
+            for (name, weight), each in zip(weights.items(), gradient, strict=True):
+                velocity[name] = study.training.momentum * velocity[name] + each
+                weight.data -= study.training.lr * velocity[name]
+        moved = [(weights[name].data - start[name]).double().flatten() for name in sorted(weights)]
+        found[site] = torch.cat(moved).numpy()
+    return found
+
+
+@pytest.mark.parametrize("lost", [(), ("south",)])
+def test_the_mean_of_hospitals_clipped_changes_is_that_of_the_plain_algorithm(
+    consortium, study, lost: tuple[str, ...]
+) -> None:
+    made = consortium(of_hospitals(study, preprocessing={**SMALL, "augmentation": None}))
+    changes, privacy = changes_by_hand(made), made.run.study.privacy
+    made.silent = {"contribute": lost}
+    record = made.round(1)
+    survivors = [name for name in sorted(NAMES) if name not in lost]
+    assert sorted(record.releases) == survivors
+    norms = [np.linalg.norm(change) for change in changes.values()]
+    assert min(norms) > privacy.clip.norm  # so every change is clipped
+    sigma = noise_for(Budget(epsilon=20, delta=1e-3), sampling_rate=1.0, steps=3)  # 2 rounds, 1 spare
+    numel = len(changes["north"])
+    grid = 2.0 ** np.floor(np.log2(0.01 * 2 * privacy.clip.norm / numel**0.5))
+    variance = int(np.ceil(((sigma * (2 * privacy.clip.norm / grid + numel**0.5)) ** 2 + 9) / 3))
+    total = np.zeros(numel)
+    for site in survivors:
+        clipped = changes[site] * privacy.clip.norm / np.linalg.norm(changes[site])
+        noise = NoiseSource.for_test(SEED, f"{site} {made.run.study.sha256} 1")
+        total += clipped + discrete_gaussian(noise, numel, variance) * grid
+    flat = np.concatenate([
+        (made.models[1][name] - made.models[0][name]).double().flatten().numpy()
+        for name in sorted(made.models[0])
+    ])  # fmt: skip
+    assert np.abs(flat - total / len(survivors)).max() < 1e-4
+    assert np.abs(flat).max() > 0.01
+    assert list(model_faults(made.run, made.run.records())) == []
+    release = record.releases["north"].statement
+    event = PrivacyEvent(sigma, 1.0, 1)  # one release, however many steps
+    assert PrivacyEvent(**release.event.model_dump()) == event
+    assert release.epsilon == pytest.approx(epsilon([event], 1e-3), rel=1e-6)
+
+
+def test_a_hospital_whose_training_diverges_adds_zero_and_noise_and_nobody_sees_it(
+    consortium, study
+) -> None:
+    training = {"steps": 3, "lr": 1e30, "lot": "all"}
+    made = consortium(of_hospitals(study, training=training))
+    record = made.round(1)
+    assert sorted(record.releases) == sorted(NAMES)
+    assert P.all_finite(made.models[1])
 
 
 def test_any_phase_can_lose_as_many_as_the_study_allows(consortium, study) -> None:

@@ -73,6 +73,22 @@ def test_a_secure_sum_is_named_where_it_would_suffice_and_only_there(
     assert (with_sum(study_with, 1.0, patients) >= NEEDED) == helps
 
 
+def test_few_hospitals_as_the_unit_of_privacy_are_warned_of_and_enough_are_not(study_with) -> None:
+    privacy = {
+        "mode": "shared_noise", "unit": "hospital", "epsilon": 8, "delta": 1e-5,
+        "clip": {"kind": "flat", "norm": 0.1}, "sum": {},
+    }  # fmt: skip
+    asked = study_with(
+        privacy=privacy, export="weights", distillation=None, rounds=30,
+        network={"name": "UNet", "channels": [16, 32, 64]},
+        training={"steps": 10, "lr": 0.1, "lot": "all"}, strategy={"name": "fed_avg"},
+    )  # fmt: skip
+    (text,) = warnings(asked, hospitals(1000, 4))
+    enough = int(text.partition("suffice: ")[2].split(" hospitals")[0])
+    assert warnings(asked, hospitals(28, enough)) == ()
+    assert warnings(asked, hospitals(28, enough // 2)) != ()
+
+
 def test_a_study_without_privacy_warns_of_nothing(study_with) -> None:
     plain = study_with(privacy={"mode": "none"}, distillation=None, export="weights")
     assert warnings(plain, hospitals(1)) == ()
