@@ -47,7 +47,8 @@ class ServedModel:
         """Return probabilities `(B, C, *spatial)`, or `(B, C)` for classification; or labels.
 
         Args:
-            images: raw intensities `(B, *spatial)`, in RAS orientation. MLflow casts numbers of JSON; in
+            images: raw intensities `(B, *spatial)`, or `(B, C, *spatial)` with several channels, in RAS
+                orientation. MLflow casts numbers of JSON; in
                 process it takes arrays of float32 alone, as a signature has one type.
             params: `spacing_mm`, the voxels' sides, by default 1 mm each; `output`,
                 `probabilities` or `labels` `(B, *spatial)`, `(B,)`, or `(B, C)` where several can apply.
@@ -66,13 +67,18 @@ class ServedModel:
         return self.labels(every).numpy().astype(np.float32)
 
     def probabilities(self, image: NDArray[np.float32], spacing_mm: tuple[float, ...]) -> torch.Tensor:
-        """Return probabilities `(C, *spatial)` of one image `(*spatial)` in RAS, or `(C,)`.
+        """Return probabilities `(L, *spatial)` of one image in RAS, or `(L,)`.
+
+        Args:
+            image: `(C, *spatial)`, or `(*spatial)` where the study has one channel.
 
         Raises:
             UnfitImage: it has other dimensions, is constant or not finite, or can't be prepared; the
                 voxels' sides are no such numbers.
         """
         study = self.study
+        if study.task.in_channels == 1 and image.ndim == study.task.dims:
+            image = image[None]
         if fault := image_fault(image, study.task):
             raise UnfitImage(fault.text)
         _check_spacing(spacing_mm, study.task.dims)
@@ -118,11 +124,11 @@ def load(folder: Path) -> ServedModel:
     """Return the model in a folder, its weights checked against their sha256."""
     described = json.loads((folder / DESCRIPTION).read_bytes())
     study = Study.model_validate(described["study"])
-    network = study.network.build(study.task.dims, study.task.out_channels).eval()
+    network = study.built().eval()
     P.load_into(network, checkpoints.read(folder / WEIGHTS, described["sha256"]))
     return ServedModel(study, network)
 
 
 def _as_scan(image: NDArray[np.float32], spacing_mm: tuple[float, ...], study: Study) -> Scan:
-    shape = image.shape if study.task.kind == "segmentation" else ()
+    shape = image.shape[1:] if study.task.kind == "segmentation" else ()
     return Scan(np.asarray(image, dtype=np.float32), np.zeros(shape, np.int64), spacing_mm)

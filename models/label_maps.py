@@ -60,15 +60,21 @@ def image_of_map(
     num_labels: int,
     rng: np.random.Generator,
     config: MapLookConfig,
+    channels: int = 1,
 ) -> tuple[Floats, Labels]:
-    """Return a z-scored image of `shape` around a map's labels, and its labels 0 to `num_labels`.
+    """Return a z-scored image `(channels, *shape)` around a map's labels, and its labels.
+
+    `config.typical` describes the first channel; the others have any contrast.
 
     Args:
         label_map: `(*spatial)` of the same dimensions as `shape`, in voxels of the same size.
     """
     structures = _bent(label_map, shape, num_labels, rng, config)
-    intensity = _painted(structures, num_labels, rng, config)
-    return z_scored(_as_scanned(intensity, rng)), np.where(structures <= num_labels, structures, 0)
+    image = []
+    for channel in range(channels):
+        look = config if channel == 0 else config.model_copy(update={"typical": {}})
+        image.append(z_scored(_as_scanned(_painted(structures, num_labels, rng, look), rng)))
+    return np.stack(image), np.where(structures <= num_labels, structures, 0)
 
 
 def middle_of(label_map: Labels, num_labels: int) -> NDArray[np.float64]:

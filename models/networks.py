@@ -37,12 +37,13 @@ class _NetworkConfig(Config):
     name: str
 
     @abstractmethod
-    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
         """Return the arguments of MONAI's class."""
 
-    def build(self, dims: int, out_channels: int) -> nn.Module:
-        """Return the network for images `(B, 1, *spatial)`."""
-        network: nn.Module = getattr(nets, self.name)(**self.arguments(dims, out_channels))
+    def build(self, dims: int, out_channels: int, in_channels: int = 1) -> nn.Module:
+        """Return the network for images `(B, in_channels, *spatial)`."""
+        arguments = self.arguments(dims, out_channels, in_channels)
+        network: nn.Module = getattr(nets, self.name)(**arguments)
         if self.fixed is None:
             return network
         fixed: nn.Module = ModuleValidator.fix(network, **self.fixed)
@@ -67,11 +68,11 @@ class UNetConfig(_NetworkConfig):
         """The number that must divide each side of an image."""
         return 1 << (len(self.channels) - 1)
 
-    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
         """Return the arguments of MONAI's class."""
         return {
             "spatial_dims": dims,
-            "in_channels": 1,
+            "in_channels": in_channels,
             "out_channels": out_channels,
             "channels": self.channels,
             "strides": (2,) * (len(self.channels) - 1),
@@ -97,11 +98,11 @@ class SegResNetConfig(_NetworkConfig):
         """The number that must divide each side of an image."""
         return 1 << (len(self.blocks_down) - 1)
 
-    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
         """Return the arguments of MONAI's class."""
         return {
             "spatial_dims": dims,
-            "in_channels": 1,
+            "in_channels": in_channels,
             "out_channels": out_channels,
             "init_filters": self.init_filters,
             "blocks_down": self.blocks_down,
@@ -123,11 +124,11 @@ class BasicUNetConfig(_NetworkConfig):
     name: Literal["BasicUNet"]
     features: Annotated[tuple[Channels, ...], Field(min_length=6, max_length=6)]
 
-    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
         """Return the arguments of MONAI's class."""
         return {
             "spatial_dims": dims,
-            "in_channels": 1,
+            "in_channels": in_channels,
             "out_channels": out_channels,
             "features": self.features,
         }
@@ -151,12 +152,12 @@ class DynUNetConfig(_NetworkConfig):
         """The number that must divide each side of an image."""
         return 1 << (len(self.filters) - 1)
 
-    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
         """Return the arguments of MONAI's class."""
         levels = len(self.filters)
         return {
             "spatial_dims": dims,
-            "in_channels": 1,
+            "in_channels": in_channels,
             "out_channels": out_channels,
             "kernel_size": [3] * levels,
             "strides": [1] + [2] * (levels - 1),
@@ -183,11 +184,11 @@ class AttentionUnetConfig(_NetworkConfig):
         """The number that must divide each side of an image."""
         return 1 << (len(self.channels) - 1)
 
-    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
         """Return the arguments of MONAI's class."""
         return {
             "spatial_dims": dims,
-            "in_channels": 1,
+            "in_channels": in_channels,
             "out_channels": out_channels,
             "channels": self.channels,
             "strides": (2,) * (len(self.channels) - 1),
@@ -209,11 +210,11 @@ class ResNetConfig(_NetworkConfig):
     name: Literal["resnet10", "resnet18"]
     width: Literal[8, 16, 32, 64] = 64
 
-    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
         """Return the arguments of MONAI's class."""
         return {
             "spatial_dims": dims,
-            "n_input_channels": 1,
+            "n_input_channels": in_channels,
             "num_classes": out_channels,
             "widen_factor": self.width / 64,
         }
@@ -232,11 +233,11 @@ class DenseNet121Config(_NetworkConfig):
     init_features: Annotated[int, Field(ge=16, le=64, multiple_of=16)] = 64
     growth_rate: Annotated[int, Field(ge=8, le=32, multiple_of=8)] = 32
 
-    def arguments(self, dims: int, out_channels: int) -> dict[str, Any]:
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
         """Return the arguments of MONAI's class."""
         return {
             "spatial_dims": dims,
-            "in_channels": 1,
+            "in_channels": in_channels,
             "out_channels": out_channels,
             "init_features": self.init_features,
             "growth_rate": self.growth_rate,
@@ -256,10 +257,10 @@ def last_layers(network: nn.Module, count: int) -> frozenset[str]:
         for place, module in network.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]
-    dims = next(p.dim() - 2 for p in network.parameters() if p.dim() > 2)
+    first = next(p for p in network.parameters() if p.dim() > 2)  # (out, in, *kernel)
     try:
         with torch.no_grad():
-            network(torch.zeros(1, 1, *[LEAST_SIDE] * dims))
+            network(torch.zeros(1, first.shape[1], *[LEAST_SIDE] * (first.dim() - 2)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,7 +7,7 @@ The loss returns one number per scan and never mixes scans, which per-patient cl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from monai.losses.dice import DiceLoss
@@ -15,74 +15,15 @@ from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 from monai.metrics.rocauc import compute_roc_auc
 from monai.metrics.surface_dice import compute_surface_dice
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from models.config import Config
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
-
+from models.tasks import ClassificationConfig, SegmentationConfig
 
 MISSED_MM = 374.0
 """HD95 of a patient without a prediction, in mm, as the BraTS challenge counts a missed lesion
 (https://synapse.org/Synapse:syn51156910/discussion/threadId=10357)."""
 
-
-class _TaskConfig(Config):
-    dims: Literal[2, 3]
-    labels: dict[int, Name]
-
-    @field_validator("labels")
-    @classmethod
-    def _distinct_names(cls, labels: dict[int, str]) -> dict[int, str]:
-        if len(set(labels.values())) != len(labels):
-            raise ValueError("expected distinct names for the labels")
-        return dict(sorted(labels.items()))
-
-
-class SegmentationConfig(_TaskConfig):
-    """Voxel-wise labels: 0 is background, `labels` names 1, 2, ... in order.
-
-    `tolerance_mm` is the largest distance at which two surfaces still agree, for `surface_dice`.
-    """
-
-    kind: Literal["segmentation"]
-    tolerance_mm: Annotated[float, Field(gt=0, le=100)] = 1.0
-
-    @field_validator("labels")
-    @classmethod
-    def _contiguous_from_one(cls, labels: dict[int, str]) -> dict[int, str]:
-        if not labels or list(labels) != list(range(1, len(labels) + 1)):
-            raise ValueError("expected the labels 1, 2, ... without a gap (0 is background)")
-        return labels
-
-    @property
-    def out_channels(self) -> int:
-        """Background and one channel per label."""
-        return len(self.labels) + 1
-
-
-class ClassificationConfig(_TaskConfig):
-    """One class per scan, or any number with `multi_label`: `labels` names 0, 1, ... in order."""
-
-    kind: Literal["classification"]
-    multi_label: bool = False
-
-    @model_validator(mode="after")
-    def _contiguous_from_zero(self) -> "ClassificationConfig":
-        fewest = 1 if self.multi_label else 2
-        if len(self.labels) < fewest or list(self.labels) != list(range(len(self.labels))):
-            raise ValueError(f"expected the labels 0, 1, ... without a gap, at least {fewest}")
-        return self
-
-    @property
-    def out_channels(self) -> int:
-        """One channel per label."""
-        return len(self.labels)
-
-
-TaskConfig = Annotated[SegmentationConfig | ClassificationConfig, Field(discriminator="kind")]
 
 Outcome = Mapping[str, float]
 LOWER_IS_BETTER = frozenset({"hd95_mm", "calibration_error"})

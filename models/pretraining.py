@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.synthesis import SynthesisConfig, labelled_image
 
 Batch = tuple[Tensor, Tensor]
-"""Images `(B, 1, *shape)` and targets `(B, ...)`."""
+"""Images `(B, C, *shape)` and targets `(B, ...)`."""
 LONGEST_GRADIENT = 1.0
 """Norm to which a batch's gradient is clipped: one odd image must not undo the steps before it."""
 WARM_UP = 0.1
@@ -56,11 +56,11 @@ def from_pool(
     """Return a function that draws batches of `count` images, and all of these images.
 
     Args:
-        make: draws one image `(*shape)` and its labels.
+        make: draws one image `(C, *shape)` and its labels.
     """
     rng = np.random.default_rng(seed)
     drawn = [make(rng) for _ in range(count)]
-    images = torch.from_numpy(np.stack([image[None] for image, _ in drawn]))
+    images = torch.from_numpy(np.stack([image for image, _ in drawn]))
     targets = torch.from_numpy(np.stack([labels for _, labels in drawn]).astype(np.uint8))
     lots = torch.Generator().manual_seed(seed)
 
@@ -72,7 +72,7 @@ def from_pool(
 
 
 def tube_maker(
-    shape: tuple[int, ...], num_labels: int, synthesis: SynthesisConfig
+    shape: tuple[int, ...], num_labels: int, synthesis: SynthesisConfig, channels: int = 1
 ) -> Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]:
     """Return a function that draws a synthetic image of tubes and its labels."""
-    return lambda rng: labelled_image(shape, num_labels, rng, synthesis)
+    return lambda rng: labelled_image(shape, num_labels, rng, synthesis, channels)

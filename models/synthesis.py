@@ -82,30 +82,63 @@ def labelled_image(
     num_labels: int,
     rng: np.random.Generator,
     config: SynthesisConfig = DEFAULT,
+    channels: int = 1,
 ) -> tuple[Floats, Labels]:
-    """Return a z-scored synthetic image of `shape` and its labels: a tube among its neighbours."""
+    """Return a z-scored image `(channels, *shape)` of a tube among its neighbours, and its labels.
+
+    All channels show the same shapes. The first has the contrast of `config`, the others any.
+    """
     drawn = _tube(shape, num_labels, rng, config)
-    own, levels, near = _contrast(num_labels, rng, is_t1=rng.random() < config.t1_share)
+    contrast = _contrast(num_labels, rng, is_t1=rng.random() < config.t1_share)
+    structures, after = _structures(drawn, shape, rng)
+    painted = []
+    for channel in range(channels):
+        own, levels, near = contrast if channel == 0 else _contrast(num_labels, rng, is_t1=False)
+        ahead = own[0] + (after if channel == 0 else rng.normal(0, 0.1))
+        table = np.concatenate([levels, near, [ahead], own])
+        painted.append(z_scored(_as_scanned(table[structures], rng)))
+    return np.stack(painted), drawn.labels
+
+
+def _structures(drawn: _Tube, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Labels, float]:
+    """Return what each voxel shows, and how a continuation of the tube differs from its first label.
+
+    | number | structure                    |
+    |--------|------------------------------|
+    | 0 to 2 | a tissue                     |
+    | 3 to 7 | a neighbour                  |
+    | 8      | a continuation of the tube   |
+    | 9 ...  | the labels                   |
+    """
     cuts = [rng.uniform(-1.8, -0.8), rng.uniform(-0.6, 0.6)]
-    tissue = np.digitize(_smooth(shape, min(shape) * rng.uniform(0.06, 0.2), rng), cuts)
-    intensity = levels[tissue]
-    for where, level in zip(_neighbours(drawn, rng), near, strict=False):
-        intensity[where] = level
-    for level in near[2:]:
-        intensity[_ellipsoid(shape, rng)] = level
+    found = np.digitize(_smooth(shape, min(shape) * rng.uniform(0.06, 0.2), rng), cuts)
+    for number, where in enumerate(_neighbours(drawn, rng), start=3):
+        found[where] = number
+    for number in range(5, 8):
+        found[_ellipsoid(shape, rng)] = number
+    after = 0.0
     if rng.random() < 0.7:
-        intensity[_continuation(drawn, rng)] = own[0] + rng.normal(0, 0.1)
-    intensity = np.where(drawn.labels > 0, own[np.maximum(drawn.labels - 1, 0)], intensity)
-    return z_scored(_as_scanned(intensity, rng)), drawn.labels
+        after = float(rng.normal(0, 0.1))
+        found[_continuation(drawn, rng)] = 8
+    return np.where(drawn.labels > 0, 8 + drawn.labels, found), after
 
 
-def texture(shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
-    """Return a z-scored image without labels: noise with a random power law, or dead leaves.
+def texture(shape: tuple[int, ...], rng: np.random.Generator, channels: int = 1) -> Floats:
+    """Return a z-scored image `(channels, *shape)` without labels: a random power law, or dead leaves.
+
+    Channels are mixtures of as many images, as the colours of a photograph share their shapes.
 
     Networks learn useful features from such images (Baradad et al. 2021, Learning to See by Looking at
     Noise, https://arxiv.org/abs/2106.05963).
     """
-    return z_scored(_power_law(shape, rng) if rng.random() < 0.5 else _dead_leaves(shape, rng))
+    drawn = [
+        z_scored(_power_law(shape, rng) if rng.random() < 0.5 else _dead_leaves(shape, rng))
+        for _ in range(channels)
+    ]
+    if channels == 1:
+        return np.stack(drawn)
+    mixed = np.tensordot(rng.normal(size=(channels, channels)) + np.eye(channels), np.stack(drawn), 1)
+    return np.stack([z_scored(each) for each in mixed])
 
 
 def z_scored(values: NDArray[np.floating]) -> Floats:

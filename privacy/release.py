@@ -13,8 +13,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams
 from models.config import Config
-from models.objectives import Name
 from models.params import Params
+from models.tasks import Name
 from privacy.accounting import LEAST_NOISE, Accountant, Budget
 from privacy.noise.noised import is_on_grid
 
@@ -94,7 +94,7 @@ class Acceptance(_Statement):
     """A hospital takes part, with these public numbers of patients and steps, this budget, this code.
 
     `cross_site` states whether its released model may be scored at other hospitals, `group` the kind of
-    its scans.
+    its scans, `lacks` the study's channels that none of its listed cases has.
     """
 
     kind: Literal["acceptance"]
@@ -106,6 +106,7 @@ class Acceptance(_Statement):
     code_sha256: Sha256
     cross_site: bool = False
     group: Name | None = None
+    lacks: Annotated[tuple[Name, ...], Field(max_length=32)] = ()
 
 
 class Refusal(_Statement):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from privacy.signing import secret_file
 from sites.imaging.checks import CheckedCase, check_together
-from sites.imaging.listing import CaseFiles
 from sites.imaging.reading import Reading
+from sites.listing.cases import CaseFiles
 from sites.policy.policy import Policy
 
 log = logging.getLogger("wardround.site")

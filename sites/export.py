@@ -27,7 +27,7 @@ from privacy.release import (
     parse_statement,
 )
 from privacy.signing import sign
-from sites.admission.admission import training_for
+from sites.admission.admission import lacking, training_for
 from sites.code_version import code_sha256
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
@@ -93,6 +93,7 @@ def acceptance(hospital: Hospital, study: Study, act: Charge) -> None:
         code_sha256=code_sha256(),
         cross_site=policy.cross_site == "allow",
         group=policy.group,
+        lacks=lacking(hospital.listing, study.task),
         **_common(hospital, study.sha256, act),
     )
     hospital.ledger.publish(act, _into_outbox(hospital, statement))

@@ -16,7 +16,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models.files import write_atomically
-from models.objectives import TaskConfig
+from models.tasks import TaskConfig
 from privacy.ledger import Ledger
 from privacy.noise.source import NoiseSource
 from privacy.release import Noise
@@ -26,8 +26,9 @@ from sites.exchange.outbox import Outbox
 from sites.exchange.places import Place
 from sites.imaging.cache import ScanCache
 from sites.imaging.checks import CheckedCase, read_cases
-from sites.imaging.listing import EXCLUDED, CaseFiles, Listing, excluded_patients, read_listing
 from sites.imaging.preprocessing import PreprocessingConfig
+from sites.listing.cases import CaseFiles, Listing
+from sites.listing.listing import EXCLUDED, excluded_patients, read_listing
 from sites.policy.policy import Policy, Refused, load_policy
 from sites.study import Study
 from sites.yaml_files import ConfigError
@@ -143,8 +144,8 @@ class Hospital:
 
     @property
     def listing(self) -> Listing:
-        """All cases in the hospital's list of scans, withdrawn patients included."""
-        return read_listing(self.data)
+        """All cases in the hospital's list in the terms of studies, withdrawn patients included."""
+        return read_listing(self.data).mapped(self.policy.channels, self.policy.label_map)
 
     @property
     def cases(self) -> list[CaseFiles]:
@@ -167,9 +168,9 @@ class Hospital:
         """The hash of the list of scans, and of the size and modification time of each file."""
         rows = []
         for case in sorted(self.cases, key=lambda case: (case.case, case.session)):
-            files = [self.data / name.partition("#")[0] for name in (case.image, case.label)]
+            files = [self.data / name.partition("#")[0] for name in case.files]
             marks = [(f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
-            rows.append([case.case, case.patient, case.image, case.label, case.session, marks])
+            rows.append([case.case, case.patient, *case.files, case.session, marks])
         return sha256(canonical(rows)).hexdigest()
 
     @property

@@ -114,7 +114,7 @@ def network_for(
     """Return a network with these parameters; with None, initialised from the study's seed."""
     with torch.random.fork_rng():
         torch.manual_seed(study.seed_for(0, "", f"first {config.name}"))
-        network = config.build(study.task.dims, study.task.out_channels)
+        network = study.built(config)
     if params is not None:
         P.load_into(network, params)
     return network.to(device)
@@ -122,7 +122,7 @@ def network_for(
 
 def numel_of(study: Study) -> int:
     """Return the number of parameters of a study's network."""
-    return P.numel(P.of(study.network.build(study.task.dims, study.task.out_channels)))
+    return P.numel(P.of(study.built()))
 
 
 def with_local_layers(hospital: Hospital, order: Order, params: Params, round: int) -> Params:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from models.config import Config
-from models.objectives import Name
+from models.tasks import Name
 from privacy.release import Attempt
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from models.config import Config
 from models.networks import NetworkConfig
-from models.objectives import LOWER_IS_BETTER, Name, TaskConfig, metric_names, spread_names
+from models.objectives import LOWER_IS_BETTER, metric_names, spread_names
 from models.strategies import Strategy, StrategyConfig
 from models.synthesis import SynthesisConfig
+from models.tasks import Name, TaskConfig
 from privacy.distillation import DistillationConfig
 from privacy.mechanisms import PrivacyConfig
 from privacy.release import LARGEST_CHANGE
@@ -35,7 +37,7 @@ class Study(Config):
     Attributes:
         name: name of the study: at most 40 lower-case letters, digits, `_` or `-`.
         purpose: purpose of the study in plain text; empty by default.
-        task: segmentation or classification, the dimensions of the images, and the labels.
+        task: segmentation or classification, the dimensions and channels of the images, and the labels.
         network: the network of the global model.
         rounds: number of rounds, 1 to 1000.
         sites: number of hospitals that a round needs, and its deadline.
@@ -95,6 +97,11 @@ class Study(Config):
             if sides is not None and len(sides) != dims:
                 raise ValueError(f"{key}: expected task.dims = {dims} numbers, got {list(sides)}.")
         augmentation = self.preprocessing.augmentation
+        if augmentation and augmentation.drop_channel and self.task.missing_channel != "zeros":
+            raise ValueError(
+                "preprocessing.augmentation.drop_channel: expected 0 unless task.missing_channel is "
+                "zeros."
+            )
         if augmentation and any(axis >= dims for axis in augmentation.flip):
             raise ValueError(
                 f"preprocessing.augmentation.flip: expected axes below {dims}, "
@@ -316,7 +323,13 @@ class Study(Config):
         strategy = self.strategy.build()
         if strategy.local_of is None:
             return strategy
-        return _bound(self.strategy, self.network, self.task.dims, self.task.out_channels)
+        sizes = (self.task.dims, self.task.out_channels, self.task.in_channels)
+        return _bound(self.strategy, self.network, sizes)
+
+    def built(self, network: NetworkConfig | None = None) -> nn.Module:
+        """Return the study's network, or another one for its task, with fresh parameters."""
+        task, config = self.task, network or self.network
+        return config.build(task.dims, task.out_channels, task.in_channels)
 
     def seed_for(self, round: int, site: str, purpose: str) -> int:
         """Return the seed of one public use of randomness; noise for patients never uses it."""
@@ -365,8 +378,8 @@ class Study(Config):
 
 
 @lru_cache(maxsize=16)
-def _bound(strategy: StrategyConfig, network: NetworkConfig, dims: int, channels: int) -> Strategy:
-    return strategy.build().bound_to(network.build(dims, channels))
+def _bound(strategy: StrategyConfig, network: NetworkConfig, sizes: tuple[int, int, int]) -> Strategy:
+    return strategy.build().bound_to(network.build(*sizes))
 
 
 def check_network(study: Study, key: str, network: NetworkConfig) -> None:

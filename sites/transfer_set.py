@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.synthesis import Floats, SynthesisConfig, labelled_image, texture
+from models.tasks import RGB, TaskConfig
 from privacy.distillation import DistillationConfig, PublicImages
 from sites.imaging.images import Unreadable, read_stack
 from sites.imaging.intake import Scan
@@ -29,19 +30,18 @@ class NoTransferImages(ConfigError):
 
 
 def transfer_images(study: Study, config: DistillationConfig, folder: Path) -> Tensor:
-    """Return the images of a study's distillation, `(N, 1, *shape)`, preprocessed for its networks.
+    """Return the images of a study's distillation, `(N, C, *shape)`, preprocessed for its networks.
 
     Raises:
         NoTransferImages: `folder` has no file with the content that the study names, or that file
             holds no images that the study can use.
     """
     if isinstance(config.transfer, PublicImages):
-        return _as_seen(
-            _public(folder, config.transfer, config.images, study.task.dims), study.preprocessing
-        )
+        return _as_seen(_public(folder, config.transfer, config.images, study.task), study.preprocessing)
     seed = study.seed_for(0, "", "transfer")
     num_labels = len(study.task.labels) if study.task.kind == "segmentation" else 0
-    return _synthetic(config.images, study.preprocessing.shape, num_labels, study.synthesis, seed)
+    sides = (study.task.in_channels, *study.preprocessing.shape)
+    return _synthetic(config.images, sides, num_labels, study.synthesis, seed)
 
 
 def contents(study: Study, folder: Path) -> frozenset[str]:
@@ -53,37 +53,47 @@ def contents(study: Study, folder: Path) -> frozenset[str]:
     if config is None or not isinstance(config.transfer, PublicImages):
         return frozenset()
     return frozenset(
-        content_of(scan.image)
-        for scan in _public(folder, config.transfer, config.images, study.task.dims)
+        content_of(scan.image) for scan in _public(folder, config.transfer, config.images, study.task)
     )
 
 
 @lru_cache(maxsize=2)
 def _synthetic(
-    count: int, shape: tuple[int, ...], num_labels: int, synthesis: SynthesisConfig, seed: int
+    count: int, sides: tuple[int, ...], num_labels: int, synthesis: SynthesisConfig, seed: int
 ) -> Tensor:
-    """Return synthetic images: shapes with `num_labels` labels, or textures if it is 0."""
+    """Return synthetic images `(count, *sides)`: of `num_labels` labels, or textures if it is 0."""
     rng = np.random.default_rng(seed)
+    channels, *rest = sides
+    shape = tuple(rest)
 
     def draw() -> Floats:
-        return (
-            labelled_image(shape, num_labels, rng, synthesis)[0] if num_labels else texture(shape, rng)
-        )
+        if num_labels:
+            return labelled_image(shape, num_labels, rng, synthesis, channels)[0]
+        return texture(shape, rng, channels)
 
-    return torch.from_numpy(np.stack([draw()[None] for _ in range(count)]))
+    return torch.from_numpy(np.stack([draw() for _ in range(count)]))
 
 
-def _public(folder: Path, named: PublicImages, count: int, dims: int) -> list[Scan]:
-    """Return the first `count` images of the array `images` in the npz file that the study names."""
+def _public(folder: Path, named: PublicImages, count: int, task: TaskConfig) -> list[Scan]:
+    """Return the first `count` images of the array `images` in the npz file that the study names.
+
+    It is `(N, *spatial)` for one channel, `(N, rows, columns, 3)` for pictures in colour, else
+    `(N, C, *spatial)`.
+    """
+    dims = task.dims
     file = _file_of(folder, named.public)
     try:
         images = read_stack(file, "images")
     except Unreadable as error:
         raise NoTransferImages(f"the public set can't be used: {error}") from error
-    if images.ndim != dims + 1 or len(images) < count:
+    if task.channels == RGB and images.ndim == 4:
+        images = np.moveaxis(images, -1, 1)
+    elif task.in_channels == 1 and images.ndim == dims + 1:
+        images = images[:, None]
+    if images.ndim != dims + 2 or images.shape[1] != task.in_channels or len(images) < count:
         raise NoTransferImages(
-            f"expected {count} images of {dims} dimensions in the public set, got an array of "
-            f"shape {images.shape}"
+            f"expected {count} images of {dims} dimensions and {task.in_channels} channels in the "
+            f"public set, got an array of shape {images.shape}"
         )
     nothing, spacing_mm = np.zeros((), np.int64), (1.0,) * dims
     return [Scan(image, nothing, spacing_mm) for image in images[:count]]

@@ -23,7 +23,7 @@ from PIL import Image as Pictures
 from scanner import write_enhanced, write_series
 
 from sites.imaging.images import Unreadable, read_image
-from sites.imaging.listing import read_listing
+from sites.listing.listing import read_listing
 from sites.yaml_files import ConfigError
 
 NAME = "MUELLER"

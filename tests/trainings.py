@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from models.objectives import SegmentationConfig, build_task
+from models.objectives import build_task
+from models.tasks import SegmentationConfig
 from sites.cohort import Patient
 from sites.imaging.intake import Scan
 from sites.imaging.preprocessing import PreprocessingConfig
@@ -66,7 +67,7 @@ RANDOM = PreprocessingConfig(
 def patient(name: str, scans: int = 1) -> Patient:
     rng = np.random.default_rng(len(name))
     made = [
-        Scan(rng.normal(size=(20, 20)).astype(np.float32), rng.integers(0, 2, (20, 20)), (1.0, 1.0))
+        Scan(rng.normal(size=(1, 20, 20)).astype(np.float32), rng.integers(0, 2, (20, 20)), (1.0, 1.0))
         for _ in range(scans)
     ]
     readings = (Reading(profile_of(s), (), lambda s=s: preprocess(s, RANDOM)) for s in made)

@@ -39,7 +39,10 @@ def promote(
 def predict(
     model: ModelArgument,
     image: Annotated[
-        Path, typer.Argument(help="The image: NIfTI, a DICOM series' folder, PNG or JPEG.")
+        list[str],
+        typer.Argument(
+            help="The scan: NIfTI, a DICOM series' folder or a picture; CHANNEL=FILE for several."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The mask, .nii.gz, on the image's own grid.")
@@ -53,12 +56,13 @@ def predict(
 
         if out is not None:
             prediction.check_out(out)
-        with prediction.model_files(Home(Path.cwd()), model) as files:
-            loaded = served_model.load(files.folder)
+        with prediction.model_files(Home(Path.cwd()), model) as found:
+            loaded = served_model.load(found.folder)
+        files = prediction.channels_in(loaded, image)
         if out is None:
-            typer.echo(json.dumps(prediction.classes_of(loaded, image)))
+            typer.echo(json.dumps(prediction.classes_of(loaded, files)))
         else:
-            prediction.write_mask(prediction.mask_of(loaded, image), out)
+            prediction.write_mask(prediction.mask_of(loaded, files), out)
 
 
 @app.command(name="export-bundle")

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from flows.runs.paths import Home
 from models.config import Config
-from models.objectives import Name
+from models.tasks import Name
 from privacy.release import Sha256
 from sites import yaml_files
 

@@ -17,7 +17,7 @@ from flows.runs.records import RoundRecord
 from flows.runs.run import Run
 from models.config import Config
 from models.errors import FixYourInput
-from models.objectives import Name
+from models.tasks import Name
 from privacy.release import Sha256
 from privacy.signing import sign, verified
 

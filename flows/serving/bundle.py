@@ -17,6 +17,7 @@ from flows.decisions.release_status import ReleasedVersion
 from flows.runs import artifacts
 from flows.served_model import ServedModel
 from models.files import sha256_of, write_atomically
+from models.tasks import RGB
 from sites.imaging.preprocessing import Patches, Percentiles, PreprocessingConfig, Window
 from sites.inference import WINDOWS
 from sites.study import Study
@@ -29,6 +30,7 @@ PICTURES = {
     "converter": "$lambda picture: picture if picture.mode[0] in 'IF' else picture.convert('L')",
 }
 """The options to read pictures: rows first, in shades of grey."""
+RUN = "python -m monai.bundle run --config_file configs/inference.json --bundle_root ."
 IMPORTS = (
     "$import json",
     "$import torch",
@@ -110,9 +112,9 @@ def _metadata(study: Study, sha256: str) -> dict[str, Any]:
         "network_data_format": {
             "inputs": {
                 KEY: {
-                    "type": "image", "format": "magnitude", "num_channels": 1, "spatial_shape": spatial,
-                    "dtype": "float32", "value_range": [], "is_patch_data": False,
-                    "channel_def": {"0": "image"},
+                    "type": "image", "format": "magnitude", "num_channels": task.in_channels,
+                    "spatial_shape": spatial, "dtype": "float32", "value_range": [],
+                    "is_patch_data": False, "channel_def": dict(enumerate(task.input_names)),
                 }
             },
             "outputs": {
@@ -157,7 +159,8 @@ def _inference(study: Study) -> dict[str, Any]:
 
 def _network(study: Study) -> dict[str, Any]:
     config = study.network
-    arguments = config.arguments(study.task.dims, study.task.out_channels)
+    task = study.task
+    arguments = config.arguments(task.dims, task.out_channels, task.in_channels)
     built = {"_target_": f"monai.networks.nets.{config.name}", **arguments}
     if config.fixed is None:
         return {"network": built}
@@ -171,7 +174,7 @@ def _network(study: Study) -> dict[str, Any]:
 def _before(study: Study) -> list[dict[str, Any]]:
     config, dims = study.preprocessing, study.task.dims
     steps: list[dict[str, Any]] = [
-        {"_target_": "LoadImaged", "keys": KEY, "image_only": True, **(PICTURES if dims == 2 else {})},
+        {"_target_": "LoadImaged", "keys": KEY, "image_only": True, **_reader(study)},
         {"_target_": "EnsureChannelFirstd", "keys": KEY},
         {"_target_": "EnsureTyped", "keys": KEY, "dtype": "$torch.float32"},
         {"_target_": "CopyItemsd", "keys": KEY, "names": "own"},
@@ -183,7 +186,7 @@ def _before(study: Study) -> list[dict[str, Any]]:
             {"_target_": "Spacingd", "keys": KEY, "pixdim": list(config.spacing_mm), "mode": "bilinear"}
         )
     if config.crop == "foreground":
-        brighter = "$lambda x: x > x.double().mean()"
+        brighter = "$lambda x: x > x.double().mean(tuple(range(1, x.ndim)), keepdim=True)"
         steps.append(
             {"_target_": "CropForegroundd", "keys": KEY, "source_key": KEY, "select_fn": brighter,
              "allow_smaller": False}
@@ -210,7 +213,7 @@ def _intensity(config: PreprocessingConfig) -> dict[str, Any]:
     if isinstance(intensity, Percentiles):
         return {
             "_target_": "ScaleIntensityRangePercentilesd", "lower": intensity.low,
-            "upper": intensity.high, "b_min": -1, "b_max": 1, "clip": True,
+            "upper": intensity.high, "b_min": -1, "b_max": 1, "clip": True, "channel_wise": True,
         }  # fmt: skip
     if isinstance(intensity, Window):
         low, high = (intensity.centre + side * intensity.width / 2 for side in (-1, 1))
@@ -218,7 +221,15 @@ def _intensity(config: PreprocessingConfig) -> dict[str, Any]:
             "_target_": "ScaleIntensityRanged", "a_min": low, "a_max": high, "b_min": -1, "b_max": 1,
             "clip": True,
         }  # fmt: skip
-    return {"_target_": "NormalizeIntensityd"}
+    return {"_target_": "NormalizeIntensityd", "channel_wise": True}
+
+
+def _reader(study: Study) -> dict[str, Any]:
+    if study.task.dims == 3:
+        return {}
+    if study.task.channels == RGB:
+        return {**PICTURES, "converter": "$lambda picture: picture.convert('RGB')"}
+    return dict(PICTURES)
 
 
 def _inferer(config: PreprocessingConfig, *, is_map: bool) -> dict[str, Any]:
@@ -252,6 +263,12 @@ def _after(study: Study) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _given(study: Study) -> str:
+    """Return what `--image` gets: a file, or a list with one file for each channel."""
+    names = study.task.channel_names
+    return "scan.nii.gz" if len(names) == 1 else f'"[{", ".join(f"{n}.nii.gz" for n in names)}]"'
+
+
 def _readme(study: Study, sha256: str, is_released: bool) -> str:
     proof = (
         f"""`{artifacts.PROOF}` has the signed decisions of the people who released the model. With your
@@ -268,10 +285,11 @@ own copy of their public keys (`people.yaml`), check them, the weights and the c
 Intended use: {study.card.intended_use or "not stated"}.
 Not for: {study.card.out_of_scope or "not stated"}.
 
-    python -m monai.bundle run --config_file configs/inference.json --bundle_root . --image scan.nii.gz
+    {RUN} --image {_given(study)}
 
-MONAI's readers ignore the EXIF orientation of photographs and units of metres. Where the study crops,
-answers fade into background within one voxel of the crop. `wardround predict` has neither limit.
+All channels must be there and on one grid. MONAI's readers ignore the EXIF orientation of photographs
+and units of metres. Where the study crops, answers fade into background within one voxel of the crop.
+`wardround predict` has none of these limits.
 
 The weights are `models/{served_model.WEIGHTS}` with sha256 {sha256}; the study is {study.sha256}.
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from flows.served_model import ServedModel, UnfitImage
 from flows.servers.environment import with_mlflow
 from flows.tracking import download, registry
 from models.files import sha256_of, write_atomically
+from sites.imaging.channels import BadChannel, channels_of, stacked
 from sites.imaging.images import Image, Unreadable, read_image
 from sites.yaml_files import ConfigError
 
@@ -130,25 +131,48 @@ def _check_released(named: str, tags: Mapping[str, str]) -> None:
         raise ConfigError(f"{named}: expected a released model; its approvals ended {until}. {way_out}")
 
 
-def mask_of(model: ServedModel, path: Path) -> nib.Nifti1Image:
-    """Return the labels of an image on its own grid, with its own affine.
+def channels_in(model: ServedModel, given: Sequence[str]) -> dict[str, Path]:
+    """Return the file of each channel of one scan: `t1=a.nii.gz`, or a path where there is one channel.
 
     Raises:
-        ConfigError: the image can't be read, or does not suit the model (NaN voxels, other dimensions);
-            or the model classifies.
+        ConfigError: a channel is none of the study's, or is given twice; several files have no names.
+    """
+    names = model.study.task.channel_names
+    if len(names) == 1 and len(given) == 1:
+        return {names[0]: Path(given[0].removeprefix(f"{names[0]}="))}
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or name not in names or name in found:
+            raise ConfigError(
+                f"{text}: expected each of the channels {', '.join(names)} once, as {names[0]}=FILE."
+            )
+        found[name] = Path(path)
+    return found
+
+
+def mask_of(model: ServedModel, files: Mapping[str, Path]) -> nib.Nifti1Image:
+    """Return the labels of a scan on its first channel's grid, with its affine.
+
+    Args:
+        files: the image of each channel.
+
+    Raises:
+        ConfigError: an image can't be read, or does not suit the model (NaN voxels, other dimensions,
+            a channel that is missing or lies elsewhere); or the model classifies.
     """
     if model.study.task.kind != "segmentation":
         raise ConfigError(f"{model.study.name} classifies and makes no mask; leave out -o.")
-    image, probabilities = _seen(model, path)
+    name, image, probabilities = _seen(model, files)
     labels = model.labels(probabilities[None])[0].numpy()
-    return _on_own_grid(labels.astype(np.uint8), image, path)
+    return _on_own_grid(labels.astype(np.uint8), image, files[name])
 
 
-def classes_of(model: ServedModel, path: Path) -> dict[str, float]:
+def classes_of(model: ServedModel, files: Mapping[str, Path]) -> dict[str, float]:
     """Return the probability of each class of an image; raises as `mask_of` does."""
     if model.study.task.kind != "classification":
         raise ConfigError(f"{model.study.name} makes a mask; name its file with -o.")
-    _, found = _seen(model, path)
+    *_, found = _seen(model, files)
     names = model.study.task.labels.values()
     return {name: float(value) for name, value in zip(names, found, strict=True)}
 
@@ -170,13 +194,17 @@ def write_mask(mask: nib.Nifti1Image, out: Path) -> None:
         write_atomically(out, made.read_bytes())
 
 
-def _seen(model: ServedModel, path: Path) -> tuple[Image, torch.Tensor]:
-    """Return an image, and the probabilities that a model gives it."""
+def _seen(model: ServedModel, files: Mapping[str, Path]) -> tuple[str, Image, torch.Tensor]:
+    """Return the first channel that is there, its image, and the probabilities that a model gives."""
+    task = model.study.task
+    given = " and ".join(str(path) for path in files.values())
     try:
-        image = read_image(*_placed(path)).of_dims(model.study.task.dims)
-        return image, model.probabilities(image.voxels, image.spacing_mm)
-    except (Unreadable, UnfitImage) as error:
-        raise ConfigError(f"{path}: {error}.") from error
+        images = channels_of(files, lambda name, _: read_image(*_placed(files[name])), task)
+        there = ((name, i) for name, i in zip(task.channel_names, images, strict=True) if i is not None)
+        name, image = next(there)
+        return name, image, model.probabilities(stacked(images, task), image.spacing_mm)
+    except (Unreadable, UnfitImage, BadChannel) as error:
+        raise ConfigError(f"{given}: {error}.") from error
 
 
 def _placed(path: Path) -> tuple[Path, str]:

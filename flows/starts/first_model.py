@@ -146,7 +146,7 @@ def untrained(study: Study) -> nn.Module:
     """Return the study's network with parameters drawn from its seed, as every start begins."""
     with torch.random.fork_rng():
         torch.manual_seed(study.seed_for(0, "", "first model"))
-        return study.network.build(study.task.dims, study.task.out_channels)
+        return study.built()
 
 
 def _run_stage(
@@ -169,13 +169,15 @@ def _learn_drawn(
 ) -> tuple[str, list[Case]]:
     """Train on images that are drawn from shapes or label maps."""
     shape, num_labels = study.preprocessing.shape, len(study.task.labels)
-    source, make = "", tube_maker(shape, num_labels, study.synthesis)
+    channels = study.task.in_channels
+    source, make = "", tube_maker(shape, num_labels, study.synthesis, channels)
     if isinstance(stage, LabelMapStart):
         source, maps = label_maps(home.public, stage.folder, study)
         look = stage.look
 
         def make(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-            return image_of_map(maps[rng.integers(len(maps))], shape, num_labels, rng, look)
+            drawn = maps[rng.integers(len(maps))]
+            return image_of_map(drawn, shape, num_labels, rng, look, channels)
 
     draw, _ = from_pool(make, stage.images, stage.batch, seed)
     pretrain(network, build_task(study.task).loss, draw, stage.steps, stage.lr)

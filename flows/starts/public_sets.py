@@ -10,17 +10,17 @@ from pydantic import TypeAdapter
 from scipy.ndimage import zoom
 
 from models.label_maps import LARGEST_VALUE, middle_of
-from models.objectives import TaskConfig
 from models.synthesis import Labels
+from models.tasks import TaskConfig
 from privacy.signing import canonical
-from sites.admission.admission import check_labels
+from sites.admission.admission import check_channels, check_labels
 from sites.cohort import Patient
 from sites.imaging.image import Unreadable
 from sites.imaging.images import read_image
 from sites.imaging.intake import BrokenCase
-from sites.imaging.listing import read_listing
 from sites.imaging.preprocessing import Prepared, PreprocessingConfig
 from sites.imaging.reading import Reading, reader
+from sites.listing.listing import read_listing
 from sites.policy.policy import Refused
 from sites.study import Study
 from sites.yaml_files import ConfigError
@@ -96,6 +96,7 @@ def _read_set(folder: Path, content: str, task_json: str, preprocessing_json: st
     try:
         listing = read_listing(folder)
         check_labels(listing, task, "public set")
+        check_channels(listing, task, "public set")
     except (ConfigError, Refused) as error:
         raise NoStart(f"{folder}: {error}") from error
     read = reader(folder, task, PreprocessingConfig.model_validate_json(preprocessing_json))

@@ -24,18 +24,19 @@ def picture(study: Study, params: Params, round: int) -> Image.Image | None:
     """Return a picture of a model's results on the reference cases; None for tasks without shapes."""
     if study.task.kind != "segmentation":
         return None
-    network = study.network.build(study.task.dims, study.task.out_channels).eval()
+    network = study.built().eval()
     P.load_into(network, params)
     model = ServedModel(study, network)
     rng = np.random.default_rng(study.seed_for(0, "", "reference"))
+    shape, task = study.preprocessing.shape, study.task
     drawn = (
-        labelled_image(study.preprocessing.shape, len(study.task.labels), rng, study.synthesis)
+        labelled_image(shape, len(task.labels), rng, study.synthesis, task.in_channels)
         for _ in range(CASES)
     )
     with one_thread():
         cases = [_case(model, number, *each) for number, each in enumerate(drawn, start=1)]
     title = f"{study.name}, round {round}: synthetic reference cases, the worst first"
-    return overlay_grid(cases, study.task.labels, title)
+    return overlay_grid(cases, task.labels, title)
 
 
 def _case(model: ServedModel, number: int, image: np.ndarray, truth: np.ndarray) -> PicturedCase:
@@ -46,4 +47,4 @@ def _case(model: ServedModel, number: int, image: np.ndarray, truth: np.ndarray)
         raise TypeError("Expected a task that segments.")
     outcome = dice_outcome(Prediction(probabilities, torch.from_numpy(truth), spacing_mm), task)
     prediction = probabilities.argmax(0).numpy()
-    return PicturedCase(f"case {number}", image, truth, prediction, outcome["dice"])
+    return PicturedCase(f"case {number}", image[0], truth, prediction, outcome["dice"])

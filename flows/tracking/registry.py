@@ -27,7 +27,7 @@ from flows.runs.versions import installed
 from flows.tracking.download import fetch
 from flows.tracking.errors import NOT_THERE, reading, writing
 from models.files import sha256_of
-from models.objectives import TaskConfig
+from models.tasks import TaskConfig
 from privacy.signing import canonical
 
 OFFICERS = "the data-protection officer's"
@@ -330,8 +330,9 @@ def _local_layers_tag(run: Run, record: RoundRecord) -> dict[str, str]:
 
 def _signature(task: TaskConfig) -> ModelSignature:
     """Return a model's inputs and outputs: probabilities, unless labels are requested."""
-    images = (-1,) * (task.dims + 1)
-    answers = (-1, -1) if task.kind == "classification" else (-1, *images)
+    spatial, several = (-1,) * task.dims, task.in_channels > 1
+    images = (-1, task.in_channels, *spatial) if several else (-1, *spatial)
+    answers = (-1, -1) if task.kind == "classification" else (-1, -1, *spatial)
     inputs, outputs = (Schema([TensorSpec(np.dtype(np.float32), each)]) for each in (images, answers))
     spacing = ParamSpec("spacing_mm", DataType.double, [1.0] * task.dims, shape=(-1,))
     return ModelSignature(

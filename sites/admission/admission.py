@@ -4,17 +4,16 @@ What leaves without a charge depends on the policy, the list and the study alone
 shows (docs/decisions/0014).
 """
 
-import re
 import time
 from collections.abc import Iterable
 
 from models.networks import NetworkConfig
-from models.objectives import TaskConfig
+from models.tasks import TaskConfig
 from privacy.ledger import Entry
 from privacy.ledger_book import is_kind
 from privacy.mechanisms import Mechanism, SharedNoise, mechanism_for
 from sites.hospital import Hospital
-from sites.imaging.listing import Listing
+from sites.listing.cases import Listing, plain_name
 from sites.orders import SUM_PHASES, Order
 from sites.policy.policy import Policy, Refused
 from sites.study import Study, check_network
@@ -76,6 +75,7 @@ def check_list(hospital: Hospital, study: Study) -> None:
     The text contains no count and no case.
     """
     check_labels(hospital.listing, study.task)
+    check_channels(hospital.listing, study.task)
     training = len(hospital.eligible.training)
     if training < hospital.policy.min_patients:
         raise Refused("fewer training patients are listed than the policy's min_patients")
@@ -99,9 +99,9 @@ def check_labels(listing: Listing, task: TaskConfig, owner: str = "hospital") ->
         )
         raise Refused(f"the study's cases have {asked}, those of the {owner}'s list {has}")
     for value in sorted(set(listing.labels) & set(task.labels)):
-        if _plain(listing.labels[value]) != _plain(task.labels[value]):
+        if listing.labels[value] and plain_name(listing.labels[value]) != plain_name(task.labels[value]):
             raise Refused(
-                f"label {value} is {_plain(listing.labels[value])} in the {owner}'s list and "
+                f"label {value} is {plain_name(listing.labels[value])} in the {owner}'s list and "
                 f"{task.labels[value]} in the study; the names must be the same"
             )
     background = {0} if task.kind == "segmentation" else set()
@@ -112,6 +112,28 @@ def check_labels(listing: Listing, task: TaskConfig, owner: str = "hospital") ->
         )
 
 
+def check_channels(listing: Listing, task: TaskConfig, owner: str = "hospital") -> None:
+    """Raise `Refused` if a list lacks channels that a task does not let it lack.
+
+    The text names the study's channels alone.
+    """
+    cases = [case.images for case in listing.cases]
+    for name in task.channel_names:
+        has = sum(name in images for images in cases)
+        where = "`channels` in site.yaml names the list's own name of a channel"
+        if not has and task.missing_channel != "zeros":
+            raise Refused(f"no case of the {owner}'s list has the study's channel {name}; {where}")
+        if has < len(cases) and task.missing_channel == "refuse":
+            raise Refused(f"not every case of the {owner}'s list has the study's channel {name}")
+    if not any(set(task.channel_names) & set(images) for images in cases):
+        raise Refused(f"no case of the {owner}'s list has a channel of the study")
+
+
+def lacking(listing: Listing, task: TaskConfig) -> tuple[str, ...]:
+    """Return the channels of a task that no case of a list has."""
+    return tuple(name for name in task.channel_names if name not in listing.channels)
+
+
 def check_filter(hospital: Hospital, study: Study) -> None:
     """Raise `Refused` if the study samples patients and the ledger's filter can't count that."""
     if study.samples_patients and hospital.ledger.rule == "gaussian":
@@ -119,15 +141,6 @@ def check_filter(hospital: Hospital, study: Study) -> None:
             "the study samples patients for its steps; this hospital's ledger began with "
             "sampled_steps: refuse, and its rule can't change"
         )
-
-
-def _plain(name: str) -> str:
-    """Return a label's name as studies write it: hospitals may use capitals, blanks and other signs.
-
-    >>> _plain("Peripheral zone")
-    'peripheral-zone'
-    """
-    return re.sub("[^a-z0-9]+", "-", name.casefold()).strip("-")
 
 
 def free_answers(hospital: Hospital) -> int:

@@ -200,7 +200,8 @@ def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> 
     """Raise `Refused` if the study can't train soundly; uses random images, before any charge."""
     target = _blank_targets(study, 4).to(hospital.device)
     rng = torch.Generator().manual_seed(study.seed_for(0, "", "rehearsal"))
-    images = torch.randn(4, 1, *study.preprocessing.shape, generator=rng).to(hospital.device)
+    sides = (study.task.in_channels, *study.preprocessing.shape)
+    images = torch.randn(4, *sides, generator=rng).to(hospital.device)
     network = network_for(study.network, study, hospital.device, None)
     teacher = teacher_for(hospital.policy, study)
     learner = network_for(teacher, study, hospital.device, None) if teacher else network

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sites.datasets.phantoms import write_public_policy
 from sites.datasets.public_sets import PictureSet
-from sites.imaging.listing import NOTHING
+from sites.listing.cases import NOTHING
 from sites.yaml_files import ConfigError
 
 NETWORKS = ("DenseNet121", "resnet10", "resnet18")

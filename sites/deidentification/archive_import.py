@@ -1,6 +1,6 @@
 """Import of an archive's export into a hospital's data without anything that names the patients.
 
-An export has one of the layouts of `sites.imaging.listing`, or is a tree of DICOM files that contain
+An export has one of the layouts of `sites.listing.listing`, or is a tree of DICOM files that contain
 the patients (PatientID). Names of patients and files, and UIDs, are replaced by keyed hashes. A series
 is renamed into place when it is complete, and the list is replaced last. So a second import completes
 an interrupted one, and changes nothing after a complete one.
@@ -32,10 +32,12 @@ from sites.deidentification.deidentify import (
     picture_without_text,
 )
 from sites.hospital import Hospital
-from sites.imaging.dicom_files import UnfitSeries, images_in, no_scan, patient_in, read_file
-from sites.imaging.dicom_stack import stack_in, without_copies
+from sites.imaging.dicom.files import UnfitSeries, images_in, no_scan, patient_in, read_file
+from sites.imaging.dicom.stack import stack_in, without_copies
 from sites.imaging.images import Unreadable, read_image
-from sites.imaging.listing import LAYOUTS, LabelColumn, Listing, label_column, read_listing
+from sites.listing.cases import Listing
+from sites.listing.listing import LAYOUTS, read_listing
+from sites.listing.tables import LabelColumn, label_column
 from sites.yaml_files import ConfigError
 
 SERIES = "SeriesInstanceUID"

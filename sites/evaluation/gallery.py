@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from models.checkpoints import StoredParams
-from models.objectives import Prediction, SegmentationConfig, dice_outcome
+from models.objectives import Prediction, dice_outcome
 from models.params import Params
 from models.pictures import PicturedCase, worst_first
+from models.tasks import SegmentationConfig
 from sites.cohort import evaluator
 from sites.hospital import Hospital
 from sites.imaging.intake import read_case
@@ -57,6 +58,7 @@ def hardest(hospital: Hospital, seen: SeenModel, count: int) -> list[PicturedCas
         )
         scan, _ = read_case(hospital.data, case.files, study.task)
         prediction = probabilities.argmax(0).numpy()
-        found.append(PicturedCase(case.files.case, scan.image, scan.target, prediction, outcome["dice"]))
+        shown = next(channel for channel in scan.image if channel.any())
+        found.append(PicturedCase(case.files.case, shown, scan.target, prediction, outcome["dice"]))
         found = worst_first(found)[:count]  # at most this many scans in memory
     return found

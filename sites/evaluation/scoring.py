@@ -6,14 +6,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from models.objectives import (
-    LOWER_IS_BETTER,
-    ClassificationConfig,
-    Prediction,
-    SegmentationConfig,
-    Task,
-    flat,
-)
+from models.objectives import LOWER_IS_BETTER, Prediction, Task, flat
+from models.tasks import ClassificationConfig, SegmentationConfig
 from privacy.accounting import PrivacyEvent
 from privacy.noise.noised import noised_sums, to_grid
 from privacy.noise.source import NoiseSource

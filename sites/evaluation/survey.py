@@ -4,13 +4,14 @@
 |-----------------------------------------------|---------------------------------------------|
 | `scans`                                       | number of scans: 1, 2, 3, 4 or more         |
 | `spacing_mm/finest`, `spacing_mm/coarsest`    | the shortest and the longest side of voxels |
-| `intensity`                                   | the share of voxels in each bin             |
+| `intensity`, or `intensity/<channel>`         | the share of voxels in each bin             |
 | `volume_ml/<label>` of a segmentation         | from 0 to 1000 ml and more                  |
 | `class` of a classification                   | each class                                  |
 | `class/<label>` where several labels may hold | the label does not hold, or it does         |
 
-A patient adds one to each histogram, divided among its bins if their scans differ: non-negative numbers
-with the sum 1, so with an L2 norm of at most 1. The policy (`statistics`) decides what is published.
+A patient adds one to each histogram, divided among its bins if their scans differ, and less where a
+channel is missing: non-negative numbers with a sum of at most 1, so with an L2 norm of at most 1. The
+policy (`statistics`) decides what is published.
 """
 
 from bisect import bisect_right
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.objectives import TaskConfig
+from models.tasks import TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.noise.noised import noised_sums
 from privacy.noise.source import NoiseSource
@@ -36,7 +37,7 @@ Told = dict[str, list[float | None]]
 
 
 def histograms_of(patient: Patient, task: TaskConfig) -> dict[str, Histogram]:
-    """Return the numbers that one patient adds to each histogram: from 0 to 1, with the sum 1."""
+    """Return the numbers that one patient adds to each histogram: from 0 to 1, at most 1 together."""
     each = [_of_scan(scan.profile, task) for scan in patient.scans]
     scans = np.eye(MOST_SCANS)[min(len(each), MOST_SCANS) - 1]
     return {"scans": scans, **{name: np.mean([one[name] for one in each], axis=0) for name in each[0]}}
@@ -44,7 +45,10 @@ def histograms_of(patient: Patient, task: TaskConfig) -> dict[str, Histogram]:
 
 def _of_scan(profile: Profile, task: TaskConfig) -> dict[str, Histogram]:
     found = {
-        "intensity": np.asarray(profile.intensities),
+        **{
+            name: np.asarray(shares)
+            for name, shares in zip(_intensities(task), profile.intensities, strict=True)
+        },
         "spacing_mm/finest": _one(SPACING_EDGES_MM, min(profile.spacing_mm)),
         "spacing_mm/coarsest": _one(SPACING_EDGES_MM, max(profile.spacing_mm)),
     }
@@ -63,18 +67,23 @@ def _one(edges: Sequence[float], value: float) -> Histogram:
 def bins(task: TaskConfig) -> dict[str, int]:
     """Return the number of bins of each histogram of a task.
 
-    >>> from models.objectives import ClassificationConfig
+    >>> from models.tasks import ClassificationConfig
     >>> task = ClassificationConfig(kind="classification", dims=2, labels={0: "well", 1: "ill"})
     >>> bins(task)["class"], bins(task)["scans"]
     (2, 4)
     """
     return {
         "scans": MOST_SCANS,
-        "intensity": len(INTENSITY_EDGES) + 1,
+        **dict.fromkeys(_intensities(task), len(INTENSITY_EDGES) + 1),
         "spacing_mm/finest": len(SPACING_EDGES_MM) + 1,
         "spacing_mm/coarsest": len(SPACING_EDGES_MM) + 1,
         **_label_bins(task),
     }
+
+
+def _intensities(task: TaskConfig) -> list[str]:
+    several = len(task.input_names) > 1
+    return [f"intensity/{name}" for name in task.input_names] if several else ["intensity"]
 
 
 def _label_bins(task: TaskConfig) -> dict[str, int]:

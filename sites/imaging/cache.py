@@ -21,19 +21,19 @@ from safetensors.torch import save
 from torch import Tensor
 
 from models.files import write_atomically
-from models.objectives import TaskConfig
+from models.tasks import TaskConfig
 from privacy.signing import canonical
 from sites.imaging.intake import BrokenCase, Finding
-from sites.imaging.listing import CaseFiles
 from sites.imaging.preprocessing import Prepared, PreprocessingConfig, cached_part
 from sites.imaging.profile import Profile
 from sites.imaging.reading import Reader, Reading, read_and_prepare, reader
+from sites.listing.cases import CaseFiles
 
 log = logging.getLogger("wardround.site")
 
 QUICK = (".png", ".jpg", ".jpeg", ".npz")
 """Ends of the names of files that are not cached: reading them is as fast as reading an entry."""
-VERSION = 6
+VERSION = 7
 """Number to increase whenever reading, checking or preparing a case changes."""
 DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError)
 """Errors on reading an entry that is gone, damaged or of another version."""
@@ -142,7 +142,8 @@ def _profile(stored: dict[str, Any]) -> Profile:
     """Return a profile from its JSON form."""
     amounts = {int(label): amount for label, amount in stored["amounts"].items()}
     lists = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
-    return Profile(**{**stored, **lists, "amounts": amounts})
+    intensities = tuple(tuple(channel) for channel in stored["intensities"])
+    return Profile(**{**stored, **lists, "intensities": intensities, "amounts": amounts})
 
 
 def _sum(*tensors: Tensor) -> str:
@@ -162,12 +163,13 @@ def _key(data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingCon
     """Return the name of a case's entry; None if its files can't be read, or need no cache (`QUICK`)."""
     if not case.label or case.image.partition("#")[0].lower().endswith(QUICK):
         return None
+    images = [case.images.get(name, "") for name in task.channel_names]
     try:
-        files = [content_of(data, case.image)]
+        files = [content_of(data, image) if image else "" for image in images]
         files.append(case.label if task.kind == "classification" else content_of(data, case.label))
     except (OSError, ValueError):
         return None
-    what = [VERSION, task.model_dump(mode="json"), cached_part(config), files]
+    what = [VERSION, task.model_dump(mode="json"), cached_part(config), files, case.label_map]
     return sha256(canonical(what)).hexdigest()
 
 

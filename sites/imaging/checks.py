@@ -25,9 +25,9 @@ from typing import Literal, get_args
 import torch
 
 from sites.imaging.intake import BREAKING, BrokenCase, CaseCheck, Finding
-from sites.imaging.listing import CaseFiles
 from sites.imaging.profile import Profile
 from sites.imaging.reading import Reader, Reading
+from sites.listing.cases import CaseFiles
 
 CohortCheck = Literal["intensity", "duplicate", "same_head", "both_groups", "split"]
 Check = CaseCheck | CohortCheck

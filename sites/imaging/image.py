@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 LARGEST_BYTES = 2**31
 """Largest size of an image as float32, above that of any scan that this package trains on."""
 
+GREY_WITHIN = 8.0
+"""Largest difference of red, green and blue, of 255, in a picture that counts as grey."""
+
 Fault = Literal["missing", "outside", "unreadable", "affine", "series"]
 
 
@@ -40,7 +43,7 @@ class Image:
     """Voxels in the closest canonical orientation (RAS+).
 
     Attributes:
-        voxels: `(*spatial)`.
+        voxels: `(*spatial)`; of a picture in colour, its grey values.
         affine: `(4, 4)`, voxel to mm, its first columns those of `voxels`; the identity for a picture.
         spacing_mm: the voxel's sides, one for each axis of `voxels`.
         words: text in the file beside its voxels, for the search for names.
@@ -50,6 +53,7 @@ class Image:
         placement: what the file states about its place; None for a picture.
         alternating: the number of acquisitions whose slices lie one among another, 0 if none do.
         notes: what was found and not used, such as other series in a folder.
+        colours: `(3, *spatial)` red, green and blue where the file stores them; None otherwise.
     """
 
     voxels: NDArray[np.float32]
@@ -61,6 +65,12 @@ class Image:
     placement: Placement | None = None
     alternating: int = 0
     notes: tuple[str, ...] = ()
+    colours: NDArray[np.float32] | None = None
+
+    @property
+    def is_coloured(self) -> bool:
+        """Whether the file stores colours that differ from grey by more than compression may add."""
+        return self.colours is not None and float(np.ptp(self.colours, axis=0).max()) > GREY_WITHIN
 
     def of_dims(self, dims: int) -> "Image":
         """Return this image with `dims` axes if it has one axis more, of one voxel; else itself."""

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 from PIL import ImageOps
 
-from sites.imaging.dicom import series_in
-from sites.imaging.dicom_files import UnfitSeries
+from sites.imaging.dicom.files import UnfitSeries
+from sites.imaging.dicom.series import series_in
 from sites.imaging.image import LARGEST_BYTES, Fault, Image, Unreadable, check_size
 from sites.imaging.nifti import TEXTS, from_nifti, read_nifti
 
@@ -26,6 +26,10 @@ __all__ = ["LARGEST_BYTES", "TEXTS", "Fault", "Image", "Unreadable", "read_image
 
 PICTURES = (".png", ".jpg", ".jpeg")
 """Ends of the names of pictures."""
+COLOURED = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
+"""Modes of pictures that store colours."""
+GREY_SHARES = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in a grey value (ITU-R BT.601, as pictures are converted)."""
 
 
 def read_image(data: Path, name: str, *, is_label: bool = False) -> Image:
@@ -102,7 +106,12 @@ def _read_picture(path: Path, _: str, *, is_label: bool = False) -> Image:
                 raise Unreadable("unreadable", "it has 16 bits and colour or transparency")
             words = [str(v) for v in picture.info.values() if isinstance(v, str)]
             words += [str(v) for v in picture.getexif().values() if isinstance(v, str)]
-            return _plain(np.asarray(_grey(upright(picture), is_label=is_label)), tuple(words))
+            turned = upright(picture)
+            found = _plain(np.asarray(_grey(turned, is_label=is_label)), tuple(words))
+            if is_label or turned.mode not in COLOURED:
+                return found
+            colours = np.asarray(turned.convert("RGB"), dtype=np.float32)
+            return replace(found, colours=np.moveaxis(colours, -1, 0))
 
 
 def upright(picture: Pictures.Image) -> Pictures.Image:
@@ -136,7 +145,11 @@ def _read_member(path: Path, member: str) -> Image:
     images = _array_of(path, array)
     if not (index.isdecimal() and int(index) < len(images)):
         raise Unreadable("unreadable", f"expected array/number below {len(images)}, got {member!r}")
-    return _plain(images[int(index)])
+    image = images[int(index)]
+    if image.ndim == 3 and image.shape[-1] == 3 and image.dtype == np.uint8:
+        colours = np.moveaxis(image, -1, 0).astype(np.float32)
+        return replace(_plain(np.tensordot(GREY_SHARES, colours, 1)), colours=colours)
+    return _plain(image)
 
 
 def _array_of(path: Path, array: str) -> NDArray[np.generic]:

@@ -5,7 +5,7 @@ warn or stop, but never skips a case: one patient's training must not depend on 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,15 +13,16 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
+from models.tasks import RGB, ClassificationConfig, SegmentationConfig, TaskConfig
 from sites.imaging.burned_in_text import may_show_text
+from sites.imaging.channels import BadChannel, channels_of, stacked
 from sites.imaging.image import Image, Placement, Unreadable
 from sites.imaging.images import read_image
-from sites.imaging.listing import CLASSES, NOTHING, CaseFiles
+from sites.listing.cases import CLASSES, NOTHING, CaseFiles
 
 Breaking = Literal[
     "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
-    "label_shape", "label_affine", "label_values", "unfit",
+    "channel", "channel_place", "colour", "label_shape", "label_affine", "label_values", "unfit",
 ]  # fmt: skip
 CaseCheck = Literal[
     Breaking, "orientation", "places", "spacing", "empty_label", "vanished_label", "rounded_label",
@@ -42,7 +43,7 @@ class Scan:
     """One scan in the closest canonical orientation (RAS+).
 
     Attributes:
-        image: `(*spatial)` intensities.
+        image: `(C, *spatial)` intensities; a channel that is missing is zero everywhere.
         target: `(*spatial)` labels, `()` the class, or `(C,)` with 1 for each label that holds.
         spacing_mm: the voxel's sides.
     """
@@ -79,23 +80,59 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
     Raises:
         BrokenCase: the case has a fault of `BREAKING`.
     """
-    image = _read(data, case, case.image, "image").of_dims(task.dims)
-    if fault := image_fault(image.voxels, task):
+    try:
+        images = _channels(data, case, task)
+        voxels = stacked(images, task)
+    except BadChannel as error:
+        raise _broken(case, error.fault, str(error)) from error
+    image = next(each for each in images if each is not None)
+    if fault := image_fault(voxels, task):
         raise BrokenCase(case.case, fault)
     if task.kind == "classification":
         classes = _several(case, task) if task.multi_label else _class(case, task)
-        return Scan(image.voxels, classes, image.spacing_mm), list(_odd(image, None))
+        return Scan(voxels, classes, image.spacing_mm), list(_odd_channels(images, None))
     if not case.label:
         raise _broken(case, "missing", "the list has no label for this image")
     label = _read(data, case, case.label, "label").of_dims(task.dims)
     target, rounding = _rounded(label.voxels)
+    target = _mapped(target, case)
     _check_label(case, image, label, target, task)
-    scan = Scan(image.voxels, target.astype(np.int64), image.spacing_mm)
+    scan = Scan(voxels, target.astype(np.int64), image.spacing_mm)
     both = replace(image, words=(*image.words, *label.words), notes=(*image.notes, *label.notes))
-    findings = list(_odd(both, scan.target))
+    others = [each for each in images if each is not None and each is not image]
+    findings = list(_odd_channels([both, *others], scan.target))
     if EXACT < rounding <= ROUNDED:
         findings.append(Finding("rounded_label", f"values were rounded by up to {rounding:.2g}"))
     return scan, findings
+
+
+def _channels(data: Path, case: CaseFiles, task: TaskConfig) -> list[Image | None]:
+    def read(name: str, what: str) -> Image:
+        return _read(data, case, case.images[name], what)
+
+    return channels_of(case.images, read, task)
+
+
+def _odd_channels(
+    images: Sequence[Image | None], target: NDArray[np.int64] | None
+) -> Iterator[Finding]:  # fmt: skip
+    """Yield the findings about the channels of a case, each once; the label's with the first."""
+    known: set[Finding] = set()
+    for image in images:
+        if image is None:
+            continue
+        for finding in _odd(image, target):
+            if finding not in known:
+                known.add(finding)
+                yield finding
+
+
+def _mapped(values: NDArray[np.float32], case: CaseFiles) -> NDArray[np.float32]:
+    """Return label values in the study's terms, by the hospital's `label_map`."""
+    found = values.copy() if case.label_map else values
+    for own, due in case.label_map:
+        found[values == own] = due
+    return found
 
 
 def _rounded(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
@@ -122,15 +159,25 @@ def _broken(case: CaseFiles, check: Breaking, text: str) -> BrokenCase:
 
 
 def image_fault(image: NDArray[np.float32], task: TaskConfig) -> Finding | None:
-    """Return the fault that excludes an image from a task's training and prediction, else None."""
-    if image.ndim != task.dims:
-        return Finding("dimensions", f"expected {task.dims} dimensions, got {image.ndim}")
+    """Return the fault that excludes an image `(C, *spatial)` from training and prediction, or None."""
+    if image.ndim != task.dims + 1:
+        return Finding("dimensions", f"expected {task.dims} dimensions, got {image.ndim - 1}")
+    if len(image) != task.in_channels:
+        return Finding("channel", f"expected {task.in_channels} channels, got {len(image)}")
     if not image.size or not np.isfinite(image).all():
         return Finding("not_finite", "the image is empty, or has NaN or infinite voxels")
-    low, high = float(image.min()), float(image.max())
-    if high - low <= 1e-5 * max(abs(low), abs(high)):  # less may be float32 rounding
-        return Finding("constant", "the image is constant")
+    may_lack = task.missing_channel == "zeros" and bool(image.any())
+    groups = image[None] if task.channels == RGB else image
+    for name, each in zip(task.channel_names, groups, strict=True):
+        low, high = float(each.min()), float(each.max())
+        is_flat = high - low <= 1e-5 * max(abs(low), abs(high))  # less may be float32 rounding
+        if is_flat and (each.any() or not may_lack):
+            return Finding("constant", _named(task, name, "is constant"))
     return None
+
+
+def _named(task: TaskConfig, channel: str, fault: str) -> str:
+    return f"the image {fault}" if len(task.channel_names) == 1 else f"the channel {channel} {fault}"
 
 
 def _check_label(
@@ -190,6 +237,8 @@ def _several(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:
 
 
 def _one_of(case: CaseFiles, label: str, task: ClassificationConfig) -> int:
+    if label.isdecimal():
+        label = str(dict(case.label_map).get(int(label), int(label)))
     if not label.isdecimal() or int(label) not in task.labels:
         text = "the label is not one of the study's classes"
         if not task.multi_label and CLASSES.fullmatch(label):

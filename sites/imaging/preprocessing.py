@@ -22,17 +22,11 @@ import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import (
-    Affine,
     Compose,
     CropForegroundd,
     MapTransform,
     NormalizeIntensityd,
     RandCropByPosNegLabeld,
-    RandFlipd,
-    RandGaussianNoised,
-    RandomizableTransform,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
     ResampleToMatch,
     Resized,
     ResizeWithPadOrCropd,
@@ -42,12 +36,12 @@ from monai.transforms import (
     SpatialPad,
     SpatialPadd,
 )
-from monai.transforms.utils import create_rotate
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from models.config import Config
+from sites.imaging.augmentation import Augmentation, changes_of, kept_channels
 from sites.imaging.intake import Scan
 
 Side = Annotated[int, Field(ge=8, le=512)]
@@ -90,28 +84,6 @@ class Patches(Config):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
 
 
-class Augmentation(Config):
-    """Random changes of training images.
-
-    Attributes:
-        copies: changed versions of each scan, all in one gradient of their patient; the privacy cost is
-            the same for any number (augmentation multiplicity: De et al. 2022, Unlocking High-Accuracy
-            Differentially Private Image Classification through Scale, https://arxiv.org/abs/2204.13650).
-        flip: axes along which half of the images are mirrored.
-        rotate_deg: the largest rotation about each axis, in mm and not in voxels.
-        scale: the largest change in size, as a share.
-        intensity: the largest change of contrast, as a share, and of brightness.
-        noise: the largest standard deviation of added noise.
-    """
-
-    copies: Annotated[int, Field(ge=1, le=64)] = 1
-    flip: tuple[Literal[0, 1, 2], ...] = ()
-    rotate_deg: Annotated[float, Field(ge=0, le=180)] = 0
-    scale: Annotated[float, Field(ge=0, lt=1)] = 0
-    intensity: Annotated[float, Field(ge=0, lt=1)] = 0
-    noise: Annotated[float, Field(ge=0, le=1)] = 0
-
-
 class PreprocessingConfig(Config):
     """Steps for a scan, in the order of the module's table; `shape` is the shape of training images."""
 
@@ -133,7 +105,7 @@ class Prepared:
     """A scan after all steps that are the same at each training step.
 
     Attributes:
-        image: `(1, *spatial)`.
+        image: `(C, *spatial)`; a channel that is missing is zero everywhere.
         target: `(*spatial)` labels, `()` a class, or `(C,)` with 1 for each of several labels that hold.
         affine: from the prepared image's voxels to mm.
         truth: the labels at the original scan's voxels; the same as `target` if that is not a label map.
@@ -172,20 +144,22 @@ def prepare(scan: Scan, config: PreprocessingConfig) -> Prepared:
         Unfit: resampling would produce more than `MOST_VOXELS` voxels, or the prepared image is empty or
             has NaN or infinite voxels.
     """
-    is_map = scan.target.ndim == scan.image.ndim
+    is_map = scan.target.ndim == scan.image.ndim - 1
     keys = BOTH if is_map else ("image",)
     affine = _affine(scan.spacing_mm)
-    data = {"image": MetaTensor(_tensor(scan.image[None]), affine=affine)}
+    # a copy: channel-wise normalisation in MONAI 1.6.1 overwrites its input
+    data = {"image": MetaTensor(_tensor(scan.image.copy()), affine=affine)}
     target = _tensor(scan.target)
     if is_map:
         data["target"] = MetaTensor(target[None].float(), affine=affine)
     _check_size(scan, config)
     _check_intensity(scan, config)
     data = _deterministic(config, keys)(data)
-    image = data["image"]
+    image, present = data["image"], torch.from_numpy(scan.image.reshape(len(scan.image), -1).any(1))
+    image[~present] = 0
     if not image.numel() or not image.isfinite().all():
         raise Unfit("the prepared image is empty, or has NaN or infinite voxels")
-    if float(image.max()) == float(image.min()):
+    if all(float(each.max()) == float(each.min()) for each in image):
         raise Unfit("the prepared image is constant")
     return Prepared(
         image=_plain(image),
@@ -214,22 +188,23 @@ def _deterministic(config: PreprocessingConfig, keys: Sequence[str]) -> Compose:
 def _intensity(config: str | Percentiles | Window) -> MapTransform:
     if isinstance(config, Percentiles):
         return ScaleIntensityRangePercentilesd(
-            ("image",), config.low, config.high, b_min=-1, b_max=1, clip=True
+            ("image",), config.low, config.high, b_min=-1, b_max=1, clip=True, channel_wise=True
         )
     if isinstance(config, Window):
         low, high = config.centre - config.width / 2, config.centre + config.width / 2
         return ScaleIntensityRanged(("image",), low, high, b_min=-1, b_max=1, clip=True)
-    return NormalizeIntensityd(("image",))
+    return NormalizeIntensityd(("image",), channel_wise=True)
 
 
 def _brighter_than_the_mean(image: Tensor) -> Tensor:
-    brighter = image > image.double().mean()
+    axes = tuple(range(1, image.ndim))
+    brighter = image > image.double().mean(axes, keepdim=True)
     return brighter if brighter.any() else image >= image.max()
 
 
 def _check_size(scan: Scan, config: PreprocessingConfig) -> None:
     if config.spacing_mm:
-        ratios = zip(scan.image.shape, scan.spacing_mm, config.spacing_mm, strict=True)
+        ratios = zip(scan.image.shape[1:], scan.spacing_mm, config.spacing_mm, strict=True)
         if prod(side * has / wants + 1 for side, has, wants in ratios) > MOST_VOXELS:
             raise Unfit("at the study's spacing the image would be larger than any scan")
 
@@ -237,8 +212,11 @@ def _check_size(scan: Scan, config: PreprocessingConfig) -> None:
 def _check_intensity(scan: Scan, config: PreprocessingConfig) -> None:
     """Raise `Unfit` if the study's percentiles of an image are equal, as of one that is mostly zero."""
     if isinstance(config.intensity, Percentiles):
-        low, high = np.percentile(scan.image, [config.intensity.low, config.intensity.high])
-        if not high > low:
+        both = [config.intensity.low, config.intensity.high]
+        for channel in scan.image:
+            low, high = np.percentile(channel, both)
+            if high > low or not channel.any():  # a missing channel is zero
+                continue
             raise Unfit(
                 f"its percentiles {config.intensity.low:g} and {config.intensity.high:g} are equal, as "
                 f"where nearly all voxels are background"
@@ -246,14 +224,14 @@ def _check_intensity(scan: Scan, config: PreprocessingConfig) -> None:
 
 
 def fixed_pair(prepared: Prepared, config: PreprocessingConfig) -> Pair:
-    """Return the image `(1, *shape)` and target that training uses if nothing is random."""
+    """Return the image `(C, *shape)` and target that training uses if nothing is random."""
     if prepared.image.shape[1:] == config.shape:
         return prepared.image, prepared.target
     return _pair(ResizeWithPadOrCropd(_keys(prepared), config.shape)(_data(prepared)))
 
 
 def drawn_pairs(prepared: Prepared, config: PreprocessingConfig, seed: int) -> list[Pair]:
-    """Return the images `(1, *shape)` and targets that training uses of a scan at one step.
+    """Return the images `(C, *shape)` and targets that training uses of a scan at one step.
 
     Their number is `copies` times `per_scan` (1 without patches); they are drawn from `seed` alone.
     """
@@ -261,13 +239,17 @@ def drawn_pairs(prepared: Prepared, config: PreprocessingConfig, seed: int) -> l
     augmentation = config.augmentation or Augmentation()
     keys, pairs = _keys(prepared), []
     spacing = tuple(float(prepared.affine[axis, axis]) for axis in range(len(config.shape)))
-    fit, changes = _fit(config, keys), _changes(augmentation, keys, spacing)
+    present = prepared.image.flatten(1).any(1)
+    fit, changes = _fit(config, keys), changes_of(augmentation, keys, spacing, len(present))
     for _ in range(augmentation.copies):
         fit.set_random_state(seed=int(random.randint(2**31)))
         found = fit(_data(prepared))
         for each in found if isinstance(found, list) else [found]:
             changes.set_random_state(seed=int(random.randint(2**31)))
-            pairs.append(_pair(changes(each)))
+            image, target = _pair(changes(each))
+            kept = kept_channels(present.numpy(), augmentation.drop_channel, random)
+            image[~torch.from_numpy(kept)] = 0
+            pairs.append((image, target))
     return pairs
 
 
@@ -286,54 +268,8 @@ def _fit(config: PreprocessingConfig, keys: Sequence[str]) -> Compose:
     return Compose([SpatialPadd(keys, config.shape), crop])
 
 
-class _RandTurnd(RandomizableTransform, MapTransform):  # type: ignore[misc]  # MONAI is not typed
-    """Random rotation about each axis in mm, and change in size, about the middle of an image.
-
-    MONAI's own RandAffine turns voxel indices: at 1 x 1 x 5 mm a right angle would become 154 degrees.
-    """
-
-    def __init__(
-        self, keys: Sequence[str], rotate_deg: float, scale: float, spacing_mm: Sequence[float]
-    ) -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob=1.0)
-        self._turn, self._scale = float(np.deg2rad(rotate_deg)), scale
-        self._spacing = np.asarray(spacing_mm)
-
-    def matrix(self) -> NDArray[np.float64]:
-        """Draw a matrix that maps voxel indices about the middle, `(dims + 1, dims + 1)`."""
-        dims = len(self._spacing)
-        angles = self.R.uniform(-self._turn, self._turn, 3 if dims == 3 else 1)
-        scales = 1 + self.R.uniform(-self._scale, self._scale, dims)
-        turned = create_rotate(dims, angles)[:dims, :dims] @ np.diag(scales)
-        whole = np.eye(dims + 1)
-        whole[:dims, :dims] = turned * self._spacing[None, :] / self._spacing[:, None]
-        return whole
-
-    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the data with each image turned in the same way; labels by the nearest voxel."""
-        matrix = self.matrix()
-        changed = dict(data)
-        for key in self.keys:
-            mode = "bilinear" if key == "image" else "nearest"
-            changed[key] = Affine(affine=matrix, mode=mode, padding_mode="border")(data[key])[0]
-        return changed
-
-
-def _changes(config: Augmentation, keys: Sequence[str], spacing_mm: Sequence[float]) -> Compose:
-    steps: list[Any] = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in config.flip]
-    if config.rotate_deg or config.scale:
-        steps.append(_RandTurnd(keys, config.rotate_deg, config.scale, spacing_mm))
-    if config.intensity:
-        steps.append(RandScaleIntensityd(("image",), factors=config.intensity, prob=1.0))
-        steps.append(RandShiftIntensityd(("image",), offsets=config.intensity, prob=1.0))
-    if config.noise:
-        steps.append(RandGaussianNoised(("image",), prob=1.0, std=config.noise))
-    return Compose(steps)
-
-
 def whole_image(prepared: Prepared, divisor: int) -> Tensor:
-    """Return the whole image `(1, *spatial)`, padded at the far ends to multiples of `divisor`.
+    """Return the whole image `(C, *spatial)`, padded at the far ends to multiples of `divisor`.
 
     An image of one `divisor` a side gets two along its first axis: instance norms need two voxels.
     """

@@ -27,8 +27,9 @@ class Profile:
     Attributes:
         content: the sha256 of its voxels.
         scale: the range of its intensities, from the 1st to the 99th percentile.
-        coarse: the image on a grid of `COARSE` cells a side, as a vector of mean 0 and norm 1.
-        intensities: the share of the voxels in each bin of `INTENSITY_EDGES`.
+        coarse: its first channel on a grid of `COARSE` cells a side, as a vector of mean 0 and norm 1.
+        intensities: for each channel the share of its voxels in each bin of `INTENSITY_EDGES`; zeros for
+            one that is missing.
         shape, spacing_mm: number and sides of its voxels along each axis.
         amounts: for a label map, each label's volume in ml; else 1 for each class that holds.
     """
@@ -36,7 +37,7 @@ class Profile:
     content: str
     scale: float
     coarse: Tensor
-    intensities: tuple[float, ...]
+    intensities: tuple[tuple[float, ...], ...]
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     amounts: Mapping[int, float]
@@ -44,18 +45,24 @@ class Profile:
 
 def profile_of(scan: Scan) -> Profile:
     """Return the summary of a scan."""
-    image = scan.image
+    image = scan.image[scan.image.reshape(len(scan.image), -1).any(1)]  # channels that are there
     low, high = np.percentile(image, [1, 99])
-    bins = np.bincount(np.digitize(image.ravel(), INTENSITY_EDGES), minlength=len(INTENSITY_EDGES) + 1)
     return Profile(
-        content=content_of(image),
+        content=content_of(scan.image),
         scale=max(float(high - low), 1e-30),
-        coarse=_coarse(image),
-        intensities=tuple(float(share) for share in bins / image.size),
-        shape=image.shape,
+        coarse=_coarse(image[0]),
+        intensities=tuple(_shares(channel) for channel in scan.image),
+        shape=image.shape[1:],
         spacing_mm=scan.spacing_mm,
         amounts=_amounts(scan),
     )
+
+
+def _shares(channel: NDArray[np.float32]) -> tuple[float, ...]:
+    if not channel.any():
+        return (0.0,) * (len(INTENSITY_EDGES) + 1)
+    bins = np.bincount(np.digitize(channel.ravel(), INTENSITY_EDGES), minlength=len(INTENSITY_EDGES) + 1)
+    return tuple(float(share) for share in bins / channel.size)
 
 
 def content_of(image: NDArray[np.float32]) -> str:
@@ -66,7 +73,7 @@ def content_of(image: NDArray[np.float32]) -> str:
 def _amounts(scan: Scan) -> dict[int, float]:
     if scan.target.ndim == 0:
         return {int(scan.target): 1.0}
-    if scan.target.ndim != scan.image.ndim:
+    if scan.target.ndim != scan.image.ndim - 1:
         return {int(label): 1.0 for label in np.flatnonzero(scan.target)}
     values, counts = np.unique(scan.target[scan.target > 0], return_counts=True)
     voxel_ml = prod(scan.spacing_mm) / 1000

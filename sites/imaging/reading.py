@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from models.objectives import TaskConfig
+from models.tasks import TaskConfig
 from sites.imaging.intake import BrokenCase, Finding, read_case
-from sites.imaging.listing import CaseFiles
 from sites.imaging.preprocessing import Prepared, PreprocessingConfig, Unfit, prepare
 from sites.imaging.profile import Profile, profile_of
+from sites.listing.cases import CaseFiles
 
 
 @dataclass(frozen=True)

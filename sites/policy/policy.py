@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from models.config import Config
 from models.networks import NETWORKS, NetworkConfig
-from models.objectives import Name
+from models.tasks import Name
 from privacy.accounting import Budget, Filter
 from sites import yaml_files
 from sites.imaging.checks import Check, Severity, severities
@@ -134,6 +134,10 @@ class Policy(Config):
     Attributes:
         name: the hospital's name in the federation.
         data: folder with the scans and their list, relative to `site.yaml`; by default its own folder.
+        channels: by the name of a study's channel, the list's own name for it, such as `{t1: T1w}`; none
+            by default, where both are the same. `image` is a list's one image without a name.
+        label_map: by a value or a name of a label in the hospital's data, the value that studies have
+            for it, such as `{4: 3}`; none by default.
         declared_patients: public number of patients, rounded by the hospital; every weight and
             divisor uses it, never the true count.
         min_patients: smallest number of listed training patients with which the hospital takes part.
@@ -190,6 +194,8 @@ class Policy(Config):
 
     name: Name
     data: str = "."
+    channels: Mapping[Name, str] = Field(default_factory=dict)
+    label_map: Mapping[int | str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     declared_patients: PositiveInt
     min_patients: PositiveInt
     min_evaluation_patients: PositiveInt

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from models.config import Config
 from models.files import write_atomically
-from models.objectives import Name
+from models.tasks import Name
 from privacy.mechanisms import MaskedPrivacy, SharedNoise
 from privacy.release import Count, Sha256, Share
 from privacy.secure_aggregation.keys import Secrets

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from models.synthesis import labelled_image, texture
+from models.tasks import PLAIN, RGB
 from sites.datasets.phantoms import write_policy
 from sites.hospital import Hospital
-from sites.imaging.listing import NOTHING
+from sites.listing.cases import NOTHING
+from sites.listing.tables import CHANNEL
 from sites.study import Study
 
 PATIENTS = 24
@@ -31,20 +33,33 @@ def understudy(hospital: Hospital, study: Study, folder: Path) -> Hospital:
         labels.append(label)
         listed.append(classes)
     folder.mkdir(parents=True)
-    np.savez(folder / "scans.npz", images=np.stack(images), labels=np.stack(labels))
+    channels = _arrays(study, np.stack(images))
+    np.savez(folder / "scans.npz", labels=np.stack(labels), **channels)
     with (folder / "cases.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         several = study.task.kind == "classification" and study.task.multi_label
-        writer.writerow(["patient", "image", "labels" if several else "label"])
+        writer.writerow(["patient", *channels, "labels" if several else "label"])
         for i, classes in enumerate(listed):
             label = classes or f"scans.npz#labels/{i}"
-            writer.writerow([f"made-up-{i:02d}", f"scans.npz#images/{i}", label])
+            writer.writerow([f"made-up-{i:02d}", *(f"scans.npz#{c}/{i}" for c in channels), label])
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("value", "name"), *study.task.labels.items()])
     write_policy(folder, _policy(hospital))
     if hospital.public.is_dir():
         (folder / "public").symlink_to(hospital.public.resolve())
     return Hospital.open(folder)
+
+
+def _arrays(study: Study, images: Any) -> dict[str, Any]:  # noqa: ANN401  # an array
+    """Return images `(N, C, *shape)` by column of `cases.csv`: one for each channel, or in colour."""
+    task = study.task
+    if task.channels == RGB:
+        low, high = images.min(), images.max()
+        colours = np.round(255 * (images - low) / (high - low)).astype(np.uint8)
+        return {"image": np.moveaxis(colours, 1, -1)}
+    if task.channels == PLAIN:
+        return {"image": images[:, 0]}
+    return {f"{CHANNEL}{name}": images[:, k] for k, name in enumerate(task.channel_names)}
 
 
 def _made_up(study: Study, rng: np.random.Generator) -> tuple[Any, Any, str]:
@@ -54,9 +69,9 @@ def _made_up(study: Study, rng: np.random.Generator) -> tuple[Any, Any, str]:
     """
     task, shape = study.task, study.preprocessing.shape
     if task.kind == "segmentation":
-        image, label = labelled_image(shape, len(task.labels), rng, study.synthesis)
+        image, label = labelled_image(shape, len(task.labels), rng, study.synthesis, task.in_channels)
         return image.astype(np.float32), label.astype(np.uint8), ""
-    image = texture(shape, rng).astype(np.float32)
+    image = texture(shape, rng, task.in_channels).astype(np.float32)
     known = sorted(task.labels)
     if not task.multi_label:
         return image, np.zeros(()), str(rng.choice(known))
@@ -66,6 +81,8 @@ def _made_up(study: Study, rng: np.random.Generator) -> tuple[Any, Any, str]:
 def _policy(hospital: Hospital) -> Mapping[str, Any]:
     lifted: dict[str, Any] = {
         "data": ".",
+        "channels": {},
+        "label_map": {},
         "min_patients": 1,
         "min_evaluation_patients": 1,
         "approve": {"join": "auto", "export": "auto"},

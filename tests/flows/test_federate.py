@@ -28,8 +28,8 @@ from models.files import sha256_of
 from models.objectives import build_task
 from sites.evaluation.scoring import score
 from sites.hospital import Hospital
-from sites.imaging.listing import read_listing
 from sites.inference import predictor
+from sites.listing.listing import read_listing
 from sites.local_models import network_for
 from sites.wards import introduce, wards_in
 

@@ -27,7 +27,7 @@ def test_an_image_that_does_not_move_has_the_maps_own_labels(dims: int) -> None:
     whole = np.where(inner <= 2, inner, 0)
     # sizes differ by 7 % between axes even where `scale` is 1, so borders may move by a voxel
     shares = [(labels == whole).mean() for _, labels in drawn]
-    assert min(shares) > 0.8 and all(image.shape == shape for image, _ in drawn)
+    assert min(shares) > 0.8 and all(image.shape == (1, *shape) for image, _ in drawn)
 
 
 def test_a_structure_that_is_no_label_is_background_and_still_looks_different() -> None:
@@ -38,7 +38,7 @@ def test_a_structure_that_is_no_label_is_background_and_still_looks_different() 
         assert set(np.unique(labels)) <= {0, 1, 2}
         shell = np.zeros((36, 36), bool)
         shell[7:9, 8:28] = True
-        apart.append(abs(image[shell].mean() - image[:4].mean()))
+        apart.append(abs(image[0, shell].mean() - image[0, :4].mean()))
     assert np.median(apart) > 0.3
 
 
@@ -48,7 +48,7 @@ def test_typical_intensities_are_those_that_the_study_states_in_their_share_of_i
     rng = np.random.default_rng(2)
     for _ in range(10):
         image, labels = image_of_map(atlas(2), (36, 36), 2, rng, config)
-        assert image[labels > 0].mean() < image[labels == 0].mean()
+        assert image[0, labels > 0].mean() < image[0, labels == 0].mean()
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 45), st.floats(0, 10))
@@ -57,7 +57,7 @@ def test_whatever_is_drawn_images_are_standardised_and_labels_known(
 ) -> None:
     config = MapLookConfig(rotate_deg=rotate_deg, bend=bend)
     image, labels = image_of_map(atlas(2), (16, 24), 2, np.random.default_rng(seed), config)
-    assert image.shape == labels.shape == (16, 24)
+    assert image.shape == (1, *labels.shape) == (1, 16, 24)
     assert image.mean() == pytest.approx(0, abs=1e-3) and image.std() == pytest.approx(1, abs=1e-3)
     assert set(np.unique(labels)) <= {0, 1, 2}
 

@@ -8,15 +8,14 @@ from pydantic import ValidationError
 
 from models.objectives import (
     MISSED_MM,
-    ClassificationConfig,
     Prediction,
-    SegmentationConfig,
     Task,
     build_task,
     metric_names,
     one_hot,
     segmentation_outcome,
 )
+from models.tasks import ClassificationConfig, SegmentationConfig
 
 LABELS = {1: "head", 2: "tail"}
 

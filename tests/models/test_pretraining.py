@@ -3,9 +3,10 @@ import torch
 
 from models import params as P
 from models.networks import UNetConfig
-from models.objectives import SegmentationConfig, build_task
+from models.objectives import build_task
 from models.pretraining import from_pool, pretrain, tube_maker
 from models.synthesis import SynthesisConfig, labelled_image
+from models.tasks import SegmentationConfig
 
 TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "head", 2: "tail"}))
 MAKE = tube_maker((24, 24), 2, SynthesisConfig())
@@ -22,7 +23,7 @@ def taught(seed: int, steps: int) -> torch.nn.Module:
 def test_a_pretrained_network_segments_synthetic_images_that_it_has_not_seen() -> None:
     rng = np.random.default_rng(99)
     drawn = [labelled_image((24, 24), 2, rng) for _ in range(20)]
-    images = torch.from_numpy(np.stack([image[None] for image, _ in drawn]))
+    images = torch.from_numpy(np.stack([image for image, _ in drawn]))
     truth = torch.from_numpy(np.stack([labels for _, labels in drawn]))
     before, after = (TASK.loss(taught(1, steps)(images), truth).mean() for steps in (1, 120))
     assert after < 0.75 * before

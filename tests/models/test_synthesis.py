@@ -25,7 +25,7 @@ def test_images_are_normalised_and_repeat_with_their_seed(shape: tuple[int, ...]
 
     a, b = images(5), images(5)
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-    assert all(x.shape == shape and x.dtype == np.float32 for x in a)
+    assert all(x.shape == (1, *shape) and x.dtype == np.float32 for x in a)
     assert np.allclose([x.mean() for x in a], 0, atol=1e-4)
     assert np.allclose([x.std() for x in a], 1, atol=1e-3)
     assert not np.array_equal(a[0], a[1])
@@ -49,7 +49,7 @@ def test_with_the_contrast_of_t1_the_structure_is_between_fluid_and_white_matter
     for _ in range(10):
         image, labels = synthesis.labelled_image((32, 32, 32), 2, rng, config)
         low, high = np.percentile(image, [2, 98])
-        assert low < image[labels > 0].mean() < high
+        assert low < image[0, labels > 0].mean() < high
 
 
 def test_a_range_the_wrong_way_round_is_an_error() -> None:

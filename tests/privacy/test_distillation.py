@@ -15,7 +15,7 @@ CONFIG = DistillationConfig(transfer="synthetic", steps=120, images=32)
 
 def some_images() -> torch.Tensor:
     rng = np.random.default_rng(0)
-    drawn = [labelled_image((16, 16), 2, rng)[0][None] for _ in range(CONFIG.images)]
+    drawn = [labelled_image((16, 16), 2, rng)[0] for _ in range(CONFIG.images)]
     return torch.from_numpy(np.stack(drawn))
 
 

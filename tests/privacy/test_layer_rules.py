@@ -8,7 +8,8 @@ from monai.networks import nets
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
-from models.objectives import SegmentationConfig, build_task
+from models.objectives import build_task
+from models.tasks import SegmentationConfig
 from privacy.layer_rules import rule_of
 from privacy.per_patient import _Back, clipped_sums, per_patient_gradients
 

@@ -7,7 +7,8 @@ import torch
 from monai.networks import nets
 from torch import Tensor, nn
 
-from models.objectives import SegmentationConfig, build_task
+from models.objectives import build_task
+from models.tasks import SegmentationConfig
 from privacy.per_patient import (
     UnsupportedLayer,
     _Book,

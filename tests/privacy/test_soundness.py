@@ -3,7 +3,8 @@ import torch
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
-from models.objectives import SegmentationConfig, build_task
+from models.objectives import build_task
+from models.tasks import SegmentationConfig
 from privacy.mechanisms import ClipConfig, Mechanism
 from privacy.soundness import Unsound, check_soundness
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.objectives import SegmentationConfig
+from models.tasks import SegmentationConfig
 from sites.cohort import Cohort, Split, case_id, load_cohort, pseudonym, pseudonym_key
 from sites.imaging.checks import read_cases
-from sites.imaging.listing import read_listing
 from sites.imaging.preprocessing import PreprocessingConfig
 from sites.imaging.reading import reader
+from sites.listing.listing import read_listing
 from sites.policy.policy import load_policy
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})

@@ -24,7 +24,7 @@ class Bright(torch.nn.Module):
 def scan(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> Scan:
     target = np.zeros(shape, np.int64)
     target[tuple(slice(n // 4, n // 2) for n in shape)] = 1
-    return Scan((target * 50).astype(np.float32), target, spacing_mm)
+    return Scan((target * 50).astype(np.float32)[None], target, spacing_mm)
 
 
 @pytest.mark.parametrize("shape", [(50, 43, 37), (20, 17, 90), (61, 40)])

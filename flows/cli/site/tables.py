@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from flows.runs.dates import minute
-from models.objectives import ClassificationConfig, SegmentationConfig, TaskConfig
+from models.tasks import ClassificationConfig, SegmentationConfig, TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import LedgerError
 from sites.admission.admission import check_list, free_answers
@@ -21,8 +21,9 @@ from sites.cohort import case_id, evaluator, pseudonym
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
 from sites.imaging.checks import check_together
-from sites.imaging.listing import EXCLUDED, CaseFiles, Listing, excluded_patients
 from sites.imaging.preprocessing import PreprocessingConfig
+from sites.listing.cases import CaseFiles, Listing
+from sites.listing.listing import EXCLUDED, excluded_patients
 from sites.policy.policy import Refused
 from sites.study import load_study
 

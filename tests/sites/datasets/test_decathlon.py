@@ -6,11 +6,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models.objectives import SegmentationConfig
+from models.tasks import SegmentationConfig
 from sites.datasets.decathlon import make_hospitals
 from sites.imaging.intake import BrokenCase, read_scan
-from sites.imaging.listing import read_listing
 from sites.imaging.profile import profile_of
+from sites.listing.listing import read_listing
 from sites.policy.policy import load_policy
 from sites.yaml_files import ConfigError
 

@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.objectives import ClassificationConfig
+from models.tasks import ClassificationConfig
 from sites.datasets.medmnist import make_hospitals
 from sites.datasets.public_sets import PICTURES
 from sites.hospital import Hospital
 from sites.imaging.intake import read_scan
-from sites.imaging.listing import read_listing
+from sites.listing.listing import read_listing
 from sites.yaml_files import ConfigError
 
 PNEUMONIA = PICTURES["pneumonia"]

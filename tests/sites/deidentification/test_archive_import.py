@@ -22,9 +22,9 @@ from sites.deidentification import archive_import
 from sites.deidentification.archive_import import Imported, import_export
 from sites.deidentification.deidentify import deidentified
 from sites.hospital import Hospital
-from sites.imaging.dicom import series_in
+from sites.imaging.dicom.series import series_in
 from sites.imaging.images import read_image
-from sites.imaging.listing import read_listing
+from sites.listing.listing import read_listing
 from sites.yaml_files import ConfigError
 
 SECRETS = re.compile(rb"MUELLER|ANNA|MRN-4711|19560403|KLINIKUM|DR\^WEISS", re.IGNORECASE)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from models.objectives import SegmentationConfig, build_task
+from models.objectives import build_task
+from models.tasks import SegmentationConfig
 from privacy.accounting import PrivacyEvent
 from privacy.noise.noised import STEP, is_on_grid
 from privacy.noise.source import NoiseSource
@@ -41,7 +42,7 @@ def patients(count: int) -> list[Patient]:
         target = np.zeros((9, 7), dtype=np.int64)
         target[2:4, 1 : 4 + i % 2], target[6:8, 2:4] = 1, 2
         image = (target * 100 + rng.normal(0, 1, target.shape)).astype(np.float32)
-        scan = Scan(image, target, (1.0, 1.0))
+        scan = Scan(image[None], target, (1.0, 1.0))
         reading = Reading(profile_of(scan), (), lambda scan=scan: prepare(scan, CONFIG))
         made.append(Patient(str(i), (reading,) * (1 + i % 2)))
     return made

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.objectives import ClassificationConfig, SegmentationConfig
+from models.tasks import ClassificationConfig, SegmentationConfig
 from privacy.accounting import PrivacyEvent
 from privacy.noise.source import NoiseSource
 from sites.cohort import Patient
@@ -27,7 +27,7 @@ def patient(name: str, targets: list[np.ndarray], spacing: float = 1.0, level: f
     readings = []
     for target in targets:
         image = np.random.default_rng(len(name)).normal(level, 10, (10, 10, 10)).astype(np.float32)
-        profile = profile_of(Scan(image, target, (1.0, spacing, 3.0)))
+        profile = profile_of(Scan(image[None], target, (1.0, spacing, 3.0)))
         readings.append(Reading(profile, (), lambda: None))
     return Patient(name, tuple(readings))
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from models.objectives import ClassificationConfig, SegmentationConfig
+from models.tasks import ClassificationConfig, SegmentationConfig
 from sites.hospital import Hospital
 from sites.imaging.cache import ScanCache
 from sites.imaging.checks import read_cases
 from sites.imaging.intake import BrokenCase
-from sites.imaging.listing import CaseFiles, read_listing
 from sites.imaging.preprocessing import PreprocessingConfig
 from sites.imaging.reading import reader
+from sites.listing.cases import CaseFiles
+from sites.listing.listing import read_listing
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
 CONFIG = PreprocessingConfig(shape=(16, 16, 16))

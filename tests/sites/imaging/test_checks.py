@@ -5,13 +5,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models.objectives import SegmentationConfig
+from models.tasks import SegmentationConfig
 from sites.imaging.checks import CheckedCase, SharedFinding, check_together, read_cases, severities
 from sites.imaging.intake import BREAKING, Scan
-from sites.imaging.listing import CaseFiles, read_listing
 from sites.imaging.preprocessing import PreprocessingConfig, prepare
 from sites.imaging.profile import profile_of
 from sites.imaging.reading import Reading, reader
+from sites.listing.cases import CaseFiles
+from sites.listing.listing import read_listing
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
 CONFIG = PreprocessingConfig(shape=(16, 16, 16))
@@ -26,7 +27,7 @@ def head(scale: float = 1.0) -> np.ndarray:
 
 def case(number: int, image: np.ndarray, patient: str = "") -> CheckedCase:
     files = CaseFiles(f"case-{number}", patient or f"p{number}", f"{number}.nii", f"{number}-l.nii")
-    scan = Scan(image, np.zeros(image.shape, dtype=np.int64), (1.0,) * image.ndim)
+    scan = Scan(image[None], np.zeros(image.shape, dtype=np.int64), (1.0,) * image.ndim)
     reading = Reading(profile_of(scan), (), lambda: prepare(scan, CONFIG))
     return CheckedCase(files, reading, ())
 
@@ -77,7 +78,7 @@ def test_one_head_under_two_patients_is_found_though_the_files_differ(change) ->
 
 def labelled(number: int, label: int) -> CheckedCase:
     files = CaseFiles(f"case-{number}", f"p{number}", f"{number}.nii", str(label))
-    scan = Scan(head(), np.asarray(label), (1.0, 1.0, 1.0))
+    scan = Scan(head()[None], np.asarray(label), (1.0, 1.0, 1.0))
     return CheckedCase(files, Reading(profile_of(scan), (), lambda: prepare(scan, CONFIG)), ())
 
 
@@ -227,7 +228,7 @@ def test_alike_pictures_are_no_shared_head_and_copies_say_that_labels_differ() -
 
     def picture(number: int, image: np.ndarray, label: int) -> CheckedCase:
         files = CaseFiles(f"case-{number}", f"p{number}", f"{number}.png", str(label))
-        scan = Scan(image, np.asarray(label), (1.0, 1.0))
+        scan = Scan(image[None], np.asarray(label), (1.0, 1.0))
         return CheckedCase(files, Reading(profile_of(scan), (), lambda: prepare(scan, FLAT)), ())
 
     cases = [picture(number, image, 0) for number, image in enumerate(eyes)]

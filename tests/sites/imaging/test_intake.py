@@ -6,9 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models.objectives import ClassificationConfig, SegmentationConfig
+from models.tasks import ClassificationConfig, SegmentationConfig
 from sites.imaging.intake import BrokenCase, read_scan
-from sites.imaging.listing import CaseFiles, read_listing
+from sites.listing.cases import CaseFiles
+from sites.listing.listing import read_listing
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
 
@@ -40,9 +41,9 @@ def test_a_scan_is_read_in_canonical_orientation_whatever_it_is_on_disk(
     scan = read_scan(ward, case, TASK)
     canonical = nib.as_closest_canonical(on_disk)
     assert nib.aff2axcodes(canonical.affine) == ("R", "A", "S")
-    assert np.array_equal(scan.image, canonical.get_fdata(dtype=np.float32))
+    assert np.array_equal(scan.image, canonical.get_fdata(dtype=np.float32)[None])
     assert scan.spacing_mm == (2.0, 2.0, 2.0)
-    assert scan.target.shape == scan.image.shape
+    assert scan.target.shape == scan.image.shape[1:]
     assert set(np.unique(scan.target)) == {0, 1, 2}
 
 

@@ -7,13 +7,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models.objectives import SegmentationConfig
+from models.tasks import SegmentationConfig
 from sites.imaging.image import Unreadable
 from sites.imaging.images import read_image
 from sites.imaging.intake import BrokenCase, read_case
-from sites.imaging.listing import CaseFiles
 from sites.imaging.preprocessing import PreprocessingConfig
 from sites.imaging.reading import read_and_prepare
+from sites.listing.cases import CaseFiles
 
 RNG = np.random.default_rng(0)
 CASE = CaseFiles("c", "p", "image.nii", "label.nii")
@@ -42,7 +42,7 @@ def pair(folder: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 def test_a_flat_image_serves_a_study_of_two_dimensions(shape: tuple[int, ...], tmp_path: Path) -> None:
     image, label = pair(tmp_path, shape)
     scan, findings = read_case(tmp_path, CASE, task(2))
-    assert np.array_equal(scan.image, image.reshape(12, 10))
+    assert np.array_equal(scan.image, image.reshape(1, 12, 10))
     assert np.array_equal(scan.target, label.reshape(12, 10))
     assert scan.spacing_mm == (1, 1)
     assert not findings
@@ -115,7 +115,7 @@ def test_a_pair_without_any_orientation_is_read_as_it_lies(tmp_path: Path) -> No
     for name, each in zip(("image", "label"), values, strict=True):
         nib.save(nib.Nifti1Image(each, None), tmp_path / f"{name}.nii")
     scan, findings = read_case(tmp_path, CASE, task(3))
-    assert np.array_equal(scan.image, values[0][::-1])
+    assert np.array_equal(scan.image[0], values[0][::-1])
     assert np.array_equal(scan.target, values[1][::-1])
     assert [each.check for each in findings] == ["orientation"]
 

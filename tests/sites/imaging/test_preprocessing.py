@@ -4,11 +4,11 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from models.objectives import one_hot
+from sites.imaging.augmentation import RandTurnd
 from sites.imaging.intake import Scan
 from sites.imaging.preprocessing import (
     PreprocessingConfig,
     Unfit,
-    _RandTurnd,
     drawn_pairs,
     fixed_pair,
     on_own_grid,
@@ -21,14 +21,14 @@ def scan_of(shape: tuple[int, ...], spacing_mm: tuple[float, ...] | None = None)
     rng = np.random.default_rng(0)
     target = (gaussian_filter(rng.normal(size=shape), 3) > 0.02).astype(np.int64)
     image = target * 100 + rng.normal(300, 1, shape)
-    return Scan(image.astype(np.float32), target, spacing_mm or (1.0,) * len(shape))
+    return Scan(image.astype(np.float32)[None], target, spacing_mm or (1.0,) * len(shape))
 
 
 def ramp_of(shape: tuple[int, ...], spacing_mm: tuple[float, ...], axis: int) -> Scan:
     """Return a scan whose intensity is the position in mm along an axis."""
     places = np.meshgrid(*[np.arange(n) * mm for n, mm in zip(shape, spacing_mm, strict=True)],
                          indexing="ij")[axis]  # fmt: skip
-    return Scan(places.astype(np.float32), np.zeros(shape, np.int64), spacing_mm)
+    return Scan(places.astype(np.float32)[None], np.zeros(shape, np.int64), spacing_mm)
 
 
 @pytest.mark.parametrize("shape", [(10, 30, 20), (16, 16, 16), (20, 18)])
@@ -63,7 +63,7 @@ def test_image_and_target_stay_aligned_and_the_truth_comes_back(change: dict[str
     together = np.corrcoef(prepared.image.flatten(), prepared.target.flatten())[0, 1]
     assert together > 0.93
     back = on_own_grid(one_hot(prepared.target[None], 2)[0], prepared)
-    assert back.shape == (2, *scan.image.shape)
+    assert back.shape == (2, *scan.image.shape[1:])
     assert torch.allclose(back.sum(0), torch.ones(()), atol=1e-5)
     found, truth = back.argmax(0) == 1, torch.from_numpy(scan.target) == 1
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.94
@@ -86,7 +86,7 @@ def test_a_place_is_where_it_was_after_going_there_and_back(
         scan = ramp_of(shape, spacing_mm, axis)
         prepared = prepare(scan, config)
         back = on_own_grid(torch.cat([1 - prepared.image, prepared.image]), prepared)[1]
-        expected = torch.from_numpy(scan.image).clamp(0, 100) / 50 - 1
+        expected = torch.from_numpy(scan.image[0]).clamp(0, 100) / 50 - 1
         inner = tuple(slice(6, -6) for _ in shape)
         assert torch.allclose(back[inner], expected[inner], atol=1e-4)
 
@@ -95,14 +95,14 @@ def test_a_window_keeps_hounsfield_units_and_clips_the_rest() -> None:
     config = PreprocessingConfig(shape=(8, 8), intensity={"kind": "window", "centre": 40, "width": 400})
     image = np.full((8, 8), 40, np.float32)
     image[0, :3] = -1000, 240, 3000
-    prepared = prepare(Scan(image, np.zeros((), np.int64), (1.0, 1.0)), config)
+    prepared = prepare(Scan(image[None], np.zeros((), np.int64), (1.0, 1.0)), config)
     assert prepared.image[0, 0, :4].tolist() == pytest.approx([-1, 1, 1, 0])
 
 
 def test_percentiles_reach_from_minus_one_to_one_whatever_one_voxel_says() -> None:
     config = PreprocessingConfig(shape=(8, 8), intensity={"kind": "percentiles"})
     scan = scan_of((100, 100))
-    scan.image[5, 5] = 1e6
+    scan.image[0, 5, 5] = 1e6
     values = prepare(scan, config).image
     assert (values.min(), values.max()) == (-1, 1)
     assert values.std() > 0.3
@@ -113,7 +113,7 @@ def test_the_foreground_is_what_remains_of_a_large_empty_image() -> None:
     image[10:20, 15:35] = np.linspace(5, 6, 20)
     target = (image > 0).astype(np.int64)
     config = PreprocessingConfig(shape=(16, 16), crop="foreground")
-    prepared = prepare(Scan(image, target, (1.0, 1.0)), config)
+    prepared = prepare(Scan(image[None], target, (1.0, 1.0)), config)
     assert prepared.image.shape == (1, 10, 20)
     back = on_own_grid(one_hot(prepared.target[None], 2)[0], prepared)
     assert torch.equal(back.argmax(0), torch.from_numpy(target))
@@ -128,7 +128,7 @@ def test_scoring_pads_and_never_crops() -> None:
 
 
 def test_a_scan_that_resampling_would_blow_up_is_refused() -> None:
-    huge = Scan(np.zeros((64, 64, 64), np.float32), np.zeros((64,) * 3, np.int64), (500.0,) * 3)
+    huge = Scan(np.zeros((1, 64, 64, 64), np.float32), np.zeros((64,) * 3, np.int64), (500.0,) * 3)
     with pytest.raises(Unfit, match="larger than any scan"):
         prepare(huge, PreprocessingConfig(shape=(32,) * 3, spacing_mm=(0.5,) * 3))
 
@@ -158,7 +158,7 @@ def test_what_is_drawn_follows_from_the_seed_alone_and_stays_aligned(dims: int) 
 def test_patches_of_the_foreground_have_a_labelled_voxel_in_the_middle() -> None:
     target = np.zeros((60, 60), np.int64)
     target[50, 9] = 1
-    scan = Scan(np.random.default_rng(0).normal(size=(60, 60)).astype(np.float32), target, (1.0, 1.0))
+    scan = Scan(np.random.default_rng(0).normal(size=(1, 60, 60)).astype(np.float32), target, (1.0, 1.0))
     config = PreprocessingConfig(shape=(16, 16), fit=PATCHES)
     pairs = drawn_pairs(prepare(scan, config), config, 0)
     assert all(target.sum() == 1 for _, target in pairs)
@@ -183,7 +183,7 @@ def test_an_image_whose_percentiles_are_equal_is_refused_with_the_reason() -> No
     """MONAI would subtract and not divide: values of -1 to 999, unclipped."""
     image = np.zeros((20, 20, 20), np.float32)
     image[10, 10, 10] = 1000
-    scan = Scan(image, np.zeros(image.shape, np.int64), (1.0,) * 3)
+    scan = Scan(image[None], np.zeros(image.shape, np.int64), (1.0,) * 3)
     config = PreprocessingConfig(shape=(16,) * 3, intensity={"kind": "percentiles"})
     with pytest.raises(Unfit, match=r"its percentiles 0.5 and 99.5 are equal"):
         prepare(scan, config)
@@ -191,7 +191,7 @@ def test_an_image_whose_percentiles_are_equal_is_refused_with_the_reason() -> No
 
 def test_an_image_that_is_constant_after_preparation_is_refused() -> None:
     image = np.linspace(0, 100, 1000, dtype=np.float32).reshape(10, 10, 10)
-    scan = Scan(image, np.zeros(image.shape, np.int64), (1.0,) * 3)
+    scan = Scan(image[None], np.zeros(image.shape, np.int64), (1.0,) * 3)
     window = {"kind": "window", "centre": 5000, "width": 100}
     with pytest.raises(Unfit, match="the prepared image is constant"):
         prepare(scan, PreprocessingConfig(shape=(16,) * 3, intensity=window))
@@ -203,7 +203,7 @@ def test_a_rotation_is_one_in_millimetres_whatever_the_voxels_sides_are(
 ) -> None:
     """MONAI's own turns voxel indices: at 1 x 1 x 5 mm a right angle would become 154 degrees."""
     dims, keys = len(spacing), ("image",)
-    turned = _RandTurnd(keys, 60, 0, spacing)
+    turned = RandTurnd(keys, 60, 0, spacing)
     turned.set_random_state(seed=3)
     to_mm = np.diag(spacing)
     for _ in range(20):
@@ -216,7 +216,7 @@ def test_a_rotated_scan_keeps_lengths_in_millimetres() -> None:
     """A bar of 60 mm along 5 mm slices, turned into the plane and back out of it."""
     image = np.zeros((64, 64, 13), np.float32)
     image[30:34, 30:34, :] = 1
-    turned = _RandTurnd(("image",), 45, 0, (1.0, 1.0, 5.0))
+    turned = RandTurnd(("image",), 45, 0, (1.0, 1.0, 5.0))
     for seed in range(6):
         turned.set_random_state(seed=seed)
         found = np.asarray(turned({"image": torch.from_numpy(image[None])})["image"])[0]
@@ -236,7 +236,7 @@ def test_an_answer_reaches_the_last_voxel_of_the_scans_own_grid(
 ) -> None:
     """A network that is 0.7 sure everywhere is so in every voxel, and not background at the far end."""
     rng = np.random.default_rng(0)
-    scan = Scan(rng.normal(size=shape).astype(np.float32), np.zeros(shape, np.int64), spacing)
+    scan = Scan(rng.normal(size=(1, *shape)).astype(np.float32), np.zeros(shape, np.int64), spacing)
     prepared = prepare(scan, PreprocessingConfig(shape=(16,) * 3, spacing_mm=wanted))
     sure = torch.zeros(2, *prepared.image.shape[1:])
     sure[0], sure[1] = 0.3, 0.7

@@ -6,7 +6,8 @@ from trainings import TASK, Killed, everybody, examples, killed_at, loss_of, net
 
 from models import params as P
 from models.adversarial import MembershipConfig
-from models.objectives import ClassificationConfig, build_task
+from models.objectives import build_task
+from models.tasks import ClassificationConfig
 from models.unfinished import Unfinished
 from sites.training.config import TrainingConfig
 from sites.training.examples import Examples

@@ -15,12 +15,12 @@ from pydicom.uid import (
 )
 from scanner import CAPTURE, CORONAL, VOLUME, write_enhanced, write_series, write_slice
 
-from models.objectives import ClassificationConfig
-from sites.imaging.dicom import series_in
-from sites.imaging.dicom_files import UnfitSeries
+from models.tasks import ClassificationConfig
+from sites.imaging.dicom.files import UnfitSeries
+from sites.imaging.dicom.series import series_in
 from sites.imaging.images import Unreadable, read_image
 from sites.imaging.intake import read_case, suspicious
-from sites.imaging.listing import CaseFiles
+from sites.listing.cases import CaseFiles
 
 
 def write_slices(folder: Path, depths: list[float], sheared: float = 0, **changes: object) -> None:

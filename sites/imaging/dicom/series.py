@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 
-from sites.imaging.dicom_files import UnfitSeries, images_in, naming
-from sites.imaging.dicom_stack import direction, group_of, is_multi_frame, stack_in
+from sites.imaging.dicom.files import UnfitSeries, images_in, naming
+from sites.imaging.dicom.stack import direction, group_of, is_multi_frame, stack_in
 from sites.imaging.image import LARGEST_BYTES
 
 RADIOGRAPHS = frozenset({"CR", "DX", "MG", "RG", "XA", "RF", "IO", "PX"})

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from sites.imaging.listing import CaseFiles, Listing, read_listing
+from sites.listing.cases import CaseFiles, Listing
+from sites.listing.listing import read_listing
 from sites.yaml_files import ConfigError
 
 
@@ -108,7 +109,7 @@ def test_a_damaged_dataset_json_is_an_error_that_names_it(
 ) -> None:
     ward = small_wards(tmp_path) / "south"
     (ward / "dataset.json").write_bytes(content)
-    with pytest.raises(ConfigError, match="dataset.json: expected training"):
+    with pytest.raises(ConfigError, match="dataset.json: expected (training|a JSON object)"):
         read_listing(ward)
 
 
@@ -142,7 +143,10 @@ def test_of_several_contrasts_of_bids_one_is_used_for_all_and_it_is_said(tmp_pat
     data = bids(tmp_path, 3, ("T1w", "T2w", "FLAIR"), "dseg")
     listing = read_listing(data)
     assert [case.image.rpartition("_")[2] for case in listing.cases] == ["T1w.nii.gz"] * 3
-    assert listing.notes == ("T1w is used, FLAIR, T2w are not; bids.yaml can name another contrast",)
+    assert listing.notes == (
+        "T1w is the channel image, FLAIR, T2w are used by studies that name them; bids.yaml can name "
+        "another contrast",
+    )
     (data / "bids.yaml").write_text("contrast: FLAIR")
     listing = read_listing(data)
     assert [case.image.rpartition("_")[2] for case in listing.cases] == ["FLAIR.nii.gz"] * 3

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from sites.imaging.dicom_files import Found, UnfitSeries
+from sites.imaging.dicom.files import Found, UnfitSeries
 
 SAME_DIRECTION = 0.01
 """Largest difference of direction cosines within a stack, half a degree; others differ by more."""

@@ -1,0 +1,105 @@
+"""Tasks: what a study's network answers, about which images, with which labels."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from models.config import Config
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+
+RGB = "rgb"
+COLOURS = ("red", "green", "blue")
+PLAIN = ("image",)
+"""Channels of a study that names none: a hospital's images, as its list has them."""
+
+
+class _TaskConfig(Config):
+    """What all tasks have.
+
+    `channels` are the images of a scan, in the order of the network's input, or `rgb` for pictures in
+    colour. `missing_channel`: of a scan without one of them, `zeros` take its place after the other
+    steps, or the scan is left out (`skip`), or a hospital that lists such a scan takes no part
+    (`refuse`, default).
+    """
+
+    dims: Literal[2, 3]
+    labels: dict[int, Name]
+    channels: Literal["rgb"] | Annotated[tuple[Name, ...], Field(min_length=1, max_length=32)] = PLAIN
+    missing_channel: Literal["refuse", "zeros", "skip"] = "refuse"
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> "_TaskConfig":
+        if self.channels == RGB and self.dims != 2:
+            raise ValueError("channels: expected names for images of three dimensions, got rgb")
+        if len(set(self.channel_names)) != len(self.channel_names):
+            raise ValueError("channels: expected distinct names")
+        if self.missing_channel == "zeros" and len(self.channel_names) < 2:
+            raise ValueError("missing_channel: expected refuse or skip with one channel, got zeros")
+        return self
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The images of a scan; one where they are in colour."""
+        return PLAIN if isinstance(self.channels, str) else self.channels
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The channels of the network's input: those of a scan, or the three colours."""
+        return COLOURS if isinstance(self.channels, str) else self.channels
+
+    @property
+    def in_channels(self) -> int:
+        """The number of channels of the network's input."""
+        return len(self.input_names)
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct_names(cls, labels: dict[int, str]) -> dict[int, str]:
+        if len(set(labels.values())) != len(labels):
+            raise ValueError("expected distinct names for the labels")
+        return dict(sorted(labels.items()))
+
+
+class SegmentationConfig(_TaskConfig):
+    """Voxel-wise labels: 0 is background, `labels` names 1, 2, ... in order.
+
+    `tolerance_mm` is the largest distance at which two surfaces still agree, for `surface_dice`.
+    """
+
+    kind: Literal["segmentation"]
+    tolerance_mm: Annotated[float, Field(gt=0, le=100)] = 1.0
+
+    @field_validator("labels")
+    @classmethod
+    def _contiguous_from_one(cls, labels: dict[int, str]) -> dict[int, str]:
+        if not labels or list(labels) != list(range(1, len(labels) + 1)):
+            raise ValueError("expected the labels 1, 2, ... without a gap (0 is background)")
+        return labels
+
+    @property
+    def out_channels(self) -> int:
+        """Background and one channel per label."""
+        return len(self.labels) + 1
+
+
+class ClassificationConfig(_TaskConfig):
+    """One class per scan, or any number with `multi_label`: `labels` names 0, 1, ... in order."""
+
+    kind: Literal["classification"]
+    multi_label: bool = False
+
+    @model_validator(mode="after")
+    def _contiguous_from_zero(self) -> "ClassificationConfig":
+        fewest = 1 if self.multi_label else 2
+        if len(self.labels) < fewest or list(self.labels) != list(range(len(self.labels))):
+            raise ValueError(f"expected the labels 0, 1, ... without a gap, at least {fewest}")
+        return self
+
+    @property
+    def out_channels(self) -> int:
+        """One channel per label."""
+        return len(self.labels)
+
+
+TaskConfig = Annotated[SegmentationConfig | ClassificationConfig, Field(discriminator="kind")]

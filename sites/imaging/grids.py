@@ -1,0 +1,57 @@
+"""Images of one scan on one grid: the channels of a case, which were registered beforehand."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+
+from sites.imaging.image import Image
+
+
+class Elsewhere(ValueError):
+    """An image shows another place than the one that it belongs to."""
+
+
+def on_grid_of(first: Image, image: Image) -> Image:
+    """Return an image on another one's grid; itself if it lies there already.
+
+    Images that show the same box with voxels of other sizes are resampled linearly, beyond the middle of
+    the outermost voxel by the nearest one. Pictures, which state no place, must have one shape.
+
+    Raises:
+        Elsewhere: the boxes' corners are further apart than one voxel, or the dimensions differ.
+    """
+    shape, other = first.voxels.shape, image.voxels.shape
+    if len(shape) != len(other):
+        raise Elsewhere(f"expected {len(shape)} dimensions as the first channel has, got {len(other)}")
+    apart = float(np.abs(_corners(first) - _corners(image)).max())
+    if apart > max(*first.spacing_mm, *image.spacing_mm):
+        raise Elsewhere(
+            f"it is up to {apart:.1f} mm away from the first channel (shapes {other} and {shape}); "
+            f"register the channels to one grid beforehand"
+        )
+    if shape == other and np.abs(_centres(first) - _centres(image)).max() <= 0.1 * min(first.spacing_mm):
+        return image
+    dims = len(shape)
+    to_own = np.linalg.inv(image.affine) @ first.affine
+    voxels = affine_transform(
+        image.voxels, to_own[:dims, :dims], to_own[:dims, 3], shape, order=1, mode="nearest"
+    )
+    return replace(image, voxels=voxels, affine=first.affine, spacing_mm=first.spacing_mm)
+
+
+def _corners(image: Image) -> NDArray[np.float64]:
+    return _places(image, 0.5)
+
+
+def _centres(image: Image) -> NDArray[np.float64]:
+    return _places(image, 0.0)
+
+
+def _places(image: Image, beyond: float) -> NDArray[np.float64]:
+    """Return the places in mm of the outermost voxels' centres, moved out by a part of a voxel."""
+    sides = image.voxels.shape
+    ends = [(-beyond, side - 1 + beyond) for side in sides]
+    corners = np.array(np.meshgrid(*ends)).reshape(len(sides), -1)
+    return np.asarray(image.affine[:3, : len(sides)] @ corners + image.affine[:3, 3:])

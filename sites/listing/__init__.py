@@ -1,0 +1,1 @@
+"""A hospital's list of cases, in any of the layouts."""

@@ -1,0 +1,120 @@
+"""A hospital's cases as its list has them: the files of each, and what is declared about labels."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from models.tasks import PLAIN
+from sites.yaml_files import ConfigError
+
+NOTHING = "none"
+"""Label in a list for a case to which no class applies."""
+CLASSES = re.compile(rf"{NOTHING}|\d+(;\s*\d+)*")
+"""Pattern of the classes of a case in a list."""
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """One scan as the hospital lists it.
+
+    Attributes:
+        case: its name at the hospital; it may contain a patient's name, so only hospital IT may see it.
+        image: a file or, for a DICOM series, a folder, relative to the data; `file.npz#array/index`
+            is one image of many. Of several channels, the first.
+        label: a file like `image`, or a class for classification.
+        channels: names of the channels, as `plain_name` writes them, and the file of each; empty where
+            the list names none, and the one image is the channel `image`.
+        label_map: values of the label that stand for another one in the study.
+    """
+
+    case: str
+    patient: str
+    image: str
+    label: str
+    session: str = ""
+    channels: tuple[tuple[str, str], ...] = ()
+    label_map: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def images(self) -> dict[str, str]:
+        """The file of each channel."""
+        return dict(self.channels) or {PLAIN[0]: self.image}
+
+    @property
+    def files(self) -> list[str]:
+        """The images and the label, each once."""
+        return list(dict.fromkeys([self.image, *self.images.values(), self.label]))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A hospital's cases, and what the hospital declares about their labels.
+
+    Attributes:
+        labels: the public names of the labels.
+        has_several: each case may have any number of classes.
+        notes: what is not listed, and why.
+    """
+
+    cases: tuple[CaseFiles, ...]
+    labels: Mapping[int, str]
+    has_several: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def channels(self) -> frozenset[str]:
+        """The names of all channels that some case has."""
+        return frozenset(name for case in self.cases for name in case.images)
+
+    def mapped(self, channels: Mapping[str, str], label_map: Mapping[int | str, int]) -> "Listing":
+        """Return the list in the terms of studies.
+
+        Args:
+            channels: by the name of a study's channel, the list's own name for it.
+            label_map: by an own value, or an own name, the study's value.
+
+        Raises:
+            ConfigError: a name of `label_map` is not in the list.
+        """
+        if not channels and not label_map:
+            return self
+        values = {self._value_of(own): value for own, value in label_map.items()}
+        pairs = tuple(sorted(values.items()))
+        cases = tuple(
+            replace(case, channels=_with_study_names(case, channels), label_map=pairs)
+            for case in self.cases
+        )
+        kept = {value: name for value, name in self.labels.items() if value not in values}
+        return replace(self, cases=cases, labels={**dict.fromkeys(values.values(), ""), **kept})
+
+    def _value_of(self, own: int | str) -> int:
+        if isinstance(own, int):
+            return own
+        for value, name in self.labels.items():
+            if plain_name(name) == plain_name(own):
+                return value
+        known = ", ".join(sorted(self.labels.values()))
+        raise ConfigError(f"label_map: expected names of the list's labels ({known}), got {own!r}.")
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether most labels are classes and no label images; one patient's row does not decide it."""
+        classes = sum(CLASSES.fullmatch(case.label) is not None for case in self.cases)
+        return self.has_several or 2 * classes > len(self.cases)
+
+
+def _with_study_names(
+    case: CaseFiles, channels: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:  # fmt: skip
+    found = case.images
+    found |= {name: found[own] for name, one in channels.items() if (own := plain_name(one)) in found}
+    return tuple(found.items())
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a channel or label as studies write it; hospitals use capitals and blanks.
+
+    >>> plain_name("T2 FLAIR")
+    't2-flair'
+    """
+    return re.sub("[^a-z0-9]+", "-", name.casefold()).strip("-")

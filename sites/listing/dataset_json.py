@@ -1,0 +1,93 @@
+"""Data sets that a `dataset.json` describes: the Decathlon's layout and raw folders of nnU-Net."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sites.listing.cases import CaseFiles, Listing, plain_name
+from sites.listing.tables import PatientOf, relative, rows_of
+from sites.yaml_files import ConfigError
+
+
+def from_dataset(data: Path, _: PatientOf | None) -> Listing:
+    """Return the cases of a `dataset.json`, in the form that it has."""
+    path = data / "dataset.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        is_nnunet = "channel_names" in content
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: expected a JSON object, got {error!r}.") from None
+    return _from_nnunet(data, content) if is_nnunet else _from_decathlon(data, content)
+
+
+def _from_decathlon(data: Path, content: Any) -> Listing:  # noqa: ANN401  # whatever a file holds
+    try:
+        listed = [
+            (relative(pair["image"]), relative(str(pair["label"]))) for pair in content["training"]
+        ]
+        labels = {int(value): str(name) for value, name in content["labels"].items()}
+        modality = {int(number): str(name) for number, name in content.get("modality", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f'{data / "dataset.json"}: expected training: [{{image, label}}, ...] and labels: {{"0": '
+            f'"background", "1": ...}}, got {error!r}.'
+        ) from None
+    subjects = data / "subjects.csv"
+    patients = {relative(r["image"]): r["subject"] for r in rows_of(subjects, ("image", "subject"))}
+    cases = []
+    for image, label in listed:
+        if image not in patients:
+            raise ConfigError(f"{subjects}: expected a subject for each image; {image} has none.")
+        several = len(modality) > 1 and "#" not in image
+        channels = tuple(
+            (plain_name(name), f"{image}#{number}") for number, name in sorted(modality.items())
+        )
+        name, first = Path(image).name.split(".")[0], channels[0][1] if several else image
+        cases.append(
+            CaseFiles(name, patients[image], first, label, channels=channels if several else ())
+        )
+    return Listing(tuple(cases), labels)
+
+
+def _from_nnunet(data: Path, content: Any) -> Listing:  # noqa: ANN401  # whatever a file holds
+    """Return the training cases of a raw folder of nnU-Net: `imagesTr/CASE_0000.nii.gz` and so on.
+
+    A label that is a region (a list of values) is written by its value in `regions_class_order`.
+    """
+    path = data / "dataset.json"
+    try:
+        ending, order = str(content["file_ending"]), list(content.get("regions_class_order") or ())
+        names = {int(number): plain_name(str(name)) for number, name in content["channel_names"].items()}
+        found = {str(name): value for name, value in content["labels"].items()}
+        regions = [name for name, value in found.items() if name != "background"]
+        values = dict(zip(regions, order, strict=True)) if order else {n: found[n] for n in regions}
+        labels = {0: "background", **{int(value): name for name, value in values.items()}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f'{path}: expected channel_names: {{"0": ...}}, file_ending and labels: {{"background": 0, '
+            f'"lesion": 1, ...}}, with regions_class_order where labels are regions, got {error!r}.'
+        ) from None
+    subjects, notes = data / "subjects.csv", []
+    patients: dict[str, str] = {}
+    if subjects.exists():
+        patients = {row["case"]: row["subject"] for row in rows_of(subjects, ("case", "subject"))}
+    else:
+        notes.append("each case counts as a patient of its own; subjects.csv (case, subject) joins them")
+    cases = []
+    for label in sorted((data / "labelsTr").glob(f"*{ending}")):
+        case = label.name.removesuffix(ending)
+        if patients and case not in patients:
+            raise ConfigError(f"{subjects}: expected a subject for each case; {case} has none.")
+        images = {
+            name: f"imagesTr/{case}_{number:04d}{ending}"
+            for number, name in sorted(names.items())
+            if (data / "imagesTr" / f"{case}_{number:04d}{ending}").exists()
+        }
+        if not images:
+            raise ConfigError(
+                f"{data}: expected imagesTr/{case}_0000{ending} beside its label, found none."
+            )
+        channels = tuple(images.items()) if len(names) > 1 else ()
+        patient, place = patients.get(case, case), str(label.relative_to(data))
+        cases.append(CaseFiles(case, patient, next(iter(images.values())), place, channels=channels))
+    return Listing(tuple(cases), labels, notes=tuple(notes))

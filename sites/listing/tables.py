@@ -1,0 +1,137 @@
+"""Tables of a hospital's list: `cases.csv`, names of labels, and the rows of other tables."""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from sites.listing.cases import CaseFiles, Listing, plain_name
+from sites.yaml_files import ConfigError
+
+CHANNEL = "image_"
+"""Begin of the names of columns that hold one channel of the images each."""
+LabelColumn = Literal["label", "labels"]
+PatientOf = Callable[[str], str]
+"""Function that returns the patient of an image by the image's name in a list, empty if it has none."""
+
+
+def relative(name: str) -> str:
+    """Return a name in a list without a leading `./`, as some tools write it.
+
+    >>> relative("./imagesTr/a.nii.gz")
+    'imagesTr/a.nii.gz'
+    """
+    return name.strip().removeprefix("./")
+
+
+def rows_of(
+    path: Path, columns: tuple[str, ...], delimiter: str = ",", *, allow_blank: bool = True
+) -> Iterator[dict[str, str]]:
+    """Yield a table's rows; raise ConfigError unless each has a value in every one of `columns`.
+
+    Rows without any value, as spreadsheets leave behind, are skipped if `allow_blank`.
+    """
+    needs = f"{path}: expected the columns {', '.join(columns)}, each filled in every row"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, delimiter=delimiter)
+            rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
+            if missing := set(columns) - set(rows.fieldnames or ()):
+                raise ConfigError(f"{needs}; {min(missing)} is missing.")
+            for number, row in enumerate(rows, start=2):
+                values = {str(k): v.strip() for k, v in row.items() if isinstance(v, str)}
+                if allow_blank and not any(values.values()):
+                    continue
+                if not all(values.get(column) for column in columns):
+                    raise ConfigError(f"{needs}; line {number} has an empty cell.")
+                yield values
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; a hospital's data folder needs it.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: can't be read as a table: {type(error).__name__}.") from None
+
+
+def label_names(path: Path, column: str, delimiter: str = ",") -> dict[int, str]:
+    """Return the names in a table of labels, by value; `column` holds the values."""
+    try:
+        rows = rows_of(path, (column, "name"), delimiter)
+        return {int(row[column]): row["name"] for row in rows}
+    except ValueError:
+        raise ConfigError(f"{path}: {column}: expected whole numbers.") from None
+
+
+def from_table(data: Path, patient_of: PatientOf | None) -> Listing:
+    """Return the cases of `cases.csv`, with the names of `labels.csv`."""
+    path = data / "cases.csv"
+    label, channels = label_column(path), channel_columns(path)
+    needed = (*(() if channels else ("image",)), label)
+    if not patient_of:
+        needed = ("patient", *needed)
+    cases = tuple(_case_of(row, label, channels, patient_of, path) for row in rows_of(path, needed))
+    labels = label_names(data / "labels.csv", "value")
+    return Listing(cases, labels, has_several=label == "labels")
+
+
+def _case_of(
+    row: Mapping[str, str],
+    label: str,
+    columns: Sequence[str],
+    patient_of: PatientOf | None,
+    table: Path,
+) -> CaseFiles:
+    images = {
+        plain_name(column.removeprefix(CHANNEL)): relative(row[column])
+        for column in columns
+        if row.get(column)
+    }
+    if columns and not images:
+        raise ConfigError(f"{table}: expected an image in one of {', '.join(columns)} in each row.")
+    first = next(iter(images.values()), "") or row["image"]
+    return CaseFiles(
+        first,
+        row.get("patient") or _filled(first, patient_of, table),
+        relative(first),
+        relative(row[label]),
+        row.get("session", ""),
+        tuple(images.items()),
+    )
+
+
+def channel_columns(path: Path) -> tuple[str, ...]:
+    """Return the columns of a `cases.csv` that hold a channel each, such as `image_flair`.
+
+    Raises:
+        ConfigError: there is a column `image`, too, or two columns mean one channel.
+    """
+    with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(encoding="utf-8-sig") as file:
+        named = [name.strip() for name in csv.DictReader(file).fieldnames or ()]
+        found = tuple(name for name in named if name.startswith(CHANNEL))
+        if found and "image" in named:
+            raise ConfigError(
+                f"{path}: expected a column image, or columns {CHANNEL}<channel>, got both."
+            )
+        if len({plain_name(name) for name in found}) < len(found):
+            raise ConfigError(f"{path}: expected a channel in one column, two columns mean the same.")
+        return found
+    return ()
+
+
+def _filled(image: str, patient_of: PatientOf | None, table: Path) -> str:
+    found = patient_of(image) if patient_of else ""
+    if not found:
+        raise ConfigError(
+            f"{table}: expected a patient in each row, or DICOM files with a PatientID; {image} has "
+            f"neither."
+        )
+    return found
+
+
+def label_column(path: Path) -> LabelColumn:
+    """Return which column of a `cases.csv` has the labels; raise `ConfigError` if both are there."""
+    with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(encoding="utf-8-sig") as file:
+        columns = set(csv.DictReader(file).fieldnames or ())
+        if {"label", "labels"} <= columns:
+            raise ConfigError(f"{path}: expected a column label or a column labels, got both.")
+        return "labels" if "labels" in columns else "label"
+    return "label"
