@@ -38,31 +38,51 @@ def promote(
 @app.command()
 def predict(
     model: ModelArgument,
-    image: Annotated[
+    scans: Annotated[
         list[str],
         typer.Argument(
-            help="The scan: NIfTI, a DICOM series' folder or a picture; CHANNEL=FILE for several."
+            help="Scans, or a folder of them: NIfTI, DICOM, PNG or JPEG. CHANNEL=FILE for each channel "
+            "of one scan."
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The mask, .nii.gz, on the image's own grid.")
+        Path | None,
+        typer.Option("-o", "--out", help="The mask on the scan's own grid; of several scans a folder."),
     ] = None,
 ) -> None:
-    """Predict an image: write a mask, or print the probability of each class as JSON."""
+    """Predict scans: write masks, or print the probability of each class as JSON.
+
+    The mask of a DICOM series is written as DICOM Segmentation, too.
+    """
     with cli_errors():
         from flows import served_model
         from flows.runs.paths import Home
         from flows.serving import prediction
+        from flows.serving.model_files import model_files
+        from sites.yaml_files import ConfigError
 
-        if out is not None:
-            prediction.check_out(out)
-        with prediction.model_files(Home(Path.cwd()), model) as found:
-            loaded = served_model.load(found.folder)
-        files = prediction.channels_in(loaded, image)
-        if out is None:
-            typer.echo(json.dumps(prediction.classes_of(loaded, files)))
-        else:
-            prediction.write_mask(prediction.mask_of(loaded, files), out)
+        with model_files(Home(Path.cwd()), model) as found:
+            loaded, sha256 = served_model.load(found.folder), served_model.sha256_of(found.folder)
+        given, failed = prediction.scans_in(loaded, scans), []
+        for files in given:
+            try:
+                if out is None:
+                    name = {} if len(given) == 1 else {"scan": str(next(iter(files.values())))}
+                    typer.echo(json.dumps({**name, **prediction.classes_of(loaded, files)}))
+                    continue
+                dims = loaded.study.task.dims
+                place = out if len(given) == 1 else prediction.place_of(out, files, dims)
+                prediction.check_out(place, dims)
+                mask = prediction.mask_of(loaded, files)
+                prediction.write_mask(mask, place)
+                if mask.image.series:
+                    from flows.serving.dicom_mask import write_segmentation
+
+                    write_segmentation(mask, loaded.study, model, sha256, place)
+            except ConfigError as error:  # the others are predicted
+                failed.append(str(error))
+        if failed:
+            raise ConfigError("\n".join(failed))
 
 
 @app.command(name="export-bundle")
@@ -73,10 +93,11 @@ def export_bundle(
     with cli_errors():
         from flows import served_model
         from flows.runs.paths import Home
-        from flows.serving import bundle, prediction
+        from flows.serving import bundle
+        from flows.serving.model_files import model_files
         from models.files import sha256_of
 
-        with prediction.model_files(Home(Path.cwd()), model) as files:
+        with model_files(Home(Path.cwd()), model) as files:
             weights = (files.folder / served_model.WEIGHTS).read_bytes()
             loaded = served_model.load(files.folder)
             bundle.write(loaded, weights, sha256_of(weights), folder, files.proof)

@@ -7,7 +7,7 @@ from torch import nn
 
 from flows import served_model
 from flows.runs.paths import Home
-from flows.serving.prediction import model_files
+from flows.serving.model_files import model_files
 from flows.starts.public_sets import NoStart
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams

@@ -32,7 +32,14 @@ from sites.deidentification.deidentify import (
     picture_without_text,
 )
 from sites.hospital import Hospital
-from sites.imaging.dicom.files import UnfitSeries, images_in, no_scan, patient_in, read_file
+from sites.imaging.dicom.files import (
+    UnfitSeries,
+    images_in,
+    is_flat,
+    no_scan,
+    patient_in,
+    read_file,
+)
 from sites.imaging.dicom.stack import stack_in, without_copies
 from sites.imaging.images import Unreadable, read_image
 from sites.listing.cases import Listing
@@ -245,7 +252,7 @@ _COPIED: Mapping[str, tuple[str, Callable[[Path], bytes]]] = {
 def _dicom_cases(
     export: Path, data: Path, rename: Rename, progress: _Progress
 ) -> Iterator[dict[str, str]]:
-    """Yield a case for each series of a tree of DICOM files; its label file does not exist yet."""
+    """Yield a case for each volume or flat image of a DICOM tree; its label file is not there yet."""
     for (name, *_), paths in sorted(_files_by_series(export, progress).items()):
         patient = imported(rename(name))
         with progress.counted(str(paths[0].parent.relative_to(export))):
@@ -253,12 +260,17 @@ def _dicom_cases(
             if copies:
                 progress.left_out["it is a copy of another file"] += [str(paths[0].parent)] * copies
             study = keyed_uid(str(datasets[0].get("StudyInstanceUID", "")), rename)
-            place = _put_series(data, datasets, "images", patient, rename, progress)
-            label = place.replace("images/", "labels/") + ".nii.gz"
-            yield {
-                "patient": patient, "image": place, "label": label, "session": study[-8:],
-                "series": _acquisition(datasets[0]),
-            }  # fmt: skip
+            flat = [dataset for dataset in datasets if is_flat(dataset)]
+            volume = [dataset for dataset in datasets if not is_flat(dataset)]
+            for images in [*([each] for each in flat), *([volume] if volume else [])]:
+                listed = str(images[0].get("SOPInstanceUID", "")) if is_flat(images[0]) else ""
+                place = _put_series(data, images, "images", patient, rename, progress, listed)
+                ending = ".png" if is_flat(images[0]) else ".nii.gz"
+                yield {
+                    "patient": patient, "image": place,
+                    "label": place.replace("images/", "labels/") + ending, "session": study[-8:],
+                    "series": _acquisition(images[0]),
+                }  # fmt: skip
 
 
 def _acquisition(dataset: Dataset) -> str:

@@ -54,6 +54,7 @@ class Image:
         alternating: the number of acquisitions whose slices lie one among another, 0 if none do.
         notes: what was found and not used, such as other series in a folder.
         colours: `(3, *spatial)` red, green and blue where the file stores them; None otherwise.
+        series: the UID of a DICOM series; empty for other files.
     """
 
     voxels: NDArray[np.float32]
@@ -66,6 +67,7 @@ class Image:
     alternating: int = 0
     notes: tuple[str, ...] = ()
     colours: NDArray[np.float32] | None = None
+    series: str = ""
 
     @property
     def is_coloured(self) -> bool:
@@ -82,6 +84,15 @@ class Image:
         columns = [*kept, single[-1], *range(self.voxels.ndim, 4)]
         affine = self.affine[:, columns] if len(columns) == 4 else self.affine
         return replace(self, voxels=self.voxels.squeeze(single[-1]), spacing_mm=spacing, affine=affine)
+
+
+GREY_SHARES = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in a grey value (ITU-R BT.601, as pictures are converted)."""
+
+
+def grey_of(colours: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the grey values of colours `(3, *spatial)`."""
+    return np.tensordot(np.asarray(GREY_SHARES, np.float32), colours, 1)
 
 
 def check_size(size: int) -> None:

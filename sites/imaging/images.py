@@ -6,7 +6,9 @@ unpickled, no file outside the data folder is opened, nothing above `LARGEST_BYT
 
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -17,9 +19,20 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 from PIL import ImageOps
 
-from sites.imaging.dicom.files import UnfitSeries
-from sites.imaging.dicom.series import series_in
-from sites.imaging.image import LARGEST_BYTES, Fault, Image, Unreadable, check_size
+from sites.imaging.dicom.drawn import drawn_in, on_image
+from sites.imaging.dicom.files import (
+    SUFFIXES,
+    Found,
+    UnfitSeries,
+    images_in,
+    is_flat,
+    no_scan,
+    read_file,
+)
+from sites.imaging.dicom.flat import flat_image
+from sites.imaging.dicom.series import series_of
+from sites.imaging.dicom.stack import without_copies
+from sites.imaging.image import LARGEST_BYTES, Fault, Image, Unreadable, check_size, grey_of
 from sites.imaging.nifti import TEXTS, from_nifti, read_nifti
 
 __all__ = ["LARGEST_BYTES", "TEXTS", "Fault", "Image", "Unreadable", "read_image", "read_stack"]
@@ -28,15 +41,13 @@ PICTURES = (".png", ".jpg", ".jpeg")
 """Ends of the names of pictures."""
 COLOURED = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
 """Modes of pictures that store colours."""
-GREY_SHARES = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in a grey value (ITU-R BT.601, as pictures are converted)."""
 
 
 def read_image(data: Path, name: str, *, is_label: bool = False) -> Image:
     """Return the image `name` of a data folder.
 
     `file.npz#array/index` is one image of many, `file.nii.gz#1` one channel of several, `folder#T1` the
-    DICOM series with this description.
+    DICOM series with this description, `file.dcm#3` a frame of an ultrasound.
 
     Args:
         is_label: the file is a label image: a picture's palette or its one bit are its values.
@@ -46,10 +57,17 @@ def read_image(data: Path, name: str, *, is_label: bool = False) -> Image:
     """
     file, _, member = name.partition("#")
     path = _path(data, file)
-    try:
+    with _readable():
         if is_label and path.name.lower().endswith(PICTURES):
             return _read_picture(path, member, is_label=True)
         return _reader_of(path)(path, member)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn any error of a reader into `Unreadable`."""
+    try:
+        yield
     except Unreadable:
         raise
     except MemoryError as error:
@@ -59,6 +77,27 @@ def read_image(data: Path, name: str, *, is_label: bool = False) -> Image:
     except Exception as error:
         # A damaged file can raise any error of its reader; none may stop the other cases.
         raise Unreadable("unreadable", f"a file can't be read: {type(error).__name__}") from error
+
+
+def read_label(data: Path, name: str, image: Image, names: Mapping[str, int]) -> tuple[Image, bool]:
+    """Return a label image, and whether its values are those of `names` already.
+
+    DICOM segmentations and structure sets are brought to the grid of their image.
+
+    Args:
+        names: the value of each label by its name, as `plain_name` writes it.
+
+    Raises:
+        Unreadable: as `read_image` does.
+    """
+    path = _path(data, name.partition("#")[0])
+    if path.is_dir() or path.suffix.lower() in SUFFIXES:
+        with _readable():
+            if drawn := drawn_in(path):
+                found = on_image(drawn, image, names)
+                values = found.values.astype(np.float32)
+                return replace(image, voxels=values, words=(), notes=found.notes, colours=None), True
+    return read_image(data, name, is_label=True), False
 
 
 def _path(data: Path, file: str) -> Path:
@@ -80,7 +119,7 @@ def _path(data: Path, file: str) -> Path:
 
 def _reader_of(path: Path) -> Callable[[Path, str], Image]:
     if path.is_dir():
-        return _read_series
+        return _read_folder
     if not path.is_file():
         raise Unreadable("unreadable", "expected a file or a folder, got something else")
     for suffix, reader in _READERS.items():
@@ -89,12 +128,34 @@ def _reader_of(path: Path) -> Callable[[Path, str], Image]:
     raise Unreadable("unreadable", f"expected a folder or a file of type {', '.join(_READERS)}")
 
 
-def _read_series(path: Path, name: str) -> Image:
-    series = series_in(path, name)
+def _read_folder(path: Path, name: str) -> Image:
+    return _from_dicom(images_in(path), name)
+
+
+def _read_dicom(path: Path, name: str) -> Image:
+    """Return the image of one DICOM file: a volume of several frames, or a flat image."""
+    dataset = read_file(path)
+    if why := no_scan(dataset):
+        raise UnfitSeries(f"the file holds no image of a scan: {why}")
+    return _from_dicom(Found((dataset,), Counter()), name)
+
+
+def _from_dicom(found: Found, name: str) -> Image:
+    flat = [each for each in found.images if is_flat(each)]
+    if flat and len(flat) == len(found.images):
+        kept, _ = without_copies(flat)
+        if len(kept) > 1:
+            raise UnfitSeries(
+                f"the folder holds {len(kept)} images without a place in space; list each file by itself"
+            )
+        return flat_image(kept[0], name)
+    placed = tuple(each for each in found.images if not is_flat(each))
+    others = found.others + Counter({"image without a position": len(flat)})
+    series = series_of(Found(placed, others), name)
     image = from_nifti(series.volume)
     return replace(
         image, words=series.words, shows_text=series.shows_text, notes=series.notes,
-        alternating=series.alternating,
+        alternating=series.alternating, series=series.uid,
     )  # fmt: skip
 
 
@@ -148,7 +209,7 @@ def _read_member(path: Path, member: str) -> Image:
     image = images[int(index)]
     if image.ndim == 3 and image.shape[-1] == 3 and image.dtype == np.uint8:
         colours = np.moveaxis(image, -1, 0).astype(np.float32)
-        return replace(_plain(np.tensordot(GREY_SHARES, colours, 1)), colours=colours)
+        return replace(_plain(grey_of(colours)), colours=colours)
     return _plain(image)
 
 
@@ -189,5 +250,6 @@ _READERS: Mapping[str, Callable[[Path, str], Image]] = {
     ".jpg": _read_picture,
     ".jpeg": _read_picture,
     ".npz": _read_member,
+    **dict.fromkeys(SUFFIXES, _read_dicom),
 }
 """The function that reads a file, by the end of the file's name."""

@@ -17,8 +17,8 @@ from models.tasks import RGB, ClassificationConfig, SegmentationConfig, TaskConf
 from sites.imaging.burned_in_text import may_show_text
 from sites.imaging.channels import BadChannel, channels_of, stacked
 from sites.imaging.image import Image, Placement, Unreadable
-from sites.imaging.images import read_image
-from sites.listing.cases import CLASSES, NOTHING, CaseFiles
+from sites.imaging.images import read_image, read_label
+from sites.listing.cases import CLASSES, NOTHING, CaseFiles, plain_name
 
 Breaking = Literal[
     "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
@@ -93,9 +93,9 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
         return Scan(voxels, classes, image.spacing_mm), list(_odd_channels(images, None))
     if not case.label:
         raise _broken(case, "missing", "the list has no label for this image")
-    label = _read(data, case, case.label, "label").of_dims(task.dims)
+    label, is_mapped = _label(data, case, image, task)
     target, rounding = _rounded(label.voxels)
-    target = _mapped(target, case)
+    target = target if is_mapped else _mapped(target, case)
     _check_label(case, image, label, target, task)
     scan = Scan(voxels, target.astype(np.int64), image.spacing_mm)
     both = replace(image, words=(*image.words, *label.words), notes=(*image.notes, *label.notes))
@@ -149,9 +149,19 @@ def _rounded(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
 
 def _read(data: Path, case: CaseFiles, name: str, what: str) -> Image:
     try:
-        return read_image(data, name, is_label=what == "label")
+        return read_image(data, name)
     except Unreadable as error:
         raise BrokenCase(case.case, Finding(error.fault, f"{what}: {error}")) from error
+
+
+def _label(data: Path, case: CaseFiles, image: Image, task: TaskConfig) -> tuple[Image, bool]:
+    """Return a case's label image, and whether its values are the study's already."""
+    names = {plain_name(name): value for value, name in task.labels.items()} | dict(case.label_names)
+    try:
+        label, is_mapped = read_label(data, case.label, image, names)
+    except Unreadable as error:
+        raise BrokenCase(case.case, Finding(error.fault, f"label: {error}")) from error
+    return label.of_dims(task.dims), is_mapped
 
 
 def _broken(case: CaseFiles, check: Breaking, text: str) -> BrokenCase:

@@ -25,6 +25,7 @@ class CaseFiles:
         channels: names of the channels, as `plain_name` writes them, and the file of each; empty where
             the list names none, and the one image is the channel `image`.
         label_map: values of the label that stand for another one in the study.
+        label_names: the study's value of each label by the list's own name, where there is a map.
     """
 
     case: str
@@ -34,6 +35,7 @@ class CaseFiles:
     session: str = ""
     channels: tuple[tuple[str, str], ...] = ()
     label_map: tuple[tuple[int, int], ...] = ()
+    label_names: tuple[tuple[str, int], ...] = ()
 
     @property
     def images(self) -> dict[str, str]:
@@ -80,8 +82,10 @@ class Listing:
             return self
         values = {self._value_of(own): value for own, value in label_map.items()}
         pairs = tuple(sorted(values.items()))
+        names = {plain_name(name): values.get(own, own) for own, name in self.labels.items()}
+        named = tuple(sorted(names.items())) if label_map else ()
         cases = tuple(
-            replace(case, channels=_with_study_names(case, channels), label_map=pairs)
+            replace(case, channels=_with_study_names(case, channels), label_map=pairs, label_names=named)
             for case in self.cases
         )
         kept = {value: name for value, name in self.labels.items() if value not in values}

@@ -19,6 +19,8 @@ from pydicom import Dataset
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     MultiFrameSingleBitSecondaryCaptureImageStorage,
@@ -34,6 +36,8 @@ for _library in ("pydicom", "nibabel"):
     logging.getLogger(_library).setLevel(logging.CRITICAL)  # their logs contain names from the files
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
+LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")
+"""Label Map Segmentation Storage, which pydicom 3.0.2 does not name."""
 NO_SCANS = frozenset(
     {
         SecondaryCaptureImageStorage,
@@ -42,12 +46,18 @@ NO_SCANS = frozenset(
         MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
         MultiFrameTrueColorSecondaryCaptureImageStorage,
         SegmentationStorage,
+        LABEL_MAP,
         RTDoseStorage,
     }
 )
 """SOP classes that have pixels and no scan in them."""
 NO_SCAN_TYPES = frozenset({"LOCALIZER", "SCREEN SAVE", "SCREENSAVE", "CSA REPORT"})
 """Values of ImageType of localisers and of screens that a scanner stores as images of its own kind."""
+FLAT = frozenset(
+    {"CR", "DX", "MG", "RG", "XA", "RF", "IO", "PX", "US", "IVUS", "XC", "GM", "SM", "ES", "OP", "OPT",
+     "OCT", "OAM", "OPM", "DMS"}
+)  # fmt: skip
+"""Modalities of projections, ultrasound, photographs and microscopy, whose images may have no place."""
 SUFFIXES = (".dcm", ".ima", ".dicom")
 """Ends of names of DICOM files; scanners and archives also write files without one."""
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -107,16 +117,34 @@ def read_file(path: Path) -> Dataset:
     if path.stat().st_size == 0:
         raise pydicom.errors.InvalidDicomError("an empty file")
     try:
-        meta = pydicom.filereader.read_file_meta_info(path)
-        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            raise UnfitSeries("a file is compressed so that its size can't be known before reading")
-        dataset = pydicom.dcmread(path)
+        dataset = _read(path)
     except EOFError as error:
         raise UnfitSeries("a file is cut off") from error
     if "Rows" in dataset and not any(name in dataset for name in PIXELS):
         raise UnfitSeries("a file is cut off before its pixels")
     _check_complete(dataset)
     return dataset
+
+
+def _read(path: Path) -> Dataset:
+    """Return a file's data set; some archives write files without the preamble before it."""
+    try:
+        meta = pydicom.filereader.read_file_meta_info(path)
+    except pydicom.errors.InvalidDicomError:
+        if path.suffix.lower() not in SUFFIXES:
+            raise
+        dataset = pydicom.dcmread(path, force=True)
+        if not {"SOPClassUID", "SOPInstanceUID", "Modality"} <= {each.keyword for each in dataset}:
+            raise
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            implicit = dataset.original_encoding[0]
+            dataset.file_meta.TransferSyntaxUID = (
+                ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+            )
+        return dataset
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise UnfitSeries("a file is compressed so that its size can't be known before reading")
+    return pydicom.dcmread(path)
 
 
 def _check_complete(dataset: Dataset) -> None:
@@ -139,10 +167,20 @@ def no_scan(dataset: Dataset) -> str:
         return uid.name if uid.name != str(uid) else "file of an unknown class"
     if found := sorted(kinds & NO_SCAN_TYPES):
         return found[0].lower()
-    if "PerFrameFunctionalGroupsSequence" in dataset:
+    if "PerFrameFunctionalGroupsSequence" in dataset or is_flat(dataset):
         return ""
+    return "" if _has_place(dataset) else "image without a position"
+
+
+def is_flat(dataset: Dataset) -> bool:
+    """Return whether a file holds an image that has no place in space and needs none."""
+    is_placed = _has_place(dataset) or "PerFrameFunctionalGroupsSequence" in dataset
+    return dataset.get("Modality") in FLAT and not is_placed
+
+
+def _has_place(dataset: Dataset) -> bool:
     place, turn = (dataset.get(f"Image{name}Patient") or () for name in ("Position", "Orientation"))
-    return "" if (len(place), len(turn)) == (3, 6) else "image without a position"
+    return (len(place), len(turn)) == (3, 6)
 
 
 def patient_in(folder: Path) -> str:

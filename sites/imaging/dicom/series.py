@@ -1,9 +1,4 @@
-"""A DICOM series as a volume: intensities by the modality's own transform, slices placed in space.
-
-Display is not measurement. Intensities are stored values after Rescale Slope and Intercept or a Modality
-LUT, of each slice or frame. Windows (VOI), presentation look-up tables, MONOCHROME1 and real-world value
-maps change nothing, except that MONOCHROME1 inverts radiographs (`RADIOGRAPHS`), whose values are no
-measurement.
+"""A DICOM series as a volume: intensities by `sites.imaging.dicom.values`, slices placed in space.
 
 Slices lie on one line. Their positions may deviate from even steps by the rounding of the file
 (`ROUNDING_MM`), not by a missing slice. A small tilt of the gantry stays as a shear in the affine.
@@ -19,14 +14,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.pixels.processing import apply_modality_lut
 
-from sites.imaging.dicom.files import UnfitSeries, images_in, naming
+from sites.imaging.dicom.files import Found, UnfitSeries, images_in, naming
 from sites.imaging.dicom.stack import direction, group_of, is_multi_frame, stack_in
+from sites.imaging.dicom.values import inverted, is_inverted, measured
 from sites.imaging.image import LARGEST_BYTES
 
-RADIOGRAPHS = frozenset({"CR", "DX", "MG", "RG", "XA", "RF", "IO", "PX"})
-"""Modalities of projections, whose values say brightness and not a physical quantity."""
 ROUNDING_MM = 0.06
 """Deviation from even steps that is rounding: positions are often written to 0.1 mm."""
 MOST_SHEARED_DEG = 2.6
@@ -45,6 +38,7 @@ class Series:
         shows_text: a file states that text is burned into the pixels.
         alternating: the number of acquisitions whose slices lie among those of another, 0 if none do.
         notes: what lies in the folder and was not used; without anything about the patient.
+        uid: the series' UID.
     """
 
     volume: nib.Nifti1Image
@@ -52,6 +46,7 @@ class Series:
     shows_text: bool
     alternating: int = 0
     notes: tuple[str, ...] = ()
+    uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,12 @@ def series_in(folder: Path, name: str = "") -> Series:
     Raises:
         UnfitSeries: there is no volume, or more than one; the message states the reason.
     """
-    images, notes = stack_in(images_in(folder), name)
+    return series_of(images_in(folder), name)
+
+
+def series_of(found: Found, name: str = "") -> Series:
+    """Return the volume of DICOM images; as `series_in`."""
+    images, notes = stack_in(found, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         volume = _volume(_slices(images))
@@ -83,6 +83,7 @@ def series_in(folder: Path, name: str = "") -> Series:
         words=tuple(word for word in dict.fromkeys(w for each in images for w in naming(each))),
         shows_text=any(each.get("BurnedInAnnotation") == "YES" for each in images),
         notes=tuple(notes),
+        uid=str(images[0].get("SeriesInstanceUID") or ""),
     )
 
 
@@ -117,8 +118,10 @@ def _slices(images: Sequence[Dataset]) -> list[_Slice]:
     found = [
         one for each in images for one in (_frames(each) if is_multi_frame(each) else [_slice(each)])
     ]
-    is_inverted = first.get("PhotometricInterpretation") == "MONOCHROME1"
-    return _inverted(found) if is_inverted and first.get("Modality") in RADIOGRAPHS else found
+    if not is_inverted(first):
+        return found
+    values = inverted([each.values for each in found])
+    return [replace(each, values=own) for each, own in zip(found, values, strict=True)]
 
 
 def _slice(image: Dataset) -> _Slice:
@@ -128,21 +131,7 @@ def _slice(image: Dataset) -> _Slice:
     spacing = np.asarray([float(value) for value in image.get("PixelSpacing") or ()])
     if spacing.shape != (2,):
         raise UnfitSeries("a slice does not state its pixel spacing")
-    return _Slice(_measured(image.pixel_array, image), place, direction(image), spacing)
-
-
-def _measured(stored: NDArray[np.generic], transform: Dataset) -> NDArray[np.float32]:
-    """Return stored values after the rescale or the modality look-up table that a data set states."""
-    try:
-        return np.asarray(apply_modality_lut(stored, transform), dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise UnfitSeries("the rescale slope or intercept is no number") from error
-
-
-def _inverted(slices: list[_Slice]) -> list[_Slice]:
-    """Return slices with bright and dark exchanged, about the same value in all of them."""
-    both = max(each.values.max() for each in slices) + min(each.values.min() for each in slices)
-    return [replace(each, values=both - each.values) for each in slices]
+    return _Slice(measured(image.pixel_array, image), place, direction(image), spacing)
 
 
 def _frames(image: Dataset) -> list[_Slice]:
@@ -157,7 +146,7 @@ def _frames(image: Dataset) -> list[_Slice]:
         frame = stored[number] if stored.ndim == 3 else stored
         found.append(
             _Slice(
-                _measured(frame, _transform(own, shared[0], image)),
+                measured(frame, _transform(own, shared[0], image)),
                 np.asarray([float(value) for value in place.ImagePositionPatient]),
                 direction(turn),
                 np.asarray([float(value) for value in measures.PixelSpacing]),

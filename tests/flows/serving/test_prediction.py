@@ -7,10 +7,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 from homes import moved
 from PIL import Image
+from scanner import write_series
 from typer.testing import CliRunner
 
 from flows import served_model
@@ -22,6 +24,9 @@ from flows.serving import bundle, prediction
 from models import params as P
 from models.checkpoints import to_bytes
 from models.files import sha256_of
+from models.tasks import SegmentationConfig
+from sites.imaging.intake import read_case
+from sites.listing.cases import CaseFiles
 from sites.yaml_files import ConfigError
 
 
@@ -94,7 +99,7 @@ def test_the_bundle_prepares_an_image_as_the_hospitals_do(
     voxels = np.cumsum(rng.normal(300, 60, (21, 18, 23)), axis=0).astype(np.float32) / 10
     affine = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -3], [0, 0, 2.0, 7], [0, 0, 0, 1]])
     nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "scan.nii.gz")
-    mask = prediction.mask_of(model, tmp_path / "scan.nii.gz")
+    mask = prediction.mask_of(model, {"image": tmp_path / "scan.nii.gz"}).nifti
     weights = to_bytes(P.of(network))
     bundle.write(model, weights, sha256_of(weights), tmp_path / "bundle")
     bundled(tmp_path / "bundle", tmp_path / "scan.nii.gz")
@@ -117,8 +122,8 @@ def test_a_classifiers_bundle_tells_the_same_probabilities(tmp_path: Path, study
     nib.save(nib.Nifti1Image(np.stack([picture, picture], -1), np.eye(4)), tmp_path / "deep.nii.gz")
     Image.fromarray(picture).save(tmp_path / "flat.png")
     with pytest.raises(ConfigError, match="expected 2 dimensions, got 3"):
-        prediction.classes_of(model, tmp_path / "deep.nii.gz")
-    said = prediction.classes_of(model, tmp_path / "flat.png")
+        prediction.classes_of(model, {"image": tmp_path / "deep.nii.gz"})
+    said = prediction.classes_of(model, {"image": tmp_path / "flat.png"})
     assert sum(said.values()) == pytest.approx(1)
     weights = to_bytes(P.of(network))
     bundle.write(model, weights, sha256_of(weights), tmp_path / "bundle")
@@ -235,3 +240,52 @@ def test_a_mask_of_a_link_and_of_one_image_of_many_is_made(tmp_path: Path, study
         assert done.exit_code == 0, done.output
     first, second = (np.asarray(nib.load(tmp_path / f"{n}.nii.gz").dataobj) for n in range(2))
     assert np.array_equal(first, second)
+
+
+def test_the_mask_of_a_dicom_series_is_a_segmentation_with_the_models_name_and_version(
+    tmp_path: Path, study_with
+) -> None:
+    model = model_of_threshold(tmp_path / "model", study_with, 3)
+    write_series(tmp_path / "series")
+    done = call("predict", model, tmp_path / "series", "-o", tmp_path / "mask.nii.gz")
+    assert done.exit_code == 0, done.output
+    mask = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
+    assert len(np.unique(mask)) > 1
+    segmentation = pydicom.dcmread(tmp_path / "mask.dcm")
+    (algorithm,) = segmentation.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
+    described = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert algorithm.AlgorithmName == described["study"]["name"]
+    assert algorithm.AlgorithmVersion == described["sha256"]
+    assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3"
+    case = CaseFiles("c", "p", "series", "mask.dcm")
+    labels = described["study"]["task"]["labels"]
+    task = SegmentationConfig(kind="segmentation", dims=3, labels={int(k): v for k, v in labels.items()})
+    scan, _ = read_case(tmp_path, case, task)  # as a hospital reads what its radiologists drew
+    assert np.array_equal(scan.target, mask)
+
+
+def test_several_scans_and_a_folder_of_them_are_predicted_in_one_go(tmp_path: Path, study_with) -> None:
+    model = model_of_threshold(tmp_path / "model", study_with, 3)
+    values = np.random.default_rng(0).normal(size=(3, 20, 18, 12)).astype(np.float32)
+    (tmp_path / "scans").mkdir()
+    for number, each in enumerate(values):
+        nib.save(nib.Nifti1Image(each, np.eye(4)), tmp_path / "scans" / f"{number}.nii.gz")
+    done = call("predict", model, tmp_path / "scans", "-o", tmp_path / "masks")
+    assert done.exit_code == 0, done.output
+    assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == [f"{n}.nii.gz" for n in range(3)]
+    (tmp_path / "scans" / "1.nii.gz").write_bytes(b"")
+    done = call("predict", model, tmp_path / "scans", "-o", tmp_path / "others")
+    assert done.exit_code == 2 and "1.nii.gz" in done.output
+    assert len(list((tmp_path / "others").iterdir())) == 2
+
+
+def test_the_mask_of_a_picture_is_a_picture(tmp_path: Path, study_with) -> None:
+    model = model_of_threshold(tmp_path / "model", study_with, 2)
+    picture = np.random.default_rng(0).integers(0, 255, (40, 32), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    done = call("predict", model, tmp_path / "a.png", "-o", tmp_path / "mask.png")
+    assert done.exit_code == 0, done.output
+    mask = np.asarray(Image.open(tmp_path / "mask.png"))
+    assert mask.shape == picture.shape and set(np.unique(mask)) <= {0, 1, 2} and mask.any()
+    done = call("predict", model, tmp_path / "a.png", "-o", tmp_path / "mask.jpg")
+    assert done.exit_code == 2 and ".nii or .nii.gz or .png" in done.output

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from contrasts import make_ward
 
 from sites.admission.admission import admit, check_list
 from sites.hospital import Hospital
@@ -81,3 +82,51 @@ def test_a_label_means_the_same_at_the_hospital_as_in_the_study(
     with pytest.raises(Refused) as caught:
         check_list(hospital, study_with())
     assert reason in str(caught.value)
+
+
+CHANNELS = {
+    "kind": "segmentation", "dims": 3, "labels": {1: "head", 2: "tail"}, "channels": ["t1", "flair"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("missing", "listed", "words"),
+    [
+        ("refuse", {"t1": "t1", "flair": "flair"}, None),
+        ("refuse", {"t1": "t1"}, "no case of the hospital's list has the study's channel flair"),
+        ("skip", {"t1": "t1"}, "no case of the hospital's list has the study's channel flair"),
+        ("zeros", {"t1": "t1"}, None),
+        ("zeros", {"t1": "adc"}, "no case of the hospital's list has a channel of the study"),
+    ],
+)
+def test_what_a_hospital_lacks_is_decided_on_its_list(
+    missing: str, listed: dict[str, str], words: str | None, tmp_path: Path, study_with
+) -> None:
+    study = study_with(task=CHANNELS | {"missing_channel": missing})
+    ward = make_ward(tmp_path / "north", listed, 12, 0)
+    for image in (ward / "images").iterdir():
+        image.write_bytes(b"")  # no scan is opened
+    if words is None:
+        check_list(Hospital.open(ward), study)
+        return
+    with pytest.raises(Refused, match=words):
+        check_list(Hospital.open(ward), study)
+
+
+def test_a_study_of_one_image_finds_it_under_the_name_that_the_hospital_gives_it(
+    tmp_path: Path, study_with, edit
+) -> None:
+    ward = make_ward(tmp_path / "north", {"t1": "T1w", "flair": "FLAIR"}, 12, 0)
+    with pytest.raises(Refused, match="the study's channel image"):
+        check_list(Hospital.open(ward), study_with())
+    edit(ward / "site.yaml", channels={"image": "T1w"})
+    check_list(Hospital.open(ward), study_with())
+
+
+def test_a_map_of_labels_makes_a_hospitals_list_fit(tmp_path: Path, study_with, edit) -> None:
+    ward = make_ward(tmp_path / "north", {"t1": "image"}, 12, 0, channels={"image": "image"})
+    (ward / "labels.csv").write_text("value,name\n1,head\n4,Cauda\n")
+    with pytest.raises(Refused, match="labels"):
+        check_list(Hospital.open(ward), study_with())
+    edit(ward / "site.yaml", label_map={"cauda": 2})
+    check_list(Hospital.open(ward), study_with())

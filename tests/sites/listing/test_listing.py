@@ -218,3 +218,130 @@ def test_spreadsheets_leave_blanks_in_headings_and_empty_rows_behind(tmp_path: P
     (tmp_path / "cases.csv").write_text("patient, image, label\np,a.nii,l.nii\n,,\n")
     (case,) = read_listing(tmp_path).cases
     assert (case.patient, case.image, case.label) == ("p", "a.nii", "l.nii")
+
+
+def test_columns_of_a_table_are_channels_and_an_empty_cell_is_one_that_is_missing(
+    tmp_path: Path,
+) -> None:
+    rows = "patient,image_T1w,image_T2 FLAIR,label\np1,a.nii,b.nii,l.nii\np2,,c.nii,m.nii\n"
+    one, two = read_listing(write_table(tmp_path, rows)).cases
+    assert one.images == {"t1w": "a.nii", "t2-flair": "b.nii"} and one.image == "a.nii"
+    assert two.images == {"t2-flair": "c.nii"} and two.image == "c.nii"
+    assert two.files == ["c.nii", "m.nii"]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("patient,image,image_t1,label", "p,a,b,0", "got both"),
+        ("patient,image_t1,image_T1,label", "p,a,b,0", "two columns mean the same"),
+        ("patient,image_t1,image_t2,label", "p,,,0", "an image in one of image_t1, image_t2"),
+        ("patient,image_t1,image_t2,label", "p,a,a,0", None),
+    ],
+)
+def test_columns_of_channels_that_are_unclear_are_an_error(
+    header: str, row: str, message: str | None, tmp_path: Path
+) -> None:
+    data = write_table(tmp_path, f"{header}\n{row}\n")
+    if message is None:
+        assert len(read_listing(data).cases) == 1  # one file for two channels of a case is no mistake
+        return
+    with pytest.raises(ConfigError, match=message):
+        read_listing(data)
+
+
+def test_one_file_is_no_image_of_two_cases(tmp_path: Path) -> None:
+    rows = "patient,image_t1,image_t2,label\np,a,b,0\nq,c,b,1\n"
+    with pytest.raises(ConfigError, match="b is listed twice"):
+        read_listing(write_table(tmp_path, rows))
+
+
+def test_the_modalities_of_a_decathlon_set_are_channels_of_its_4d_files(
+    tmp_path: Path, small_wards
+) -> None:
+    ward = small_wards(tmp_path) / "south"
+    content = json.loads((ward / "dataset.json").read_text())
+    content["modality"] = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+    (ward / "dataset.json").write_text(json.dumps(content))
+    case = read_listing(ward).cases[0]
+    file = content["training"][0]["image"]
+    assert case.images == {
+        "flair": f"{file}#0", "t1w": f"{file}#1", "t1gd": f"{file}#2", "t2w": f"{file}#3",
+    }  # fmt: skip
+
+
+def nnunet(data: Path, labels: object, order: object = None, **more: object) -> Path:
+    for name in ("a_0000", "a_0001", "b_0000", "b_0001", "c_0001"):
+        (data / "imagesTr").mkdir(parents=True, exist_ok=True)
+        (data / "imagesTr" / f"{name}.nii.gz").write_bytes(b"")
+    for name in "abc":
+        (data / "labelsTr").mkdir(exist_ok=True)
+        (data / "labelsTr" / f"{name}.nii.gz").write_bytes(b"")
+    content = {
+        "channel_names": {"0": "T2", "1": "ADC"}, "labels": labels, "numTraining": 3,
+        "file_ending": ".nii.gz", **({"regions_class_order": order} if order else {}), **more,
+    }  # fmt: skip
+    (data / "dataset.json").write_text(json.dumps(content))
+    return data
+
+
+def test_a_raw_folder_of_nnunet_is_listed_with_its_channels_and_labels(tmp_path: Path) -> None:
+    listing = read_listing(nnunet(tmp_path, {"background": 0, "PZ": 1, "TZ": 2}))
+    assert listing.labels == {0: "background", 1: "PZ", 2: "TZ"}
+    assert [case.images for case in listing.cases] == [
+        {"t2": "imagesTr/a_0000.nii.gz", "adc": "imagesTr/a_0001.nii.gz"},
+        {"t2": "imagesTr/b_0000.nii.gz", "adc": "imagesTr/b_0001.nii.gz"},
+        {"adc": "imagesTr/c_0001.nii.gz"},
+    ]
+    assert [case.label for case in listing.cases] == [f"labelsTr/{c}.nii.gz" for c in "abc"]
+    assert "each case counts as a patient of its own" in listing.notes[0]
+    (tmp_path / "subjects.csv").write_text("case,subject\na,anna\nb,anna\nc,carl\n")
+    listing = read_listing(tmp_path)
+    assert [case.patient for case in listing.cases] == ["anna", "anna", "carl"]
+    assert listing.notes == ()
+    (tmp_path / "subjects.csv").write_text("case,subject\na,anna\n")
+    with pytest.raises(ConfigError, match="a subject for each case; b has none"):
+        read_listing(tmp_path)
+
+
+def test_the_regions_of_nnunet_have_the_values_by_which_they_are_written(tmp_path: Path) -> None:
+    regions = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
+    listing = read_listing(nnunet(tmp_path, regions, [1, 2, 3]))
+    assert listing.labels == {0: "background", 1: "whole", 2: "core", 3: "enhancing"}
+    with pytest.raises(ConfigError, match="regions_class_order where labels are regions"):
+        read_listing(nnunet(tmp_path, regions))
+
+
+def test_contrasts_of_a_bids_subject_are_channels_of_one_case(tmp_path: Path) -> None:
+    data = bids(tmp_path, 2, ("T1w", "T2w", "FLAIR"), "dseg")
+    listing = read_listing(data)
+    assert len(listing.cases) == 2
+    places = {name: f"sub-0/anat/sub-0_{name}.nii.gz" for name in ("T1w", "T2w", "FLAIR")}
+    assert listing.cases[0].images == {
+        "image": places["T1w"], "t1w": places["T1w"], "t2w": places["T2w"], "flair": places["FLAIR"],
+    }  # fmt: skip
+    assert listing.channels == {"image", "t1w", "t2w", "flair"}
+
+
+def test_a_mask_of_bids_is_named_by_its_entity(tmp_path: Path) -> None:
+    data = bids(tmp_path, 2, ("FLAIR",), "label-lesion_mask")
+    (data / "bids.yaml").write_text("segmentation: mask")
+    listing = read_listing(data)
+    assert listing.labels == {0: "background", 1: "lesion"}
+    assert [Path(case.label).name for case in listing.cases] == [
+        "sub-0_label-lesion_mask.nii.gz", "sub-1_label-lesion_mask.nii.gz",
+    ]  # fmt: skip
+
+
+def test_a_list_is_read_in_the_terms_of_studies(tmp_path: Path) -> None:
+    rows = "patient,image_T1w,label\np1,a.nii,l.nii\n"
+    labels = "value,name\n0,background\n1,necrosis\n4,Enhancing tumour\n"
+    listing = read_listing(write_table(tmp_path, rows, labels))
+    mapped = listing.mapped({"t1": "T1w", "image": "T1w", "flair": "FLAIR"}, {"enhancing tumour": 3})
+    (case,) = mapped.cases
+    assert case.images == {"t1w": "a.nii", "t1": "a.nii", "image": "a.nii"}
+    assert case.label_map == ((4, 3),)
+    assert mapped.labels == {0: "background", 1: "necrosis", 3: ""}
+    assert listing.mapped({}, {4: 3}).cases[0].label_map == ((4, 3),)
+    with pytest.raises(ConfigError, match=r"names of the list's labels .*necrosis.*, got 'oedema'"):
+        listing.mapped({}, {"oedema": 2})

@@ -1,0 +1,196 @@
+"""Labels drawn in DICOM lie where they were drawn, whoever wrote them and in whatever order."""
+
+from pathlib import Path
+
+import highdicom as hd
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from scanner import CORONAL, VOLUME, write_series, write_slice
+
+from models.tasks import SegmentationConfig
+from sites.imaging.intake import BrokenCase, read_case
+from sites.listing.cases import CaseFiles
+
+TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
+TRUTH = np.zeros(VOLUME.shape, np.uint8)  # slices, rows, columns
+TRUTH[1:3, 2:8, 3:7] = 1
+TRUTH[4, 5:11, 1:9] = 2
+
+
+def series(folder: Path, **changes: object) -> list[Dataset]:
+    write_series(folder, **changes)
+    files = [pydicom.dcmread(path) for path in folder.iterdir()]
+    for each in files:
+        for name in ("AccessionNumber", "StudyDate", "StudyTime", "PatientSex", "ReferringPhysicianName",
+                     "StudyID"):  # fmt: skip
+            setattr(each, name, "")
+    return sorted(files, key=lambda each: float(each.ImagePositionPatient[2]))
+
+
+def described(number: int, label: str) -> hd.seg.SegmentDescription:
+    return hd.seg.SegmentDescription(
+        number, label, codes.SCT.Organ, codes.SCT.Brain, hd.seg.SegmentAlgorithmTypeValues.MANUAL
+    )
+
+
+def write_seg(
+    path: Path, images: list[Dataset], kind: str = "BINARY", labels: tuple[str, ...] = ("Head", "Tail"),
+    truth: np.ndarray = TRUTH,
+) -> None:  # fmt: skip
+    """Write a segmentation with the library that hospitals' tools use; empty frames are left out."""
+    values = truth
+    if kind == "FRACTIONAL":
+        values = np.stack([truth == 1, truth == 2], -1).astype(np.float32) * 0.8
+    made = hd.seg.Segmentation(
+        images, values, kind, [described(n, label) for n, label in enumerate(labels, start=1)],
+        generate_uid(), 2, generate_uid(), 1, "Nobody", "Nothing", "1", "1",
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.save_as(path)
+
+
+def expected(truth: np.ndarray) -> np.ndarray:
+    """Return labels as the reader of slices orients them: RAS, from slices, rows, columns."""
+    affine = np.diag([-0.75, -1.5, 3.0, 1.0])
+    image = nib.Nifti1Image(np.moveaxis(truth, 0, -1).swapaxes(0, 1), affine)
+    return np.asarray(nib.as_closest_canonical(image).dataobj)
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
+def test_a_segmentation_of_any_kind_lies_on_its_images_grid(kind: str, tmp_path: Path) -> None:
+    write_seg(tmp_path / "seg.dcm", series(tmp_path / "a"), kind)
+    scan, findings = read_case(tmp_path, CaseFiles("c", "p", "a", "seg.dcm"), TASK)
+    assert np.array_equal(scan.target, expected(TRUTH))
+    assert not [f for f in findings if f.check == "unused_files"]
+    (tmp_path / "seg").mkdir()
+    (tmp_path / "seg.dcm").rename(tmp_path / "seg" / "1")
+    again, _ = read_case(tmp_path, CaseFiles("c", "p", "a", "seg"), TASK)
+    assert np.array_equal(again.target, scan.target)
+
+
+def test_a_segment_has_the_value_of_its_name_and_others_are_left_out_and_said(tmp_path: Path) -> None:
+    images = series(tmp_path / "a")
+    write_seg(tmp_path / "turned.dcm", images, labels=("Tail", "Head"))
+    scan, _ = read_case(tmp_path, CaseFiles("c", "p", "a", "turned.dcm"), TASK)
+    assert np.array_equal(scan.target, np.array([0, 2, 1])[expected(TRUTH)])
+    write_seg(tmp_path / "other.dcm", images, labels=("Head", "Vessel"))
+    scan, findings = read_case(tmp_path, CaseFiles("c", "p", "a", "other.dcm"), TASK)
+    assert np.array_equal(scan.target, expected(TRUTH) == 1)
+    assert "1 segments with other names" in next(f.text for f in findings if f.check == "unused_files")
+    write_seg(tmp_path / "own.dcm", images, labels=("GTV-1", "GTV-2"))
+    mapped = CaseFiles("c", "p", "a", "own.dcm", label_names=(("gtv-2", 1),))
+    assert np.array_equal(read_case(tmp_path, mapped, TASK)[0].target, expected(TRUTH) == 2)
+    numbered = CaseFiles("c", "p", "a", "own.dcm")
+    assert np.array_equal(read_case(tmp_path, numbered, TASK)[0].target, expected(TRUTH))
+
+
+def test_a_segmentation_of_another_series_or_grid_is_refused_with_the_case_named(tmp_path: Path) -> None:
+    write_seg(tmp_path / "seg.dcm", series(tmp_path / "a"))
+    write_series(tmp_path / "b", series="1.2.4")
+    with pytest.raises(BrokenCase, match="label: it refers to another series than its image") as broken:
+        read_case(tmp_path, CaseFiles("c", "p", "b", "seg.dcm"), TASK)
+    assert broken.value.case == "c"
+    for number in range(6):
+        write_slice(tmp_path / "moved", number, [-5.4, 7.0, 10.0 + 3 * number])
+    with pytest.raises(BrokenCase, match="it lies on another grid than its image, or outside it"):
+        read_case(tmp_path, CaseFiles("c", "p", "moved", "seg.dcm"), TASK)
+
+
+def test_segments_that_overlap_are_refused(tmp_path: Path) -> None:
+    both = np.stack([TRUTH == 1, TRUTH >= 1], -1).astype(np.uint8)
+    write_seg(tmp_path / "seg.dcm", series(tmp_path / "a"), truth=both)
+    with pytest.raises(BrokenCase, match="its segments overlap"):
+        read_case(tmp_path, CaseFiles("c", "p", "a", "seg.dcm"), TASK)
+
+
+def write_structures(
+    path: Path, contours: dict[str, list[np.ndarray]], uid: str = "1.2.3"
+) -> None:  # fmt: skip
+    """Write a structure set with contours in mm, `(N, 3)` in DICOM's axes."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = RTStructureSetStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    found = pydicom.FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    found.SOPClassUID, found.SOPInstanceUID = RTStructureSetStorage, meta.MediaStorageSOPInstanceUID
+    found.Modality, found.PatientID = "RTSTRUCT", "MRN-4711"
+    frame, study, of = Dataset(), Dataset(), Dataset()
+    of.SeriesInstanceUID, study.RTReferencedSeriesSequence = uid, [of]
+    frame.RTReferencedStudySequence = [study]
+    found.ReferencedFrameOfReferenceSequence = [frame]
+    found.StructureSetROISequence, found.ROIContourSequence = [], []
+    for number, (name, drawn) in enumerate(contours.items(), start=5):
+        roi, own = Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName, own.ReferencedROINumber = number, name, number
+        own.ContourSequence = []
+        for points in drawn:
+            contour = Dataset()
+            contour.ContourGeometricType = "CLOSED_PLANAR"
+            contour.NumberOfContourPoints = len(points)
+            contour.ContourData = [f"{value:.6g}" for value in np.ravel(points)]
+            own.ContourSequence.append(contour)
+        found.StructureSetROISequence.append(roi)
+        found.ROIContourSequence.append(own)
+    found.save_as(path, enforce_file_format=True)
+
+
+def box(rows: tuple[float, float], columns: tuple[float, float], depth: int) -> np.ndarray:
+    """Return a rectangle's corners in mm of a slice of `write_series`, by its first and last voxels."""
+    (top, bottom), (left, right) = rows, columns
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    return np.array([(-5 + 0.75 * x, 7 + 1.5 * y, 10.0 + 3 * depth) for x, y in corners])
+
+
+def test_contours_fill_the_voxels_whose_centres_are_inside_and_holes_stay_open(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    head = [box((1.5, 7.5), (2.5, 6.5), depth) for depth in (1, 2)]
+    tail = [box((4.5, 10.5), (0.5, 8.5), 4), box((6.5, 8.5), (2.5, 4.5), 4)]
+    write_structures(tmp_path / "rt.dcm", {"Tail": tail, "HEAD": head, "Couch": head})
+    scan, findings = read_case(tmp_path, CaseFiles("c", "p", "a", "rt.dcm"), TASK)
+    truth = TRUTH.copy()
+    truth[4, 7:9, 3:5] = 0
+    assert np.array_equal(scan.target, expected(truth))
+    assert "1 structures with other names" in next(f.text for f in findings if f.check == "unused_files")
+
+
+@pytest.mark.parametrize(
+    ("contours", "uid", "words"),
+    [
+        ({"head": [box((1, 30), (2, 6), 1)]}, "1.2.3", "a contour lies outside the image"),
+        ({"head": [box((1, 5), (2, 6), 9)]}, "1.2.3", "a contour lies outside the image"),
+        ({"head": [box((1, 5), (2, 6), 1)]}, "1.2.4", "it refers to another series"),
+        ({"spleen": [box((1, 5), (2, 6), 1)]}, "1.2.3", "none of its 1 structures has the name of a"),
+        ({n: [box((1, 5), (2, 6), 1)] for n in ("head", "tail")}, "1.2.3", "its structures overlap"),
+    ],
+)
+def test_contours_that_do_not_fit_are_refused_with_the_reason(
+    contours: dict[str, list[np.ndarray]], uid: str, words: str, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "a")
+    write_structures(tmp_path / "rt.dcm", contours, uid)
+    with pytest.raises(BrokenCase, match=words):
+        read_case(tmp_path, CaseFiles("c", "p", "a", "rt.dcm"), TASK)
+
+
+def test_contours_of_a_coronal_series_are_filled_in_its_own_slices(tmp_path: Path) -> None:
+    for number in range(6):
+        write_slice(tmp_path / "a", number, [0.0, 3.0 * number, 20.0], orientation=CORONAL)
+    contour = np.array([(x, 6.0, z) for x, z in [(1, 18), (5, 18), (5, 9), (1, 9)]])
+    write_structures(tmp_path / "rt.dcm", {"head": [contour]})
+    scan, _ = read_case(tmp_path, CaseFiles("c", "p", "a", "rt.dcm"), TASK)
+    found = np.argwhere(scan.target == 1)
+    assert len(found) == 5 * 6 and len(set(found[:, 1])) == 1  # at 1.5 to 4.5, and 9.5 to 17 mm
+
+
+def test_a_label_that_is_drawn_needs_an_image_with_a_place(tmp_path: Path) -> None:
+    nib.save(
+        nib.Nifti1Image(np.moveaxis(VOLUME, 0, -1).astype(np.float32), np.eye(4)), tmp_path / "a.nii"
+    )
+    write_structures(tmp_path / "rt.dcm", {"head": [box((1, 5), (2, 6), 1)]})
+    with pytest.raises(BrokenCase, match="outside the image|series"):
+        read_case(tmp_path, CaseFiles("c", "p", "a.nii", "rt.dcm"), TASK)
