@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from monai.networks import nets
 from opacus.validators import ModuleValidator
-from pydantic import Field, PositiveInt
-from torch import nn
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from torch import Tensor, nn
 
 from models.config import Config
 
@@ -245,6 +245,106 @@ class DenseNet121Config(_NetworkConfig):
         }
 
 
+class EfficientNetConfig(_NetworkConfig):
+    """MONAI's EfficientNetBN with group norm; no layer is dropped at random in training.
+
+    `size` is b0 to b4. (Tan and Le 2019, EfficientNet, https://arxiv.org/abs/1905.11946.)
+    """
+
+    kind: ClassVar[Kind] = "classification"
+    divisor: ClassVar[int] = 32
+
+    name: Literal["EfficientNetBN"]
+    size: Literal["b0", "b1", "b2", "b3", "b4"] = "b0"
+
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
+        """Return the arguments of MONAI's class."""
+        return {
+            "model_name": f"efficientnet-{self.size}",
+            "pretrained": False,
+            "spatial_dims": dims,
+            "in_channels": in_channels,
+            "num_classes": out_channels,
+            "norm": ("group", {"num_groups": 8}),
+        }
+
+    def build(self, dims: int, out_channels: int, in_channels: int = 1) -> nn.Module:
+        """Return the network for images `(B, in_channels, *spatial)`."""
+        network = super().build(dims, out_channels, in_channels)
+        layers: list[Any] = list(network.modules())
+        layers[0].set_swish(memory_efficient=False)
+        for layer in layers:
+            if isinstance(layer, nn.Dropout):
+                layer.p = 0.0
+            elif hasattr(layer, "drop_connect_rate"):
+                layer.drop_connect_rate = 0.0
+        return network
+
+
+class ViTConfig(_NetworkConfig):
+    """MONAI's ViT for pictures of one size, `image`, in patches of `patch` by `patch` pixels.
+
+    (Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, https://arxiv.org/abs/2010.11929.)
+    """
+
+    kind: ClassVar[Kind] = "classification"
+
+    name: Literal["ViT"]
+    image: Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=3)]
+    patch: Annotated[int, Field(ge=2, le=64)] = 8
+    width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)] = 64
+    heads: Annotated[int, Field(ge=1, le=16)] = 4
+    depth: Annotated[int, Field(ge=1, le=24)] = 4
+
+    @model_validator(mode="after")
+    def _divides(self) -> "ViTConfig":
+        if any(side % self.patch for side in self.image):
+            raise ValueError(f"image: expected multiples of the patch {self.patch}, got {self.image}")
+        if self.width % self.heads:
+            raise ValueError(f"width: expected a multiple of the {self.heads} heads, got {self.width}")
+        return self
+
+    @property
+    def divisor(self) -> int:
+        """The number that must divide each side of an image."""
+        return self.patch
+
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
+        """Return the arguments of MONAI's class."""
+        return {
+            "in_channels": in_channels,
+            "img_size": self.image,
+            "patch_size": (self.patch,) * dims,
+            "hidden_size": self.width,
+            "mlp_dim": 2 * self.width,
+            "num_layers": self.depth,
+            "num_heads": self.heads,
+            "classification": True,
+            "num_classes": out_channels,
+            "spatial_dims": dims,
+            "post_activation": "none",
+        }
+
+    def build(self, dims: int, out_channels: int, in_channels: int = 1) -> nn.Module:
+        """Return the network for images `(B, in_channels, *image)`."""
+        network = _ViT(**self.arguments(dims, out_channels, in_channels))
+        network.sides = self.image
+        for block in network.blocks:  # MONAI 1.6 makes layers of cross attention that nothing uses
+            block.cross_attn = block.norm_cross_attn = nn.Identity()
+        return network
+
+
+class _ViT(nets.ViT):  # type: ignore[misc]  # MONAI is not typed
+    """MONAI's ViT, whose answer is the logits alone and not all hidden states beside them."""
+
+    sides: tuple[int, ...] = ()
+    """The only sides of an image that it takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = super().forward(x)[0]
+        return logits
+
+
 def last_layers(network: nn.Module, count: int) -> frozenset[str]:
     """Return the names of the parameters of the last `count` layers that process an image.
 
@@ -260,7 +360,8 @@ def last_layers(network: nn.Module, count: int) -> frozenset[str]:
     first = next(p for p in network.parameters() if p.dim() > 2)  # (out, in, *kernel)
     try:
         with torch.no_grad():
-            network(torch.zeros(1, first.shape[1], *[LEAST_SIDE] * (first.dim() - 2)))
+            sides = getattr(network, "sides", ()) or [LEAST_SIDE] * (first.dim() - 2)
+            network(torch.zeros(1, first.shape[1], *sides))
     finally:
         for hook in hooks:
             hook.remove()
@@ -273,6 +374,23 @@ def last_layers(network: nn.Module, count: int) -> frozenset[str]:
     )
 
 
+REFUSED = {
+    "SwinUNETR": "its windows share tables of relative positions, of which no exact gradient of each "
+    "patient is known here; take UNet, SegResNet, DynUNet or AttentionUnet",
+    "ConvNeXt": "MONAI has no such network; take EfficientNetBN, ViT, DenseNet121 or resnet18",
+    "UNETR": "its transformer takes images of one size alone, and predictions here are of any size; "
+    "take AttentionUnet",
+}
+"""Networks that people ask for, and why a study can't name them."""
+
+
+def _known(value: Any) -> Any:  # noqa: ANN401  # whatever a file holds
+    name = value.get("name") if isinstance(value, dict) else None
+    if isinstance(name, str) and name in REFUSED:
+        raise ValueError(f"{name}: {REFUSED[name]}.")
+    return value
+
+
 NetworkConfig = Annotated[
     UNetConfig
     | BasicUNetConfig
@@ -280,12 +398,15 @@ NetworkConfig = Annotated[
     | DynUNetConfig
     | AttentionUnetConfig
     | DenseNet121Config
-    | ResNetConfig,
+    | ResNetConfig
+    | EfficientNetConfig
+    | ViTConfig,
     Field(discriminator="name"),
+    BeforeValidator(_known),
 ]
 NETWORKS: frozenset[str] = frozenset(
     {
         "UNet", "BasicUNet", "SegResNet", "DynUNet", "AttentionUnet",
-        "DenseNet121", "resnet10", "resnet18",
+        "DenseNet121", "resnet10", "resnet18", "EfficientNetBN", "ViT",
     }
 )  # fmt: skip

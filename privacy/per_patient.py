@@ -14,7 +14,7 @@ https://arxiv.org/abs/2110.05679).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from privacy.added_parameters import added_by, copied
 from privacy.layer_rules import Convolution, Later, Linear, Rule, rule_of
 
 TOGETHER = 8
@@ -150,6 +151,11 @@ class _Book:
         else:
             self.whole[name] = self._by_patient(per_scan())
 
+    def enter_whole(self, name: str, per_scan: Tensor) -> None:
+        """Enter a parameter's gradients of each scan `(N, *shape)`, which are kept."""
+        mine = self._by_patient(per_scan)
+        self.whole[name] = self.whole[name] + mine if name in self.whole else mine
+
     def norms(self) -> Tensor:
         """Return each patient's norm over all parameters, `(P,)` in float64."""
         squared = [_squared_norms(g) for g in self.whole.values()]
@@ -267,7 +273,7 @@ def check_layers(network: nn.Module) -> None:
                 f"use group or instance norm."
             )
         own = dict(layer.named_parameters(recurse=False))
-        if own and rule_of(layer) is None:
+        if own and rule_of(layer) is None and not added_by(layer):
             raise UnsupportedLayer(f"{name} ({type(layer).__name__}) is of an unsupported kind.")
         for parameter in own.values():
             if owners.setdefault(parameter, name) != name:
@@ -282,16 +288,28 @@ def _recording(network: nn.Module, book: _Book) -> Iterator[Tensor]:
     check_layers(network)
     anchor = torch.zeros((), requires_grad=True)
     diverted = []
-    try:
-        for name, layer in network.named_modules():
-            rule = rule_of(layer)
-            if rule is not None and list(layer.parameters(recurse=False)):
-                layer.forward = _diverted(name, layer, rule, anchor, book)
-                diverted.append(layer)
-        yield anchor
-    finally:
-        for layer in diverted:
-            del layer.__dict__["forward"]
+    with ExitStack() as copies:
+        try:
+            for name, layer in network.named_modules():
+                rule = rule_of(layer)
+                if rule is not None and list(layer.parameters(recurse=False)):
+                    layer.forward = _diverted(name, layer, rule, anchor, book)
+                    diverted.append(layer)
+                elif added_by(layer):
+                    copies.enter_context(copied(layer, anchor, len(book.share), _kept(name, book)))
+            yield anchor
+        finally:
+            for layer in diverted:
+                del layer.__dict__["forward"]
+
+
+def _kept(name: str, book: _Book) -> Callable[[str, Tensor], None]:
+    prefix = f"{name}." if name else ""
+
+    def keep(parameter: str, per_scan: Tensor) -> None:
+        book.enter_whole(prefix + parameter, per_scan)
+
+    return keep
 
 
 def _diverted(

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from models.config import Config
-from models.networks import NetworkConfig
+from models.networks import NetworkConfig, ViTConfig
 from models.objectives import LOWER_IS_BETTER, metric_names, spread_names
 from models.strategies import Strategy, StrategyConfig
 from models.synthesis import SynthesisConfig
@@ -387,6 +387,8 @@ def check_network(study: Study, key: str, network: NetworkConfig) -> None:
     kind, shape = study.task.kind, study.preprocessing.shape
     if network.kind != kind:
         raise ValueError(f"{key}: expected a network for {kind}, got {network.name} for {network.kind}.")
+    if isinstance(network, ViTConfig) and network.image != shape:
+        raise ValueError(f"{key}: expected an image of preprocessing.shape = {list(shape)}.")
     if any(side % network.divisor for side in shape):
         raise ValueError(
             f"preprocessing.shape: expected multiples of {network.divisor} as {key} {network.name} "

@@ -114,7 +114,8 @@ def _pictures(name: str) -> Callable[..., None]:
 for _name in ("braintumour", "heart", "liver", "hippocampus", "prostate", "lung", "pancreas",
               "hepaticvessel", "spleen", "colon"):  # fmt: skip
     app.command(_name)(_decathlon(_name))
-for _name in ("pneumonia", "breast", "oct", "chest", "nodule3d", "adrenal3d", "fracture3d"):
+for _name in ("pneumonia", "breast", "oct", "chest", "derma", "blood", "retina", "path", "nodule3d",
+              "adrenal3d", "fracture3d"):  # fmt: skip
     app.command(_name)(_pictures(_name))
 
 

@@ -48,11 +48,16 @@ def write(
         proof: the checked proof of the model's release, which the bundle then carries; None without one.
 
     Raises:
-        ConfigError: the folder has files in it already.
+        ConfigError: the folder has files in it already, or MONAI can't build the network.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: expected an empty folder, got one with files in it.")
     study = model.study
+    if study.network.name == "ViT":
+        raise ConfigError(
+            f"{study.name}: MONAI's own ViT has layers that nothing uses and that this model does not "
+            f"have; `wardround predict` reads it."
+        )
     write_atomically(folder / "models" / served_model.WEIGHTS, weights)
     for name, content in (("metadata", _metadata(study, sha256)), ("inference", _inference(study))):
         write_atomically(folder / "configs" / f"{name}.json", json.dumps(content, indent=1).encode())

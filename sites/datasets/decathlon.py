@@ -33,7 +33,8 @@ def make_hospitals(
 ) -> list[Path]:
     """Return the folders of `hospitals` hospitals under `out`, made from the set in `source`.
 
-    If its images have several channels (prostate: T2 and ADC), `channel` is the one that is listed.
+    If its images have several channels (prostate: T2 and ADC), `channel` is the one that is listed;
+    without it studies name the set's modalities as channels.
     With the skew `patients`, patients are assigned at random; the first hospital gets most, the last
     about a third as many. With another skew, the hospitals have the same size, and patients are sorted
     by the value that the skew names. An existing hospital folder stays as it is.
@@ -41,7 +42,7 @@ def make_hospitals(
     Raises:
         ConfigError: `source` is not a Decathlon folder or has too few patients, or a scan can't be read.
     """
-    labels, scans_of = _scans_by_patient(source)
+    labels, modality, scans_of = _scans_by_patient(source)
     if hospitals < 1 or len(scans_of) < 10 * hospitals:
         raise ConfigError(
             f"{source}: expected at least 10 patients for each of {hospitals} hospitals, "
@@ -55,7 +56,14 @@ def make_hospitals(
     cuts = np.round(shares / shares[-1] * len(order)).astype(int)
     dealt = [part.tolist() for part in np.split(np.array(order), cuts[:-1])]
     return [
-        _make(source, out / f"hospital-{k}", labels, [(p, scans_of[p]) for p in patients], channel)
+        _make(
+            source,
+            out / f"hospital-{k}",
+            labels,
+            [(p, scans_of[p]) for p in patients],
+            channel,
+            modality,
+        )
         for k, patients in enumerate(dealt, start=1)
     ]
 
@@ -78,11 +86,13 @@ def _value(source: Path, case: str, channel: int | None, skew: Skew) -> float:
     return _ORDERS[skew](image.voxels, label.voxels)
 
 
-def _scans_by_patient(source: Path) -> tuple[dict[int, str], dict[str, list[str]]]:
+def _scans_by_patient(source: Path) -> tuple[dict[int, str], dict[str, str], dict[str, list[str]]]:
+    """Return a set's labels, its modalities, and each patient's scans."""
     try:
         described = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
         cases = [Path(pair["image"]).name.removesuffix(".nii.gz") for pair in described["training"]]
         labels = {int(k): str(v).lower() for k, v in described["labels"].items() if int(k) > 0}
+        modality = {str(k): str(v) for k, v in described.get("modality", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{source}: expected a Decathlon folder with dataset.json, got {error!r}."
@@ -91,7 +101,7 @@ def _scans_by_patient(source: Path) -> tuple[dict[int, str], dict[str, list[str]
     scans_of: dict[str, list[str]] = {}
     for case in cases:
         scans_of.setdefault(subject_of.get(case) or _inferred_subject(case), []).append(case)
-    return labels, scans_of
+    return labels, modality, scans_of
 
 
 def _subjects(source: Path) -> dict[str, str]:
@@ -120,6 +130,7 @@ def _make(
     labels: dict[int, str],
     patients: list[tuple[str, list[str]]],
     channel: int | None,
+    modality: Mapping[str, str],
 ) -> Path:
     if ward.exists():
         return ward
@@ -131,7 +142,8 @@ def _make(
         for case, _ in rows:
             shutil.copyfile(source / kind / f"{case}.nii.gz", partial / kind / f"{case}.nii.gz")
     name = f"{source.name} at {ward.name}"
-    describe_cases(partial, rows, name=name, labels=labels, channel=channel)
+    kept = modality if channel is None else None  # one channel is the hospital's one image
+    describe_cases(partial, rows, name=name, labels=labels, channel=channel, modality=kept)
     write_public_policy(partial, ward.name, len(patients), ["UNet", "SegResNet"], smallest=5)
     partial.rename(ward)
     return ward

@@ -57,7 +57,7 @@ def make_hospitals(
 
 
 def _training_part(source: Path, pictures: PictureSet) -> tuple[Pictures, list[str]]:
-    """Return the images `(N, *spatial)`, and the text of each image's labels for `cases.csv`."""
+    """Return the images `(N, *spatial)`, colours last, and each image's labels for `cases.csv`."""
     try:
         with np.load(source, allow_pickle=False) as arrays:
             images, found = arrays["train_images"], arrays["train_labels"]
@@ -69,15 +69,18 @@ def _training_part(source: Path, pictures: PictureSet) -> tuple[Pictures, list[s
     width = len(pictures.labels) if pictures.several else 1
     found = found.reshape(len(images), -1).astype(np.int64)
     known = {0, 1} if pictures.several else set(pictures.labels)
+    is_coloured = images.ndim == 4 and images.shape[-1] == 3
     if (
         images.ndim not in (3, 4)
-        or images.shape[-1] == 3
+        or is_coloured != pictures.in_colour
         or found.shape[1] != width
         or (not set(found.ravel().tolist()) <= known)
     ):
+        shape = "pictures in colour (N, rows, columns, 3)"
+        if not pictures.in_colour:
+            shape = "grey pictures (N, rows, columns) or volumes"
         raise ConfigError(
-            f"{source}: expected grey pictures (N, rows, columns) or volumes, and {width} values per "
-            f"picture among {sorted(known)}."
+            f"{source}: expected {shape}, and {width} values per picture among {sorted(known)}."
         )
     if not pictures.several:
         return images.astype(np.uint8), [str(value) for value in found[:, 0].tolist()]
@@ -105,7 +108,7 @@ def _make(ward: Path, images: Pictures, listed: list[str], numbers: list[int], o
 
 
 def _save(image: Pictures, folder: Path, name: str) -> str:
-    if image.ndim == 2:
+    if image.ndim == 2 or image.shape[-1] == 3:
         Image.fromarray(image).save(folder / f"{name}.png")
         return f"{name}.png"
     nib.save(nib.Nifti1Image(image, np.eye(4)), folder / f"{name}.nii.gz")

@@ -127,6 +127,7 @@ def describe_cases(
     name: str,
     labels: dict[int, str],
     channel: int | None = None,
+    modality: Mapping[str, str] | None = None,
 ) -> None:
     """Write `dataset.json` and `subjects.csv` for `(case, patient)` rows in the Decathlon's layout."""
     member = "" if channel is None else f"#{channel}"
@@ -136,7 +137,7 @@ def describe_cases(
     ]
     content = {
         "name": name,
-        "modality": {"0": "MRI"},
+        "modality": dict(modality or {"0": "MRI"}),
         "labels": {"0": "background", **{str(k): v for k, v in labels.items()}},
         "numTraining": len(pairs),
         "training": pairs,

@@ -22,9 +22,9 @@ https://doi.org/10.1038/s41467-022-30695-9.
 
 @dataclass(frozen=True)
 class PictureSet:
-    """One of MedMNIST's sets of grey pictures or volumes.
+    """One of MedMNIST's sets of pictures or volumes.
 
-    `several`: any number of its labels may hold for a picture.
+    `several`: any number of its labels may hold for a picture; `in_colour`: its pictures are.
 
     Source: Yang et al. 2023, MedMNIST v2, https://doi.org/10.1038/s41597-022-01721-8.
     """
@@ -32,11 +32,14 @@ class PictureSet:
     source: Source
     labels: Mapping[int, str]
     several: bool = False
+    in_colour: bool = False
 
 
-def _of(name: str, md5: str, *labels: str, several: bool = False) -> PictureSet:
+def _of(
+    name: str, md5: str, *labels: str, several: bool = False, in_colour: bool = False
+) -> PictureSet:  # fmt: skip
     source = Source(f"{MEDMNIST}{name}.npz", md5)
-    return PictureSet(source, dict(enumerate(labels)), several)
+    return PictureSet(source, dict(enumerate(labels)), several, in_colour)
 
 
 PICTURES: Mapping[str, PictureSet] = {
@@ -51,6 +54,26 @@ PICTURES: Mapping[str, PictureSet] = {
         "atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia",
         "pneumothorax", "consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia",
         several=True,
+    ),
+    "derma": _of(
+        "dermamnist", "0744692d530f8e62ec473284d019b0c7",
+        "actinic-keratoses", "basal-cell-carcinoma", "benign-keratosis-like-lesions",
+        "dermatofibroma", "melanoma", "melanocytic-nevi", "vascular-lesions", in_colour=True,
+    ),
+    "blood": _of(
+        "bloodmnist", "7053d0359d879ad8a5505303e11de1dc",
+        "basophil", "eosinophil", "erythroblast", "immature-granulocytes", "lymphocyte", "monocyte",
+        "neutrophil", "platelet", in_colour=True,
+    ),
+    "retina": _of(
+        "retinamnist", "bd4c0672f1bba3e3a89f0e4e876791e4",
+        "grade-0", "grade-1", "grade-2", "grade-3", "grade-4", in_colour=True,
+    ),
+    "path": _of(
+        "pathmnist", "a8b06965200029087d5bd730944a56c1",
+        "adipose", "background", "debris", "lymphocytes", "mucus", "smooth-muscle",
+        "normal-colon-mucosa", "cancer-associated-stroma", "colorectal-adenocarcinoma-epithelium",
+        in_colour=True,
     ),
     "nodule3d": _of("nodulemnist3d", "8755a7e9e05a4d9ce80a24c3e7a256f3", "benign", "malignant"),
     "adrenal3d": _of("adrenalmnist3d", "bbd3c5a5576322bc4cdfea780653b1ce", "normal", "hyperplasia"),

@@ -12,6 +12,7 @@ import yaml
 from consortium import Consortium
 from contrasts import make_ward, patient
 
+from flows.reporting.report import report
 from flows.runs.paths import Home
 from flows.runs.run import runs_of
 from models import params as P
@@ -87,9 +88,9 @@ def test_two_contrasts_are_trained_on_scored_and_predicted_and_a_hospital_lacks_
     (run,) = runs_of(Home(tmp_path))
     last = run.records()[-1]
     dice = {site: scores.statement.metrics["dice"] for site, scores in last.scores.items()}
-    assert min(dice["north"], dice["south"]) >= 0.75, dice
-    assert dice["west"] >= 0.5, dice  # of its two labels T1 hardly shows one
-    assert "west has no channel flair" in (run.folder / "report.html").read_text()
+    assert min(dice["north"], dice["south"]) >= 0.8, dice
+    assert dice["west"] >= 0.55, dice  # of its two labels T1 hardly shows one
+    assert "west has no channel flair" in report(run).decode()
     images, label = patient(np.random.default_rng(9))
     for name, image in images.items():
         nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / f"{name}.nii.gz")

@@ -14,6 +14,8 @@ CONFIGS = {
     "resnet10": {"name": "resnet10", "width": 8},
     "resnet18": {"name": "resnet18", "width": 8},
     "DenseNet121": {"name": "DenseNet121", "init_features": 16, "growth_rate": 8},
+    "EfficientNetBN": {"name": "EfficientNetBN"},
+    "ViT": {"name": "ViT", "image": [32, 32], "patch": 8, "width": 16, "heads": 2, "depth": 2},
 }
 PARSE = TypeAdapter(NetworkConfig).validate_python
 
@@ -21,7 +23,7 @@ PARSE = TypeAdapter(NetworkConfig).validate_python
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_every_network_answers_each_patient_by_himself(name: str, dims: int) -> None:
-    config = PARSE(CONFIGS[name])
+    config = PARSE(CONFIGS[name] | ({"image": [32] * dims} if name == "ViT" else {}))
     network = config.build(dims, 3)
     x = torch.randn(2, 1, *[max(32, config.divisor)] * dims)
     alone, together = network(x[:1]), network(x)
@@ -62,3 +64,58 @@ def test_every_network_gives_per_patient_gradients_for_every_parameter(name: str
 def test_a_wrong_network_is_refused_by_key(config: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PARSE(config)
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_every_network_takes_several_channels_and_its_gradients_are_those_of_each_scan_alone(
+    name: str,
+) -> None:
+    torch.manual_seed(0)
+    config = PARSE(CONFIGS[name])
+    network = config.build(2, 3, 4).double()
+    x = torch.randn(3, 4, *[max(config.divisor, 32)] * 2).double()
+
+    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return logits.flatten(1).square().mean(1) + target
+
+    found = per_patient_gradients(network, loss, x, torch.zeros(3), torch.arange(3))
+    names, weights = zip(*network.named_parameters(), strict=True)
+    for scan in range(3):
+        alone = torch.autograd.grad(loss(network(x[scan : scan + 1]), torch.zeros(1)).sum(), weights)
+        for parameter, gradient in zip(names, alone, strict=True):
+            assert torch.allclose(found[parameter][scan], gradient, atol=1e-9, rtol=1e-6), parameter
+
+
+def test_two_scans_of_a_patient_share_his_part_of_an_embedding() -> None:
+    network = PARSE(CONFIGS["ViT"]).build(2, 3).double()
+    x = torch.randn(3, 1, 32, 32).double()
+
+    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return logits.square().mean(1) + target
+
+    found = per_patient_gradients(network, loss, x, torch.zeros(3), torch.tensor([0, 0, 1]))
+    each = per_patient_gradients(network, loss, x, torch.zeros(3), torch.arange(3))
+    for name in ("cls_token", "patch_embedding.position_embeddings"):
+        assert torch.allclose(found[name][0], (each[name][0] + each[name][1]) / 2)
+        assert torch.allclose(found[name][1], each[name][2])
+        assert network.get_parameter(name) is dict(network.named_parameters())[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("SwinUNETR", "tables of relative positions"),
+        ("ConvNeXt", "EfficientNetBN"),
+        ("UNETR", "any size"),
+    ],
+)
+def test_a_network_that_people_ask_for_is_refused_with_the_reason(name: str, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        PARSE({"name": name})
+
+
+def test_an_efficientnet_drops_nothing_at_random() -> None:
+    network = PARSE(CONFIGS["EfficientNetBN"]).build(2, 3)
+    x = torch.randn(2, 1, 32, 32)
+    network.train()
+    assert torch.equal(network(x), network(x))

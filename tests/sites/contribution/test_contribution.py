@@ -67,8 +67,8 @@ def test_a_network_that_mixes_patients_is_refused_before_anything_is_charged(
 ) -> None:
     arguments = UNetConfig.arguments
 
-    def with_batch_norm(config: UNetConfig, dims: int, out_channels: int) -> dict[str, object]:
-        return {**arguments(config, dims, out_channels), "norm": "BATCH"}
+    def with_batch_norm(config: UNetConfig, *sizes: int) -> dict[str, object]:
+        return {**arguments(config, *sizes), "norm": "BATCH"}
 
     monkeypatch.setattr(UNetConfig, "arguments", with_batch_norm)
     coordinator = coordinator_of(study_with())

@@ -93,10 +93,19 @@ def test_one_channel_of_several_is_listed_and_read(tmp_path: Path) -> None:
     (ward,) = make_hospitals(source, tmp_path / "wards", 1, seed=0, channel=1)
     for case in read_listing(ward).cases:
         assert case.patient == case.case
-        assert np.array_equal(read_scan(ward, case, task).image, values[names.index(case.case), ..., 1])
+        assert np.array_equal(
+            read_scan(ward, case, task).image[0], values[names.index(case.case), ..., 1]
+        )
     (whole,) = make_hospitals(source, tmp_path / "whole", 1, seed=0)
     with pytest.raises(BrokenCase, match="expected 3 dimensions, got 4"):
         read_scan(whole, read_listing(whole).cases[0], task)
+    content["modality"] = {"0": "T2", "1": "ADC"}
+    (source / "dataset.json").write_text(json.dumps(content))
+    (both,) = make_hospitals(source, tmp_path / "both", 1, seed=0)
+    channels = task.model_copy(update={"channels": ("adc", "t2")})
+    for case in read_listing(both).cases:
+        due = np.moveaxis(values[names.index(case.case)], -1, 0)[::-1]
+        assert np.array_equal(read_scan(both, case, channels).image, due)
 
 
 def test_a_folder_of_another_kind_and_too_many_hospitals_are_refused(tmp_path: Path) -> None:

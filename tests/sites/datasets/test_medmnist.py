@@ -42,7 +42,7 @@ def test_every_picture_of_the_training_part_is_dealt_to_one_hospital(
         assert Hospital.open(ward).policy.plain_studies == "allow"
         scan = read_scan(ward, listing.cases[0], TASK)
         number = int(listing.cases[0].patient.removeprefix("patient-"))
-        assert np.array_equal(scan.image, arrays["train_images"][number])
+        assert np.array_equal(scan.image, arrays["train_images"][number][None])
         assert scan.target == arrays["train_labels"][number]
 
 
@@ -114,5 +114,24 @@ def test_volumes_become_nifti(tmp_path: Path) -> None:
     task = ClassificationConfig(kind="classification", dims=3, labels=dict(PICTURES["nodule3d"].labels))
     case = read_listing(ward).cases[7]
     scan = read_scan(ward, case, task)
-    assert np.array_equal(scan.image, images[int(case.patient.removeprefix("patient-"))])
+    assert np.array_equal(scan.image, images[int(case.patient.removeprefix("patient-"))][None])
     assert scan.target == int(case.label)
+
+
+def test_a_set_in_colour_becomes_hospitals_with_pictures_in_colour(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (300, 28, 28, 3), dtype=np.uint8)
+    labels = (np.arange(300) % 7).astype(np.uint8)[:, None]
+    np.savez_compressed(tmp_path / "set.npz", train_images=images, train_labels=labels)
+    derma = PICTURES["derma"]
+    (ward, _) = make_hospitals(tmp_path / "set.npz", tmp_path / "wards", 2, derma, skew=10, seed=0)
+    case = read_listing(ward).cases[0]
+    task = ClassificationConfig(kind="classification", dims=2, labels=dict(derma.labels), channels="rgb")
+    scan = read_scan(ward, case, task)
+    number = int(case.patient.removeprefix("patient-"))
+    assert np.array_equal(scan.image, np.moveaxis(images[number], -1, 0))
+    with pytest.raises(ConfigError, match="expected grey pictures"):
+        make_hospitals(tmp_path / "set.npz", tmp_path / "x", 2, PNEUMONIA, skew=10, seed=0)
+    with pytest.raises(ConfigError, match="expected pictures in colour"):
+        np.savez(tmp_path / "grey.npz", train_images=images[..., 0], train_labels=labels)
+        make_hospitals(tmp_path / "grey.npz", tmp_path / "x", 2, derma, skew=10, seed=0)
