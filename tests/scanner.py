@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import (
+    DigitalXRayImageStorageForPresentation,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    VLPhotographicImageStorage,
+    generate_uid,
+)
 
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 AXIAL = [1, 0, 0, 0, 1, 0]
@@ -83,3 +90,39 @@ def write_enhanced(path: Path, skip: tuple[int, ...] = (), **changes: object) ->
     dataset.NumberOfFrames = len(numbers)
     dataset.PixelData = VOLUME[numbers].tobytes()
     dataset.save_as(file)
+
+
+_PICTURES = np.random.default_rng(1)
+PIXELS = _PICTURES.integers(0, 4096, (9, 7)).astype(np.uint16)
+COLOURS = _PICTURES.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+NO_PLACE = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
+XRAY = {
+    "SOPClassUID": DigitalXRayImageStorageForPresentation, "Modality": "DX", "PixelRepresentation": 0,
+    "BitsStored": 12, "HighBit": 11, "PixelSpacing": None, "ImagerPixelSpacing": [0.14, 0.2],
+    "WindowCenter": 1000, "WindowWidth": 20,
+}  # fmt: skip
+PHOTO = {
+    "SOPClassUID": VLPhotographicImageStorage, "Modality": "XC", "PixelRepresentation": 0,
+    "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "SamplesPerPixel": 3, "PlanarConfiguration": 0,
+    "PhotometricInterpretation": "RGB", "PixelSpacing": None,
+}  # fmt: skip
+
+
+def write_flat(folder: Path, values: np.ndarray, **fields: object) -> Path:
+    """Write an image without a place in space; return its file."""
+    before = set(folder.iterdir()) if folder.exists() else set()
+    write_slice(folder, 0, [0, 0, 0], values=values[..., 0] if values.ndim == 3 else values)
+    (path,) = set(folder.iterdir()) - before
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.MediaStorageSOPClassUID = fields["SOPClassUID"]
+    for name, value in {**NO_PLACE, **fields, "PixelData": values.tobytes()}.items():
+        if value is None:
+            if name in dataset:
+                del dataset[name]
+        else:
+            setattr(dataset, name, value)
+            if name.endswith("Descriptor"):
+                dataset[name].VR = "US"
+    dataset["PixelData"].VR = "OB" if values.dtype == np.uint8 else "OW"
+    dataset.save_as(path)
+    return path

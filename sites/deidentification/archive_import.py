@@ -20,6 +20,7 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from models.files import write_atomically
+from models.tasks import PLAIN
 from sites.cohort import imported, pseudonym
 from sites.deidentification.deidentify import (
     CODES,
@@ -44,11 +45,12 @@ from sites.imaging.dicom.stack import stack_in, without_copies
 from sites.imaging.images import Unreadable, read_image
 from sites.listing.cases import Listing
 from sites.listing.listing import LAYOUTS, read_listing
-from sites.listing.tables import LabelColumn, label_column
+from sites.listing.tables import CHANNEL, LabelColumn, label_column
 from sites.yaml_files import ConfigError
 
 SERIES = "SeriesInstanceUID"
-COLUMNS = ("patient", "image", "label", "session", "series")
+COLUMNS = ("label", "session", "series")
+"""Columns of `cases.csv` after the patient and the images."""
 ACQUISITION = {"RepetitionTime": "TR", "EchoTime": "TE", "InversionTime": "TI", "KVP": "kV"}
 """Numbers of an acquisition that tell series of a patient apart, and their short names."""
 
@@ -112,12 +114,13 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
         found = list(_listed_cases(listing, export, data, rename, progress))
     else:
         found = list(_dicom_cases(export, data, rename, progress))
-    known = {row["image"] for row in before}
-    new = [row for row in found if row["image"] not in known]
+    known = {_images(row) for row in before}
+    new = [row for row in found if _images(row) not in known]
     if new:
-        columns = [label if column == "label" else column for column in COLUMNS]
-        rows = [[row[column] for column in COLUMNS] for row in (*before, *new)]
-        write_atomically(data / "cases.csv", _table(columns, rows))
+        columns = _columns(data / "cases.csv", [*before, *new])
+        rows = [[row.get(column, "") for column in columns] for row in (*before, *new)]
+        named = [label if column == "label" else column for column in columns]
+        write_atomically(data / "cases.csv", _table(named, rows))
     return Imported(
         cases=len(new),
         patients=len({row["patient"] for row in new}),
@@ -125,6 +128,26 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
         replaced=len(progress.replaced),
         named=dict(progress.left_out),
     )
+
+
+def _images(row: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return a row's images by column, in the order of the columns' names."""
+    return tuple((key, row[key]) for key in sorted(row) if key.startswith("image") and row[key])
+
+
+def _columns(table: Path, rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the columns of a list: one for each channel that some row has, else `image`.
+
+    Raises:
+        ConfigError: some rows have channels and others one image without a name.
+    """
+    images = list(dict.fromkeys(key for row in rows for key, _ in _images(row)))
+    if "image" in images and len(images) > 1:
+        raise ConfigError(
+            f"{table}: expected either a column image or columns of channels ({images[-1]}). Import "
+            f"into a folder of its own: a list has one or the other."
+        )
+    return ["patient", *images, *COLUMNS]
 
 
 def _listing_of(export: Path) -> Listing | None:
@@ -175,7 +198,11 @@ def _rows(path: Path, label: LabelColumn) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [{**row, "label": row.get(label)} for row in csv.DictReader(file)]
-    return [{key: row.get(key) or "" for key in COLUMNS} for row in rows]
+    kept = ("patient", "image", *COLUMNS)
+    return [
+        {key: value or "" for key, value in row.items() if key in kept or key.startswith(CHANNEL)}
+        for row in rows
+    ]
 
 
 def _write_labels(data: Path, labels: Mapping[int, str]) -> None:
@@ -201,11 +228,18 @@ def _listed_cases(
             take = partial(
                 _take_file, export, data=data, patient=patient, rename=rename, progress=progress
             )
-            image = take(case.image, kind="images")
+            channels = dict(case.channels)
+            if len(channels) > 1 and channels.get(PLAIN[0]) == case.image:
+                del channels[PLAIN[0]]  # the same file under its contrast's name
+            files = {f"{CHANNEL}{name}": file for name, file in channels.items()}
+            images = {
+                column: take(file, kind="images")
+                for column, file in (files or {"image": case.image}).items()
+            }
             label = case.label if listing.has_classes else take(case.label, kind="labels")
             session = rename(f"session {case.session}")[:8] if case.session else ""
             yield {
-                "patient": patient, "image": image, "label": label, "session": session, "series": "",
+                "patient": patient, **images, "label": label, "session": session, "series": "",
             }  # fmt: skip
 
 

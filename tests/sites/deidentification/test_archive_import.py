@@ -10,12 +10,13 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from contrasts import make_ward
 from dicomanonymizer.simpledicomanonymizer import initialize_actions_2024b
 from nibabel.nifti1 import Nifti1Extension
 from PIL import Image, PngImagePlugin
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.dataset import Dataset
-from scanner import CAPTURE, VOLUME, write_series, write_slice
+from scanner import CAPTURE, PIXELS, VOLUME, XRAY, write_flat, write_series, write_slice
 
 from sites.cohort import imported, pseudonym
 from sites.deidentification import archive_import
@@ -509,3 +510,28 @@ def test_a_list_of_several_classes_stays_one_and_loses_no_label(hospital, tmp_pa
     with pytest.raises(ConfigError, match="expected the column label as in the export, found labels"):
         import_export(hospital, folder)
     assert (hospital.data / "cases.csv").read_bytes() == before
+
+
+def test_every_channel_of_a_case_is_imported_under_its_name(hospital, tmp_path: Path) -> None:
+    ward = make_ward(tmp_path / "export", {"t1": "T1w", "flair": "FLAIR"}, 3, 0)
+    (ward / "site.yaml").unlink()
+    assert import_export(hospital, ward).cases == 3
+    before = sorted(read_listing(ward).cases, key=lambda case: case.image)
+    cases = read_listing(hospital.data).cases
+    assert [set(case.images) for case in cases] == [{"t1w", "flair"}] * 3
+    for case, original in zip(cases, before, strict=True):
+        for channel, file in case.images.items():
+            own = nib.load(hospital.data / file).get_fdata()
+            assert np.array_equal(own, nib.load(ward / original.images[channel]).get_fdata())
+    assert import_export(hospital, ward).cases == 0
+    write_series(tmp_path / "other" / "a")
+    with pytest.raises(ConfigError, match="a list has one or the other"):
+        import_export(hospital, tmp_path / "other")
+
+
+def test_each_view_of_an_xray_is_a_case_of_its_own(hospital, tmp_path: Path) -> None:
+    for number in range(2):
+        write_flat(tmp_path / "export", PIXELS + number, **XRAY, SOPInstanceUID=f"1.2.{number}")
+    assert import_export(hospital, tmp_path / "export").cases == 2
+    found = [read_image(hospital.data, case.image).voxels for case in read_listing(hospital.data).cases]
+    assert sorted(each[0, 0] for each in found) == [PIXELS[0, 0], PIXELS[0, 0] + 1]

@@ -3,61 +3,23 @@
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import convert_color_space
-from pydicom.uid import (
-    DigitalXRayImageStorageForPresentation,
-    UltrasoundMultiFrameImageStorage,
-    VLPhotographicImageStorage,
-)
-from scanner import CAPTURE, write_series, write_slice
+from pydicom.uid import UltrasoundMultiFrameImageStorage
+from scanner import CAPTURE, COLOURS, PHOTO, PIXELS, XRAY, write_flat, write_series
 
 from models.tasks import ClassificationConfig, SegmentationConfig
 from sites.imaging.images import Unreadable, read_image
 from sites.imaging.intake import read_case
 from sites.listing.cases import CaseFiles
 
-RNG = np.random.default_rng(1)
-PIXELS = RNG.integers(0, 4096, (9, 7)).astype(np.uint16)
-COLOURS = RNG.integers(0, 256, (9, 7, 3), dtype=np.uint8)
-NO_PLACE = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
-XRAY = {
-    "SOPClassUID": DigitalXRayImageStorageForPresentation, "Modality": "DX", "PixelRepresentation": 0,
-    "BitsStored": 12, "HighBit": 11, "PixelSpacing": None, "ImagerPixelSpacing": [0.14, 0.2],
-    "WindowCenter": 1000, "WindowWidth": 20,
-}  # fmt: skip
-PHOTO = {
-    "SOPClassUID": VLPhotographicImageStorage, "Modality": "XC", "PixelRepresentation": 0,
-    "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "SamplesPerPixel": 3, "PlanarConfiguration": 0,
-    "PhotometricInterpretation": "RGB", "PixelSpacing": None,
-}  # fmt: skip
-
-
-def flat(folder: Path, values: np.ndarray, **fields: object) -> Path:
-    """Write an image without a place in space; return its file."""
-    before = set(folder.iterdir()) if folder.exists() else set()
-    write_slice(folder, 0, [0, 0, 0], values=values[..., 0] if values.ndim == 3 else values)
-    (path,) = set(folder.iterdir()) - before
-    dataset = pydicom.dcmread(path)
-    dataset.file_meta.MediaStorageSOPClassUID = fields["SOPClassUID"]
-    for name, value in {**NO_PLACE, **fields, "PixelData": values.tobytes()}.items():
-        if value is None:
-            if name in dataset:
-                del dataset[name]
-        else:
-            setattr(dataset, name, value)
-            if name.endswith("Descriptor"):
-                dataset[name].VR = "US"
-    dataset["PixelData"].VR = "OB" if values.dtype == np.uint8 else "OW"
-    dataset.save_as(path)
-    return path
+RNG = np.random.default_rng(2)
 
 
 def test_an_xray_is_its_measured_values_rows_first_with_the_detectors_spacing(tmp_path: Path) -> None:
-    path = flat(tmp_path / "a", PIXELS, **XRAY, RescaleSlope=2, RescaleIntercept=-10)
+    path = write_flat(tmp_path / "a", PIXELS, **XRAY, RescaleSlope=2, RescaleIntercept=-10)
     for name in ("a", f"a/{path.name}"):
         image = read_image(tmp_path, name)
         assert np.array_equal(image.voxels, 2.0 * PIXELS - 10)
@@ -66,20 +28,20 @@ def test_an_xray_is_its_measured_values_rows_first_with_the_detectors_spacing(tm
 
 def test_an_inverted_xray_is_turned_round_and_an_inverted_ultrasound_is_not(tmp_path: Path) -> None:
     inverted = {"PhotometricInterpretation": "MONOCHROME1"}
-    flat(tmp_path / "a", PIXELS, **XRAY, **inverted)
+    write_flat(tmp_path / "a", PIXELS, **XRAY, **inverted)
     expected = float(PIXELS.max()) + PIXELS.min() - PIXELS
     assert np.array_equal(read_image(tmp_path, "a").voxels, expected)
-    flat(tmp_path / "b", PIXELS, **{**XRAY, "Modality": "US"}, **inverted)
+    write_flat(tmp_path / "b", PIXELS, **{**XRAY, "Modality": "US"}, **inverted)
     assert np.array_equal(read_image(tmp_path, "b").voxels, PIXELS)
 
 
 def test_a_photograph_has_its_colours_whatever_space_it_is_stored_in(tmp_path: Path) -> None:
-    flat(tmp_path / "a", COLOURS, **PHOTO)
+    write_flat(tmp_path / "a", COLOURS, **PHOTO)
     image = read_image(tmp_path, "a")
     assert np.array_equal(image.colours, np.moveaxis(COLOURS, -1, 0))
     assert image.voxels.shape == (9, 7) and image.spacing_mm == (1.0, 1.0)
     other = convert_color_space(COLOURS, "RGB", "YBR_FULL")
-    flat(tmp_path / "b", other, **{**PHOTO, "PhotometricInterpretation": "YBR_FULL"})
+    write_flat(tmp_path / "b", other, **{**PHOTO, "PhotometricInterpretation": "YBR_FULL"})
     assert np.abs(read_image(tmp_path, "b").colours - image.colours).max() <= 2
 
 
@@ -88,7 +50,7 @@ def test_a_frame_of_a_cine_is_named_by_its_number(tmp_path: Path) -> None:
     region = Dataset()
     region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
     region.PhysicalDeltaX, region.PhysicalDeltaY = 0.02, 0.03
-    path = flat(
+    path = write_flat(
         tmp_path / "a", frames.reshape(36, 7), SOPClassUID=UltrasoundMultiFrameImageStorage,
         Modality="US", PixelRepresentation=0, BitsAllocated=8, BitsStored=8, HighBit=7, Rows=9,
         NumberOfFrames=4, PixelSpacing=None, SequenceOfUltrasoundRegions=[region],
@@ -112,7 +74,7 @@ def test_a_palette_gives_its_colours(tmp_path: Path) -> None:
         for n, values in zip(names, table, strict=True)
     }
     stored = RNG.integers(0, 256, (9, 7), dtype=np.uint8)
-    flat(
+    write_flat(
         tmp_path / "a", stored, **{**PHOTO, "SamplesPerPixel": 1, "PlanarConfiguration": None,
         "PhotometricInterpretation": "PALETTE COLOR", **lut},
     )  # fmt: skip
@@ -121,7 +83,7 @@ def test_a_palette_gives_its_colours(tmp_path: Path) -> None:
 
 
 def test_a_file_without_the_preamble_is_read(tmp_path: Path) -> None:
-    path = flat(tmp_path / "a", PIXELS, **XRAY)
+    path = write_flat(tmp_path / "a", PIXELS, **XRAY)
     path.write_bytes(path.read_bytes()[132:])
     assert np.array_equal(read_image(tmp_path, "a").voxels, PIXELS)
     path.write_bytes(b"no image at all " * 40)
@@ -130,8 +92,8 @@ def test_a_file_without_the_preamble_is_read(tmp_path: Path) -> None:
 
 
 def test_two_views_in_one_folder_are_two_images(tmp_path: Path) -> None:
-    flat(tmp_path / "a", PIXELS, **XRAY)
-    flat(tmp_path / "a", PIXELS[::-1].copy(), **XRAY)
+    write_flat(tmp_path / "a", PIXELS, **XRAY)
+    write_flat(tmp_path / "a", PIXELS[::-1].copy(), **XRAY)
     with pytest.raises(Unreadable, match="holds 2 images without a place in space; list each file"):
         read_image(tmp_path, "a")
 
@@ -139,20 +101,20 @@ def test_two_views_in_one_folder_are_two_images(tmp_path: Path) -> None:
 def test_flat_images_beside_a_volume_are_not_used_and_said(tmp_path: Path) -> None:
     write_series(tmp_path / "a")
     before = read_image(tmp_path, "a")
-    flat(tmp_path / "a", PIXELS, **XRAY)
+    write_flat(tmp_path / "a", PIXELS, **XRAY)
     after = read_image(tmp_path, "a")
     assert np.array_equal(after.voxels, before.voxels)
     assert "1 x image without a position is not used" in after.notes
 
 
 def test_a_screenshot_is_no_photograph(tmp_path: Path) -> None:
-    flat(tmp_path / "a", COLOURS, **{**PHOTO, "SOPClassUID": CAPTURE})
+    write_flat(tmp_path / "a", COLOURS, **{**PHOTO, "SOPClassUID": CAPTURE})
     with pytest.raises(Unreadable, match="holds no images of a scan"):
         read_image(tmp_path, "a")
 
 
 def test_a_mask_that_was_drawn_as_a_picture_fits_an_xray(tmp_path: Path) -> None:
-    flat(tmp_path / "a", PIXELS, **XRAY)
+    write_flat(tmp_path / "a", PIXELS, **XRAY)
     mask = (PIXELS > 2000).astype(np.uint8)
     Image.fromarray(mask).save(tmp_path / "mask.png")
     task = SegmentationConfig(kind="segmentation", dims=2, labels={1: "lung"})
@@ -161,7 +123,7 @@ def test_a_mask_that_was_drawn_as_a_picture_fits_an_xray(tmp_path: Path) -> None
 
 
 def test_a_photograph_serves_a_study_of_colours(tmp_path: Path) -> None:
-    flat(tmp_path / "a", COLOURS, **PHOTO)
+    write_flat(tmp_path / "a", COLOURS, **PHOTO)
     task = ClassificationConfig(kind="classification", dims=2, labels={0: "a", 1: "b"}, channels="rgb")
     scan, _ = read_case(tmp_path, CaseFiles("c", "p", "a", "1"), task)
     assert scan.image.shape == (3, 9, 7)
