@@ -50,6 +50,7 @@ class Case:
     shape: tuple[int, ...]
     patients: int
     segments: bool = True
+    channels: int = 1
 
 
 CASES = (
@@ -59,6 +60,14 @@ CASES = (
         lambda: nets.UNet(3, 1, 3, (16, 32, 64, 128), (2, 2, 2), num_res_units=1), (32, 48, 32), 8,
     ),
     Case("SegResNet", 3, lambda: nets.SegResNet(3, 8, out_channels=3), (32, 48, 32), 4),
+    Case(
+        "UNet 8-16-32, four channels", 3, lambda: nets.UNet(3, 4, 3, (8, 16, 32), (2, 2)),
+        (32, 48, 32), 8, channels=4,
+    ),
+    Case(
+        "SegResNet, four channels", 3, lambda: nets.SegResNet(3, 8, in_channels=4, out_channels=3),
+        (32, 48, 32), 4, channels=4,
+    ),
     Case(
         "DenseNet121", 3, lambda: nets.DenseNet121(3, 1, 2, norm=GROUP), (32, 48, 32), 4, segments=False,
     ),
@@ -87,7 +96,7 @@ def steps_of(case: Case) -> dict[str, Callable[[], None]]:
     task = _task(case)
     torch.manual_seed(0)
     first = case.build()
-    images = torch.randn(case.patients, 1, *case.shape)
+    images = torch.randn(case.patients, case.channels, *case.shape)
     target = torch.randint(0, 2, (case.patients, *(case.shape if case.segments else ())))
     patients = torch.arange(case.patients)
 

@@ -90,8 +90,13 @@ class ServedModel:
         return predict(self.network, activation, study.preprocessing, study.network.divisor, scan, CPU)
 
     def labels(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return the labels of probabilities `(B, C, ...)`: the likeliest, or each of 0.5 or more."""
+        """Return the labels of probabilities `(B, C, ...)`: the likeliest, or each of 0.5 or more.
+
+        Numbers `(B, 1)` of a regression stay what they are.
+        """
         task = self.study.task
+        if task.kind == "regression":
+            return probabilities
         if task.kind == "classification" and task.multi_label:
             return (probabilities >= 0.5).long()
         return probabilities.argmax(1)

@@ -329,8 +329,8 @@ class ViTConfig(_NetworkConfig):
         """Return the network for images `(B, in_channels, *image)`."""
         network = _ViT(**self.arguments(dims, out_channels, in_channels))
         network.sides = self.image
-        for block in network.blocks:  # MONAI 1.6 makes layers of cross attention that nothing uses
-            block.cross_attn = block.norm_cross_attn = nn.Identity()
+        for block in network.blocks:  # MONAI 1.6 makes a norm for cross attention that nothing uses
+            block.norm_cross_attn = nn.Identity()
         return network
 
 

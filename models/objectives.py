@@ -18,7 +18,7 @@ from monai.metrics.surface_dice import compute_surface_dice
 from torch import Tensor
 from torch.nn import functional
 
-from models.tasks import ClassificationConfig, SegmentationConfig
+from models.tasks import RegressionConfig, SegmentationConfig, TaskConfig
 
 MISSED_MM = 374.0
 """HD95 of a patient without a prediction, in mm, as the BraTS challenge counts a missed lesion
@@ -26,7 +26,7 @@ MISSED_MM = 374.0
 
 
 Outcome = Mapping[str, float]
-LOWER_IS_BETTER = frozenset({"hd95_mm", "calibration_error"})
+LOWER_IS_BETTER = frozenset({"hd95_mm", "calibration_error", "mae"})
 """The metrics for which a smaller value is better; for all others a larger one is."""
 SPREAD = ("low", "high", "worst_case")
 """Values reported beside the mean of a metric; averages of these over hospitals mean nothing."""
@@ -66,7 +66,7 @@ class Task:
     exclusive: Callable[[Tensor], Tensor] = lambda logits: logits
 
 
-def build_task(config: SegmentationConfig | ClassificationConfig) -> Task:
+def build_task(config: TaskConfig) -> Task:
     """Return the functions of the task that `config` describes."""
     if config.kind == "segmentation":
         return Task(
@@ -76,6 +76,8 @@ def build_task(config: SegmentationConfig | ClassificationConfig) -> Task:
             _mean_outcome,
             partial(_dice_of_labels, config),
         )
+    if config.kind == "regression":
+        return _regression(config)
     count = config.out_channels
     if config.multi_label:
         of_patient = partial(_answer, (torch.zeros(count), torch.ones(count).long()))
@@ -97,7 +99,19 @@ def build_task(config: SegmentationConfig | ClassificationConfig) -> Task:
     )
 
 
-def metric_names(config: SegmentationConfig | ClassificationConfig) -> frozenset[str]:
+def _regression(config: RegressionConfig) -> Task:
+    missed = (torch.tensor([config.low]), torch.tensor(config.high))  # wrong by the whole range
+    of_patient = partial(_answer, missed)
+    return Task(
+        partial(_scaled_error, config),
+        partial(_in_range, config),
+        of_patient,
+        partial(_regression_metrics, config.tolerance),
+        lambda scans: _is_within(config.tolerance, of_patient(scans)),
+    )
+
+
+def metric_names(config: TaskConfig) -> frozenset[str]:
     """Return the metrics that a task can have.
 
     >>> sorted(metric_names(SegmentationConfig(kind="segmentation", dims=3, labels={1: "head"})))
@@ -106,6 +120,8 @@ def metric_names(config: SegmentationConfig | ClassificationConfig) -> frozenset
     if config.kind == "segmentation":
         by_label = (f"dice/{name}" for name in config.labels.values())
         return frozenset({"dice", "hd95_mm", "surface_dice", *by_label})
+    if config.kind == "regression":
+        return frozenset({"mae", "within_tolerance"})
     return frozenset({"accuracy", "auroc", "balanced_accuracy", "calibration_error"})
 
 
@@ -124,12 +140,13 @@ def flat(name: str) -> str:
 
 
 def answer_shape(
-    config: SegmentationConfig | ClassificationConfig, shape: tuple[int, ...]
-) -> tuple[int, ...]:
+    config: TaskConfig, shape: tuple[int, ...]
+) -> tuple[int, ...]:  # fmt: skip
     """Return the shape of `Task.exclusive`'s answer for one image of `shape`."""
     if config.kind == "segmentation":
         return (config.out_channels, *shape)
-    return (2, config.out_channels) if config.multi_label else (config.out_channels,)
+    several = config.kind == "classification" and config.multi_label
+    return (2, config.out_channels) if several else (config.out_channels,)
 
 
 def one_hot(target: Tensor, num_classes: int) -> Tensor:
@@ -158,6 +175,20 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def _binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     every = functional.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none")
     return every.mean(1)
+
+
+def _scaled_error(config: RegressionConfig, logits: Tensor, target: Tensor) -> Tensor:
+    """Return each scan's error as a share of the range, squared where it is small, `(N,)`.
+
+    (Huber 1964, Robust Estimation of a Location Parameter, https://doi.org/10.1214/aoms/1177703732.)
+    """
+    share = (target - config.low) / (config.high - config.low)
+    return functional.smooth_l1_loss(logits[:, 0], share.to(logits), beta=0.1, reduction="none")
+
+
+def _in_range(config: RegressionConfig, logits: Tensor) -> Tensor:
+    """Return the numbers that outputs from 0 to 1 stand for, `(N, 1)`."""
+    return config.low + (config.high - config.low) * logits.clamp(0, 1)
 
 
 def _yes_and_no(logits: Tensor) -> Tensor:
@@ -324,6 +355,19 @@ def _classification_metrics(patients: Sequence[tuple[Tensor, Tensor]]) -> dict[s
         auroc = compute_roc_auc(probabilities, one_hot(target, probabilities.shape[1]))
         outcome["auroc"] = float(auroc)
     return outcome
+
+
+def _regression_metrics(tolerance: float, patients: Sequence[Answer]) -> dict[str, float]:
+    """Return the mean absolute error, and the share of patients whose error is within the tolerance."""
+    answers, target = _stacked(patients)
+    errors = (answers[:, 0].double() - target.double()).abs()
+    return {
+        "mae": float(errors.mean()), "within_tolerance": float((errors <= tolerance).double().mean()),
+    }  # fmt: skip
+
+
+def _is_within(tolerance: float, answer: Answer) -> dict[str, float]:
+    return {"within_tolerance": _regression_metrics(tolerance, [answer])["within_tolerance"]}
 
 
 def _calibration_error(confidence: Tensor, is_right: Tensor) -> float:

@@ -39,6 +39,11 @@ class _TaskConfig(Config):
         return self
 
     @property
+    def network_kind(self) -> Literal["segmentation", "classification"]:
+        """The kind of its networks: they answer for each voxel, or once for a scan."""
+        return "segmentation" if getattr(self, "kind", "") == "segmentation" else "classification"
+
+    @property
     def channel_names(self) -> tuple[str, ...]:
         """The images of a scan; one where they are in colour."""
         return PLAIN if isinstance(self.channels, str) else self.channels
@@ -102,4 +107,38 @@ class ClassificationConfig(_TaskConfig):
         return len(self.labels)
 
 
-TaskConfig = Annotated[SegmentationConfig | ClassificationConfig, Field(discriminator="kind")]
+class RegressionConfig(_TaskConfig):
+    """A number for each scan, such as an age: `labels` names it, as `{0: age}`.
+
+    Attributes:
+        low, high: its public range; a hospital's values lie within, and answers too.
+        tolerance: the error up to which an answer counts as right, for `within_tolerance`.
+    """
+
+    kind: Literal["regression"]
+    low: float
+    high: float
+    tolerance: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _one_in_a_range(self) -> "RegressionConfig":
+        if list(self.labels) != [0]:
+            raise ValueError("labels: expected the name of the one number, as {0: age}")
+        if self.low >= self.high:
+            raise ValueError(f"low, high: expected the ends of a range, got {self.low} and {self.high}")
+        return self
+
+    @property
+    def out_channels(self) -> int:
+        """One channel."""
+        return 1
+
+    @property
+    def name(self) -> str:
+        """The name of the number."""
+        return self.labels[0]
+
+
+TaskConfig = Annotated[
+    SegmentationConfig | ClassificationConfig | RegressionConfig, Field(discriminator="kind")
+]

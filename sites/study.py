@@ -185,6 +185,17 @@ class Study(Config):
         return self
 
     @model_validator(mode="after")
+    def _numbers_have_no_classes(self) -> "Study":
+        if self.task.kind != "regression":
+            return self
+        if self.distillation or self.training.membership:
+            raise ValueError(
+                "task: expected no distillation and no training.membership with regression; both work "
+                "on the probabilities of classes. Take export: weights or gradient_sum."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sum_is_sound(self) -> "Study":
         faults = sum_faults(
             self.privacy,
@@ -384,7 +395,7 @@ def _bound(strategy: StrategyConfig, network: NetworkConfig, sizes: tuple[int, i
 
 def check_network(study: Study, key: str, network: NetworkConfig) -> None:
     """Raise ValueError, which names `key`, if a network does not fit a study's task or image shape."""
-    kind, shape = study.task.kind, study.preprocessing.shape
+    kind, shape = study.task.network_kind, study.preprocessing.shape
     if network.kind != kind:
         raise ValueError(f"{key}: expected a network for {kind}, got {network.name} for {network.kind}.")
     if isinstance(network, ViTConfig) and network.image != shape:

@@ -21,7 +21,7 @@ from privacy.signing import canonical
 GENESIS = "0" * 64
 """The predecessor of a chain's first link."""
 
-HEADLINES = ("dice", "auroc", "accuracy")
+HEADLINES = ("dice", "auroc", "accuracy", "within_tolerance")
 """Metrics that stand for a model's quality, in order of preference."""
 
 S_co = TypeVar("S_co", bound=Statement, covariant=True)

@@ -17,7 +17,7 @@ from flows.decisions.release_status import ReleasedVersion
 from flows.runs import artifacts
 from flows.served_model import ServedModel
 from models.files import sha256_of, write_atomically
-from models.tasks import RGB
+from models.tasks import RGB, ClassificationConfig, RegressionConfig
 from sites.imaging.preprocessing import Patches, Percentiles, PreprocessingConfig, Window
 from sites.inference import WINDOWS
 from sites.study import Study
@@ -55,7 +55,7 @@ def write(
     study = model.study
     if study.network.name == "ViT":
         raise ConfigError(
-            f"{study.name}: MONAI's own ViT has layers that nothing uses and that this model does not "
+            f"{study.name}: MONAI's own ViT has norms that nothing uses and that this model does not "
             f"have; `wardround predict` reads it."
         )
     write_atomically(folder / "models" / served_model.WEIGHTS, weights)
@@ -203,7 +203,7 @@ def _before(study: Study) -> list[dict[str, Any]]:
             {"_target_": "Resized", "keys": KEY, "spatial_size": list(config.shape), "mode": mode,
              "anti_aliasing": True}
         )  # fmt: skip
-    if study.task.kind == "classification":
+    if study.task.network_kind == "classification":
         steps.append(
             {"_target_": "ResizeWithPadOrCropd", "keys": KEY, "spatial_size": list(config.shape)}
         )
@@ -246,10 +246,17 @@ def _inferer(config: PreprocessingConfig, *, is_map: bool) -> dict[str, Any]:
     return {"_target_": "SimpleInferer"}
 
 
+def _answer_of(task: ClassificationConfig | RegressionConfig) -> str:
+    """Return the expression for an answer, `(C,)`, of a network's output `x`."""
+    if task.kind == "regression":
+        return f"({task.low} + {task.high - task.low} * x.clamp(0, 1))"
+    return "torch.sigmoid(x)" if task.multi_label else "torch.softmax(x, 0)"
+
+
 def _after(study: Study) -> list[dict[str, Any]]:
     task = study.task
-    if task.kind == "classification":
-        how = "torch.sigmoid(x)" if task.multi_label else "torch.softmax(x, 0)"
+    if task.kind != "segmentation":
+        how = _answer_of(task)
         names = list(task.labels.values())
         printed = f"$lambda x: print(json.dumps(dict(zip({names!r}, map(float, {how})))))"
         return [{"_target_": "Lambdad", "keys": "pred", "func": printed, "overwrite": False}]

@@ -109,15 +109,15 @@ def mask_of(model: ServedModel, files: Mapping[str, Path]) -> Mask:
             a channel that is missing or lies elsewhere); or the model classifies.
     """
     if model.study.task.kind != "segmentation":
-        raise ConfigError(f"{model.study.name} classifies and makes no mask; leave out -o.")
+        raise ConfigError(f"{model.study.name} makes no mask; leave out -o.")
     name, image, probabilities = _seen(model, files)
     labels = model.labels(probabilities[None])[0].numpy()
     return Mask(labels.astype(np.uint8), image, files[name])
 
 
 def classes_of(model: ServedModel, files: Mapping[str, Path]) -> dict[str, float]:
-    """Return the probability of each class of an image; raises as `mask_of` does."""
-    if model.study.task.kind != "classification":
+    """Return the probability of each class of a scan, or its number; raises as `mask_of` does."""
+    if model.study.task.kind == "segmentation":
         raise ConfigError(f"{model.study.name} makes a mask; name its file with -o.")
     *_, found = _seen(model, files)
     names = model.study.task.labels.values()

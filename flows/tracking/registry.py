@@ -332,7 +332,7 @@ def _signature(task: TaskConfig) -> ModelSignature:
     """Return a model's inputs and outputs: probabilities, unless labels are requested."""
     spatial, several = (-1,) * task.dims, task.in_channels > 1
     images = (-1, task.in_channels, *spatial) if several else (-1, *spatial)
-    answers = (-1, -1) if task.kind == "classification" else (-1, -1, *spatial)
+    answers = (-1, -1) if task.network_kind == "classification" else (-1, -1, *spatial)
     inputs, outputs = (Schema([TensorSpec(np.dtype(np.float32), each)]) for each in (images, answers))
     spacing = ParamSpec("spacing_mm", DataType.double, [1.0] * task.dims, shape=(-1,))
     return ModelSignature(

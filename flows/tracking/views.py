@@ -25,7 +25,11 @@ Sections = Mapping[str, Sequence[Sequence[str]]]
 def sections(study: Study) -> Sections:
     """Return the saved view's charts by section: a chart is a list of metrics, a line each hospital."""
     names = metric_names(study.task)
-    quality = [f"val/{name}" for name in ("dice", "hd95_mm", "auroc", "accuracy") if name in names]
+    quality = [
+        f"val/{name}"
+        for name in ("dice", "hd95_mm", "auroc", "accuracy", "mae", "within_tolerance")
+        if name in names
+    ]
     shown = {"Quality": [[name] for name in quality]}
     if study.privacy.mode != "none":
         shown["Privacy"] = [["privacy/epsilon", "privacy/budget"]]

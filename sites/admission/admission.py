@@ -89,8 +89,8 @@ def check_labels(listing: Listing, task: TaskConfig, owner: str = "hospital") ->
     Args:
         owner: whose list it is, for the message.
     """
-    if listing.has_classes != (task.kind == "classification"):
-        has = "classes" if listing.has_classes else "label images"
+    has = "classes" if listing.has_classes else "values" if listing.has_values else "label images"
+    if has != {"classification": "classes", "regression": "values"}.get(task.kind, "label images"):
         raise Refused(f"the study is a {task.kind}, the {owner}'s list has {has}")
     if task.kind == "classification" and task.multi_label != listing.has_several:
         asked, has = (

@@ -223,6 +223,8 @@ def _blank_targets(study: Study, count: int) -> torch.Tensor:
     task = study.task
     if task.kind == "segmentation":
         return torch.zeros(count, *study.preprocessing.shape).long()
+    if task.kind == "regression":
+        return torch.full((count,), task.low)
     return torch.zeros(count, *([len(task.labels)] if task.multi_label else ())).long()
 
 

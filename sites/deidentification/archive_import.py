@@ -42,7 +42,7 @@ from sites.imaging.dicom.files import (
     read_file,
 )
 from sites.imaging.dicom.stack import stack_in, without_copies
-from sites.imaging.images import Unreadable, read_image
+from sites.imaging.images import PICTURES, Unreadable, read_image
 from sites.listing.cases import Listing
 from sites.listing.listing import LAYOUTS, read_listing
 from sites.listing.tables import CHANNEL, LabelColumn, label_column
@@ -161,16 +161,18 @@ def _label_of(table: Path, listing: Listing | None) -> LabelColumn:
     """Return the column of the labels in the hospital's list: the one it has, else the export's.
 
     Raises:
-        ConfigError: the one holds one class for each case, the other any number.
+        ConfigError: the one holds one class for each case, the other any number of them, or values.
     """
-    wanted: LabelColumn = "labels" if listing and listing.has_several else "label"
+    wanted: LabelColumn = "label"
+    if listing and (listing.has_several or listing.has_values):
+        wanted = "value" if listing.has_values else "labels"
     if not table.exists():
         return wanted
     present = label_column(table)
     if listing and present != wanted:
         raise ConfigError(
             f"{table}: expected the column {wanted} as in the export, found {present}. Import into a "
-            f"folder of its own: a list has either one class for each case or any number."
+            f"folder of its own: a list has one class for each case, any number of them, or a value."
         )
     return present
 
@@ -236,7 +238,8 @@ def _listed_cases(
                 column: take(file, kind="images")
                 for column, file in (files or {"image": case.image}).items()
             }
-            label = case.label if listing.has_classes else take(case.label, kind="labels")
+            is_text = listing.has_classes or listing.has_values
+            label = case.label if is_text else take(case.label, kind="labels")
             session = rename(f"session {case.session}")[:8] if case.session else ""
             yield {
                 "patient": patient, **images, "label": label, "session": session, "series": "",
@@ -276,9 +279,7 @@ def _take_file(
 _COPIED: Mapping[str, tuple[str, Callable[[Path], bytes]]] = {
     ".nii": (".nii.gz", nifti_without_text),
     ".nii.gz": (".nii.gz", nifti_without_text),
-    ".png": (".png", picture_without_text),
-    ".jpg": (".png", picture_without_text),
-    ".jpeg": (".png", picture_without_text),
+    **dict.fromkeys(PICTURES, (".png", picture_without_text)),
 }
 """The end of a copy's name and the function that copies, by the end of the file's name."""
 

@@ -24,7 +24,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from sites.imaging.image import LARGEST_BYTES
-from sites.imaging.images import upright
+from sites.imaging.images import FORMATS, upright
 
 QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 SFORM = ("srow_x", "srow_y", "srow_z")
@@ -218,7 +218,7 @@ def _bare_header(image: nib.Nifti1Image) -> nib.Nifti1Header:
 def picture_without_text(path: Path) -> bytes:
     """Return the bytes of a PNG with the same pixels and nothing else."""
     file = BytesIO()
-    with Pictures.open(path, formats=("PNG", "JPEG")) as opened:
+    with Pictures.open(path, formats=FORMATS) as opened:
         picture = upright(opened)
         bare = Pictures.new(picture.mode, picture.size)
         bare.paste(picture)

@@ -59,6 +59,8 @@ def hardest(hospital: Hospital, seen: SeenModel, count: int) -> list[PicturedCas
         scan, _ = read_case(hospital.data, case.files, study.task)
         prediction = probabilities.argmax(0).numpy()
         shown = next(channel for channel in scan.image if channel.any())
-        found.append(PicturedCase(case.files.case, shown, scan.target, prediction, outcome["dice"]))
+        found.append(
+            PicturedCase(case.files.case, shown, prepared.truth.numpy(), prediction, outcome["dice"])
+        )
         found = worst_first(found)[:count]  # at most this many scans in memory
     return found

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from models.objectives import LOWER_IS_BETTER, Prediction, Task, flat
-from models.tasks import ClassificationConfig, SegmentationConfig
+from models.tasks import TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.noise.noised import noised_sums, to_grid
 from privacy.noise.source import NoiseSource
@@ -65,9 +65,7 @@ def intervals(task: Task, outcomes: Sequence[Any], seed: int) -> dict[str, float
     return found
 
 
-def coarse(
-    metrics: Mapping[str, float], task: SegmentationConfig | ClassificationConfig, declared: int
-) -> dict[str, float]:
+def coarse(metrics: Mapping[str, float], task: TaskConfig, declared: int) -> dict[str, float]:
     """Return exact metrics in steps that do not show the true number of patients.
 
     An accuracy of 0.826087 is 19 of 23. Metrics of classes are rounded to the nearest share of the
@@ -78,6 +76,10 @@ def coarse(
     {'accuracy': 0.85}
     """
     metrics = {name: min(value, LARGEST_METRIC) for name, value in metrics.items()}
+    if task.kind == "regression":
+        within = round(metrics["within_tolerance"] * declared) / declared
+        return {name: within if name == "within_tolerance" else round(value, 3)
+                for name, value in metrics.items()}  # fmt: skip
     if task.kind == "classification":
         return {name: round(value * declared) / declared for name, value in metrics.items()}
     return {name: round(value, 3) for name, value in metrics.items()}

@@ -7,6 +7,7 @@
 | `intensity`, or `intensity/<channel>`         | the share of voxels in each bin             |
 | `volume_ml/<label>` of a segmentation         | from 0 to 1000 ml and more                  |
 | `class` of a classification                   | each class                                  |
+| `value/<name>` of a regression                | ten equal parts of the study's range        |
 | `class/<label>` where several labels may hold | the label does not hold, or it does         |
 
 A patient adds one to each histogram, divided among its bins if their scans differ, and less where a
@@ -28,6 +29,7 @@ from sites.cohort import Patient
 from sites.imaging.profile import INTENSITY_EDGES, Profile
 
 MOST_SCANS = 4
+VALUE_BINS = 10
 SPACING_EDGES_MM = (0.5, 0.8, 1.2, 2.0, 4.0)
 VOLUME_EDGES_ML = (1e-9, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
@@ -55,6 +57,9 @@ def _of_scan(profile: Profile, task: TaskConfig) -> dict[str, Histogram]:
     amounts = {name: profile.amounts.get(value, 0.0) for value, name in task.labels.items()}
     if task.kind == "segmentation":
         return found | {f"volume_ml/{n}": _one(VOLUME_EDGES_ML, ml) for n, ml in amounts.items()}
+    if task.kind == "regression":
+        edges = np.linspace(task.low, task.high, VALUE_BINS + 1)[1:-1].tolist()
+        return found | {f"value/{name}": _one(edges, value) for name, value in amounts.items()}
     if task.multi_label:
         return found | {f"class/{name}": _one((0.5,), holds) for name, holds in amounts.items()}
     return found | {"class": np.asarray(list(amounts.values()))}
@@ -89,6 +94,8 @@ def _intensities(task: TaskConfig) -> list[str]:
 def _label_bins(task: TaskConfig) -> dict[str, int]:
     if task.kind == "segmentation":
         return {f"volume_ml/{name}": len(VOLUME_EDGES_ML) + 1 for name in task.labels.values()}
+    if task.kind == "regression":
+        return {f"value/{task.name}": VALUE_BINS}
     if task.multi_label:
         return {f"class/{name}": 2 for name in task.labels.values()}
     return {"class": len(task.labels)}  # one histogram: the last class follows from the others

@@ -23,6 +23,7 @@ from torch import Tensor
 from models.files import write_atomically
 from models.tasks import TaskConfig
 from privacy.signing import canonical
+from sites.imaging.images import PICTURES
 from sites.imaging.intake import BrokenCase, Finding
 from sites.imaging.preprocessing import Prepared, PreprocessingConfig, cached_part
 from sites.imaging.profile import Profile
@@ -31,7 +32,7 @@ from sites.listing.cases import CaseFiles
 
 log = logging.getLogger("wardround.site")
 
-QUICK = (".png", ".jpg", ".jpeg", ".npz")
+QUICK = (*PICTURES, ".npz")
 """Ends of the names of files that are not cached: reading them is as fast as reading an entry."""
 VERSION = 7
 """Number to increase whenever reading, checking or preparing a case changes."""
@@ -112,7 +113,7 @@ class ScanCache:
             truth = file.get_tensor("truth").clone() if has_truth else kept
             if stored["sum"] != _sum(image, kept, truth):
                 return None
-            target = kept.long()
+            target = kept if kept.is_floating_point() else kept.long()
             return Prepared(
                 image=image,
                 target=target,
@@ -155,7 +156,9 @@ def _sum(*tensors: Tensor) -> str:
 
 
 def _small(labels: Tensor) -> Tensor:
-    """Return labels in the smallest type that holds them."""
+    """Return labels in the smallest type that holds them; numbers as they are."""
+    if labels.is_floating_point():
+        return labels
     return labels.to(torch.uint8 if labels.numel() == 0 or int(labels.max()) < 256 else torch.int32)
 
 
@@ -166,7 +169,8 @@ def _key(data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingCon
     images = [case.images.get(name, "") for name in task.channel_names]
     try:
         files = [content_of(data, image) if image else "" for image in images]
-        files.append(case.label if task.kind == "classification" else content_of(data, case.label))
+        is_file = task.kind == "segmentation"
+        files.append(content_of(data, case.label) if is_file else case.label)
     except (OSError, ValueError):
         return None
     what = [VERSION, task.model_dump(mode="json"), cached_part(config), files, case.label_map]

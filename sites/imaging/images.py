@@ -1,4 +1,4 @@
-"""Reading of one image from disk: NIfTI, a DICOM series, PNG, JPEG, or one of the images in an npz file.
+"""Reading of one image from disk: NIfTI, DICOM, a picture, or one of the images in an npz file.
 
 Every file, also a damaged or hostile one, gives an `Image` or the error `Unreadable`. Nothing is
 unpickled, no file outside the data folder is opened, nothing above `LARGEST_BYTES` is unpacked.
@@ -37,8 +37,10 @@ from sites.imaging.nifti import TEXTS, from_nifti, read_nifti
 
 __all__ = ["LARGEST_BYTES", "TEXTS", "Fault", "Image", "Unreadable", "read_image", "read_stack"]
 
-PICTURES = (".png", ".jpg", ".jpeg")
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 """Ends of the names of pictures."""
+FORMATS = ("PNG", "JPEG", "TIFF")
+"""Formats of pictures, by Pillow's names."""
 COLOURED = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
 """Modes of pictures that store colours."""
 
@@ -159,10 +161,11 @@ def _from_dicom(found: Found, name: str) -> Image:
     )  # fmt: skip
 
 
-def _read_picture(path: Path, _: str, *, is_label: bool = False) -> Image:
+def _read_picture(path: Path, page: str, *, is_label: bool = False) -> Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Pictures.DecompressionBombWarning)
-        with Pictures.open(path, formats=("PNG", "JPEG")) as picture:
+        with Pictures.open(path, formats=FORMATS) as picture:
+            _turn_to(picture, page)
             if any(";16" in str(tile[3]) for tile in picture.tile) and picture.mode[:1] in "RL":
                 raise Unreadable("unreadable", "it has 16 bits and colour or transparency")
             words = [str(v) for v in picture.info.values() if isinstance(v, str)]
@@ -173,6 +176,17 @@ def _read_picture(path: Path, _: str, *, is_label: bool = False) -> Image:
                 return found
             colours = np.asarray(turned.convert("RGB"), dtype=np.float32)
             return replace(found, colours=np.moveaxis(colours, -1, 0))
+
+
+def _turn_to(picture: Pictures.Image, page: str) -> None:
+    """Go to a page of a picture, by its number from 0; a picture of several needs one named."""
+    count = getattr(picture, "n_frames", 1)
+    if count > 1 and not page:
+        raise Unreadable("unreadable", f"the file has {count} pages; name one in the list, as file#0")
+    if page and not (page.isdecimal() and int(page) < count):
+        raise Unreadable("unreadable", f"expected the number of a page below {count}, got {page!r}")
+    if page:
+        picture.seek(int(page))
 
 
 def upright(picture: Pictures.Image) -> Pictures.Image:
@@ -246,9 +260,7 @@ def _plain(values: NDArray[np.generic], words: tuple[str, ...] = ()) -> Image:
 _READERS: Mapping[str, Callable[[Path, str], Image]] = {
     ".nii": read_nifti,
     ".nii.gz": read_nifti,
-    ".png": _read_picture,
-    ".jpg": _read_picture,
-    ".jpeg": _read_picture,
+    **dict.fromkeys(PICTURES, _read_picture),
     ".npz": _read_member,
     **dict.fromkeys(SUFFIXES, _read_dicom),
 }

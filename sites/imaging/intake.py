@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from models.tasks import RGB, ClassificationConfig, SegmentationConfig, TaskConfig
+from models.tasks import RGB, ClassificationConfig, RegressionConfig, SegmentationConfig, TaskConfig
 from sites.imaging.burned_in_text import may_show_text
 from sites.imaging.channels import BadChannel, channels_of, stacked
 from sites.imaging.image import Image, Placement, Unreadable
@@ -44,12 +44,13 @@ class Scan:
 
     Attributes:
         image: `(C, *spatial)` intensities; a channel that is missing is zero everywhere.
-        target: `(*spatial)` labels, `()` the class, or `(C,)` with 1 for each label that holds.
+        target: `(*spatial)` labels, `()` the class or the number, or `(C,)` with 1 for each label that
+            holds.
         spacing_mm: the voxel's sides.
     """
 
     image: NDArray[np.float32]
-    target: NDArray[np.int64]
+    target: NDArray[np.int64] | NDArray[np.float32]
     spacing_mm: tuple[float, ...]
 
 
@@ -88,6 +89,8 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
     image = next(each for each in images if each is not None)
     if fault := image_fault(voxels, task):
         raise BrokenCase(case.case, fault)
+    if task.kind == "regression":
+        return Scan(voxels, _value(case, task), image.spacing_mm), list(_odd_channels(images, None))
     if task.kind == "classification":
         classes = _several(case, task) if task.multi_label else _class(case, task)
         return Scan(voxels, classes, image.spacing_mm), list(_odd_channels(images, None))
@@ -97,10 +100,11 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
     target, rounding = _rounded(label.voxels)
     target = target if is_mapped else _mapped(target, case)
     _check_label(case, image, label, target, task)
-    scan = Scan(voxels, target.astype(np.int64), image.spacing_mm)
+    labels = target.astype(np.int64)
+    scan = Scan(voxels, labels, image.spacing_mm)
     both = replace(image, words=(*image.words, *label.words), notes=(*image.notes, *label.notes))
     others = [each for each in images if each is not None and each is not image]
-    findings = list(_odd_channels([both, *others], scan.target))
+    findings = list(_odd_channels([both, *others], labels))
     if EXACT < rounding <= ROUNDED:
         findings.append(Finding("rounded_label", f"values were rounded by up to {rounding:.2g}"))
     return scan, findings
@@ -232,6 +236,17 @@ def _mirrored(image: Placement | None, label: Placement | None) -> str | None:
                 f"and the {names[1]} lies by the qform"
             )
     return None
+
+
+def _value(case: CaseFiles, task: RegressionConfig) -> NDArray[np.float32]:
+    try:
+        value = float(case.label)
+    except ValueError:
+        value = float("nan")
+    if not task.low <= value <= task.high:
+        text = f"expected a number from {task.low:g} to {task.high:g}, the study's range"
+        raise _broken(case, "label_values", text)
+    return np.asarray(value, dtype=np.float32)
 
 
 def _class(case: CaseFiles, task: ClassificationConfig) -> NDArray[np.int64]:

@@ -31,7 +31,7 @@ class Profile:
         intensities: for each channel the share of its voxels in each bin of `INTENSITY_EDGES`; zeros for
             one that is missing.
         shape, spacing_mm: number and sides of its voxels along each axis.
-        amounts: for a label map, each label's volume in ml; else 1 for each class that holds.
+        amounts: for a label map, each label's volume in ml; 1 for each class that holds; a number.
     """
 
     content: str
@@ -71,6 +71,8 @@ def content_of(image: NDArray[np.float32]) -> str:
 
 
 def _amounts(scan: Scan) -> dict[int, float]:
+    if scan.target.dtype.kind == "f":
+        return {0: float(scan.target)}
     if scan.target.ndim == 0:
         return {int(scan.target): 1.0}
     if scan.target.ndim != scan.image.ndim - 1:

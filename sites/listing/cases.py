@@ -55,12 +55,14 @@ class Listing:
     Attributes:
         labels: the public names of the labels.
         has_several: each case may have any number of classes.
+        has_values: each case has a number.
         notes: what is not listed, and why.
     """
 
     cases: tuple[CaseFiles, ...]
     labels: Mapping[int, str]
     has_several: bool = False
+    has_values: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -103,6 +105,8 @@ class Listing:
     @property
     def has_classes(self) -> bool:
         """Whether most labels are classes and no label images; one patient's row does not decide it."""
+        if self.has_values:
+            return False
         classes = sum(CLASSES.fullmatch(case.label) is not None for case in self.cases)
         return self.has_several or 2 * classes > len(self.cases)
 

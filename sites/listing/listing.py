@@ -16,7 +16,8 @@ files), the channels of nnU-Net, and the contrasts of BIDS.
 In `cases.csv` the session may be left out. No file is opened to read a list, but by `wardround site
 import`, which takes the patients of DICOM files whose rows name none.
 The column `label` holds a label image or one class. The column `labels` holds any number of classes,
-`0;2`, or `none`. So the name of the column, not a patient's row, decides which studies fit.
+`0;2`, or `none`. The column `value` holds a number. So the name of the column, not a patient's row,
+decides which studies fit.
 
 Sources: Antonelli et al. 2022, The Medical Segmentation Decathlon,
 https://doi.org/10.1038/s41467-022-30695-9; Isensee et al. 2021, nnU-Net,

@@ -11,7 +11,7 @@ from sites.yaml_files import ConfigError
 
 CHANNEL = "image_"
 """Begin of the names of columns that hold one channel of the images each."""
-LabelColumn = Literal["label", "labels"]
+LabelColumn = Literal["label", "labels", "value"]
 PatientOf = Callable[[str], str]
 """Function that returns the patient of an image by the image's name in a list, empty if it has none."""
 
@@ -70,7 +70,7 @@ def from_table(data: Path, patient_of: PatientOf | None) -> Listing:
         needed = ("patient", *needed)
     cases = tuple(_case_of(row, label, channels, patient_of, path) for row in rows_of(path, needed))
     labels = label_names(data / "labels.csv", "value")
-    return Listing(cases, labels, has_several=label == "labels")
+    return Listing(cases, labels, has_several=label == "labels", has_values=label == "value")
 
 
 def _case_of(
@@ -128,10 +128,13 @@ def _filled(image: str, patient_of: PatientOf | None, table: Path) -> str:
 
 
 def label_column(path: Path) -> LabelColumn:
-    """Return which column of a `cases.csv` has the labels; raise `ConfigError` if both are there."""
+    """Return which column of a `cases.csv` has the labels; raise `ConfigError` if several are there."""
+    names: tuple[LabelColumn, ...] = ("label", "labels", "value")
     with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(encoding="utf-8-sig") as file:
-        columns = set(csv.DictReader(file).fieldnames or ())
-        if {"label", "labels"} <= columns:
-            raise ConfigError(f"{path}: expected a column label or a column labels, got both.")
-        return "labels" if "labels" in columns else "label"
+        columns = {name.strip() for name in csv.DictReader(file).fieldnames or ()}
+        found = [name for name in names if name in columns]
+        if len(found) > 1:
+            both = "both" if len(found) == 2 else "all"
+            raise ConfigError(f"{path}: expected one column of {', '.join(found)}, got {both}.")
+        return found[0] if found else "label"
     return "label"

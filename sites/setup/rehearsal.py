@@ -12,7 +12,7 @@ from models.tasks import PLAIN, RGB
 from sites.datasets.phantoms import write_policy
 from sites.hospital import Hospital
 from sites.listing.cases import NOTHING
-from sites.listing.tables import CHANNEL
+from sites.listing.tables import CHANNEL, LabelColumn
 from sites.study import Study
 
 PATIENTS = 24
@@ -37,8 +37,7 @@ def understudy(hospital: Hospital, study: Study, folder: Path) -> Hospital:
     np.savez(folder / "scans.npz", labels=np.stack(labels), **channels)
     with (folder / "cases.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        several = study.task.kind == "classification" and study.task.multi_label
-        writer.writerow(["patient", *channels, "labels" if several else "label"])
+        writer.writerow(["patient", *channels, _label_column(study)])
         for i, classes in enumerate(listed):
             label = classes or f"scans.npz#labels/{i}"
             writer.writerow([f"made-up-{i:02d}", *(f"scans.npz#{c}/{i}" for c in channels), label])
@@ -48,6 +47,13 @@ def understudy(hospital: Hospital, study: Study, folder: Path) -> Hospital:
     if hospital.public.is_dir():
         (folder / "public").symlink_to(hospital.public.resolve())
     return Hospital.open(folder)
+
+
+def _label_column(study: Study) -> LabelColumn:
+    task = study.task
+    if task.kind == "regression":
+        return "value"
+    return "labels" if task.kind == "classification" and task.multi_label else "label"
 
 
 def _arrays(study: Study, images: Any) -> dict[str, Any]:  # noqa: ANN401  # an array
@@ -72,6 +78,8 @@ def _made_up(study: Study, rng: np.random.Generator) -> tuple[Any, Any, str]:
         image, label = labelled_image(shape, len(task.labels), rng, study.synthesis, task.in_channels)
         return image.astype(np.float32), label.astype(np.uint8), ""
     image = texture(shape, rng, task.in_channels).astype(np.float32)
+    if task.kind == "regression":
+        return image, np.zeros(()), f"{rng.uniform(task.low, task.high):.6g}"
     known = sorted(task.labels)
     if not task.multi_label:
         return image, np.zeros(()), str(rng.choice(known))

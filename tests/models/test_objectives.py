@@ -15,7 +15,7 @@ from models.objectives import (
     one_hot,
     segmentation_outcome,
 )
-from models.tasks import ClassificationConfig, SegmentationConfig
+from models.tasks import ClassificationConfig, RegressionConfig, SegmentationConfig
 
 LABELS = {1: "head", 2: "tail"}
 
@@ -211,3 +211,35 @@ def test_a_patient_without_a_usable_scan_is_a_miss(
     assert built.bounded([]) == dict.fromkeys(built.bounded([scan]), 0.0)
     if task.kind == "segmentation":
         assert metrics["hd95_mm"] == MISSED_MM / 2
+
+
+AGE = RegressionConfig(kind="regression", dims=2, labels={0: "age"}, low=20.0, high=100.0, tolerance=5.0)
+
+
+def said(*years: float) -> Prediction:
+    """Return predictions of one scan for each number, whose truth is 60."""
+    return [Prediction(torch.tensor([year]), torch.tensor(60.0), (1.0, 1.0)) for year in years]
+
+
+def test_a_numbers_error_is_counted_over_patients_whatever_their_scans() -> None:
+    task = build_task(AGE)
+    kept = [task.of_patient(scans) for scans in (said(64.0), said(50.0, 80.0), said(40.0))]
+    assert task.over_patients(kept) == pytest.approx(
+        {"mae": (4 + 5 + 20) / 3, "within_tolerance": 2 / 3}
+    )
+    assert task.bounded(said(64.0)) == {"within_tolerance": 1.0}
+    assert metric_names(AGE) == set(task.over_patients(kept))
+
+
+def test_a_patient_without_a_usable_scan_is_wrong_by_the_whole_range() -> None:
+    task = build_task(AGE)
+    assert task.over_patients([task.of_patient([])]) == {"mae": 80.0, "within_tolerance": 0.0}
+    assert task.bounded([]) == {"within_tolerance": 0.0}
+
+
+def test_a_regressions_loss_is_one_number_for_each_scan_and_its_answers_lie_in_the_range() -> None:
+    task = build_task(AGE)
+    logits, target = torch.tensor([[0.5], [0.25], [7.0]]), torch.tensor([60.0, 60.0, 20.0])
+    losses = task.loss(logits, target)
+    assert losses.tolist() == pytest.approx([0.0, 0.25 - 0.05, 7.0 - 0.05])
+    assert task.activation(logits).tolist() == [[60.0], [40.0], [100.0]]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from flows.runs.dates import minute
-from models.tasks import ClassificationConfig, SegmentationConfig, TaskConfig
+from models.tasks import ClassificationConfig, RegressionConfig, SegmentationConfig, TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import LedgerError
 from sites.admission.admission import check_list, free_answers
@@ -21,6 +21,7 @@ from sites.cohort import case_id, evaluator, pseudonym
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
 from sites.imaging.checks import check_together
+from sites.imaging.images import PICTURES
 from sites.imaging.preprocessing import PreprocessingConfig
 from sites.listing.cases import CaseFiles, Listing
 from sites.listing.listing import EXCLUDED, excluded_patients
@@ -293,6 +294,10 @@ def _asked_of(listing: Listing, study: Path | None) -> tuple[TaskConfig, Preproc
 def _task_of(listing: Listing) -> TaskConfig:
     names = {value: f"label-{value}" for value in listing.labels}
     dims: Literal[2, 3] = 3 if _is_volume(listing.cases[0].image) else 2
+    if listing.has_values:
+        return RegressionConfig(
+            kind="regression", dims=dims, labels=names, low=-1e9, high=1e9, tolerance=1
+        )
     if listing.has_classes:
         several = listing.has_several
         return ClassificationConfig(kind="classification", dims=dims, labels=names, multi_label=several)
@@ -301,4 +306,4 @@ def _task_of(listing: Listing) -> TaskConfig:
 
 
 def _is_volume(name: str) -> bool:
-    return not name.partition("#")[0].lower().endswith((".png", ".jpg", ".jpeg", ".npz"))
+    return not name.partition("#")[0].lower().endswith((*PICTURES, ".npz"))

@@ -232,3 +232,21 @@ def test_a_mask_with_a_palette_or_of_one_bit_has_its_stored_values(tmp_path: Pat
     assert np.array_equal(read_image(tmp_path, "indexed.png", is_label=True).voxels, values)
     assert np.array_equal(read_image(tmp_path, "bits.png", is_label=True).voxels, values == 1)
     assert read_image(tmp_path, "bits.png").voxels.max() == 255
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_has_the_values_that_were_stored(dtype: type, tmp_path: Path) -> None:
+    values = np.arange(63, dtype=dtype).reshape(9, 7) * 200 % 251
+    Pictures.fromarray(values.astype(dtype)).save(tmp_path / "a.tif")
+    for is_label in (False, True):
+        assert np.array_equal(read_image(tmp_path, "a.tif", is_label=is_label).voxels, values)
+
+
+def test_a_page_of_a_tiff_is_named_by_its_number(tmp_path: Path) -> None:
+    pages = [Pictures.fromarray(np.full((9, 7), n, np.uint8)) for n in range(3)]
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
+    assert read_image(tmp_path, "a.tiff#2").voxels.tolist() == [[2.0] * 7] * 9
+    with pytest.raises(Unreadable, match="the file has 3 pages; name one in the list, as file#0"):
+        read_image(tmp_path, "a.tiff")
+    with pytest.raises(Unreadable, match="expected the number of a page below 3, got '3'"):
+        read_image(tmp_path, "a.tiff#3")
