@@ -9,7 +9,6 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from monai.networks import nets
 from opacus.validators import ModuleValidator
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
@@ -18,8 +17,6 @@ from torch import Tensor, nn
 from models.config import Config
 
 Kind = Literal["segmentation", "classification"]
-LEAST_SIDE = 64
-"""A side length, in voxels, that every network here accepts."""
 Channels = Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -343,35 +340,6 @@ class _ViT(nets.ViT):  # type: ignore[misc]  # MONAI is not typed
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = super().forward(x)[0]
         return logits
-
-
-def last_layers(network: nn.Module, count: int) -> frozenset[str]:
-    """Return the names of the parameters of the last `count` layers that process an image.
-
-    Raises:
-        ValueError: the network has `count` layers or fewer.
-    """
-    acted: list[str] = []
-    hooks = [
-        module.register_forward_hook(lambda *_, place=place: acted.append(place))
-        for place, module in network.named_modules()
-        if any(True for _ in module.parameters(recurse=False))
-    ]
-    first = next(p for p in network.parameters() if p.dim() > 2)  # (out, in, *kernel)
-    try:
-        with torch.no_grad():
-            sides = getattr(network, "sides", ()) or [LEAST_SIDE] * (first.dim() - 2)
-            network(torch.zeros(1, first.shape[1], *sides))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if count >= len(acted):
-        raise ValueError(f"Expected fewer layers than the network has ({len(acted)}), got {count}.")
-    return frozenset(
-        f"{place}.{name}"
-        for place in acted[-count:]
-        for name, _ in network.get_submodule(place).named_parameters(recurse=False)
-    )
 
 
 REFUSED = {

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 Params = Mapping[str, Tensor]
 
+LEAST_SIDE = 64
+"""A side length, in voxels, that every network here accepts."""
+
 
 def of(network: nn.Module) -> dict[str, Tensor]:
     """Return a detached copy of every parameter of `network`, by name."""
@@ -95,3 +98,32 @@ def weighted_mean(items: Iterable[tuple[float, Params]]) -> dict[str, Tensor]:
     if not total:
         raise ValueError("Expected at least one item to average, got none.")
     return {name: (value / weights).to(dtypes[name]) for name, value in total.items()}
+
+
+def last_layers(network: nn.Module, count: int) -> frozenset[str]:
+    """Return the names of the parameters of the last `count` layers that process an image.
+
+    Raises:
+        ValueError: the network has `count` layers or fewer.
+    """
+    acted: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, place=place: acted.append(place))
+        for place, module in network.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    first = next(p for p in network.parameters() if p.dim() > 2)  # (out, in, *kernel)
+    try:
+        with torch.no_grad():
+            sides = getattr(network, "sides", ()) or [LEAST_SIDE] * (first.dim() - 2)
+            network(torch.zeros(1, first.shape[1], *sides))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if count >= len(acted):
+        raise ValueError(f"Expected fewer layers than the network has ({len(acted)}), got {count}.")
+    return frozenset(
+        f"{place}.{name}"
+        for place in acted[-count:]
+        for name, _ in network.get_submodule(place).named_parameters(recurse=False)
+    )

@@ -18,8 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from models import params as P
 from models import robust
 from models.config import Config
-from models.networks import last_layers
-from models.params import Params
+from models.params import Params, last_layers
 
 State = Mapping[str, Tensor]
 

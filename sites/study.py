@@ -10,7 +10,7 @@ from torch import nn
 
 from models.config import Config
 from models.networks import NetworkConfig, ViTConfig
-from models.objectives import LOWER_IS_BETTER, metric_names, spread_names
+from models.objectives import metric_names, spread_names
 from models.strategies import Strategy, StrategyConfig
 from models.synthesis import SynthesisConfig
 from models.tasks import Name, TaskConfig
@@ -26,6 +26,7 @@ from sites.study_sections import (
     EvaluationConfig,
     PromotionConfig,
     QuorumConfig,
+    promotion_faults,
     sum_faults,
 )
 from sites.training.config import TrainingConfig
@@ -198,13 +199,9 @@ class Study(Config):
     @model_validator(mode="after")
     def _sum_is_sound(self) -> "Study":
         faults = sum_faults(
-            self.privacy,
-            export=self.export,
-            strategy=self.strategy,
-            training=self.training,
-            sites=self.sites,
-            cross_site=self.evaluation.cross_site,
-        )
+            self.privacy, export=self.export, strategy=self.strategy, training=self.training,
+            sites=self.sites, cross_site=self.evaluation.cross_site,
+        )  # fmt: skip
         for fault in faults:
             raise ValueError(fault)
         return self
@@ -295,20 +292,8 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _promotion_is_measured(self) -> "Study":
-        promotion, names = self.promotion, metric_names(self.task)
-        if promotion is None:
-            return self
-        good = sorted(name for name in names if name not in LOWER_IS_BETTER)
-        if promotion.metric not in good:
-            raise ValueError(f"promotion.metric: expected one of {good}, got {promotion.metric!r}.")
-        if promotion.calibration_error is not None and "calibration_error" not in names:
-            raise ValueError(
-                "promotion.calibration_error: expected none; segmentation has no such metric."
-            )
-        if promotion.epsilon is not None and self.privacy.mode == "none":
-            raise ValueError(
-                "promotion.epsilon: expected none in a study without privacy, which has no epsilon."
-            )
+        for fault in promotion_faults(self.promotion, self.task, self.privacy.mode != "none"):
+            raise ValueError(fault)
         return self
 
     @property

@@ -7,7 +7,9 @@ from pydantic import Field, PositiveInt
 
 from models.adversarial import AttackConfig
 from models.config import Config
+from models.objectives import LOWER_IS_BETTER, metric_names
 from models.strategies import StrategyConfig
+from models.tasks import TaskConfig
 from privacy.mechanisms import MaskedPrivacy, PrivacyConfig, SharedNoise
 from privacy.secure_aggregation.terms import BadTerms, Terms
 from sites.training.config import TrainingConfig
@@ -189,3 +191,19 @@ def _change_faults(strategy: StrategyConfig) -> Iterator[str]:
             f"strategy: expected one without local or personal layers for privacy.unit: hospital, got "
             f"{strategy.name}; no noise covers what stays in them and shows in metrics."
         )
+
+
+def promotion_faults(
+    promotion: PromotionConfig | None, task: TaskConfig, is_private: bool
+) -> Iterator[str]:  # fmt: skip
+    """Yield why a study can't measure the criteria of its release."""
+    if promotion is None:
+        return
+    names = metric_names(task)
+    good = sorted(name for name in names if name not in LOWER_IS_BETTER)
+    if promotion.metric not in good:
+        yield f"promotion.metric: expected one of {good}, got {promotion.metric!r}."
+    if promotion.calibration_error is not None and "calibration_error" not in names:
+        yield f"promotion.calibration_error: expected none; {task.kind} has no such metric."
+    if promotion.epsilon is not None and not is_private:
+        yield "promotion.epsilon: expected none in a study without privacy, which has no epsilon."

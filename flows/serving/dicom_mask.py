@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 
 import highdicom as hd
@@ -82,17 +83,10 @@ def segmentation_of(
         ConfigError: the series lies on no grid that DICOM can describe.
     """
     found = [value for value in sorted(study.task.labels) if (labels == value).any()]
-    for image in images:
-        for name in STUDY_FIELDS:
-            if name not in image:
-                setattr(image, name, "")
-    algorithm = hd.AlgorithmIdentificationSequence(
-        name=study.name,
-        family=codes.DCM.ArtificialIntelligence,
-        version=sha256[:TEXT_LENGTH],
-        source="Wardround",
-        parameters={"model": model[:TEXT_LENGTH]},
-    )
+    for image, name in product(images, STUDY_FIELDS):
+        if name not in image:
+            setattr(image, name, "")
+    algorithm = _algorithm(study, model, sha256)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -104,21 +98,29 @@ def segmentation_of(
                     _described(number, study.task.labels[value], algorithm)
                     for number, value in enumerate(found, start=1)
                 ],
-                series_instance_uid=hd.UID(),
-                series_number=9000,
-                sop_instance_uid=hd.UID(),
-                instance_number=1,
+                series_instance_uid=hd.UID(), series_number=9000,
+                sop_instance_uid=hd.UID(), instance_number=1,
                 manufacturer="Wardround",
                 manufacturer_model_name=study.name[:TEXT_LENGTH],
                 software_versions=version("wardround"),
                 device_serial_number=sha256[:16],
                 content_description=f"{study.name} {sha256[:12]}"[:TEXT_LENGTH],
-            )
+            )  # fmt: skip
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
         raise ConfigError(f"the series can't carry a DICOM Segmentation: {error}") from error
     file = BytesIO()
     made.save_as(file)
     return file.getvalue()
+
+
+def _algorithm(study: Study, model: str, sha256: str) -> hd.AlgorithmIdentificationSequence:
+    return hd.AlgorithmIdentificationSequence(
+        name=study.name,
+        family=codes.DCM.ArtificialIntelligence,
+        version=sha256[:TEXT_LENGTH],
+        source="Wardround",
+        parameters={"model": model[:TEXT_LENGTH]},
+    )
 
 
 def _described(

@@ -12,7 +12,7 @@ from flows.starts.public_sets import NoStart
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams
 from models.files import sha256_of
-from models.networks import last_layers
+from models.params import last_layers
 from sites.starts import BundleStart, CheckpointStart, ModelStart
 from sites.study import Study
 

@@ -19,8 +19,8 @@ from flows.starts.tolerance import DRAWS, tolerance
 from models import params as P
 from models.checkpoints import to_bytes
 from models.files import sha256_of
-from models.networks import last_layers
 from models.objectives import build_task
+from models.params import last_layers
 from sites.study import Study
 
 RNG = np.random.default_rng(0)
