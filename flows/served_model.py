@@ -77,7 +77,7 @@ class ServedModel:
                 voxels' sides are no such numbers.
         """
         study = self.study
-        if study.task.in_channels == 1 and image.shape[: image.ndim - study.task.dims] != (1,):
+        if study.task.in_channels == 1 and image.ndim <= study.task.dims:
             image = image[None]
         if fault := image_fault(image, study.task):
             raise UnfitImage(fault.text)
