@@ -100,14 +100,13 @@ def build_task(config: TaskConfig) -> Task:
 
 
 def _regression(config: RegressionConfig) -> Task:
-    missed = (torch.tensor([config.low]), torch.tensor(config.high))  # wrong by the whole range
-    of_patient = partial(_answer, missed)
+    of_patient = partial(_mean_error, config.high - config.low)
     return Task(
         partial(_scaled_error, config),
         partial(_in_range, config),
         of_patient,
         partial(_regression_metrics, config.tolerance),
-        lambda scans: _is_within(config.tolerance, of_patient(scans)),
+        lambda scans: {"within_tolerance": float(of_patient(scans) <= config.tolerance)},
     )
 
 
@@ -357,17 +356,16 @@ def _classification_metrics(patients: Sequence[tuple[Tensor, Tensor]]) -> dict[s
     return outcome
 
 
-def _regression_metrics(tolerance: float, patients: Sequence[Answer]) -> dict[str, float]:
+def _mean_error(missed: float, scans: Iterable[Prediction]) -> float:
+    """Return a patient's mean absolute error over scans; the whole range without a scan."""
+    errors = [abs(float(scan.probabilities[0]) - float(scan.target)) for scan in scans]
+    return _mean(errors) if errors else missed
+
+
+def _regression_metrics(tolerance: float, errors: Sequence[float]) -> dict[str, float]:
     """Return the mean absolute error, and the share of patients whose error is within the tolerance."""
-    answers, target = _stacked(patients)
-    errors = (answers[:, 0].double() - target.double()).abs()
-    return {
-        "mae": float(errors.mean()), "within_tolerance": float((errors <= tolerance).double().mean()),
-    }  # fmt: skip
-
-
-def _is_within(tolerance: float, answer: Answer) -> dict[str, float]:
-    return {"within_tolerance": _regression_metrics(tolerance, [answer])["within_tolerance"]}
+    within = [float(error <= tolerance) for error in errors]
+    return {"mae": _mean(errors), "within_tolerance": _mean(within)}
 
 
 def _calibration_error(confidence: Tensor, is_right: Tensor) -> float:

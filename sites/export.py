@@ -93,7 +93,7 @@ def acceptance(hospital: Hospital, study: Study, act: Charge) -> None:
         code_sha256=code_sha256(),
         cross_site=policy.cross_site == "allow",
         group=policy.group,
-        lacks=lacking(hospital.listing, study.task),
+        lacks=lacking(hospital.current, study.task),
         **_common(hospital, study.sha256, act),
     )
     hospital.ledger.publish(act, _into_outbox(hospital, statement))

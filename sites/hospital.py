@@ -164,13 +164,19 @@ class Hospital:
         ]
 
     @property
+    def current(self) -> Listing:
+        """The list without the patients who have withdrawn."""
+        return replace(self.listing, cases=tuple(self.cases))
+
+    @property
     def data_sha256(self) -> str:
         """The hash of the list of scans, and of the size and modification time of each file."""
         rows = []
         for case in sorted(self.cases, key=lambda case: (case.case, case.session)):
             files = [self.data / name.partition("#")[0] for name in case.files]
             marks = [(f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
-            rows.append([case.case, case.patient, *case.files, case.session, marks])
+            meaning = [sorted(case.images.items()), case.label, case.label_map, case.label_names]
+            rows.append([case.case, case.patient, *meaning, case.session, marks])
         return sha256(canonical(rows)).hexdigest()
 
     @property

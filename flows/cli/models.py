@@ -64,14 +64,16 @@ def predict(
         with model_files(Home(Path.cwd()), model) as found:
             loaded, sha256 = served_model.load(found.folder), served_model.sha256_of(found.folder)
         given, failed = prediction.scans_in(loaded, scans), []
-        for files in given:
+        dims = loaded.study.task.dims
+        places: list[Path | None] = [out] * len(given)
+        if out is not None and len(given) > 1:
+            places = [*prediction.places_of(out, given, dims)]
+        for files, place in zip(given, places, strict=True):
             try:
-                if out is None:
+                if place is None:
                     name = {} if len(given) == 1 else {"scan": str(next(iter(files.values())))}
                     typer.echo(json.dumps({**name, **prediction.classes_of(loaded, files)}))
                     continue
-                dims = loaded.study.task.dims
-                place = out if len(given) == 1 else prediction.place_of(out, files, dims)
                 prediction.check_out(place, dims)
                 mask = prediction.mask_of(loaded, files)
                 prediction.write_mask(mask, place)

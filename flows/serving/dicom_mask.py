@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
-from flows.serving.prediction import Mask, placed
+from flows.serving.prediction import Mask, beside, placed
 from models.files import write_atomically
 from sites.imaging.dicom.drawn import TO_RAS
 from sites.imaging.dicom.files import Found, images_in, read_file
@@ -49,17 +49,14 @@ def write_segmentation(
     """
     if not mask.image.series or not mask.labels.any():
         return None
-    path = out.with_name(out.name.partition(".nii")[0] + ".dcm")
-    if path.exists():
-        raise ConfigError(f"{path}: expected no such file yet, for the mask as DICOM Segmentation.")
     folder, name = placed(mask.source)
     file, _, member = name.partition("#")
     source = folder / file
     found = images_in(source) if source.is_dir() else Found((read_file(source),), Counter())
     images, _ = stack_in(found, member)
     data = segmentation_of(mask.labels, mask.image.affine, images, study, named, sha256)
-    write_atomically(path, data)
-    return path
+    write_atomically(beside(out), data)
+    return beside(out)
 
 
 def segmentation_of(

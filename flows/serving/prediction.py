@@ -15,6 +15,7 @@ from PIL import Image as Pictures
 from flows.served_model import ServedModel, UnfitImage
 from models.files import write_atomically
 from sites.imaging.channels import BadChannel, channels_of, stacked
+from sites.imaging.dicom.files import SUFFIXES
 from sites.imaging.images import PICTURES, Image, Unreadable, read_image
 from sites.yaml_files import ConfigError
 
@@ -68,14 +69,26 @@ def _channels_in(names: Sequence[str], given: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def place_of(out: Path, files: Mapping[str, Path], dims: int) -> Path:
-    """Return where the mask of one of several scans goes: into the folder `out`, under the scan's name.
+def places_of(out: Path, scans: Sequence[Mapping[str, Path]], dims: int) -> list[Path]:
+    """Return where the masks of several scans go: into the folder `out`, under the scans' names.
 
-    A mask of a picture is a picture.
+    Scans of one name have their folder's name before it. A mask of a picture is a picture.
     """
-    name = next(iter(files.values())).name
-    stem = next((name[: -len(end)] for end in SCANS if name.lower().endswith(end)), name)
-    return out / f"{stem}{'.png' if dims == 2 else '.nii.gz'}"
+    firsts = [next(iter(files.values())) for files in scans]
+    stems = [_stem(path) for path in firsts]
+    named = [
+        f"{path.parent.name}_{stem}" if stems.count(stem) > 1 else stem
+        for path, stem in zip(firsts, stems, strict=True)
+    ]
+    return [out / f"{name}{'.png' if dims == 2 else '.nii.gz'}" for name in named]
+
+
+def _stem(path: Path) -> str:
+    """Return a scan's name without the end of a file's, and with the part of a file that it is."""
+    file, _, member = str(path).partition("#")
+    name = Path(file).name
+    stem = next((name[: -len(end)] for end in (*SCANS, *SUFFIXES) if name.lower().endswith(end)), name)
+    return "-".join([stem, *member.split("/")]) if member else stem
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,11 @@ def classes_of(model: ServedModel, files: Mapping[str, Path]) -> dict[str, float
     return {name: float(value) for name, value in zip(names, found, strict=True)}
 
 
+def beside(out: Path) -> Path:
+    """Return where the mask of a DICOM series goes as DICOM Segmentation."""
+    return out.with_name(out.name.partition(".nii")[0] + ".dcm")
+
+
 def check_out(out: Path, dims: int) -> None:
     """Raise `ConfigError` unless `out` is the name of a new file: NIfTI, or PNG for pictures."""
     ends = (".nii", ".nii.gz", *((".png",) if dims == 2 else ()))
@@ -136,6 +154,10 @@ def check_out(out: Path, dims: int) -> None:
 def write_mask(mask: Mask, out: Path) -> None:
     """Write a mask to a path that `check_out` accepts; a crash or a full disk leaves no part of it."""
     check_out(out, mask.labels.ndim)
+    if mask.image.series and beside(out).exists():
+        raise ConfigError(
+            f"{beside(out)}: expected no such file yet; the mask goes there as DICOM, too."
+        )
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / out.name
         if out.name.endswith(".png"):

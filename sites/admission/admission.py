@@ -75,7 +75,7 @@ def check_list(hospital: Hospital, study: Study) -> None:
     The text contains no count and no case.
     """
     check_labels(hospital.listing, study.task)
-    check_channels(hospital.listing, study.task)
+    check_channels(hospital.current, study.task)
     training = len(hospital.eligible.training)
     if training < hospital.policy.min_patients:
         raise Refused("fewer training patients are listed than the policy's min_patients")

@@ -8,10 +8,9 @@ an interrupted one, and changes nothing after a complete one.
 
 import csv
 import io
-import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,33 +21,26 @@ from pydicom.errors import InvalidDicomError
 from models.files import write_atomically
 from models.tasks import PLAIN
 from sites.cohort import imported, pseudonym
+from sites.deidentification.copies import SERIES, Progress, put_series, take_file
 from sites.deidentification.deidentify import (
     CODES,
     NotCleaned,
     Rename,
-    deidentified,
-    dicom_bytes,
     keyed_uid,
-    nifti_without_text,
-    picture_without_text,
 )
 from sites.hospital import Hospital
 from sites.imaging.dicom.files import (
-    UnfitSeries,
-    images_in,
     is_flat,
     no_scan,
     patient_in,
     read_file,
 )
-from sites.imaging.dicom.stack import stack_in, without_copies
-from sites.imaging.images import PICTURES, Unreadable, read_image
-from sites.listing.cases import Listing
+from sites.imaging.dicom.stack import without_copies
+from sites.listing.cases import CaseFiles, Listing
 from sites.listing.listing import LAYOUTS, read_listing
 from sites.listing.tables import CHANNEL, LabelColumn, label_column
 from sites.yaml_files import ConfigError
 
-SERIES = "SeriesInstanceUID"
 COLUMNS = ("label", "session", "series")
 """Columns of `cases.csv` after the patient and the images."""
 ACQUISITION = {"RepetitionTime": "TR", "EchoTime": "TE", "InversionTime": "TI", "KVP": "kV"}
@@ -74,24 +66,6 @@ class Imported:
     named: Mapping[str, Sequence[str]] = field(default_factory=dict, compare=False)
 
 
-class _Progress:
-    """What an import has left out or replaced so far."""
-
-    def __init__(self) -> None:
-        self.left_out: defaultdict[str, list[str]] = defaultdict(list)
-        self.replaced: set[str] = set()
-
-    @contextmanager
-    def counted(self, name: str) -> Iterator[None]:
-        """Count what can't be imported by its reason, and continue with the others."""
-        try:
-            yield
-        except (Unreadable, NotCleaned, UnfitSeries) as reason:
-            self.left_out[str(reason)].append(name)
-        except Exception as error:  # a damaged file can fail in any way
-            self.left_out[f"a file is damaged ({type(error).__name__})"].append(name)
-
-
 def import_export(hospital: Hospital, export: Path) -> Imported:
     """Import an export into the hospital's data, and add its cases to `cases.csv`.
 
@@ -104,19 +78,29 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
     """
     data = hospital.data
     _check_places(data, export)
-    progress = _Progress()
+    progress = Progress()
     rename = partial(pseudonym, hospital.pseudonym_key)
     listing = _listing_of(export)
     label = _label_of(data / "cases.csv", listing)
     before = _rows(data / "cases.csv", label)
+    expected = {f"{CHANNEL}x": "x"} if listing and _has_channels(listing) else {"image": "x"}
+    _ = _columns(data / "cases.csv", [*before, expected])  # before anything is copied
     if listing:
         _write_labels(data, listing.labels)
         found = list(_listed_cases(listing, export, data, rename, progress))
     else:
         found = list(_dicom_cases(export, data, rename, progress))
-    known = {_images(row) for row in before}
-    new = [row for row in found if _images(row) not in known]
-    if new:
+    by_image = {image: row for row in before for image in _images(row).values()}
+    new, filled = [], False
+    for row in found:
+        listed = next((by_image[i] for i in _images(row).values() if i in by_image), None)
+        if listed is None:
+            new.append(row)
+            continue
+        added = {key: value for key, value in _images(row).items() if not listed.get(key)}
+        listed.update(added)  # a channel that the case did not have
+        filled = filled or bool(added)
+    if new or filled:
         columns = _columns(data / "cases.csv", [*before, *new])
         rows = [[row.get(column, "") for column in columns] for row in (*before, *new)]
         named = [label if column == "label" else column for column in columns]
@@ -130,9 +114,10 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
     )
 
 
-def _images(row: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Return a row's images by column, in the order of the columns' names."""
-    return tuple((key, row[key]) for key in sorted(row) if key.startswith("image") and row[key])
+def _images(row: Mapping[str, str]) -> dict[str, str]:
+    """Return a row's images by column."""
+    is_image = {key: key == "image" or key.startswith(CHANNEL) for key in row}
+    return {key: value for key, value in row.items() if is_image[key] and value}
 
 
 def _columns(table: Path, rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -141,11 +126,11 @@ def _columns(table: Path, rows: Sequence[Mapping[str, str]]) -> list[str]:
     Raises:
         ConfigError: some rows have channels and others one image without a name.
     """
-    images = list(dict.fromkeys(key for row in rows for key, _ in _images(row)))
+    images = list(dict.fromkeys(key for row in rows for key in _images(row)))
     if "image" in images and len(images) > 1:
         raise ConfigError(
-            f"{table}: expected either a column image or columns of channels ({images[-1]}). Import "
-            f"into a folder of its own: a list has one or the other."
+            f"{table}: expected either a column image or columns {CHANNEL}<channel>. Import into a "
+            f"folder of its own: a list has one or the other."
         )
     return ["patient", *images, *COLUMNS]
 
@@ -220,24 +205,41 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
     return text.getvalue().encode()
 
 
+def _has_channels(listing: Listing) -> bool:
+    """Return whether some case has several images, or its one under a name of its own."""
+    return any(
+        len(set(case.images.values())) > 1 or PLAIN[0] not in case.images for case in listing.cases
+    )
+
+
+def _columns_of(case: CaseFiles, has_channels: bool) -> dict[str, str]:
+    """Return a case's files by column of `cases.csv`: one for each channel, or `image`."""
+    if not has_channels:
+        return {"image": case.image}
+    names = case.images
+    if len(names) > 1 and names.get(PLAIN[0]) == case.image:
+        del names[PLAIN[0]]  # the same file under its contrast's name
+    return {f"{CHANNEL}{name}": file for name, file in names.items()}
+
+
 def _listed_cases(
-    listing: Listing, export: Path, data: Path, rename: Rename, progress: _Progress
+    listing: Listing, export: Path, data: Path, rename: Rename, progress: Progress
 ) -> Iterator[dict[str, str]]:
     """Yield the cases of an export that has its own list."""
+    has_channels = _has_channels(listing)
     for case in listing.cases:
         patient = imported(rename(case.patient))
         with progress.counted(case.image):
             take = partial(
-                _take_file, export, data=data, patient=patient, rename=rename, progress=progress
+                take_file, export, data=data, patient=patient, rename=rename, progress=progress
             )
-            channels = dict(case.channels)
-            if len(channels) > 1 and channels.get(PLAIN[0]) == case.image:
-                del channels[PLAIN[0]]  # the same file under its contrast's name
-            files = {f"{CHANNEL}{name}": file for name, file in channels.items()}
-            images = {
-                column: take(file, kind="images")
-                for column, file in (files or {"image": case.image}).items()
-            }
+            images = {}
+            for column, file in _columns_of(case, has_channels).items():
+                if file == case.image:
+                    images[column] = take(file, kind="images")
+                    continue
+                with progress.counted(file):  # a case may lack a channel
+                    images[column] = take(file, kind="images")
             is_text = listing.has_classes or listing.has_values
             label = case.label if is_text else take(case.label, kind="labels")
             session = rename(f"session {case.session}")[:8] if case.session else ""
@@ -246,46 +248,8 @@ def _listed_cases(
             }  # fmt: skip
 
 
-def _take_file(
-    export: Path,
-    name: str,
-    *,
-    data: Path,
-    kind: str,
-    patient: str,
-    rename: Rename,
-    progress: _Progress,
-) -> str:
-    """Copy a file or a DICOM folder of the export; return its place in the data."""
-    read_image(export, name, is_label=kind == "labels")  # raises if it can't be used, or is outside
-    file, _, member = name.partition("#")
-    source = export / file
-    if source.is_dir():
-        images, _ = stack_in(images_in(source), member)
-        return _put_series(data, images, kind, patient, rename, progress, name)
-    suffix = next((s for s in _COPIED if file.lower().endswith(s)), None)
-    if suffix is None:
-        raise Unreadable("unreadable", f"a file is not of type {', '.join(_COPIED)}")
-    kept, copy = _COPIED[suffix]
-    place = f"{kind}/{rename(f'file {patient} {file}')[:16]}{kept}"
-    content = copy(source)
-    if not (data / place).exists() or (data / place).read_bytes() != content:
-        if (data / place).exists():
-            progress.replaced.add(place)
-        write_atomically(data / place, content)
-    return f"{place}#{member}" if member else place
-
-
-_COPIED: Mapping[str, tuple[str, Callable[[Path], bytes]]] = {
-    ".nii": (".nii.gz", nifti_without_text),
-    ".nii.gz": (".nii.gz", nifti_without_text),
-    **dict.fromkeys(PICTURES, (".png", picture_without_text)),
-}
-"""The end of a copy's name and the function that copies, by the end of the file's name."""
-
-
 def _dicom_cases(
-    export: Path, data: Path, rename: Rename, progress: _Progress
+    export: Path, data: Path, rename: Rename, progress: Progress
 ) -> Iterator[dict[str, str]]:
     """Yield a case for each volume or flat image of a DICOM tree; its label file is not there yet."""
     for (name, *_), paths in sorted(_files_by_series(export, progress).items()):
@@ -299,13 +263,17 @@ def _dicom_cases(
             volume = [dataset for dataset in datasets if not is_flat(dataset)]
             for images in [*([each] for each in flat), *([volume] if volume else [])]:
                 listed = str(images[0].get("SOPInstanceUID", "")) if is_flat(images[0]) else ""
-                place = _put_series(data, images, "images", patient, rename, progress, listed)
+                place = put_series(data, images, "images", patient, rename, progress, listed)
                 ending = ".png" if is_flat(images[0]) else ".nii.gz"
                 yield {
-                    "patient": patient, "image": place,
+                    "patient": patient, "image": place + ("#0" if _is_cine(images[0]) else ""),
                     "label": place.replace("images/", "labels/") + ending, "session": study[-8:],
                     "series": _acquisition(images[0]),
                 }  # fmt: skip
+
+
+def _is_cine(image: Dataset) -> bool:
+    return is_flat(image) and int(image.get("NumberOfFrames") or 1) > 1
 
 
 def _acquisition(dataset: Dataset) -> str:
@@ -322,7 +290,7 @@ def _modality(dataset: Dataset) -> str:
     return modality if modality in CODES["Modality"] else "OT"
 
 
-def _files_by_series(export: Path, progress: _Progress) -> dict[tuple[str, ...], list[Path]]:
+def _files_by_series(export: Path, progress: Progress) -> dict[tuple[str, ...], list[Path]]:
     """Return the files that hold images of a scan, by patient, study and series."""
     series: defaultdict[tuple[str, ...], list[Path]] = defaultdict(list)
     for path in sorted(export.rglob("*")):
@@ -342,43 +310,3 @@ def _files_by_series(export: Path, progress: _Progress) -> dict[tuple[str, ...],
                 raise NotCleaned(f"a file has no PatientID or no {SERIES}")
             series[patient, str(dataset.get("StudyInstanceUID", "")), uid].append(path)
     return dict(series)
-
-
-def _put_series(
-    data: Path,
-    datasets: Sequence[Dataset],
-    kind: str,
-    patient: str,
-    rename: Rename,
-    progress: _Progress,
-    listed: str = "",
-) -> str:
-    """Write a series under the hospital's own names, also over another content; return its place.
-
-    A part of what is there already changes nothing: an archive may have exported less this time.
-
-    Args:
-        listed: the name by which the export's own list tells series of one UID apart.
-    """
-    keys = ("PatientID", "StudyInstanceUID", SERIES)
-    own = "\n".join([*(str(datasets[0].get(key, "")) for key in keys), *([listed] if listed else [])])
-    place = f"{kind}/{rename(f'series {patient} {own}')[:16]}"
-    folder = data / place
-    files = [dicom_bytes(deidentified(dataset, patient, rename)) for dataset in datasets]
-    if folder.exists():
-        present = {path.read_bytes() for path in folder.iterdir()}
-        if present >= set(files):
-            return place
-        if not present <= set(files):
-            progress.replaced.add(place)
-    partial_folder = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    partial_folder.mkdir(parents=True)
-    try:
-        for number, content in enumerate(files):
-            (partial_folder / f"{number:05d}.dcm").write_bytes(content)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial_folder.rename(folder)
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-    return place

@@ -215,11 +215,23 @@ def _bare_header(image: nib.Nifti1Image) -> nib.Nifti1Header:
     return header
 
 
-def picture_without_text(path: Path) -> bytes:
-    """Return the bytes of a PNG with the same pixels and nothing else."""
+def picture_without_text(path: Path, page: str = "") -> bytes:
+    """Return the bytes of a PNG with the same pixels and nothing else.
+
+    Args:
+        page: the number of one of several pages, from 0.
+
+    Raises:
+        NotCleaned: PNG can't hold such values.
+    """
     file = BytesIO()
     with Pictures.open(path, formats=FORMATS) as opened:
+        opened.seek(int(page or 0))
         picture = upright(opened)
+        if picture.mode == "CMYK":
+            picture = picture.convert("RGB")
+        if picture.mode in ("F", "I"):
+            raise NotCleaned("a picture of 32 bits is not imported; convert it to NIfTI beforehand")
         bare = Pictures.new(picture.mode, picture.size)
         bare.paste(picture)
         if palette := picture.getpalette():

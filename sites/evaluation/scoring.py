@@ -69,7 +69,8 @@ def coarse(metrics: Mapping[str, float], task: TaskConfig, declared: int) -> dic
     """Return exact metrics in steps that do not show the true number of patients.
 
     An accuracy of 0.826087 is 19 of 23. Metrics of classes are rounded to the nearest share of the
-    `declared` number of evaluation patients, those of segmentations to three digits.
+    `declared` number of evaluation patients, those of segmentations to three digits, errors of numbers
+    to a thousandth of the study's range.
 
     >>> task = ClassificationConfig(kind="classification", dims=2, labels={0: "well", 1: "ill"})
     >>> coarse({"accuracy": 19 / 23}, task, declared=20)
@@ -77,9 +78,9 @@ def coarse(metrics: Mapping[str, float], task: TaskConfig, declared: int) -> dic
     """
     metrics = {name: min(value, LARGEST_METRIC) for name, value in metrics.items()}
     if task.kind == "regression":
-        within = round(metrics["within_tolerance"] * declared) / declared
-        return {name: within if name == "within_tolerance" else round(value, 3)
-                for name, value in metrics.items()}  # fmt: skip
+        steps = {"within_tolerance": 1 / declared, "mae": (task.high - task.low) / 1000}
+        parts = {name: name.rpartition("/")[2] for name in metrics}  # low/mae, attacked/mae
+        return {name: round(v / steps[parts[name]]) * steps[parts[name]] for name, v in metrics.items()}
     if task.kind == "classification":
         return {name: round(value * declared) / declared for name, value in metrics.items()}
     return {name: round(value, 3) for name, value in metrics.items()}

@@ -59,7 +59,7 @@ def _of_scan(profile: Profile, task: TaskConfig) -> dict[str, Histogram]:
         return found | {f"volume_ml/{n}": _one(VOLUME_EDGES_ML, ml) for n, ml in amounts.items()}
     if task.kind == "regression":
         edges = np.linspace(task.low, task.high, VALUE_BINS + 1)[1:-1].tolist()
-        return found | {f"value/{name}": _one(edges, value) for name, value in amounts.items()}
+        return found | {f"value/{task.name}": _one(edges, profile.value or 0.0)}
     if task.multi_label:
         return found | {f"class/{name}": _one((0.5,), holds) for name, holds in amounts.items()}
     return found | {"class": np.asarray(list(amounts.values()))}

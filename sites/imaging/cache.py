@@ -120,6 +120,7 @@ class ScanCache:
                 affine=np.asarray(stored["affine"]),
                 truth=truth.long() if has_truth else target,
                 spacing_mm=tuple(stored["profile"]["spacing_mm"]),
+                missing=tuple(stored["missing"]),
             )
         return None
 
@@ -128,6 +129,7 @@ class ScanCache:
             "profile": {**vars(profile), "coarse": None},
             "findings": [vars(finding) for finding in findings],
             "affine": prepared.affine.tolist(),
+            "missing": prepared.missing,
             "sum": _sum(prepared.image, _small(prepared.target), _small(prepared.truth)),
         }
         tensors = {"image": prepared.image, "coarse": profile.coarse, "target": _small(prepared.target)}
@@ -173,7 +175,8 @@ def _key(data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingCon
         files.append(content_of(data, case.label) if is_file else case.label)
     except (OSError, ValueError):
         return None
-    what = [VERSION, task.model_dump(mode="json"), cached_part(config), files, case.label_map]
+    what = [VERSION, task.model_dump(mode="json"), cached_part(config), files]
+    what += [case.label_map, case.label_names]
     return sha256(canonical(what)).hexdigest()
 
 

@@ -25,6 +25,10 @@ def on_grid_of(first: Image, image: Image) -> Image:
     shape, other = first.voxels.shape, image.voxels.shape
     if len(shape) != len(other):
         raise Elsewhere(f"expected {len(shape)} dimensions as the first channel has, got {len(other)}")
+    if shape != other and first.placement is None:
+        raise Elsewhere(f"its shape is {other}, that of the first channel {shape}")
+    if fault := mirrored(first, image, ("first channel", "other one")):
+        raise Elsewhere(fault)
     apart = float(np.abs(_corners(first) - _corners(image)).max())
     if apart > max(*first.spacing_mm, *image.spacing_mm):
         raise Elsewhere(
@@ -39,6 +43,32 @@ def on_grid_of(first: Image, image: Image) -> Image:
         image.voxels, to_own[:dims, :dims], to_own[:dims, 3], shape, order=1, mode="nearest"
     )
     return replace(image, voxels=voxels, affine=first.affine, spacing_mm=first.spacing_mm)
+
+
+def mirrored(image: Image, other: Image, names: tuple[str, str]) -> str | None:
+    """Return why two images may lie the other way round, though their corners agree; else None.
+
+    Args:
+        names: what a message calls them.
+    """
+    one, two = image.placement, other.placement
+    if one is None or two is None:
+        return None
+    if one.is_stated != two.is_stated:
+        unstated, stated = names[::-1] if one.is_stated else names
+        return (
+            f"the {unstated} states no orientation (qform and sform codes are 0), the {stated} does: "
+            f"one may be mirrored"
+        )
+    for a, b, (mine, theirs) in ((one, two, names), (two, one, names[::-1])):
+        if a.other is None or np.allclose(a.affine, b.affine, atol=1e-2):
+            continue
+        if np.allclose(a.other, b.affine, atol=1e-2):
+            return (
+                f"qform and sform of the {mine} differ; it was read by its sform, and the {theirs} lies "
+                f"by the qform"
+            )
+    return None
 
 
 def _corners(image: Image) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ unpickled, no file outside the data folder is opened, nothing above `LARGEST_BYT
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -81,13 +81,16 @@ def _readable() -> Iterator[None]:
         raise Unreadable("unreadable", f"a file can't be read: {type(error).__name__}") from error
 
 
-def read_label(data: Path, name: str, image: Image, names: Mapping[str, int]) -> tuple[Image, bool]:
+def read_label(
+    data: Path, name: str, image: Image, names: Mapping[str, int], series: Collection[str] = ()
+) -> tuple[Image, bool]:  # fmt: skip
     """Return a label image, and whether its values are those of `names` already.
 
     DICOM segmentations and structure sets are brought to the grid of their image.
 
     Args:
         names: the value of each label by its name, as `plain_name` writes it.
+        series: UIDs of the DICOM series that labels may refer to.
 
     Raises:
         Unreadable: as `read_image` does.
@@ -96,9 +99,10 @@ def read_label(data: Path, name: str, image: Image, names: Mapping[str, int]) ->
     if path.is_dir() or path.suffix.lower() in SUFFIXES:
         with _readable():
             if drawn := drawn_in(path):
-                found = on_image(drawn, image, names)
+                found = on_image(drawn, image, names, series)
                 values = found.values.astype(np.float32)
-                return replace(image, voxels=values, words=(), notes=found.notes, colours=None), True
+                label = replace(image, voxels=values, words=(), notes=found.notes, colours=None)
+                return label, found.is_named
     return read_image(data, name, is_label=True), False
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from models.tasks import RGB, ClassificationConfig, RegressionConfig, SegmentationConfig, TaskConfig
 from sites.imaging.burned_in_text import may_show_text
 from sites.imaging.channels import BadChannel, channels_of, stacked
-from sites.imaging.image import Image, Placement, Unreadable
+from sites.imaging.grids import mirrored
+from sites.imaging.image import Image, Unreadable
 from sites.imaging.images import read_image, read_label
 from sites.listing.cases import CLASSES, NOTHING, CaseFiles, plain_name
 
@@ -43,15 +44,17 @@ class Scan:
     """One scan in the closest canonical orientation (RAS+).
 
     Attributes:
-        image: `(C, *spatial)` intensities; a channel that is missing is zero everywhere.
+        image: `(C, *spatial)` intensities.
         target: `(*spatial)` labels, `()` the class or the number, or `(C,)` with 1 for each label that
             holds.
         spacing_mm: the voxel's sides.
+        missing: numbers of the channels that the case lacks, whose place zeros take.
     """
 
     image: NDArray[np.float32]
     target: NDArray[np.int64] | NDArray[np.float32]
     spacing_mm: tuple[float, ...]
+    missing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,23 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
     except BadChannel as error:
         raise _broken(case, error.fault, str(error)) from error
     image = next(each for each in images if each is not None)
+    missing = tuple(number for number, each in enumerate(images) if each is None)
     if fault := image_fault(voxels, task):
         raise BrokenCase(case.case, fault)
     if task.kind == "regression":
-        return Scan(voxels, _value(case, task), image.spacing_mm), list(_odd_channels(images, None))
+        number = _value(case, task)
+        return Scan(voxels, number, image.spacing_mm, missing), list(_odd_channels(images, None))
     if task.kind == "classification":
         classes = _several(case, task) if task.multi_label else _class(case, task)
-        return Scan(voxels, classes, image.spacing_mm), list(_odd_channels(images, None))
+        return Scan(voxels, classes, image.spacing_mm, missing), list(_odd_channels(images, None))
     if not case.label:
         raise _broken(case, "missing", "the list has no label for this image")
-    label, is_mapped = _label(data, case, image, task)
+    label, is_mapped = _label(data, case, images, task)
     target, rounding = _rounded(label.voxels)
     target = target if is_mapped else _mapped(target, case)
     _check_label(case, image, label, target, task)
     labels = target.astype(np.int64)
-    scan = Scan(voxels, labels, image.spacing_mm)
+    scan = Scan(voxels, labels, image.spacing_mm, missing)
     both = replace(image, words=(*image.words, *label.words), notes=(*image.notes, *label.notes))
     others = [each for each in images if each is not None and each is not image]
     findings = list(_odd_channels([both, *others], labels))
@@ -158,11 +163,15 @@ def _read(data: Path, case: CaseFiles, name: str, what: str) -> Image:
         raise BrokenCase(case.case, Finding(error.fault, f"{what}: {error}")) from error
 
 
-def _label(data: Path, case: CaseFiles, image: Image, task: TaskConfig) -> tuple[Image, bool]:
+def _label(
+    data: Path, case: CaseFiles, images: Sequence[Image | None], task: TaskConfig
+) -> tuple[Image, bool]:  # fmt: skip
     """Return a case's label image, and whether its values are the study's already."""
+    there = [each for each in images if each is not None]
+    series = {each.series for each in there if each.series}
     names = {plain_name(name): value for value, name in task.labels.items()} | dict(case.label_names)
     try:
-        label, is_mapped = read_label(data, case.label, image, names)
+        label, is_mapped = read_label(data, case.label, there[0], names, series)
     except Unreadable as error:
         raise BrokenCase(case.case, Finding(error.fault, f"label: {error}")) from error
     return label.of_dims(task.dims), is_mapped
@@ -204,8 +213,8 @@ def _check_label(
     shapes = image.voxels.shape, label.voxels.shape
     if shapes[0] != shapes[1]:
         raise _broken(case, "label_shape", f"the image has shape {shapes[0]}, its label {shapes[1]}")
-    if mirrored := _mirrored(image.placement, label.placement):
-        raise _broken(case, "label_affine", mirrored)
+    if fault := mirrored(image, label, ("image", "label")):
+        raise _broken(case, "label_affine", fault)
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shapes[0]])).reshape(len(shapes[0]), -1)
     places = (a.affine[:3, : len(corners)] @ corners + a.affine[:3, 3:] for a in (image, label))
     apart = float(np.abs(np.subtract(*places)).max())
@@ -215,27 +224,6 @@ def _check_label(
     if strange := sorted(set(np.unique(target)) - {0, *task.labels}):
         text = f"the label has the value {strange[0]:g}, which is not in the study"
         raise _broken(case, "label_values", text)
-
-
-def _mirrored(image: Placement | None, label: Placement | None) -> str | None:
-    """Return why a label may lie the other way round than its image, though their corners agree."""
-    if image is None or label is None:
-        return None
-    if image.is_stated != label.is_stated:
-        which = ("image", "label") if label.is_stated else ("label", "image")
-        return (
-            f"the {which[0]} states no orientation (qform and sform codes are 0), the {which[1]} does: "
-            f"one may be mirrored"
-        )
-    for one, other, names in ((image, label, ("image", "label")), (label, image, ("label", "image"))):
-        if one.other is None or np.allclose(one.affine, other.affine, atol=1e-2):
-            continue
-        if np.allclose(one.other, other.affine, atol=1e-2):
-            return (
-                f"qform and sform of the {names[0]} differ; it was read by its sform, "
-                f"and the {names[1]} lies by the qform"
-            )
-    return None
 
 
 def _value(case: CaseFiles, task: RegressionConfig) -> NDArray[np.float32]:

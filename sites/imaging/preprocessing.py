@@ -105,11 +105,12 @@ class Prepared:
     """A scan after all steps that are the same at each training step.
 
     Attributes:
-        image: `(C, *spatial)`; a channel that is missing is zero everywhere.
+        image: `(C, *spatial)`.
         target: `(*spatial)` labels, `()` a class, or `(C,)` with 1 for each of several labels that hold.
         affine: from the prepared image's voxels to mm.
         truth: the labels at the original scan's voxels; the same as `target` if that is not a label map.
         spacing_mm: the sides of the original scan's voxels.
+        missing: numbers of the channels that the scan lacks, which are zero everywhere.
     """
 
     image: Tensor
@@ -117,6 +118,7 @@ class Prepared:
     affine: NDArray[np.float64]
     truth: Tensor
     spacing_mm: tuple[float, ...]
+    missing: tuple[int, ...] = ()
 
     @property
     def is_map(self) -> bool:
@@ -155,8 +157,8 @@ def prepare(scan: Scan, config: PreprocessingConfig) -> Prepared:
     _check_size(scan, config)
     _check_intensity(scan, config)
     data = _deterministic(config, keys)(data)
-    image, present = data["image"], torch.from_numpy(scan.image.reshape(len(scan.image), -1).any(1))
-    image[~present] = 0
+    image = data["image"]
+    image[list(scan.missing)] = 0
     if not image.numel() or not image.isfinite().all():
         raise Unfit("the prepared image is empty, or has NaN or infinite voxels")
     if all(float(each.max()) == float(each.min()) for each in image):
@@ -167,6 +169,7 @@ def prepare(scan: Scan, config: PreprocessingConfig) -> Prepared:
         affine=np.asarray(image.affine, dtype=float),
         truth=target,
         spacing_mm=scan.spacing_mm,
+        missing=scan.missing,
     )
 
 
@@ -213,13 +216,13 @@ def _check_intensity(scan: Scan, config: PreprocessingConfig) -> None:
     """Raise `Unfit` if the study's percentiles of an image are equal, as of one that is mostly zero."""
     if isinstance(config.intensity, Percentiles):
         both = [config.intensity.low, config.intensity.high]
-        for channel in scan.image:
+        for number, channel in enumerate(scan.image):
             low, high = np.percentile(channel, both)
-            if high > low or not channel.any():  # a missing channel is zero
+            if high > low or number in scan.missing:
                 continue
             raise Unfit(
                 f"its percentiles {config.intensity.low:g} and {config.intensity.high:g} are equal, as "
-                f"where nearly all voxels are background"
+                f"where nearly all voxels of a channel are background"
             )
 
 
@@ -239,7 +242,7 @@ def drawn_pairs(prepared: Prepared, config: PreprocessingConfig, seed: int) -> l
     augmentation = config.augmentation or Augmentation()
     keys, pairs = _keys(prepared), []
     spacing = tuple(float(prepared.affine[axis, axis]) for axis in range(len(config.shape)))
-    present = prepared.image.flatten(1).any(1)
+    present = np.isin(np.arange(len(prepared.image)), prepared.missing, invert=True)
     fit, changes = _fit(config, keys), changes_of(augmentation, keys, spacing, len(present))
     for _ in range(augmentation.copies):
         fit.set_random_state(seed=int(random.randint(2**31)))
@@ -247,9 +250,9 @@ def drawn_pairs(prepared: Prepared, config: PreprocessingConfig, seed: int) -> l
         for each in found if isinstance(found, list) else [found]:
             changes.set_random_state(seed=int(random.randint(2**31)))
             image, target = _pair(changes(each))
-            kept = kept_channels(present.numpy(), augmentation.drop_channel, random)
-            image[~torch.from_numpy(kept)] = 0
-            pairs.append((image, target))
+            kept = torch.from_numpy(kept_channels(present, augmentation.drop_channel, random))
+            # where nothing was changed the image is the prepared scan itself, which stays
+            pairs.append((image if kept.all() else image * kept.view(-1, *[1] * len(spacing)), target))
     return pairs
 
 

@@ -31,7 +31,8 @@ class Profile:
         intensities: for each channel the share of its voxels in each bin of `INTENSITY_EDGES`; zeros for
             one that is missing.
         shape, spacing_mm: number and sides of its voxels along each axis.
-        amounts: for a label map, each label's volume in ml; 1 for each class that holds; a number.
+        amounts: for a label map, each label's volume in ml; else 1 for each class that holds.
+        value: the number of a regression; None for other tasks.
     """
 
     content: str
@@ -41,25 +42,30 @@ class Profile:
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     amounts: Mapping[int, float]
+    value: float | None = None
 
 
 def profile_of(scan: Scan) -> Profile:
     """Return the summary of a scan."""
-    image = scan.image[scan.image.reshape(len(scan.image), -1).any(1)]  # channels that are there
+    image = np.delete(scan.image, scan.missing, axis=0)
     low, high = np.percentile(image, [1, 99])
     return Profile(
         content=content_of(scan.image),
         scale=max(float(high - low), 1e-30),
         coarse=_coarse(image[0]),
-        intensities=tuple(_shares(channel) for channel in scan.image),
+        intensities=tuple(
+            _shares(channel, is_missing=number in scan.missing)
+            for number, channel in enumerate(scan.image)
+        ),
         shape=image.shape[1:],
         spacing_mm=scan.spacing_mm,
         amounts=_amounts(scan),
+        value=float(scan.target) if scan.target.dtype.kind == "f" else None,
     )
 
 
-def _shares(channel: NDArray[np.float32]) -> tuple[float, ...]:
-    if not channel.any():
+def _shares(channel: NDArray[np.float32], *, is_missing: bool) -> tuple[float, ...]:
+    if is_missing:
         return (0.0,) * (len(INTENSITY_EDGES) + 1)
     bins = np.bincount(np.digitize(channel.ravel(), INTENSITY_EDGES), minlength=len(INTENSITY_EDGES) + 1)
     return tuple(float(share) for share in bins / channel.size)
@@ -72,7 +78,7 @@ def content_of(image: NDArray[np.float32]) -> str:
 
 def _amounts(scan: Scan) -> dict[int, float]:
     if scan.target.dtype.kind == "f":
-        return {0: float(scan.target)}
+        return {}
     if scan.target.ndim == 0:
         return {int(scan.target): 1.0}
     if scan.target.ndim != scan.image.ndim - 1:

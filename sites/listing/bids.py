@@ -73,7 +73,9 @@ def _channels(data: Path, image: Path, images: list[Path]) -> tuple[tuple[str, s
     found = {PLAIN[0]: image, plain_name(_suffix(image)): image}
     for suffix in sorted({_suffix(path) for path in session} - {_suffix(image)}):
         mine = [path for path in session if _suffix(path) == suffix]
-        alike = [path for path in mine if _acquired(path) == _acquired(image)] or mine
+        alike = [path for path in mine if _acquired(path) == _acquired(image)]
+        if not alike and sum(_suffix(path) == _suffix(image) for path in session) == 1:
+            alike = mine  # a session with one image of each
         if len(alike) == 1:
             found[plain_name(suffix)] = alike[0]
     return tuple((name, str(path.relative_to(data))) for name, path in found.items())

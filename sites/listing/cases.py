@@ -114,9 +114,10 @@ class Listing:
 def _with_study_names(
     case: CaseFiles, channels: Mapping[str, str]
 ) -> tuple[tuple[str, str], ...]:  # fmt: skip
-    found = case.images
-    found |= {name: found[own] for name, one in channels.items() if (own := plain_name(one)) in found}
-    return tuple(found.items())
+    own = case.images
+    named = {name: own[plain_name(one)] for name, one in channels.items() if plain_name(one) in own}
+    others = {name: file for name, file in own.items() if name not in channels}
+    return tuple({**others, **named}.items())
 
 
 def plain_name(name: str) -> str:

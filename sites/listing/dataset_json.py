@@ -8,6 +8,9 @@ from sites.listing.cases import CaseFiles, Listing, plain_name
 from sites.listing.tables import PatientOf, relative, rows_of
 from sites.yaml_files import ConfigError
 
+IGNORED = "ignore"
+"""Label of nnU-Net for voxels that count for nothing."""
+
 
 def from_dataset(data: Path, _: PatientOf | None) -> Listing:
     """Return the cases of a `dataset.json`, in the form that it has."""
@@ -26,7 +29,7 @@ def _from_decathlon(data: Path, content: Any) -> Listing:  # noqa: ANN401  # wha
             (relative(pair["image"]), relative(str(pair["label"]))) for pair in content["training"]
         ]
         labels = {int(value): str(name) for value, name in content["labels"].items()}
-        modality = {int(number): str(name) for number, name in content.get("modality", {}).items()}
+        modality = _distinct(content.get("modality", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f'{data / "dataset.json"}: expected training: [{{image, label}}, ...] and labels: {{"0": '
@@ -39,14 +42,20 @@ def _from_decathlon(data: Path, content: Any) -> Listing:  # noqa: ANN401  # wha
         if image not in patients:
             raise ConfigError(f"{subjects}: expected a subject for each image; {image} has none.")
         several = len(modality) > 1 and "#" not in image
-        channels = tuple(
-            (plain_name(name), f"{image}#{number}") for number, name in sorted(modality.items())
-        )
+        channels = tuple((name, f"{image}#{number}") for number, name in sorted(modality.items()))
         name, first = Path(image).name.split(".")[0], channels[0][1] if several else image
         cases.append(
             CaseFiles(name, patients[image], first, label, channels=channels if several else ())
         )
     return Listing(tuple(cases), labels)
+
+
+def _distinct(channels: Any) -> dict[int, str]:  # noqa: ANN401  # whatever a file holds
+    """Return channels by number; raise ValueError where two have one name."""
+    found = {int(number): plain_name(str(name)) for number, name in channels.items()}
+    if len(set(found.values())) < len(found):
+        raise ValueError("two channels have one name")
+    return found
 
 
 def _from_nnunet(data: Path, content: Any) -> Listing:  # noqa: ANN401  # whatever a file holds
@@ -57,9 +66,9 @@ def _from_nnunet(data: Path, content: Any) -> Listing:  # noqa: ANN401  # whatev
     path = data / "dataset.json"
     try:
         ending, order = str(content["file_ending"]), list(content.get("regions_class_order") or ())
-        names = {int(number): plain_name(str(name)) for number, name in content["channel_names"].items()}
+        names = _distinct(content["channel_names"])
         found = {str(name): value for name, value in content["labels"].items()}
-        regions = [name for name, value in found.items() if name != "background"]
+        regions = [name for name, value in found.items() if name not in ("background", IGNORED)]
         values = dict(zip(regions, order, strict=True)) if order else {n: found[n] for n in regions}
         labels = {0: "background", **{int(value): name for name, value in values.items()}}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -68,6 +77,8 @@ def _from_nnunet(data: Path, content: Any) -> Listing:  # noqa: ANN401  # whatev
             f'"lesion": 1, ...}}, with regions_class_order where labels are regions, got {error!r}.'
         ) from None
     subjects, notes = data / "subjects.csv", []
+    if IGNORED in found:
+        notes.append("the label ignore is none of a study: cases with it can't be used")
     patients: dict[str, str] = {}
     if subjects.exists():
         patients = {row["case"]: row["subject"] for row in rows_of(subjects, ("case", "subject"))}

@@ -101,16 +101,16 @@ def _case_of(
 def channel_columns(path: Path) -> tuple[str, ...]:
     """Return the columns of a `cases.csv` that hold a channel each, such as `image_flair`.
 
+    Beside a column `image` there are none: others may be called `image_date`.
+
     Raises:
-        ConfigError: there is a column `image`, too, or two columns mean one channel.
+        ConfigError: two columns mean one channel.
     """
     with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(encoding="utf-8-sig") as file:
         named = [name.strip() for name in csv.DictReader(file).fieldnames or ()]
         found = tuple(name for name in named if name.startswith(CHANNEL))
-        if found and "image" in named:
-            raise ConfigError(
-                f"{path}: expected a column image, or columns {CHANNEL}<channel>, got both."
-            )
+        if "image" in named:
+            return ()
         if len({plain_name(name) for name in found}) < len(found):
             raise ConfigError(f"{path}: expected a channel in one column, two columns mean the same.")
         return found

@@ -3,15 +3,23 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.table import Table
 
 from flows.runs.dates import minute
-from models.tasks import ClassificationConfig, RegressionConfig, SegmentationConfig, TaskConfig
+from models.tasks import (
+    PLAIN,
+    RGB,
+    ClassificationConfig,
+    RegressionConfig,
+    SegmentationConfig,
+    TaskConfig,
+)
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import LedgerError
 from sites.admission.admission import check_list, free_answers
@@ -21,9 +29,9 @@ from sites.cohort import case_id, evaluator, pseudonym
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
 from sites.imaging.checks import check_together
-from sites.imaging.images import PICTURES
+from sites.imaging.images import PICTURES, Unreadable, read_image
 from sites.imaging.preprocessing import PreprocessingConfig
-from sites.listing.cases import CaseFiles, Listing
+from sites.listing.cases import CaseFiles
 from sites.listing.listing import EXCLUDED, excluded_patients
 from sites.policy.policy import Refused
 from sites.study import load_study
@@ -218,7 +226,7 @@ def check_lines(folder: Path, study: Path | None) -> list[CheckLine]:
     """Return everything that the checks find in a hospital's data, the worst first."""
     hospital = Hospital.open(folder)
     policy, key = hospital.policy, hospital.pseudonym_key
-    task, preprocessing = _asked_of(hospital.listing, study)
+    task, preprocessing = _asked_of(hospital, study)
     cases = hospital.checked_cases(task, preprocessing)
     lines = [
         CheckLine(policy.severities[f.check], f.check, _known_as(case.files, key), f.text)
@@ -282,27 +290,42 @@ def _known_as(files: CaseFiles, key: bytes) -> str:
     return f"{files.case} ({case_id(key, files)})"
 
 
-def _asked_of(listing: Listing, study: Path | None) -> tuple[TaskConfig, PreprocessingConfig]:
+def _asked_of(hospital: Hospital, study: Path | None) -> tuple[TaskConfig, PreprocessingConfig]:
     """Return the task and preprocessing of a study, or those that the hospital's list suggests."""
     if study:
         loaded = load_study(study)
         return loaded.task, loaded.preprocessing
-    task = _task_of(listing)
+    task = _task_of(hospital)
     return task, PreprocessingConfig(shape=(64,) * task.dims)
 
 
-def _task_of(listing: Listing) -> TaskConfig:
+def _task_of(hospital: Hospital) -> TaskConfig:
+    listing = hospital.listing
     names = {value: f"label-{value}" for value in listing.labels}
-    dims: Literal[2, 3] = 3 if _is_volume(listing.cases[0].image) else 2
+    kind = _images_of(hospital)
     if listing.has_values:
         return RegressionConfig(
-            kind="regression", dims=dims, labels=names, low=-1e9, high=1e9, tolerance=1
+            kind="regression", labels={0: "value"}, low=-1e9, high=1e9, tolerance=1, **kind
         )
     if listing.has_classes:
         several = listing.has_several
-        return ClassificationConfig(kind="classification", dims=dims, labels=names, multi_label=several)
+        return ClassificationConfig(kind="classification", labels=names, multi_label=several, **kind)
     foreground = {value: name for value, name in names.items() if value > 0}
-    return SegmentationConfig(kind="segmentation", dims=dims, labels=foreground)
+    return SegmentationConfig(kind="segmentation", labels=foreground, **kind)
+
+
+def _images_of(hospital: Hospital) -> dict[str, Any]:
+    """Return the dimensions and channels that a hospital's first image suggests."""
+    listing = hospital.listing
+    first = listing.cases[0].image
+    dims, is_coloured = 3 if _is_volume(first) else 2, False
+    with suppress(Unreadable):
+        image = read_image(hospital.data, first)
+        dims, is_coloured = min(max(image.voxels.ndim, 2), 3), image.is_coloured
+    if PLAIN[0] in listing.channels:
+        return {"dims": dims, "channels": RGB if is_coloured and dims == 2 else PLAIN}
+    missing = "zeros" if len(listing.channels) > 1 else "skip"
+    return {"dims": dims, "channels": tuple(sorted(listing.channels)), "missing_channel": missing}
 
 
 def _is_volume(name: str) -> bool:

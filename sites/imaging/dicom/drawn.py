@@ -1,7 +1,8 @@
 """Labels drawn in DICOM: segmentations (SEG) and structure sets (RTSTRUCT), on an image's grid.
 
-A segment or structure has the value of the label of its name. If no segment has the name of a label,
-segments have their numbers as values. What has another name is left out, and its number is said.
+A segment or structure has the value of the label of its name; what has another name is left out, and it
+is said how many. If no segment has the name of a label, all have their numbers as values. Structures of
+one value are united; those of different values may not overlap.
 
 A voxel belongs to a structure if its centre is inside an odd number of the structure's contours in its
 slice, so a contour within another one is a hole.
@@ -11,7 +12,7 @@ https://dicom.nema.org/medical/dicom/current/output/chtml/part03/PS3.3.html.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,10 @@ TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From DICOM's axes (to the patient's left and back) to RAS, and the way back."""
 ALIGNED = 0.05
 """Largest distance, in voxels, of a segmentation's voxels from those of its image."""
+OFF_SLICE = 0.2
+"""Largest distance of a contour from the middle of its slice, as a share of a slice."""
 HALF = 0.5
-"""Share of a voxel, or probability, from which on a fractional segment holds."""
+"""Share of a voxel, or probability, from which on a segment holds."""
 SHARED = 0.05
 """Share of the smaller of two structures up to which both may claim voxels, as along a common border."""
 
@@ -44,10 +47,12 @@ class Drawn:
 
     Attributes:
         values: `(*spatial)`, 0 for background.
-        notes: structures that were not used, by their number alone.
+        is_named: they are those of labels' names, and not the segments' own numbers.
+        notes: how many structures were not used.
     """
 
     values: NDArray[np.int64]
+    is_named: bool
     notes: tuple[str, ...] = ()
 
 
@@ -55,9 +60,11 @@ def drawn_in(path: Path) -> Dataset | None:
     """Return the one segmentation or structure set of a file or folder; None if there is none.
 
     Raises:
-        UnfitSeries: there are several, or it is damaged.
+        UnfitSeries: there are several, one is outside the folder, or it is damaged.
     """
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    if any(not each.resolve().is_relative_to(path) for each in files):
+        raise UnfitSeries("a file is outside the folder")
     found = [each for each in files if _kind(each) in DRAWN]
     if len(found) > 1:
         raise UnfitSeries(f"the folder holds {len(found)} segmentations or structure sets")
@@ -65,18 +72,22 @@ def drawn_in(path: Path) -> Dataset | None:
 
 
 def _kind(path: Path) -> str:
+    """Return the SOP class that a file's meta information states; no more of the file is read."""
     try:
-        found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-        return str(found.SOPClassUID)
+        meta = pydicom.filereader.read_file_meta_info(path)
+        return str(meta.get("MediaStorageSOPClassUID", ""))
     except Exception:  # no DICOM file; who reads it as an image says so
         return ""
 
 
-def on_image(drawn: Dataset, image: Image, names: Mapping[str, int]) -> Drawn:
+def on_image(
+    drawn: Dataset, image: Image, names: Mapping[str, int], series: Collection[str]
+) -> Drawn:  # fmt: skip
     """Return drawn labels on an image's grid.
 
     Args:
         names: the value of each label by its name, as `plain_name` writes it.
+        series: UIDs of the series of the scan's channels, as far as they have one.
 
     Raises:
         UnfitSeries: they refer to another series, lie on another grid or outside the image, or overlap.
@@ -84,15 +95,15 @@ def on_image(drawn: Dataset, image: Image, names: Mapping[str, int]) -> Drawn:
     if image.placement is None or image.voxels.ndim != 3:
         raise UnfitSeries("drawn labels need an image with a place in space")
     if str(drawn.SOPClassUID) == RTStructureSetStorage:
-        _check_series({str(each) for each in _series_of_structures(drawn)}, image)
+        _check_series({str(each) for each in _series_of_structures(drawn)}, series)
         return _structures(drawn, image, names)
     referenced = drawn.get("ReferencedSeriesSequence") or []
-    _check_series({str(each.SeriesInstanceUID) for each in referenced}, image)
+    _check_series({str(each.SeriesInstanceUID) for each in referenced}, series)
     return _segments(drawn, image, names)
 
 
-def _check_series(referenced: set[str], image: Image) -> None:
-    if image.series and referenced and image.series not in referenced:
+def _check_series(referenced: set[str], series: Collection[str]) -> None:
+    if series and referenced and not referenced & set(series):
         raise UnfitSeries("it refers to another series than its image")
 
 
@@ -104,39 +115,31 @@ def _segments(drawn: Dataset, image: Image, names: Mapping[str, int]) -> Drawn:
         for each in drawn.SegmentSequence
         if int(each.SegmentNumber)  # a label map describes its background as 0
     }
-    values = {
+    named = {
         number: names[plain_name(label)]
         for number, label in described.items()
         if plain_name(label) in names
-    } or {number: number for number in described}
+    }
+    values = named or {number: number for number in described}
     geometry = hd.VolumeGeometry(TO_RAS @ image.affine, image.voxels.shape, "PATIENT")
-    is_fractional = str(drawn.SegmentationType) == "FRACTIONAL"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             read = hd.seg.Segmentation.from_dataset(drawn, copy=False)
-            numbers = sorted(values)
-            volume = read.get_volume(segment_numbers=numbers, combine_segments=not is_fractional)
-            found = volume.match_geometry(geometry, tol=ALIGNED).array
-            found = _halves(found, numbers) if is_fractional else found
-    except RuntimeError as error:
-        if "overlap" in str(error).lower():
-            raise UnfitSeries("its segments overlap") from error
+            volume = read.get_volume(segment_numbers=sorted(values))
+            shares = volume.match_geometry(geometry, tol=ALIGNED).array
+    except (RuntimeError, ValueError) as error:
         raise UnfitSeries("it lies on another grid than its image, or outside it") from error
-    except ValueError as error:
-        raise UnfitSeries("it lies on another grid than its image, or outside it") from error
-    table = np.zeros(max(described) + 1, np.int64)
-    for number, value in values.items():
-        table[number] = value
-    return Drawn(table[found], tuple(_left_out(len(described) - len(values), "segments")))
-
-
-def _halves(shares: NDArray[np.floating], numbers: list[int]) -> NDArray[np.int64]:
-    """Return the number of the segment that fills at least half of each voxel `(*spatial, segments)`."""
-    filled = shares >= HALF
-    if (filled.sum(-1) > 1).any():
+    masks: dict[int, NDArray[np.bool_]] = {}
+    for place, number in enumerate(sorted(values)):
+        value = values[number]
+        masks[value] = masks.get(value, np.zeros(1, bool)) | (shares[..., place] >= HALF)
+    stack = np.stack(list(masks.values()))
+    if (stack.sum(0) > 1).any():
         raise UnfitSeries("its segments overlap")
-    return np.asarray(filled @ np.asarray(numbers), np.int64)
+    found = np.tensordot(np.asarray(list(masks)), stack, 1)
+    notes = _left_out(len(described) - len(values), "segments")
+    return Drawn(np.asarray(found, np.int64), bool(named), tuple(notes))
 
 
 def _left_out(count: int, what: str) -> list[str]:
@@ -156,14 +159,16 @@ def _structures(drawn: Dataset, image: Image, names: Mapping[str, int]) -> Drawn
     called = {
         int(each.ROINumber): plain_name(str(each.ROIName)) for each in drawn.StructureSetROISequence
     }
-    contours: dict[int, list[NDArray[np.float64]]] = {}
+    found: dict[int, NDArray[np.bool_]] = {}
+    used = 0
     for structure in drawn.get("ROIContourSequence") or ():
         value = names.get(called.get(int(structure.ReferencedROINumber), ""))
         if value is not None:
-            contours.setdefault(value, []).extend(_contours(structure))
-    if not contours:
+            used += 1
+            found[value] = found.get(value, np.zeros(1, bool)) | _filled(_contours(structure), image)
+    if not found:
         raise UnfitSeries(f"none of its {len(called)} structures has the name of a label")
-    masks = {value: _filled(mine, image) for value, mine in sorted(contours.items())}
+    masks = dict(sorted(found.items()))
     values = np.zeros(image.voxels.shape, np.int64)
     for value, mask in masks.items():
         taken = mask & (values > 0)
@@ -171,7 +176,7 @@ def _structures(drawn: Dataset, image: Image, names: Mapping[str, int]) -> Drawn
         if taken.sum() > SHARED * smallest:
             raise UnfitSeries("its structures overlap")
         values[mask] = value
-    return Drawn(values, tuple(_left_out(len(called) - len(contours), "structures")))
+    return Drawn(values, True, tuple(_left_out(len(called) - used, "structures")))
 
 
 def _contours(structure: Dataset) -> list[NDArray[np.float64]]:
@@ -192,8 +197,8 @@ def _filled(contours: list[NDArray[np.float64]], image: Image) -> NDArray[np.boo
         places = contour @ to_index[:3, :3].T + to_index[:3, 3]
         axis = int(np.argmin(np.ptp(places, axis=0)))
         number = round(float(places[:, axis].mean()))
-        if np.ptp(places[:, axis]) > 1:
-            raise UnfitSeries("a contour lies across the slices of its image")
+        if np.abs(places[:, axis] - number).max() > OFF_SLICE:
+            raise UnfitSeries("a contour lies between the slices of its image, or across them")
         plane = [each for each in range(3) if each != axis]
         low, high = places.min(0), places.max(0)
         sides = np.asarray(shape) - 0.5

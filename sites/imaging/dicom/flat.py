@@ -49,10 +49,11 @@ def flat_image(dataset: Dataset, frame: str = "") -> Image:
 def _frame(dataset: Dataset, number: int, count: int) -> NDArray[np.generic]:
     """Return a frame's stored values `(rows, columns)`, or colours of 8 bits `(rows, columns, 3)`."""
     values = pixel_array(dataset, index=number) if count > 1 else pixel_array(dataset)
+    bits = int(dataset.get("BitsStored") or 16)
     if "PALETTE" in str(dataset.get("PhotometricInterpretation")):
-        values = apply_color_lut(values, dataset)
+        values, bits = apply_color_lut(values, dataset), 16
     if values.ndim == 3 and values.dtype == np.uint16:
-        values = (values >> max(int(dataset.get("BitsStored") or 16) - 8, 0)).astype(np.uint8)
+        values = (values >> max(bits - 8, 0)).astype(np.uint8)
     return values
 
 

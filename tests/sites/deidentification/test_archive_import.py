@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from scanner import CAPTURE, PIXELS, VOLUME, XRAY, write_flat, write_series, write_slice
 
 from sites.cohort import imported, pseudonym
-from sites.deidentification import archive_import
+from sites.deidentification import copies
 from sites.deidentification.archive_import import Imported, import_export
 from sites.deidentification.deidentify import deidentified
 from sites.hospital import Hospital
@@ -133,8 +133,8 @@ def test_an_interrupted_import_is_finished_by_asking_again(hospital, export, mon
             raise KeyboardInterrupt
         return whole(dataset)
 
-    whole = archive_import.dicom_bytes
-    monkeypatch.setattr(archive_import, "dicom_bytes", fails_late)
+    whole = copies.dicom_bytes
+    monkeypatch.setattr(copies, "dicom_bytes", fails_late)
     with pytest.raises(KeyboardInterrupt):
         import_export(hospital, export)
     assert not (hospital.data / "cases.csv").exists()
@@ -535,3 +535,61 @@ def test_each_view_of_an_xray_is_a_case_of_its_own(hospital, tmp_path: Path) -> 
     assert import_export(hospital, tmp_path / "export").cases == 2
     found = [read_image(hospital.data, case.image).voxels for case in read_listing(hospital.data).cases]
     assert sorted(each[0, 0] for each in found) == [PIXELS[0, 0], PIXELS[0, 0] + 1]
+
+
+def test_a_channel_that_comes_later_joins_its_case(hospital, tmp_path: Path) -> None:
+    ward = make_ward(tmp_path / "export", {"t1": "T1w", "flair": "FLAIR"}, 3, 0)
+    (ward / "site.yaml").unlink()
+    whole = (ward / "cases.csv").read_text()
+    rows = [dict(row) for row in csv.DictReader(io.StringIO(whole))]
+    with (ward / "cases.csv").open("w", newline="") as file:
+        kept = ["patient", "label", "image_T1w"]
+        writer = csv.DictWriter(file, kept, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    assert import_export(hospital, ward).cases == 3
+    (ward / "cases.csv").write_text(whole)
+    assert import_export(hospital, ward).cases == 0
+    assert [set(case.images) for case in read_listing(hospital.data).cases] == [{"t1w", "flair"}] * 3
+
+
+def test_a_damaged_channel_leaves_the_case_with_the_others(hospital, tmp_path: Path) -> None:
+    ward = make_ward(tmp_path / "export", {"t1": "T1w", "flair": "FLAIR"}, 2, 0)
+    (ward / "site.yaml").unlink()
+    (ward / "images" / "1_flair.nii.gz").write_bytes(b"")
+    done = import_export(hospital, ward)
+    assert done.cases == 2 and sum(done.left_out.values()) == 1
+    assert sorted(len(case.images) for case in read_listing(hospital.data).cases) == [1, 2]
+
+
+def test_a_bids_set_of_one_contrast_keeps_its_one_image(hospital, tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    for number in range(2):
+        place = Path(f"sub-{number}") / "anat"
+        for name, folder in (("T1w", export), ("dseg", export / "derivatives" / "d")):
+            (folder / place).mkdir(parents=True)
+            values = np.random.default_rng(number).integers(0, 3, (9, 9, 9)).astype(np.int16)
+            nib.save(nib.Nifti1Image(values, np.eye(4)), folder / place / f"sub-{number}_{name}.nii.gz")
+    (export / "dataset_description.json").write_text("{}")
+    (export / "dseg.tsv").write_text("index\tname\n1\thead\n2\ttail\n")
+    assert import_export(hospital, export).cases == 2
+    assert (hospital.data / "cases.csv").read_text().startswith("patient,image,label")
+
+
+def test_what_a_picture_or_a_page_holds_is_imported_or_named(hospital, tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    eye = np.eye(9, 7, dtype=np.uint8)
+    pages = [Image.fromarray(40 * n + eye) for n in range(3)]
+    pages[0].save(export / "many.tif", save_all=True, append_images=pages[1:])
+    Image.fromarray(np.eye(9, 7, dtype=np.float32)).save(export / "float.tif")
+    Image.new("CMYK", (7, 9), (10, 200, 30, 40)).save(export / "print.jpg")
+    rows = [("a", "many.tif#2"), ("b", "float.tif"), ("c", "print.jpg")]
+    lines = [f"{patient},{name},1" for patient, name in rows]
+    (export / "cases.csv").write_text("\n".join(["patient,image,label", *lines]))
+    (export / "labels.csv").write_text("value,name\n0,well\n1,ill\n")
+    done = import_export(hospital, export)
+    assert done.cases == 2
+    assert done.left_out == {"a picture of 32 bits is not imported; convert it to NIfTI beforehand": 1}
+    found = {c.patient: read_image(hospital.data, c.image) for c in read_listing(hospital.data).cases}
+    assert min(image.voxels.max() for image in found.values()) == 81

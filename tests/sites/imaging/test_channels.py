@@ -195,3 +195,43 @@ def test_the_cache_knows_every_channel(case: CaseFiles, tmp_path: Path) -> None:
     changed = cache.reader(tmp_path, both, config)(case)
     assert not torch.equal(changed.load().image[1], before.load().image[1])
     assert torch.equal(changed.load().image[0], before.load().image[0])
+
+
+@pytest.mark.parametrize("changes", [{}, {"flip": (0,)}, {"noise": 0.1}, {"intensity": 0.1}])
+def test_drawing_images_changes_no_prepared_scan(
+    changes: dict[str, object], case: CaseFiles, tmp_path: Path
+) -> None:
+    scan, _ = read_case(tmp_path, case, task("t1", "flair", missing="zeros"))
+    augmentation = Augmentation(copies=8, drop_channel=0.5, **changes)
+    config = PreprocessingConfig(shape=(12, 10, 8), augmentation=augmentation)
+    prepared = prepare(scan, config)
+    before = prepared.image.clone()
+    _ = [drawn_pairs(prepared, config, seed) for seed in range(4)]
+    assert torch.equal(prepared.image, before)
+
+
+def test_a_channel_that_may_be_mirrored_is_refused(case: CaseFiles, tmp_path: Path) -> None:
+    unstated = nib.Nifti1Image(FLAIR, np.diag([-1.0, 1, 1, 1]))
+    unstated.header["qform_code"] = unstated.header["sform_code"] = 0
+    nib.save(unstated, tmp_path / "b.nii")
+    with pytest.raises(BrokenCase, match="one may be mirrored|mm away") as broken:
+        read_case(tmp_path, case, task("t1", "flair"))
+    assert broken.value.finding.check == "channel_place"
+
+
+def test_pictures_of_other_sizes_are_no_channels_of_one_another(tmp_path: Path) -> None:
+    for name, shape in (("a", (9, 7)), ("b", (10, 7))):
+        Image.fromarray(RNG.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    both = PICTURES.model_copy(update={"channels": ("a", "b")})
+    listed = CaseFiles("one", "p", "a.png", "1", channels=(("a", "a.png"), ("b", "b.png")))
+    with pytest.raises(BrokenCase, match=r"channel b: its shape is \(10, 7\)"):
+        read_case(tmp_path, listed, both)
+
+
+def test_a_colour_that_a_picture_has_not_is_no_missing_channel(tmp_path: Path) -> None:
+    colours = COLOURS.copy()
+    colours[..., 2] = 0
+    scan, _ = read_case(tmp_path, picture(tmp_path / "a.png", colours), COLOURED)
+    window = {"kind": "window", "centre": 128, "width": 256}
+    prepared = prepare(scan, PreprocessingConfig(shape=(8, 8), intensity=window))
+    assert scan.missing == () and prepared.image[2].unique().tolist() == [-1.0]

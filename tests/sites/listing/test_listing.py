@@ -233,7 +233,7 @@ def test_columns_of_a_table_are_channels_and_an_empty_cell_is_one_that_is_missin
 @pytest.mark.parametrize(
     ("header", "row", "message"),
     [
-        ("patient,image,image_t1,label", "p,a,b,0", "got both"),
+        ("patient,image,image_date,label", "p,a,b,0", None),
         ("patient,image_t1,image_T1,label", "p,a,b,0", "two columns mean the same"),
         ("patient,image_t1,image_t2,label", "p,,,0", "an image in one of image_t1, image_t2"),
         ("patient,image_t1,image_t2,label", "p,a,a,0", None),
@@ -244,7 +244,8 @@ def test_columns_of_channels_that_are_unclear_are_an_error(
 ) -> None:
     data = write_table(tmp_path, f"{header}\n{row}\n")
     if message is None:
-        assert len(read_listing(data).cases) == 1  # one file for two channels of a case is no mistake
+        (case,) = read_listing(data).cases  # one file for two channels of a case is no mistake
+        assert case.image == "a"
         return
     with pytest.raises(ConfigError, match=message):
         read_listing(data)
@@ -340,8 +341,32 @@ def test_a_list_is_read_in_the_terms_of_studies(tmp_path: Path) -> None:
     mapped = listing.mapped({"t1": "T1w", "image": "T1w", "flair": "FLAIR"}, {"enhancing tumour": 3})
     (case,) = mapped.cases
     assert case.images == {"t1w": "a.nii", "t1": "a.nii", "image": "a.nii"}
+    swapped = CaseFiles("c", "p", "a", "", channels=(("t1", "a"),))
+    (only,) = Listing((swapped,), {}).mapped({"t1": "t1c", "t1c": "t1"}, {}).cases
+    assert only.images == {"t1c": "a"}  # it has no channel that the hospital calls t1c
     assert case.label_map == ((4, 3),)
     assert mapped.labels == {0: "background", 1: "necrosis", 3: ""}
     assert listing.mapped({}, {4: 3}).cases[0].label_map == ((4, 3),)
     with pytest.raises(ConfigError, match=r"names of the list's labels .*necrosis.*, got 'oedema'"):
         listing.mapped({}, {"oedema": 2})
+
+
+def test_two_channels_of_one_name_are_an_error(tmp_path: Path) -> None:
+    data = nnunet(tmp_path, {"background": 0, "PZ": 1}, channel_names={"0": "T1", "1": "t1"})
+    with pytest.raises(ConfigError, match="two channels have one name"):
+        read_listing(data)
+
+
+def test_the_label_ignore_of_nnunet_is_no_label(tmp_path: Path) -> None:
+    listing = read_listing(nnunet(tmp_path, {"background": 0, "PZ": 1, "ignore": 2}))
+    assert listing.labels == {0: "background", 1: "PZ"}
+    assert any("the label ignore" in note for note in listing.notes)
+
+
+def test_a_contrast_belongs_to_one_image_of_a_session(tmp_path: Path) -> None:
+    data = make_bids(
+        tmp_path, "sub-1/anat/sub-1_run-1_T1w.nii.gz", "sub-1/anat/sub-1_run-2_T1w.nii.gz",
+        "sub-1/anat/sub-1_FLAIR.nii.gz", "derivatives/d/sub-1/anat/sub-1_run-1_dseg.nii.gz",
+        "derivatives/d/sub-1/anat/sub-1_run-2_dseg.nii.gz",
+    )  # fmt: skip
+    assert [set(case.images) for case in read_listing(data).cases] == [{"image", "t1w"}] * 2

@@ -87,6 +87,9 @@ def test_a_segment_has_the_value_of_its_name_and_others_are_left_out_and_said(tm
     assert np.array_equal(read_case(tmp_path, mapped, TASK)[0].target, expected(TRUTH) == 2)
     numbered = CaseFiles("c", "p", "a", "own.dcm")
     assert np.array_equal(read_case(tmp_path, numbered, TASK)[0].target, expected(TRUTH))
+    swapped = CaseFiles("c", "p", "a", "own.dcm", label_map=((1, 2), (2, 1)))
+    due = np.array([0, 2, 1])[expected(TRUTH)]
+    assert np.array_equal(read_case(tmp_path, swapped, TASK)[0].target, due)
 
 
 def test_a_segmentation_of_another_series_or_grid_is_refused_with_the_case_named(tmp_path: Path) -> None:
@@ -158,9 +161,32 @@ def test_contours_fill_the_voxels_whose_centres_are_inside_and_holes_stay_open(t
     assert "1 structures with other names" in next(f.text for f in findings if f.check == "unused_files")
 
 
+def test_structures_of_one_label_are_united_and_no_hole_of_one_another(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    whole = {"core": [box((3.5, 5.5), (3.5, 5.5), 1)], "oedema": [box((1.5, 7.5), (2.5, 6.5), 1)]}
+    write_structures(tmp_path / "rt.dcm", whole)
+    case = CaseFiles("c", "p", "a", "rt.dcm", label_names=(("core", 1), ("oedema", 1)))
+    scan, findings = read_case(tmp_path, case, TASK)
+    assert (scan.target == 1).sum() == 6 * 4
+    assert not [f for f in findings if f.check == "unused_files"]
+
+
+def test_a_label_folder_that_links_outside_is_refused(tmp_path: Path) -> None:
+    write_seg(tmp_path / "elsewhere" / "seg.dcm", series(tmp_path / "data" / "a"))
+    (tmp_path / "data" / "lab").mkdir()
+    (tmp_path / "data" / "lab" / "x.dcm").symlink_to(tmp_path / "elsewhere" / "seg.dcm")
+    with pytest.raises(BrokenCase, match="a file is outside the folder"):
+        read_case(tmp_path / "data", CaseFiles("c", "p", "a", "lab"), TASK)
+
+
 @pytest.mark.parametrize(
     ("contours", "uid", "words"),
     [
+        (
+            {"head": [np.add(box((1, 5), (2, 6), 1), [0, 0, 1.4])]},
+            "1.2.3",
+            "between the slices of its image",
+        ),
         ({"head": [box((1, 30), (2, 6), 1)]}, "1.2.3", "a contour lies outside the image"),
         ({"head": [box((1, 5), (2, 6), 9)]}, "1.2.3", "a contour lies outside the image"),
         ({"head": [box((1, 5), (2, 6), 1)]}, "1.2.4", "it refers to another series"),

@@ -80,6 +80,14 @@ def test_a_palette_gives_its_colours(tmp_path: Path) -> None:
     )  # fmt: skip
     colours = read_image(tmp_path, "a").colours
     assert np.array_equal(colours, np.stack([values[stored] for values in table]))
+    high = {
+        k: (np.frombuffer(v, "<u2") & 0xFF00).tobytes() for k, v in lut.items() if k.endswith("Data")
+    }
+    write_flat(
+        tmp_path / "b", stored, **{**PHOTO, "SamplesPerPixel": 1, "PlanarConfiguration": None,
+        "PhotometricInterpretation": "PALETTE COLOR", **lut, **high},
+    )  # fmt: skip
+    assert np.array_equal(read_image(tmp_path, "b").colours, colours)
 
 
 def test_a_file_without_the_preamble_is_read(tmp_path: Path) -> None:
