@@ -38,7 +38,7 @@ from sites.imaging.dicom.files import (
 from sites.imaging.dicom.stack import without_copies
 from sites.listing.cases import CaseFiles, Listing
 from sites.listing.listing import LAYOUTS, read_listing
-from sites.listing.tables import CHANNEL, LabelColumn, label_column
+from sites.listing.tables import CHANNEL, LabelColumn, channel_columns, label_column
 from sites.yaml_files import ConfigError
 
 COLUMNS = ("label", "session", "series")
@@ -185,11 +185,8 @@ def _rows(path: Path, label: LabelColumn) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [{**row, "label": row.get(label)} for row in csv.DictReader(file)]
-    kept = ("patient", "image", *COLUMNS)
-    return [
-        {key: value or "" for key, value in row.items() if key in kept or key.startswith(CHANNEL)}
-        for row in rows
-    ]
+    kept = ("patient", "image", *channel_columns(path), *COLUMNS)
+    return [{key: value or "" for key, value in row.items() if key in kept} for row in rows]
 
 
 def _write_labels(data: Path, labels: Mapping[int, str]) -> None:
