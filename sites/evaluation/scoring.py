@@ -72,6 +72,7 @@ def coarse(metrics: Mapping[str, float], task: TaskConfig, declared: int) -> dic
     `declared` number of evaluation patients, those of segmentations to three digits, errors of numbers
     to a thousandth of the study's range.
 
+    >>> from models.tasks import ClassificationConfig
     >>> task = ClassificationConfig(kind="classification", dims=2, labels={0: "well", 1: "ill"})
     >>> coarse({"accuracy": 19 / 23}, task, declared=20)
     {'accuracy': 0.85}

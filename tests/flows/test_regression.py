@@ -100,7 +100,7 @@ def test_the_cache_keeps_the_number_as_it_is(tmp_path: Path) -> None:
     read = cache.reader(tmp_path, RADIUS, PreprocessingConfig(shape=(32, 32)))
     for _ in range(2):
         reading = read(CaseFiles("a", "p", "a.nii", "4.625"))
-        assert float(reading.load().target) == 4.625 and reading.profile.amounts == {0: 4.625}
+        assert float(reading.load().target) == 4.625 and reading.profile.value == 4.625
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
 
 
