@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.errors import cli_errors
 from flows.cli.options import ModelArgument, RoundOption, RunArgument, StudyArgument
+
+if TYPE_CHECKING:
+    from flows.serving.prediction import Mask
+    from sites.study import Study
 
 app = typer.Typer()
 
@@ -77,14 +81,23 @@ def predict(
                 prediction.check_out(place, dims)
                 mask = prediction.mask_of(loaded, files)
                 prediction.write_mask(mask, place)
-                if mask.image.series:
-                    from flows.serving.dicom_mask import write_segmentation
-
-                    write_segmentation(mask, loaded.study, model, sha256, place)
+                _write_segmentation(mask, loaded.study, model, sha256, place)
             except ConfigError as error:  # the others are predicted
                 failed.append(str(error))
         if failed:
             raise ConfigError("\n".join(failed))
+
+
+def _write_segmentation(mask: "Mask", study: "Study", model: str, sha256: str, out: Path) -> None:
+    """Write the mask of a DICOM series as DICOM Segmentation, too; say why if it can't be."""
+    if not mask.image.series:
+        return
+    from flows.serving.dicom_mask import NoSegmentation, write_segmentation
+
+    try:
+        write_segmentation(mask, study, model, sha256, out)
+    except NoSegmentation as error:
+        typer.echo(f"{out} is written, and no DICOM Segmentation: {error}", err=True)
 
 
 @app.command(name="export-bundle")

@@ -22,15 +22,19 @@ from flows.serving.prediction import Mask, beside, placed
 from models.files import write_atomically
 from sites.imaging.dicom.drawn import TO_RAS
 from sites.imaging.dicom.files import Found, images_in, read_file
-from sites.imaging.dicom.stack import is_multi_frame, stack_in
+from sites.imaging.dicom.series import ROUNDING_MM
+from sites.imaging.dicom.stack import SAME_DIRECTION, is_multi_frame, stack_in
 from sites.study import Study
-from sites.yaml_files import ConfigError
 
 TEXT_LENGTH = 64
 """Longest text of DICOM's LO, in characters."""
 STUDY_FIELDS = ("AccessionNumber", "StudyDate", "StudyTime", "PatientSex", "PatientBirthDate",
                 "ReferringPhysicianName", "StudyID", "PatientName", "PatientID")  # fmt: skip
 """Fields that a segmentation repeats; without them in the series they are empty."""
+
+
+class NoSegmentation(Exception):
+    """A series can't have a DICOM Segmentation; the message states why."""
 
 
 def write_segmentation(
@@ -45,7 +49,7 @@ def write_segmentation(
         sha256: of its weights.
 
     Raises:
-        ConfigError: it can't be written; nothing was.
+        NoSegmentation: it can't be written; nothing was.
     """
     if not mask.image.series or not mask.labels.any():
         return None
@@ -77,12 +81,10 @@ def segmentation_of(
         sha256: of its weights.
 
     Raises:
-        ConfigError: the series lies on no grid that DICOM can describe.
+        NoSegmentation: the series lies on no grid that DICOM Segmentation can describe.
     """
     found = [value for value in sorted(study.task.labels) if (labels == value).any()]
-    for image, name in product(images, STUDY_FIELDS):
-        if name not in image:
-            setattr(image, name, "")
+    _fill_in(images)
     algorithm = _algorithm(study, model, sha256)
     try:
         with warnings.catch_warnings():
@@ -104,10 +106,19 @@ def segmentation_of(
                 content_description=f"{study.name} {sha256[:12]}"[:TEXT_LENGTH],
             )  # fmt: skip
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
-        raise ConfigError(f"the series can't carry a DICOM Segmentation: {error}") from error
+        raise NoSegmentation(" ".join(str(error).split())) from error
     file = BytesIO()
     made.save_as(file)
     return file.getvalue()
+
+
+def _fill_in(images: Sequence[Dataset]) -> None:
+    """Add fields that a segmentation repeats, and make directions equal that differ by rounding."""
+    for image, name in product(images, STUDY_FIELDS):
+        if name not in image:
+            setattr(image, name, "")
+    for image in images if not is_multi_frame(images[0]) else ():
+        image.ImageOrientationPatient = images[0].ImageOrientationPatient
 
 
 def _algorithm(study: Study, model: str, sha256: str) -> hd.AlgorithmIdentificationSequence:
@@ -148,4 +159,7 @@ def _as_stored(
         if geometry is None:
             raise ValueError("its frames form no volume")
         return volume.match_geometry(geometry)
-    return volume.match_geometry(hd.get_volume_from_series(list(images)).get_geometry())
+    series = hd.get_volume_from_series(
+        list(images), atol=ROUNDING_MM, orientation_tol=SAME_DIRECTION
+    )  # fmt: skip
+    return volume.match_geometry(series.get_geometry(), tol=ROUNDING_MM)

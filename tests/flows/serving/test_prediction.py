@@ -12,7 +12,7 @@ import pytest
 import torch
 from homes import moved
 from PIL import Image
-from scanner import write_series
+from scanner import write_series, write_slice
 from typer.testing import CliRunner
 
 from flows import served_model
@@ -261,6 +261,21 @@ def test_the_mask_of_a_dicom_series_is_a_segmentation_with_the_models_name_and_v
     labels = described["study"]["task"]["labels"]
     task = SegmentationConfig(kind="segmentation", dims=3, labels={int(k): v for k, v in labels.items()})
     scan, _ = read_case(tmp_path, case, task)  # as a hospital reads what its radiologists drew
+    assert np.array_equal(scan.target, mask)
+
+
+def test_a_series_whose_directions_differ_by_rounding_has_a_segmentation_too(
+    tmp_path: Path, study_with
+) -> None:
+    model = model_of_threshold(tmp_path / "model", study_with, 3)
+    for number in range(6):
+        turn = [1, 2e-6 * number, 0, 0, 1, 0]
+        write_slice(tmp_path / "series", number, [-5.0, 7.0, 10.0 + 3 * number], orientation=turn)
+    done = call("predict", model, tmp_path / "series", "-o", tmp_path / "mask.nii.gz")
+    assert done.exit_code == 0, done.output
+    mask = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
+    task = SegmentationConfig(kind="segmentation", dims=3, labels={1: "a", 2: "b"})
+    scan, _ = read_case(tmp_path, CaseFiles("c", "p", "series", "mask.dcm"), task)
     assert np.array_equal(scan.target, mask)
 
 
