@@ -15,7 +15,7 @@ from sites.datasets.public_sets import PictureSet
 from sites.listing.cases import NOTHING
 from sites.yaml_files import ConfigError
 
-NETWORKS = ("DenseNet121", "resnet10", "resnet18")
+NETWORKS = ("DenseNet121", "resnet10", "resnet18", "EfficientNetBN", "ViT")
 Pictures = NDArray[np.uint8]
 
 
