@@ -121,11 +121,6 @@ def description(study: Study, sha256: str) -> bytes:
     return canonical({"study": study.model_dump(mode="json"), "sha256": sha256})
 
 
-def sha256_of(folder: Path) -> str:
-    """Return the sha256 of the weights of the model in a folder, as its description states it."""
-    return str(json.loads((folder / DESCRIPTION).read_bytes())["sha256"])
-
-
 def _load_pyfunc(path: str) -> ServedModel:
     return load(Path(path))
 

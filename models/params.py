@@ -8,7 +8,7 @@ from torch import Tensor, nn
 Params = Mapping[str, Tensor]
 
 LEAST_SIDE = 64
-"""A side length, in voxels, that every network here accepts."""
+"""A side length, in voxels, that every network accepts which states no `sides` of its own."""
 
 
 def of(network: nn.Module) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Tasks: what a study's network answers, about which images, with which labels."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,6 +23,9 @@ class _TaskConfig(Config):
     (`refuse`, default).
     """
 
+    network_kind: ClassVar[Literal["segmentation", "classification"]] = "classification"
+    """The kind of its networks: they answer for each voxel, or once for a scan."""
+
     dims: Literal[2, 3]
     labels: dict[int, Name]
     channels: Literal["rgb"] | Annotated[tuple[Name, ...], Field(min_length=1, max_length=32)] = PLAIN
@@ -37,11 +40,6 @@ class _TaskConfig(Config):
         if self.missing_channel == "zeros" and len(self.channel_names) < 2:
             raise ValueError("missing_channel: expected refuse or skip with one channel, got zeros")
         return self
-
-    @property
-    def network_kind(self) -> Literal["segmentation", "classification"]:
-        """The kind of its networks: they answer for each voxel, or once for a scan."""
-        return "segmentation" if getattr(self, "kind", "") == "segmentation" else "classification"
 
     @property
     def channel_names(self) -> tuple[str, ...]:
@@ -71,6 +69,8 @@ class SegmentationConfig(_TaskConfig):
 
     `tolerance_mm` is the largest distance at which two surfaces still agree, for `surface_dice`.
     """
+
+    network_kind = "segmentation"
 
     kind: Literal["segmentation"]
     tolerance_mm: Annotated[float, Field(gt=0, le=100)] = 1.0

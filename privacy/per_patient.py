@@ -140,16 +140,14 @@ class _Book:
         """Enter a parameter's gradients of each scan; a layer that is used twice enters twice."""
         if name in self.deferred:
             self.whole[name] = self._by_patient(self.deferred.pop(name).of_each_scan())
-        if name in self.whole:
-            self.whole[name] = self.whole[name] + self._by_patient(per_scan())
-        elif self._may_defer and back.is_smaller_than_gradients(name):
+        if name not in self.whole and self._may_defer and back.is_smaller_than_gradients(name):
             squared = back.ghost_norms() if self._one_scan_each else None
             if squared is None:
                 squared = _squared_norms(self._by_patient(per_scan()))
             norms = squared.sqrt() + self._by_patient(back.rounding())
             self.deferred[name] = _Deferred(norms.square(), per_scan, back.all)
         else:
-            self.whole[name] = self._by_patient(per_scan())
+            self.enter_whole(name, per_scan())
 
     def enter_whole(self, name: str, per_scan: Tensor) -> None:
         """Enter a parameter's gradients of each scan `(N, *shape)`, which are kept."""

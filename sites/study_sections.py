@@ -1,4 +1,4 @@
-"""Sections of a study beside its training, and whether its sections fit a secure sum."""
+"""Sections of a study beside its training, and whether its sections fit each other."""
 
 from collections.abc import Iterator
 from typing import Annotated

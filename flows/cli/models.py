@@ -63,10 +63,12 @@ def predict(
         from flows.runs.paths import Home
         from flows.serving import prediction
         from flows.serving.model_files import model_files
+        from models.files import sha256_of
         from sites.yaml_files import ConfigError
 
         with model_files(Home(Path.cwd()), model) as found:
-            loaded, sha256 = served_model.load(found.folder), served_model.sha256_of(found.folder)
+            loaded = served_model.load(found.folder)
+            sha256 = sha256_of((found.folder / served_model.WEIGHTS).read_bytes())
         given, failed = prediction.scans_in(loaded, scans), []
         dims = loaded.study.task.dims
         places: list[Path | None] = [out] * len(given)

@@ -83,11 +83,11 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
     listing = _listing_of(export)
     label = _label_of(data / "cases.csv", listing)
     before = _rows(data / "cases.csv", label)
-    expected = {f"{CHANNEL}x": "x"} if listing and _has_channels(listing) else {"image": "x"}
-    _ = _columns(data / "cases.csv", [*before, expected])  # before anything is copied
+    has_channels = listing is not None and _has_channels(listing)
+    _check_columns(data / "cases.csv", before, has_channels)
     if listing:
         _write_labels(data, listing.labels)
-        found = list(_listed_cases(listing, export, data, rename, progress))
+        found = list(_listed_cases(listing, has_channels, export, data, rename, progress))
     else:
         found = list(_dicom_cases(export, data, rename, progress))
     by_image = {image: row for row in before for image in _images(row).values()}
@@ -101,7 +101,7 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
         listed.update(added)  # a channel that the case did not have
         filled = filled or bool(added)
     if new or filled:
-        columns = _columns(data / "cases.csv", [*before, *new])
+        columns = _columns([*before, *new])
         rows = [[row.get(column, "") for column in columns] for row in (*before, *new)]
         named = [label if column == "label" else column for column in columns]
         write_atomically(data / "cases.csv", _table(named, rows))
@@ -120,18 +120,19 @@ def _images(row: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in row.items() if is_image[key] and value}
 
 
-def _columns(table: Path, rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the columns of a list: one for each channel that some row has, else `image`.
-
-    Raises:
-        ConfigError: some rows have channels and others one image without a name.
-    """
-    images = list(dict.fromkeys(key for row in rows for key in _images(row)))
-    if "image" in images and len(images) > 1:
+def _check_columns(table: Path, rows: Sequence[Mapping[str, str]], has_channels: bool) -> None:
+    """Raise ConfigError if listed cases have channels and the export's one image, or the reverse."""
+    listed = {key for row in rows for key in _images(row)}
+    if "image" in listed if has_channels else listed - {"image"}:
         raise ConfigError(
             f"{table}: expected either a column image or columns {CHANNEL}<channel>. Import into a "
             f"folder of its own: a list has one or the other."
         )
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the columns of a list: one for each channel that some row has, else `image`."""
+    images = dict.fromkeys(key for row in rows for key in _images(row))
     return ["patient", *images, *COLUMNS]
 
 
@@ -220,10 +221,9 @@ def _columns_of(case: CaseFiles, has_channels: bool) -> dict[str, str]:
 
 
 def _listed_cases(
-    listing: Listing, export: Path, data: Path, rename: Rename, progress: Progress
+    listing: Listing, has_channels: bool, export: Path, data: Path, rename: Rename, progress: Progress
 ) -> Iterator[dict[str, str]]:
     """Yield the cases of an export that has its own list."""
-    has_channels = _has_channels(listing)
     for case in listing.cases:
         patient = imported(rename(case.patient))
         with progress.counted(case.image):

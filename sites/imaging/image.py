@@ -12,6 +12,9 @@ LARGEST_BYTES = 2**31
 GREY_WITHIN = 8.0
 """Largest difference of red, green and blue, of 255, in a picture that counts as grey."""
 
+GREY_SHARES = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in a grey value (ITU-R BT.601, as pictures are converted)."""
+
 Fault = Literal["missing", "outside", "unreadable", "affine", "series"]
 
 
@@ -84,10 +87,6 @@ class Image:
         columns = [*kept, single[-1], *range(self.voxels.ndim, 4)]
         affine = self.affine[:, columns] if len(columns) == 4 else self.affine
         return replace(self, voxels=self.voxels.squeeze(single[-1]), spacing_mm=spacing, affine=affine)
-
-
-GREY_SHARES = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in a grey value (ITU-R BT.601, as pictures are converted)."""
 
 
 def grey_of(colours: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """Data sets that a `dataset.json` describes: the Decathlon's layout and raw folders of nnU-Net."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ def from_dataset(data: Path, _: PatientOf | None) -> Listing:
     path = data / "dataset.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        is_nnunet = "channel_names" in content
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: expected a JSON object, got {error!r}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(content).__name__}.")
+    is_nnunet = "channel_names" in content
     return _from_nnunet(data, content) if is_nnunet else _from_decathlon(data, content)
 
 
-def _from_decathlon(data: Path, content: Any) -> Listing:  # noqa: ANN401  # whatever a file holds
+def _from_decathlon(data: Path, content: Mapping[str, Any]) -> Listing:
     try:
         listed = [
             (relative(pair["image"]), relative(str(pair["label"]))) for pair in content["training"]
@@ -50,7 +53,7 @@ def _from_decathlon(data: Path, content: Any) -> Listing:  # noqa: ANN401  # wha
     return Listing(tuple(cases), labels)
 
 
-def _distinct(channels: Any) -> dict[int, str]:  # noqa: ANN401  # whatever a file holds
+def _distinct(channels: Mapping[str, Any]) -> dict[int, str]:
     """Return channels by number; raise ValueError where two have one name."""
     found = {int(number): plain_name(str(name)) for number, name in channels.items()}
     if len(set(found.values())) < len(found):
@@ -58,7 +61,7 @@ def _distinct(channels: Any) -> dict[int, str]:  # noqa: ANN401  # whatever a fi
     return found
 
 
-def _from_nnunet(data: Path, content: Any) -> Listing:  # noqa: ANN401  # whatever a file holds
+def _from_nnunet(data: Path, content: Mapping[str, Any]) -> Listing:
     """Return the training cases of a raw folder of nnU-Net: `imagesTr/CASE_0000.nii.gz` and so on.
 
     A label that is a region (a list of values) is written by its value in `regions_class_order`.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.synthesis import labelled_image, texture
 from models.tasks import PLAIN, RGB
@@ -56,7 +57,7 @@ def _label_column(study: Study) -> LabelColumn:
     return "labels" if task.kind == "classification" and task.multi_label else "label"
 
 
-def _arrays(study: Study, images: Any) -> dict[str, Any]:  # noqa: ANN401  # an array
+def _arrays(study: Study, images: NDArray[np.float32]) -> dict[str, Any]:
     """Return images `(N, C, *shape)` by column of `cases.csv`: one for each channel, or in colour."""
     task = study.task
     if task.channels == RGB:

@@ -62,6 +62,8 @@ SUFFIXES = (".dcm", ".ima", ".dicom")
 """Ends of names of DICOM files; scanners and archives also write files without one."""
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 MOST_FILES = 5000
+META_GROUP = 0x0002
+"""Group of the elements that say how a file is encoded."""
 
 
 class UnfitSeries(Exception):
@@ -133,18 +135,35 @@ def _read(path: Path) -> Dataset:
     except pydicom.errors.InvalidDicomError:
         if path.suffix.lower() not in SUFFIXES:
             raise
-        dataset = pydicom.dcmread(path, force=True)
-        if not {"SOPClassUID", "SOPInstanceUID", "Modality"} <= {each.keyword for each in dataset}:
-            raise
-        if "TransferSyntaxUID" not in dataset.file_meta:
-            implicit = dataset.original_encoding[0]
-            dataset.file_meta.TransferSyntaxUID = (
-                ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        return _read_without_preamble(path)
+    _check_inflated(meta)
+    return pydicom.dcmread(path)
+
+
+def _read_without_preamble(path: Path) -> Dataset:
+    with path.open("rb") as file:
+        _check_inflated(
+            pydicom.filereader.read_dataset(
+                file,
+                is_implicit_VR=False,
+                is_little_endian=True,
+                stop_when=lambda tag, _vr, _length: tag.group != META_GROUP,
             )
-        return dataset
+        )
+    dataset = pydicom.dcmread(path, force=True)
+    if not {"SOPClassUID", "SOPInstanceUID", "Modality"} <= {each.keyword for each in dataset}:
+        raise pydicom.errors.InvalidDicomError("no preamble, and not what an image has")
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit = dataset.original_encoding[0]
+        syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+def _check_inflated(meta: Dataset) -> None:
+    """Refuse, by a file's meta information, one whose data set is compressed as a whole."""
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         raise UnfitSeries("a file is compressed so that its size can't be known before reading")
-    return pydicom.dcmread(path)
 
 
 def _check_complete(dataset: Dataset) -> None:

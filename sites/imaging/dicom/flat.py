@@ -1,7 +1,7 @@
 """One DICOM image without a place in space: an X-ray, a frame of an ultrasound, a photograph.
 
 It is read as a picture is: rows first, as stored. Intensities of grey images follow the rule of
-`sites.imaging.dicom.series`; colours become red, green and blue. The sides of its pixels are those at
+`sites.imaging.dicom.values`; colours become red, green and blue. The sides of its pixels are those at
 the patient, else those at the detector, else 1 mm.
 """
 

@@ -193,6 +193,9 @@ def test_a_file_that_unpacks_to_more_than_it_says_is_refused_before_it_is_read(t
     dataset.save_as(path)
     with pytest.raises(UnfitSeries, match="size can't be known"):
         series_in(tmp_path / "scan")
+    path.write_bytes(path.read_bytes()[132:])  # without the preamble
+    with pytest.raises(UnfitSeries, match="size can't be known"):
+        series_in(tmp_path / "scan")
 
 
 def test_rows_and_frames_that_no_scan_has_are_refused(tmp_path: Path) -> None:
