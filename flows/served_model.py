@@ -42,14 +42,13 @@ class ServedModel:
     network: nn.Module
 
     def predict(
-        self, images: NDArray[np.float32], params: Mapping[str, Any] | None = None
+        self, images: NDArray[np.generic], params: Mapping[str, Any] | None = None
     ) -> NDArray[np.float32]:
         """Return probabilities `(B, C, *spatial)`, or `(B, C)` for classification; or labels.
 
         Args:
             images: raw intensities `(B, *spatial)`, or `(B, C, *spatial)` with several channels, in RAS
-                orientation. MLflow casts numbers of JSON; in
-                process it takes arrays of float32 alone, as a signature has one type.
+                orientation: real numbers of any type.
             params: `spacing_mm`, the voxels' sides, by default 1 mm each; `output`,
                 `probabilities` or `labels` `(B, *spatial)`, `(B,)`, or `(B, C)` where several can apply.
 
@@ -59,7 +58,7 @@ class ServedModel:
         """
         asked = {"spacing_mm": [1.0] * self.study.task.dims, "output": "probabilities", **(params or {})}
         spacing = tuple(map(float, asked["spacing_mm"]))
-        every = torch.stack([self.probabilities(image, spacing) for image in images])
+        every = torch.stack([self.probabilities(image, spacing) for image in _numbers(images)])
         if asked["output"] == "probabilities":
             return every.numpy()
         if asked["output"] != "labels":
@@ -100,6 +99,16 @@ class ServedModel:
         if task.kind == "classification" and task.multi_label:
             return (probabilities >= 0.5).long()
         return probabilities.argmax(1)
+
+
+def _numbers(images: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Return images in float32; MLflow's server makes arrays of objects of JSON's numbers."""
+    try:
+        if images.dtype.kind in "biufO":
+            return np.asarray(images.tolist() if images.dtype.kind == "O" else images, dtype=np.float32)
+    except (TypeError, ValueError):
+        pass
+    raise UnfitImage(f"expected images of real numbers and of one shape, got an array of {images.dtype}")
 
 
 def _check_spacing(spacing_mm: tuple[float, ...], dims: int) -> None:

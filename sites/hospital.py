@@ -27,6 +27,7 @@ from sites.exchange.places import Place
 from sites.imaging.cache import ScanCache
 from sites.imaging.checks import CheckedCase, read_cases
 from sites.imaging.preprocessing import PreprocessingConfig
+from sites.imaging.reading import unlabelled_reader
 from sites.listing.cases import CaseFiles, Listing
 from sites.listing.listing import EXCLUDED, excluded_patients, read_listing
 from sites.policy.policy import Policy, Refused, load_policy
@@ -202,6 +203,8 @@ class Hospital:
 
     def checked_cases(self, task: TaskConfig, config: PreprocessingConfig) -> list[CheckedCase]:
         """Return every case, read and checked; cases in the cache are not read again."""
+        if self.listing.is_unlabelled:
+            return read_cases(self.cases, unlabelled_reader(self.data, task))
         cache = ScanCache(self.state / "cache", self.policy.cache_mb * 2**20)
         checked = read_cases(self.cases, cache.reader(self.data, task, config))
         cache.trim()

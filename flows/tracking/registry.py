@@ -329,11 +329,14 @@ def _local_layers_tag(run: Run, record: RoundRecord) -> dict[str, str]:
 
 
 def _signature(task: TaskConfig) -> ModelSignature:
-    """Return a model's inputs and outputs: probabilities, unless labels are requested."""
-    spatial, several = (-1,) * task.dims, task.in_channels > 1
-    images = (-1, task.in_channels, *spatial) if several else (-1, *spatial)
-    answers = (-1, -1) if task.network_kind == "classification" else (-1, -1, *spatial)
-    inputs, outputs = (Schema([TensorSpec(np.dtype(np.float32), each)]) for each in (images, answers))
+    """Return a model's inputs and outputs: probabilities, unless labels are requested.
+
+    MLflow compares an array's type with one type of the signature, and casts none. `object` with one
+    axis is what it lets through; the model itself checks its images, in whichever type of number.
+    """
+    answers = (-1, -1) if task.network_kind == "classification" else (-1, -1, *(-1,) * task.dims)
+    inputs = Schema([TensorSpec(np.dtype(object), (-1,))])
+    outputs = Schema([TensorSpec(np.dtype(np.float32), answers)])
     spacing = ParamSpec("spacing_mm", DataType.double, [1.0] * task.dims, shape=(-1,))
     return ModelSignature(
         inputs, outputs, ParamSchema([spacing, ParamSpec("output", DataType.string, "probabilities")])

@@ -69,12 +69,16 @@ FREE = ("check", "join", "survey", *OF_A_RUN)
 WEEK_S = 7 * 24 * 3600.0
 
 
-def check_list(hospital: Hospital, study: Study) -> None:
+def check_list(hospital: Hospital, study: Study, *, for_survey: bool = False) -> None:
     """Raise `Refused` if the hospital's list does not fit a study; no scan is opened.
 
     The text contains no count and no case.
+
+    Args:
+        for_survey: the list may be without labels.
     """
-    check_labels(hospital.listing, study.task)
+    if not (for_survey and hospital.listing.is_unlabelled):
+        check_labels(hospital.listing, study.task)
     check_channels(hospital.current, study.task)
     training = len(hospital.eligible.training)
     if training < hospital.policy.min_patients:
@@ -89,6 +93,8 @@ def check_labels(listing: Listing, task: TaskConfig, owner: str = "hospital") ->
     Args:
         owner: whose list it is, for the message.
     """
+    if listing.is_unlabelled:
+        raise Refused(f"the {owner}'s list has no labels: it can be surveyed, but not train or evaluate")
     has = "classes" if listing.has_classes else "values" if listing.has_values else "label images"
     if has != {"classification": "classes", "regression": "values"}.get(task.kind, "label images"):
         raise Refused(f"the study is a {task.kind}, the {owner}'s list has {has}")

@@ -38,7 +38,7 @@ from sites.imaging.dicom.files import (
 from sites.imaging.dicom.stack import without_copies
 from sites.listing.cases import CaseFiles, Listing
 from sites.listing.listing import LAYOUTS, read_listing
-from sites.listing.tables import CHANNEL, LabelColumn, channel_columns, label_column
+from sites.listing.tables import CHANNEL, LABELS, LabelColumn, channel_columns, label_column
 from sites.yaml_files import ConfigError
 
 COLUMNS = ("label", "session", "series")
@@ -101,9 +101,9 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
         listed.update(added)  # a channel that the case did not have
         filled = filled or bool(added)
     if new or filled:
-        columns = _columns([*before, *new])
+        columns = [name for name in _columns([*before, *new]) if label or name != "label"]
         rows = [[row.get(column, "") for column in columns] for row in (*before, *new)]
-        named = [label if column == "label" else column for column in columns]
+        named = [label or "" if column == "label" else column for column in columns]
         write_atomically(data / "cases.csv", _table(named, rows))
     return Imported(
         cases=len(new),
@@ -143,24 +143,36 @@ def _listing_of(export: Path) -> Listing | None:
     return read_listing(export, partial(_patient_of, export))
 
 
-def _label_of(table: Path, listing: Listing | None) -> LabelColumn:
-    """Return the column of the labels in the hospital's list: the one it has, else the export's.
+def _label_of(table: Path, listing: Listing | None) -> LabelColumn | None:
+    """Return the column of labels in the hospital's list, or the one it will have; None for no labels.
 
     Raises:
-        ConfigError: the one holds one class for each case, the other any number of them, or values.
+        ConfigError: the one holds one class for each case, the other any number of them, values or none.
     """
-    wanted: LabelColumn = "label"
-    if listing and (listing.has_several or listing.has_values):
+    wanted: LabelColumn | None = "label"
+    if listing and listing.is_unlabelled:
+        wanted = None
+    elif listing and (listing.has_several or listing.has_values):
         wanted = "value" if listing.has_values else "labels"
     if not table.exists():
+        if wanted is None and table.with_name(LABELS).exists():
+            raise ConfigError(
+                f"{table.with_name(LABELS)}: expected no table of labels, for the export has no labels. "
+                f"Import into a folder of its own."
+            )
         return wanted
     present = label_column(table)
     if listing and present != wanted:
         raise ConfigError(
-            f"{table}: expected the column {wanted} as in the export, found {present}. Import into a "
-            f"folder of its own: a list has one class for each case, any number of them, or a value."
+            f"{table}: expected {_column(wanted)} as in the export, found {_column(present)}. Import "
+            f"into a folder of its own: a list has one label for each case, any number of classes, a "
+            f"value, or no labels."
         )
     return present
+
+
+def _column(name: LabelColumn | None) -> str:
+    return f"the column {name}" if name else "no column of labels"
 
 
 def _patient_of(export: Path, image: str) -> str:
@@ -181,18 +193,18 @@ def _check_places(data: Path, export: Path) -> None:
         )
 
 
-def _rows(path: Path, label: LabelColumn) -> list[dict[str, str]]:
+def _rows(path: Path, label: LabelColumn | None) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [{**row, "label": row.get(label)} for row in csv.DictReader(file)]
+        rows = [{**row, "label": row.get(label or "")} for row in csv.DictReader(file)]
     kept = ("patient", "image", *channel_columns(path), *COLUMNS)
     return [{key: value or "" for key, value in row.items() if key in kept} for row in rows]
 
 
 def _write_labels(data: Path, labels: Mapping[int, str]) -> None:
-    path = data / "labels.csv"
-    if not path.exists():
+    path = data / LABELS
+    if labels and not path.exists():
         rows = [[str(value), name] for value, name in sorted(labels.items())]
         write_atomically(path, _table(("value", "name"), rows))
 
@@ -237,7 +249,7 @@ def _listed_cases(
                     continue
                 with progress.counted(file):  # a case may lack a channel
                     images[column] = take(file, kind="images")
-            is_text = listing.has_classes or listing.has_values
+            is_text = listing.has_classes or listing.has_values or listing.is_unlabelled
             label = case.label if is_text else take(case.label, kind="labels")
             session = rename(f"session {case.session}")[:8] if case.session else ""
             yield {

@@ -11,8 +11,8 @@
 | `class/<label>` where several labels may hold | the label does not hold, or it does         |
 
 A patient adds one to each histogram, divided among its bins if their scans differ, and less where a
-channel is missing: non-negative numbers with a sum of at most 1, so with an L2 norm of at most 1. The
-policy (`statistics`) decides what is published.
+channel or the label is missing: non-negative numbers with a sum of at most 1, so with an L2 norm of at
+most 1. The policy (`statistics`) decides what is published.
 """
 
 from bisect import bisect_right
@@ -54,6 +54,8 @@ def _of_scan(profile: Profile, task: TaskConfig) -> dict[str, Histogram]:
         "spacing_mm/finest": _one(SPACING_EDGES_MM, min(profile.spacing_mm)),
         "spacing_mm/coarsest": _one(SPACING_EDGES_MM, max(profile.spacing_mm)),
     }
+    if not profile.is_labelled:
+        return found | {name: np.zeros(count) for name, count in _label_bins(task).items()}
     amounts = {name: profile.amounts.get(value, 0.0) for value, name in task.labels.items()}
     if task.kind == "segmentation":
         return found | {f"volume_ml/{n}": _one(VOLUME_EDGES_ML, ml) for n, ml in amounts.items()}

@@ -172,10 +172,11 @@ def _read_picture(path: Path, page: str, *, is_label: bool = False) -> Image:
             _turn_to(picture, page)
             if any(";16" in str(tile[3]) for tile in picture.tile) and picture.mode[:1] in "RL":
                 raise Unreadable("unreadable", "it has 16 bits and colour or transparency")
+            scale = _scale_of(picture) if is_label else 1  # before EXIF, for which a PNG is loaded
             words = [str(v) for v in picture.info.values() if isinstance(v, str)]
             words += [str(v) for v in picture.getexif().values() if isinstance(v, str)]
             turned = upright(picture)
-            found = _plain(np.asarray(_grey(turned, is_label=is_label)), tuple(words))
+            found = _plain(np.asarray(_grey(turned, is_label=is_label)) / scale, tuple(words))
             if is_label or turned.mode not in COLOURED:
                 return found
             colours = np.asarray(turned.convert("RGB"), dtype=np.float32)
@@ -191,6 +192,14 @@ def _turn_to(picture: Pictures.Image, page: str) -> None:
         raise Unreadable("unreadable", f"expected the number of a page below {count}, got {page!r}")
     if page:
         picture.seek(int(page))
+
+
+def _scale_of(picture: Pictures.Image) -> int:
+    """Return the factor by which Pillow spreads grey values of two or four bits over 0 to 255."""
+    tiles = getattr(picture, "tile", ())
+    raw = {str(tile[3][0] if isinstance(tile[3], tuple) else tile[3]) for tile in tiles}
+    bits = {each.partition(";")[2][:1] for each in raw if each.startswith("L;")}
+    return {frozenset("2"): 85, frozenset("4"): 17}.get(frozenset(bits), 1)
 
 
 def upright(picture: Pictures.Image) -> Pictures.Image:

@@ -39,6 +39,9 @@ MOST_TURNED_DEG = 30.0
 """Largest accepted angle: an axis turned further is about as close to another axis of the patient."""
 
 
+UNLABELLED: NDArray[np.int64] = np.zeros(0, np.int64)
+
+
 @dataclass(frozen=True)
 class Scan:
     """One scan in the closest canonical orientation (RAS+).
@@ -46,7 +49,7 @@ class Scan:
     Attributes:
         image: `(C, *spatial)` intensities.
         target: `(*spatial)` labels, `()` the class or the number, or `(C,)` with 1 for each label that
-            holds.
+            holds; `UNLABELLED` where the list has no labels.
         spacing_mm: the voxel's sides.
         missing: numbers of the channels that the case lacks, whose place zeros take.
     """
@@ -84,21 +87,14 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
     Raises:
         BrokenCase: the case has a fault of `BREAKING`.
     """
-    try:
-        images = _channels(data, case, task)
-        voxels = stacked(images, task)
-    except BadChannel as error:
-        raise _broken(case, error.fault, str(error)) from error
+    images, unlabelled = _read_images(data, case, task)
     image = next(each for each in images if each is not None)
-    missing = tuple(number for number, each in enumerate(images) if each is None)
-    if fault := image_fault(voxels, task):
-        raise BrokenCase(case.case, fault)
     if task.kind == "regression":
         number = _value(case, task)
-        return Scan(voxels, number, image.spacing_mm, missing), list(_odd_channels(images, None))
+        return replace(unlabelled, target=number), list(_odd_channels(images, None))
     if task.kind == "classification":
         classes = _several(case, task) if task.multi_label else _class(case, task)
-        return Scan(voxels, classes, image.spacing_mm, missing), list(_odd_channels(images, None))
+        return replace(unlabelled, target=classes), list(_odd_channels(images, None))
     if not case.label:
         raise _broken(case, "missing", "the list has no label for this image")
     label, is_mapped = _label(data, case, images, task)
@@ -106,7 +102,7 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
     target = target if is_mapped else _mapped(target, case)
     _check_label(case, image, label, target, task)
     labels = target.astype(np.int64)
-    scan = Scan(voxels, labels, image.spacing_mm, missing)
+    scan = replace(unlabelled, target=labels)
     both = replace(image, words=(*image.words, *label.words), notes=(*image.notes, *label.notes))
     others = [each for each in images if each is not None and each is not image]
     findings = list(_odd_channels([both, *others], labels))
@@ -115,11 +111,28 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
     return scan, findings
 
 
-def _channels(data: Path, case: CaseFiles, task: TaskConfig) -> list[Image | None]:
+def read_unlabelled(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list[Finding]]:
+    """Return the scan of a case of a list without labels; raise `BrokenCase` as `read_case` does."""
+    images, scan = _read_images(data, case, task)
+    return scan, list(_odd_channels(images, None))
+
+
+def _read_images(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[list[Image | None], Scan]:
+    """Return the image of each channel, None for a missing one, and all of them as a scan."""
+
     def read(name: str, what: str) -> Image:
         return _read(data, case, case.images[name], what)
 
-    return channels_of(case.images, read, task)
+    try:
+        images = channels_of(case.images, read, task)
+        voxels = stacked(images, task)
+    except BadChannel as error:
+        raise _broken(case, error.fault, str(error)) from error
+    if fault := image_fault(voxels, task):
+        raise BrokenCase(case.case, fault)
+    image = next(each for each in images if each is not None)
+    missing = tuple(number for number, each in enumerate(images) if each is None)
+    return images, Scan(voxels, UNLABELLED, image.spacing_mm, missing)
 
 
 def _odd_channels(

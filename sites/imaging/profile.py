@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sites.imaging.intake import Scan
+from sites.imaging.intake import UNLABELLED, Scan
 
 COARSE = 12
 """Cells a side of the grid on which images are compared."""
@@ -33,6 +33,7 @@ class Profile:
         shape, spacing_mm: number and sides of its voxels along each axis.
         amounts: for a label map, each label's volume in ml; else 1 for each class that holds.
         value: the number of a regression; None for other tasks.
+        is_labelled: the case has a label; the lists for surveys alone have none.
     """
 
     content: str
@@ -43,6 +44,7 @@ class Profile:
     spacing_mm: tuple[float, ...]
     amounts: Mapping[int, float]
     value: float | None = None
+    is_labelled: bool = True
 
 
 def profile_of(scan: Scan) -> Profile:
@@ -61,6 +63,7 @@ def profile_of(scan: Scan) -> Profile:
         spacing_mm=scan.spacing_mm,
         amounts=_amounts(scan),
         value=float(scan.target) if scan.target.dtype.kind == "f" else None,
+        is_labelled=scan.target is not UNLABELLED,
     )
 
 

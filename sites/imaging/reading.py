@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from models.tasks import TaskConfig
-from sites.imaging.intake import BrokenCase, Finding, read_case
+from sites.imaging.intake import BrokenCase, Finding, read_case, read_unlabelled
 from sites.imaging.preprocessing import Prepared, PreprocessingConfig, Unfit, prepare
 from sites.imaging.profile import Profile, profile_of
 from sites.listing.cases import CaseFiles
@@ -31,6 +31,19 @@ def reader(data: Path, task: TaskConfig, config: PreprocessingConfig) -> Reader:
     def read(case: CaseFiles) -> Reading:
         profile, findings, prepared = read_and_prepare(data, case, task, config)
         return Reading(profile, findings, lambda: prepared)
+
+    return read
+
+
+def unlabelled_reader(data: Path, task: TaskConfig) -> Reader:
+    """Return a function that reads the images of a list without labels, for a survey or a check."""
+
+    def read(case: CaseFiles) -> Reading:
+        def load() -> Prepared:
+            raise BrokenCase(case.case, Finding("missing", "the list has no labels"))
+
+        scan, findings = read_unlabelled(data, case, task)
+        return Reading(profile_of(scan), tuple(findings), load)
 
     return read
 

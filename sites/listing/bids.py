@@ -10,7 +10,7 @@ from models.config import Config
 from models.tasks import PLAIN
 from sites import yaml_files
 from sites.listing.cases import CaseFiles, Listing, plain_name
-from sites.listing.tables import PatientOf, label_names
+from sites.listing.tables import UNLABELLED, PatientOf, label_names
 from sites.yaml_files import ConfigError
 
 _ENTITY = re.compile(r"(?:^|_)([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
@@ -57,7 +57,7 @@ def from_bids(data: Path, _: PatientOf | None) -> Listing:
     ]
     labelled = [case for case in cases if case.label]
     if not labelled:
-        notes.append(f"no image has a *_{config.segmentation} file: nothing can be trained or scored")
+        notes.append(f"no image has a *_{config.segmentation} file: {UNLABELLED}")
         return Listing(tuple(cases), {}, notes=tuple(notes))
     if len(labelled) < len(cases):
         missing = len(cases) - len(labelled)

@@ -103,6 +103,11 @@ class Listing:
         raise ConfigError(f"label_map: expected names of the list's labels ({known}), got {own!r}.")
 
     @property
+    def is_unlabelled(self) -> bool:
+        """Whether the list has no labels: it can be surveyed, but not train or evaluate."""
+        return not self.labels and not any(case.label for case in self.cases)
+
+    @property
     def has_classes(self) -> bool:
         """Whether most labels are classes and no label images; one patient's row does not decide it."""
         if self.has_values:

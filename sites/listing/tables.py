@@ -12,6 +12,10 @@ from sites.yaml_files import ConfigError
 CHANNEL = "image_"
 """Begin of the names of columns that hold one channel of the images each."""
 LabelColumn = Literal["label", "labels", "value"]
+LABELS = "labels.csv"
+"""Table of the names of the labels, by value."""
+UNLABELLED = "the scans can be surveyed, but not train or evaluate"
+"""Note of a list without labels."""
 PatientOf = Callable[[str], str]
 """Function that returns the patient of an image by the image's name in a list, empty if it has none."""
 
@@ -62,20 +66,23 @@ def label_names(path: Path, column: str, delimiter: str = ",") -> dict[int, str]
 
 
 def from_table(data: Path, patient_of: PatientOf | None) -> Listing:
-    """Return the cases of `cases.csv`, with the names of `labels.csv`."""
+    """Return the cases of `cases.csv`, with the names of `labels.csv` if it has a column of labels."""
     path = data / "cases.csv"
     label, channels = label_column(path), channel_columns(path)
-    needed = (*(() if channels else ("image",)), label)
+    needed = (*(() if channels else ("image",)), *((label,) if label else ()))
     if not patient_of:
         needed = ("patient", *needed)
     cases = tuple(_case_of(row, label, channels, patient_of, path) for row in rows_of(path, needed))
-    labels = label_names(data / "labels.csv", "value")
+    if not label:
+        note = f"{path.name} has no column of labels, and there is no {LABELS}: {UNLABELLED}"
+        return Listing(cases, {}, notes=(note,))
+    labels = label_names(data / LABELS, "value")
     return Listing(cases, labels, has_several=label == "labels", has_values=label == "value")
 
 
 def _case_of(
     row: Mapping[str, str],
-    label: str,
+    label: LabelColumn | None,
     columns: Sequence[str],
     patient_of: PatientOf | None,
     table: Path,
@@ -92,7 +99,7 @@ def _case_of(
         first,
         row.get("patient") or _filled(first, patient_of, table),
         relative(first),
-        relative(row[label]),
+        relative(row[label]) if label else "",
         row.get("session", ""),
         tuple(images.items()),
     )
@@ -127,8 +134,14 @@ def _filled(image: str, patient_of: PatientOf | None, table: Path) -> str:
     return found
 
 
-def label_column(path: Path) -> LabelColumn:
-    """Return which column of a `cases.csv` has the labels; raise `ConfigError` if several are there."""
+def label_column(path: Path) -> LabelColumn | None:
+    """Return which column of a `cases.csv` has the labels.
+
+    None if there is no such column, and no `labels.csv` beside the table.
+
+    Raises:
+        ConfigError: several columns of labels are there.
+    """
     names: tuple[LabelColumn, ...] = ("label", "labels", "value")
     with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(encoding="utf-8-sig") as file:
         columns = {name.strip() for name in csv.DictReader(file).fieldnames or ()}
@@ -136,5 +149,6 @@ def label_column(path: Path) -> LabelColumn:
         if len(found) > 1:
             both = "both" if len(found) == 2 else "all"
             raise ConfigError(f"{path}: expected one column of {', '.join(found)}, got {both}.")
-        return found[0] if found else "label"
-    return "label"
+        if found or not path.with_name(LABELS).exists():
+            return found[0] if found else None
+    return "label"  # the reader of rows says what is wrong with the file

@@ -73,7 +73,7 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
             check_free_answers(hospital, order)
             admit(hospital.policy, study)
             check_filter(hospital, study)
-            check_list(hospital, study)
+            check_list(hospital, study, for_survey=order.phase == "survey")
             _PHASES[order.phase](hospital, order, act, progress)
         _check_export(hospital, act)
         check_has_not_left(hospital, study.name)

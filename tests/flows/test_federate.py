@@ -209,13 +209,9 @@ assert answer.shape == (2, 3, 15, 17, 16)
 assert np.allclose(answer.sum(1), 1, atol=1e-5)
 labels = served.predict(images, params={"output": "labels"})
 assert np.array_equal(labels, answer.argmax(1))
-for other in ("float64", "int16", "uint8"):
-    try:
-        served.predict(images.astype(other))
-    except mlflow.exceptions.MlflowException as error:
-        assert f"dtype of input {other} does not match expected dtype float32" in str(error)
-    else:
-        raise AssertionError(other)
+whole = images.round()
+for other in ("float64", "int16", "uint16"):
+    assert np.array_equal(served.predict(whole.astype(other)), served.predict(whole)), other
 """
 
 

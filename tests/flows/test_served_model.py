@@ -65,6 +65,20 @@ def test_an_image_of_other_voxels_is_resampled_inside_and_its_labels_come_back_o
     assert (labels[inside] == 1).all() and (labels[outside] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["float64", "float16", "int64", "int16", "uint8", "object"])
+def test_real_numbers_of_any_type_have_one_answer(
+    kind: str, served: ServedModel, block: np.ndarray
+) -> None:
+    assert np.array_equal(served.predict(block.astype(kind)), served.predict(block))
+
+
+def test_what_is_no_image_of_real_numbers_is_named(served: ServedModel, block: np.ndarray) -> None:
+    ragged = np.array([[1, 2], [3]], dtype=object)
+    for images in (block.astype(complex), np.array(["scan"]), ragged):
+        with pytest.raises(UnfitImage, match=f"real numbers and of one shape, .* {images.dtype}"):
+            served.predict(images)
+
+
 def test_another_output_than_two_is_refused(served: ServedModel, block: np.ndarray) -> None:
     with pytest.raises(ValueError, match="Expected output probabilities or labels, got 'mask'"):
         served.predict(block, {"output": "mask"})

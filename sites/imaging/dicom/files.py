@@ -174,6 +174,8 @@ def _check_complete(dataset: Dataset) -> None:
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
     if "PixelData" not in dataset or (syntax and syntax.is_compressed):
         return
+    if "422" in str(dataset.get("PhotometricInterpretation")):
+        count = count * 2 // 3  # two pixels share their colours
     if 8 * len(dataset.PixelData) < count * int(dataset.get("BitsAllocated") or 0):
         raise UnfitSeries("a file is cut off: it has fewer pixels than it states")
 
@@ -182,8 +184,11 @@ def no_scan(dataset: Dataset) -> str:
     """Return why a file holds no image of a scan; empty if it does."""
     uid = UID(str(dataset.get("SOPClassUID", "")))
     kinds = {str(kind).upper() for kind in dataset.get("ImageType") or ()}
-    if uid in NO_SCANS or "PixelData" not in dataset:
-        return uid.name if uid.name != str(uid) else "file of an unknown class"
+    named = uid.name if uid.name != str(uid) else "file of an unknown class"
+    if uid in NO_SCANS:
+        return named
+    if "PixelData" not in dataset:
+        return f"{named} without pixels" if "Image" in named else named
     if found := sorted(kinds & NO_SCAN_TYPES):
         return found[0].lower()
     if "PerFrameFunctionalGroupsSequence" in dataset or is_flat(dataset):

@@ -507,9 +507,30 @@ def test_a_list_of_several_classes_stays_one_and_loses_no_label(hospital, tmp_pa
     assert [case.label for case in listing.cases][:2] == ["0;1", "none"]
     (folder / "cases.csv").write_text("patient,image,label\nMRN-3,a.nii,1\n")
     before = (hospital.data / "cases.csv").read_bytes()
-    with pytest.raises(ConfigError, match="expected the column label as in the export, found labels"):
+    with pytest.raises(
+        ConfigError, match="expected the column label as in the export, found the column labels"
+    ):
         import_export(hospital, folder)
     assert (hospital.data / "cases.csv").read_bytes() == before
+
+
+def test_scans_without_labels_are_imported_as_such(hospital, tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    for name in "ab":
+        nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)), export / f"{name}.nii.gz")
+    (export / "cases.csv").write_text("patient,image\nMueller,a.nii.gz\nMeier,b.nii.gz\n")
+    with pytest.raises(ConfigError, match=r"labels.csv: expected no table of labels"):
+        import_export(hospital, export)
+    (hospital.data / "labels.csv").unlink()
+    assert import_export(hospital, export).cases == 2
+    assert read_listing(hospital.data).is_unlabelled
+    (export / "labels.csv").write_text("value,name\n1,lesion\n")
+    (export / "cases.csv").write_text("patient,image,label\nMueller,a.nii.gz,b.nii.gz\n")
+    with pytest.raises(
+        ConfigError, match="the column label as in the export, found no column of labels"
+    ):
+        import_export(hospital, export)
 
 
 def test_every_channel_of_a_case_is_imported_under_its_name(hospital, tmp_path: Path) -> None:

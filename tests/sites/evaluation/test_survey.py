@@ -1,3 +1,5 @@
+import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,39 @@ def test_histograms_that_can_not_be_compared_have_no_drift() -> None:
     assert drift({"scans": [None, 1.0]}, {"scans": [1.0, None]}) == {}
     assert drift({"scans": [0.0, 0.0]}, {"scans": [0.5, 0.5]}) == {}
     assert drift({"scans": [0.5, 0.5]}, {"other": [0.5, 0.5]}) == {}
+
+
+def without_labels(ward: Path) -> None:
+    """Take the labels out of a hospital's list."""
+    table = Hospital.open(ward).data / "dataset.json"
+    listed = [case["image"] for case in json.loads(table.read_text())["training"]]
+    with (table.parent / "subjects.csv").open(newline="") as file:
+        subjects = {row["image"]: row["subject"] for row in csv.DictReader(file)}
+    table.unlink()
+    rows = [f"{subjects[image]},{image}" for image in listed]
+    (table.parent / "cases.csv").write_text("\n".join(["patient,image", *rows]))
+
+
+def test_scans_without_labels_can_be_surveyed_and_nothing_else(
+    tmp_path: Path, small_wards, study_with, edit
+) -> None:
+    ward = small_wards(tmp_path / "wards") / "east"
+    edit(ward / "site.yaml", statistics={"kind": "suppressed", "smallest": 3})
+    coordinator = Coordinator(
+        study_with(), Exchange(str(tmp_path / "exchange")), Ed25519PrivateKey.generate()
+    )
+    labelled = coordinator.order(Hospital.open(ward), "survey", 0).histograms
+    without_labels(ward)
+    coordinator.run = "small-2"
+    bare = coordinator.order(Hospital.open(ward), "survey", 0).histograms
+    of_labels = {name for name in bare if name.startswith("volume_ml/")}
+    assert of_labels
+    assert {bin for name in of_labels for bin in bare[name]} <= {None, 0.0}
+    assert {n: v for n, v in bare.items() if n not in of_labels} == {
+        n: v for n, v in labelled.items() if n not in of_labels
+    }
+    refused = coordinator.order(Hospital.open(ward), "join", 0)
+    assert "list has no labels: it can be surveyed, but not train or evaluate" in refused.reason
 
 
 @pytest.mark.parametrize(

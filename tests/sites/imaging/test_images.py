@@ -2,7 +2,9 @@ import gzip
 import io
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -221,6 +223,27 @@ def test_a_photograph_is_read_upright_as_every_viewer_shows_it(orientation: int,
     (tmp_path / "clean.png").write_bytes(picture_without_text(tmp_path / "a.png"))
     assert np.array_equal(read_image(tmp_path, "clean.png").voxels, up)
     assert not Pictures.open(tmp_path / "clean.png").getexif()
+
+
+def grey_png(values: np.ndarray, bits: int) -> bytes:
+    """Return a PNG of so many bits a pixel (PNG specification, third edition, 11.2.1)."""
+    rows = np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :]
+    packed = np.packbits(rows.reshape(len(values), -1), axis=-1)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", content), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_mask_of_few_bits_has_its_stored_values(bits: int, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**bits, (9, 11))
+    (tmp_path / "mask.png").write_bytes(grey_png(values, bits))
+    assert np.array_equal(read_image(tmp_path, "mask.png", is_label=True).voxels, values)
 
 
 def test_a_mask_with_a_palette_or_of_one_bit_has_its_stored_values(tmp_path: Path) -> None:

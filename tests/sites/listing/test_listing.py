@@ -180,13 +180,31 @@ def test_bids_without_segmentations_or_names_is_listed_or_says_what_is_missing(t
     bare = bids(tmp_path / "bare", 3, ("T1w",))
     listing = read_listing(bare)
     assert [case.label for case in listing.cases] == [""] * 3
-    assert listing.notes == ("no image has a *_dseg file: nothing can be trained or scored",)
+    assert listing.notes == (
+        "no image has a *_dseg file: the scans can be surveyed, but not train or evaluate",
+    )
     some = bids(tmp_path / "some", 2, ("T1w",), "dseg")
     make_bids(some, "sub-9/anat/sub-9_T1w.nii.gz", "sub-9/anat/._sub-9_T1w.nii.gz")
     assert read_listing(some).notes == ("1 images have no *_dseg file and are not listed",)
     (some / "dseg.tsv").unlink()
     with pytest.raises(ConfigError, match="names of the labels in dseg.tsv"):
         read_listing(some)
+
+
+def test_a_list_without_a_column_of_labels_is_one_of_scans_to_survey(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text("patient,image\np,a.nii\nq,b.nii\n")
+    listing = read_listing(tmp_path)
+    assert listing.is_unlabelled and len(listing.cases) == 2
+    assert listing.notes == (
+        "cases.csv has no column of labels, and there is no labels.csv: the scans can be surveyed, "
+        "but not train or evaluate",
+    )
+    (tmp_path / "labels.csv").write_text("value,name\n1,lesion\n")
+    with pytest.raises(ConfigError, match="label is missing"):
+        read_listing(tmp_path)
+    (tmp_path / "cases.csv").write_text("patient,image,label\np,a.nii,\nq,b.nii,\n")
+    with pytest.raises(ConfigError, match="line 2 has an empty cell"):
+        read_listing(tmp_path)
 
 
 def test_names_in_a_list_may_begin_with_the_folder_itself(tmp_path: Path) -> None:
