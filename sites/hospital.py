@@ -176,7 +176,9 @@ class Hospital:
         for case in sorted(self.cases, key=lambda case: (case.case, case.session)):
             files = [self.data / name.partition("#")[0] for name in case.files]
             marks = [(f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
-            meaning = [sorted(case.images.items()), case.label, case.label_map, case.label_names]
+            meaning = [
+                sorted(case.images.items()), case.label, case.label_map, case.label_names, case.masks
+            ]  # fmt: skip
             rows.append([case.case, case.patient, *meaning, case.session, marks])
         return sha256(canonical(rows)).hexdigest()
 

@@ -104,6 +104,9 @@ def check_labels(listing: Listing, task: TaskConfig, owner: str = "hospital") ->
             for several in (task.multi_label, listing.has_several)
         )
         raise Refused(f"the study's cases have {asked}, those of the {owner}'s list {has}")
+    if listing.structures:
+        _check_masks(listing, task, owner)
+        return
     for value in sorted(set(listing.labels) & set(task.labels)):
         if listing.labels[value] and plain_name(listing.labels[value]) != plain_name(task.labels[value]):
             raise Refused(
@@ -116,6 +119,17 @@ def check_labels(listing: Listing, task: TaskConfig, owner: str = "hospital") ->
             f"the study's labels {sorted(task.labels)} differ from those of the {owner}'s data, "
             f"{sorted(set(listing.labels) - background)}"
         )
+
+
+def _check_masks(listing: Listing, task: TaskConfig, owner: str) -> None:
+    by_map = set(listing.structures.values())
+    by_name = {name for name, value in listing.structures.items() if value is None}
+    for value, name in sorted(task.labels.items()):
+        if value and value not in by_map and plain_name(name) not in by_name:
+            raise Refused(
+                f"the {owner}'s list has no masks of {name}; `label_map` in site.yaml gives the list's "
+                f"own names"
+            )
 
 
 def check_channels(listing: Listing, task: TaskConfig, owner: str = "hospital") -> None:

@@ -38,7 +38,15 @@ from sites.imaging.dicom.files import (
 from sites.imaging.dicom.stack import without_copies
 from sites.listing.cases import CaseFiles, Listing
 from sites.listing.listing import LAYOUTS, read_listing
-from sites.listing.tables import CHANNEL, LABELS, LabelColumn, channel_columns, label_column
+from sites.listing.tables import (
+    CHANNEL,
+    LABELS,
+    MASK,
+    LabelColumn,
+    channel_columns,
+    label_column,
+    mask_columns,
+)
 from sites.yaml_files import ConfigError
 
 COLUMNS = ("label", "session", "series")
@@ -85,6 +93,7 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
     before = _rows(data / "cases.csv", label)
     has_channels = listing is not None and _has_channels(listing)
     _check_columns(data / "cases.csv", before, has_channels)
+    _check_masks(data / "cases.csv", before, listing)
     if listing:
         _write_labels(data, listing.labels)
         found = list(_listed_cases(listing, has_channels, export, data, rename, progress))
@@ -120,6 +129,11 @@ def _images(row: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in row.items() if is_image[key] and value}
 
 
+def _masks(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the columns of rows that hold the mask of a structure."""
+    return list(dict.fromkeys(key for row in rows for key in row if key.startswith(MASK)))
+
+
 def _check_columns(table: Path, rows: Sequence[Mapping[str, str]], has_channels: bool) -> None:
     """Raise ConfigError if listed cases have channels and the export's one image, or the reverse."""
     listed = {key for row in rows for key in _images(row)}
@@ -130,10 +144,21 @@ def _check_columns(table: Path, rows: Sequence[Mapping[str, str]], has_channels:
         )
 
 
+def _check_masks(table: Path, before: Sequence[Mapping[str, str]], listing: Listing | None) -> None:
+    """Raise ConfigError unless the list and the export have masks of the same structures, or none."""
+    listed = set(_masks(before))
+    found = {f"{MASK}{name}" for name in listing.structures} if listing else set()
+    if before and listed != found:
+        raise ConfigError(
+            f"{table}: expected the masks that the list has ({', '.join(sorted(listed)) or 'none'}), "
+            f"found {', '.join(sorted(found)) or 'none'}. Import into a folder of its own."
+        )
+
+
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Return the columns of a list: one for each channel that some row has, else `image`."""
     images = dict.fromkeys(key for row in rows for key in _images(row))
-    return ["patient", *images, *COLUMNS]
+    return ["patient", *images, *_masks(rows), *COLUMNS]
 
 
 def _listing_of(export: Path) -> Listing | None:
@@ -150,14 +175,14 @@ def _label_of(table: Path, listing: Listing | None) -> LabelColumn | None:
         ConfigError: the one holds one class for each case, the other any number of them, values or none.
     """
     wanted: LabelColumn | None = "label"
-    if listing and listing.is_unlabelled:
+    if listing and (listing.is_unlabelled or listing.structures):
         wanted = None
     elif listing and (listing.has_several or listing.has_values):
         wanted = "value" if listing.has_values else "labels"
     if not table.exists():
         if wanted is None and table.with_name(LABELS).exists():
             raise ConfigError(
-                f"{table.with_name(LABELS)}: expected no table of labels, for the export has no labels. "
+                f"{table.with_name(LABELS)}: expected no table of labels, for the export has none. "
                 f"Import into a folder of its own."
             )
         return wanted
@@ -198,7 +223,7 @@ def _rows(path: Path, label: LabelColumn | None) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [{**row, "label": row.get(label or "")} for row in csv.DictReader(file)]
-    kept = ("patient", "image", *channel_columns(path), *COLUMNS)
+    kept = ("patient", "image", *channel_columns(path), *mask_columns(path), *COLUMNS)
     return [{key: value or "" for key, value in row.items() if key in kept} for row in rows]
 
 
@@ -250,10 +275,12 @@ def _listed_cases(
                 with progress.counted(file):  # a case may lack a channel
                     images[column] = take(file, kind="images")
             is_text = listing.has_classes or listing.has_values or listing.is_unlabelled
-            label = case.label if is_text else take(case.label, kind="labels")
+            masks = {f"{MASK}{name}": take(file, kind="labels") for name, file in case.masks}
+            label = case.label if is_text or masks else take(case.label, kind="labels")
             session = rename(f"session {case.session}")[:8] if case.session else ""
             yield {
-                "patient": patient, **images, "label": label, "session": session, "series": "",
+                "patient": patient, **images, **masks, "label": "" if masks else label,
+                "session": session, "series": "",
             }  # fmt: skip
 
 

@@ -173,10 +173,11 @@ def _key(data: Path, case: CaseFiles, task: TaskConfig, config: PreprocessingCon
         files = [content_of(data, image) if image else "" for image in images]
         is_file = task.kind == "segmentation"
         files.append(content_of(data, case.label) if is_file else case.label)
+        files += [content_of(data, file) for _, file in case.masks]
     except (OSError, ValueError):
         return None
     what = [VERSION, task.model_dump(mode="json"), cached_part(config), files]
-    what += [case.label_map, case.label_names]
+    what += [case.label_map, case.label_names, [name for name, _ in case.masks]]
     return sha256(canonical(what)).hexdigest()
 
 

@@ -13,13 +13,13 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from models.tasks import RGB, ClassificationConfig, RegressionConfig, SegmentationConfig, TaskConfig
+from models.tasks import RGB, ClassificationConfig, RegressionConfig, TaskConfig
 from sites.imaging.burned_in_text import may_show_text
 from sites.imaging.channels import BadChannel, channels_of, stacked
-from sites.imaging.grids import mirrored
 from sites.imaging.image import Image, Unreadable
-from sites.imaging.images import read_image, read_label
-from sites.listing.cases import CLASSES, NOTHING, CaseFiles, plain_name
+from sites.imaging.images import read_image
+from sites.imaging.label_maps import EXACT, ROUNDED, BadLabel, label_map_of
+from sites.listing.cases import CLASSES, NOTHING, CaseFiles
 
 Breaking = Literal[
     "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
@@ -32,8 +32,6 @@ CaseCheck = Literal[
 BREAKING: tuple[Breaking, ...] = get_args(Breaking)
 """Faults with which a case can't train under any policy."""
 
-EXACT, ROUNDED = 1e-3, 0.1
-"""Distances from a whole number up to which a label's value is rounded without, and with a finding."""
 SMALLEST_SIDE_MM, LARGEST_SIDE_MM = 0.05, 20.0
 MOST_TURNED_DEG = 30.0
 """Largest accepted angle: an axis turned further is about as close to another axis of the patient."""
@@ -95,20 +93,16 @@ def read_case(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list
     if task.kind == "classification":
         classes = _several(case, task) if task.multi_label else _class(case, task)
         return replace(unlabelled, target=classes), list(_odd_channels(images, None))
-    if not case.label:
-        raise _broken(case, "missing", "the list has no label for this image")
-    label, is_mapped = _label(data, case, images, task)
-    target, rounding = _rounded(label.voxels)
-    target = target if is_mapped else _mapped(target, case)
-    _check_label(case, image, label, target, task)
-    labels = target.astype(np.int64)
-    scan = replace(unlabelled, target=labels)
+    try:
+        label = label_map_of(data, case, images, task)
+    except BadLabel as error:
+        raise BrokenCase(case.case, Finding(error.fault, str(error))) from error
     both = replace(image, words=(*image.words, *label.words), notes=(*image.notes, *label.notes))
     others = [each for each in images if each is not None and each is not image]
-    findings = list(_odd_channels([both, *others], labels))
-    if EXACT < rounding <= ROUNDED:
-        findings.append(Finding("rounded_label", f"values were rounded by up to {rounding:.2g}"))
-    return scan, findings
+    findings = list(_odd_channels([both, *others], label.values))
+    if EXACT < label.rounding <= ROUNDED:
+        findings.append(Finding("rounded_label", f"values were rounded by up to {label.rounding:.2g}"))
+    return replace(unlabelled, target=label.values), findings
 
 
 def read_unlabelled(data: Path, case: CaseFiles, task: TaskConfig) -> tuple[Scan, list[Finding]]:
@@ -149,45 +143,11 @@ def _odd_channels(
                 yield finding
 
 
-def _mapped(values: NDArray[np.float32], case: CaseFiles) -> NDArray[np.float32]:
-    """Return label values in the study's terms, by the hospital's `label_map`."""
-    found = values.copy() if case.label_map else values
-    for own, due in case.label_map:
-        found[values == own] = due
-    return found
-
-
-def _rounded(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """Return label values as whole numbers, and the largest change; unchanged if that is too large.
-
-    A label image that was saved from floats into an integer type comes back as 0, 1.00002, 2.
-    """
-    if not np.isfinite(values).all():
-        return values, 0.0
-    whole: NDArray[np.float32] = np.rint(values)
-    change = float(np.abs(values - whole).max(initial=0))
-    return (whole, change) if change <= ROUNDED else (values, change)
-
-
 def _read(data: Path, case: CaseFiles, name: str, what: str) -> Image:
     try:
         return read_image(data, name)
     except Unreadable as error:
         raise BrokenCase(case.case, Finding(error.fault, f"{what}: {error}")) from error
-
-
-def _label(
-    data: Path, case: CaseFiles, images: Sequence[Image | None], task: TaskConfig
-) -> tuple[Image, bool]:  # fmt: skip
-    """Return a case's label image, and whether its values are the study's already."""
-    there = [each for each in images if each is not None]
-    series = {each.series for each in there if each.series}
-    names = {plain_name(name): value for value, name in task.labels.items()} | dict(case.label_names)
-    try:
-        label, is_mapped = read_label(data, case.label, there[0], names, series)
-    except Unreadable as error:
-        raise BrokenCase(case.case, Finding(error.fault, f"label: {error}")) from error
-    return label.of_dims(task.dims), is_mapped
 
 
 def _broken(case: CaseFiles, check: Breaking, text: str) -> BrokenCase:
@@ -214,29 +174,6 @@ def image_fault(image: NDArray[np.float32], task: TaskConfig) -> Finding | None:
 
 def _named(task: TaskConfig, channel: str, fault: str) -> str:
     return f"the image {fault}" if len(task.channel_names) == 1 else f"the channel {channel} {fault}"
-
-
-def _check_label(
-    case: CaseFiles,
-    image: Image,
-    label: Image,
-    target: NDArray[np.float32],
-    task: SegmentationConfig,
-) -> None:
-    shapes = image.voxels.shape, label.voxels.shape
-    if shapes[0] != shapes[1]:
-        raise _broken(case, "label_shape", f"the image has shape {shapes[0]}, its label {shapes[1]}")
-    if fault := mirrored(image, label, ("image", "label")):
-        raise _broken(case, "label_affine", fault)
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shapes[0]])).reshape(len(shapes[0]), -1)
-    places = (a.affine[:3, : len(corners)] @ corners + a.affine[:3, 3:] for a in (image, label))
-    apart = float(np.abs(np.subtract(*places)).max())
-    if apart > min(image.spacing_mm):
-        text = f"image and label are up to {apart:.1f} mm apart according to their affines"
-        raise _broken(case, "label_affine", text)
-    if strange := sorted(set(np.unique(target)) - {0, *task.labels}):
-        text = f"the label has the value {strange[0]:g}, which is not in the study"
-        raise _broken(case, "label_values", text)
 
 
 def _value(case: CaseFiles, task: RegressionConfig) -> NDArray[np.float32]:

@@ -2,7 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,12 +29,13 @@ class BidsConfig(Config):
             Each image of this contrast is a case, and its channel `image`.
         label: an entity of the segmentations, such as `desc-manual`; needed where an image has several.
         segmentation: the suffix of the segmentations: `dseg` (default) with the names of a `dseg.tsv`,
-            or `mask` with the values 0 and 1, named by its entity `label`.
+            `mask` with the values 0 and 1, or `probseg` with probabilities; a structure's file is named
+            by the entity `label`, and an image may have one for each of several structures.
     """
 
     contrast: str | None = None
     label: str | None = None
-    segmentation: Literal["dseg", "mask"] = "dseg"
+    segmentation: Literal["dseg", "mask", "probseg"] = "dseg"
 
 
 def from_bids(data: Path, _: PatientOf | None) -> Listing:
@@ -42,28 +44,41 @@ def from_bids(data: Path, _: PatientOf | None) -> Listing:
     config = yaml_files.load(path, BidsConfig) if path.exists() else BidsConfig()
     images = _visible(data.glob("sub-*/**/anat/*.nii*"))
     contrast, notes = _contrast(data, images, config)
-    labels = _visible(data.glob(f"derivatives/*/sub-*/**/*_{config.segmentation}.nii*"))
+    kind = f"*_{config.segmentation} file"
+    segmentations = _visible(data.glob(f"derivatives/*/sub-*/**/*_{config.segmentation}.nii*"))
     cases = [
-        CaseFiles(
-            case=image.name.split(".")[0],
-            patient=_entities(image)["sub"],
-            image=str(image.relative_to(data)),
-            label=_bids_label(data, image, labels, config),
-            session=_entities(image).get("ses", ""),
-            channels=_channels(data, image, images),
-        )
+        _case(data, image, images, _segmentations(data, image, segmentations, config))
         for image in images
         if _suffix(image) == contrast
     ]
-    labelled = [case for case in cases if case.label]
+    structures = {name for case in cases for name, _ in case.masks}
+    labelled = [case for case in cases if case.label and len(case.masks) in (0, len(structures))]
     if not labelled:
-        notes.append(f"no image has a *_{config.segmentation} file: {UNLABELLED}")
-        return Listing(tuple(cases), {}, notes=tuple(notes))
+        notes.append(f"no image has a {kind}: {UNLABELLED}")
+        return Listing(
+            tuple(replace(case, label="", masks=()) for case in cases), {}, notes=tuple(notes)
+        )
     if len(labelled) < len(cases):
-        missing = len(cases) - len(labelled)
-        notes.append(f"{missing} images have no *_{config.segmentation} file and are not listed")
-    names = _bids_names(data, config) if config.segmentation == "dseg" else _mask_names(labelled)
-    return Listing(tuple(labelled), names, notes=tuple(notes))
+        of_each = f" of each of {', '.join(sorted(structures))}" if len(structures) > 1 else ""
+        notes.append(f"{len(cases) - len(labelled)} images have no {kind}{of_each} and are not listed")
+    if config.segmentation != "dseg":
+        return Listing(tuple(labelled), {}, structures=dict.fromkeys(structures), notes=tuple(notes))
+    cases = [replace(case, masks=()) for case in labelled]
+    return Listing(tuple(cases), _bids_names(data, config), notes=tuple(notes))
+
+
+def _case(data: Path, image: Path, images: list[Path], segmentations: Mapping[str, Path]) -> CaseFiles:
+    """Return the case of an image with its segmentations by structure."""
+    files = {name: str(path.relative_to(data)) for name, path in sorted(segmentations.items())}
+    return CaseFiles(
+        case=image.name.split(".")[0],
+        patient=_entities(image)["sub"],
+        image=str(image.relative_to(data)),
+        label=next(iter(files.values()), ""),
+        session=_entities(image).get("ses", ""),
+        channels=_channels(data, image, images),
+        masks=tuple(files.items()),
+    )
 
 
 def _channels(data: Path, image: Path, images: list[Path]) -> tuple[tuple[str, str], ...]:
@@ -79,17 +94,6 @@ def _channels(data: Path, image: Path, images: list[Path]) -> tuple[tuple[str, s
         if len(alike) == 1:
             found[plain_name(suffix)] = alike[0]
     return tuple((name, str(path.relative_to(data))) for name, path in found.items())
-
-
-def _mask_names(cases: list[CaseFiles]) -> dict[int, str]:
-    """Return the name of the value 1 of masks: that of their entity `label`."""
-    named = {_entities(Path(case.label)).get("label", "mask") for case in cases}
-    if len(named) > 1:
-        raise ConfigError(
-            f"Expected masks of one structure, found {', '.join(sorted(named))}. Write bids.yaml with "
-            f"label: and an entity that only one has, such as label-{min(named)}."
-        )
-    return {0: "background", 1: named.pop()}
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
@@ -123,25 +127,31 @@ def _contrast(data: Path, images: list[Path], config: BidsConfig) -> tuple[str, 
     ]
 
 
-def _bids_label(data: Path, image: Path, labels: list[Path], config: BidsConfig) -> str:
-    """Return the segmentation of an image: on the image's own grid, of the named kind; else empty."""
+def _segmentations(
+    data: Path, image: Path, labels: list[Path], config: BidsConfig
+) -> dict[str, Path]:  # fmt: skip
+    """Return the segmentations of an image, on its own grid and of the named kind, by structure.
+
+    A `dseg` has all structures, and the name ''.
+    """
     own = _entities(image)
     grids = {None, own.get("space"), "orig", _suffix(image)}
-    mine = [
-        path
-        for path in labels
-        if _acquired(path) == _acquired(image) and _entities(path).get("space") in grids
-    ]
-    if config.label:
-        mine = [path for path in mine if config.label in path.name.split("_")]
-    if len(mine) > 1:
-        named = ", ".join(str(path.relative_to(data)) for path in mine)
-        raise ConfigError(
-            f"{data}: expected one *_{config.segmentation} file for each image, found {len(mine)} for "
-            f"{image.name}: {named}. Write bids.yaml with label: and an entity that only one has, such "
-            f"as desc-manual."
-        )
-    return str(mine[0].relative_to(data)) if mine else ""
+    found: dict[str, Path] = {}
+    for path in labels:
+        entities = _entities(path)
+        is_fitting = _acquired(path) == _acquired(image) and entities.get("space") in grids
+        if not is_fitting or (config.label and config.label not in path.name.split("_")):
+            continue
+        name = "" if config.segmentation == "dseg" else plain_name(entities.get("label", "mask"))
+        if name in found:
+            both = f"{found[name].relative_to(data)} and {path.relative_to(data)}"
+            raise ConfigError(
+                f"{data}: expected one *_{config.segmentation} file{f' of {name}' if name else ''} for "
+                f"{image.name}, found {both}. Write bids.yaml with label: and an entity that only one "
+                f"has, such as desc-manual."
+            )
+        found[name] = path
+    return found
 
 
 def _acquired(path: Path) -> dict[str, str]:

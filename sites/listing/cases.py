@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from models.tasks import PLAIN
 from sites.yaml_files import ConfigError
@@ -21,11 +21,13 @@ class CaseFiles:
         case: its name at the hospital; it may contain a patient's name, so only hospital IT may see it.
         image: a file or, for a DICOM series, a folder, relative to the data; `file.npz#array/index`
             is one image of many. Of several channels, the first.
-        label: a file like `image`, or a class for classification.
+        label: a file like `image`, or a class for classification; of several masks, the first.
         channels: names of the channels, as `plain_name` writes them, and the file of each; empty where
             the list names none, and the one image is the channel `image`.
         label_map: values of the label that stand for another one in the study.
         label_names: the study's value of each label by the list's own name, where there is a map.
+        masks: names of structures, as `plain_name` writes them, and the file of each one's mask; empty
+            where one label image has them all.
     """
 
     case: str
@@ -36,6 +38,7 @@ class CaseFiles:
     channels: tuple[tuple[str, str], ...] = ()
     label_map: tuple[tuple[int, int], ...] = ()
     label_names: tuple[tuple[str, int], ...] = ()
+    masks: tuple[tuple[str, str], ...] = ()
 
     @property
     def images(self) -> dict[str, str]:
@@ -44,8 +47,9 @@ class CaseFiles:
 
     @property
     def files(self) -> list[str]:
-        """The images and the label, each once."""
-        return list(dict.fromkeys([self.image, *self.images.values(), self.label]))
+        """The images and the labels, each once."""
+        masks = [file for _, file in self.masks]
+        return list(dict.fromkeys([self.image, *self.images.values(), self.label, *masks]))
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Listing:
         labels: the public names of the labels.
         has_several: each case may have any number of classes.
         has_values: each case has a number.
+        structures: where each has a mask of its own, its name as `plain_name` writes it, and the study's
+            value by `label_map`; None for the value of the label with this name.
         notes: what is not listed, and why.
     """
 
@@ -63,6 +69,7 @@ class Listing:
     labels: Mapping[int, str]
     has_several: bool = False
     has_values: bool = False
+    structures: Mapping[str, int | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -82,6 +89,8 @@ class Listing:
         """
         if not channels and not label_map:
             return self
+        if self.structures and label_map:
+            return _with_names(self.mapped(channels, {}), label_map)
         values = {self._value_of(own): value for own, value in label_map.items()}
         pairs = tuple(sorted(values.items()))
         names = {plain_name(name): values.get(own, own) for own, name in self.labels.items()}
@@ -105,7 +114,7 @@ class Listing:
     @property
     def is_unlabelled(self) -> bool:
         """Whether the list has no labels: it can be surveyed, but not train or evaluate."""
-        return not self.labels and not any(case.label for case in self.cases)
+        return not (self.labels or self.structures or any(case.label for case in self.cases))
 
     @property
     def has_classes(self) -> bool:
@@ -114,6 +123,18 @@ class Listing:
             return False
         classes = sum(CLASSES.fullmatch(case.label) is not None for case in self.cases)
         return self.has_several or 2 * classes > len(self.cases)
+
+
+def _with_names(listing: Listing, label_map: Mapping[int | str, int]) -> Listing:
+    """Return a list of masks with the study's values of structures by the list's own names."""
+    due = {plain_name(str(own)): value for own, value in label_map.items()}
+    if strange := sorted(due.keys() - listing.structures.keys()):
+        known = ", ".join(sorted(listing.structures))
+        raise ConfigError(
+            f"label_map: expected names of the list's masks ({known}), got {strange[0]!r}."
+        )
+    cases = tuple(replace(case, label_names=tuple(sorted(due.items()))) for case in listing.cases)
+    return replace(listing, cases=cases, structures={**listing.structures, **due})
 
 
 def _with_study_names(

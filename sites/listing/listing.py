@@ -9,10 +9,12 @@
 |           | `labelsTr/`; `subjects.csv`: case, subject           |                            |
 | BIDS      | `sub-*/[ses-*/]anat/*.nii[.gz]`,                     | `dseg.tsv`: index, name    |
 |           | labels `derivatives/*/sub-*/.../*_dseg.nii[.gz]`,    | also of a derivative       |
-|           | `bids.yaml`: contrast, label                         |                            |
+|           | `bids.yaml`: contrast, label, segmentation           |                            |
 
 Several channels are columns `image_<channel>` of `cases.csv`, the modalities of a Decathlon set (4D
-files), the channels of nnU-Net, and the contrasts of BIDS.
+files), the channels of nnU-Net, and the contrasts of BIDS. Masks or probabilities of single structures
+are columns `label_<structure>` of `cases.csv`, and the files `label-<structure>_mask` or `_probseg` of
+BIDS. A list without labels can be surveyed.
 In `cases.csv` the session may be left out. No file is opened to read a list, but by `wardround site
 import`, which takes the patients of DICOM files whose rows name none.
 The column `label` holds a label image or one class. The column `labels` holds any number of classes,

@@ -4,13 +4,15 @@ import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from sites.listing.cases import CaseFiles, Listing, plain_name
 from sites.yaml_files import ConfigError
 
 CHANNEL = "image_"
 """Begin of the names of columns that hold one channel of the images each."""
+MASK = "label_"
+"""Begin of the names of columns that hold the mask of one structure each."""
 LabelColumn = Literal["label", "labels", "value"]
 LABELS = "labels.csv"
 """Table of the names of the labels, by value."""
@@ -68,11 +70,16 @@ def label_names(path: Path, column: str, delimiter: str = ",") -> dict[int, str]
 def from_table(data: Path, patient_of: PatientOf | None) -> Listing:
     """Return the cases of `cases.csv`, with the names of `labels.csv` if it has a column of labels."""
     path = data / "cases.csv"
-    label, channels = label_column(path), channel_columns(path)
-    needed = (*(() if channels else ("image",)), *((label,) if label else ()))
+    label, channels, masks = label_column(path), channel_columns(path), mask_columns(path)
+    if masks:
+        label = None
+    needed = (*(() if channels else ("image",)), *((label,) if label else ()), *masks)
     if not patient_of:
         needed = ("patient", *needed)
     cases = tuple(_case_of(row, label, channels, patient_of, path) for row in rows_of(path, needed))
+    if masks:
+        structures = [plain_name(column.removeprefix(MASK)) for column in masks]
+        return Listing(cases, {}, structures=dict.fromkeys(structures))
     if not label:
         note = f"{path.name} has no column of labels, and there is no {LABELS}: {UNLABELLED}"
         return Listing(cases, {}, notes=(note,))
@@ -95,13 +102,16 @@ def _case_of(
     if columns and not images:
         raise ConfigError(f"{table}: expected an image in one of {', '.join(columns)} in each row.")
     first = next(iter(images.values()), "") or row["image"]
+    is_mask = {column: column.startswith(MASK) and not label for column in row}
+    masks = {plain_name(c.removeprefix(MASK)): relative(row[c]) for c in row if is_mask[c]}
     return CaseFiles(
         first,
         row.get("patient") or _filled(first, patient_of, table),
         relative(first),
-        relative(row[label]) if label else "",
+        relative(row[label]) if label else next(iter(masks.values()), ""),
         row.get("session", ""),
         tuple(images.items()),
+        masks=tuple(masks.items()),
     )
 
 
@@ -113,15 +123,36 @@ def channel_columns(path: Path) -> tuple[str, ...]:
     Raises:
         ConfigError: two columns mean one channel.
     """
+    return _columns(path, CHANNEL, ("image",))
+
+
+def mask_columns(path: Path) -> tuple[str, ...]:
+    """Return the columns of a `cases.csv` that hold a mask each, such as `label_liver`.
+
+    Beside a column of labels there are none.
+
+    Raises:
+        ConfigError: two columns mean one structure.
+    """
+    return _columns(path, MASK, get_args(LabelColumn))
+
+
+def _columns(path: Path, begin: str, instead: Sequence[str]) -> tuple[str, ...]:
+    """Return a table's columns whose names begin so; none if it has a column of `instead`."""
+    named = _named_columns(path)
+    found = tuple(name for name in named if name.startswith(begin))
+    if set(named) & set(instead):
+        return ()
+    if len({plain_name(name) for name in found}) < len(found):
+        raise ConfigError(f"{path}: expected each {begin}<name> once, two columns mean the same.")
+    return found
+
+
+def _named_columns(path: Path) -> list[str]:
+    """Return the names in a table's first row; none if it can't be read, which `rows_of` reports."""
     with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(encoding="utf-8-sig") as file:
-        named = [name.strip() for name in csv.DictReader(file).fieldnames or ()]
-        found = tuple(name for name in named if name.startswith(CHANNEL))
-        if "image" in named:
-            return ()
-        if len({plain_name(name) for name in found}) < len(found):
-            raise ConfigError(f"{path}: expected a channel in one column, two columns mean the same.")
-        return found
-    return ()
+        return [name.strip() for name in csv.DictReader(file).fieldnames or ()]
+    return []
 
 
 def _filled(image: str, patient_of: PatientOf | None, table: Path) -> str:
@@ -142,13 +173,12 @@ def label_column(path: Path) -> LabelColumn | None:
     Raises:
         ConfigError: several columns of labels are there.
     """
-    names: tuple[LabelColumn, ...] = ("label", "labels", "value")
-    with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(encoding="utf-8-sig") as file:
-        columns = {name.strip() for name in csv.DictReader(file).fieldnames or ()}
-        found = [name for name in names if name in columns]
-        if len(found) > 1:
-            both = "both" if len(found) == 2 else "all"
-            raise ConfigError(f"{path}: expected one column of {', '.join(found)}, got {both}.")
-        if found or not path.with_name(LABELS).exists():
-            return found[0] if found else None
-    return "label"  # the reader of rows says what is wrong with the file
+    names: tuple[LabelColumn, ...] = get_args(LabelColumn)
+    columns = _named_columns(path)
+    found = [name for name in names if name in columns]
+    if len(found) > 1:
+        both = "both" if len(found) == 2 else "all"
+        raise ConfigError(f"{path}: expected one column of {', '.join(found)}, got {both}.")
+    if found:
+        return found[0]
+    return None if columns and not path.with_name(LABELS).exists() else "label"

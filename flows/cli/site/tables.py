@@ -302,6 +302,7 @@ def _asked_of(hospital: Hospital, study: Path | None) -> tuple[TaskConfig, Prepr
 def _task_of(hospital: Hospital) -> TaskConfig:
     listing = hospital.listing
     names = {value: f"label-{value}" for value in listing.labels}
+    names |= dict(enumerate(sorted(listing.structures), start=1))
     kind = _images_of(hospital)
     if listing.has_values:
         return RegressionConfig(

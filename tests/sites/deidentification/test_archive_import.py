@@ -533,6 +533,32 @@ def test_scans_without_labels_are_imported_as_such(hospital, tmp_path: Path) -> 
         import_export(hospital, export)
 
 
+def test_masks_of_structures_are_imported_each_under_its_name(hospital, tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    (hospital.data / "labels.csv").unlink()
+    for name in ("a", "liver", "spleen"):
+        values = np.zeros((4, 4, 4), np.float32)
+        values[len(name) % 4] = 1
+        nib.save(nib.Nifti1Image(values, np.eye(4)), export / f"{name}.nii.gz")
+    table = "patient,image,label_liver,label_Spleen\nMueller,a.nii.gz,liver.nii.gz,spleen.nii.gz\n"
+    (export / "cases.csv").write_text(table)
+    assert import_export(hospital, export).cases == 1
+    assert import_export(hospital, export).cases == 0
+    listing = read_listing(hospital.data)
+    assert set(listing.structures) == {"liver", "spleen"}
+    for name, file in listing.cases[0].masks:
+        assert name not in file
+        assert np.array_equal(
+            nib.load(hospital.data / file).get_fdata(), nib.load(export / f"{name}.nii.gz").get_fdata()
+        )
+    (export / "cases.csv").write_text(table.replace("label_liver", "label_kidney"))
+    with pytest.raises(
+        ConfigError, match=r"that the list has \(label_liver, label_spleen\), found label_ki"
+    ):
+        import_export(hospital, export)
+
+
 def test_every_channel_of_a_case_is_imported_under_its_name(hospital, tmp_path: Path) -> None:
     ward = make_ward(tmp_path / "export", {"t1": "T1w", "flair": "FLAIR"}, 3, 0)
     (ward / "site.yaml").unlink()

@@ -71,7 +71,7 @@ def test_two_segmentations_of_one_bids_image_are_an_error(tmp_path: Path) -> Non
         tmp_path, "sub-01/anat/sub-01_T1w.nii", "derivatives/a/sub-01/anat/sub-01_dseg.nii",
         "derivatives/b/sub-01/anat/sub-01_dseg.nii",
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="one \\*_dseg file for each image, found 2"):
+    with pytest.raises(ConfigError, match=r"one \*_dseg file for sub-01_T1w.nii, found .* and "):
         read_listing(data)
 
 
@@ -168,7 +168,7 @@ def test_segmentations_of_fmriprep_are_named_until_the_hospital_says_which(tmp_p
     kinds = ("dseg", "desc-aseg_dseg", "space-MNI152NLin2009cAsym_dseg")
     data = bids(tmp_path, 2, ("T1w",), *kinds)
     (data / "derivatives" / "d" / "desc-aseg_dseg.tsv").write_text("index\tname\n17\thippocampus\n")
-    with pytest.raises(ConfigError, match=r"found 2 for sub-0_T1w.nii.gz: .*desc-aseg_dseg.*bids.yaml"):
+    with pytest.raises(ConfigError, match=r"for sub-0_T1w.nii.gz, found .*desc-aseg_dseg.*bids.yaml"):
         read_listing(data)
     (data / "bids.yaml").write_text("label: desc-aseg")
     listing = read_listing(data)
@@ -346,10 +346,45 @@ def test_a_mask_of_bids_is_named_by_its_entity(tmp_path: Path) -> None:
     data = bids(tmp_path, 2, ("FLAIR",), "label-lesion_mask")
     (data / "bids.yaml").write_text("segmentation: mask")
     listing = read_listing(data)
-    assert listing.labels == {0: "background", 1: "lesion"}
+    assert dict(listing.structures) == {"lesion": None}
     assert [Path(case.label).name for case in listing.cases] == [
         "sub-0_label-lesion_mask.nii.gz", "sub-1_label-lesion_mask.nii.gz",
     ]  # fmt: skip
+
+
+def test_masks_and_probabilities_of_several_structures_are_one_label_of_bids(tmp_path: Path) -> None:
+    data = bids(tmp_path, 2, ("T1w",), "label-GM_probseg", "label-WM_probseg")
+    make_bids(
+        data, "sub-7/anat/sub-7_T1w.nii.gz", "derivatives/d/sub-7/anat/sub-7_label-GM_probseg.nii.gz"
+    )
+    (data / "bids.yaml").write_text("segmentation: probseg")
+    listing = read_listing(data)
+    assert dict(listing.structures) == {"gm": None, "wm": None}
+    assert [dict(case.masks).keys() for case in listing.cases] == [{"gm", "wm"}] * 2
+    assert listing.notes == ("1 images have no *_probseg file of each of gm, wm and are not listed",)
+    (data / "bids.yaml").write_text("segmentation: probseg\nlabel: label-GM")
+    assert [dict(case.masks).keys() for case in read_listing(data).cases] == [{"gm"}] * 3
+    make_bids(data, "derivatives/e/sub-0/anat/sub-0_label-GM_probseg.nii.gz")
+    with pytest.raises(ConfigError, match=r"expected one \*_probseg file of gm for sub-0_T1w.nii.gz"):
+        read_listing(data)
+
+
+def test_a_column_for_each_structure_names_its_masks(tmp_path: Path) -> None:
+    table = "patient,image,label_Left kidney,label_right_kidney\np,a.nii,./l.nii,r.nii\n"
+    (tmp_path / "cases.csv").write_text(table)
+    listing = read_listing(tmp_path)
+    assert listing.cases[0].masks == (("left-kidney", "l.nii"), ("right-kidney", "r.nii"))
+    mapped = listing.mapped({"ct": "image"}, {"left kidney": 1, "right_kidney": 1})
+    assert dict(mapped.structures) == {"left-kidney": 1, "right-kidney": 1}
+    assert mapped.cases[0].label_names == (("left-kidney", 1), ("right-kidney", 1))
+    assert mapped.cases[0].images["ct"] == "a.nii"
+    with pytest.raises(
+        ConfigError, match="names of the list's masks .left-kidney, right-kidney.*'liver'"
+    ):
+        listing.mapped({}, {"liver": 1})
+    (tmp_path / "cases.csv").write_text(table.replace("r.nii", ""))
+    with pytest.raises(ConfigError, match="line 2 has an empty cell"):
+        read_listing(tmp_path)
 
 
 def test_a_list_is_read_in_the_terms_of_studies(tmp_path: Path) -> None:
