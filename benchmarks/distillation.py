@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from models import params as P
 from models.checkpoints import to_bytes
-from models.networks import NetworkConfig
+from models.networks.choice import NetworkConfig
 from models.objectives import build_task
 from models.pretraining import from_pool, pretrain, tube_maker
 from models.synthesis import SynthesisConfig

@@ -86,7 +86,14 @@ class ServedModel:
             scan = prepare(_as_scan(image, spacing_mm, study), study.preprocessing)
         except Unfit as error:
             raise UnfitImage(str(error)) from error
-        return predict(self.network, activation, study.preprocessing, study.network.divisor, scan, CPU)
+        return predict(
+            self.network,
+            activation,
+            study.preprocessing,
+            study.network.divisors(study.task.dims),
+            scan,
+            CPU,
+        )
 
     def labels(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Return the labels of probabilities `(B, C, ...)`: the likeliest, or each of 0.5 or more.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.config import Config
-from models.networks import NetworkConfig
+from models.networks.choice import NetworkConfig
 from models.unfinished import Unfinished, restore, state_of
 
 Exclusive = Callable[[Tensor], Tensor]

@@ -9,7 +9,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from models.adversarial import AttackConfig, Loss, attacked
-from models.networks import NetworkConfig
+from models.networks.choice import NetworkConfig
 from models.objectives import build_task
 from sites.imaging.preprocessing import (
     Patches,
@@ -30,7 +30,14 @@ WINDOWS = 4
 def predictor(network: nn.Module, study: Study, config: NetworkConfig, device: torch.device) -> Predict:
     """Return a function that predicts a study's scans with `network`, which `config` describes."""
     activation = build_task(study.task).activation
-    return partial(predict, network, activation, study.preprocessing, config.divisor, device=device)
+    return partial(
+        predict,
+        network,
+        activation,
+        study.preprocessing,
+        config.divisors(study.task.dims),
+        device=device,
+    )
 
 
 def attacked_scan(
@@ -38,7 +45,7 @@ def attacked_scan(
     loss: Loss,
     attack: AttackConfig,
     config: PreprocessingConfig,
-    divisor: int,
+    divisors: tuple[int, ...],
     prepared: Prepared,
     device: torch.device,
 ) -> Prepared:
@@ -47,7 +54,7 @@ def attacked_scan(
         image, target = fixed_pair(prepared, config)
         changed = attacked(network, loss, image[None].to(device), target[None].to(device), attack)
         return replace(prepared, image=changed[0].cpu())
-    image = whole_image(prepared, divisor)
+    image = whole_image(prepared, divisors)
     target = torch.zeros(image.shape[1:], dtype=torch.long)
     within = tuple(slice(side) for side in prepared.target.shape)
     target[within] = prepared.target
@@ -60,7 +67,7 @@ def predict(
     network: nn.Module,
     activation: Callable[[Tensor], Tensor],
     config: PreprocessingConfig,
-    divisor: int,
+    divisors: tuple[int, ...],
     prepared: Prepared,
     device: torch.device,
 ) -> Tensor:
@@ -73,7 +80,7 @@ def predict(
     | segmentation otherwise | the whole image, of any size                             |
 
     Args:
-        divisor: the sides of the network's input must be multiples of it.
+        divisors: the sides of the network's input must be multiples of these.
     """
     if not prepared.is_map:
         image = fixed_pair(prepared, config)[0][None].to(device)
@@ -91,6 +98,6 @@ def predict(
             device="cpu",
         )
     else:
-        logits = network(whole_image(prepared, divisor)[None].to(device)).cpu()
+        logits = network(whole_image(prepared, divisors)[None].to(device)).cpu()
     within = (slice(None), *(slice(side) for side in prepared.image.shape[1:]))
     return on_own_grid(activation(logits)[0][within], prepared)

@@ -12,7 +12,7 @@ from torch import nn
 from models import checkpoints
 from models import params as P
 from models.checkpoints import CorruptCheckpoint, StoredParams
-from models.networks import NetworkConfig
+from models.networks.choice import NetworkConfig
 from models.params import Params
 from privacy.release import ModelManifest
 from privacy.signing import BadSignature, verified

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from models.config import Config
-from models.networks import NetworkConfig, ViTConfig
+from models.networks.choice import NetworkConfig
+from models.networks.network import Images
 from models.objectives import metric_names, spread_names
 from models.strategies import Strategy, StrategyConfig
 from models.synthesis import SynthesisConfig
@@ -379,17 +380,10 @@ def _bound(strategy: StrategyConfig, network: NetworkConfig, sizes: tuple[int, i
 
 
 def check_network(study: Study, key: str, network: NetworkConfig) -> None:
-    """Raise ValueError, which names `key`, if a network does not fit a study's task or image shape."""
-    kind, shape = study.task.network_kind, study.preprocessing.shape
-    if network.kind != kind:
+    """Raise ValueError, which names `key`, if a network does not fit a study's task or images."""
+    if network.kind != (kind := study.task.network_kind):
         raise ValueError(f"{key}: expected a network for {kind}, got {network.name} for {network.kind}.")
-    if isinstance(network, ViTConfig) and network.image != shape:
-        raise ValueError(f"{key}: expected an image of preprocessing.shape = {list(shape)}.")
-    if any(side % network.divisor for side in shape):
-        raise ValueError(
-            f"preprocessing.shape: expected multiples of {network.divisor} as {key} {network.name} "
-            f"needs, got {list(shape)}."
-        )
+    network.check_input(key, Images(study.preprocessing.shape, study.preprocessing.spacing_mm))
 
 
 def load_study(path: Path) -> Study:

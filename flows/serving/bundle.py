@@ -208,8 +208,8 @@ def _before(study: Study) -> list[dict[str, Any]]:
             {"_target_": "ResizeWithPadOrCropd", "keys": KEY, "spatial_size": list(config.shape)}
         )
     elif not isinstance(config.fit, Patches):
-        divisor = study.network.divisor
-        steps.append({"_target_": "DivisiblePadd", "keys": KEY, "k": divisor, "method": "end"})
+        divisors = list(study.network.divisors(dims))
+        steps.append({"_target_": "DivisiblePadd", "keys": KEY, "k": divisors, "method": "end"})
     return steps
 
 

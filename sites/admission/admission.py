@@ -7,7 +7,7 @@ shows (docs/decisions/0014).
 import time
 from collections.abc import Iterable
 
-from models.networks import NetworkConfig
+from models.networks.choice import NetworkConfig
 from models.tasks import TaskConfig
 from privacy.ledger import Entry
 from privacy.ledger_book import is_kind

@@ -160,11 +160,11 @@ def _attacked_metrics(
     if attack is None:
         return {}
     predict = predictor(network, study, study.network, hospital.device)
+    divisors = study.network.divisors(study.task.dims)
 
     def predict_attacked(prepared: Prepared) -> Tensor:
         changed = inference.attacked_scan(
-            network, task.loss, attack, study.preprocessing, study.network.divisor, prepared,
-            hospital.device,
+            network, task.loss, attack, study.preprocessing, divisors, prepared, hospital.device,
         )  # fmt: skip
         return predict(changed)
 

@@ -271,13 +271,14 @@ def _fit(config: PreprocessingConfig, keys: Sequence[str]) -> Compose:
     return Compose([SpatialPadd(keys, config.shape), crop])
 
 
-def whole_image(prepared: Prepared, divisor: int) -> Tensor:
-    """Return the whole image `(C, *spatial)`, padded at the far ends to multiples of `divisor`.
+def whole_image(prepared: Prepared, divisors: Sequence[int]) -> Tensor:
+    """Return the whole image `(C, *spatial)`, padded at the far ends to multiples of `divisors`.
 
-    An image of one `divisor` a side gets two along its first axis: instance norms need two voxels.
+    An image of one divisor a side gets two along its first axis: instance norms need two voxels.
     """
-    sides = [-(-side // divisor) * divisor for side in prepared.image.shape[1:]]
-    if all(side == divisor for side in sides):
+    pairs = zip(prepared.image.shape[1:], divisors, strict=True)
+    sides = [-(-side // divisor) * divisor for side, divisor in pairs]
+    if sides == list(divisors):
         sides[0] *= 2
     return _plain(SpatialPad(sides, method="end")(prepared.image))
 

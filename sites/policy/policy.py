@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from models.config import Config
-from models.networks import NETWORKS, NetworkConfig
+from models.networks.choice import NETWORKS, NetworkConfig
 from models.tasks import Name
 from privacy.accounting import Budget, Filter
 from sites import yaml_files

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from models import params as P
-from models.networks import UNetConfig
+from models.networks.segmentation import UNetConfig
 from models.objectives import build_task
 from models.pretraining import from_pool, pretrain, tube_maker
 from models.synthesis import SynthesisConfig, labelled_image

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from models import checkpoints
-from models.networks import NetworkConfig
+from models.networks.choice import NetworkConfig
 from models.params import Params
 from models.strategies import (
     STRATEGIES,

@@ -364,7 +364,7 @@ def test_an_image_of_one_bottleneck_voxel_is_padded_to_two(sides: tuple[int, ...
     study = study_with(preprocessing={"shape": [16, 16, 16]})
     rng = np.random.default_rng(0)
     scan = Scan(rng.normal(size=(1, *sides)).astype(np.float32), np.zeros(sides, np.int64), (1.0,) * 3)
-    found = whole_image(prepare(scan, study.preprocessing), 4)
+    found = whole_image(prepare(scan, study.preprocessing), (4, 4, 4))
     assert found[0].numel() >= 2 * 4**3
 
 

@@ -48,7 +48,8 @@ def test_a_prediction_lies_on_the_scans_own_voxels(
     window = {"kind": "window", "centre": 25, "width": 50}
     config = PreprocessingConfig(shape=(32,) * dims, intensity=window, **change)
     one = scan(shape, (1.0, 1.2, 0.8)[:dims])
-    predicted = predict(Bright(), lambda x: x.softmax(1), config, 8, prepare(one, config), CPU)
+    divisors = (8,) * dims
+    predicted = predict(Bright(), lambda x: x.softmax(1), config, divisors, prepare(one, config), CPU)
     assert predicted.shape == (2, *shape)
     found, truth = predicted.argmax(0).numpy() == 1, one.target == 1
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.8
@@ -60,7 +61,7 @@ def test_windows_have_the_training_shape_and_a_whole_image_its_own() -> None:
     one = scan((50, 43, 37), (1.0,) * 3)
     for fit, expected in (({"kind": "patches"}, (32, 32, 32)), ("pad_or_crop", (56, 48, 40))):
         config, network = PreprocessingConfig(shape=(32,) * 3, fit=fit), Bright()
-        predict(network, lambda x: x.softmax(1), config, 8, prepare(one, config), CPU)
+        predict(network, lambda x: x.softmax(1), config, (8, 8, 8), prepare(one, config), CPU)
         assert set(network.shapes) == {expected}
 
 
@@ -73,5 +74,5 @@ def test_a_class_is_told_from_the_image_as_training_saw_it() -> None:
     one = Scan(scan((40, 50), (1.0, 1.0)).image, np.asarray(2), (1.0, 1.0))
     for fit in ("pad_or_crop", "resize"):
         config = PreprocessingConfig(shape=(16, 16), fit=fit)
-        predicted = predict(Mean(), lambda x: x.softmax(1), config, 8, prepare(one, config), CPU)
+        predicted = predict(Mean(), lambda x: x.softmax(1), config, (8, 8, 8), prepare(one, config), CPU)
         assert predicted.shape == (3,)

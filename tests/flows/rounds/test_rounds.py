@@ -14,7 +14,7 @@ from flows.rounds.statements import NO_ANSWERS, SILENT, Answers, TooFewHospitals
 from flows.runs.records import Absence, RoundRecord
 from models import checkpoints
 from models import params as P
-from models.networks import SegResNetConfig, UNetConfig
+from models.networks.segmentation import SegResNetConfig, UNetConfig
 from privacy import predictions
 from privacy.distillation import imitation_loss
 from privacy.mechanisms import mechanism_for

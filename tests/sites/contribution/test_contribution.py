@@ -4,7 +4,7 @@ import pytest
 import torch
 from coordinator import first_model
 
-from models.networks import UNetConfig
+from models.networks.segmentation import UNetConfig
 from sites.admission.approvals import waiting
 from sites.hospital import Hospital
 

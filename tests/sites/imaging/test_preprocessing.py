@@ -121,7 +121,7 @@ def test_the_foreground_is_what_remains_of_a_large_empty_image() -> None:
 
 def test_scoring_pads_and_never_crops() -> None:
     scan, config = scan_of((10, 31, 20)), PreprocessingConfig(shape=(8, 8, 8))
-    padded = whole_image(prepare(scan, config), 8)
+    padded = whole_image(prepare(scan, config), (8, 8, 8))
     assert padded.shape == (1, 16, 32, 24)
     normalised = (scan.image - scan.image.mean()) / scan.image.std()
     assert np.allclose(padded[0, :10, :31, :20], normalised, atol=1e-3)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from models.networks import NETWORKS, NetworkConfig
+from models.networks.choice import NETWORKS, NetworkConfig
 from privacy.per_patient import per_patient_gradients
 
 CONFIGS = {
@@ -25,7 +25,7 @@ PARSE = TypeAdapter(NetworkConfig).validate_python
 def test_every_network_answers_each_patient_by_himself(name: str, dims: int) -> None:
     config = PARSE(CONFIGS[name] | ({"image": [32] * dims} if name == "ViT" else {}))
     network = config.build(dims, 3)
-    x = torch.randn(2, 1, *[max(32, config.divisor)] * dims)
+    x = torch.randn(2, 1, *[max(32, *config.divisors(dims))] * dims)
     alone, together = network(x[:1]), network(x)
     assert together.shape[:2] == (2, 3)
     assert torch.allclose(alone[0], together[0], atol=1e-4)
@@ -36,7 +36,7 @@ def test_every_network_answers_each_patient_by_himself(name: str, dims: int) -> 
 def test_every_network_gives_per_patient_gradients_for_every_parameter(name: str) -> None:
     config = PARSE(CONFIGS[name])
     network = config.build(2, 3)
-    x = torch.randn(2, 1, *[max(config.divisor, 32)] * 2)
+    x = torch.randn(2, 1, *[max(32, *config.divisors(2))] * 2)
 
     def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return logits.flatten(1).square().mean(1) + target
@@ -66,6 +66,43 @@ def test_a_wrong_network_is_refused_by_key(config: dict[str, object], message: s
         PARSE(config)
 
 
+THICK = {"shape": [16, 16, 8], "spacing_mm": [1, 1, 5]}
+PLANNED = {"name": "DynUNet", "filters": [4, 4, 6], "planned_for": THICK}
+
+
+def test_a_network_planned_for_thick_slices_is_exact_for_each_patient_and_takes_such_images() -> None:
+    torch.manual_seed(0)
+    config = PARSE(PLANNED)
+    assert config.divisors(3) == (4, 4, 1)
+    network = config.build(3, 2).double()
+    kernels = {tuple(m.kernel_size) for m in network.modules() if isinstance(m, torch.nn.Conv3d)}
+    assert {(3, 3, 1), (3, 3, 3)} <= kernels
+    x = torch.randn(3, 1, 16, 16, 8).double()
+    assert network(x).shape == (3, 2, 16, 16, 8)
+
+    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return logits.flatten(1).square().mean(1) + target
+
+    gradients = per_patient_gradients(network, loss, x, torch.zeros(3), torch.arange(3))
+    for number in range(3):
+        network.zero_grad()
+        loss(network(x[number : number + 1]), torch.zeros(1)).sum().backward()
+        for name, parameter in network.named_parameters():
+            assert torch.allclose(gradients[name][number], parameter.grad, atol=1e-10), name
+
+
+def test_a_plan_that_fits_neither_its_levels_nor_the_study_is_refused(study_with) -> None:
+    with pytest.raises(
+        ValidationError, match="filters: expected at most 3 levels for such voxels, got 4"
+    ):
+        PARSE({**PLANNED, "filters": [4, 4, 6, 6]})
+    with pytest.raises(ValidationError, match="spacing_mm: expected 3 sides, got 2"):
+        PARSE({**PLANNED, "planned_for": {"shape": [16, 16, 8], "spacing_mm": [1, 1]}})
+    assert study_with(network=PLANNED, preprocessing=THICK).network.divisors(3) == (4, 4, 1)
+    with pytest.raises(ValidationError, match=r"network.planned_for: expected shape \[16, 16, 16\] and"):
+        study_with(network=PLANNED, preprocessing={"shape": [16, 16, 16]})
+
+
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_every_network_takes_several_channels_and_its_gradients_are_those_of_each_scan_alone(
     name: str,
@@ -73,7 +110,7 @@ def test_every_network_takes_several_channels_and_its_gradients_are_those_of_eac
     torch.manual_seed(0)
     config = PARSE(CONFIGS[name])
     network = config.build(2, 3, 4).double()
-    x = torch.randn(3, 4, *[max(config.divisor, 32)] * 2).double()
+    x = torch.randn(3, 4, *[max(32, *config.divisors(2))] * 2).double()
 
     def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return logits.flatten(1).square().mean(1) + target

@@ -1,0 +1,1 @@
+"""The MONAI networks that a study may name."""

@@ -1,0 +1,196 @@
+"""Networks for segmentation."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from models.config import Config
+from models.networks.network import Channels, Images, Kind, Network
+from models.networks.unet_plan import Plan, planned
+
+
+class UNetConfig(Network):
+    """MONAI's residual UNet with instance norm; each level but the first halves the image.
+
+    (Kerfoot et al. 2018, Left-Ventricle Quantification Using Residual U-Net,
+    https://doi.org/10.1007/978-3-030-12029-0_40.)
+    """
+
+    kind: ClassVar[Kind] = "segmentation"
+
+    name: Literal["UNet"]
+    channels: Annotated[tuple[Channels, ...], Field(min_length=2, max_length=6)]
+    num_res_units: Annotated[int, Field(ge=0, le=4)] = 0
+
+    def divisors(self, dims: int) -> tuple[int, ...]:
+        """Return the number that must divide each side of an image."""
+        return (1 << (len(self.channels) - 1),) * dims
+
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
+        """Return the arguments of MONAI's class."""
+        return {
+            "spatial_dims": dims,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": self.channels,
+            "strides": (2,) * (len(self.channels) - 1),
+            "num_res_units": self.num_res_units,
+        }
+
+
+class SegResNetConfig(Network):
+    """MONAI's SegResNet with group norm; each level but the first halves the image.
+
+    (Myronenko 2018, 3D MRI brain tumor segmentation using autoencoder regularization,
+    https://arxiv.org/abs/1810.11654.)
+    """
+
+    kind: ClassVar[Kind] = "segmentation"
+
+    name: Literal["SegResNet"]
+    init_filters: Annotated[int, Field(ge=8, le=64, multiple_of=8)] = 8
+    blocks_down: Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=5)] = (1, 2, 2)
+
+    def divisors(self, dims: int) -> tuple[int, ...]:
+        """Return the number that must divide each side of an image."""
+        return (1 << (len(self.blocks_down) - 1),) * dims
+
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
+        """Return the arguments of MONAI's class."""
+        return {
+            "spatial_dims": dims,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "init_filters": self.init_filters,
+            "blocks_down": self.blocks_down,
+            "blocks_up": (1,) * (len(self.blocks_down) - 1),
+        }
+
+
+class BasicUNetConfig(Network):
+    """MONAI's BasicUNet with instance norm; it halves the image four times.
+
+    `features` are the channels of the five levels, and of the last layer before the output.
+    (Falk et al. 2019, U-Net: deep learning for cell counting, detection, and morphometry,
+    https://doi.org/10.1038/s41592-018-0261-2.)
+    """
+
+    kind: ClassVar[Kind] = "segmentation"
+
+    name: Literal["BasicUNet"]
+    features: Annotated[tuple[Channels, ...], Field(min_length=6, max_length=6)]
+
+    def divisors(self, dims: int) -> tuple[int, ...]:
+        """Return the number that must divide each side of an image."""
+        return (16,) * dims
+
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
+        """Return the arguments of MONAI's class."""
+        return {
+            "spatial_dims": dims,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "features": self.features,
+        }
+
+
+class Voxels(Config):
+    """The input for which a network is planned: the study's shape of images, and the voxels' sides."""
+
+    shape: Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=3)]
+    spacing_mm: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> "Voxels":
+        if len(self.shape) != len(self.spacing_mm):
+            raise ValueError(f"spacing_mm: expected {len(self.shape)} sides, got {len(self.spacing_mm)}")
+        return self
+
+
+class DynUNetConfig(Network):
+    """MONAI's DynUNet, the network of nnU-Net, with instance norm and no deep supervision.
+
+    Each level but the first halves the image; with `planned_for`, kernels and strides are those that
+    nnU-Net plans for such an input (`models.unet_plan`). (Isensee et al. 2021, nnU-Net,
+    https://doi.org/10.1038/s41592-020-01008-z.)
+    """
+
+    kind: ClassVar[Kind] = "segmentation"
+
+    name: Literal["DynUNet"]
+    filters: Annotated[tuple[Channels, ...], Field(min_length=3, max_length=6)]
+    res_block: bool = False
+    planned_for: Voxels | None = None
+
+    @model_validator(mode="after")
+    def _has_planned_levels(self) -> "DynUNetConfig":
+        if self.planned_for and len(self.filters) > (fewer := len(self._plan(self.planned_for).strides)):
+            raise ValueError(
+                f"filters: expected at most {fewer} levels for such voxels, got {len(self.filters)}"
+            )
+        return self
+
+    def check_input(self, key: str, images: Images) -> None:
+        """Raise ValueError unless a study's images fit; `key` is the study's key of the network."""
+        if voxels := self.planned_for:
+            due = images.shape, images.spacing_mm or voxels.spacing_mm
+            if (voxels.shape, voxels.spacing_mm) != due:
+                raise ValueError(
+                    f"{key}.planned_for: expected shape {list(due[0])} and spacing_mm {list(due[1])} as "
+                    f"in preprocessing, got {list(voxels.shape)} and {list(voxels.spacing_mm)}."
+                )
+        super().check_input(key, images)
+
+    def _plan(self, voxels: Voxels) -> Plan:
+        return planned(voxels.shape, voxels.spacing_mm, len(self.filters))
+
+    def divisors(self, dims: int) -> tuple[int, ...]:
+        """Return the number that must divide each side of an image."""
+        if self.planned_for:
+            return self._plan(self.planned_for).divisors
+        return (1 << (len(self.filters) - 1),) * dims
+
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
+        """Return the arguments of MONAI's class."""
+        levels = len(self.filters)
+        plan = Plan(((3,) * dims,) * levels, ((1,) * dims, *((2,) * dims,) * (levels - 1)))
+        if self.planned_for:
+            plan = self._plan(self.planned_for)
+        return {
+            "spatial_dims": dims,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "kernel_size": plan.kernels,
+            "strides": plan.strides,
+            "upsample_kernel_size": plan.strides[1:],
+            "filters": self.filters,
+            "res_block": self.res_block,
+        }
+
+
+class AttentionUnetConfig(Network):
+    """MONAI's AttentionUnet with group norm instead of batch norm.
+
+    (Oktay et al. 2018, Attention U-Net, https://arxiv.org/abs/1804.03999.)
+    """
+
+    kind: ClassVar[Kind] = "segmentation"
+    fixed: ClassVar[Mapping[str, Any] | None] = {}
+
+    name: Literal["AttentionUnet"]
+    channels: Annotated[tuple[Channels, ...], Field(min_length=2, max_length=6)]
+
+    def divisors(self, dims: int) -> tuple[int, ...]:
+        """Return the number that must divide each side of an image."""
+        return (1 << (len(self.channels) - 1),) * dims
+
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
+        """Return the arguments of MONAI's class."""
+        return {
+            "spatial_dims": dims,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": self.channels,
+            "strides": (2,) * (len(self.channels) - 1),
+        }
