@@ -31,6 +31,13 @@ class _TaskConfig(Config):
     channels: Literal["rgb"] | Annotated[tuple[Name, ...], Field(min_length=1, max_length=32)] = PLAIN
     missing_channel: Literal["refuse", "zeros", "skip"] = "refuse"
 
+    @field_validator("channels")
+    @classmethod
+    def _in_lists_words(cls, channels: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(channels, str):
+            return channels
+        return tuple(name.replace("_", "-") for name in channels)  # as lists of cases have them
+
     @model_validator(mode="after")
     def _channels_fit(self) -> "_TaskConfig":
         if self.channels == RGB and self.dims != 2:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from models import checkpoints
 from models.checkpoints import CorruptCheckpoint, StoredParams
-from models.params import Params
+from models.params import Params, load_into
 
 log = logging.getLogger("wardround.models")
 
@@ -53,7 +53,8 @@ class Unfinished:
 
 def state_of(network: nn.Module, optimizer: Optimizer, step: int) -> dict[str, Tensor]:
     """Return the state of a training after `step` steps, for `restore`."""
-    state = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
+    # by parameter, and not by state_dict, where a layer that two modules hold has two names
+    state = {f"network/{name}": each.detach() for name, each in network.named_parameters()}
     for number, kept in optimizer.state_dict()["state"].items():
         for name, tensor in kept.items():
             if tensor is not None:
@@ -72,6 +73,6 @@ def restore(network: nn.Module, optimizer: Optimizer, state: Params) -> int:
         elif kind == "optimizer":
             number, _, key = rest.partition("/")
             moments.setdefault(int(number), {})[key] = tensor
-    network.load_state_dict(named)
+    load_into(network, named)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return int(state["step"])

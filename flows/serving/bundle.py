@@ -139,7 +139,8 @@ def _inference(study: Study) -> dict[str, Any]:
     is_map = study.task.kind == "segmentation"
     steps = [
         "$torch.set_grad_enabled(False)",
-        "$@network.load_state_dict(@weights)",
+        # MONAI's DynUNet holds layers under two names, of which the weights have one
+        "$@network.load_state_dict({**@network.state_dict(), **@weights})",
         "$@network.eval()",
         "$[@postprocessing({**d, 'pred': @inferer(d['image'][None], @network)[0]}) for d in @dataset]",
     ]

@@ -26,7 +26,7 @@ REFUSED = {
 def _known(value: Any) -> Any:  # noqa: ANN401  # whatever a file holds
     name = value.get("name") if isinstance(value, dict) else None
     if isinstance(name, str) and name in REFUSED:
-        raise ValueError(f"{name}: {REFUSED[name]}.")
+        raise ValueError(f"another network than {name}: {REFUSED[name]}")
     return value
 
 

@@ -1,6 +1,7 @@
 """Networks for classification and regression."""
 
 from collections.abc import Mapping
+from math import gcd
 from typing import Annotated, Any, ClassVar, Literal
 
 from monai.networks import nets
@@ -38,6 +39,10 @@ class ResNetConfig(Network):
         }
 
 
+BLOCKS = (6, 12, 24, 16)
+"""Layers of the four blocks of DenseNet121; each halves the channels after it but the last."""
+
+
 class DenseNet121Config(Network):
     """MONAI's DenseNet121 with group norm instead of batch norm.
 
@@ -49,6 +54,16 @@ class DenseNet121Config(Network):
     name: Literal["DenseNet121"]
     init_features: Annotated[int, Field(ge=16, le=64, multiple_of=16)] = 64
     growth_rate: Annotated[int, Field(ge=8, le=32, multiple_of=8)] = 32
+
+    @property
+    def groups(self) -> int:
+        """The number of groups of its norms: it divides the channels after each block."""
+        channels, groups = self.init_features, gcd(8, self.init_features, self.growth_rate)
+        for layers in BLOCKS:
+            channels += layers * self.growth_rate
+            groups = gcd(groups, channels)
+            channels //= 2
+        return groups
 
     def divisors(self, dims: int) -> tuple[int, ...]:
         """Return the number that must divide each side of an image."""
@@ -62,7 +77,7 @@ class DenseNet121Config(Network):
             "out_channels": out_channels,
             "init_features": self.init_features,
             "growth_rate": self.growth_rate,
-            "norm": ("group", {"num_groups": 8}),
+            "norm": ("group", {"num_groups": self.groups}),
         }
 
 

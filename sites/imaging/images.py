@@ -34,11 +34,19 @@ from sites.imaging.dicom.series import series_of
 from sites.imaging.dicom.stack import without_copies
 from sites.imaging.image import LARGEST_BYTES, Fault, Image, Unreadable, check_size, grey_of
 from sites.imaging.nifti import TEXTS, from_nifti, read_nifti
+from sites.listing.cases import PICTURES
 
-__all__ = ["LARGEST_BYTES", "TEXTS", "Fault", "Image", "Unreadable", "read_image", "read_stack"]
+__all__ = [
+    "LARGEST_BYTES",
+    "PICTURES",
+    "TEXTS",
+    "Fault",
+    "Image",
+    "Unreadable",
+    "read_image",
+    "read_stack",
+]
 
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-"""Ends of the names of pictures."""
 FORMATS = ("PNG", "JPEG", "TIFF")
 """Formats of pictures, by Pillow's names."""
 COLOURED = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")

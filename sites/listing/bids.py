@@ -1,7 +1,7 @@
 """A BIDS data set as a hospital's list: one case for each image, its other contrasts as channels."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +44,7 @@ def from_bids(data: Path, _: PatientOf | None) -> Listing:
     config = yaml_files.load(path, BidsConfig) if path.exists() else BidsConfig()
     images = _visible(data.glob("sub-*/**/anat/*.nii*"))
     contrast, notes = _contrast(data, images, config)
+    notes += _without(contrast, images) + _several(contrast, images)
     kind = f"*_{config.segmentation} file"
     segmentations = _visible(data.glob(f"derivatives/*/sub-*/**/*_{config.segmentation}.nii*"))
     cases = [
@@ -54,7 +55,9 @@ def from_bids(data: Path, _: PatientOf | None) -> Listing:
     structures = {name for case in cases for name, _ in case.masks}
     labelled = [case for case in cases if case.label and len(case.masks) in (0, len(structures))]
     if not labelled:
-        notes.append(f"no image has a {kind}: {UNLABELLED}")
+        spaces = sorted({_entities(path).get("space", "") for path in segmentations} - {""})
+        elsewhere = f" on its own grid, but on those of {', '.join(spaces)}" if spaces else ""
+        notes.append(f"no image has a {kind}{elsewhere}: {UNLABELLED}")
         return Listing(
             tuple(replace(case, label="", masks=()) for case in cases), {}, notes=tuple(notes)
         )
@@ -64,7 +67,27 @@ def from_bids(data: Path, _: PatientOf | None) -> Listing:
     if config.segmentation != "dseg":
         return Listing(tuple(labelled), {}, structures=dict.fromkeys(structures), notes=tuple(notes))
     cases = [replace(case, masks=()) for case in labelled]
-    return Listing(tuple(cases), _bids_names(data, config), notes=tuple(notes))
+    return Listing(tuple(cases), _names(data, cases, config), notes=tuple(notes))
+
+
+def _without(contrast: str, images: list[Path]) -> list[str]:
+    """Return a note if subjects have images, and none of the contrast that is listed."""
+    have = {_entities(image)["sub"] for image in images if _suffix(image) == contrast}
+    without = {_entities(image)["sub"] for image in images} - have
+    return [f"{len(without)} subjects have no {contrast} image and are not listed"] if without else []
+
+
+def _several(contrast: str, images: list[Path]) -> list[str]:
+    """Return a note if a session has several images of the contrast that is listed."""
+    sessions = Counter(
+        (_entities(image)["sub"], _entities(image).get("ses"))
+        for image in images
+        if _suffix(image) == contrast
+    )
+    count = sum(number > 1 for number in sessions.values())
+    return (
+        [f"{count} sessions have several {contrast} images; each is a case of its own"] if count else []
+    )
 
 
 def _case(data: Path, image: Path, images: list[Path], segmentations: Mapping[str, Path]) -> CaseFiles:
@@ -159,27 +182,52 @@ def _acquired(path: Path) -> dict[str, str]:
     return {key: value for key, value in _entities(path).items() if key not in DERIVED}
 
 
-def _bids_names(data: Path, config: BidsConfig) -> dict[int, str]:
-    """Return the names of the labels from the data set's or a derivative's table."""
-    tables = [data / "dseg.tsv", *sorted(data.glob("derivatives/*/*dseg.tsv"))]
-    found = [path for path in tables if path.exists()]
-    if config.label:
-        found = [path for path in found if config.label in path.name] or found
-    if not found:
-        raise ConfigError(
-            f"{data}: expected the names of the labels in dseg.tsv (columns index and name), in the "
-            f"data set's or a derivative's folder; there is none."
-        )
-    return label_names(found[0], "index", "\t")
+def _names(data: Path, cases: list[CaseFiles], config: BidsConfig) -> dict[int, str]:
+    """Return the names of the labels of all cases, from the tables that BIDS applies to each.
+
+    Raises:
+        ConfigError: there is no table, or two say different things.
+    """
+    tables = {_table(data, Path(case.label), config) for case in cases}
+    found = {table: label_names(table, "index", "\t") for table in sorted(tables)}
+    first, *others = found
+    for other in others:
+        if found[other] != found[first]:
+            raise ConfigError(
+                f"{data}: expected one meaning of each label; {first.relative_to(data)} and "
+                f"{other.relative_to(data)} differ. Write bids.yaml with label: and an entity that only "
+                f"one kind of segmentation has, such as desc-manual."
+            )
+    return found[first]
+
+
+def _table(data: Path, label: Path, config: BidsConfig) -> Path:
+    """Return the nearest table of names above a label image, one of the image's own `desc` first."""
+    described = f"desc-{_entities(label).get('desc')}"
+    for folder in (data / label).parents:
+        tables = sorted(folder.glob("*dseg.tsv"))
+        own = [path for path in tables if described in path.name.split("_")]
+        named = [path for path in tables if config.label and config.label in path.name.split("_")]
+        plain = [path for path in tables if "desc" not in _entities(path)]
+        if best := [*own, *named, *plain]:
+            return best[0]
+        if folder == data:
+            break
+    raise ConfigError(
+        f"{data}: expected the names of the labels in dseg.tsv (columns index and name), in the data "
+        f"set's folder or in that of {label}; there is none."
+    )
 
 
 def _suffix(path: Path) -> str:
-    """Return the suffix of a BIDS file: its contrast or kind.
+    """Return the suffix of a BIDS file, its contrast or kind, with its contrast agent.
 
-    >>> _suffix(Path("sub-01_ses-2_T1w.nii.gz"))
-    'T1w'
+    >>> _suffix(Path("sub-01_ses-2_T1w.nii.gz")), _suffix(Path("sub-01_ce-GD_T1w.nii.gz"))
+    ('T1w', 'ce-GD_T1w')
     """
-    return path.name.split(".")[0].rpartition("_")[2]
+    suffix = path.name.split(".")[0].rpartition("_")[2]
+    agent = _entities(path).get("ce")
+    return f"ce-{agent}_{suffix}" if agent else suffix
 
 
 def _entities(path: Path) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """A hospital's cases as its list has them: the files of each, and what is declared about labels."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from models.tasks import PLAIN
 from sites.yaml_files import ConfigError
 
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+"""Ends of the names of pictures."""
 NOTHING = "none"
 """Label in a list for a case to which no class applies."""
 CLASSES = re.compile(rf"{NOTHING}|\d+(;\s*\d+)*")
@@ -85,10 +87,12 @@ class Listing:
             label_map: by an own value, or an own name, the study's value.
 
         Raises:
-            ConfigError: a name of `label_map` is not in the list.
+            ConfigError: a name of `label_map` or an own name of a channel is not in the list.
         """
         if not channels and not label_map:
             return self
+        channels = {plain_name(name): own for name, own in channels.items()}
+        _check_own_names(channels, self.channels)
         if self.structures and label_map:
             return _with_names(self.mapped(channels, {}), label_map)
         values = {self._value_of(own): value for own, value in label_map.items()}
@@ -135,6 +139,15 @@ def _with_names(listing: Listing, label_map: Mapping[int | str, int]) -> Listing
         )
     cases = tuple(replace(case, label_names=tuple(sorted(due.items()))) for case in listing.cases)
     return replace(listing, cases=cases, structures={**listing.structures, **due})
+
+
+def _check_own_names(channels: Mapping[str, str], known: Collection[str]) -> None:
+    for name, own in channels.items():
+        if plain_name(own) not in known:
+            raise ConfigError(
+                f"channels: {name}: expected one of the list's channels ({', '.join(sorted(known))}), "
+                f"got {own!r}."
+            )
 
 
 def _with_study_names(

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sites.listing.cases import CaseFiles, Listing, plain_name
+from models.tasks import PLAIN
+from sites.listing.cases import PICTURES, CaseFiles, Listing, plain_name
 from sites.listing.tables import PatientOf, relative, rows_of
 from sites.yaml_files import ConfigError
 
@@ -44,13 +45,17 @@ def _from_decathlon(data: Path, content: Mapping[str, Any]) -> Listing:
     for image, label in listed:
         if image not in patients:
             raise ConfigError(f"{subjects}: expected a subject for each image; {image} has none.")
-        several = len(modality) > 1 and "#" not in image
-        channels = tuple((name, f"{image}#{number}") for number, name in sorted(modality.items()))
-        name, first = Path(image).name.split(".")[0], channels[0][1] if several else image
-        cases.append(
-            CaseFiles(name, patients[image], first, label, channels=channels if several else ())
-        )
+        channels = _channels_of(image, modality)
+        name, first = Path(image).name.split(".")[0], channels[0][1] if channels else image
+        cases.append(CaseFiles(name, patients[image], first, label, channels=channels))
     return Listing(tuple(cases), labels)
+
+
+def _channels_of(image: str, modality: Mapping[int, str]) -> tuple[tuple[str, str], ...]:
+    """Return the channels in one file; a single one is also the case's `image`."""
+    if len(modality) == 1 or (modality and "#" in image):
+        return ((PLAIN[0], image), *((name, image) for name in modality.values() if len(modality) == 1))
+    return tuple((name, f"{image}#{number}") for number, name in sorted(modality.items()))
 
 
 def _distinct(channels: Mapping[str, Any]) -> dict[int, str]:
@@ -88,8 +93,12 @@ def _from_nnunet(data: Path, content: Mapping[str, Any]) -> Listing:
     else:
         notes.append("each case counts as a patient of its own; subjects.csv (case, subject) joins them")
     cases = []
+    if ending.endswith(PICTURES) and not any((data / "imagesTr").glob(f"*_0001{ending}")):
+        names = {0: PLAIN[0]}  # pictures, whose colours nnU-Net counts as channels of one file
     for label in sorted((data / "labelsTr").glob(f"*{ending}")):
         case = label.name.removesuffix(ending)
+        if case.startswith("._"):
+            continue  # what macOS stores beside a file
         if patients and case not in patients:
             raise ConfigError(f"{subjects}: expected a subject for each case; {case} has none.")
         images = {
@@ -101,7 +110,8 @@ def _from_nnunet(data: Path, content: Mapping[str, Any]) -> Listing:
             raise ConfigError(
                 f"{data}: expected imagesTr/{case}_0000{ending} beside its label, found none."
             )
-        channels = tuple(images.items()) if len(names) > 1 else ()
+        first = next(iter(images.values()))
+        channels = images if len(names) > 1 else {PLAIN[0]: first, **images}
         patient, place = patients.get(case, case), str(label.relative_to(data))
-        cases.append(CaseFiles(case, patient, next(iter(images.values())), place, channels=channels))
+        cases.append(CaseFiles(case, patient, first, place, channels=tuple(channels.items())))
     return Listing(tuple(cases), labels, notes=tuple(notes))

@@ -1,6 +1,7 @@
 """Tables of a hospital's list: `cases.csv`, names of labels, and the rows of other tables."""
 
 import csv
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -108,11 +109,20 @@ def _case_of(
         first,
         row.get("patient") or _filled(first, patient_of, table),
         relative(first),
-        relative(row[label]) if label else next(iter(masks.values()), ""),
+        _label_in(row[label]) if label else next(iter(masks.values()), ""),
         row.get("session", ""),
         tuple(images.items()),
         masks=tuple(masks.items()),
     )
+
+
+def _label_in(text: str) -> str:
+    """Return a label as lists have it; pandas writes a column of classes with a gap as floats.
+
+    >>> _label_in("1.0"), _label_in("./labels/a.nii"), _label_in("0;2")
+    ('1', 'labels/a.nii', '0;2')
+    """
+    return re.sub(r"^(\d+)\.0+$", r"\1", relative(text))
 
 
 def channel_columns(path: Path) -> tuple[str, ...]:

@@ -225,10 +225,43 @@ def test_a_mask_of_another_acquisition_or_space_is_no_mask_of_an_image(tmp_path:
         "derivatives/d/sub-3/sub-3_space-T1w_dseg.nii.gz", "sub-3/anat/sub-3_T1w.nii.gz.json",
     )  # fmt: skip
     listing = read_listing(data)
-    assert [case.image for case in listing.cases] == [
-        "sub-1/anat/sub-1_ce-GD_T1w.nii.gz", "sub-3/anat/sub-3_T1w.nii.gz",
-    ]  # fmt: skip
-    assert listing.notes == ("2 images have no *_dseg file and are not listed",)
+    assert [case.image for case in listing.cases] == ["sub-3/anat/sub-3_T1w.nii.gz"]
+    assert listing.notes[1:] == ("2 images have no *_dseg file and are not listed",)
+    (data / "bids.yaml").write_text("contrast: ce-GD_T1w")
+    listing = read_listing(data)
+    assert [case.image for case in listing.cases] == ["sub-1/anat/sub-1_ce-GD_T1w.nii.gz"]
+    assert listing.cases[0].images["t1w"] == "sub-1/anat/sub-1_T1w.nii.gz"
+
+
+def test_what_a_bids_set_has_beside_the_listed_images_is_said(tmp_path: Path) -> None:
+    data = bids(tmp_path, 3, ("T1w",), "dseg")
+    make_bids(
+        data, "sub-7/anat/sub-7_FLAIR.nii.gz", "sub-0/anat/sub-0_run-2_T1w.nii.gz",
+        "derivatives/d/sub-0/anat/sub-0_run-2_dseg.nii.gz",
+    )  # fmt: skip
+    notes = read_listing(data).notes
+    assert "1 subjects have no T1w image and are not listed" in notes
+    assert "1 sessions have several T1w images; each is a case of its own" in notes
+    other = bids(tmp_path / "other", 2, ("T1w", "FLAIR"), "space-FLAIR_dseg")
+    assert (
+        read_listing(other)
+        .notes[-1]
+        .startswith("no image has a *_dseg file on its own grid, but on those of FLAIR:")
+    )
+
+
+def test_the_names_of_bids_labels_are_those_of_the_tables_nearest_to_them(tmp_path: Path) -> None:
+    data = bids(tmp_path, 2, ("T1w",), "desc-manual_dseg")
+    (data / "derivatives" / "auto").mkdir(parents=True)
+    (data / "derivatives" / "auto" / "dseg.tsv").write_text("index\tname\n1\tlesion\n")
+    (data / "derivatives" / "d" / "desc-manual_dseg.tsv").write_text("index\tname\n1\tventricle\n")
+    (data / "bids.yaml").write_text("label: desc-manual")
+    assert read_listing(data).labels == {1: "ventricle"}
+    (data / "bids.yaml").unlink()
+    assert read_listing(data).labels == {1: "ventricle"}
+    make_bids(data, "sub-5/anat/sub-5_T1w.nii.gz", "derivatives/auto/sub-5/anat/sub-5_dseg.nii.gz")
+    with pytest.raises(ConfigError, match=r"one meaning of each label; derivatives/auto/dseg.tsv and"):
+        read_listing(data)
 
 
 def test_spreadsheets_leave_blanks_in_headings_and_empty_rows_behind(tmp_path: Path) -> None:
@@ -391,17 +424,47 @@ def test_a_list_is_read_in_the_terms_of_studies(tmp_path: Path) -> None:
     rows = "patient,image_T1w,label\np1,a.nii,l.nii\n"
     labels = "value,name\n0,background\n1,necrosis\n4,Enhancing tumour\n"
     listing = read_listing(write_table(tmp_path, rows, labels))
-    mapped = listing.mapped({"t1": "T1w", "image": "T1w", "flair": "FLAIR"}, {"enhancing tumour": 3})
+    mapped = listing.mapped({"t1": "T1w", "image": "T1w"}, {"enhancing tumour": 3})
     (case,) = mapped.cases
     assert case.images == {"t1w": "a.nii", "t1": "a.nii", "image": "a.nii"}
+    with pytest.raises(ConfigError, match=r"channels: flair: .*the list's channels \(t1w\), got 'FLAR'"):
+        listing.mapped({"flair": "FLAR"}, {})
     swapped = CaseFiles("c", "p", "a", "", channels=(("t1", "a"),))
-    (only,) = Listing((swapped,), {}).mapped({"t1": "t1c", "t1c": "t1"}, {}).cases
+    other = CaseFiles("d", "p", "b", "", channels=(("t1c", "b"),))
+    only, _ = Listing((swapped, other), {}).mapped({"t1": "t1c", "t1c": "t1"}, {}).cases
     assert only.images == {"t1c": "a"}  # it has no channel that the hospital calls t1c
     assert case.label_map == ((4, 3),)
     assert mapped.labels == {0: "background", 1: "necrosis", 3: ""}
     assert listing.mapped({}, {4: 3}).cases[0].label_map == ((4, 3),)
     with pytest.raises(ConfigError, match=r"names of the list's labels .*necrosis.*, got 'oedema'"):
         listing.mapped({}, {"oedema": 2})
+
+
+def test_a_single_channel_has_its_name_beside_image(tmp_path: Path) -> None:
+    data = nnunet(tmp_path / "n", {"background": 0, "PZ": 1}, channel_names={"0": "T1"})
+    (data / "labelsTr" / "c.nii.gz").unlink()
+    assert set(read_listing(data).cases[0].images) == {"image", "t1"}
+    (tmp_path / "dataset.json").write_text(
+        '{"labels": {"1": "l"}, "modality": {"0": "T2"}, '
+        '"training": [{"image": "a.nii", "label": "b.nii"}]}'
+    )
+    (tmp_path / "subjects.csv").write_text("image,subject\na.nii,p\n")
+    assert read_listing(tmp_path).cases[0].images == {"image": "a.nii", "t2": "a.nii"}
+
+
+def test_colours_that_nnunet_counts_as_channels_of_one_picture_are_one_image(tmp_path: Path) -> None:
+    channels = {"0": "R", "1": "G", "2": "B"}
+    data = nnunet(tmp_path, {"background": 0, "disc": 1}, channel_names=channels, file_ending=".png")
+    for name in ("imagesTr/d_0000.png", "labelsTr/d.png", "labelsTr/._d.png"):
+        (data / name).touch()
+    (case,) = read_listing(data).cases
+    assert (case.case, case.images) == ("d", {"image": "imagesTr/d_0000.png"})
+
+
+def test_classes_that_a_spreadsheet_wrote_as_floats_are_classes(tmp_path: Path) -> None:
+    rows = "patient,image,label\np1,a.nii,1.0\np2,b.nii,0.0\n"
+    listing = read_listing(write_table(tmp_path, rows))
+    assert listing.has_classes and [case.label for case in listing.cases] == ["1", "0"]
 
 
 def test_two_channels_of_one_name_are_an_error(tmp_path: Path) -> None:
