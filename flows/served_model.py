@@ -57,7 +57,9 @@ class ServedModel:
             ValueError: another output is asked for.
         """
         asked = {"spacing_mm": [1.0] * self.study.task.dims, "output": "probabilities", **(params or {})}
-        spacing = tuple(map(float, asked["spacing_mm"]))
+        if not len(images):
+            raise UnfitImage("expected at least one image, got none")
+        spacing = _spacing_in(asked["spacing_mm"])
         every = torch.stack([self.probabilities(image, spacing) for image in _numbers(images)])
         if asked["output"] == "probabilities":
             return every.numpy()
@@ -118,6 +120,13 @@ def _numbers(images: NDArray[np.generic]) -> NDArray[np.float32]:
     raise UnfitImage(f"expected images of real numbers and of one shape, got an array of {images.dtype}")
 
 
+def _spacing_in(given: Any) -> tuple[float, ...]:  # noqa: ANN401  # whatever somebody passes
+    try:
+        return tuple(map(float, np.atleast_1d(np.asarray(given, dtype=float))))
+    except (TypeError, ValueError):
+        raise UnfitImage(f"expected spacing_mm as numbers, got {given!r}") from None
+
+
 def _check_spacing(spacing_mm: tuple[float, ...], dims: int) -> None:
     if len(spacing_mm) != dims or not all(SHORTEST_MM <= side <= LONGEST_MM for side in spacing_mm):
         raise UnfitImage(
@@ -151,5 +160,8 @@ def load(folder: Path) -> ServedModel:
 
 
 def _as_scan(image: NDArray[np.float32], spacing_mm: tuple[float, ...], study: Study) -> Scan:
+    """Return an image as a scan; a channel of zeros is one that is missing, where the study allows that."""
+    may_lack = study.task.missing_channel == "zeros"
+    missing = tuple(number for number, each in enumerate(image) if may_lack and not each.any())
     shape = image.shape[1:] if study.task.kind == "segmentation" else ()
-    return Scan(np.asarray(image, dtype=np.float32), np.zeros(shape, np.int64), spacing_mm)
+    return Scan(np.asarray(image, dtype=np.float32), np.zeros(shape, np.int64), spacing_mm, missing)

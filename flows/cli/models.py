@@ -61,7 +61,7 @@ def predict(
     with cli_errors():
         from flows import served_model
         from flows.runs.paths import Home
-        from flows.serving import prediction
+        from flows.serving import prediction, scan_files
         from flows.serving.model_files import model_files
         from models.files import sha256_of
         from sites.yaml_files import ConfigError
@@ -69,18 +69,18 @@ def predict(
         with model_files(Home(Path.cwd()), model) as found:
             loaded = served_model.load(found.folder)
             sha256 = sha256_of((found.folder / served_model.WEIGHTS).read_bytes())
-        given, failed = prediction.scans_in(loaded, scans), []
+        given, failed = scan_files.scans_in(loaded.study.task, scans), []
         dims = loaded.study.task.dims
         places: list[Path | None] = [out] * len(given)
-        if out is not None and len(given) > 1:
-            places = [*prediction.places_of(out, given, dims)]
+        if out is not None and (len(given) > 1 or scan_files.is_folder(out)):
+            places = [*scan_files.masks_of(out, given, dims)]
         for files, place in zip(given, places, strict=True):
             try:
                 if place is None:
                     name = {} if len(given) == 1 else {"scan": str(next(iter(files.values())))}
                     typer.echo(json.dumps({**name, **prediction.classes_of(loaded, files)}))
                     continue
-                prediction.check_out(place, dims)
+                scan_files.check_out(place, next(iter(files.values())), dims)
                 mask = prediction.mask_of(loaded, files)
                 prediction.write_mask(mask, place)
                 _write_segmentation(mask, loaded.study, model, sha256, place)

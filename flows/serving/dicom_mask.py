@@ -20,10 +20,9 @@ from pydicom.sr.codedict import codes
 
 from flows.serving.prediction import Mask, beside, placed
 from models.files import write_atomically
-from sites.imaging.dicom.drawn import TO_RAS
-from sites.imaging.dicom.files import Found, images_in, read_file
-from sites.imaging.dicom.series import ROUNDING_MM
-from sites.imaging.dicom.stack import SAME_DIRECTION, is_multi_frame, stack_in
+from sites.imaging.dicom.files import Found, UnfitSeries, images_in, read_file
+from sites.imaging.dicom.segments import frame_affines, places_of
+from sites.imaging.dicom.stack import is_multi_frame, stack_in
 from sites.study import Study
 
 TEXT_LENGTH = 64
@@ -57,25 +56,24 @@ def write_segmentation(
     file, _, member = name.partition("#")
     source = folder / file
     found = images_in(source) if source.is_dir() else Found((read_file(source),), Counter())
-    images, _ = stack_in(found, member)
-    data = segmentation_of(mask.labels, mask.image.affine, images, study, named, sha256)
+    if mask.labels.ndim == 2:
+        images = list(found.images[:1])
+        if int(images[0].get("NumberOfFrames") or 1) > 1:
+            raise NoSegmentation("the mask is of one frame of several")
+    else:
+        images, _ = stack_in(found, member)
+    data = segmentation_of(mask, images, study, named, sha256)
     write_atomically(beside(out), data)
     return beside(out)
 
 
 def segmentation_of(
-    labels: NDArray[np.uint8],
-    affine: NDArray[np.float64],
-    images: Sequence[Dataset],
-    study: Study,
-    model: str,
-    sha256: str,
-) -> bytes:
+    mask: Mask, images: Sequence[Dataset], study: Study, model: str, sha256: str
+) -> bytes:  # fmt: skip
     """Return a DICOM Segmentation of a series.
 
     Args:
-        labels: `(*spatial)` in RAS, 0 for background, some voxel not 0.
-        affine: `(4, 4)`, voxel to mm in RAS.
+        mask: with some voxel that is not background.
         images: the files of the series.
         model: the name by which the model was asked for.
         sha256: of its weights.
@@ -83,7 +81,7 @@ def segmentation_of(
     Raises:
         NoSegmentation: the series lies on no grid that DICOM Segmentation can describe.
     """
-    found = [value for value in sorted(study.task.labels) if (labels == value).any()]
+    found = [value for value in sorted(study.task.labels) if (mask.labels == value).any()]
     _fill_in(images)
     algorithm = _algorithm(study, model, sha256)
     try:
@@ -91,7 +89,7 @@ def segmentation_of(
             warnings.simplefilter("ignore")
             made = hd.seg.Segmentation(
                 source_images=list(images),
-                pixel_array=_as_stored(labels, affine, images, found),
+                pixel_array=_as_stored(mask, images, found),
                 segmentation_type="BINARY",
                 segment_descriptions=[
                     _described(number, study.task.labels[value], algorithm)
@@ -105,7 +103,7 @@ def segmentation_of(
                 device_serial_number=sha256[:16],
                 content_description=f"{study.name} {sha256[:12]}"[:TEXT_LENGTH],
             )  # fmt: skip
-    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+    except (UnfitSeries, ValueError, RuntimeError, AttributeError, TypeError) as error:
         raise NoSegmentation(" ".join(str(error).split())) from error
     file = BytesIO()
     made.save_as(file)
@@ -145,21 +143,16 @@ def _described(
 
 
 def _as_stored(
-    labels: NDArray[np.uint8],
-    affine: NDArray[np.float64],
-    images: Sequence[Dataset],
-    found: Sequence[int],
-) -> hd.Volume:
-    """Return segments by number, in the order and direction of the series' own slices."""
+    mask: Mask, images: Sequence[Dataset], found: Sequence[int]
+) -> NDArray[np.uint8]:  # fmt: skip
+    """Return segments by number `(frames, rows, columns)`, in the order of the series' own frames."""
     numbers = np.zeros(max(found) + 1, np.uint8)
     numbers[list(found)] = np.arange(1, len(found) + 1)
-    volume = hd.Volume(numbers[labels], TO_RAS @ affine, "PATIENT")
-    if is_multi_frame(images[0]):
-        geometry = hd.Image.from_dataset(images[0]).get_volume_geometry()
-        if geometry is None:
-            raise ValueError("its frames form no volume")
-        return volume.match_geometry(geometry)
-    series = hd.get_volume_from_series(
-        list(images), atol=ROUNDING_MM, orientation_tol=SAME_DIRECTION
-    )  # fmt: skip
-    return volume.match_geometry(series.get_geometry(), tol=ROUNDING_MM)
+    if mask.labels.ndim == 2:
+        return numbers[mask.labels][None]
+    places = [
+        places_of((int(image.Rows), int(image.Columns)), affine, mask.image)
+        for image in images
+        for affine in frame_affines(image)
+    ]
+    return np.stack([numbers[mask.labels[tuple(each)]] for each in places])

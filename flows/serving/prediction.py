@@ -1,7 +1,7 @@
 """Prediction for scans on disk: a mask on the scan's own grid, or the classes' probabilities."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 
 from flows.served_model import ServedModel, UnfitImage
+from flows.serving.scan_files import check_out
 from models.files import write_atomically
 from sites.imaging.channels import BadChannel, channels_of, stacked
-from sites.imaging.dicom.files import SUFFIXES
-from sites.imaging.images import PICTURES, Image, Unreadable, read_image
+from sites.imaging.images import Image, Unreadable, read_image
 from sites.yaml_files import ConfigError
 
 PLACE = (
@@ -24,71 +24,6 @@ PLACE = (
     "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
 )  # fmt: skip
 """Fields of a NIfTI header that say where its voxels are."""
-
-
-SCANS = (*PICTURES, ".nii", ".nii.gz", ".npz")
-"""Ends of the names of files that are scans of their own in a folder."""
-
-
-def scans_in(model: ServedModel, given: Sequence[str]) -> list[dict[str, Path]]:
-    """Return the file of each channel of each scan that is given.
-
-    | given                           | scans                                            |
-    |---------------------------------|--------------------------------------------------|
-    | `t1=a.nii.gz flair=b.nii.gz`    | one, of several channels                         |
-    | files, folders of DICOM series  | each one                                         |
-    | a folder with other files       | each NIfTI file and picture in it, by name       |
-
-    Raises:
-        ConfigError: a channel is none of the study's, or is given twice; several files have no names; a
-            folder has no scan.
-    """
-    names = model.study.task.channel_names
-    if len(names) > 1:
-        return [_channels_in(names, given)]
-    texts = [text.removeprefix(f"{names[0]}=") for text in given]
-    return [{names[0]: path} for text in texts for path in _scans_of(Path(text))]
-
-
-def _scans_of(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(each for each in path.iterdir() if each.name.lower().endswith(SCANS))
-    return files or [path]
-
-
-def _channels_in(names: Sequence[str], given: Sequence[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for text in given:
-        name, equals, path = text.partition("=")
-        if not equals or name not in names or name in found:
-            raise ConfigError(
-                f"{text}: expected each of the channels {', '.join(names)} once, as {names[0]}=FILE."
-            )
-        found[name] = Path(path)
-    return found
-
-
-def places_of(out: Path, scans: Sequence[Mapping[str, Path]], dims: int) -> list[Path]:
-    """Return where the masks of several scans go: into the folder `out`, under the scans' names.
-
-    Scans of one name have their folder's name before it. A mask of a picture is a picture.
-    """
-    firsts = [next(iter(files.values())) for files in scans]
-    stems = [_stem(path) for path in firsts]
-    named = [
-        f"{path.parent.name}_{stem}" if stems.count(stem) > 1 else stem
-        for path, stem in zip(firsts, stems, strict=True)
-    ]
-    return [out / f"{name}{'.png' if dims == 2 else '.nii.gz'}" for name in named]
-
-
-def _stem(path: Path) -> str:
-    """Return a scan's name without the end of a file's, and with the part of a file that it is."""
-    file, _, member = str(path).partition("#")
-    name = Path(file).name
-    stem = next((name[: -len(end)] for end in (*SCANS, *SUFFIXES) if name.lower().endswith(end)), name)
-    return "-".join([stem, *member.split("/")]) if member else stem
 
 
 @dataclass(frozen=True)
@@ -139,21 +74,12 @@ def classes_of(model: ServedModel, files: Mapping[str, Path]) -> dict[str, float
 
 def beside(out: Path) -> Path:
     """Return where the mask of a DICOM series goes as DICOM Segmentation."""
-    return out.with_name(out.name.partition(".nii")[0] + ".dcm")
-
-
-def check_out(out: Path, dims: int) -> None:
-    """Raise `ConfigError` unless `out` is the name of a new file: NIfTI, or PNG for pictures."""
-    ends = (".nii", ".nii.gz", *((".png",) if dims == 2 else ()))
-    if not out.name.endswith(ends):
-        raise ConfigError(f"{out}: expected a name that ends in {' or '.join(ends)}.")
-    if out.exists():
-        raise ConfigError(f"{out}: expected the name of a new file, and it exists.")
+    return out.with_name(out.name.removesuffix(".png").partition(".nii")[0] + ".dcm")
 
 
 def write_mask(mask: Mask, out: Path) -> None:
-    """Write a mask to a path that `check_out` accepts; a crash or a full disk leaves no part of it."""
-    check_out(out, mask.labels.ndim)
+    """Write a mask to a path that `scan_files.check_out` accepts; a crash leaves no part of it."""
+    check_out(out, mask.source, mask.labels.ndim)
     if mask.image.series and beside(out).exists():
         raise ConfigError(
             f"{beside(out)}: expected no such file yet; the mask goes there as DICOM, too."

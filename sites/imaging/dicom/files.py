@@ -62,6 +62,8 @@ SUFFIXES = (".dcm", ".ima", ".dicom")
 """Ends of names of DICOM files; scanners and archives also write files without one."""
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 MOST_FILES = 5000
+PREAMBLE = 128
+"""Bytes before the word DICM at the begin of a file."""
 META_GROUP = 0x0002
 """Group of the elements that say how a file is encoded."""
 
@@ -105,6 +107,14 @@ def images_in(folder: Path) -> Found:
         else:
             images.append(dataset)
     return Found(tuple(images), +others)
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file says that it is DICOM, by its name or its first bytes."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    with path.open("rb") as file:
+        return file.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
 
 
 def read_file(path: Path) -> Dataset:

@@ -43,7 +43,11 @@ def flat_image(dataset: Dataset, frame: str = "") -> Image:
     else:
         voxels, kept = measured(stored, dataset), None
         voxels = inverted([voxels])[0] if is_inverted(dataset) else voxels
-    return Image(voxels, np.eye(4), _sides_mm(dataset), words=words, shows_text=shows_text, colours=kept)
+    sides, notes = _sides_mm(dataset)
+    return Image(
+        voxels, np.eye(4), sides, words=words, shows_text=shows_text, colours=kept, notes=notes,
+        series=str(dataset.get("SeriesInstanceUID") or ""),
+    )  # fmt: skip
 
 
 def _frame(dataset: Dataset, number: int, count: int) -> NDArray[np.generic]:
@@ -57,16 +61,20 @@ def _frame(dataset: Dataset, number: int, count: int) -> NDArray[np.generic]:
     return values
 
 
-def _sides_mm(dataset: Dataset) -> tuple[float, float]:
+def _sides_mm(dataset: Dataset) -> tuple[tuple[float, float], tuple[str, ...]]:
+    """Return the sides of a pixel, and a note if an ultrasound shows views of different scales."""
     for key in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         sides = [float(side) for side in dataset.get(key) or ()]
         if len(sides) == 2 and min(sides) > 0:
-            return sides[0], sides[1]
-    regions: list[Dataset] = list(dataset.get("SequenceOfUltrasoundRegions") or [])
-    if len(regions) == 1 and regions[0].get("PhysicalUnitsXDirection") == CENTIMETRES:
-        region = regions[0]
-        return (
-            abs(float(region.PhysicalDeltaY)) * MM_PER_CM,
-            abs(float(region.PhysicalDeltaX)) * MM_PER_CM,
-        )
-    return 1.0, 1.0
+            return (sides[0], sides[1]), ()
+    scales = [
+        (abs(float(region.PhysicalDeltaY)) * MM_PER_CM, abs(float(region.PhysicalDeltaX)) * MM_PER_CM)
+        for region in dataset.get("SequenceOfUltrasoundRegions") or ()
+        if (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
+        in ((CENTIMETRES, CENTIMETRES), (CENTIMETRES, None))
+    ]
+    if scales and np.allclose(scales, scales[0], rtol=1e-3):
+        return scales[0], ()
+    if scales:
+        return (1.0, 1.0), ("its views have different scales: pixels count as 1 mm",)
+    return (1.0, 1.0), ()

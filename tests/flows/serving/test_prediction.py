@@ -304,10 +304,3 @@ def test_the_mask_of_a_picture_is_a_picture(tmp_path: Path, study_with) -> None:
     assert mask.shape == picture.shape and set(np.unique(mask)) <= {0, 1, 2} and mask.any()
     done = call("predict", model, tmp_path / "a.png", "-o", tmp_path / "mask.jpg")
     assert done.exit_code == 2 and ".nii or .nii.gz or .png" in done.output
-
-
-def test_scans_of_one_name_have_masks_of_their_own() -> None:
-    given = [Path("p1/CT"), Path("p2/CT"), Path("x.dcm"), Path("s.npz#images/3")]
-    places = prediction.places_of(Path("out"), [{"image": path} for path in given], 3)
-    names = ["p1_CT", "p2_CT", "x", "s-images-3"]
-    assert places == [Path("out") / f"{name}.nii.gz" for name in names]
