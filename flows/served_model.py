@@ -160,7 +160,7 @@ def load(folder: Path) -> ServedModel:
 
 
 def _as_scan(image: NDArray[np.float32], spacing_mm: tuple[float, ...], study: Study) -> Scan:
-    """Return an image as a scan; a channel of zeros is one that is missing, where the study allows that."""
+    """Return an image as a scan, in which a channel of zeros may be a missing one."""
     may_lack = study.task.missing_channel == "zeros"
     missing = tuple(number for number, each in enumerate(image) if may_lack and not each.any())
     shape = image.shape[1:] if study.task.kind == "segmentation" else ()

@@ -112,6 +112,8 @@ def reach_loopback() -> None:
     """Let this process and its children reach loopback directly, also where a proxy is set."""
     for name in ("no_proxy", "NO_PROXY"):
         named = [each.strip() for each in os.environ.get(name, "").split(",") if each.strip()]
+        if "*" in named:
+            continue  # everything is reached directly already; a longer list would undo that
         os.environ[name] = ",".join(dict.fromkeys([*named, *DIRECT]))
 
 

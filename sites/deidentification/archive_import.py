@@ -6,8 +6,6 @@ is renamed into place when it is complete, and the list is replaced last. So a s
 an interrupted one, and changes nothing after a complete one.
 """
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +16,6 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from models.files import write_atomically
 from models.tasks import PLAIN
 from sites.cohort import imported, pseudonym
 from sites.deidentification.copies import SERIES, Progress, put_series, take_file
@@ -28,6 +25,7 @@ from sites.deidentification.deidentify import (
     Rename,
     keyed_uid,
 )
+from sites.deidentification.imported_list import ImportedList
 from sites.hospital import Hospital
 from sites.imaging.dicom.files import (
     is_flat,
@@ -38,19 +36,11 @@ from sites.imaging.dicom.files import (
 from sites.imaging.dicom.stack import without_copies
 from sites.listing.cases import CaseFiles, Listing
 from sites.listing.listing import LAYOUTS, read_listing
-from sites.listing.tables import (
-    CHANNEL,
-    LABELS,
-    MASK,
-    LabelColumn,
-    channel_columns,
-    label_column,
-    mask_columns,
-)
+from sites.listing.tables import CHANNEL, MASK
 from sites.yaml_files import ConfigError
 
-COLUMNS = ("label", "session", "series")
-"""Columns of `cases.csv` after the patient and the images."""
+FRAMES = "of its several frames the first is listed; name others in cases.csv, as file#3"
+OTHER_LABEL = "its class or value differs from the list's, which stays; correct cases.csv if it is wrong"
 ACQUISITION = {"RepetitionTime": "TR", "EchoTime": "TE", "InversionTime": "TI", "KVP": "kV"}
 """Numbers of an acquisition that tell series of a patient apart, and their short names."""
 
@@ -77,43 +67,27 @@ class Imported:
 def import_export(hospital: Hospital, export: Path) -> Imported:
     """Import an export into the hospital's data, and add its cases to `cases.csv`.
 
-    A case that is already listed stays as it is in the list, even if its class has changed since. A scan
-    whose content in the export is another than at the import before is replaced.
+    A case that is already listed stays as it is in the list; it is said where the export has another
+    class for it. A scan whose content in the export is another than at the import before is replaced.
 
     Raises:
         ConfigError: the folder does not exist, overlaps the hospital's own data, or the hospital's data
-            are listed in another layout than `cases.csv`.
+            are listed in another layout than `cases.csv`, or with other labels.
     """
     data = hospital.data
     _check_places(data, export)
     progress = Progress()
     rename = partial(pseudonym, hospital.pseudonym_key)
     listing = _listing_of(export)
-    label = _label_of(data / "cases.csv", listing)
-    before = _rows(data / "cases.csv", label)
     has_channels = listing is not None and _has_channels(listing)
-    _check_columns(data / "cases.csv", before, has_channels)
-    _check_masks(data / "cases.csv", before, listing)
+    listed = ImportedList.open(data / "cases.csv", listing, has_channels=has_channels)
     if listing:
-        _write_labels(data, listing.labels)
         found = list(_listed_cases(listing, has_channels, export, data, rename, progress))
     else:
         found = list(_dicom_cases(export, data, rename, progress))
-    by_image = {image: row for row in before for image in _images(row).values()}
-    new, filled = [], False
-    for row in found:
-        listed = next((by_image[i] for i in _images(row).values() if i in by_image), None)
-        if listed is None:
-            new.append(row)
-            continue
-        added = {key: value for key, value in _images(row).items() if not listed.get(key)}
-        listed.update(added)  # a channel that the case did not have
-        filled = filled or bool(added)
-    if new or filled:
-        columns = [name for name in _columns([*before, *new]) if label or name != "label"]
-        rows = [[row.get(column, "") for column in columns] for row in (*before, *new)]
-        named = [label or "" if column == "label" else column for column in columns]
-        write_atomically(data / "cases.csv", _table(named, rows))
+    new, differing = listed.extend(found)
+    if listing and (listing.has_classes or listing.has_values) and differing:
+        progress.left_out[OTHER_LABEL] += differing
     return Imported(
         cases=len(new),
         patients=len({row["patient"] for row in new}),
@@ -123,44 +97,6 @@ def import_export(hospital: Hospital, export: Path) -> Imported:
     )
 
 
-def _images(row: Mapping[str, str]) -> dict[str, str]:
-    """Return a row's images by column."""
-    is_image = {key: key == "image" or key.startswith(CHANNEL) for key in row}
-    return {key: value for key, value in row.items() if is_image[key] and value}
-
-
-def _masks(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the columns of rows that hold the mask of a structure."""
-    return list(dict.fromkeys(key for row in rows for key in row if key.startswith(MASK)))
-
-
-def _check_columns(table: Path, rows: Sequence[Mapping[str, str]], has_channels: bool) -> None:
-    """Raise ConfigError if listed cases have channels and the export's one image, or the reverse."""
-    listed = {key for row in rows for key in _images(row)}
-    if "image" in listed if has_channels else listed - {"image"}:
-        raise ConfigError(
-            f"{table}: expected either a column image or columns {CHANNEL}<channel>. Import into a "
-            f"folder of its own: a list has one or the other."
-        )
-
-
-def _check_masks(table: Path, before: Sequence[Mapping[str, str]], listing: Listing | None) -> None:
-    """Raise ConfigError unless the list and the export have masks of the same structures, or none."""
-    listed = set(_masks(before))
-    found = {f"{MASK}{name}" for name in listing.structures} if listing else set()
-    if before and listed != found:
-        raise ConfigError(
-            f"{table}: expected the masks that the list has ({', '.join(sorted(listed)) or 'none'}), "
-            f"found {', '.join(sorted(found)) or 'none'}. Import into a folder of its own."
-        )
-
-
-def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the columns of a list: one for each channel that some row has, else `image`."""
-    images = dict.fromkeys(key for row in rows for key in _images(row))
-    return ["patient", *images, *_masks(rows), *COLUMNS]
-
-
 def _listing_of(export: Path) -> Listing | None:
     """Return the export's own list, None for a tree of DICOM files."""
     if not any((export / name).exists() for name in LAYOUTS):
@@ -168,42 +104,10 @@ def _listing_of(export: Path) -> Listing | None:
     return read_listing(export, partial(_patient_of, export))
 
 
-def _label_of(table: Path, listing: Listing | None) -> LabelColumn | None:
-    """Return the column of labels in the hospital's list, or the one it will have; None for no labels.
-
-    Raises:
-        ConfigError: the one holds one class for each case, the other any number of them, values or none.
-    """
-    wanted: LabelColumn | None = "label"
-    if listing and (listing.is_unlabelled or listing.structures):
-        wanted = None
-    elif listing and (listing.has_several or listing.has_values):
-        wanted = "value" if listing.has_values else "labels"
-    if not table.exists():
-        if wanted is None and table.with_name(LABELS).exists():
-            raise ConfigError(
-                f"{table.with_name(LABELS)}: expected no table of labels, for the export has none. "
-                f"Import into a folder of its own."
-            )
-        return wanted
-    present = label_column(table)
-    if listing and present != wanted:
-        raise ConfigError(
-            f"{table}: expected {_column(wanted)} as in the export, found {_column(present)}. Import "
-            f"into a folder of its own: a list has one label for each case, any number of classes, a "
-            f"value, or no labels."
-        )
-    return present
-
-
-def _column(name: LabelColumn | None) -> str:
-    return f"the column {name}" if name else "no column of labels"
-
-
 def _patient_of(export: Path, image: str) -> str:
-    folder = (export / image.partition("#")[0]).resolve()
-    is_inside = folder.is_relative_to(export.resolve()) and folder.is_dir()
-    return patient_in(folder) if is_inside else ""
+    place = (export / image.partition("#")[0]).resolve()
+    is_inside = place.is_relative_to(export.resolve()) and place.exists()
+    return patient_in(place) if is_inside else ""
 
 
 def _check_places(data: Path, export: Path) -> None:
@@ -216,28 +120,6 @@ def _check_places(data: Path, export: Path) -> None:
         raise ConfigError(
             f"{data}: expected data that are listed in cases.csv, or no data; found {other[0]}."
         )
-
-
-def _rows(path: Path, label: LabelColumn | None) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [{**row, "label": row.get(label or "")} for row in csv.DictReader(file)]
-    kept = ("patient", "image", *channel_columns(path), *mask_columns(path), *COLUMNS)
-    return [{key: value or "" for key, value in row.items() if key in kept} for row in rows]
-
-
-def _write_labels(data: Path, labels: Mapping[int, str]) -> None:
-    path = data / LABELS
-    if labels and not path.exists():
-        rows = [[str(value), name] for value, name in sorted(labels.items())]
-        write_atomically(path, _table(("value", "name"), rows))
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    return text.getvalue().encode()
 
 
 def _has_channels(listing: Listing) -> bool:
@@ -290,7 +172,7 @@ def _dicom_cases(
     """Yield a case for each volume or flat image of a DICOM tree; its label file is not there yet."""
     for (name, *_), paths in sorted(_files_by_series(export, progress).items()):
         patient = imported(rename(name))
-        with progress.counted(str(paths[0].parent.relative_to(export))):
+        with progress.counted(str(paths[0].relative_to(export))):
             datasets, copies = without_copies([read_file(path) for path in paths])
             if copies:
                 progress.left_out["it is a copy of another file"] += [str(paths[0].parent)] * copies
@@ -299,6 +181,8 @@ def _dicom_cases(
             volume = [dataset for dataset in datasets if not is_flat(dataset)]
             for images in [*([each] for each in flat), *([volume] if volume else [])]:
                 listed = str(images[0].get("SOPInstanceUID", "")) if is_flat(images[0]) else ""
+                if _is_cine(images[0]):
+                    progress.left_out[FRAMES].append(str(paths[0].relative_to(export)))
                 place = put_series(data, images, "images", patient, rename, progress, listed)
                 ending = ".png" if is_flat(images[0]) else ".nii.gz"
                 yield {

@@ -23,6 +23,8 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from sites.imaging.dicom.files import FLAT, is_flat
+from sites.imaging.dicom.flat import colours_of
 from sites.imaging.image import LARGEST_BYTES
 from sites.imaging.images import FORMATS, upright
 
@@ -37,14 +39,14 @@ NUMBERS = (
     "SliceLocation", "GantryDetectorTilt", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
     "WindowCenter", "WindowWidth", "KVP", "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle",
     "MagneticFieldStrength", "EchoTrainLength", "InStackPositionNumber", "TemporalPositionIndex",
-    "DimensionIndexValues", "DimensionIndexPointer", "FunctionalGroupPointer",
+    "DimensionIndexValues", "DimensionIndexPointer", "FunctionalGroupPointer", "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing", "PhysicalDeltaX", "PhysicalDeltaY", "PhysicalUnitsXDirection",
+    "PhysicalUnitsYDirection",
 )  # fmt: skip
 """Attributes that hold only numbers, and are kept."""
 NUMERIC = frozenset({"DS", "IS", "FL", "FD", "US", "UL", "SS", "AT"})
 CODES: Mapping[str, frozenset[str]] = {
-    "Modality": frozenset(
-        {"MR", "CT", "PT", "NM", "US", "OPT", "OT", "CR", "DX", "MG", "RG", "XA", "RF", "IO", "PX"}
-    ),
+    "Modality": FLAT | {"MR", "CT", "PT", "NM", "OT"},
     "ImageType": frozenset(
         {"ORIGINAL", "DERIVED", "PRIMARY", "AXIAL", "MPR", "OTHER", "M", "NORM", "ND", "VOLUME", "NONE",
          "REFORMATTED", "M_FFE", "SE", "FFE", "M_SE", "DIS2D", "DIS3D", "RESAMPLED", "AVERAGE"}
@@ -65,8 +67,10 @@ GROUPS = (
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelMeasuresSequence",
     "PlaneOrientationSequence", "PlanePositionSequence", "FrameContentSequence",
     "PixelValueTransformationSequence", "DimensionIndexSequence", "DimensionOrganizationSequence",
+    "SequenceOfUltrasoundRegions",
 )  # fmt: skip
-"""Sequences of a multi-frame file that are kept, with the attributes above that are in them."""
+"""Sequences that are kept, with the attributes above that are in them."""
+COLOURS = 3
 EMPTY = (
     "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber", "StudyID",
     "ReferringPhysicianName",
@@ -110,6 +114,10 @@ def deidentified(dataset: Dataset, patient: str, rename: Rename) -> Dataset:
     clean.DeidentificationMethodCodeSequence = [code]
     clean.Rows, clean.Columns = values.shape[-2:]
     clean.SamplesPerPixel = 1
+    if values.ndim > 2 and values.shape[-1] == COLOURS and is_coloured(dataset):
+        clean.Rows, clean.Columns = values.shape[-3:-1]
+        clean.SamplesPerPixel, clean.PlanarConfiguration = COLOURS, 0
+        clean.PhotometricInterpretation = "RGB"
     clean.PixelRepresentation = int(values.dtype.kind == "i")
     clean.BitsAllocated = clean.BitsStored = 8 * values.dtype.itemsize
     clean.HighBit = clean.BitsStored - 1
@@ -150,8 +158,10 @@ def _standard(uid: UID) -> UID:
 
 def _voxels(dataset: Dataset) -> NDArray[np.integer]:
     """Return the stored values `([frames], rows, columns)`, with the unused bits cleared."""
-    if not str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).startswith("MONOCHROME"):
-        raise NotCleaned("it is in colour, or has a palette of colours")
+    if is_coloured(dataset):
+        if not is_flat(dataset):
+            raise NotCleaned("it is in colour, or has a palette of colours")
+        return colours_of(dataset)
     if int(dataset.SamplesPerPixel) != 1 or int(dataset.BitsAllocated) not in (8, 16, 32):
         raise NotCleaned("it is in colour, or its values do not have 8, 16 or 32 bits")
     values: NDArray[np.integer] = dataset.pixel_array
@@ -160,6 +170,11 @@ def _voxels(dataset: Dataset) -> NDArray[np.integer]:
         raise NotCleaned("its pixels use an outdated layout of bits (HighBit)")
     unused = allocated - stored
     return np.asarray((values << unused) >> unused).astype(values.dtype)
+
+
+def is_coloured(dataset: Dataset) -> bool:
+    """Return whether an image stores colours, or numbers of a palette."""
+    return not str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).startswith("MONOCHROME")
 
 
 def keyed_uid(uid: str, rename: Rename) -> UID:
@@ -225,13 +240,16 @@ def picture_without_text(path: Path, page: str = "") -> bytes:
         NotCleaned: PNG can't hold such values.
     """
     file = BytesIO()
-    with Pictures.open(path, formats=FORMATS) as opened:
+    with path.open("rb") as source, Pictures.open(source, formats=FORMATS) as opened:
         opened.seek(int(page or 0))
         picture = upright(opened)
         if picture.mode == "CMYK":
             picture = picture.convert("RGB")
         if picture.mode in ("F", "I"):
-            raise NotCleaned("a picture of 32 bits is not imported; convert it to NIfTI beforehand")
+            raise NotCleaned(
+                "a picture of 32 bits or of numbers with a sign is not imported; convert it to NIfTI "
+                "beforehand"
+            )
         bare = Pictures.new(picture.mode, picture.size)
         bare.paste(picture)
         if palette := picture.getpalette():

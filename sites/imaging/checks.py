@@ -9,7 +9,8 @@
 | orientation, places, spacing,            | one case            | warn                           |
 | empty_label, vanished_label,             |                     |                                |
 | rounded_label, identifying, burned_in,   |                     |                                |
-| unused_files, acquisitions               |                     |                                |
+| unused_files, acquisitions,              |                     |                                |
+| constant_channel                         |                     |                                |
 | intensity, duplicate, same_head,         | all cases together  | warn                           |
 | both_groups, split                       |                     |                                |
 

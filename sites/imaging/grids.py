@@ -13,11 +13,12 @@ class Elsewhere(ValueError):
     """An image shows another place than the one that it belongs to."""
 
 
-def on_grid_of(first: Image, image: Image) -> Image:
+def on_grid_of(first: Image, image: Image, *, is_label: bool = False) -> Image:
     """Return an image on another one's grid; itself if it lies there already.
 
-    Images that show the same box with voxels of other sizes are resampled linearly, beyond the middle of
-    the outermost voxel by the nearest one. Pictures, which state no place, must have one shape.
+    Images that show the same box with voxels of other sizes are resampled linearly, labels by the
+    nearest voxel, and both so beyond the middle of the outermost voxel. Pictures, which state no place,
+    must have one shape.
 
     Raises:
         Elsewhere: the boxes' corners are further apart than one voxel, or the dimensions differ.
@@ -40,8 +41,9 @@ def on_grid_of(first: Image, image: Image) -> Image:
     dims = len(shape)
     to_own = np.linalg.inv(image.affine) @ first.affine
     voxels = affine_transform(
-        image.voxels, to_own[:dims, :dims], to_own[:dims, 3], shape, order=1, mode="nearest"
-    )
+        image.voxels, to_own[:dims, :dims], to_own[:dims, 3], shape, order=int(not is_label),
+        mode="nearest",
+    )  # fmt: skip
     return replace(image, voxels=voxels, affine=first.affine, spacing_mm=first.spacing_mm)
 
 

@@ -4,15 +4,17 @@ Every file, also a damaged or hostile one, gives an `Image` or the error `Unread
 unpickled, no file outside the data folder is opened, nothing above `LARGEST_BYTES` is unpacked.
 """
 
+import gzip
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +27,15 @@ from sites.imaging.dicom.files import (
     Found,
     UnfitSeries,
     images_in,
+    is_captured_radiograph,
+    is_dicom,
     is_flat,
     no_scan,
     read_file,
 )
 from sites.imaging.dicom.flat import flat_image
 from sites.imaging.dicom.series import series_of
-from sites.imaging.dicom.stack import without_copies
+from sites.imaging.dicom.stack import is_multi_frame, without_copies
 from sites.imaging.image import LARGEST_BYTES, Fault, Image, Unreadable, check_size, grey_of
 from sites.imaging.nifti import TEXTS, from_nifti, read_nifti
 from sites.listing.cases import PICTURES
@@ -49,6 +53,8 @@ __all__ = [
 
 FORMATS = ("PNG", "JPEG", "TIFF")
 """Formats of pictures, by Pillow's names."""
+PHOTOMETRIC, SAMPLE_FORMAT = 262, 339
+"""Tags of TIFF."""
 COLOURED = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
 """Modes of pictures that store colours."""
 
@@ -84,6 +90,11 @@ def _readable() -> Iterator[None]:
         raise Unreadable("unreadable", "a file needs more memory than is available") from error
     except UnfitSeries as error:
         raise Unreadable("series", str(error)) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Unreadable("unreadable", "a file is cut off or damaged") from error
+    except OSError as error:
+        why = "can't be opened" if error.errno else "is cut off or damaged"
+        raise Unreadable("unreadable", f"a file {why}") from error
     except Exception as error:
         # A damaged file can raise any error of its reader; none may stop the other cases.
         raise Unreadable("unreadable", f"a file can't be read: {type(error).__name__}") from error
@@ -139,6 +150,8 @@ def _reader_of(path: Path) -> Callable[[Path, str], Image]:
     for suffix, reader in _READERS.items():
         if path.name.lower().endswith(suffix):
             return reader
+    if is_dicom(path):  # archives write names without an end
+        return _read_dicom
     raise Unreadable("unreadable", f"expected a folder or a file of type {', '.join(_READERS)}")
 
 
@@ -149,8 +162,10 @@ def _read_folder(path: Path, name: str) -> Image:
 def _read_dicom(path: Path, name: str) -> Image:
     """Return the image of one DICOM file: a volume of several frames, or a flat image."""
     dataset = read_file(path)
-    if why := no_scan(dataset):
+    if (why := no_scan(dataset)) and not is_captured_radiograph(dataset):
         raise UnfitSeries(f"the file holds no image of a scan: {why}")
+    if not is_multi_frame(dataset) and int(dataset.get("NumberOfFrames") or 1) == 1:
+        return flat_image(dataset, name)  # also a slice that is listed by itself
     return _from_dicom(Found((dataset,), Counter()), name)
 
 
@@ -176,15 +191,19 @@ def _from_dicom(found: Found, name: str) -> Image:
 def _read_picture(path: Path, page: str, *, is_label: bool = False) -> Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Pictures.DecompressionBombWarning)
-        with Pictures.open(path, formats=FORMATS) as picture:
+        # a file object: of a file's name Pillow 13 maps a turned TIFF into memory in a wrong shape
+        with path.open("rb") as file, Pictures.open(file, formats=FORMATS) as picture:
             _turn_to(picture, page)
             if any(";16" in str(tile[3]) for tile in picture.tile) and picture.mode[:1] in "RL":
                 raise Unreadable("unreadable", "it has 16 bits and colour or transparency")
-            scale = _scale_of(picture) if is_label else 1  # before EXIF, for which a PNG is loaded
+            stored = _stored_as(picture)  # before EXIF, for which a PNG is loaded
             words = [str(v) for v in picture.info.values() if isinstance(v, str)]
             words += [str(v) for v in picture.getexif().values() if isinstance(v, str)]
             turned = upright(picture)
-            found = _plain(np.asarray(_grey(turned, is_label=is_label)) / scale, tuple(words))
+            found = _plain(
+                stored.values(np.asarray(_grey(turned, is_label=is_label)), is_label=is_label),
+                tuple(words),
+            )
             if is_label or turned.mode not in COLOURED:
                 return found
             colours = np.asarray(turned.convert("RGB"), dtype=np.float32)
@@ -202,12 +221,44 @@ def _turn_to(picture: Pictures.Image, page: str) -> None:
         picture.seek(int(page))
 
 
-def _scale_of(picture: Pictures.Image) -> int:
-    """Return the factor by which Pillow spreads grey values of two or four bits over 0 to 255."""
+@dataclass(frozen=True)
+class _Stored:
+    """How a file stores grey values that Pillow shows otherwise.
+
+    Attributes:
+        scale: the factor by which values of two or four bits are spread over 0 to 255.
+        is_white_zero: small values are bright (TIFF 6.0, WhiteIsZero); an image is read as it is shown,
+            a label image as it is stored.
+        is_signed: whole numbers of eight bits have a sign.
+    """
+
+    scale: int
+    is_white_zero: bool
+    is_signed: bool
+
+    def values(self, shown: NDArray[np.generic], *, is_label: bool) -> NDArray[np.generic]:
+        """Return the values of an image, or of a label image, by what Pillow shows of it."""
+        if shown.dtype == np.uint8:
+            if self.is_signed:
+                return shown.view(np.int8)
+            if is_label:
+                values = shown.astype(np.int64)
+                return (255 - values if self.is_white_zero else values) // self.scale
+        elif self.is_white_zero and not is_label and shown.dtype == np.uint16:
+            return np.iinfo(np.uint16).max - shown
+        return shown
+
+
+def _stored_as(picture: Pictures.Image) -> _Stored:
     tiles = getattr(picture, "tile", ())
     raw = {str(tile[3][0] if isinstance(tile[3], tuple) else tile[3]) for tile in tiles}
     bits = {each.partition(";")[2][:1] for each in raw if each.startswith("L;")}
-    return {frozenset("2"): 85, frozenset("4"): 17}.get(frozenset(bits), 1)
+    tags: Mapping[int, Any] = getattr(picture, "tag_v2", {})
+    return _Stored(
+        scale={frozenset("2"): 85, frozenset("4"): 17}.get(frozenset(bits), 1),
+        is_white_zero=tags.get(PHOTOMETRIC) == 0 and picture.mode != "1",
+        is_signed=tags.get(SAMPLE_FORMAT) in (2, (2,)),
+    )
 
 
 def upright(picture: Pictures.Image) -> Pictures.Image:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.tasks import SegmentationConfig
-from sites.imaging.grids import mirrored
+from sites.imaging.grids import Elsewhere, mirrored, on_grid_of
 from sites.imaging.image import Image, Unreadable
 from sites.imaging.images import read_image, read_label
 from sites.listing.cases import CaseFiles, plain_name
@@ -71,7 +71,7 @@ def label_map_of(
         label, is_mapped = read_label(data, case.label, there[0], names, series)
     except Unreadable as error:
         raise BadLabel(error.fault, f"label: {error}") from error
-    label = label.of_dims(task.dims)
+    label = _on_grid(there[0], label.of_dims(task.dims), task)
     values, rounding = _rounded(label.voxels)
     values = values if is_mapped else _mapped(values, case)
     _check_place(there[0], label)
@@ -79,6 +79,16 @@ def label_map_of(
         text = f"the label has the value {strange[0]:g}, which is not in the study"
         raise BadLabel("label_values", text)
     return LabelMap(values.astype(np.int64), rounding, label.words, label.notes)
+
+
+def _on_grid(image: Image, label: Image, task: SegmentationConfig) -> Image:
+    """Return a label image on the first channel's grid, if it was drawn on that of another channel."""
+    if len(task.channel_names) == 1 or image.voxels.shape == label.voxels.shape:
+        return label
+    try:
+        return on_grid_of(image, label, is_label=True)
+    except Elsewhere as error:
+        raise BadLabel("label_shape", f"label: {error}") from error
 
 
 def _rounded(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
@@ -125,7 +135,7 @@ def _of_masks(
     for structure, file in case.masks:
         if structure not in names:
             continue
-        mask = read_image(data, file, is_label=True).of_dims(task.dims)
+        mask = _on_grid(image, read_image(data, file, is_label=True).of_dims(task.dims), task)
         read.append(replace(mask, voxels=image.voxels))  # its text, and not its voxels
         _check_place(image, mask)
         shares = _shares(mask.voxels, structure)

@@ -155,8 +155,9 @@ def prepare(scan: Scan, config: PreprocessingConfig) -> Prepared:
     if is_map:
         data["target"] = MetaTensor(target[None].float(), affine=affine)
     _check_size(scan, config)
-    _check_intensity(scan, config)
-    data = _deterministic(config, keys)(data)
+    data = _placed(config, keys)(data)
+    _check_intensity(data["image"], config, scan.missing)
+    data = _scaled(config, keys)(data)
     image = data["image"]
     image[list(scan.missing)] = 0
     if not image.numel() or not image.isfinite().all():
@@ -173,14 +174,20 @@ def prepare(scan: Scan, config: PreprocessingConfig) -> Prepared:
     )
 
 
-def _deterministic(config: PreprocessingConfig, keys: Sequence[str]) -> Compose:
+def _placed(config: PreprocessingConfig, keys: Sequence[str]) -> Compose:
+    """Return the steps that decide which voxels there are."""
     steps: list[Any] = []
     modes = ["bilinear", "nearest"][: len(keys)]
     if config.spacing_mm:
         steps.append(Spacingd(keys, config.spacing_mm, mode=modes))
     if config.crop == "foreground":
         steps.append(CropForegroundd(keys, source_key="image", select_fn=_brighter_than_the_mean))
-    steps.append(_intensity(config.intensity))
+    return Compose(steps)
+
+
+def _scaled(config: PreprocessingConfig, keys: Sequence[str]) -> Compose:
+    """Return the steps that change their intensities."""
+    steps: list[Any] = [_intensity(config.intensity)]
     if config.fit == "resize":
         linear = "trilinear" if len(config.shape) == 3 else "bilinear"
         modes = [linear, "nearest-exact"][: len(keys)]
@@ -212,13 +219,16 @@ def _check_size(scan: Scan, config: PreprocessingConfig) -> None:
             raise Unfit("at the study's spacing the image would be larger than any scan")
 
 
-def _check_intensity(scan: Scan, config: PreprocessingConfig) -> None:
-    """Raise `Unfit` if the study's percentiles of an image are equal, as of one that is mostly zero."""
-    if isinstance(config.intensity, Percentiles):
+def _check_intensity(image: Tensor, config: PreprocessingConfig, missing: Sequence[int]) -> None:
+    """Raise `Unfit` if the study's percentiles of an image are equal, as of one that is mostly zero.
+
+    A channel that is constant everywhere stays constant, which is another finding.
+    """
+    if isinstance(config.intensity, Percentiles) and image.numel():
         both = [config.intensity.low, config.intensity.high]
-        for number, channel in enumerate(scan.image):
+        for number, channel in enumerate(image.numpy()):
             low, high = np.percentile(channel, both)
-            if high > low or number in scan.missing:
+            if high > low or number in missing or channel.min() == channel.max():
                 continue
             raise Unfit(
                 f"its percentiles {config.intensity.low:g} and {config.intensity.high:g} are equal, as "

@@ -8,7 +8,14 @@ import torch
 
 from models.tasks import TaskConfig
 from sites.imaging.intake import BrokenCase, Finding, read_case, read_unlabelled
-from sites.imaging.preprocessing import Prepared, PreprocessingConfig, Unfit, prepare
+from sites.imaging.preprocessing import (
+    Patches,
+    Prepared,
+    PreprocessingConfig,
+    Unfit,
+    fixed_pair,
+    prepare,
+)
 from sites.imaging.profile import Profile, profile_of
 from sites.listing.cases import CaseFiles
 
@@ -48,10 +55,14 @@ def unlabelled_reader(data: Path, task: TaskConfig) -> Reader:
     return read
 
 
-def _vanished(prepared: Prepared) -> Iterator[Finding]:
-    """Yield a finding for the labels that no voxel of the prepared label map has any more."""
+def _odd(prepared: Prepared, config: PreprocessingConfig) -> Iterator[Finding]:
+    """Yield the findings about a scan as a network sees it."""
+    for number, channel in enumerate(prepared.image):
+        if number not in prepared.missing and float(channel.max()) == float(channel.min()):
+            yield Finding("constant_channel", f"channel {number} is constant after preparation")
     if prepared.is_map:
-        before, after = (set(torch.unique(each).tolist()) for each in (prepared.truth, prepared.target))
+        target = prepared.target if isinstance(config.fit, Patches) else fixed_pair(prepared, config)[1]
+        before, after = (set(torch.unique(each).tolist()) for each in (prepared.truth, target))
         gone = before - after
         if gone:
             named = ", ".join(str(label) for label in sorted(gone))
@@ -69,7 +80,7 @@ def read_and_prepare(
     scan, findings = read_case(data, case, task)
     try:
         prepared = prepare(scan, config)
-        return profile_of(scan), (*findings, *_vanished(prepared)), prepared
+        return profile_of(scan), (*findings, *_odd(prepared, config)), prepared
     except Unfit as error:
         raise BrokenCase(case.case, Finding("unfit", str(error))) from error
     except (RuntimeError, ValueError, IndexError, MemoryError) as error:

@@ -55,9 +55,13 @@ def from_bids(data: Path, _: PatientOf | None) -> Listing:
     structures = {name for case in cases for name, _ in case.masks}
     labelled = [case for case in cases if case.label and len(case.masks) in (0, len(structures))]
     if not labelled:
+        listed = {_suffix(image) for image in images}
         spaces = sorted({_entities(path).get("space", "") for path in segmentations} - {""})
         elsewhere = f" on its own grid, but on those of {', '.join(spaces)}" if spaces else ""
-        notes.append(f"no image has a {kind}{elsewhere}: {UNLABELLED}")
+        advice = (
+            f" (bids.yaml: contrast: {spaces[0]} lists those)" if spaces and spaces[0] in listed else ""
+        )
+        notes.append(f"no image has a {kind}{elsewhere}{advice}: {UNLABELLED}")
         return Listing(
             tuple(replace(case, label="", masks=()) for case in cases), {}, notes=tuple(notes)
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pydicom
 from pydicom import Dataset
 from pydicom.uid import (
@@ -58,6 +59,8 @@ FLAT = frozenset(
      "OCT", "OAM", "OPM", "DMS"}
 )  # fmt: skip
 """Modalities of projections, ultrasound, photographs and microscopy, whose images may have no place."""
+RADIOGRAPHS = frozenset({"CR", "DX", "MG", "RG", "XA", "RF", "IO", "PX"})
+"""Modalities of projections: their values say brightness, and a position makes no slice of them."""
 SUFFIXES = (".dcm", ".ima", ".dicom")
 """Ends of names of DICOM files; scanners and archives also write files without one."""
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -132,9 +135,11 @@ def read_file(path: Path) -> Dataset:
         dataset = _read(path)
     except EOFError as error:
         raise UnfitSeries("a file is cut off") from error
-    if "Rows" in dataset and not any(name in dataset for name in PIXELS):
+    is_image = "Image" in UID(str(dataset.get("SOPClassUID", ""))).name
+    if is_image and "Rows" in dataset and not any(name in dataset for name in PIXELS):
         raise UnfitSeries("a file is cut off before its pixels")
     _check_complete(dataset)
+    place_reconstruction(dataset)
     return dataset
 
 
@@ -197,7 +202,7 @@ def no_scan(dataset: Dataset) -> str:
     named = uid.name if uid.name != str(uid) else "file of an unknown class"
     if uid in NO_SCANS:
         return named
-    if "PixelData" not in dataset:
+    if not any(name in dataset for name in PIXELS):
         return f"{named} without pixels" if "Image" in named else named
     if found := sorted(kinds & NO_SCAN_TYPES):
         return found[0].lower()
@@ -206,10 +211,55 @@ def no_scan(dataset: Dataset) -> str:
     return "" if _has_place(dataset) else "image without a position"
 
 
+def place_reconstruction(dataset: Dataset) -> None:
+    """Add each frame's place to a nuclear medicine reconstruction, which states the first slice's alone.
+
+    Slices follow along the normal of the first, `SpacingBetweenSlices` apart (DICOM PS3.3 C.8.4.15,
+    https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.8.4.15.html).
+    """
+    detectors: list[Dataset] = list(dataset.get("DetectorInformationSequence") or ())
+    is_volume = "RECON TOMO" in (dataset.get("ImageType") or ()) and len(detectors) == 1
+    first: Dataset = detectors[0] if is_volume else Dataset()
+    if not (_has_place(first) and dataset.get("SpacingBetweenSlices") and dataset.get("PixelSpacing")):
+        return
+    shared, turn, measures = Dataset(), Dataset(), Dataset()
+    turn.ImageOrientationPatient = first.ImageOrientationPatient
+    measures.PixelSpacing = dataset.PixelSpacing
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [turn], [measures]
+    cosines = [float(value) for value in first.ImageOrientationPatient]
+    normal = np.cross(cosines[:3], cosines[3:])
+    origin = np.asarray([float(value) for value in first.ImagePositionPatient])
+    frames = []
+    for number in range(int(dataset.get("NumberOfFrames") or 1)):
+        frame, place = Dataset(), Dataset()
+        at = origin + number * float(dataset.SpacingBetweenSlices) * normal
+        place.ImagePositionPatient = [round(float(value), 6) for value in at]
+        frame.PlanePositionSequence = [place]
+        frames.append(frame)
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    dataset.PerFrameFunctionalGroupsSequence = frames
+
+
+def pixels_of(dataset: Dataset) -> bytes:
+    """Return an image's stored pixels, of whole numbers or of floats."""
+    return bytes(next((dataset[name].value for name in PIXELS if name in dataset), b""))
+
+
 def is_flat(dataset: Dataset) -> bool:
-    """Return whether a file holds an image that has no place in space and needs none."""
-    is_placed = _has_place(dataset) or "PerFrameFunctionalGroupsSequence" in dataset
-    return dataset.get("Modality") in FLAT and not is_placed
+    """Return whether a file holds an image that has no place in space, or needs none."""
+    if "PerFrameFunctionalGroupsSequence" in dataset:
+        return False
+    modality = dataset.get("Modality")
+    return modality in RADIOGRAPHS or (modality in FLAT and not _has_place(dataset))
+
+
+def is_captured_radiograph(dataset: Dataset) -> bool:
+    """Return whether a file is a secondary capture that says it is a radiograph.
+
+    Public sets of X-rays come so. It counts where a list names the file; beside a scan it is a capture.
+    """
+    uid = UID(str(dataset.get("SOPClassUID", "")))
+    return uid == SecondaryCaptureImageStorage and dataset.get("Modality") in RADIOGRAPHS
 
 
 def _has_place(dataset: Dataset) -> bool:
@@ -218,8 +268,9 @@ def _has_place(dataset: Dataset) -> bool:
 
 
 def patient_in(folder: Path) -> str:
-    """Return the PatientID of the first DICOM file in a folder that has one, else ''."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    """Return the PatientID of the first DICOM file in a folder, or of a file, that has one, else ''."""
+    files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
+    for path in files:
         if not path.resolve().is_relative_to(folder.resolve()):
             continue
         with suppress(Exception):  # a damaged file is reported when it is read

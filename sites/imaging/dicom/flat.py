@@ -50,6 +50,13 @@ def flat_image(dataset: Dataset, frame: str = "") -> Image:
     )  # fmt: skip
 
 
+def colours_of(dataset: Dataset) -> NDArray[np.uint8]:
+    """Return the red, green and blue of an image in colour, `([frames], rows, columns, 3)`."""
+    count = int(dataset.get("NumberOfFrames") or 1)
+    frames = [np.asarray(_frame(dataset, number, count), np.uint8) for number in range(count)]
+    return np.stack(frames) if count > 1 else frames[0]
+
+
 def _frame(dataset: Dataset, number: int, count: int) -> NDArray[np.generic]:
     """Return a frame's stored values `(rows, columns)`, or colours of 8 bits `(rows, columns, 3)`."""
     values = pixel_array(dataset, index=number) if count > 1 else pixel_array(dataset)

@@ -187,6 +187,12 @@ def _unique(
     kept: list[_Slice] = []
     for each in slices:
         if kept and abs((each.place - kept[-1].place) @ normal) < SAME_PLACE_MM:
+            apart = float(np.linalg.norm(each.place - kept[-1].place))
+            if apart > each.pixel_mm.max():
+                raise UnfitSeries(
+                    f"images of one depth lie {apart:.3g} mm apart, as of several stations; give each "
+                    f"its own folder"
+                )
             if not np.array_equal(each.values, kept[-1].values):
                 raise UnfitSeries(
                     "several images are at the same place, as in a series over time or with several "

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from sites.imaging.dicom.files import Found, UnfitSeries
+from sites.imaging.dicom.files import Found, UnfitSeries, pixels_of
 
 SAME_DIRECTION = 0.01
 """Largest difference of direction cosines within a stack, half a degree; others differ by more."""
@@ -61,7 +61,11 @@ def is_multi_frame(image: Dataset) -> bool:
 def direction(image: Dataset) -> NDArray[np.float64]:
     """Return the direction cosines of an image's, or its first frame's, rows and columns, `(6,)`."""
     plane = first_group(image, "PlaneOrientationSequence") if is_multi_frame(image) else image
-    return np.asarray([float(value) for value in plane.ImageOrientationPatient])
+    found = np.asarray([float(value) for value in plane.ImageOrientationPatient])
+    lengths = [float(np.linalg.norm(part)) for part in (found[:3], found[3:])]
+    if not all(0.9 < length < 1.1 for length in lengths):
+        raise UnfitSeries("an image's direction cosines are none")
+    return found
 
 
 def _pixel_spacing(image: Dataset) -> NDArray[np.float64]:
@@ -147,6 +151,6 @@ def without_copies(images: Sequence[Dataset]) -> tuple[list[Dataset], int]:
         uid = str(image.get("SOPInstanceUID") or number)
         if uid not in kept:
             kept[uid] = image
-        elif image.PixelData != kept[uid].PixelData:
+        elif pixels_of(image) != pixels_of(kept[uid]):
             raise UnfitSeries("two files have the same SOP instance UID, and different pixels")
     return list(kept.values()), len(images) - len(kept)

@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 
-from sites.imaging.dicom.files import UnfitSeries
-
-RADIOGRAPHS = frozenset({"CR", "DX", "MG", "RG", "XA", "RF", "IO", "PX"})
-"""Modalities of projections, whose values say brightness and not a physical quantity."""
+from sites.imaging.dicom.files import RADIOGRAPHS, UnfitSeries
 
 
 def measured(stored: NDArray[np.generic], transform: Dataset) -> NDArray[np.float32]:

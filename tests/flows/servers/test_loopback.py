@@ -11,7 +11,7 @@ import httpx
 import pytest
 import requests
 
-from flows.servers.loopback import Server, ServerError, running
+from flows.servers.loopback import Server, ServerError, reach_loopback, running
 
 USER = """
 import sys
@@ -112,3 +112,11 @@ def test_a_server_on_loopback_is_reached_where_a_proxy_is_set(
         child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
         assert child.stdout.strip() == "200"
         assert os.environ["NO_PROXY"].split(",")[: bool(known)] == [known][: bool(known)]
+
+
+def test_where_nothing_goes_through_a_proxy_it_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    reach_loopback()
+    assert os.environ["no_proxy"] == "*"
+    assert os.environ["NO_PROXY"].startswith("example.org,127.0.0.1")

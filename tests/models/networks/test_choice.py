@@ -156,3 +156,11 @@ def test_an_efficientnet_drops_nothing_at_random() -> None:
     x = torch.randn(2, 1, 32, 32)
     network.train()
     assert torch.equal(network(x), network(x))
+
+
+@pytest.mark.parametrize("features", [16, 32, 48, 64])
+@pytest.mark.parametrize("growth", [8, 16, 24, 32])
+def test_each_densenet_that_a_study_may_name_can_be_built(features: int, growth: int) -> None:
+    config = PARSE({"name": "DenseNet121", "init_features": features, "growth_rate": growth})
+    assert config.groups in (2, 4, 8)
+    config.build(2, 2)

@@ -16,7 +16,17 @@ from nibabel.nifti1 import Nifti1Extension
 from PIL import Image, PngImagePlugin
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.dataset import Dataset
-from scanner import CAPTURE, PIXELS, VOLUME, XRAY, write_flat, write_series, write_slice
+from scanner import (
+    CAPTURE,
+    COLOURS,
+    PHOTO,
+    PIXELS,
+    VOLUME,
+    XRAY,
+    write_flat,
+    write_series,
+    write_slice,
+)
 
 from sites.cohort import imported, pseudonym
 from sites.deidentification import copies
@@ -145,6 +155,7 @@ def test_an_interrupted_import_is_finished_by_asking_again(hospital, export, mon
 
 
 def test_a_series_with_text_burned_into_its_pixels_is_left_out(hospital, tmp_path: Path) -> None:
+    (hospital.data / "labels.csv").unlink()  # the export brings its own
     folder = tmp_path / "export"
     write_series(folder / "a", series="1.2.7", BurnedInAnnotation="YES")
     assert import_export(hospital, folder) == Imported(0, 0, {"text is burned into its pixels": 1})
@@ -253,6 +264,7 @@ def listed(folder: Path, *rows: str, labels: str = "0,well\n1,ill\n") -> None:
 def test_a_label_file_that_is_missing_is_no_class_and_its_name_stays_outside(
     hospital, tmp_path: Path
 ) -> None:
+    (hospital.data / "labels.csv").unlink()  # the export brings its own
     folder = tmp_path / "export"
     folder.mkdir()
     nib.save(nib.Nifti1Image(np.ones((5, 5, 5), np.uint8), np.eye(4)), folder / "a.nii")
@@ -266,6 +278,7 @@ def test_a_label_file_that_is_missing_is_no_class_and_its_name_stays_outside(
 def test_nothing_hides_in_a_nifti_file_behind_its_voxels_or_in_an_old_field(
     kind: type, suffix: str, hospital, tmp_path: Path
 ) -> None:
+    (hospital.data / "labels.csv").unlink()  # the export brings its own
     folder = tmp_path / "export"
     folder.mkdir()
     image = kind(VOLUME, np.diag([1, 2, 3, 1]))
@@ -351,6 +364,7 @@ def test_a_listed_export_is_copied_without_text_and_its_voxels_are_the_same(
 
 
 def test_pictures_lose_their_text_and_classes_stay(hospital, tmp_path: Path) -> None:
+    (hospital.data / "labels.csv").unlink()  # the export brings its own
     folder = tmp_path / "export"
     folder.mkdir()
     about = PngImagePlugin.PngInfo()
@@ -411,6 +425,7 @@ def test_only_an_import_takes_a_missing_patient_from_dicom_files(hospital, tmp_p
 
 
 def test_a_corrected_export_replaces_what_was_imported_and_says_so(hospital, tmp_path: Path) -> None:
+    (hospital.data / "labels.csv").unlink()  # the export brings its own
     folder = tmp_path / "export"
     folder.mkdir()
     for name, values in (("a", VOLUME), ("b", VOLUME)):
@@ -461,6 +476,7 @@ def test_what_is_left_out_is_named_and_series_are_told_apart_by_numbers(
 
 
 def test_one_channel_of_several_is_imported_with_its_file(hospital, tmp_path: Path) -> None:
+    (hospital.data / "labels.csv").unlink()  # the export brings its own
     folder = tmp_path / "export"
     folder.mkdir()
     nib.save(nib.Nifti1Image(np.stack([VOLUME, VOLUME * 2], -1), np.eye(4)), folder / "a.nii.gz")
@@ -624,6 +640,7 @@ def test_a_bids_set_of_one_contrast_keeps_its_one_image(hospital, tmp_path: Path
 
 
 def test_what_a_picture_or_a_page_holds_is_imported_or_named(hospital, tmp_path: Path) -> None:
+    (hospital.data / "labels.csv").unlink()  # the export brings its own
     export = tmp_path / "export"
     export.mkdir()
     eye = np.eye(9, 7, dtype=np.uint8)
@@ -637,6 +654,69 @@ def test_what_a_picture_or_a_page_holds_is_imported_or_named(hospital, tmp_path:
     (export / "labels.csv").write_text("value,name\n0,well\n1,ill\n")
     done = import_export(hospital, export)
     assert done.cases == 2
-    assert done.left_out == {"a picture of 32 bits is not imported; convert it to NIfTI beforehand": 1}
+    assert done.left_out == {
+        "a picture of 32 bits or of numbers with a sign is not imported; convert it to NIfTI "
+        "beforehand": 1
+    }
     found = {c.patient: read_image(hospital.data, c.image) for c in read_listing(hospital.data).cases}
     assert min(image.voxels.max() for image in found.values()) == 81
+
+
+def test_pixel_sides_colours_and_rare_modalities_are_imported(hospital, tmp_path: Path) -> None:
+    region = Dataset()
+    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
+    region.PhysicalDeltaX = region.PhysicalDeltaY = 0.02
+    given = {
+        "DX": (PIXELS, XRAY), "OP": (PIXELS, {**XRAY, "Modality": "OP"}), "XC": (COLOURS, PHOTO),
+        "US": (PIXELS, {**XRAY, "Modality": "US", "ImagerPixelSpacing": None,
+                        "SequenceOfUltrasoundRegions": [region]}),
+    }  # fmt: skip
+    before = {}
+    for number, (name, (values, fields)) in enumerate(given.items()):
+        path = write_flat(tmp_path / "e" / name, values, **{**fields, "PatientID": name,
+                          "SeriesInstanceUID": f"1.3.{number}"})  # fmt: skip
+        before[name] = read_image(tmp_path / "e", f"{name}/{path.name}")
+    assert import_export(hospital, tmp_path / "e").cases == 4
+    names = {imported(pseudonym(hospital.pseudonym_key, name)): name for name in given}
+    for case in read_listing(hospital.data).cases:
+        due, found = before[names[case.patient]], read_image(hospital.data, case.image)
+        assert np.array_equal(found.voxels, due.voxels) and found.spacing_mm == due.spacing_mm
+        assert (found.colours is None) == (due.colours is None)
+
+
+def test_an_export_whose_labels_mean_something_else_is_refused(hospital, tmp_path: Path) -> None:
+    (hospital.data / "labels.csv").unlink()
+    for name, labels in (
+        ("a", "1,liver\n2,spleen\n"),
+        ("b", "1,spleen\n2,liver\n"),
+        ("c", "3,kidney\n"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        values = np.full((4, 4, 4), ord(name), np.float32)
+        nib.save(nib.Nifti1Image(values, np.eye(4)), folder / "i.nii.gz")
+        nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), folder / "l.nii.gz")
+        (folder / "cases.csv").write_text("patient,image,label\np" + name + ",i.nii.gz,l.nii.gz\n")
+        (folder / "labels.csv").write_text("value,name\n" + labels)
+    assert import_export(hospital, tmp_path / "a").cases == 1
+    listed = (hospital.data / "cases.csv").read_bytes()
+    with pytest.raises(ConfigError, match="in the export label 1 is spleen"):
+        import_export(hospital, tmp_path / "b")
+    assert (hospital.data / "cases.csv").read_bytes() == listed
+    assert import_export(hospital, tmp_path / "c").cases == 1
+    assert read_listing(hospital.data).labels == {1: "liver", 2: "spleen", 3: "kidney"}
+
+
+def test_a_class_that_differs_from_the_lists_is_said(hospital, tmp_path: Path) -> None:
+    (hospital.data / "labels.csv").unlink()
+    Image.fromarray(np.arange(80, dtype=np.uint8).reshape(8, 10)).save(tmp_path / "a.png")
+    export = tmp_path / "export"
+    export.mkdir()
+    (tmp_path / "a.png").rename(export / "a.png")
+    (export / "labels.csv").write_text("value,name\n0,benign\n1,malignant\n")
+    for value in "01":
+        (export / "cases.csv").write_text(f"patient,image,label\np,a.png,{value}\n")
+        done = import_export(hospital, export)
+    (why,) = done.left_out
+    assert why.startswith("its class or value differs from the list's, which stays")
+    assert read_listing(hospital.data).cases[0].label == "0"

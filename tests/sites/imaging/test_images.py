@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pictures
@@ -273,3 +274,44 @@ def test_a_page_of_a_tiff_is_named_by_its_number(tmp_path: Path) -> None:
         read_image(tmp_path, "a.tiff")
     with pytest.raises(Unreadable, match="expected the number of a page below 3, got '3'"):
         read_image(tmp_path, "a.tiff#3")
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_a_turned_tiff_is_upright(mode: str, compression: str | None, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (20, 33) + ((3,) if mode == "RGB" else ()))
+    values = values.astype(np.uint16 if mode == "I;16" else np.uint8)
+    for orientation, turns in ((6, 3), (8, 1), (3, 2)):
+        path = tmp_path / f"{orientation}.tif"
+        Pictures.fromarray(values).save(path, tiffinfo={274: orientation}, compression=compression)
+        image = read_image(tmp_path, path.name)
+        found = image.voxels if image.colours is None else np.moveaxis(image.colours, 0, -1)
+        assert np.array_equal(found, np.rot90(values, turns))
+        bare = np.asarray(Pictures.open(io.BytesIO(picture_without_text(path))))
+        assert np.array_equal(bare, np.rot90(values, turns))
+
+
+def test_tiff_values_are_as_stored_with_their_sign_and_white_is_zero_as_shown(tmp_path: Path) -> None:
+    signed = np.arange(-60, 60, dtype=np.int8).reshape(10, 12)
+    tifffile.imwrite(tmp_path / "signed.tif", signed)
+    assert np.array_equal(read_image(tmp_path, "signed.tif").voxels, signed)
+    for kind in (np.uint8, np.uint16):
+        values = np.arange(120, dtype=kind).reshape(10, 12)
+        tifffile.imwrite(tmp_path / "white.tif", values, photometric="miniswhite")
+        shown = read_image(tmp_path, "white.tif").voxels
+        assert np.array_equal(shown, np.iinfo(kind).max - values.astype(float))
+        assert np.array_equal(read_image(tmp_path, "white.tif", is_label=True).voxels, values)
+
+
+def test_a_file_that_is_cut_off_is_called_so(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)
+    volume = nib.Nifti1Image(np.zeros((20, 20, 20), np.float32), np.eye(4))
+    for name in ("a.png", "a.jpg", "a.nii", "a.nii.gz"):
+        path = tmp_path / name
+        if "nii" in name:
+            nib.save(volume, path)
+        else:
+            Pictures.fromarray(values).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+        with pytest.raises(Unreadable, match="cut off or damaged"):
+            read_image(tmp_path, name)

@@ -7,12 +7,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models.tasks import SegmentationConfig
+from models.tasks import ClassificationConfig, SegmentationConfig
 from sites.imaging.image import Unreadable
 from sites.imaging.images import read_image
 from sites.imaging.intake import BrokenCase, read_case
 from sites.imaging.preprocessing import PreprocessingConfig
-from sites.imaging.reading import read_and_prepare
+from sites.imaging.reading import read_and_prepare, reader
 from sites.listing.cases import CaseFiles
 
 RNG = np.random.default_rng(0)
@@ -258,3 +258,35 @@ def test_reading_needs_memory_for_what_is_stored_and_two_copies_at_most(
     finally:
         tracemalloc.stop()
     assert peak < times * 4 * values.size + 2**20
+
+
+def test_a_label_that_the_studys_shape_cuts_away_is_a_finding(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(100, 20, (40, 16, 16)).astype(np.float32)
+    label = np.zeros((40, 16, 16), np.uint8)
+    label[:4] = 1
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / "l.nii")
+    task = SegmentationConfig(kind="segmentation", dims=3, labels={1: "lesion"})
+    case = CaseFiles("c", "p", "a.nii", "l.nii")
+    found = reader(tmp_path, task, PreprocessingConfig(shape=(16, 16, 16)))(case).findings
+    assert "vanished_label" in {finding.check for finding in found}
+    patches = PreprocessingConfig(shape=(16, 16, 16), fit={"kind": "patches"})
+    assert not reader(tmp_path, task, patches)(case).findings
+
+
+def test_a_channel_that_is_constant_after_preparation_is_a_finding(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, level in (("a", 50), ("b", 3000)):
+        values = rng.normal(level, 10, (16, 16, 16)).astype(np.float32)
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}.nii")
+    task = ClassificationConfig(
+        kind="classification", dims=3, labels={0: "well", 1: "ill"}, channels=("a", "b")
+    )
+    config = PreprocessingConfig(
+        shape=(16, 16, 16), intensity={"kind": "window", "centre": 40, "width": 400}
+    )
+    case = CaseFiles("c", "p", "a.nii", "1", channels=(("a", "a.nii"), ("b", "b.nii")))
+    (finding,) = reader(tmp_path, task, config)(case).findings
+    assert (finding.check, finding.text) == (
+        "constant_channel", "channel 1 is constant after preparation"
+    )  # fmt: skip

@@ -242,3 +242,26 @@ def test_an_answer_reaches_the_last_voxel_of_the_scans_own_grid(
     sure[0], sure[1] = 0.3, 0.7
     back = on_own_grid(sure, prepared)
     assert torch.allclose(back[1], torch.tensor(0.7), atol=1e-4)
+
+
+def test_percentiles_are_those_of_the_image_that_is_scaled() -> None:
+    percentiles = {"kind": "percentiles", "low": 0.5, "high": 99.5}
+    image = np.zeros((40, 40), np.float32)  # a hundredth of it is bright, nearly all of what is cropped
+    image[10:14, 10:14] = np.linspace(5, 6, 16).reshape(4, 4)
+    scan = Scan(image[None], np.zeros((40, 40), np.int64), (1.0, 1.0))
+    cropped = PreprocessingConfig(shape=(16, 16), intensity=percentiles, crop="foreground")
+    assert float(prepare(scan, cropped).image.max()) == 1.0
+    slices = np.zeros((64, 64, 60), np.float32)  # two of three are bright; the study takes the third
+    slices[10:14, 20:28, 1::3] = slices[10:14, 20:28, 2::3] = 800
+    slices[30:34, 30:34, 30] = 900
+    thick = PreprocessingConfig(shape=(16, 16, 16), intensity=percentiles, spacing_mm=(1.0, 1.0, 3.0))
+    with pytest.raises(Unfit, match="its percentiles 0.5 and 99.5 are equal"):
+        prepare(Scan(slices[None], np.zeros(slices.shape, np.int64), (1.0, 1.0, 1.0)), thick)
+
+
+def test_a_constant_colour_of_a_picture_is_no_fault() -> None:
+    percentiles = {"kind": "percentiles", "low": 0.5, "high": 99.5}
+    colours = np.random.default_rng(0).normal(100, 20, (3, 16, 16)).astype(np.float32)
+    colours[2] = 0
+    config = PreprocessingConfig(shape=(16, 16), intensity=percentiles)
+    assert prepare(Scan(colours, np.asarray(0), (1.0, 1.0)), config).image.isfinite().all()

@@ -246,7 +246,7 @@ def test_what_a_bids_set_has_beside_the_listed_images_is_said(tmp_path: Path) ->
     assert (
         read_listing(other)
         .notes[-1]
-        .startswith("no image has a *_dseg file on its own grid, but on those of FLAIR:")
+        .startswith("no image has a *_dseg file on its own grid, but on those of FLAIR (bids.yaml")
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
-from scanner import CORONAL, VOLUME, write_series, write_slice
+from scanner import CORONAL, PIXELS, VOLUME, XRAY, write_flat, write_series, write_slice
 
 from models.tasks import SegmentationConfig
 from sites.imaging.intake import BrokenCase, read_case
@@ -220,3 +220,91 @@ def test_a_label_that_is_drawn_needs_an_image_with_a_place(tmp_path: Path) -> No
     write_structures(tmp_path / "rt.dcm", {"head": [box((1, 5), (2, 6), 1)]})
     with pytest.raises(BrokenCase, match="outside the image|series"):
         read_case(tmp_path, CaseFiles("c", "p", "a.nii", "rt.dcm"), TASK)
+
+
+def test_a_segmentation_fits_a_series_whose_places_are_rounded_or_sheared(tmp_path: Path) -> None:
+    """A SEG lies where its slices say, also where the image's slices make no exact grid."""
+    places = {
+        "rounded": [[-5.0, 7.0, round(10 + 0.625 * n, 1)] for n in range(6)],
+        "tilted": [[-5.0, round(7 + 3 * n * np.tan(np.radians(1)), 4), 10.0 + 3 * n] for n in range(6)],
+    }
+    for name, each in places.items():
+        for number, place in enumerate(each):
+            write_slice(tmp_path / name, number, place)
+        images = [pydicom.dcmread(path) for path in (tmp_path / name).iterdir()]
+        for image in images:
+            for field in ("AccessionNumber", "StudyDate", "StudyTime", "PatientSex", "StudyID",
+                          "ReferringPhysicianName"):  # fmt: skip
+                setattr(image, field, "")
+        images.sort(key=lambda image: float(image.ImagePositionPatient[2]))
+        write_seg(tmp_path / f"{name}.dcm", images)
+        scan, _ = read_case(tmp_path, CaseFiles("c", "p", name, f"{name}.dcm"), TASK)
+        assert np.array_equal(scan.target, expected(TRUTH)), name
+
+
+def test_a_segmentation_with_a_part_outside_its_image_is_refused(tmp_path: Path) -> None:
+    write_seg(tmp_path / "seg.dcm", series(tmp_path / "a"))
+    files = sorted((tmp_path / "a").iterdir())
+    files[-1].unlink()  # nothing is drawn there
+    scan, _ = read_case(tmp_path, CaseFiles("c", "p", "a", "seg.dcm"), TASK)
+    assert (scan.target > 0).sum() == (TRUTH > 0).sum()
+    files[-2].unlink()
+    with pytest.raises(BrokenCase, match="a part of it lies outside its image"):
+        read_case(tmp_path, CaseFiles("c", "p", "a", "seg.dcm"), TASK)
+
+
+def test_a_segment_of_another_name_has_not_the_value_of_its_number(tmp_path: Path) -> None:
+    write_seg(tmp_path / "seg.dcm", series(tmp_path / "a"), labels=("Liver", "Spleen"))
+    with pytest.raises(BrokenCase, match="none of its 2 segments has the name of a label"):
+        read_case(tmp_path, CaseFiles("c", "p", "a", "seg.dcm"), TASK)
+    write_seg(tmp_path / "own.dcm", series(tmp_path / "b"), labels=("Segment_1", "Segment_2"))
+    scan, _ = read_case(tmp_path, CaseFiles("c", "p", "b", "own.dcm"), TASK)
+    assert np.array_equal(scan.target, expected(TRUTH))
+
+
+def test_an_xray_has_labels_of_its_own_shape(tmp_path: Path) -> None:
+    path = write_flat(tmp_path / "a", PIXELS, **XRAY)
+    image = pydicom.dcmread(path)
+    for name in ("AccessionNumber", "StudyDate", "StudyTime", "PatientSex", "ReferringPhysicianName",
+                 "StudyID"):  # fmt: skip
+        setattr(image, name, "")
+    truth = np.zeros((1, *PIXELS.shape), np.uint8)
+    truth[0, 2:5, 1:4] = 1
+    write_seg(tmp_path / "seg.dcm", [image], labels=("Head",), truth=truth)
+    task = SegmentationConfig(kind="segmentation", dims=2, labels={1: "head"})
+    scan, _ = read_case(tmp_path, CaseFiles("c", "p", "a", "seg.dcm"), task)
+    assert np.array_equal(scan.target, truth[0])
+    write_flat(tmp_path / "b", PIXELS[:-1], **XRAY)
+    with pytest.raises(BrokenCase, match=r"its frames have shape \(9, 7\), the image \(8, 7\)"):
+        read_case(tmp_path, CaseFiles("c", "p", "b", "seg.dcm"), task)
+
+
+def test_contours_count_once_and_what_only_overlaps_is_united(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    one, beside = box((1.5, 7.5), (1.5, 5.5), 1), box((5.5, 10.5), (3.5, 7.5), 1)
+    write_structures(tmp_path / "rt.dcm", {"head": [one, one, beside]})
+    scan, _ = read_case(tmp_path, CaseFiles("c", "p", "a", "rt.dcm"), TASK)
+    assert (scan.target == 1).sum() == 6 * 4 + 5 * 4 - 2 * 2
+    island = [
+        box((0.5, 10.5), (0.5, 8.5), 1),
+        box((2.5, 8.5), (2.5, 6.5), 1),
+        box((4.5, 6.5), (3.5, 5.5), 1),
+    ]
+    for order in (island, island[::-1]):
+        write_structures(tmp_path / "rings.dcm", {"head": order})
+        scan, _ = read_case(tmp_path, CaseFiles("c", "p", "a", "rings.dcm"), TASK)
+        assert (scan.target == 1).sum() == 10 * 8 - 6 * 4 + 2 * 2
+
+
+def test_slices_that_contours_skip_are_said_and_open_contours_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_structures(tmp_path / "rt.dcm", {"head": [box((1, 5), (2, 6), depth) for depth in (0, 2, 4)]})
+    _, findings = read_case(tmp_path, CaseFiles("c", "p", "a", "rt.dcm"), TASK)
+    assert "2 slices between a structure's contours have none, and stay empty" in {
+        f.text for f in findings
+    }
+    dataset = pydicom.dcmread(tmp_path / "rt.dcm")
+    dataset.ROIContourSequence[0].ContourSequence[0].ContourGeometricType = "OPEN_PLANAR"
+    dataset.save_as(tmp_path / "rt.dcm")
+    with pytest.raises(BrokenCase, match="contours that are open, or single points"):
+        read_case(tmp_path, CaseFiles("c", "p", "a", "rt.dcm"), TASK)

@@ -8,11 +8,11 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import convert_color_space
 from pydicom.uid import UltrasoundMultiFrameImageStorage
-from scanner import CAPTURE, COLOURS, PHOTO, PIXELS, XRAY, write_flat, write_series
+from scanner import CAPTURE, COLOURS, PHOTO, PIXELS, VOLUME, XRAY, write_flat, write_series
 
 from models.tasks import ClassificationConfig, SegmentationConfig
 from sites.imaging.images import Unreadable, read_image
-from sites.imaging.intake import read_case
+from sites.imaging.intake import BrokenCase, read_case
 from sites.listing.cases import CaseFiles
 
 RNG = np.random.default_rng(2)
@@ -135,3 +135,48 @@ def test_a_photograph_serves_a_study_of_colours(tmp_path: Path) -> None:
     task = ClassificationConfig(kind="classification", dims=2, labels={0: "a", 1: "b"}, channels="rgb")
     scan, _ = read_case(tmp_path, CaseFiles("c", "p", "a", "1"), task)
     assert scan.image.shape == (3, 9, 7)
+
+
+def test_views_of_one_scale_have_it_and_of_several_it_is_said(tmp_path: Path) -> None:
+    def region(sides: tuple[float, float], units: int = 3) -> Dataset:
+        one = Dataset()
+        one.PhysicalUnitsXDirection, one.PhysicalUnitsYDirection = units, 3
+        one.PhysicalDeltaX, one.PhysicalDeltaY = sides
+        return one
+
+    ultrasound = {**XRAY, "Modality": "US", "ImagerPixelSpacing": None}
+    alike, doppler, other = region((0.02, 0.02)), region((0.01, 0.5), 4), region((0.05, 0.05))
+    for name, regions, sides in (
+        ("a", [alike, alike], (0.2, 0.2)), ("b", [alike, doppler], (0.2, 0.2)),
+        ("c", [alike, other], (1.0, 1.0)),
+    ):  # fmt: skip
+        write_flat(tmp_path / name, PIXELS, **ultrasound, SequenceOfUltrasoundRegions=regions)
+        image = read_image(tmp_path, name)
+        assert image.spacing_mm == pytest.approx(sides)
+        assert bool(image.notes) == (name == "c")
+
+
+def test_a_projection_with_a_position_and_a_slice_listed_by_itself_are_flat(tmp_path: Path) -> None:
+    placed = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+    write_flat(tmp_path / "a", PIXELS, **XRAY, **placed)
+    assert np.array_equal(read_image(tmp_path, "a").voxels, PIXELS)
+    write_series(tmp_path / "ct", RescaleSlope=2)
+    path = sorted((tmp_path / "ct").iterdir())[2]
+    image = read_image(tmp_path, f"ct/{path.name}")
+    assert np.array_equal(image.voxels, 2.0 * VOLUME[2]) and image.spacing_mm == (1.5, 0.75)
+    volumes = SegmentationConfig(kind="segmentation", dims=3, labels={1: "a"})
+    with pytest.raises(BrokenCase, match="expected 3 dimensions, got 2"):
+        read_case(tmp_path, CaseFiles("c", "p", f"ct/{path.name}", "x.nii"), volumes)
+
+
+def test_a_capture_that_says_it_is_a_radiograph_is_read_where_the_list_names_it(tmp_path: Path) -> None:
+    path = write_flat(tmp_path / "a", PIXELS, **{**XRAY, "SOPClassUID": CAPTURE, "Modality": "CR"})
+    assert np.array_equal(read_image(tmp_path, f"a/{path.name}").voxels, PIXELS)
+    with pytest.raises(Unreadable, match="1 x Secondary Capture Image Storage is not used"):
+        read_image(tmp_path, "a")
+
+
+def test_a_dicom_file_without_an_end_of_its_name_is_read(tmp_path: Path) -> None:
+    path = write_flat(tmp_path / "a", PIXELS, **XRAY)
+    path.rename(tmp_path / "1.2.840.5")
+    assert np.array_equal(read_image(tmp_path, "1.2.840.5").voxels, PIXELS)

@@ -2,16 +2,22 @@
 
 from pathlib import Path
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from pydicom import Dataset
 from pydicom.pixels import apply_rescale
+from pydicom.sr.codedict import codes
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
+    MRSpectroscopyStorage,
+    NuclearMedicineImageStorage,
     OphthalmicTomographyImageStorage,
     RTDoseStorage,
+    generate_uid,
 )
 from scanner import CAPTURE, CORONAL, VOLUME, write_enhanced, write_series, write_slice
 
@@ -377,3 +383,64 @@ def test_slices_beside_their_line_or_of_other_pixels_make_no_volume(tmp_path: Pa
     write_series(tmp_path / "c", NumberOfFrames=2, PixelData=bytes(480))
     with pytest.raises(UnfitSeries, match="several frames does not state the place of each"):
         series_in(tmp_path / "c")
+
+
+def test_stations_of_one_depth_and_directions_that_are_none_have_their_own_words(tmp_path: Path) -> None:
+    for number in range(6):
+        write_slice(tmp_path / "spine", number, [0.0, 300.0 * (number % 2), 10.0 + 3 * (number // 2)])
+    with pytest.raises(
+        UnfitSeries, match="images of one depth lie 300 mm apart, as of several stations"
+    ):
+        series_in(tmp_path / "spine")
+    write_slices(tmp_path / "zero", [0, 3, 6, 9], orientation=[0] * 6)
+    with pytest.raises(UnfitSeries, match="an image's direction cosines are none"):
+        series_in(tmp_path / "zero")
+
+
+def test_a_spectrum_beside_a_scan_is_not_used_and_no_damage(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_slice(tmp_path / "a", 0, [0, 0, 0], series="1.5", SOPClassUID=MRSpectroscopyStorage)
+    (path,) = (p for p in (tmp_path / "a").iterdir() if p.name.startswith("1.5"))
+    dataset = pydicom.dcmread(path)
+    del dataset.PixelData
+    dataset.save_as(path)
+    assert series_in(tmp_path / "a").notes == ("1 x MR Spectroscopy Storage is not used",)
+
+
+def test_a_nuclear_medicine_reconstruction_has_its_slices_along_the_normal_of_the_first(
+    tmp_path: Path,
+) -> None:
+    write_series(tmp_path / "slices")
+    first = Dataset()
+    first.ImagePositionPatient, first.ImageOrientationPatient = [-5.0, 7.0, 10.0], [1, 0, 0, 0, 1, 0]
+    write_slice(
+        tmp_path / "nm", 0, [0, 0, 0], SOPClassUID=NuclearMedicineImageStorage, Modality="NM",
+        ImageType=["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"], NumberOfFrames=6,
+        SpacingBetweenSlices=3, DetectorInformationSequence=[first], PixelData=VOLUME.tobytes(),
+    )  # fmt: skip
+    (path,) = (tmp_path / "nm").iterdir()
+    dataset = pydicom.dcmread(path)
+    del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+    dataset.save_as(path)
+    one, other = (series_in(tmp_path / name).volume for name in ("nm", "slices"))
+    assert np.array_equal(one.get_fdata(), other.get_fdata())
+    assert np.allclose(one.affine, other.affine)
+
+
+def test_a_map_of_floats_is_read_as_it_is(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    images = [pydicom.dcmread(path) for path in (tmp_path / "a").iterdir()]
+    for each in images:
+        for name in ("AccessionNumber", "StudyDate", "StudyTime", "PatientSex", "StudyID",
+                     "ReferringPhysicianName", "PatientOrientation", "PositionReferenceIndicator"):  # fmt: skip
+            setattr(each, name, "")
+    images.sort(key=lambda each: float(each.ImagePositionPatient[2]))
+    mapping = hd.pm.RealWorldValueMapping("1", "adc", codes.UCUM.NoUnits, (0.0, 1e5), 0, 1)
+    made = hd.pm.ParametricMap(
+        images, VOLUME.astype(np.float32) / 8, generate_uid(), 1, generate_uid(), 1, "m", "x", "1", "1",
+        contains_recognizable_visual_features=False, real_world_value_mappings=[mapping],
+        window_center=100, window_width=10,
+    )  # fmt: skip
+    made.save_as(tmp_path / "adc.dcm")
+    found, plain = read_image(tmp_path, "adc.dcm"), read_image(tmp_path, "a")
+    assert np.allclose(found.voxels, plain.voxels / 8) and np.allclose(found.affine, plain.affine)
