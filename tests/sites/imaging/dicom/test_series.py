@@ -29,6 +29,12 @@ from sites.imaging.intake import read_case, suspicious
 from sites.listing.cases import CaseFiles
 
 
+EMPTY = (
+    "AccessionNumber", "StudyDate", "StudyTime", "PatientSex", "StudyID", "ReferringPhysicianName",
+    "PatientOrientation", "PositionReferenceIndicator",
+)  # fmt: skip
+
+
 def write_slices(folder: Path, depths: list[float], sheared: float = 0, **changes: object) -> None:
     for number, depth in enumerate(depths):
         write_slice(folder, number, [-5.0, 7 + sheared * depth, depth], **changes)
@@ -431,8 +437,7 @@ def test_a_map_of_floats_is_read_as_it_is(tmp_path: Path) -> None:
     write_series(tmp_path / "a")
     images = [pydicom.dcmread(path) for path in (tmp_path / "a").iterdir()]
     for each in images:
-        for name in ("AccessionNumber", "StudyDate", "StudyTime", "PatientSex", "StudyID",
-                     "ReferringPhysicianName", "PatientOrientation", "PositionReferenceIndicator"):  # fmt: skip
+        for name in EMPTY:
             setattr(each, name, "")
     images.sort(key=lambda each: float(each.ImagePositionPatient[2]))
     mapping = hd.pm.RealWorldValueMapping("1", "adc", codes.UCUM.NoUnits, (0.0, 1e5), 0, 1)
