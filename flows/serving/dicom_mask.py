@@ -115,7 +115,8 @@ def _fill_in(images: Sequence[Dataset]) -> None:
     for image, name in product(images, STUDY_FIELDS):
         if name not in image:
             setattr(image, name, "")
-    for image in images if not is_multi_frame(images[0]) else ():
+    is_placed = "ImageOrientationPatient" in images[0] and not is_multi_frame(images[0])
+    for image in images if is_placed else ():
         image.ImageOrientationPatient = images[0].ImageOrientationPatient
 
 

@@ -18,7 +18,14 @@ from pydicom.errors import InvalidDicomError
 
 from models.tasks import PLAIN
 from sites.cohort import imported, pseudonym
-from sites.deidentification.copies import SERIES, Progress, put_series, take_file
+from sites.deidentification.copies import (
+    SERIES,
+    Progress,
+    is_drawn,
+    put_series,
+    take_drawn,
+    take_file,
+)
 from sites.deidentification.deidentify import (
     CODES,
     NotCleaned,
@@ -34,7 +41,7 @@ from sites.imaging.dicom.files import (
     read_file,
 )
 from sites.imaging.dicom.stack import without_copies
-from sites.listing.cases import CaseFiles, Listing
+from sites.listing.cases import CaseFiles, Listing, plain_name
 from sites.listing.listing import LAYOUTS, read_listing
 from sites.listing.tables import CHANNEL, MASK
 from sites.yaml_files import ConfigError
@@ -143,6 +150,7 @@ def _listed_cases(
     listing: Listing, has_channels: bool, export: Path, data: Path, rename: Rename, progress: Progress
 ) -> Iterator[dict[str, str]]:
     """Yield the cases of an export that has its own list."""
+    names = {plain_name(name): value for value, name in listing.labels.items()}
     for case in listing.cases:
         patient = imported(rename(case.patient))
         with progress.counted(case.image):
@@ -158,7 +166,15 @@ def _listed_cases(
                     images[column] = take(file, kind="images")
             is_text = listing.has_classes or listing.has_values or listing.is_unlabelled
             masks = {f"{MASK}{name}": take(file, kind="labels") for name, file in case.masks}
-            label = case.label if is_text or masks else take(case.label, kind="labels")
+            if is_text or masks:
+                label = case.label
+            elif is_drawn(export, case.label):
+                label = take_drawn(
+                    export, case.label, case.image, names, data=data, patient=patient, rename=rename,
+                    progress=progress,
+                )  # fmt: skip
+            else:
+                label = take(case.label, kind="labels")
             session = rename(f"session {case.session}")[:8] if case.session else ""
             yield {
                 "patient": patient, **images, **masks, "label": "" if masks else label,

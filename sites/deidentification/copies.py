@@ -1,11 +1,16 @@
 """Copies of an export's files in a hospital's data, without anything that names the patients."""
 
+import gzip
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
+from PIL import Image as Pictures
 from pydicom import Dataset
 
 from models.files import write_atomically
@@ -20,7 +25,7 @@ from sites.deidentification.deidentify import (
 from sites.imaging.dicom.drawn import drawn_in
 from sites.imaging.dicom.files import SUFFIXES, Found, UnfitSeries, images_in, is_flat, read_file
 from sites.imaging.dicom.stack import stack_in
-from sites.imaging.images import PICTURES, Unreadable, read_image
+from sites.imaging.images import PICTURES, Unreadable, read_image, read_label
 
 SERIES = "SeriesInstanceUID"
 
@@ -59,8 +64,6 @@ def take_file(
     """
     file, _, member = name.partition("#")
     source = (export / file).resolve()
-    if kind == "labels" and source.is_relative_to(export.resolve()) and drawn_in(source):
-        raise NotCleaned("labels drawn in DICOM are not imported; convert them to NIfTI beforehand")
     read_image(export, name, is_label=kind == "labels")  # raises if it can't be used, or is outside
     if source.is_dir() or source.suffix.lower() in SUFFIXES:
         found = images_in(source) if source.is_dir() else Found((read_file(source),), Counter())
@@ -82,6 +85,55 @@ def take_file(
             progress.replaced.add(place)
         write_atomically(data / place, content)
     return f"{place}#{member}" if member and not is_picture else place
+
+
+def is_drawn(export: Path, name: str) -> bool:
+    """Return whether a label of an export is a DICOM segmentation or structure set."""
+    source = (export / name.partition("#")[0]).resolve()
+    is_inside = source.is_relative_to(export.resolve()) and source.exists()
+    is_dicom = is_inside and (source.is_dir() or source.suffix.lower() in SUFFIXES)
+    return is_dicom and drawn_in(source) is not None
+
+
+def take_drawn(
+    export: Path,
+    name: str,
+    image: str,
+    names: Mapping[str, int],
+    *,
+    data: Path,
+    patient: str,
+    rename: Rename,
+    progress: Progress,
+) -> str:
+    """Write a label that is drawn in DICOM as a label image on its image's grid; return its place.
+
+    Nothing of the DICOM file is kept but which voxels it labels, as NIfTI, or as PNG for a flat image.
+
+    Args:
+        image: the name of the image in the export.
+        names: the value of each label by its name, as `plain_name` writes it.
+
+    Raises:
+        Unreadable: it does not fit its image.
+    """
+    on = read_image(export, image)
+    label, _ = read_label(export, name, on, names, {on.series} - {""})
+    values = label.voxels.astype(np.int16)
+    is_flat = values.ndim == 2
+    place = f"labels/{rename(f'file {patient} {name}')[:16]}{'.png' if is_flat else '.nii.gz'}"
+    if is_flat:
+        file = BytesIO()
+        Pictures.fromarray(values.astype(np.uint8)).save(file, "PNG")
+        content = file.getvalue()
+    else:
+        made = nib.Nifti1Image(values, label.affine)
+        content = gzip.compress(made.to_bytes(), mtime=0)
+    if not (data / place).exists() or (data / place).read_bytes() != content:
+        if (data / place).exists():
+            progress.replaced.add(place)
+        write_atomically(data / place, content)
+    return place
 
 
 _COPIED: Mapping[str, tuple[str, Callable[[Path], bytes]]] = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from homes import moved
 from PIL import Image
-from scanner import write_series, write_slice
+from scanner import XRAY, write_flat, write_series, write_slice
 from typer.testing import CliRunner
 
 from flows import served_model
@@ -304,3 +304,25 @@ def test_the_mask_of_a_picture_is_a_picture(tmp_path: Path, study_with) -> None:
     assert mask.shape == picture.shape and set(np.unique(mask)) <= {0, 1, 2} and mask.any()
     done = call("predict", model, tmp_path / "a.png", "-o", tmp_path / "mask.jpg")
     assert done.exit_code == 2 and ".nii or .nii.gz or .png" in done.output
+
+
+def test_a_tilted_series_and_an_xray_have_a_segmentation_too(tmp_path: Path, study_with) -> None:
+    volumes = model_of_threshold(tmp_path / "volumes", study_with, 3)
+    for number in range(6):
+        place = [-5.0, round(7 + 3 * number * np.tan(np.radians(1)), 4), 10.0 + 3 * number]
+        write_slice(tmp_path / "tilted", number, place)
+    flat = model_of_threshold(tmp_path / "flat", study_with, 2)
+    pixels = np.random.default_rng(0).integers(0, 4000, (40, 32)).astype(np.uint16)
+    write_flat(tmp_path / "xray", pixels, **XRAY)
+    for model, scan, out, dims in ((volumes, "tilted", "t.nii.gz", 3), (flat, "xray", "x.png", 2)):
+        done = call("predict", model, tmp_path / scan, "-o", tmp_path / out)
+        assert done.exit_code == 0, done.output
+        assert "no DICOM Segmentation" not in done.output
+        seg = f"{out[0]}.dcm"
+        dataset = pydicom.dcmread(tmp_path / seg)
+        names = [each.SegmentLabel for each in dataset.SegmentSequence]
+        task = SegmentationConfig(kind="segmentation", dims=dims, labels=dict(enumerate(names, start=1)))
+        found, _ = read_case(tmp_path, CaseFiles("c", "p", scan, seg), task)
+        path = tmp_path / out
+        mask = np.asarray(Image.open(path) if dims == 2 else nib.load(path).dataobj)
+        assert mask.any() and np.array_equal(found.target > 0, mask > 0)

@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from contrasts import make_ward
 from dicomanonymizer.simpledicomanonymizer import initialize_actions_2024b
+from drawings import box, series, write_seg, write_structures
 from nibabel.nifti1 import Nifti1Extension
 from PIL import Image, PngImagePlugin
 from pydicom._dicom_dict import DicomDictionary
@@ -28,6 +29,7 @@ from scanner import (
     write_slice,
 )
 
+from models.tasks import SegmentationConfig
 from sites.cohort import imported, pseudonym
 from sites.deidentification import copies
 from sites.deidentification.archive_import import Imported, import_export
@@ -35,6 +37,7 @@ from sites.deidentification.deidentify import deidentified
 from sites.hospital import Hospital
 from sites.imaging.dicom.series import series_in
 from sites.imaging.images import read_image
+from sites.imaging.intake import read_case
 from sites.listing.listing import read_listing
 from sites.yaml_files import ConfigError
 
@@ -720,3 +723,28 @@ def test_a_class_that_differs_from_the_lists_is_said(hospital, tmp_path: Path) -
     (why,) = done.left_out
     assert why.startswith("its class or value differs from the list's, which stays")
     assert read_listing(hospital.data).cases[0].label == "0"
+
+
+@pytest.mark.parametrize("kind", ["seg", "rt"])
+def test_labels_drawn_in_dicom_are_imported_as_images_on_the_grid_of_their_scan(
+    kind: str, hospital, tmp_path: Path
+) -> None:
+    (hospital.data / "labels.csv").unlink()
+    export = tmp_path / "export"
+    images = series(export / "ct")
+    if kind == "seg":
+        write_seg(export / "seg.dcm", images)
+    else:
+        write_structures(export / "rt.dcm", {"Head": [box((1.5, 7.5), (2.5, 6.5), n) for n in (1, 2)]})
+    (export / "cases.csv").write_text(f"patient,image,label\nMUELLER,ct,{kind}.dcm\n")
+    (export / "labels.csv").write_text("value,name\n1,head\n2,tail\n")
+    task = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
+    before, _ = read_case(export, read_listing(export).cases[0], task)
+    assert before.target.any()
+    assert import_export(hospital, export).cases == 1
+    (case,) = read_listing(hospital.data).cases
+    assert case.label.endswith(".nii.gz")
+    after, _ = read_case(hospital.data, case, task)
+    assert np.array_equal(after.target, before.target) and np.array_equal(after.image, before.image)
+    assert not SECRETS.search(everything(hospital.data))
+    assert import_export(hospital, export) == Imported(0, 0, {})

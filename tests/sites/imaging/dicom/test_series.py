@@ -28,7 +28,6 @@ from sites.imaging.images import Unreadable, read_image
 from sites.imaging.intake import read_case, suspicious
 from sites.listing.cases import CaseFiles
 
-
 EMPTY = (
     "AccessionNumber", "StudyDate", "StudyTime", "PatientSex", "StudyID", "ReferringPhysicianName",
     "PatientOrientation", "PositionReferenceIndicator",
