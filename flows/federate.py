@@ -15,6 +15,7 @@ from flows.reporting.prefect_artifacts import announce, end_stale_flow_runs
 from flows.reporting.publish import backfill, publish_round
 from flows.rounds import (
     aggregation,
+    figures,
     global_model,
     membership,
     recording,
@@ -117,7 +118,7 @@ def finish(
     model_sha256 = global_model.publish_model(run, number, model, rate)
     scores = NO_ANSWERS
     if run.study.is_evaluated(number):
-        scores = ask_all(run, number, "evaluate", sorted(run.description.participants))
+        scores = evaluate(run, number, model_sha256)
     compared = compare(run, number) if run.study.is_compared(number) else NO_ANSWERS
     record = recording.round_record(
         run, number, model_sha256, accepted, scores, started, compared, start
@@ -126,6 +127,13 @@ def finish(
     announce(run, record, tracking.page)
     session_of(run).on_record(run, record)
     return record
+
+
+def evaluate(run: Run, number: int, model_sha256: str) -> Answers:
+    """Have a round's model scored at every hospital, or by all of them together."""
+    if run.study.evaluation.summed:
+        return figures.ask_scores(run, number, model_sha256, ask_all)
+    return ask_all(run, number, "evaluate", sorted(run.description.participants))
 
 
 def compare(run: Run, number: int) -> Answers:

@@ -21,6 +21,7 @@ from rich.table import Table
 from flows.federate import SIDE_BY_SIDE, ask_all
 from flows.hospitals.processes import warm
 from flows.hospitals.session import session
+from flows.rounds.figures import ask_survey, summed_survey
 from flows.rounds.statements import Answers
 from flows.runs.paths import Home
 from flows.runs.records import SurveyRecord
@@ -44,7 +45,10 @@ def survey(study: str, sites: str, home: str) -> None:
         run = Run.create(place, asked, roster, place.exchange, kind="survey")
         with run.locked(), session(run, processes):
             run.begin_attempt()
-            answers = ask_all(run, 0, "survey", sorted(wards))
+            if asked.survey:
+                answers = ask_survey(run, ask_all)
+            else:
+                answers = ask_all(run, 0, "survey", sorted(wards))
     record = _record(run, answers, before)
     write_atomically(run.folder / "survey.json", record.model_dump_json(indent=1).encode())
     log_survey(record)
@@ -65,6 +69,7 @@ def _record(run: Run, answers: Answers, before: Mapping[str, Survey]) -> SurveyR
             for site, each in surveys.items()
             if site in before
         },
+        total=summed_survey(run) if run.study.survey else {},
     )
 
 
@@ -129,6 +134,10 @@ def table(record: SurveyRecord) -> Table:
         shown.add_row(site, str(each.declared_patients), each.statistics_policy, stated, moved or first)
     for site, why in sorted(record.absent.items()):
         shown.add_row(site, "", "", "", str(why))
+    if record.total:
+        bins = [value for histogram in record.total.values() for value in histogram]
+        patients = sum(each.declared_patients for each in record.surveys.values())
+        shown.add_row("all together", str(patients), "summed", f"{len(bins)} of {len(bins)}", "")
     return shown
 
 

@@ -21,8 +21,8 @@ from privacy.noise.noised import is_on_grid
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Content = Literal["weights", "student", "predictions", "gradient_sum"]
 Noise = Literal["system", "test", "none"]
-MetricsPolicy = Literal["exact", "noised", "withheld"]
-StatisticsPolicy = Literal["suppressed", "noised", "withheld"]
+MetricsPolicy = Literal["exact", "noised", "summed", "withheld"]
+StatisticsPolicy = Literal["suppressed", "noised", "summed", "withheld"]
 
 
 def _printable(text: str) -> str:
@@ -59,6 +59,8 @@ MOST_ATTEMPTS = 100
 Attempt = Annotated[int, Field(ge=1, le=MOST_ATTEMPTS)]
 Share = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 _MEMBERS = Field(max_length=1000)
+Hidden = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(max_length=5000)]
+"""Masked sums of a hospital's figures, on the ring."""
 Members = Annotated[dict[Name, Sha256], _MEMBERS]
 
 
@@ -225,10 +227,22 @@ class SumOpening(_Statement):
     pair: Annotated[dict[Name, Share], _MEMBERS]
 
 
+def _check_hidden(policy: str, statement: "Scores | Survey", *, is_empty: bool) -> None:
+    """Raise ValueError unless figures are charged, hidden and left out as their policy says."""
+    if (policy in ("noised", "summed")) != (statement.event is not None):
+        raise ValueError("expected an event if and only if figures are noised")
+    is_hidden = policy == "summed"
+    if (statement.masked is not None, bool(statement.hidden)) != (is_hidden, is_hidden):
+        raise ValueError("expected masked sums if and only if figures are summed")
+    if is_hidden and not is_empty:
+        raise ValueError("expected no figures beside their masked sums")
+
+
 class Scores(_Statement):
     """The metrics of a global model on a hospital's evaluation patients, who never train.
 
-    `chain_head` is the same as in a release's manifest.
+    `chain_head` is the same as in a release's manifest. Where metrics are summed over hospitals,
+    `hidden` has this hospital's sums, `masked` how they are hidden.
     """
 
     kind: Literal["scores"]
@@ -236,11 +250,12 @@ class Scores(_Statement):
     chain_head: Sha256
     metrics_policy: MetricsPolicy
     metrics: dict[MetricName, MetricValue]
+    masked: Masked | None = None
+    hidden: Hidden = ()
 
     @model_validator(mode="after")
     def _charged_if_and_only_if_noised(self) -> "Scores":
-        if (self.metrics_policy == "noised") != (self.event is not None):
-            raise ValueError("expected an event if and only if metrics are noised")
+        _check_hidden(self.metrics_policy, self, is_empty=not self.metrics)
         if self.metrics_policy == "noised" and not all(map(is_on_grid, self.metrics.values())):
             raise ValueError("expected noised metrics on the public grid")
         return self
@@ -267,11 +282,12 @@ class Survey(_Statement):
     declared_patients: Count
     statistics_policy: StatisticsPolicy
     histograms: Annotated[dict[MetricName, Bins], Field(max_length=200)]
+    masked: Masked | None = None
+    hidden: Hidden = ()
 
     @model_validator(mode="after")
     def _charged_if_and_only_if_noised(self) -> "Survey":
-        if (self.statistics_policy == "noised") != (self.event is not None):
-            raise ValueError("expected an event if and only if statistics are noised")
+        _check_hidden(self.statistics_policy, self, is_empty=not self.histograms)
         bins = (each for histogram in self.histograms.values() for each in histogram)
         if self.statistics_policy == "noised" and not all(
             each is not None and is_on_grid(each) for each in bins
@@ -319,16 +335,9 @@ class HeadManifest(Config):
 
 SumStatement = SumKeys | SumShares | SumSurvivors | SumOpening
 Statement = (
-    Readiness
-    | Acceptance
-    | Refusal
-    | Departure
-    | ReleaseManifest
-    | Scores
-    | Comparison
-    | Survey
+    Readiness | Acceptance | Refusal | Departure | ReleaseManifest | Scores | Comparison | Survey
     | SumStatement
-)
+)  # fmt: skip
 _STATEMENT: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="kind")])
 
 

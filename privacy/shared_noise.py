@@ -16,17 +16,11 @@ from numpy.typing import NDArray
 from models.params import Params
 from privacy.accounting import PrivacyEvent
 from privacy.mechanisms import Mechanism
-from privacy.noise.discrete_gaussian import SMOOTHING, discrete_gaussian
+from privacy.noise.discrete_gaussian import LEAST_SHARE, SMOOTHING, discrete_gaussian
 from privacy.noise.source import NoiseSource
 
 FINEST = 0.01
 """The largest grid, as a share of the sensitivity over sqrt(d)."""
-LEAST_SHARE = 18
-"""The smallest variance of a share, in units^2.
-
-A sum of discrete Gaussians of at least this variance is one, up to a factor of 1 +- 1e-75 for each
-(docs/decisions/0017).
-"""
 
 
 @dataclass(frozen=True)

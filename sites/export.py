@@ -132,17 +132,25 @@ def scores(
     model: GlobalModel,
     policy: MetricsPolicy,
     metrics: dict[str, float],
+    masked: Masked | None = None,
+    hidden: tuple[int, ...] = (),
 ) -> None:
-    """Write a global model's metrics to the outbox; settle their charge if they are noised."""
+    """Write a global model's metrics to the outbox; settle their charge if they are noised.
+
+    Args:
+        hidden: masked sums of the metrics, in their place.
+    """
     statement = Scores(
         kind="scores",
         model_sha256=model.sha256,
         chain_head=model.chain_head,
         metrics_policy=policy,
         metrics=metrics,
+        masked=masked,
+        hidden=hidden,
         **_common(hospital, study.sha256, act),
     )
-    record = hospital.ledger.settle if policy == "noised" else hospital.ledger.publish
+    record = hospital.ledger.settle if act.event else hospital.ledger.publish
     record(act, _into_outbox(hospital, statement))
 
 
@@ -171,16 +179,24 @@ def survey(
     act: Charge,
     policy: StatisticsPolicy,
     histograms: dict[str, list[float | None]],
+    masked: Masked | None = None,
+    hidden: tuple[int, ...] = (),
 ) -> None:
-    """Write a survey's histograms to the outbox; settle their charge if they are noised."""
+    """Write a survey's histograms to the outbox; settle their charge if they are noised.
+
+    Args:
+        hidden: masked sums of the histograms, in their place.
+    """
     statement = Survey(
         kind="survey",
         declared_patients=hospital.policy.declared_patients,
         statistics_policy=policy,
         histograms=histograms,
+        masked=masked,
+        hidden=hidden,
         **_common(hospital, study.sha256, act),
     )
-    record = hospital.ledger.settle if policy == "noised" else hospital.ledger.publish
+    record = hospital.ledger.settle if act.event else hospital.ledger.publish
     record(act, _into_outbox(hospital, statement))
 
 

@@ -1,7 +1,8 @@
 """Orders of the coordinator to hospitals. An order holds public values only."""
 
 import time
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -11,22 +12,54 @@ from privacy.release import Attempt
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.study import Study
+from sites.study_sections import SUM_KINDS, SumKind
 
 Phase = Literal[
     "check", "survey", "join", "contribute", "evaluate", "compare",
     "sum-keys", "sum-shares", "sum-survivors", "sum-opening",
+    "metrics-keys", "metrics-shares", "metrics-survivors", "metrics-opening",
+    "survey-keys", "survey-shares", "survey-survivors", "survey-opening",
 ]  # fmt: skip
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the format of orders and statements. It is raised with each change that a hospital and a
 coordinator with different code could misunderstand; both then wait until the older one is upgraded."""
 
 
-SUM_PHASES: tuple[Phase, ...] = ("sum-keys", "sum-shares", "contribute", "sum-survivors", "sum-opening")
-"""Phases of a round with a secure sum, one after the other."""
+class SumPhases(NamedTuple):
+    """The phases of a secure sum, one after the other; `vector` is that of the masked vectors."""
 
-SUM_MESSAGES: tuple[Phase, ...] = tuple(phase for phase in SUM_PHASES if phase != "contribute")
+    keys: Phase
+    shares: Phase
+    vector: Phase
+    survivors: Phase
+    opening: Phase
+
+
+SUMS: Mapping[SumKind, SumPhases] = {
+    "update": SumPhases("sum-keys", "sum-shares", "contribute", "sum-survivors", "sum-opening"),
+    "metrics": SumPhases(
+        "metrics-keys", "metrics-shares", "evaluate", "metrics-survivors", "metrics-opening"
+    ),
+    "survey": SumPhases("survey-keys", "survey-shares", "survey", "survey-survivors", "survey-opening"),
+}
+"""The phases of a secure sum of each kind."""
+
+SUM_MESSAGES: tuple[Phase, ...] = tuple(
+    phase for phases in SUMS.values() for phase in phases if phase != phases.vector
+)
 """The phases around the masked vectors, whose answers are one short message each."""
+
+
+def sum_of(study: Study, phase: Phase) -> SumKind | None:
+    """Return what the secure sum is of that a phase of a study belongs to; None for none."""
+    return next((kind for kind in sums_of(study) if phase in SUMS[kind]), None)
+
+
+def sums_of(study: Study) -> tuple[SumKind, ...]:
+    """Return what a study's secure sums are of: the releases, metrics, a survey."""
+    asked = (study.is_summed, study.evaluation.summed, study.survey)
+    return tuple(kind for kind, has in zip(SUM_KINDS, asked, strict=True) if has)
 
 
 def act_of(phase: Phase, sum_attempt: int = 1) -> str:
@@ -69,7 +102,8 @@ class Order(Config):
         phase: the work that is asked for. `check`: could the hospital join the run as it is now?
             `survey`: report on its scans; `join`: accept the run or refuse it; `contribute`: train and
             release; `evaluate`: score the global model; `compare`: score the models of other hospitals;
-            `sum-...`: the exchange of keys, shares and lists around a secure sum.
+            `sum-...`, `metrics-...`, `survey-...`: the exchange of keys, shares and lists around a
+            secure sum.
         study: the whole study.
         site: name of the hospital that is asked.
         run: name of the run.
@@ -111,6 +145,11 @@ class Order(Config):
     def sum_attempt(self) -> int:
         """The number of the attempt at a secure sum; 1 without one."""
         return self.sum.attempt if self.sum else 1
+
+    @property
+    def sum_phases(self) -> SumPhases:
+        """The phases of the secure sum that the order is part of."""
+        return SUMS[sum_of(self.study, self.phase) or "update"]
 
     @property
     def noise_purpose(self) -> str:

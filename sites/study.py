@@ -27,6 +27,7 @@ from sites.study_sections import (
     EvaluationConfig,
     PromotionConfig,
     QuorumConfig,
+    SummedConfig,
     promotion_faults,
     sum_faults,
 )
@@ -62,6 +63,7 @@ class Study(Config):
             bound holds too.
         strategy: rule that makes the next global model from the releases.
         evaluation: schedule and kinds of evaluation.
+        survey: statistics of scans are summed over all hospitals, and no hospital's own leave.
         promotion: criteria for a release of the model; None by default, which allows no release.
         card: texts for the model card.
         seed: seed of all public randomness; 0 by default. Noise for patients never depends on it.
@@ -84,6 +86,7 @@ class Study(Config):
     largest_change: Annotated[float, Field(gt=0)] = LARGEST_CHANGE
     strategy: StrategyConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    survey: SummedConfig | None = None
     promotion: PromotionConfig | None = None
     card: CardConfig = CardConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -201,7 +204,7 @@ class Study(Config):
     def _sum_is_sound(self) -> "Study":
         faults = sum_faults(
             self.privacy, export=self.export, strategy=self.strategy, training=self.training,
-            sites=self.sites, cross_site=self.evaluation.cross_site,
+            sites=self.sites, evaluation=self.evaluation, survey=self.survey,
         )  # fmt: skip
         for fault in faults:
             raise ValueError(fault)
@@ -293,7 +296,10 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _promotion_is_measured(self) -> "Study":
-        for fault in promotion_faults(self.promotion, self.task, self.privacy.mode != "none"):
+        is_private, is_summed = self.privacy.mode != "none", self.evaluation.summed is not None
+        for fault in promotion_faults(
+            self.promotion, self.task, is_private=is_private, is_summed=is_summed
+        ):
             raise ValueError(fault)
         return self
 

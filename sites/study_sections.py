@@ -1,7 +1,7 @@
 """Sections of a study beside its training, and whether its sections fit each other."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, PositiveInt
 
@@ -53,6 +53,21 @@ class QuorumConfig(Config):
     staleness: StalenessConfig | None = None
 
 
+SumKind = Literal["update", "metrics", "survey"]
+SUM_KINDS: tuple[SumKind, ...] = get_args(SumKind)
+"""What a secure sum may be of."""
+
+
+class SummedConfig(Config):
+    """Figures of all hospitals together, noised and readable in their sum alone.
+
+    Attributes:
+        epsilon: what they cost a patient, at the study's delta.
+    """
+
+    epsilon: Annotated[float, Field(gt=0)]
+
+
 class EvaluationConfig(Config):
     """Evaluation of global models: the model before training, every `every`-th one and the last one.
 
@@ -64,9 +79,12 @@ class EvaluationConfig(Config):
             `teacher/<name>`, and of its student before averaging, `student/<name>`. `false` by default.
         cross_site: with `true`, each hospital's released model of the last round is scored at every
             hospital that allows it. `false` by default.
+        summed: noised metrics are summed over all hospitals in a secure sum, and no hospital's own
+            leave; for studies with one. `epsilon` is what all evaluations of a run cost a patient.
     """
 
     every: PositiveInt = 1
+    summed: SummedConfig | None = None
     attack: AttackConfig | None = None
     teachers: bool = False
     cross_site: bool = False
@@ -129,12 +147,21 @@ def sum_faults(
     strategy: StrategyConfig,
     training: TrainingConfig,
     sites: QuorumConfig,
-    cross_site: bool,
+    evaluation: EvaluationConfig,
+    survey: SummedConfig | None,
 ) -> Iterator[str]:
-    """Yield why a study can't have its secure sum, or no clipped sum without one."""
+    """Yield why a study can't have its secure sums, or no clipped sum without one."""
+    cross_site = evaluation.cross_site
     yield from _export_faults(privacy, export)
     if not isinstance(privacy, MaskedPrivacy | SharedNoise):
+        if evaluation.summed or survey:
+            yield (
+                f"evaluation.summed, survey: expected privacy.mode: masked or shared_noise, whose `sum` "
+                f"says how many hospitals may drop out and collude; got {privacy.mode}."
+            )
         return
+    if evaluation.summed and (evaluation.attack or evaluation.teachers):
+        yield "evaluation.summed: expected no attack and no teachers, whose metrics no noise covers."
     if export == "predictions":
         yield "privacy.mode: expected local where predictions leave; their ensemble is no plain sum."
     if strategy.build().needs_each or sites.staleness or cross_site:
@@ -194,11 +221,13 @@ def _change_faults(strategy: StrategyConfig) -> Iterator[str]:
 
 
 def promotion_faults(
-    promotion: PromotionConfig | None, task: TaskConfig, is_private: bool
-) -> Iterator[str]:  # fmt: skip
+    promotion: PromotionConfig | None, task: TaskConfig, *, is_private: bool, is_summed: bool
+) -> Iterator[str]:
     """Yield why a study can't measure the criteria of its release."""
     if promotion is None:
         return
+    if is_summed and promotion.worst_site is not None:
+        yield "promotion.worst_site: expected none with evaluation.summed, where no hospital's is known."
     names = metric_names(task)
     good = sorted(name for name in names if name not in LOWER_IS_BETTER)
     if promotion.metric not in good:

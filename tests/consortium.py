@@ -3,12 +3,13 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import fedavg_by_hand as by_hand
 import torch
 from conftest import change_yaml
 
-from flows.rounds import aggregation, secure_sum
+from flows.rounds import aggregation, figures, secure_sum
 from flows.rounds.global_model import publish_model
 from flows.rounds.membership import participants
 from flows.rounds.recording import round_record
@@ -29,7 +30,27 @@ from sites.training.examples import prepare
 from sites.wards import introduce
 
 SEED = 3
+NAMES = ("north", "east", "south", "west")
 Alter = Callable[[Order], Order]
+
+
+def study_with_sum(content: Mapping[str, Any], mode: str, **changes: Any) -> Study:
+    """Return a small study with a secure sum, with some keys changed."""
+    shared = mode == "shared_noise"
+    whole = {
+        **content,
+        "sites": {"min": changes.pop("fewest", 3), "deadline_s": 120},
+        "privacy": {
+            **content["privacy"], "mode": mode, "accountants": ["rdp"],
+            "sum": {"dropouts": 0, "colluding": 0, **changes.pop("sum", {})},
+        },
+        "training": {"steps": 1 if shared else 2, "lr": 0.1, "lot": "all",
+                     "momentum": 0 if shared else 0.9},
+        "export": "gradient_sum" if shared else "weights",
+        "strategy": {"name": "fed_avg"},
+        **changes,
+    }  # fmt: skip
+    return Study.model_validate({k: v for k, v in whole.items() if k != "distillation"})
 
 
 def small_hospitals(folder: Path, names: Sequence[str], patients: int = 8) -> list[Path]:
@@ -93,7 +114,10 @@ class Consortium:
 
     def finish(self, number: int, taken: Answers, start: StartRecord | None = None) -> RoundRecord:
         sha256 = publish_model(self.run, number, self.models[number])
-        record = round_record(self.run, number, sha256, taken, NO_ANSWERS, 0, start=start)
+        scores = NO_ANSWERS
+        if self.run.study.evaluation.summed and self.run.study.is_evaluated(number):
+            scores = figures.ask_scores(self.run, number, sha256, self.ask)
+        record = round_record(self.run, number, sha256, taken, scores, 0, start=start)
         self.run.keep(record)
         self.run.publish_head(record)
         return record

@@ -81,6 +81,8 @@ def check_evidence(evidence: Sequence[Evidence]) -> None:
 
 def _mean(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:
     """Return the mean over the hospitals, or None and who did not publish it."""
+    if run.study.evaluation.summed:
+        return _of_all(record, name, worse=True), "too few hospitals took part in the sum of the metrics"
     values, silent = _published(run, record, name)
     if silent or not any(_is_noised(record, site) for site in values):
         return (None, silent) if silent else (record.quality.get(name), "nobody published it")
@@ -90,6 +92,8 @@ def _mean(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:
 
 def _worst(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:
     """Return the worst hospital's value, or None and who did not publish it."""
+    if run.study.evaluation.summed:
+        return None, "metrics are summed, and no hospital's own is known"
     values, silent = _published(run, record, name)
     return (None, silent) if silent else (min(values.values()), "")
 
@@ -111,6 +115,12 @@ def _published(run: Run, record: RoundRecord, name: str) -> tuple[dict[str, floa
     }
     silent = ", ".join(sorted(members - values.keys()))
     return values, f"{silent} did not publish it" if silent else ""
+
+
+def _of_all(record: RoundRecord, name: str, *, worse: bool) -> float | None:
+    """Return the worse or the better end of a metric of all hospitals together, None without one."""
+    end = "low" if worse != (name in LOWER_IS_BETTER) else "high"
+    return record.quality.get(f"{end}/{flat(name)}", record.quality.get(name))
 
 
 def _is_noised(record: RoundRecord, site: str) -> bool:
@@ -141,6 +151,10 @@ def _gained(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str
 
     A noised metric counts with the worse ends of both intervals.
     """
+    if run.study.evaluation.summed:
+        now_all, then = _of_all(record, name, worse=True), _of_all(run.records()[0], name, worse=False)
+        why = "too few hospitals took part in the sum of the metrics"
+        return (None, why) if now_all is None or then is None else (now_all - then, "")
     now, silent = _published(run, record, name)
     first = run.records()[0]
     before = {

@@ -33,6 +33,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 HOW = {
     "exact": "exact, of evaluation patients, to whom no privacy is promised",
     "noised": "with noise that the hospital's ledger has charged",
+    "summed": "in the noised sum over all hospitals alone",
     "withheld": "withheld by the hospital",
 }
 CONTENTS = {
@@ -179,7 +180,19 @@ def _scored(records: Sequence[RoundRecord]) -> RoundRecord:
 def _quality(run: Run, records: Sequence[RoundRecord]) -> list[Quality]:
     """Return each metric at each hospital after the newest round that was evaluated, the worst first."""
     first, last = records[0], _scored(records)
-    rows = []
+    rows = [
+        Quality(
+            hospital="all together",
+            metric=metric,
+            before=first.quality.get(metric),
+            now=last.quality[metric],
+            low=last.quality.get(f"low/{flat(metric)}"),
+            high=last.quality.get(f"high/{flat(metric)}"),
+            worst_case=None,
+        )
+        for metric in sorted(metric_names(run.study.task))
+        if last.metrics_sum and metric in last.quality
+    ]
     for metric in sorted(metric_names(run.study.task)):
         for site, metrics in sorted(last.metrics.items()):
             if metric in metrics:

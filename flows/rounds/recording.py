@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 
+from flows.rounds.figures import summed_metrics
 from flows.rounds.releases import weight_of
 from flows.rounds.statements import NO_ANSWERS, Answers
 from flows.rounds.sum_progress import progress
@@ -67,13 +68,24 @@ def round_record(
         base_sha256=before[-1].model_sha256 if before else GENESIS,
         model_sha256=model_sha256,
         hospitals=hospitals,
-        quality=quality_of(run, round, metrics),
+        quality=quality_in(run, round, metrics),
         seconds=time.time() - started,
         finished_ms=int(time.time() * 1000),
         software=installed(),
         start=start,
         sum=progress(run, round) if run.study.is_summed and round else None,
+        metrics_sum=progress(run, round, "metrics") if has_metrics_sum(run, round) else None,
     )
+
+
+def has_metrics_sum(run: Run, round: int) -> bool:
+    """Return whether a round's metrics are those of a secure sum."""
+    return run.study.evaluation.summed is not None and run.study.is_evaluated(round)
+
+
+def quality_in(run: Run, round: int, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return a round's quality: of the secure sum of the metrics, or the mean of the hospitals'."""
+    return summed_metrics(run, round) if has_metrics_sum(run, round) else quality_of(run, round, metrics)
 
 
 def _release(run: Run, round: int, answer: Answer) -> AcceptedRelease | Absence | None:

@@ -1,4 +1,4 @@
-"""A round's secure sum, as the coordinator leads it: five phases, in each a statement of each member.
+"""A secure sum, as the coordinator leads it: five phases, in each a statement of each member.
 
 | phase           | a hospital's statement                     | the coordinator needs          |
 |-----------------|--------------------------------------------|--------------------------------|
@@ -8,16 +8,22 @@
 | `sum-survivors` | the list of those who sent one             | the threshold, with one list   |
 | `sum-opening`   | shares that unmask the sum over that list  | the threshold                  |
 
-If too few answer, another attempt begins with another roster: fresh keys, fresh noise, a charge of its
-own. The members of each phase are stored once they are decided, so an interrupted attempt goes on as it
-was.
+These are the phases for a round's releases; metrics and surveys have their own (`sites.orders`).
+If too few answer, another attempt at the releases begins with another roster: fresh keys, fresh noise, a
+charge of its own. The members of each phase are stored once they are decided, so an interrupted attempt
+goes on as it was.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flows.rounds import releases
 from flows.rounds.statements import Answers, TooFewHospitals, parse_signed
+from flows.rounds.statements import signed as signed_statement
 from flows.rounds.sum_progress import decide, declared, passed_on, progress, store, terms_of
 from flows.rounds.sum_statements import fitting
 from flows.runs.records import Absence, RoundRecord, Signed, SumRecord
@@ -33,11 +39,14 @@ from privacy.secure_aggregation.masking import Opening, opened_secrets, unmask
 from privacy.secure_aggregation.ring import Vector, signed
 from privacy.secure_aggregation.terms import BadTerms, Terms
 from privacy.shared_noise import SharedGaussian
-from sites.orders import Phase, act_of
+from sites.orders import SUMS, Phase, act_of
+from sites.study_sections import SumKind
 
 S = TypeVar("S", bound=Statement)
 Ask = Callable[[Run, int, Phase, Sequence[str]], Answers]
 """`(run, round, phase, sites) -> answers`: asks hospitals and waits for them."""
+Vectors = Callable[[Sequence[str], Terms], Answers]
+"""`(sites, terms) -> answers`: returns the members' statements with masked vectors that fit."""
 
 
 class AttemptFailed(Exception):
@@ -76,7 +85,7 @@ def contribute(run: Run, number: int, base: RoundRecord, ask: Ask) -> Answers:
         if record.failed:
             store(run, number, SumRecord(attempt=record.attempt + 1))
         try:
-            return _attempt(run, number, base, ask)
+            return _attempt(run, number, "update", ask, partial(_releases, run, number, base, ask))
         except AttemptFailed as error:
             failed = error
         if failed.is_free:
@@ -86,41 +95,49 @@ def contribute(run: Run, number: int, base: RoundRecord, ask: Ask) -> Answers:
     raise TooFewHospitals(found, run.study, absent, number, failed.fewest)
 
 
-def _attempt(run: Run, number: int, base: RoundRecord, ask: Ask) -> Answers:
+def _attempt(run: Run, number: int, kind: SumKind, ask: Ask, vectors: Vectors) -> Answers:
     """Lead one attempt through its phases; those that an interruption left decided stay as they are."""
-    everybody = frozenset(run.description.participants)
+    phases, everybody = SUMS[kind], asked_in(run, kind)
     absent: dict[str, Absence] = {}
 
     def phase(name: Phase, sites: Iterable[str], fewest: int) -> list[str]:
-        decided = progress(run, number).members(name)
+        decided = progress(run, number, kind).members(name)
         if decided:
             return sorted(decided)
         answers = fitting(run, number, name, ask(run, number, name, sorted(everybody & set(sites))))
         absent.update({site: why for site, why in answers.absent.items() if site not in absent})
         if len(answers.taken) < fewest:
-            raise AttemptFailed(Answers(answers.taken, absent), fewest, is_free=name == "sum-keys")
+            raise AttemptFailed(Answers(answers.taken, absent), fewest, is_free=name == phases.keys)
         _decide(run, number, name, answers.taken, fewest)
         return sorted(answers.taken)
 
-    keys = phase("sum-keys", everybody, run.study.sites.min)
+    keys = phase(phases.keys, everybody, run.study.sites.min)
     try:
-        terms = terms_of(run, number, len(keys))
+        terms = terms_of(run, number, len(keys), kind=kind)
     except BadTerms as error:
         raise AttemptFailed(Answers({}, absent), run.study.sites.min) from error
-    shares = phase("sum-shares", keys, terms.threshold)
-    taken = _releases(run, number, base, sorted(everybody & set(shares)), ask, terms)
-    lists = phase("sum-survivors", taken.taken, terms.threshold)
-    phase("sum-opening", lists, terms.threshold)
+    shares = phase(phases.shares, keys, terms.threshold)
+    taken = vectors(sorted(everybody & set(shares)), terms)
+    _decide(run, number, phases.vector, taken.taken, terms.threshold)
+    lists = phase(phases.survivors, taken.taken, terms.threshold)
+    phase(phases.opening, lists, terms.threshold)
     try:
-        opened_secrets(sorted(taken.taken), opening_of(run, number, progress(run, number)), terms)
+        opened_secrets(
+            sorted(taken.taken), opening_of(run, number, progress(run, number, kind), kind), terms
+        )
     except BadShare as error:
         why = Absence(kind="rejected", text=str(error))
         raise AttemptFailed(Answers({}, dict.fromkeys(lists, why)), terms.threshold) from error
     return Answers(taken.taken, {**absent, **taken.absent})
 
 
+def asked_in(run: Run, kind: SumKind) -> frozenset[str]:
+    """Return the hospitals that a sum is asked of: before a survey nobody has joined."""
+    return frozenset(run.description.roster if kind == "survey" else run.description.participants)
+
+
 def _releases(
-    run: Run, number: int, base: RoundRecord, sites: Sequence[str], ask: Ask, terms: Terms
+    run: Run, number: int, base: RoundRecord, ask: Ask, sites: Sequence[str], terms: Terms
 ) -> Answers:
     """Return the members' masked releases that fit."""
     taken = releases.decided(run, number)
@@ -131,8 +148,57 @@ def _releases(
             )
         except TooFewHospitals as error:
             raise AttemptFailed(Answers({}, error.absent), terms.threshold) from error
-    _decide(run, number, "contribute", taken.taken, terms.threshold)
     return taken
+
+
+def figures(
+    run: Run, number: int, kind: SumKind, ask: Ask, fault: Callable[[Statement], str | None]
+) -> Answers:
+    """Lead a sum of figures to its end; return the statements in it, none where too few take part.
+
+    There is one attempt: figures are worth no second charge.
+
+    Args:
+        fault: returns why a statement's figures do not fit the sum, or None.
+    """
+
+    def vectors(sites: Sequence[str], terms: Terms) -> Answers:
+        phase = SUMS[kind].vector
+        if decided := progress(run, number, kind).members(phase):
+            return Answers(_decided(run, number, phase, decided), {})
+        found = ask(run, number, phase, sites)
+        faults = {site: fault(each.statement) for site, each in found.taken.items()}
+        taken = {site: each for site, each in found.taken.items() if faults[site] is None}
+        wrong = {
+            site: Absence(kind="rejected", text=why) for site, why in faults.items() if why is not None
+        }
+        if len(taken) < terms.threshold:
+            raise AttemptFailed(Answers(taken, {**found.absent, **wrong}), terms.threshold)
+        return Answers(taken, {**found.absent, **wrong})
+
+    try:
+        if progress(run, number, kind).failed:
+            return Answers({}, {})
+        return _attempt(run, number, kind, ask, vectors)
+    except AttemptFailed as error:
+        failed = progress(run, number, kind).model_copy(update={"failed": True})
+        store(run, number, failed, kind)
+        few = Absence(kind="missing", text="too few hospitals took part in the sum of the figures")
+        others = dict.fromkeys(error.answers.taken, few)
+        return Answers({}, {**error.answers.absent, **others})
+
+
+def _decided(
+    run: Run, number: int, phase: Phase, members: Mapping[str, str]
+) -> dict[str, Signed[Statement]]:
+    """Return the statements of a phase that is decided, as the run's folder has them."""
+    kept = passed_on(run, number, 1, phase)
+    return {
+        site: signed_statement(
+            parse_signed(run, number, phase, site, kept[site]), kept[site], run.description.roster[site]
+        )
+        for site in members
+    }
 
 
 def _decide(
@@ -144,6 +210,25 @@ def _decide(
         raise AttemptFailed(Answers({}, {}), fewest) from error
 
 
+def total_of(run: Run, number: int, kind: SumKind, vector: Callable[[str], Vector]) -> NDArray[np.int64]:
+    """Return the whole numbers that a sum of a round stands for.
+
+    Args:
+        vector: returns the masked vector of a hospital.
+
+    Raises:
+        ValueError: the opened shares do not unmask the sum.
+    """
+    record = progress(run, number, kind)
+    survivors = sorted(record.members(SUMS[kind].vector))
+    opening = opening_of(run, number, record, kind)
+    terms = terms_of(run, number, len(opening.numbers), record.attempt, kind)
+    try:
+        return signed(unmask((vector(site) for site in survivors), survivors, opening, terms))
+    except BadShare as error:
+        raise ValueError(f"The sum of round {number} can't be unmasked: {error}") from error
+
+
 def mean_change(run: Run, number: int, template: Params) -> Params:
     """Return the mean change of the parameters that a round's secure sum stands for.
 
@@ -153,18 +238,11 @@ def mean_change(run: Run, number: int, template: Params) -> Params:
     Raises:
         ValueError: the opened shares do not unmask the sum.
     """
-    record = progress(run, number)
-    survivors = sorted(record.members("contribute"))
-    opening = opening_of(run, number, record)
-    terms = terms_of(run, number, len(opening.numbers), record.attempt)
-    try:
-        total = unmask((_vector(run, number, site) for site in survivors), survivors, opening, terms)
-    except BadShare as error:
-        raise ValueError(f"The sum of round {number} can't be unmasked: {error}") from error
-    return params_of(signed(total), _unit(run, number, record, len(total), terms), template)
+    total = total_of(run, number, "update", lambda site: _vector(run, number, site))
+    return params_of(total, _unit(run, number, progress(run, number), len(total)), template)
 
 
-def _unit(run: Run, number: int, record: SumRecord, numel: int, terms: Terms) -> float:
+def _unit(run: Run, number: int, record: SumRecord, numel: int) -> float:
     """Return what one unit of the sum stands for in the mean change.
 
     Each hospital's change counts once where the hospital is the unit of privacy.
@@ -175,6 +253,7 @@ def _unit(run: Run, number: int, record: SumRecord, numel: int, terms: Terms) ->
     if not run.study.shares_noise:
         return CHANGE_GRID * everybody / patients
     mechanism = releases.mechanism_of(run, min(survivors), number)
+    terms = terms_of(run, number, len(record.members("sum-keys")), record.attempt)
     grid = SharedGaussian(mechanism, numel, terms.honest).grid
     if mechanism.unit == "hospital":
         return grid / len(survivors)
@@ -183,12 +262,13 @@ def _unit(run: Run, number: int, record: SumRecord, numel: int, terms: Terms) ->
     return -rate * grid / patients
 
 
-def opening_of(run: Run, number: int, record: SumRecord) -> Opening:
+def opening_of(run: Run, number: int, record: SumRecord, kind: SumKind = "update") -> Opening:
     """Return what the members of an attempt have announced and revealed, from the exchange."""
-    keys = statements_in(run, number, record, "sum-keys", SumKeys)
-    shares = statements_in(run, number, record, "sum-shares", SumShares)
-    openings = statements_in(run, number, record, "sum-opening", SumOpening)
-    survivors = record.members("contribute")
+    phases = SUMS[kind]
+    keys = statements_in(run, number, record, phases.keys, SumKeys)
+    shares = statements_in(run, number, record, phases.shares, SumShares)
+    openings = statements_in(run, number, record, phases.opening, SumOpening)
+    survivors = record.members(phases.vector)
 
     def revealed(whose: str, part: str) -> dict[str, bytes]:
         found = {giver: getattr(each, part).get(whose) for giver, each in openings.items()}

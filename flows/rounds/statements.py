@@ -24,14 +24,14 @@ from privacy.release import (
 )
 from privacy.signing import BadSignature, verified, verified_by_any
 from sites.exchange.places import Place
-from sites.orders import SUM_PHASES, Order, Phase, refusal_of
+from sites.orders import SUMS, Order, Phase, refusal_of
 from sites.study import Study
 
 PHASES: Mapping[str, Sequence[Phase]] = {
     "none": ("contribute",),
     "local": ("contribute",),
-    "masked": SUM_PHASES,
-    "shared_noise": SUM_PHASES,
+    "masked": SUMS["update"],
+    "shared_noise": SUMS["update"],
 }
 """The phases of a round, one after the other, by privacy mode."""
 

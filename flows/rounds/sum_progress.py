@@ -9,37 +9,38 @@ from models.files import write_atomically
 from privacy.secure_aggregation.terms import Terms
 from sites.exchange.exchange import COORDINATOR
 from sites.exchange.places import Place
-from sites.orders import SUM_PHASES, Phase, SumOrder, act_of
+from sites.orders import SUMS, Phase, SumOrder, act_of, sum_of
 from sites.secure_sum.attempt import sum_terms
 from sites.secure_sum.relay import bundle, unbundled
+from sites.study_sections import SumKind
 
 
 def order_part(run: Run, number: int, phase: Phase) -> SumOrder | None:
     """Return what an order of a phase says about the round's secure sum; None where it has none."""
-    if not run.study.is_summed or phase not in SUM_PHASES:
+    kind = sum_of(run.study, phase)
+    if kind is None:
         return None
-    record = progress(run, number)
-    return SumOrder(attempt=record.attempt, relay="" if phase == "sum-keys" else record.relay)
+    record = progress(run, number, kind)
+    return SumOrder(attempt=record.attempt, relay="" if phase == SUMS[kind].keys else record.relay)
 
 
-def progress(run: Run, number: int) -> SumRecord:
-    """Return how far a round's secure sum has come."""
-    path = _path(run, number)
+def progress(run: Run, number: int, kind: SumKind = "update") -> SumRecord:
+    """Return how far a secure sum of a round has come."""
+    path = _path(run, number, kind)
     if not path.exists():
         return SumRecord(attempt=1)
     return SumRecord.model_validate_json(path.read_bytes())
 
 
-def store(run: Run, number: int, record: SumRecord) -> None:
-    """Store how far a round's secure sum has come."""
-    write_atomically(_path(run, number), record.model_dump_json().encode())
+def store(run: Run, number: int, record: SumRecord, kind: SumKind = "update") -> None:
+    """Store how far a secure sum of a round has come."""
+    write_atomically(_path(run, number, kind), record.model_dump_json().encode())
 
 
 def act_in(run: Run, number: int, phase: Phase) -> str:
     """Return the purpose of the answers to a phase of a round: that of the round's present attempt."""
-    return (
-        phase if order_part(run, number, phase) is None else act_of(phase, progress(run, number).attempt)
-    )
+    part = order_part(run, number, phase)
+    return phase if part is None else act_of(phase, part.attempt)
 
 
 def decide(run: Run, number: int, phase: Phase, members: Mapping[str, str]) -> None:
@@ -50,7 +51,8 @@ def decide(run: Run, number: int, phase: Phase, members: Mapping[str, str]) -> N
     Args:
         members: by hospital, the sha256 of its statement.
     """
-    record = progress(run, number)
+    kind = sum_of(run.study, phase) or "update"
+    record = progress(run, number, kind)
     if record.members(phase):
         return
     act = act_of(phase, record.attempt)
@@ -62,7 +64,7 @@ def decide(run: Run, number: int, phase: Phase, members: Mapping[str, str]) -> N
     write_atomically(_bundle_path(run, number, record.attempt, phase), data)
     decided = {**record.phases, phase: dict(sorted(members.items()))}
     relay = run.exchange.put_object(data, COORDINATOR)
-    store(run, number, record.model_copy(update={"phases": decided, "relay": relay}))
+    store(run, number, record.model_copy(update={"phases": decided, "relay": relay}), kind)
 
 
 def passed_on(run: Run, number: int, attempt: int, phase: Phase) -> dict[str, bytes]:
@@ -77,10 +79,12 @@ def _bundle_path(run: Run, number: int, attempt: int, phase: Phase) -> Path:
     return run.folder / "sums" / f"round-{number:03d}" / f"{attempt}-{phase}.json"
 
 
-def terms_of(run: Run, number: int, members: int, attempt: int | None = None) -> Terms:
+def terms_of(
+    run: Run, number: int, members: int, attempt: int | None = None, kind: SumKind = "update"
+) -> Terms:
     """Return the terms of a round's attempt with so many members, or raise `BadTerms`."""
-    attempt = attempt or progress(run, number).attempt
-    return sum_terms(run.study, run.name, number, attempt, members)
+    attempt = attempt or progress(run, number, kind).attempt
+    return sum_terms(run.study, run.name, number, attempt, members, kind)
 
 
 def declared(run: Run, number: int, sites: Iterable[str]) -> int:
@@ -88,5 +92,6 @@ def declared(run: Run, number: int, sites: Iterable[str]) -> int:
     return sum(run.description.member(site, number).statement.declared_training for site in sites)
 
 
-def _path(run: Run, number: int) -> Path:
-    return run.folder / "sums" / f"round-{number:03d}.json"
+def _path(run: Run, number: int, kind: SumKind) -> Path:
+    of = "" if kind == "update" else f"-{kind}"
+    return run.folder / "sums" / f"round-{number:03d}{of}.json"

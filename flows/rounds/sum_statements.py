@@ -8,12 +8,13 @@ from flows.runs.records import Absence, Signed, SumRecord
 from flows.runs.run import Run
 from privacy.release import Statement, SumKeys, SumOpening, SumShares, SumSurvivors
 from privacy.secure_aggregation.keys import BadShare, check_public
-from sites.orders import Phase
+from sites.orders import SUMS, Phase, sum_of
 
 
 def fitting(run: Run, number: int, phase: Phase, answers: Answers) -> Answers:
     """Return the answers to a phase less those that other members would refuse, each with the reason."""
-    record, absent = progress(run, number), dict(answers.absent)
+    kind = sum_of(run.study, phase) or "update"
+    record, absent = progress(run, number, kind), dict(answers.absent)
     taken = {}
     for site, each in answers.taken.items():
         if fault := _fault(run, number, record, phase, site, each.statement):
@@ -31,27 +32,29 @@ def fitting(run: Run, number: int, phase: Phase, answers: Answers) -> Answers:
 def _fault(
     run: Run, number: int, record: SumRecord, phase: Phase, site: str, statement: Statement
 ) -> str | None:
-    match phase, statement:
-        case "sum-keys", SumKeys():
+    phases = SUMS[sum_of(run.study, phase) or "update"]
+    match phases.index(phase), statement:
+        case 0, SumKeys():
             return _key_fault(run, number, site, statement)
-        case "sum-shares", SumShares():
-            due = record.members("sum-keys")
+        case 1, SumShares():
+            due = record.members(phases.keys)
             fits = dict(statement.members) == due and statement.boxes.keys() == due.keys()
             return None if fits else "its shares are sealed for other members"
-        case "sum-survivors", SumSurvivors():
-            fits = dict(statement.survivors) == record.members("contribute")
+        case 3, SumSurvivors():
+            fits = dict(statement.survivors) == record.members(phases.vector)
             return None if fits else "it signed another list of survivors"
-        case "sum-opening", SumOpening():
-            summed = set(record.members("contribute"))
-            lost = set(record.members("sum-shares")) - summed
+        case 4, SumOpening():
+            summed = set(record.members(phases.vector))
+            lost = set(record.members(phases.shares)) - summed
             fits = (set(statement.own), set(statement.pair)) == (summed, lost)
             return None if fits else "it opens other secrets than the list of survivors needs"
     return f"expected its {phase}, got {statement.kind}"
 
 
 def _key_fault(run: Run, number: int, site: str, keys: SumKeys) -> str | None:
-    due = run.description.member(site, number).statement.declared_training
-    if keys.declared_training != due:
+    is_member = site in run.description.everybody  # before a survey nobody has joined
+    due = run.description.member(site, number).statement.declared_training if is_member else None
+    if due is not None and keys.declared_training != due:
         return f"expected the declared {due} patients of its acceptance"
     try:
         check_public(keys.pair)

@@ -153,6 +153,7 @@ class RoundRecord(Config):
         software: the versions of the coordinator's libraries.
         start: how the first model was made; in round 0 alone.
         sum: the secure sum of the round's releases, where the study has one.
+        metrics_sum: that of the metrics of the round's model.
     """
 
     study: str
@@ -169,6 +170,7 @@ class RoundRecord(Config):
     software: dict[str, str]
     start: StartRecord | None = None
     sum: SumRecord | None = None
+    metrics_sum: SumRecord | None = None
 
     @property
     def data(self) -> bytes:
@@ -249,7 +251,8 @@ DRIFTED = 0.25
 class SurveyRecord(Config):
     """A survey: each hospital's answer, and how far it is from the hospital's answer before.
 
-    A drift is 0 where a histogram is unchanged, 1 where old and new share nothing.
+    A drift is 0 where a histogram is unchanged, 1 where old and new share nothing. `total` has the
+    histograms of all hospitals together, where a study sums them.
     """
 
     study: str
@@ -259,6 +262,7 @@ class SurveyRecord(Config):
     surveys: dict[str, Survey]
     absent: dict[str, Absence]
     drift: dict[str, dict[str, float]]
+    total: dict[str, list[float | None]] = Field(default_factory=dict)
 
     @property
     def drifted(self) -> Mapping[str, list[str]]:

@@ -21,6 +21,7 @@ NO_CRITERIA = "nobody: the study has no `promotion`"
 POLICIES = {
     "exact": "exact (evaluation patients: no DP)",
     "noised": "noised (charged to the ledger)",
+    "summed": "in the sum over all hospitals alone",
     "withheld": "withheld",
 }
 """A hospital's metrics policy in words, for the reader of MLflow."""

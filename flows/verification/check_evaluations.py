@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pydantic import ValidationError
 
 from flows.rounds.global_model import released_model
-from flows.rounds.recording import quality_of
+from flows.rounds.recording import has_metrics_sum, quality_in
 from flows.runs.records import RoundRecord, Signed, head_before
 from flows.runs.run import Run
 from flows.verification.signatures import (
@@ -26,8 +26,14 @@ def score_faults(run: Run, records: Sequence[RoundRecord], record: RoundRecord) 
     """Yield faults in a round's scores and in their means."""
     for site, signed in sorted(record.scores.items()):
         yield from _score_faults(run, records, record, site, signed)
-    if not _is_close(quality_of(run, record.round, record.metrics), record.quality):
-        yield f"The quality of round {record.round} is not the mean of its scores."
+    try:
+        due = quality_in(run, record.round, record.metrics)
+    except (ValueError, LookupError) as error:
+        yield f"The sum of the metrics of round {record.round}: {error}"
+        return
+    if not _is_close(due, record.quality):
+        of = "the sum" if has_metrics_sum(run, record.round) else "the mean"
+        yield f"The quality of round {record.round} is not {of} of its scores."
     recorded = {site for site, hospital in record.hospitals.items() if hospital.scores}
     for site in sorted(run.description.everybody.keys() - recorded):
         place = Place.statement(run.name, record.round, "evaluate", site)

@@ -19,7 +19,7 @@ from models.files import sha256_of
 from privacy.release import Refusal, RejectedRelease
 from privacy.signing import BadSignature, Roster
 from sites.exchange.places import Place
-from sites.orders import Order, Phase, act_of, refusal_of
+from sites.orders import SUMS, Order, Phase, act_of, refusal_of
 
 
 def order_faults(run: Run) -> Iterator[str]:
@@ -64,7 +64,7 @@ def refusal_faults(run: Run, records: Sequence[RoundRecord], roster: Roster | No
     recorded: list[tuple[int, Sequence[Phase], Mapping[str, Absence]]] = [
         (0, ("join",), run.description.refused),
         *((record.round, phases, record.absences("release")) for record in records),
-        *((record.round, ("evaluate",), record.absences("scores")) for record in records),
+        *((record.round, SUMS["metrics"], record.absences("scores")) for record in records),
         *((record.round, ("compare",), record.absences("comparison")) for record in records),
     ]
     for round, asked, absences in recorded:

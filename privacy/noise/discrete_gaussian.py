@@ -30,6 +30,12 @@ A computed a is off by less than 2^-48 of itself, and by less than 2^-50 where t
 2^11, beyond which exp(-a) is zero within 2^-1000, that moves exp(-a) by less than 2^-36 of itself. Of u
 64 bits are drawn and 53 used, so it is off by less than 2^-53 u + 2^-64.
 """
+LEAST_SHARE = 18
+"""The smallest variance of a share, in units^2.
+
+A sum of discrete Gaussians of at least this variance is one, up to a factor of 1 +- 1e-75 for each
+(docs/decisions/0017).
+"""
 SMOOTHING = 9
 """Variance that a discrete Gaussian has beyond the continuous Gaussian that it counts as (units^2).
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privacy.accounting import PrivacyEvent
-from privacy.noise.discrete_gaussian import discrete_gaussian
+from privacy.noise.discrete_gaussian import LEAST_SHARE, SMOOTHING, discrete_gaussian
 from privacy.noise.source import NoiseSource
 
 UNITS = 2**16
@@ -34,7 +34,7 @@ LEAST_SIGMA = 6.0
 
 @dataclass(frozen=True)
 class Noised:
-    """Sums over patients with their noise, in units of the grid; only `noised_sums` makes one."""
+    """Sums over patients with their noise, in units of the grid: of `noised_sums` or a secure sum."""
 
     units: tuple[int, ...]
 
@@ -76,6 +76,33 @@ def is_on_grid(value: float) -> bool:
     return (value / STEP).is_integer()
 
 
+def shared_sums(
+    values: NDArray[np.float64],
+    event: PrivacyEvent,
+    sensitivity: float,
+    noise: NoiseSource,
+    honest: int,
+) -> NDArray[np.int64]:
+    """Return a hospital's sums in units with its share of the noise, as `noised_sums` has all of it.
+
+    Guarantees: with the shares of `honest` hospitals the total has the noise that the event states.
+    """
+    sums = _sums(values, event)
+    return sums + discrete_gaussian(noise, len(sums), share_variance(event, sensitivity, honest))
+
+
+def share_variance(event: PrivacyEvent, sensitivity: float, honest: int) -> int:
+    """Return the variance of one hospital's share of the noise, in units^2 (docs/decisions/0017)."""
+    whole = (event.noise_multiplier * sensitivity * UNITS) ** 2 + SMOOTHING
+    return max(math.ceil(whole / honest), LEAST_SHARE)
+
+
+def own_event(event: PrivacyEvent, sensitivity: float, honest: int) -> PrivacyEvent:
+    """Return the event that sums would cost if no other hospital added noise."""
+    alone = math.sqrt(share_variance(event, sensitivity, honest) - SMOOTHING)
+    return PrivacyEvent(alone / (sensitivity * UNITS), 1.0, 1)
+
+
 def noised_sums(
     values: NDArray[np.float64], event: PrivacyEvent, sensitivity: float, noise: NoiseSource
 ) -> Noised:
@@ -91,13 +118,18 @@ def noised_sums(
     Raises:
         ValueError: a value outside [0, 1], more than one step, or noise too small for the grid.
     """
+    sigma = event.noise_multiplier * sensitivity * UNITS
+    if sigma < LEAST_SIGMA:
+        raise ValueError(f"Expected noise of at least {LEAST_SIGMA:g} units of the grid, got {sigma:g}.")
+    sums = _sums(values, event)
+    drawn = discrete_gaussian(noise, len(sums), math.ceil(sigma**2))
+    return Noised(tuple((sums + drawn).tolist()))
+
+
+def _sums(values: NDArray[np.float64], event: PrivacyEvent) -> NDArray[np.int64]:
+    """Return the sums over patients in units, rounded down for each patient."""
     if not (np.all(values >= 0) and np.all(values <= 1)):  # NaN fails too
         raise ValueError("Expected each patient's numbers to be from 0 to 1.")
     if (event.steps, event.sampling_rate) != (1, 1.0):
         raise ValueError("Expected an event of one step over all patients.")
-    sigma = event.noise_multiplier * sensitivity * UNITS
-    if sigma < LEAST_SIGMA:
-        raise ValueError(f"Expected noise of at least {LEAST_SIGMA:g} units of the grid, got {sigma:g}.")
-    sums = np.floor(values * UNITS).astype(np.int64).sum(0)
-    drawn = discrete_gaussian(noise, len(sums), math.ceil(sigma**2))
-    return Noised(tuple((sums + drawn).tolist()))
+    return np.asarray(np.floor(values * UNITS).astype(np.int64).sum(0))

@@ -11,10 +11,10 @@ from models.networks.choice import NetworkConfig
 from models.tasks import TaskConfig
 from privacy.ledger import Entry
 from privacy.ledger_book import is_kind
-from privacy.mechanisms import Mechanism, SharedNoise, mechanism_for
+from privacy.mechanisms import MaskedPrivacy, Mechanism, SharedNoise, mechanism_for
 from sites.hospital import Hospital
 from sites.listing.cases import Listing, plain_name
-from sites.orders import SUM_PHASES, Order
+from sites.orders import SUMS, Order, sum_of
 from sites.policy.policy import Policy, Refused
 from sites.study import Study, check_network
 from sites.training.config import TrainingConfig
@@ -42,7 +42,7 @@ def admit(policy: Policy, study: Study) -> None:
             "the study samples patients for its steps and the policy has sampled_steps: refuse"
         )
     if isinstance(study.privacy, SharedNoise):
-        _check_shared_noise(policy, study.privacy)
+        check_shared_noise(policy, study.privacy)
     for key in ("epsilon", "delta"):
         asked, allowed = getattr(study.privacy, key), getattr(policy.budget, key)
         if asked > allowed:
@@ -51,7 +51,8 @@ def admit(policy: Policy, study: Study) -> None:
         raise Refused("the study's delta is not below one over the declared training patients")
 
 
-def _check_shared_noise(policy: Policy, privacy: SharedNoise) -> None:
+def check_shared_noise(policy: Policy, privacy: SharedNoise | MaskedPrivacy) -> None:
+    """Raise `Refused` if the policy allows no sum with a share of the noise alone, or not this one."""
     if policy.shared_noise == "refuse":
         raise Refused(
             "the study's noise is shared by the hospitals and the policy has shared_noise: refuse"
@@ -197,17 +198,19 @@ def check_free_answers(hospital: Hospital, order: Order) -> None:
 
 def check_round(order: Order) -> None:
     """Raise `Refused` if the study has no such round: a person approved its rounds and no others."""
-    first = 0 if order.phase in ("check", "survey", "join", "evaluate") else 1
+    kind = sum_of(order.study, order.phase)
+    is_first = order.phase in ("check", "survey", "join", "evaluate") or kind in ("metrics", "survey")
+    first = 0 if is_first else 1
     if not first <= order.round <= order.study.rounds:
         raise Refused(
             f"the order is for round {order.round}; the study has rounds {first} to "
             f"{order.study.rounds} for {order.phase}"
         )
-    if (order.sum is not None) != (order.study.is_summed and order.phase in SUM_PHASES):
+    if (order.sum is not None) != (kind is not None):
         raise Refused(
             "the order is of a secure sum where the study has none, or of none where it has one"
         )
-    if order.phase == "evaluate" and not order.study.is_evaluated(order.round):
+    if order.phase in SUMS["metrics"] and not order.study.is_evaluated(order.round):
         raise Refused(f"the study evaluates no model in round {order.round}")
     if order.phase == "compare" and not order.study.is_compared(order.round):
         raise Refused(f"the study compares no models in round {order.round}")

@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.objectives import build_task
@@ -16,7 +18,15 @@ from sites.admission.admission import WEEK_S, teacher_for
 from sites.admission.approvals import check_join
 from sites.cohort import Patient
 from sites.evaluation import survey
-from sites.evaluation.scoring import coarse, intervals, kept, noised_score, score, worst_case
+from sites.evaluation.scoring import (
+    bounded_rows,
+    coarse,
+    intervals,
+    kept,
+    noised_score,
+    score,
+    worst_case,
+)
 from sites.hospital import Hospital
 from sites.imaging.preprocessing import Prepared
 from sites.inference import predictor
@@ -30,8 +40,9 @@ from sites.local_models import (
     with_local_layers,
 )
 from sites.orders import Order, check_in_time
-from sites.policy.policy import NoisedMetrics, NoisedStatistics
+from sites.policy.policy import NoisedMetrics, NoisedStatistics, Refused
 from sites.progress import Progress
+from sites.secure_sum.masked_figures import SummedFigures
 from sites.study import Study
 
 
@@ -42,6 +53,9 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     model = global_model(hospital, order)
     if policy.metrics == "withheld" or _has_few(hospital):
         export.scores(hospital, study, act, model, "withheld", {})
+        return
+    if study.evaluation.summed:
+        _score_summed(hospital, order, act, model)
         return
     patients = hospital.cohort(study).evaluation
     if policy.noised_metrics is None:
@@ -104,6 +118,22 @@ def _score_noised(
         noise=noise,
     )
     export.scores(hospital, study, charge, model, "noised", metrics)
+
+
+def _score_summed(hospital: Hospital, order: Order, act: Charge, model: GlobalModel) -> None:
+    """Charge one evaluation, and publish masked sums of the metrics with a share of their noise."""
+    study, policy, task = order.study, hospital.policy, build_task(order.study.task)
+
+    def rows(charged: frozenset[str]) -> NDArray[np.float64]:
+        patients = [p for p in hospital.cohort(study).evaluation if p.pseudonym in charged]
+        predict = predictor(_network_of(hospital, order, model), study, study.network, hospital.device)
+        return bounded_rows(predict, task, patients)
+
+    most = policy.noised_metrics.epsilon if policy.noised_metrics else policy.budget.epsilon
+    limit = Budget(epsilon=most, delta=policy.budget.delta)
+    figures = SummedFigures(hospital, order, "metrics", len(task.bounded([])) ** 0.5)
+    charge, masked, vector = figures.hidden(act, hospital.eligible.evaluation, limit, rows)
+    export.scores(hospital, study, charge, model, "summed", {}, masked, vector)
 
 
 def compare(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
@@ -209,6 +239,9 @@ def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Publish the survey of the hospital's scans, as far as its policy allows."""
     study, policy = order.study, hospital.policy
     statistics, declared = policy.statistics, policy.declared_patients
+    if study.survey:
+        _tell_summed(hospital, order, act)
+        return
     if statistics == "withheld":
         export.survey(hospital, study, act, "withheld", {})
         return
@@ -232,3 +265,24 @@ def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     patients = tuple(patient for patient in patients if patient.pseudonym in charged)
     shares = survey.noised(patients, study.task, declared=declared, event=event, noise=noise)
     export.survey(hospital, study, charge, "noised", shares)
+
+
+def _tell_summed(hospital: Hospital, order: Order, act: Charge) -> None:
+    """Charge one survey, and publish masked sums of its histograms with a share of their noise."""
+    study, policy = order.study, hospital.policy
+    most = policy.budget.epsilon
+    if policy.statistics != "withheld" and policy.statistics.kind == "noised":
+        if _has_enough_surveys(hospital, act, policy.statistics):
+            raise Refused("the policy allows no further survey")
+        most = policy.statistics.epsilon
+
+    def rows(charged: frozenset[str]) -> NDArray[np.float64]:
+        cohort = hospital.cohort(study)
+        patients = [p for p in (*cohort.training, *cohort.evaluation) if p.scans]
+        return survey.rows_of([p for p in patients if p.pseudonym in charged], study.task)
+
+    eligible = hospital.eligible.training | hospital.eligible.evaluation
+    limit = Budget(epsilon=most, delta=policy.budget.delta)
+    figures = SummedFigures(hospital, order, "survey", survey.sensitivity(study.task))
+    charge, masked, vector = figures.hidden(act, eligible, limit, rows)
+    export.survey(hospital, study, charge, "summed", {}, masked, vector)

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.objectives import LOWER_IS_BETTER, Prediction, Task, flat
 from models.tasks import TaskConfig
 from privacy.accounting import PrivacyEvent
-from privacy.noise.noised import noised_sums, to_grid
+from privacy.noise.noised import Noised, noised_sums, to_grid
 from privacy.noise.source import NoiseSource
 from privacy.release import LARGEST_METRIC
 from sites.cohort import Patient
@@ -116,12 +117,24 @@ def noised_score(
     most sqrt(d) in L2; the divisor is the declared number of evaluation patients. If there are several
     labels, `dice` is the mean of their noised values, at no extra privacy cost.
     """
+    rows = bounded_rows(predict, task, patients)
+    return noised_means(noised_sums(rows, event, rows.shape[1] ** 0.5, noise), task, declared, event)
+
+
+def bounded_rows(predict: Predict, task: Task, patients: Sequence[Patient]) -> NDArray[np.float64]:
+    """Return each patient's metrics from 0 to 1, `(P, D)`, in the order of their names."""
     outcomes = [_robust(task.bounded, predict, patient) for patient in patients]
     names = sorted(task.bounded([]))
     values = [[outcome[name] for name in names] for outcome in outcomes]
-    rows = np.array(values, dtype=np.float64).reshape(-1, len(names))
-    means = noised_sums(rows, event, len(names) ** 0.5, noise).means(declared)
-    metrics = dict(zip(names, means, strict=True))
+    return np.array(values, dtype=np.float64).reshape(-1, len(names))
+
+
+def noised_means(
+    sums: Noised, task: Task, declared: int, event: PrivacyEvent
+) -> dict[str, float]:  # fmt: skip
+    """Return metrics with the intervals of their noise, by noised sums over a declared number."""
+    names = sorted(task.bounded([]))
+    metrics = dict(zip(names, sums.means(declared), strict=True))
     std = dict.fromkeys(names, event.noise_multiplier * len(names) ** 0.5 / declared)
     dice = [value for name, value in metrics.items() if name.startswith("dice/")]
     if dice:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from models.tasks import TaskConfig
 from privacy.accounting import PrivacyEvent
-from privacy.noise.noised import noised_sums
+from privacy.noise.noised import Noised, noised_sums
 from privacy.noise.source import NoiseSource
 from sites.cohort import Patient
 from sites.imaging.profile import INTENSITY_EDGES, Profile
@@ -153,12 +153,25 @@ def noised(
     Guarantees: setting a patient's numbers to zero changes each of h histograms by at most 1 in L2, and
     all of them together by at most sqrt(h); the divisor is the declared number of patients.
     """
-    tables = _tables(patients, task)
-    rows = np.concatenate(list(tables.values()), axis=1)
-    shares = noised_sums(rows, event, len(tables) ** 0.5, noise).shares(declared)
-    published: Told = {}
-    for name, table in tables.items():
-        published[name], shares = [*shares[: table.shape[1]]], shares[table.shape[1] :]
+    sums = noised_sums(rows_of(patients, task), event, sensitivity(task), noise)
+    return noised_shares(sums, task, declared)
+
+
+def rows_of(patients: Sequence[Patient], task: TaskConfig) -> Histogram:
+    """Return what each patient adds to all histograms, one after the other: `(P, D)`."""
+    return np.concatenate(list(_tables(patients, task).values()), axis=1)
+
+
+def sensitivity(task: TaskConfig) -> float:
+    """Return the largest L2 norm of a patient's row of `rows_of`."""
+    return float(len(bins(task)) ** 0.5)
+
+
+def noised_shares(sums: Noised, task: TaskConfig, declared: int) -> Told:
+    """Return shares by histogram, by noised sums over a declared number of patients."""
+    shares, published = sums.shares(declared), Told()
+    for name, count in bins(task).items():
+        published[name], shares = [*shares[:count]], shares[count:]
     return published
 
 

@@ -20,7 +20,7 @@ from sites.contribution.personal import update_personal_model
 from sites.evaluation.evaluation import compare, evaluate, tell
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
-from sites.orders import SUM_MESSAGES, Order, Phase, check_in_time, refusal_of
+from sites.orders import SUM_MESSAGES, SUMS, Order, Phase, check_in_time, refusal_of
 from sites.policy.opening_hours import Closed, check_open
 from sites.policy.policy import Refused
 from sites.progress import Progress
@@ -73,12 +73,12 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
             check_free_answers(hospital, order)
             admit(hospital.policy, study)
             check_filter(hospital, study)
-            check_list(hospital, study, for_survey=order.phase == "survey")
+            check_list(hospital, study, for_survey=order.phase in SUMS["survey"])
             _PHASES[order.phase](hospital, order, act, progress)
         _check_export(hospital, act)
         check_has_not_left(hospital, study.name)
         export.publish(hospital, exchange, act)
-        if order.phase in ("sum-opening", "evaluate"):
+        if order.phase == order.sum_phases.opening or (order.phase == "evaluate" and not order.sum):
             forget_secrets(hospital, order.run)
         update_personal_model(hospital, order)
     except (Refused, BudgetExceeded) as reason:
@@ -140,8 +140,8 @@ _PHASES: Mapping[Phase, Callable[[Hospital, Order, Charge, Progress], None]] = {
     "contribute": contribute,
     "evaluate": evaluate,
     "compare": compare,
-    "sum-keys": announce_keys,
-    "sum-shares": seal_shares,
-    "sum-survivors": sign_survivors,
-    "sum-opening": open_sum,
+    **{phases.keys: announce_keys for phases in SUMS.values()},
+    **{phases.shares: seal_shares for phases in SUMS.values()},
+    **{phases.survivors: sign_survivors for phases in SUMS.values()},
+    **{phases.opening: open_sum for phases in SUMS.values()},
 }

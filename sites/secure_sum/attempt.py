@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from models.config import Config
@@ -16,11 +18,14 @@ from models.tasks import Name
 from privacy.mechanisms import MaskedPrivacy, SharedNoise
 from privacy.release import Count, Sha256, Share
 from privacy.secure_aggregation.keys import Secrets
+from privacy.secure_aggregation.masking import mask
+from privacy.secure_aggregation.ring import Vector, on_ring
 from privacy.secure_aggregation.terms import BadTerms, Terms
 from sites.hospital import Hospital
-from sites.orders import Order
+from sites.orders import Order, sum_of
 from sites.policy.policy import Refused
 from sites.study import Study
+from sites.study_sections import SumKind
 
 Seed = Share
 BothShares = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -71,15 +76,17 @@ class Attempt(Config):
         return sorted(self.roster)
 
 
-def sum_terms(study: Study, run: str, round: int, attempt: int, members: int) -> Terms:
-    """Return the terms of an attempt with so many members.
+def sum_terms(
+    study: Study, run: str, round: int, attempt: int, members: int, kind: SumKind
+) -> Terms:  # fmt: skip
+    """Return the terms of an attempt with so many members, at a sum of a kind.
 
     Raises:
         BadTerms: the study has no secure sum, or none among so many hospitals.
     """
     if not isinstance(study.privacy, MaskedPrivacy | SharedNoise):
         raise BadTerms("The study has no secure sum.")
-    name, config = f"{study.sha256} {run} {round} {attempt}", study.privacy.sum
+    name, config = f"{study.sha256} {run} {round} {attempt} {kind}", study.privacy.sum
     return Terms(name, members, config.dropouts, config.colluding)
 
 
@@ -91,9 +98,18 @@ def terms_of(order: Order, members: int) -> Terms:
             f"got {members}"
         )
     try:
-        return sum_terms(order.study, order.run, order.round, order.sum_attempt, members)
+        kind = sum_of(order.study, order.phase) or "update"
+        return sum_terms(order.study, order.run, order.round, order.sum_attempt, members, kind)
     except BadTerms as error:
         raise Refused(str(error)) from error
+
+
+def masked_vector(units: NDArray[np.int64], me: str, attempt: Attempt, terms: Terms) -> Vector:
+    """Return whole numbers on the ring, masked for the members who have sealed shares."""
+    vector = on_ring(units)
+    peers = {n: peer.pair for n, peer in attempt.roster.items() if n in attempt.held and n != me}
+    mask(vector, me, attempt.secrets, peers, terms)
+    return vector
 
 
 def begin(hospital: Hospital, order: Order) -> Attempt:
@@ -126,4 +142,5 @@ def stored(hospital: Hospital, order: Order) -> Attempt:
 
 
 def _path(hospital: Hospital, order: Order) -> Path:
-    return hospital.state / "sums" / order.run / f"{order.round:03d}-{order.sum_attempt}.json"
+    name = f"{order.round:03d}-{order.sum_phases.vector}-{order.sum_attempt}.json"
+    return hospital.state / "sums" / order.run / name

@@ -10,13 +10,11 @@ from privacy.ledger_book import is_kind
 from privacy.mechanisms import Mechanism
 from privacy.release import Masked, Noise
 from privacy.secure_aggregation.fixed_point import CHANGE_GRID, MASKED, units_of
-from privacy.secure_aggregation.masking import mask
-from privacy.secure_aggregation.ring import on_ring
 from privacy.secure_aggregation.terms import Terms
 from privacy.shared_noise import SharedGaussian
 from sites.hospital import Hospital
 from sites.orders import Order
-from sites.secure_sum.attempt import Attempt, terms_of
+from sites.secure_sum.attempt import Attempt, masked_vector, terms_of
 from sites.secure_sum.own_share import own_epsilon, smallest_share
 from sites.study import Study
 from sites.update import CLIPPED, Update
@@ -77,10 +75,7 @@ class MaskedSum:
         return units_of(flat, CHANGE_GRID, share)
 
     def _masked(self, units: NDArray[np.int64]) -> torch.Tensor:
-        vector, me = on_ring(units), self.hospital.name
-        members = self.attempt.roster.items()
-        peers = {name: peer.pair for name, peer in members if name in self.attempt.held and name != me}
-        mask(vector, me, self.attempt.secrets, peers, self.terms)
+        vector = masked_vector(units, self.hospital.name, self.attempt, self.terms)
         return torch.from_numpy(vector.view(np.int32))
 
     def _own_epsilon(self, shared: SharedGaussian) -> float:

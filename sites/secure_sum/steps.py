@@ -5,25 +5,46 @@ hospital reveals in an attempt it reveals once, for one list of survivors, and o
 own mask or its pair secret (Bonawitz et al. 2017, figure 4, https://doi.org/10.1145/3133956.3133982).
 """
 
+from collections.abc import Mapping
+
 from privacy.ledger import Charge
-from privacy.release import ReleaseManifest, SumKeys, SumOpening, SumShares, SumSurvivors
+from privacy.release import (
+    ReleaseManifest,
+    Scores,
+    Statement,
+    SumKeys,
+    SumOpening,
+    SumShares,
+    SumSurvivors,
+    Survey,
+)
 from privacy.secure_aggregation.keys import BadShare, commitment_to, mask_key, seal, unseal
 from privacy.secure_aggregation.terms import Terms
 from sites import export
 from sites.admission.approvals import check_join
 from sites.hospital import Hospital
-from sites.orders import Order
+from sites.orders import SUMS, Order, Phase, sum_of
 from sites.policy.policy import Refused
 from sites.progress import Progress
 from sites.secure_sum.attempt import Attempt, Peer, begin, keep, stored, terms_of
+from sites.secure_sum.figures import check_figures
 from sites.secure_sum.own_share import check_own_share
 from sites.secure_sum.relay import check_peers, relayed
+
+VECTORS: Mapping[Phase, type[Statement]] = {
+    "contribute": ReleaseManifest, "evaluate": Scores, "survey": Survey,
+}  # fmt: skip
+"""The statement with a masked vector, by the phase in which hospitals make it."""
 
 
 def announce_keys(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Draw the secrets of an attempt and announce the public keys."""
     check_peers(hospital)
-    check_join(hospital, order.study, order.run)
+    kind = sum_of(order.study, order.phase)
+    if kind != "survey":  # which comes before anybody joins
+        check_join(hospital, order.study, order.run)
+    if kind != "update":
+        check_figures(hospital, order.study, kind or "metrics")
     pair, box = begin(hospital, order).secrets.public
     export.free_statement(
         hospital, order.study, act, SumKeys, kind="sum_keys", attempt=order.sum_attempt,
@@ -34,7 +55,7 @@ def announce_keys(hospital: Hospital, order: Order, act: Charge, _: Progress) ->
 def seal_shares(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Seal shares of the own secrets for every member of the roster, the hospital itself included."""
     attempt = stored(hospital, order)
-    found = relayed(hospital, order, "sum-keys", SumKeys)
+    found = relayed(hospital, order, order.sum_phases.keys, SumKeys)
     mine = found.get(hospital.name)
     if mine is None or (mine[0].pair, mine[0].box) != attempt.secrets.public:
         raise Refused("the roster of the secure sum does not have the keys that this hospital announced")
@@ -52,7 +73,8 @@ def seal_shares(hospital: Hospital, order: Order, act: Charge, _: Progress) -> N
         raise Refused("two members of the secure sum have announced the same key")
     attempt = attempt.model_copy(update={"roster": roster})
     terms = terms_of(order, len(roster))
-    check_own_share(hospital, order.study, terms.honest)
+    if order.sum_phases == SUMS["update"]:
+        check_own_share(hospital, order.study, terms.honest)
     boxes = _boxes(hospital.name, attempt, terms)
     keep(hospital, order, attempt)
     export.free_statement(
@@ -84,7 +106,7 @@ def take_shares(hospital: Hospital, order: Order) -> Attempt:
             does not open.
     """
     attempt = stored(hospital, order)
-    found = relayed(hospital, order, "sum-shares", SumShares)
+    found = relayed(hospital, order, order.sum_phases.shares, SumShares)
     roster = {site: peer.keys_sha256 for site, peer in attempt.roster.items()}
     terms = terms_of(order, len(roster))
     if hospital.name not in found or not found.keys() <= roster.keys():
@@ -112,7 +134,7 @@ def take_shares(hospital: Hospital, order: Order) -> Attempt:
 def sign_survivors(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Sign the one list of hospitals whose masked vectors are summed."""
     attempt = stored(hospital, order)
-    found = relayed(hospital, order, "contribute", ReleaseManifest)
+    found = relayed(hospital, order, order.sum_phases.vector, VECTORS[order.sum_phases.vector])
     terms = terms_of(order, len(attempt.roster))
     if hospital.name not in found or not found.keys() <= attempt.held.keys():
         raise Refused("the list of survivors is not one of this attempt's members")
@@ -120,11 +142,11 @@ def sign_survivors(hospital: Hospital, order: Order, act: Charge, _: Progress) -
         raise Refused(f"expected {terms.threshold} survivors of the secure sum, got {len(found)}")
     mine = _common_terms(found[hospital.name][0])
     if mine is None or mine[:2] != (order.sum_attempt, attempt.shares_sha256):
-        raise Refused("the hospital's own release is masked for other members or another attempt")
+        raise Refused("the hospital's own vector is masked for other members or another attempt")
     for site, (release, _sha256) in found.items():
         if _common_terms(release) != mine:
             raise Refused(
-                f"the release of {site} is masked for other members or another attempt, or starts from "
+                f"the vector of {site} is masked for other members or another attempt, or is of "
                 f"another model than this hospital's"
             )
     survivors = {site: sha for site, (_statement, sha) in found.items()}
@@ -137,23 +159,29 @@ def sign_survivors(hospital: Hospital, order: Order, act: Charge, _: Progress) -
     )  # fmt: skip
 
 
-def _common_terms(release: ReleaseManifest) -> tuple[object, ...] | None:
-    """Return what all releases of a sum must have in common; None for one that is not masked.
+def _common_terms(vector: Statement) -> tuple[object, ...] | None:
+    """Return what all vectors of a sum must have in common; None for one that is not masked.
 
     A coordinator that gives hospitals different models could make all vectors but one known to it
     (Pasquini et al. 2022, https://arxiv.org/abs/2111.07380).
     """
-    masked = release.masked
+    masked = vector.masked if isinstance(vector, ReleaseManifest | Scores | Survey) else None
     if masked is None:
         return None
-    base = (release.base_sha256, release.chain_head, release.content, masked.rate)
+    base: tuple[object, ...] = ()
+    if isinstance(vector, ReleaseManifest):
+        base = (vector.base_sha256, vector.chain_head, vector.content, masked.rate)
+    elif isinstance(vector, Scores):
+        base = (vector.model_sha256, vector.chain_head, len(vector.hidden), vector.event)
+    elif isinstance(vector, Survey):
+        base = (len(vector.hidden), vector.event)
     return (masked.attempt, dict(masked.members), *base)
 
 
 def open_sum(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Reveal the shares that unmask the sum, once enough survivors have signed the same list."""
     attempt = stored(hospital, order)
-    found = relayed(hospital, order, "sum-survivors", SumSurvivors)
+    found = relayed(hospital, order, order.sum_phases.survivors, SumSurvivors)
     terms = terms_of(order, len(attempt.roster))
     if not attempt.survivors:
         raise Refused("the hospital has signed no list of survivors in this attempt")

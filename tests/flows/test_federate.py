@@ -288,7 +288,8 @@ def with_sum(untouched: Path, tmp_path: Path) -> Path:
         "privacy": study["privacy"] | {"mode": "shared_noise", "sum": {"dropouts": 1}},
         "training": {"steps": 1, "lr": 0.1, "lot": "all", "momentum": 0},
         "export": "gradient_sum", "sites": study["sites"] | {"min": 3},
-        "evaluation": {}, "distillation": study["distillation"] | {"rounds": "last"},
+        "evaluation": {"summed": {"epsilon": 5}},
+        "distillation": study["distillation"] | {"rounds": "last"},
     }  # fmt: skip
     (home / "small.yaml").write_text(yaml.safe_dump(study))
     introduce(wards_in(home / "wards").values())
@@ -307,9 +308,11 @@ def test_a_secure_sum_that_is_killed_goes_on_to_the_same_bits_and_is_charged_onc
         printed_by(with_sum, "verify")
     disturbed, undisturbed = newest(with_sum).records(), newest(other).records()
     assert [r.model_sha256 for r in disturbed] == [r.model_sha256 for r in undisturbed]
+    assert all(record.quality["dice"] != 0 for record in disturbed)
     for site in disturbed[-1].releases:
         entries = Hospital.open(with_sum / "wards" / site).ledger.entries()
-        assert [e.action for e in entries].count("reserve") == 2
+        paid = [e.charge.purpose for e in entries if e.action == "reserve"]
+        assert (paid.count("contribute"), paid.count("evaluate")) == (2, 3)
 
 
 def kill_and_go_on(home: Path) -> None:

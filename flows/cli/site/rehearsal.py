@@ -23,7 +23,7 @@ from models import params as P
 from privacy.release import ReleaseManifest
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
-from sites.orders import Phase
+from sites.orders import SUMS, Phase, sums_of
 from sites.setup.rehearsal import understudy
 from sites.study import Study
 
@@ -56,13 +56,14 @@ def rehearse(hospital: Hospital, study: Study) -> Iterator[Tried]:
             rate = REHEARSED_RATE if study.training.lr == "auto" else None
             model = global_model.publish_model(run, 0, P.of(untrained(study)), rate)
             run.keep(recording.round_record(run, 0, model, NO_ANSWERS, NO_ANSWERS, time.time()))
-            for phase, number in ACTS[:-1] if study.is_summed else ACTS:
+            summed = {SUMS[kind].vector for kind in sums_of(study)}
+            for phase, number in ((phase, k) for phase, k in ACTS if phase not in summed):
                 tried = _act(run, process, phase, number)
                 yield tried
                 if not tried.is_fine:
                     break
-            if study.is_summed:
-                yield Tried("contribute", 0.0, NO_PEERS, is_fine=True)
+            for phase in sorted(summed):
+                yield Tried(phase, 0.0, NO_PEERS, is_fine=True)
     if hospital.policy.coordinator:
         known = hospital.policy.coordinator
         yield _reached("the exchange", lambda: Exchange(known.exchange).orders_of(hospital.name))

@@ -1,6 +1,7 @@
 """Rounds with a secure sum: the right model, whoever drops out; failed attempts are paid and redone."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import fedavg_by_hand as by_hand
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import STUDY
-from consortium import SEED, Consortium, small_hospitals
+from consortium import NAMES, SEED, Consortium, small_hospitals, study_with_sum
 
 from flows.rounds.statements import TooFewHospitals
 from flows.rounds.sum_progress import progress
@@ -24,29 +25,11 @@ from privacy.shared_noise import SharedGaussian
 from sites.study import Study
 
 SMALL = STUDY["preprocessing"]
-NAMES = ("north", "east", "south", "west")
 
 
 @pytest.fixture
 def study(small_study) -> Callable[..., Study]:
-    def make(mode: str, **changes: object) -> Study:
-        shared = mode == "shared_noise"
-        content = {
-            **small_study,
-            "sites": {"min": changes.pop("fewest", 3), "deadline_s": 120},
-            "privacy": {
-                **small_study["privacy"], "mode": mode, "accountants": ["rdp"],
-                "sum": {"dropouts": 0, "colluding": 0, **changes.pop("sum", {})},
-            },
-            "training": {"steps": 1 if shared else 2, "lr": 0.1, "lot": "all",
-                         "momentum": 0 if shared else 0.9},
-            "export": "gradient_sum" if shared else "weights",
-            "strategy": {"name": "fed_avg"},
-            **changes,
-        }  # fmt: skip
-        return Study.model_validate({k: v for k, v in content.items() if k != "distillation"})
-
-    return make
+    return partial(study_with_sum, small_study)
 
 
 @pytest.fixture

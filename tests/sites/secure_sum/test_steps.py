@@ -295,7 +295,7 @@ def test_a_list_over_releases_from_different_models_is_not_signed(made: Consorti
     lie(made, "sum-survivors", from_another_model)
     with pytest.raises(TooFewHospitals):
         made.contribute(1)
-    assert "starts from another model" in _reason_of_try(made, "sum-survivors", "north", 1)
+    assert "is of another model" in _reason_of_try(made, "sum-survivors", "north", 1)
 
 
 def _reason_of_try(made: Consortium, phase: Phase, site: str, attempt: int) -> str:
