@@ -59,7 +59,7 @@ MOST_ATTEMPTS = 100
 Attempt = Annotated[int, Field(ge=1, le=MOST_ATTEMPTS)]
 Share = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 _MEMBERS = Field(max_length=1000)
-Hidden = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(max_length=5000)]
+Hidden = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(max_length=20_000)]
 """Masked sums of a hospital's figures, on the ring."""
 Members = Annotated[dict[Name, Sha256], _MEMBERS]
 
@@ -184,11 +184,14 @@ class ReleaseManifest(_Statement):
 
 
 class SumKeys(_Statement):
-    """A hospital's fresh public keys for one attempt at a secure sum, and its weight in it."""
+    """A hospital's fresh public keys for one attempt at a secure sum, and its weight in it.
+
+    `weight` is the declared number of patients of whom the sum is: who train, evaluate, or all.
+    """
 
     kind: Literal["sum_keys"]
     attempt: Attempt
-    declared_training: Count
+    weight: Count
     pair: Sha256
     box: Sha256
 

@@ -147,9 +147,17 @@ class Order(Config):
         return self.sum.attempt if self.sum else 1
 
     @property
+    def sum_kind(self) -> SumKind:
+        """What the order's secure sum is of; raises ValueError if it is part of none."""
+        kind = sum_of(self.study, self.phase)
+        if kind is None:
+            raise ValueError(f"The phase {self.phase} is part of no secure sum of the study.")
+        return kind
+
+    @property
     def sum_phases(self) -> SumPhases:
         """The phases of the secure sum that the order is part of."""
-        return SUMS[sum_of(self.study, self.phase) or "update"]
+        return SUMS[self.sum_kind]
 
     @property
     def noise_purpose(self) -> str:

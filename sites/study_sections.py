@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 
 from models.adversarial import AttackConfig
 from models.config import Config
-from models.objectives import LOWER_IS_BETTER, metric_names
+from models.objectives import LOWER_IS_BETTER, build_task, metric_names
 from models.strategies import StrategyConfig
 from models.tasks import TaskConfig
 from privacy.mechanisms import MaskedPrivacy, PrivacyConfig, SharedNoise
@@ -228,7 +228,9 @@ def promotion_faults(
         return
     if is_summed and promotion.worst_site is not None:
         yield "promotion.worst_site: expected none with evaluation.summed, where no hospital's is known."
-    names = metric_names(task)
+    names = set(metric_names(task))
+    if is_summed:  # those that each patient has
+        names &= {*build_task(task).bounded([]), "dice"}
     good = sorted(name for name in names if name not in LOWER_IS_BETTER)
     if promotion.metric not in good:
         yield f"promotion.metric: expected one of {good}, got {promotion.metric!r}."

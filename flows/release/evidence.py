@@ -143,6 +143,8 @@ def _epsilon(run: Run, record: RoundRecord) -> tuple[float | None, str]:
         # A run that stops because of what came out has its budget as the only valid bound (a filter is
         # no odometer: Rogers et al. 2016, Privacy Odometers and Filters, https://arxiv.org/abs/1605.08294).
         return max(privacy.epsilon, *spent), ""
+    if run.study.evaluation.summed:  # what those who evaluate have paid
+        return max(run.study.evaluation.summed.epsilon, *spent), ""
     return max(spent), ""
 
 

@@ -8,13 +8,14 @@ from flows.rounds import secure_sum
 from flows.rounds.secure_sum import Ask, statements_in, total_of
 from flows.rounds.statements import Answers
 from flows.rounds.sum_progress import progress, terms_of
+from flows.runs.records import head_before
 from flows.runs.run import Run
 from models.objectives import build_task
-from privacy.noise.noised import Noised
-from privacy.release import EventRecord, Scores, Statement, Survey
+from privacy.noise.noised import Noised, SharedSums
+from privacy.release import EventRecord, Scores, Statement, SumKeys, Survey
 from privacy.secure_aggregation.ring import Vector
 from sites.evaluation.scoring import noised_means
-from sites.evaluation.survey import bins, noised_shares
+from sites.evaluation.survey import bins, noised_shares, sensitivity
 from sites.orders import SUMS
 from sites.secure_sum.figures import event_of
 from sites.study_sections import SumKind
@@ -27,6 +28,8 @@ def ask_scores(run: Run, number: int, model_sha256: str, ask: Ask) -> Answers:
     def fault(statement: Statement) -> str | None:
         if not isinstance(statement, Scores) or statement.model_sha256 != model_sha256:
             return "its scores are of another model"
+        if statement.chain_head != head_before(run.records(), number):
+            return "its scores were signed upon another chain of records"
         return _fault(run, number, "metrics", statement, length)
 
     return secure_sum.figures(run, number, "metrics", ask, fault)
@@ -76,10 +79,12 @@ def summed_metrics(run: Run, number: int) -> dict[str, float]:
     if record.failed or not record.members(SUMS["metrics"].opening):
         return {}
     found = statements_in(run, number, record, "evaluate", Scores)
-    members = [run.description.member(site, number).statement for site in found]
-    declared = sum(max(1, each.declared_patients - each.declared_training) for each in members)
-    sums = _opened(run, number, "metrics", {site: each.hidden for site, each in found.items()})
-    return noised_means(sums, build_task(run.study.task), declared, event_of(run.study, "metrics"))
+    task = build_task(run.study.task)
+    weights = _weights(run, number, "metrics")
+    shared = _shared(run, number, "metrics", len(task.bounded([])) ** 0.5, len(task.bounded([])))
+    sums = _opened(run, number, shared, {site: each.hidden for site, each in found.items()})
+    declared = sum(weights[site] for site in found)
+    return noised_means(sums, task, declared, shared.deviation(len(found)))
 
 
 def summed_survey(run: Run) -> dict[str, list[float | None]]:
@@ -88,13 +93,30 @@ def summed_survey(run: Run) -> dict[str, list[float | None]]:
     if record.failed or not record.members(SUMS["survey"].opening):
         return {}
     found = statements_in(run, 0, record, "survey", Survey)
-    declared = sum(each.declared_patients for each in found.values())
-    sums = _opened(run, 0, "survey", {site: each.hidden for site, each in found.items()})
-    return noised_shares(sums, run.study.task, declared)
+    task, weights = run.study.task, _weights(run, 0, "survey")
+    shared = _shared(run, 0, "survey", sensitivity(task), sum(bins(task).values()))
+    sums = _opened(run, 0, shared, {site: each.hidden for site, each in found.items()}, "survey")
+    return noised_shares(sums, task, sum(weights[site] for site in found))
 
 
-def _opened(run: Run, number: int, kind: SumKind, hidden: Mapping[str, tuple[int, ...]]) -> Noised:
+def _weights(run: Run, number: int, kind: SumKind) -> dict[str, int]:
+    """Return the declared patients of each member of a sum."""
+    record = progress(run, number, kind)
+    keys = statements_in(run, number, record, SUMS[kind].keys, SumKeys)
+    return {site: each.weight for site, each in keys.items()}
+
+
+def _shared(run: Run, number: int, kind: SumKind, moved: float, numel: int) -> SharedSums:
+    weights, attempt = _weights(run, number, kind), progress(run, number, kind).attempt
+    terms = terms_of(run, number, len(weights), attempt, kind)
+    return SharedSums(event_of(run.study, kind), moved, numel, terms.honest, sum(weights.values()))
+
+
+def _opened(
+    run: Run, number: int, shared: SharedSums, hidden: Mapping[str, tuple[int, ...]],
+    kind: SumKind = "metrics",
+) -> Noised:  # fmt: skip
     def vector(site: str) -> Vector:
         return np.asarray(hidden[site], dtype=np.uint32)
 
-    return Noised(tuple(total_of(run, number, kind, vector).tolist()))
+    return shared.total(total_of(run, number, kind, vector).tolist())

@@ -49,6 +49,9 @@ Vectors = Callable[[Sequence[str], Terms], Answers]
 """`(sites, terms) -> answers`: returns the members' statements with masked vectors that fit."""
 
 
+TOO_FEW = Absence(kind="missing", text="too few hospitals took part in the sum of the figures")
+
+
 class AttemptFailed(Exception):
     """Too few hospitals for one attempt; the answers name each one's reason.
 
@@ -98,7 +101,7 @@ def contribute(run: Run, number: int, base: RoundRecord, ask: Ask) -> Answers:
 def _attempt(run: Run, number: int, kind: SumKind, ask: Ask, vectors: Vectors) -> Answers:
     """Lead one attempt through its phases; those that an interruption left decided stay as they are."""
     phases, everybody = SUMS[kind], asked_in(run, kind)
-    absent: dict[str, Absence] = {}
+    absent: dict[str, Absence] = dict(progress(run, number, kind).absent)
 
     def phase(name: Phase, sites: Iterable[str], fewest: int) -> list[str]:
         decided = progress(run, number, kind).members(name)
@@ -106,6 +109,7 @@ def _attempt(run: Run, number: int, kind: SumKind, ask: Ask, vectors: Vectors) -
             return sorted(decided)
         answers = fitting(run, number, name, ask(run, number, name, sorted(everybody & set(sites))))
         absent.update({site: why for site, why in answers.absent.items() if site not in absent})
+        _keep_absent(run, number, kind, absent)
         if len(answers.taken) < fewest:
             raise AttemptFailed(Answers(answers.taken, absent), fewest, is_free=name == phases.keys)
         _decide(run, number, name, answers.taken, fewest)
@@ -129,6 +133,12 @@ def _attempt(run: Run, number: int, kind: SumKind, ask: Ask, vectors: Vectors) -
         why = Absence(kind="rejected", text=str(error))
         raise AttemptFailed(Answers({}, dict.fromkeys(lists, why)), terms.threshold) from error
     return Answers(taken.taken, {**absent, **taken.absent})
+
+
+def _keep_absent(run: Run, number: int, kind: SumKind, absent: Mapping[str, Absence]) -> None:
+    """Store why hospitals are not in a sum of figures; those of releases are stored with them."""
+    if kind != "update":
+        store(run, number, progress(run, number, kind).model_copy(update={"absent": dict(absent)}), kind)
 
 
 def asked_in(run: Run, kind: SumKind) -> frozenset[str]:
@@ -177,15 +187,15 @@ def figures(
         return Answers(taken, {**found.absent, **wrong})
 
     try:
-        if progress(run, number, kind).failed:
-            return Answers({}, {})
-        return _attempt(run, number, kind, ask, vectors)
+        if not progress(run, number, kind).failed:
+            return _attempt(run, number, kind, ask, vectors)
     except AttemptFailed as error:
-        failed = progress(run, number, kind).model_copy(update={"failed": True})
-        store(run, number, failed, kind)
-        few = Absence(kind="missing", text="too few hospitals took part in the sum of the figures")
-        others = dict.fromkeys(error.answers.taken, few)
-        return Answers({}, {**error.answers.absent, **others})
+        absent = {**dict.fromkeys(error.answers.taken, TOO_FEW), **error.answers.absent}
+        found = progress(run, number, kind)
+        others = dict.fromkeys(asked_in(run, kind) - absent.keys() - found.absent.keys(), TOO_FEW)
+        kept = {**others, **absent, **found.absent}
+        store(run, number, found.model_copy(update={"failed": True, "absent": kept}), kind)
+    return Answers({}, progress(run, number, kind).absent)
 
 
 def _decided(

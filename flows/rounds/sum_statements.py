@@ -9,6 +9,7 @@ from flows.runs.run import Run
 from privacy.release import Statement, SumKeys, SumOpening, SumShares, SumSurvivors
 from privacy.secure_aggregation.keys import BadShare, check_public
 from sites.orders import SUMS, Phase, sum_of
+from sites.study_sections import SumKind
 
 
 def fitting(run: Run, number: int, phase: Phase, answers: Answers) -> Answers:
@@ -35,7 +36,7 @@ def _fault(
     phases = SUMS[sum_of(run.study, phase) or "update"]
     match phases.index(phase), statement:
         case 0, SumKeys():
-            return _key_fault(run, number, site, statement)
+            return _key_fault(run, number, site, statement, sum_of(run.study, phase) or "update")
         case 1, SumShares():
             due = record.members(phases.keys)
             fits = dict(statement.members) == due and statement.boxes.keys() == due.keys()
@@ -51,10 +52,18 @@ def _fault(
     return f"expected its {phase}, got {statement.kind}"
 
 
-def _key_fault(run: Run, number: int, site: str, keys: SumKeys) -> str | None:
-    is_member = site in run.description.everybody  # before a survey nobody has joined
-    due = run.description.member(site, number).statement.declared_training if is_member else None
-    if due is not None and keys.declared_training != due:
+def due_weight(run: Run, number: int, site: str, kind: SumKind) -> int | None:
+    """Return a hospital's weight in a sum by its acceptance; None for a survey, before anybody joins."""
+    if kind == "survey":
+        return None
+    joined = run.description.member(site, number).statement
+    training = joined.declared_training
+    return training if kind == "update" else max(1, joined.declared_patients - training)
+
+
+def _key_fault(run: Run, number: int, site: str, keys: SumKeys, kind: SumKind) -> str | None:
+    due = due_weight(run, number, site, kind)
+    if due is not None and keys.weight != due:
         return f"expected the declared {due} patients of its acceptance"
     try:
         check_public(keys.pair)

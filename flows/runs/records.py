@@ -94,12 +94,14 @@ class SumRecord(Config):
         phases: by phase, the sha256 of each member's statement.
         relay: sha256 of the object with the statements of the newest phase.
         failed: True if too few hospitals answered in a phase of this attempt.
+        absent: why hospitals are not in it, for a sum of figures.
     """
 
     attempt: Annotated[int, Field(ge=1)]
     phases: dict[str, dict[str, Sha256]] = Field(default_factory=dict)
     relay: str = ""
     failed: bool = False
+    absent: dict[str, Absence] = Field(default_factory=dict)
 
     def members(self, phase: str) -> dict[str, str]:
         """Return the sha256 of each member's statement of a phase; none before it is decided."""

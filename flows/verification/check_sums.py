@@ -8,10 +8,11 @@ from flows.rounds.recording import has_metrics_sum
 from flows.rounds.releases import is_masked_as_due
 from flows.rounds.secure_sum import statements_in
 from flows.rounds.sum_progress import progress, terms_of
+from flows.rounds.sum_statements import due_weight
 from flows.runs.records import RoundRecord, SumRecord
 from flows.runs.run import Run
 from privacy.release import SumKeys, SumOpening, SumShares, SumSurvivors
-from sites.orders import SUMS, SumPhases
+from sites.orders import SUMS
 from sites.study_sections import SumKind
 
 
@@ -49,6 +50,8 @@ def _faults(run: Run, record: RoundRecord, found: SumRecord, kind: SumKind) -> I
     if found.failed or set(found.phases) != set(phases):
         yield "it did not come to its end."
         return
+    if kind != "update" and found.attempt != 1:
+        yield "it is another attempt than the one that figures have."
     if any(not later.keys() <= earlier.keys() for earlier, later in pairwise(members)):
         yield "a phase has a member that the phase before does not have."
     terms = terms_of(run, record.round, len(members[0]), found.attempt, kind)
@@ -57,7 +60,7 @@ def _faults(run: Run, record: RoundRecord, found: SumRecord, kind: SumKind) -> I
     signed = record.releases if kind == "update" else record.scores
     if found.members(phases.vector) != {site: each.statement_sha256 for site, each in signed.items()}:
         yield f"it is over other {'releases' if kind == 'update' else 'scores'} than the record's."
-    yield from _statement_faults(run, record.round, found, phases)
+    yield from _statement_faults(run, record.round, found, kind)
     if kind == "metrics":
         for site, each in sorted(record.scores.items()):
             if not is_fitting_score(run, record.round, each.statement):
@@ -68,9 +71,10 @@ def _faults(run: Run, record: RoundRecord, found: SumRecord, kind: SumKind) -> I
             yield f"the release of {site} is masked on other terms."
 
 
-def _statement_faults(run: Run, round: int, found: SumRecord, phases: SumPhases) -> Iterator[str]:
+def _statement_faults(run: Run, round: int, found: SumRecord, kind: SumKind) -> Iterator[str]:
+    phases = SUMS[kind]
     for site, keys in statements_in(run, round, found, phases.keys, SumKeys).items():
-        if keys.declared_training != run.description.member(site, round).statement.declared_training:
+        if keys.weight != due_weight(run, round, site, kind):
             yield f"{site} has another weight than it declared."
     for site, shares in statements_in(run, round, found, phases.shares, SumShares).items():
         if dict(shares.members) != found.members(phases.keys):

@@ -12,6 +12,7 @@ https://arxiv.org/abs/2004.00010). `LEAST_SIGMA` keeps that difference below 1e-
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -27,6 +28,9 @@ UNITS = 2**16
 
 STEP = 2.0**-20
 """The grid of published shares: each is a multiple of it, exact in float64 and in JSON."""
+
+LARGEST_TOTAL = 2**30
+"""Largest total of units in a secure sum, whose ring has the numbers below 2^31."""
 
 LEAST_SIGMA = 6.0
 """The smallest noise, in units of the grid, at which both Gaussians cost the same."""
@@ -76,31 +80,60 @@ def is_on_grid(value: float) -> bool:
     return (value / STEP).is_integer()
 
 
-def shared_sums(
-    values: NDArray[np.float64],
-    event: PrivacyEvent,
-    sensitivity: float,
-    noise: NoiseSource,
-    honest: int,
-) -> NDArray[np.int64]:
-    """Return a hospital's sums in units with its share of the noise, as `noised_sums` has all of it.
+@dataclass(frozen=True)
+class SharedSums:
+    """Sums over the patients of all hospitals, of whose noise each hospital adds a share.
 
     Guarantees: with the shares of `honest` hospitals the total has the noise that the event states.
+
+    Attributes:
+        sensitivity: the largest L2 norm of a patient's row.
+        numel: the length of a row (D).
+        honest: hospitals whose shares are counted on.
+        patients: public number of patients of all members; it decides how coarse sums have to be to stay
+            on the ring.
     """
-    sums = _sums(values, event)
-    return sums + discrete_gaussian(noise, len(sums), share_variance(event, sensitivity, honest))
 
+    event: PrivacyEvent
+    sensitivity: float
+    numel: int
+    honest: int
+    patients: int
 
-def share_variance(event: PrivacyEvent, sensitivity: float, honest: int) -> int:
-    """Return the variance of one hospital's share of the noise, in units^2 (docs/decisions/0017)."""
-    whole = (event.noise_multiplier * sensitivity * UNITS) ** 2 + SMOOTHING
-    return max(math.ceil(whole / honest), LEAST_SHARE)
+    @property
+    def shift(self) -> int:
+        """The number of bits by which a hospital's sums are rounded down."""
+        return max(0, (self.patients * UNITS - 1).bit_length() - LARGEST_TOTAL.bit_length() + 1)
 
+    @property
+    def moved(self) -> float:
+        """How far zeroing a patient moves a hospital's sums, in units after rounding and L2."""
+        exact = self.sensitivity * UNITS / float(2**self.shift)
+        return exact + (math.sqrt(self.numel) if self.shift else 0.0)
 
-def own_event(event: PrivacyEvent, sensitivity: float, honest: int) -> PrivacyEvent:
-    """Return the event that sums would cost if no other hospital added noise."""
-    alone = math.sqrt(share_variance(event, sensitivity, honest) - SMOOTHING)
-    return PrivacyEvent(alone / (sensitivity * UNITS), 1.0, 1)
+    @property
+    def share_variance(self) -> int:
+        """The variance of one hospital's share of the noise, in units^2 (docs/decisions/0017)."""
+        whole = (self.event.noise_multiplier * self.moved) ** 2 + SMOOTHING
+        return max(math.ceil(whole / self.honest), LEAST_SHARE)
+
+    @property
+    def own_event(self) -> PrivacyEvent:
+        """The event that sums would cost if no other hospital added noise."""
+        return PrivacyEvent(math.sqrt(self.share_variance - SMOOTHING) / self.moved, 1.0, 1)
+
+    def deviation(self, members: int) -> float:
+        """Return the standard deviation of a total with the shares of so many hospitals."""
+        return math.sqrt(members * self.share_variance) * float(2**self.shift) / UNITS
+
+    def noisy(self, values: NDArray[np.float64], noise: NoiseSource) -> NDArray[np.int64]:
+        """Return a hospital's sums of `(P, D)` from 0 to 1 in units, with its share of the noise."""
+        sums = _sums(values, self.event) >> self.shift
+        return sums + discrete_gaussian(noise, len(sums), self.share_variance)
+
+    def total(self, units: Sequence[int]) -> Noised:
+        """Return the total of all hospitals' units."""
+        return Noised(tuple(each << self.shift for each in units))
 
 
 def noised_sums(

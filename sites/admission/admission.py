@@ -14,7 +14,7 @@ from privacy.ledger_book import is_kind
 from privacy.mechanisms import MaskedPrivacy, Mechanism, SharedNoise, mechanism_for
 from sites.hospital import Hospital
 from sites.listing.cases import Listing, plain_name
-from sites.orders import SUMS, Order, sum_of
+from sites.orders import SUM_MESSAGES, SUMS, Order, sum_of
 from sites.policy.policy import Policy, Refused
 from sites.study import Study, check_network
 from sites.training.config import TrainingConfig
@@ -181,7 +181,12 @@ def _joined(entries: Iterable[Entry]) -> frozenset[str]:
 
 
 def _is_free(purpose: str, has_joined: bool) -> bool:
-    """Return whether an act counts as a free answer; scores of a run that was joined do not."""
+    """Return whether an act counts as a free answer; scores of a run that was joined do not.
+
+    Of the messages of a secure sum the first one of a survey counts, and no later one.
+    """
+    if any(is_kind(purpose, message) for message in SUM_MESSAGES):
+        return is_kind(purpose, SUMS["survey"].keys)
     return any(is_kind(purpose, kind) for kind in FREE if not (has_joined and kind in OF_A_RUN))
 
 
@@ -189,7 +194,10 @@ def check_free_answers(hospital: Hospital, order: Order) -> None:
     """Raise `Refused` if the policy allows no further answer of this kind this week."""
     most = hospital.policy.free_answers_per_week
     has_joined = order.run in _joined(hospital.ledger.entries())
-    if _is_free(order.phase, has_joined) and free_answers(hospital) >= most:
+    is_summed = order.sum is not None and order.phase == order.sum_phases.vector
+    if is_summed or not _is_free(order.phase, has_joined):
+        return
+    if free_answers(hospital) >= most:
         raise Refused(
             f"the hospital answers at most {most} orders in seven days that cost nothing "
             f"(free_answers_per_week)"
@@ -206,6 +214,12 @@ def check_round(order: Order) -> None:
             f"the order is for round {order.round}; the study has rounds {first} to "
             f"{order.study.rounds} for {order.phase}"
         )
+    if order.phase in SUM_MESSAGES and kind is None:
+        raise Refused(f"the study has no secure sum that {order.phase} is part of")
+    if order.sum and kind in ("metrics", "survey") and order.sum.attempt != 1:
+        raise Refused("a sum of figures has one attempt")
+    if kind == "survey" and order.round:
+        raise Refused("a survey has one round")
     if (order.sum is not None) != (kind is not None):
         raise Refused(
             "the order is of a secure sum where the study has none, or of none where it has one"

@@ -68,7 +68,7 @@ def _check_fit(hospital: Hospital, order: Order) -> None:
     mechanism = mechanism_for_study(hospital.policy, order.study)
     if order.study.is_summed:
         check_peers(hospital)
-        check_own_share(hospital, order.study, terms_of(order, order.study.sites.min).honest)
+        check_own_share(hospital, order.study, terms_of(order, order.study.sites.min, "update").honest)
     if mechanism:
         _check_accountants(order.study, mechanism, (1, order.study.rounds + order.study.spare))
     _rehearse(hospital, order.study, mechanism)

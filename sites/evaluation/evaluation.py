@@ -1,7 +1,6 @@
 """Publication of a hospital's scores of a model and of its survey, as far as its policy allows."""
 
 import hmac
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,9 +11,8 @@ from torch import Tensor, nn
 from models.objectives import build_task
 from privacy.accounting import Budget, PrivacyEvent, noise_for
 from privacy.ledger import Charge
-from privacy.ledger_book import is_kind
 from sites import export, inference
-from sites.admission.admission import WEEK_S, teacher_for
+from sites.admission.admission import teacher_for
 from sites.admission.approvals import check_join
 from sites.cohort import Patient
 from sites.evaluation import survey
@@ -40,8 +38,9 @@ from sites.local_models import (
     with_local_layers,
 )
 from sites.orders import Order, check_in_time
-from sites.policy.policy import NoisedMetrics, NoisedStatistics, Refused
+from sites.policy.policy import NoisedMetrics
 from sites.progress import Progress
+from sites.secure_sum.figures import has_enough_surveys
 from sites.secure_sum.masked_figures import SummedFigures
 from sites.study import Study
 
@@ -122,17 +121,16 @@ def _score_noised(
 
 def _score_summed(hospital: Hospital, order: Order, act: Charge, model: GlobalModel) -> None:
     """Charge one evaluation, and publish masked sums of the metrics with a share of their noise."""
-    study, policy, task = order.study, hospital.policy, build_task(order.study.task)
+    study, task = order.study, build_task(order.study.task)
 
     def rows(charged: frozenset[str]) -> NDArray[np.float64]:
         patients = [p for p in hospital.cohort(study).evaluation if p.pseudonym in charged]
         predict = predictor(_network_of(hospital, order, model), study, study.network, hospital.device)
         return bounded_rows(predict, task, patients)
 
-    most = policy.noised_metrics.epsilon if policy.noised_metrics else policy.budget.epsilon
-    limit = Budget(epsilon=most, delta=policy.budget.delta)
-    figures = SummedFigures(hospital, order, "metrics", len(task.bounded([])) ** 0.5)
-    charge, masked, vector = figures.hidden(act, hospital.eligible.evaluation, limit, rows)
+    count = len(task.bounded([]))
+    figures = SummedFigures(hospital, order, count**0.5, count)
+    charge, masked, vector = figures.hidden(act, hospital.eligible.evaluation, rows)
     export.scores(hospital, study, charge, model, "summed", {}, masked, vector)
 
 
@@ -161,20 +159,6 @@ def _has_few(hospital: Hospital) -> bool:
     Those without a usable scan count: whether metrics are withheld must not depend on what scans show.
     """
     return len(hospital.eligible.evaluation) < hospital.policy.min_evaluation_patients
-
-
-def _has_enough_surveys(hospital: Hospital, act: Charge, policy: NoisedStatistics) -> bool:
-    """Return whether the policy allows no further noised survey, of this study or this week."""
-    charged = [
-        entry
-        for entry in hospital.ledger.entries()
-        if entry.action == "reserve"
-        and is_kind(entry.charge.purpose, "survey")
-        and not entry.charge.is_same_act(act)
-    ]
-    of_study = sum(entry.charge.study == act.study for entry in charged)
-    this_week = sum(entry.at > time.time() - WEEK_S for entry in charged)
-    return of_study >= policy.per_study or this_week >= policy.per_week
 
 
 def _secret_seed(hospital: Hospital, purpose: str) -> int:
@@ -245,7 +229,7 @@ def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     if statistics == "withheld":
         export.survey(hospital, study, act, "withheld", {})
         return
-    if statistics.kind == "noised" and _has_enough_surveys(hospital, act, statistics):
+    if statistics.kind == "noised" and has_enough_surveys(hospital, act, statistics):
         export.survey(hospital, study, act, "withheld", {})
         return
     cohort = hospital.cohort(study)
@@ -269,12 +253,7 @@ def tell(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
 
 def _tell_summed(hospital: Hospital, order: Order, act: Charge) -> None:
     """Charge one survey, and publish masked sums of its histograms with a share of their noise."""
-    study, policy = order.study, hospital.policy
-    most = policy.budget.epsilon
-    if policy.statistics != "withheld" and policy.statistics.kind == "noised":
-        if _has_enough_surveys(hospital, act, policy.statistics):
-            raise Refused("the policy allows no further survey")
-        most = policy.statistics.epsilon
+    study = order.study
 
     def rows(charged: frozenset[str]) -> NDArray[np.float64]:
         cohort = hospital.cohort(study)
@@ -282,7 +261,7 @@ def _tell_summed(hospital: Hospital, order: Order, act: Charge) -> None:
         return survey.rows_of([p for p in patients if p.pseudonym in charged], study.task)
 
     eligible = hospital.eligible.training | hospital.eligible.evaluation
-    limit = Budget(epsilon=most, delta=policy.budget.delta)
-    figures = SummedFigures(hospital, order, "survey", survey.sensitivity(study.task))
-    charge, masked, vector = figures.hidden(act, eligible, limit, rows)
+    count = sum(survey.bins(study.task).values())
+    figures = SummedFigures(hospital, order, survey.sensitivity(study.task), count)
+    charge, masked, vector = figures.hidden(act, eligible, rows)
     export.survey(hospital, study, charge, "summed", {}, masked, vector)

@@ -118,7 +118,9 @@ def noised_score(
     labels, `dice` is the mean of their noised values, at no extra privacy cost.
     """
     rows = bounded_rows(predict, task, patients)
-    return noised_means(noised_sums(rows, event, rows.shape[1] ** 0.5, noise), task, declared, event)
+    deviation = event.noise_multiplier * rows.shape[1] ** 0.5
+    sums = noised_sums(rows, event, rows.shape[1] ** 0.5, noise)
+    return noised_means(sums, task, declared, deviation)
 
 
 def bounded_rows(predict: Predict, task: Task, patients: Sequence[Patient]) -> NDArray[np.float64]:
@@ -130,12 +132,16 @@ def bounded_rows(predict: Predict, task: Task, patients: Sequence[Patient]) -> N
 
 
 def noised_means(
-    sums: Noised, task: Task, declared: int, event: PrivacyEvent
+    sums: Noised, task: Task, declared: int, deviation: float
 ) -> dict[str, float]:  # fmt: skip
-    """Return metrics with the intervals of their noise, by noised sums over a declared number."""
+    """Return metrics with the intervals of their noise, by noised sums over a declared number.
+
+    Args:
+        deviation: the standard deviation of each sum's noise.
+    """
     names = sorted(task.bounded([]))
     metrics = dict(zip(names, sums.means(declared), strict=True))
-    std = dict.fromkeys(names, event.noise_multiplier * len(names) ** 0.5 / declared)
+    std = dict.fromkeys(names, deviation / declared)
     dice = [value for name, value in metrics.items() if name.startswith("dice/")]
     if dice:
         metrics["dice"] = to_grid(sum(dice) / len(dice))

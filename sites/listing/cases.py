@@ -142,8 +142,13 @@ def _with_names(listing: Listing, label_map: Mapping[int | str, int]) -> Listing
 
 
 def _check_own_names(channels: Mapping[str, str], known: Collection[str]) -> None:
+    """Raise ConfigError for an own name that the list lacks while it has channels that nothing maps.
+
+    A hospital may map a channel that it has not: its list then has nothing else.
+    """
+    used = {PLAIN[0], *channels, *(plain_name(own) for own in channels.values())}
     for name, own in channels.items():
-        if plain_name(own) not in known:
+        if plain_name(own) not in known and set(known) - used:
             raise ConfigError(
                 f"channels: {name}: expected one of the list's channels ({', '.join(sorted(known))}), "
                 f"got {own!r}."

@@ -19,6 +19,7 @@ from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.policy.policy import Refused
 from sites.secure_sum.attempt import forget_secrets
+from sites.study_sections import SUM_KINDS
 from sites.yaml_files import ConfigError
 
 
@@ -40,7 +41,8 @@ def leave(hospital: Hospital, study: str) -> tuple[list[str], list[str]]:
         failed: list[str] = []
         for run, exchange, study_sha256 in runs:
             shutil.rmtree(hospital.state / "unfinished" / run, ignore_errors=True)
-            forget_secrets(hospital, run)
+            for kind in SUM_KINDS:
+                forget_secrets(hospital, run, kind)
             act = Charge(study, run, 0, "leave", event=None)
             if hospital.ledger.file_of(act) is None:
                 export.departure(hospital, study_sha256, act)

@@ -78,8 +78,10 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
         _check_export(hospital, act)
         check_has_not_left(hospital, study.name)
         export.publish(hospital, exchange, act)
-        if order.phase == order.sum_phases.opening or (order.phase == "evaluate" and not order.sum):
-            forget_secrets(hospital, order.run)
+        if order.sum and order.phase == order.sum_phases.opening:
+            forget_secrets(hospital, order.run, order.sum_kind)
+        if order.phase in SUMS["metrics"]:  # the round's update is done
+            forget_secrets(hospital, order.run, "update")
         update_personal_model(hospital, order)
     except (Refused, BudgetExceeded) as reason:
         log.warning("%s, round %d of %s: refused: %s", act.purpose, act.round, act.run, reason)

@@ -3,8 +3,6 @@
 The file lies in the hospital's private state from the first message of the attempt to the last.
 """
 
-import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +20,7 @@ from privacy.secure_aggregation.masking import mask
 from privacy.secure_aggregation.ring import Vector, on_ring
 from privacy.secure_aggregation.terms import BadTerms, Terms
 from sites.hospital import Hospital
-from sites.orders import Order, sum_of
+from sites.orders import SUMS, Order
 from sites.policy.policy import Refused
 from sites.study import Study
 from sites.study_sections import SumKind
@@ -36,7 +34,7 @@ class Peer(Config):
 
     pair: Sha256
     box: Sha256
-    declared_training: Count
+    weight: Count
     keys_sha256: Sha256
 
 
@@ -90,16 +88,16 @@ def sum_terms(
     return Terms(name, members, config.dropouts, config.colluding)
 
 
-def terms_of(order: Order, members: int) -> Terms:
-    """Return the terms of an order's attempt, or raise `Refused`."""
+def terms_of(order: Order, members: int, kind: SumKind | None = None) -> Terms:
+    """Return the terms of an order's attempt, of its own kind or another, or raise `Refused`."""
     if members < order.study.sites.min:
         raise Refused(
             f"expected at least {order.study.sites.min} hospitals in the secure sum, as the study says, "
             f"got {members}"
         )
     try:
-        kind = sum_of(order.study, order.phase) or "update"
-        return sum_terms(order.study, order.run, order.round, order.sum_attempt, members, kind)
+        of = kind or order.sum_kind
+        return sum_terms(order.study, order.run, order.round, order.sum_attempt, members, of)
     except BadTerms as error:
         raise Refused(str(error)) from error
 
@@ -113,17 +111,17 @@ def masked_vector(units: NDArray[np.int64], me: str, attempt: Attempt, terms: Te
 
 
 def begin(hospital: Hospital, order: Order) -> Attempt:
-    """Return a new attempt, stored; earlier ones of the run are deleted."""
-    forget_secrets(hospital, order.run)
+    """Return a new attempt, stored; earlier ones of its kind in the run are deleted."""
+    forget_secrets(hospital, order.run, order.sum_kind)
     attempt = Attempt.fresh()
     keep(hospital, order, attempt)
     return attempt
 
 
-def forget_secrets(hospital: Hospital, run: str) -> None:
-    """Delete the secrets of a run's attempts, which nothing needs once an opening is recorded."""
-    with suppress(FileNotFoundError):
-        shutil.rmtree(hospital.state / "sums" / run)
+def forget_secrets(hospital: Hospital, run: str, kind: SumKind) -> None:
+    """Delete the secrets of a run's attempts at a kind of sum, once an opening is recorded."""
+    for path in (hospital.state / "sums" / run).glob(f"*-{SUMS[kind].vector}-*.json"):
+        path.unlink(missing_ok=True)
 
 
 def keep(hospital: Hospital, order: Order, attempt: Attempt) -> None:

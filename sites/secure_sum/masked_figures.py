@@ -6,17 +6,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from privacy.accounting import Budget, epsilon
+from privacy.accounting import epsilon
 from privacy.ledger import Charge
-from privacy.noise.noised import own_event, shared_sums
-from privacy.noise.source import NoiseSource
+from privacy.ledger_book import is_kind
+from privacy.noise.noised import SharedSums
 from privacy.release import MOST_EPSILON, Masked
 from sites.hospital import Hospital
 from sites.orders import Order, check_in_time
 from sites.secure_sum.attempt import masked_vector, terms_of
-from sites.secure_sum.figures import event_of
+from sites.secure_sum.figures import budget_of, check_figures, event_of
 from sites.secure_sum.steps import take_shares
-from sites.study_sections import SumKind
 
 Rows = Callable[[frozenset[str]], NDArray[np.float64]]
 """Function from the patients who are charged to their numbers `(P, D)`, each from 0 to 1."""
@@ -28,34 +27,38 @@ class SummedFigures:
 
     Attributes:
         sensitivity: the largest L2 norm of a patient's row.
+        numel: the length of a row.
     """
 
     hospital: Hospital
     order: Order
-    kind: SumKind
     sensitivity: float
+    numel: int
 
     def hidden(
-        self, act: Charge, eligible: frozenset[str], limit: Budget, rows: Rows
+        self, act: Charge, eligible: frozenset[str], rows: Rows
     ) -> tuple[Charge, Masked, tuple[int, ...]]:
         """Charge the patients, and return their masked sums with a share of the noise.
 
         Raises:
-            BudgetExceeded: the charge is above `limit`, or the budget; nothing was charged.
+            Refused: the policy lets no such figures leave.
+            BudgetExceeded: the charge is above what the study says, or the budget; nothing was charged.
         """
-        hospital, study = self.hospital, self.order.study
+        hospital, study, kind = self.hospital, self.order.study, self.order.sum_kind
+        check_figures(hospital, self.order, act)
         attempt = take_shares(hospital, self.order)
-        terms, event = terms_of(self.order, len(attempt.roster)), event_of(study, self.kind)
-        charge = replace(act, event=event)
+        terms, budget = terms_of(self.order, len(attempt.roster)), budget_of(study, kind)
+        patients = sum(peer.weight for peer in attempt.roster.values())
+        shared = SharedSums(event_of(study, kind), self.sensitivity, self.numel, terms.honest, patients)
+        charge = replace(act, event=shared.event)
         check_in_time(self.order)
-        charged = hospital.ledger.reserve(charge, eligible, limit)
+        charged = hospital.ledger.reserve(charge, eligible, budget)
         hospital.ledger.start(charge)
-        source = self._noise()
-        units = shared_sums(rows(charged), event, self.sensitivity, source, terms.honest)
+        source, _ = hospital.noise(f"{self.order.noise_purpose} {kind} {self.order.run}")
+        units = shared.noisy(rows(charged), source)
         vector = masked_vector(units, hospital.name, attempt, terms)
-        alone = epsilon(
-            [own_event(event, self.sensitivity, terms.honest)], limit.delta, hospital.ledger.rule
-        )
+        paid = [c for c in hospital.ledger.charges(self.order.run) if is_kind(c.purpose, act.purpose)]
+        alone = epsilon([shared.own_event] * len(paid), budget.delta, hospital.ledger.rule)
         masked = Masked(
             attempt=self.order.sum_attempt,
             members=attempt.shares_sha256,
@@ -63,7 +66,3 @@ class SummedFigures:
             own_epsilon=min(alone, MOST_EPSILON),
         )
         return charge, masked, tuple(int(each) for each in vector)
-
-    def _noise(self) -> NoiseSource:
-        source, _ = self.hospital.noise(f"{self.order.noise_purpose} {self.kind} {self.order.run}")
-        return source

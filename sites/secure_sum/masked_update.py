@@ -70,8 +70,8 @@ class MaskedSum:
         """Return a change in units, times this hospital's share of the members' declared patients."""
         change = update.tensors
         flat = np.concatenate([change[name].double().numpy().ravel() for name in sorted(change)])
-        everybody = sum(peer.declared_training for peer in self.attempt.roster.values())
-        share = self.attempt.roster[self.hospital.name].declared_training / everybody
+        everybody = sum(peer.weight for peer in self.attempt.roster.values())
+        share = self.attempt.roster[self.hospital.name].weight / everybody
         return units_of(flat, CHANGE_GRID, share)
 
     def _masked(self, units: NDArray[np.int64]) -> torch.Tensor:

@@ -54,5 +54,6 @@ def _most_honest(hospital: Hospital, run: str) -> int:
     """
     outbox = hospital.outbox
     written = [json.loads(outbox.statement(sha256))["statement"] for sha256 in outbox.statements()]
-    masked = [each["masked"] for each in written if each["run"] == run and each.get("masked")]
+    of_run = [each for each in written if each["run"] == run and each["kind"] == "release"]
+    masked = [each["masked"] for each in of_run if each.get("masked")]
     return max((each["honest"] or 0 for each in masked), default=0)

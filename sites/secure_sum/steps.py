@@ -23,11 +23,11 @@ from privacy.secure_aggregation.terms import Terms
 from sites import export
 from sites.admission.approvals import check_join
 from sites.hospital import Hospital
-from sites.orders import SUMS, Order, Phase, sum_of
+from sites.orders import Order, Phase
 from sites.policy.policy import Refused
 from sites.progress import Progress
 from sites.secure_sum.attempt import Attempt, Peer, begin, keep, stored, terms_of
-from sites.secure_sum.figures import check_figures
+from sites.secure_sum.figures import check_figures, check_own_figures, weight_of
 from sites.secure_sum.own_share import check_own_share
 from sites.secure_sum.relay import check_peers, relayed
 
@@ -40,15 +40,15 @@ VECTORS: Mapping[Phase, type[Statement]] = {
 def announce_keys(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None:
     """Draw the secrets of an attempt and announce the public keys."""
     check_peers(hospital)
-    kind = sum_of(order.study, order.phase)
+    kind = order.sum_kind
     if kind != "survey":  # which comes before anybody joins
         check_join(hospital, order.study, order.run)
     if kind != "update":
-        check_figures(hospital, order.study, kind or "metrics")
+        check_figures(hospital, order, act)
     pair, box = begin(hospital, order).secrets.public
     export.free_statement(
         hospital, order.study, act, SumKeys, kind="sum_keys", attempt=order.sum_attempt,
-        declared_training=hospital.policy.declared_training, pair=pair, box=box,
+        weight=weight_of(hospital, kind), pair=pair, box=box,
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def seal_shares(hospital: Hospital, order: Order, act: Charge, _: Progress) -> N
         site: Peer(
             pair=announced.pair,
             box=announced.box,
-            declared_training=announced.declared_training,
+            weight=announced.weight,
             keys_sha256=sha,
         )
         for site, (announced, sha) in found.items()
@@ -73,8 +73,10 @@ def seal_shares(hospital: Hospital, order: Order, act: Charge, _: Progress) -> N
         raise Refused("two members of the secure sum have announced the same key")
     attempt = attempt.model_copy(update={"roster": roster})
     terms = terms_of(order, len(roster))
-    if order.sum_phases == SUMS["update"]:
+    if order.sum_kind == "update":
         check_own_share(hospital, order.study, terms.honest)
+    else:
+        check_own_figures(hospital, order.study, order.sum_kind, terms.honest)
     boxes = _boxes(hospital.name, attempt, terms)
     keep(hospital, order, attempt)
     export.free_statement(

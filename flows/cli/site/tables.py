@@ -22,7 +22,7 @@ from models.tasks import (
 )
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import LedgerError
-from sites.admission.admission import check_list, free_answers
+from sites.admission.admission import check_list, free_answers, lacking
 from sites.admission.approvals import waiting
 from sites.admission.ledger_recovery import missing_statements
 from sites.cohort import case_id, evaluator, pseudonym
@@ -245,7 +245,11 @@ def check_lines(folder: Path, study: Path | None) -> list[CheckLine]:
     lines += [CheckLine("warn", "list", "", note) for note in hospital.listing.notes]
     if study:
         try:
-            check_list(hospital, load_study(study))
+            loaded = load_study(study)
+            for name in lacking(hospital.current, loaded.task):
+                text = f"no case has the study's channel {name}; zeros would take its place"
+                lines.append(CheckLine("warn", "list", "", text))
+            check_list(hospital, loaded)
         except Refused as reason:
             lines.append(CheckLine("stop", "list", "", str(reason)))
     missed = {f.patient: f for case in cases if (f := case.files).patient not in usable}

@@ -9,29 +9,34 @@ from conftest import change_yaml
 from consortium import NAMES, SEED, Consortium, small_hospitals, study_with_sum
 from pydantic import ValidationError
 
-from flows.rounds.figures import ask_survey, summed_survey
+from flows.rounds import statements
+from flows.rounds.figures import ask_scores, ask_survey, summed_survey
 from flows.rounds.statements import Answers
 from flows.rounds.sum_progress import progress
 from flows.runs.run import Run
 from flows.verification.check_evaluations import score_faults
 from flows.verification.check_sums import sum_faults
 from models.objectives import build_task, flat
-from privacy.accounting import epsilon
+from models.tasks import ClassificationConfig
+from privacy.accounting import PrivacyEvent, epsilon
 from privacy.noise.discrete_gaussian import discrete_gaussian
-from privacy.noise.noised import UNITS, share_variance
+from privacy.noise.noised import LARGEST_TOTAL, UNITS, SharedSums
 from privacy.noise.source import NoiseSource
-from sites.evaluation.scoring import bounded_rows
+from sites.admission.admission import check_round
+from sites.evaluation.scoring import bounded_rows, noised_means
 from sites.evaluation.survey import bins, rows_of, sensitivity
 from sites.hospital import Hospital
 from sites.inference import predictor
 from sites.local_models import CPU, network_for
-from sites.orders import Phase
+from sites.orders import Phase, SumOrder
+from sites.policy.policy import Refused
 from sites.secure_sum.figures import event_of
 from sites.study import Study
 
 SUMMED = {"every": 1, "summed": {"epsilon": 60}}
 SUM = {"sum": {"dropouts": 1, "colluding": 1}, "fewest": 4}
 POLICY = {"shared_noise": {"colluding": 1}, "statistics": {"kind": "noised", "epsilon": 50}}
+NOISED = {"metrics": "noised"}
 Make = Callable[..., Consortium]
 
 
@@ -47,12 +52,15 @@ def made(tmp_path: Path, small_study) -> Make:
     return make
 
 
+def shared_in(run: Run, kind: str, length: int, norm: float, patients: int = 1) -> SharedSums:
+    return SharedSums(event_of(run.study, kind), norm, length, len(NAMES) - 2, patients)
+
+
 def drawn(hospital: Hospital, run: Run, number: int, kind: str, length: int, norm: float) -> np.ndarray:
     """Return the share of the noise that a hospital adds."""
     purpose = f"{run.study.sha256} {number} {kind} {run.name}"
     source = NoiseSource.for_test(SEED, f"{hospital.name} {purpose}")
-    honest = len(NAMES) - 2
-    return discrete_gaussian(source, length, share_variance(event_of(run.study, kind), norm, honest))
+    return discrete_gaussian(source, length, shared_in(run, kind, length, norm).share_variance)
 
 
 def by_hand(made: Consortium, number: int, survivors: tuple[str, ...]) -> dict[str, float]:
@@ -184,4 +192,82 @@ def test_figures_that_no_sum_has_are_refused(
         content["privacy"]["mode"] = "local"
         del content["privacy"]["sum"]
     with pytest.raises(ValidationError, match=message):
+        Study.model_validate(content)
+
+
+@pytest.mark.parametrize(
+    ("policy", "why"),
+    [
+        ({"metrics": "withheld"}, "the hospital withholds metrics"),
+        ({"shared_noise": "refuse"}, "shared_noise: refuse"),
+        ({"shared_noise": {"colluding": 1, "own_epsilon": 5}}, "noise alone the metrics would cost"),
+        ({**NOISED, "noised_metrics": {"epsilon": 1, "evaluations": 9}}, "the policy allows 1 in 9"),
+        ({**NOISED, "noised_metrics": {"epsilon": 90, "evaluations": 1}}, "the policy allows 90 in 1"),
+        ({"budget": {"epsilon": 30, "delta": 1e-3}}, "Expected epsilon of at most 30"),
+    ],
+)
+def test_a_limit_keeps_a_hospital_out_before_anybody_is_charged(
+    policy: dict[str, object], why: str, made: Make
+) -> None:
+    run = made()
+    folder = run.hospitals["south"].folder
+    change_yaml(folder / "site.yaml", **policy)
+    run.hospitals = {**run.hospitals, "south": Hospital.open(folder, test_noise=SEED)}
+    charged = {name: len(h.ledger.charges(run.run.name)) for name, h in run.hospitals.items()}
+    answers = ask_scores(run.run, 1, "0" * 64, run.ask)
+    assert answers.taken == {}
+    assert why in str(answers.absent["south"]), answers.absent
+    assert {n: len(h.ledger.charges(run.run.name)) for n, h in run.hospitals.items()} == charged
+    assert ask_scores(run.run, 1, "0" * 64, run.ask).absent == answers.absent  # also when it goes on
+
+
+def test_a_hospital_makes_one_attempt_at_a_sum_of_figures_and_one_survey_a_run(made: Make) -> None:
+    run = made(survey={"epsilon": 40})
+    order = statements.order(run.run, 1, "metrics-keys", "north")
+    with pytest.raises(Refused, match="a sum of figures has one attempt"):
+        check_round(order.model_copy(update={"sum": SumOrder(attempt=2)}))
+    survey = statements.order(run.run, 0, "survey-keys", "north")
+    check_round(survey)
+    with pytest.raises(Refused, match="a survey has one round"):
+        check_round(survey.model_copy(update={"round": 1}))
+
+
+def test_messages_of_a_sum_that_the_study_has_not_are_refused(made: Make) -> None:
+    run = made(evaluation={})
+    order = statements.order(run.run, 1, "metrics-keys", "north")
+    with pytest.raises(Refused, match="no secure sum that metrics-keys is part of"):
+        check_round(order)
+
+
+@pytest.mark.parametrize("patients", [1, 2**14, 2**14 + 1, 10**7])
+def test_a_total_of_any_number_of_patients_stays_on_the_ring_and_is_paid_for(patients: int) -> None:
+    shared = SharedSums(PrivacyEvent(3.0, 1.0, 1), 2.0, 4, 3, patients)
+    assert (patients * UNITS) >> shared.shift <= LARGEST_TOTAL
+    assert (patients <= 2**14) == (shared.shift == 0)
+    rows = np.ones((1000, 4))
+    sums = [np.floor(each * UNITS).sum(0).astype(int) >> shared.shift for each in (rows, rows[1:])]
+    assert np.linalg.norm(sums[0] - sums[1]) <= shared.moved
+    assert 3 * shared.share_variance >= (3.0 * shared.moved) ** 2
+    noisy = shared.noisy(rows, NoiseSource.for_test(1, "x"))
+    found = np.array(shared.total(noisy.tolist()).units) / UNITS
+    assert np.allclose(found, 1000, atol=5 * shared.deviation(1) + 4 * 2**shared.shift / UNITS)
+
+
+def test_the_interval_of_a_sum_counts_the_shares_of_everybody_in_it() -> None:
+    task = build_task(ClassificationConfig(kind="classification", dims=2, labels={0: "a", 1: "b"}))
+    name, *_ = names = sorted(task.bounded([]))
+    count, inside = len(names), 0
+    shared = SharedSums(PrivacyEvent(5.0, 1.0, 1), count**0.5, count, 3, 100)
+    for seed in range(400):
+        rows = np.full((50, count), 0.5)
+        each = [shared.noisy(rows, NoiseSource.for_test(seed, f"{site}")) for site in range(6)]
+        metrics = noised_means(shared.total(sum(each).tolist()), task, 300, shared.deviation(6))
+        inside += metrics[f"low/{flat(name)}"] <= 0.5 <= metrics[f"high/{flat(name)}"]
+    assert inside / 400 == pytest.approx(0.95, abs=0.035)
+
+
+def test_a_study_is_gated_on_metrics_that_a_sum_has(small_study) -> None:
+    content = study_with_sum(small_study, "masked").model_dump(mode="json")
+    content |= {"evaluation": SUMMED, "promotion": {"metric": "surface_dice"}}
+    with pytest.raises(ValidationError, match=r"promotion.metric: expected one of .*'dice'"):
         Study.model_validate(content)

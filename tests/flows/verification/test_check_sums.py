@@ -100,7 +100,7 @@ def test_a_weight_that_differs_from_the_declared_patients_is_named(made: Consort
     true = path.read_bytes()
     written = unbundled(true)
     fields = made.hospitals["east"].verified(written["east"])
-    false = sign({**fields, "declared_training": 10**6}, "east", made.hospitals["east"].key)
+    false = sign({**fields, "weight": 10**6}, "east", made.hospitals["east"].key)
     keys = {"east": sha256_of(false)}
     record = with_sum(made, lambda s: phase(s, "sum-keys", {**s.members("sum-keys"), **keys}))
     whole = made.run.records()[1].sum

@@ -32,7 +32,7 @@ class Reads(torch.nn.Module):
 
 
 CONFIG = PreprocessingConfig(shape=(8, 8))
-READS = partial(predict, Reads(), TASK.activation, CONFIG, 4, device=torch.device("cpu"))
+READS = partial(predict, Reads(), TASK.activation, CONFIG, (4, 4), device=torch.device("cpu"))
 
 
 def patients(count: int) -> list[Patient]:

@@ -429,6 +429,8 @@ def test_a_list_is_read_in_the_terms_of_studies(tmp_path: Path) -> None:
     assert case.images == {"t1w": "a.nii", "t1": "a.nii", "image": "a.nii"}
     with pytest.raises(ConfigError, match=r"channels: flair: .*the list's channels \(t1w\), got 'FLAR'"):
         listing.mapped({"flair": "FLAR"}, {})
+    lacking = listing.mapped({"t1": "T1w", "flair": "FLAIR"}, {})  # it has nothing else
+    assert set(lacking.cases[0].images) == {"t1w", "t1"}
     swapped = CaseFiles("c", "p", "a", "", channels=(("t1", "a"),))
     other = CaseFiles("d", "p", "b", "", channels=(("t1c", "b"),))
     only, _ = Listing((swapped, other), {}).mapped({"t1": "t1c", "t1c": "t1"}, {}).cases

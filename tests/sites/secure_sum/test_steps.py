@@ -361,7 +361,7 @@ def test_the_smallest_share_of_a_run_is_that_of_its_releases_whatever_secrets_ar
 ) -> None:
     made.round(1)  # the noise of three of four is counted on
     hospital, run = made.hospitals["east"], made.run.name
-    assert not (hospital.state / "sums" / run).exists()
+    assert not list((hospital.state / "sums" / run).iterdir())
     mechanism = mechanism_for_study(hospital.policy, made.run.study)
     for name, now, most in ((run, 2, 3), (run, 4, 4), ("another", 2, 2)):
         assert smallest_share(hospital, name, mechanism, 10, now).honest == most
@@ -438,7 +438,7 @@ def test_starts_with_too_few_hospitals_use_up_no_attempt(made: Consortium) -> No
 @pytest.mark.parametrize(
     ("phase", "changes", "words"),
     [
-        ("sum-keys", {"declared_training": 3}, "expected the declared 9 patients"),
+        ("sum-keys", {"weight": 3}, "expected the declared 9 patients"),
         ("sum-keys", {"pair": "00" * 32}, "not valid"),
         ("sum-keys", {"box": "ff" * 32}, "canonical"),
         ("sum-shares", {"boxes": {}}, "sealed for other members"),
