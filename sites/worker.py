@@ -18,6 +18,7 @@ import queue
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 CONDITIONS = frozenset(
@@ -27,12 +28,23 @@ CONDITIONS = frozenset(
 """Classes of errors that the coordinator sees: none of them depends on what a scan shows."""
 
 
-def main() -> None:
-    """Serve orders until standard input closes."""
+def load() -> None:
+    """Import what a hospital's process needs, and hash that code before an upgrade changes it."""
+    import torch  # noqa: F401
+
+    from sites.admission import approvals, resources  # noqa: F401
+    from sites.code_version import code_sha256
+    from sites.protocol import dispatch, order_inbox  # noqa: F401
+
+    code_sha256()
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Serve orders until standard input closes; `given` are the arguments, by default the process's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--test-noise", type=int, help="repeatable noise, made-up hospitals only")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     orders: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     _serve(arguments.folder, arguments.test_noise, orders)
@@ -49,13 +61,12 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
 
     from sites.admission.approvals import ApprovalNeeded, CodeAnswer, decide_by_code
     from sites.admission.resources import limit_memory
-    from sites.code_version import code_sha256
     from sites.hospital import Hospital
     from sites.orders import Order
     from sites.protocol.dispatch import carry_out
     from sites.protocol.order_inbox import OrderRef, carry_out_ref
 
-    code_sha256()  # hash the imported code now, before an upgrade changes the files
+    load()
     hospital = Hospital.open(folder, test_noise)
     hospital.state.mkdir(mode=0o700, exist_ok=True)
     logging.basicConfig(

@@ -1,7 +1,7 @@
 """Hospitals on this machine: one warm process for each, restarted when it is killed.
 
-A process knows one hospital's folder and no other. It imports torch once, serves many rounds, and ends
-when this process ends.
+A process knows one hospital's folder and no other. It is the fork of a template that has imported torch
+(`flows.hospitals.template`), serves many rounds, and ends when this process ends.
 """
 
 import json
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.hospitals.template import Forked, Template, TemplateEnded
 from sites.orders import Order
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
@@ -55,7 +56,8 @@ class HospitalProcess:
     test_noise: int | None = None
     on_progress: OnProgress = lambda name, what, step, of: None
     passed_on: Sequence[str] = PASSED_ON
-    _process: subprocess.Popen[str] | None = None
+    template: Template | None = None
+    _process: subprocess.Popen[str] | Forked | None = None
     _public_key: str | None = None
     _invited: threading.Thread | None = None
     _is_closed: bool = False
@@ -155,24 +157,33 @@ class HospitalProcess:
                     if stream is not None:
                         stream.close()
 
-    def _running(self) -> "subprocess.Popen[str]":
+    def _running(self) -> "subprocess.Popen[str] | Forked":
         if self._process is None or self._process.poll() is not None:
             noise = [] if self.test_noise is None else ["--test-noise", str(self.test_noise)]
             known = {name: os.environ[name] for name in self.passed_on if name in os.environ}
-            # -P: files in the hospital's folder are data, never modules to import.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sites.worker", ".", *noise],
-                cwd=self.folder,
-                env={**known, "PYTHONPATH": str(CODE)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                start_new_session=True,
-            )
+            self._process = self._started([".", *noise], known)
         return self._process
 
-    def _ask(self, process: "subprocess.Popen[str]", request: Mapping[str, Any]) -> None:
+    def _started(
+        self, arguments: Sequence[str], environment: Mapping[str, str]
+    ) -> "subprocess.Popen[str] | Forked":
+        """Return a new process: a fork of the template if there is one."""
+        if self.template is not None:
+            with suppress(TemplateEnded):
+                return self.template.forked(self.folder, arguments, environment)
+        # -P: files in the hospital's folder are data, never modules to import.
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "sites.worker", *arguments],
+            cwd=self.folder,
+            env={**environment, "PYTHONPATH": str(CODE)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+
+    def _ask(self, process: "subprocess.Popen[str] | Forked", request: Mapping[str, Any]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None  # both were opened as pipes
         with suppress(BrokenPipeError):
@@ -204,7 +215,7 @@ def _parsed(line: str) -> dict[str, Any]:
     return answer if isinstance(answer, dict) else {}
 
 
-def end_session(process: "subprocess.Popen[Any]") -> None:
+def end_session(process: "subprocess.Popen[Any] | Forked") -> None:
     """Kill a process that leads its session, and all processes that it started there."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
@@ -216,13 +227,17 @@ def warm(
     folders: Mapping[str, Path], on_progress: OnProgress, test_noise: int | None = None
 ) -> Iterator[dict[str, HospitalProcess]]:
     """Start a process for each hospital; end them all afterwards."""
+    template = Template({name: os.environ[name] for name in PASSED_ON if name in os.environ})
     processes = {
-        name: HospitalProcess(name, folder, test_noise, on_progress) for name, folder in folders.items()
+        name: HospitalProcess(name, folder, test_noise, on_progress, template=template)
+        for name, folder in folders.items()
     }
     try:
-        for process in processes.values():
-            process.start()
+        template.start()
+        for process in processes.values():  # not waiting: others start while the template imports
+            threading.Thread(target=process.start, daemon=True).start()
         yield processes
     finally:
         for process in processes.values():
             process.close()
+        template.close()

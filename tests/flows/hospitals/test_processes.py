@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.hospitals.processes import HospitalFailed, HospitalLeftOut, HospitalProcess
+from flows.hospitals.processes import PASSED_ON, HospitalFailed, HospitalLeftOut, HospitalProcess
+from flows.hospitals.template import Template
 from sites.orders import Order
 
 PARENT = """
@@ -20,6 +22,17 @@ process.public_key()
 print(process.pid, flush=True)
 time.sleep(60)
 """
+WARM = """
+import sys, time
+from pathlib import Path
+from flows.hospitals.processes import warm
+folders = {name: Path(sys.argv[1]) / name for name in ("north", "east")}
+with warm(folders, lambda *_: None) as processes:
+    for process in processes.values():
+        process.public_key()
+    print(*(process.pid for process in processes.values()), flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +40,18 @@ def wards(tmp_path_factory: pytest.TempPathFactory, small_wards) -> Path:
     return small_wards(tmp_path_factory.mktemp("wards"))
 
 
-@pytest.fixture
-def process(wards: Path):
-    hospital = HospitalProcess("north", wards / "north")
+@pytest.fixture(scope="module")
+def template():
+    made = Template({name: os.environ[name] for name in PASSED_ON if name in os.environ})
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["alone", "forked"])
+def process(request: pytest.FixtureRequest, wards: Path, template: Template):
+    given = template if request.param == "forked" else None
+    hospital = HospitalProcess("north", wards / "north", template=given)
     yield hospital
     hospital.close()
 
@@ -102,6 +124,46 @@ def test_a_process_dies_with_its_parent(wards: Path) -> None:
             break
         time.sleep(0.1)
     assert not is_alive(child)
+
+
+def test_processes_of_a_template_die_with_their_coordinator_and_are_alone_in_their_sessions(
+    wards: Path,
+) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", WARM, str(wards)], stdout=subprocess.PIPE, text=True
+    )
+    children = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len({os.getsid(pid) for pid in children} | {parent.pid}) == 3
+    assert [Path(os.readlink(f"/proc/{pid}/cwd")).name for pid in children] == ["north", "east"]
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in children]
+    (template,) = {int(each[1]) for each in stats}
+    parent.kill()
+    parent.wait()
+    for _ in range(50):
+        if not any(map(is_alive, (*children, template))):
+            break
+        time.sleep(0.1)
+    assert not any(map(is_alive, (*children, template)))
+
+
+def test_where_the_template_has_ended_a_process_starts_by_itself(wards: Path) -> None:
+    ended = Template({name: os.environ[name] for name in PASSED_ON if name in os.environ})
+    ended.start()
+    ended.close()
+    hospital = HospitalProcess("north", wards / "north", template=ended)
+    assert len(hospital.public_key()) == 64
+    hospital.close()
+
+
+def test_forks_draw_keys_of_their_own(wards: Path, template: Template, tmp_path: Path) -> None:
+    """Randomness comes from the system, and not from a state that all forks share."""
+    keys = set()
+    for name in "abc":
+        shutil.copytree(wards / "south", tmp_path / name, ignore=shutil.ignore_patterns("state"))
+        hospital = HospitalProcess(name, tmp_path / name, template=template)
+        keys.add(hospital.public_key())
+        hospital.close()
+    assert len(keys) == 3
 
 
 def test_lines_that_are_no_answers_are_passed_over() -> None:
