@@ -40,8 +40,8 @@ from sites.cohort import Patient
 from sites.datasets import decathlon
 from sites.hospital import Hospital
 from sites.local_models import CPU, network_for
+from sites.setup.wards import introduce
 from sites.study import Study
-from sites.wards import introduce
 
 SOURCE = DATA / "hippocampus"
 HOSPITALS, PUBLIC = 4, 20

@@ -30,8 +30,8 @@ from flows.tracking.surveys import log_survey
 from models.files import write_atomically
 from privacy.release import Survey
 from sites.evaluation.survey import drift
+from sites.setup.wards import wards_in
 from sites.study import load_study
-from sites.wards import wards_in
 
 
 @flow(name="survey", task_runner=SIDE_BY_SIDE)  # type: ignore[arg-type]  # Prefect's own type

@@ -1,7 +1,7 @@
 """A process that has imported everything, and forks a hospital's process for each request.
 
-`python -m sites.template FD` reads requests from the socket FD: a hospital's folder, arguments for
-`sites.worker` and an environment, with the two ends of its pipes. Importing takes seconds and a fork
+`python -m sites.template FD` reads requests from the socket FD: a hospital's folder, arguments
+for `sites.worker` and an environment, with the two ends of its pipes. Importing takes seconds and a fork
 hundredths of one. It forks while it has one thread and no hospital's data: each process has its own
 folder, environment and session, and ends when its standard input closes. The template ends when the
 socket closes; hospitals' processes then go on until their own pipes close.

@@ -25,9 +25,9 @@ from sites.hospital import Hospital
 from sites.orders import Order, Phase
 from sites.progress import ignore_progress
 from sites.protocol.dispatch import carry_out
+from sites.setup.wards import introduce
 from sites.study import Study
 from sites.training.examples import prepare
-from sites.wards import introduce
 
 SEED = 3
 NAMES = ("north", "east", "south", "west")

@@ -43,7 +43,7 @@ def phantoms(
 
 def _show(wards: Iterable[Path]) -> None:
     """Make hospitals known to each other, and name their folders."""
-    from sites.wards import introduce
+    from sites.setup.wards import introduce
 
     made = list(wards)
     introduce(made)

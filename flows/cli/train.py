@@ -82,8 +82,8 @@ def survey(
     with cli_errors():
         from flows.runs.paths import Home
         from flows.servers.environment import own_servers
+        from sites.setup.wards import wards_in
         from sites.study import load_study
-        from sites.wards import wards_in
         from sites.yaml_files import ConfigError
 
         if every_hours and cron:
@@ -170,7 +170,7 @@ def _train(study: "Study", sites: Path, test_noise: int | None, *, new: bool = F
     from flows.coordination.local import train
     from flows.reporting.progress import Live
     from flows.runs.paths import Home
-    from sites.wards import wards_in
+    from sites.setup.wards import wards_in
 
     live = Live(Console())
     wards = wards_in(sites, test_noise)

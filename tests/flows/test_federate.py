@@ -31,7 +31,7 @@ from sites.hospital import Hospital
 from sites.inference import predictor
 from sites.listing.listing import read_listing
 from sites.local_models import network_for
-from sites.wards import introduce, wards_in
+from sites.setup.wards import introduce, wards_in
 
 COMMAND = [sys.executable, "-m", "flows.cli", "run", "small.yaml", "--test-noise", "7"]
 

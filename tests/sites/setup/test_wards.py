@@ -7,7 +7,7 @@ import yaml
 
 from sites.hospital import Hospital
 from sites.policy.policy import load_policy
-from sites.wards import introduce, wards_in
+from sites.setup.wards import introduce, wards_in
 
 
 def test_hospitals_that_are_introduced_list_each_others_keys_and_keep_their_policies_words(
