@@ -114,7 +114,8 @@ class HospitalProcess:
     def start(self) -> None:
         """Start the process now, so that it imports its libraries before the first order."""
         with self._one_at_a_time:
-            self._running()
+            if not self._is_closed:
+                self._running()
 
     def public_key(self) -> str:
         """Return the public key with which the hospital signs, once its process is ready.
@@ -152,6 +153,7 @@ class HospitalProcess:
         self.kill()
         with self._one_at_a_time:  # a caller that waited for an answer has failed by now
             if self._process is not None:
+                self.kill()  # one that was being started when it was closed
                 self._process.wait()
                 for stream in (self._process.stdin, self._process.stdout):
                     if stream is not None:
@@ -218,8 +220,11 @@ def _parsed(line: str) -> dict[str, Any]:
 def end_session(process: "subprocess.Popen[Any] | Forked") -> None:
     """Kill a process that leads its session, and all processes that it started there."""
     if process.poll() is None:
-        with suppress(ProcessLookupError):
+        try:
             os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has ended, or has been forked and does not lead its session yet
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -144,6 +145,31 @@ def test_processes_of_a_template_die_with_their_coordinator_and_are_alone_in_the
             break
         time.sleep(0.1)
     assert not any(map(is_alive, (*children, template)))
+
+
+def test_a_fork_that_is_closed_at_once_ends(wards: Path, template: Template) -> None:
+    """It may not lead its session yet, so that there is no group to kill."""
+    for _ in range(20):
+        hospital = HospitalProcess("north", wards / "north", template=template)
+        hospital.start()
+        pid = hospital.pid
+        hospital.close()
+        assert pid is None or not is_alive(pid)
+
+
+def test_a_process_that_is_closed_while_it_starts_ends(wards: Path) -> None:
+    """Its start waits for the template's imports, and whoever closes it waits for the start only."""
+    importing = Template({name: os.environ[name] for name in PASSED_ON if name in os.environ})
+    importing.start()
+    hospital = HospitalProcess("north", wards / "north", template=importing)
+    start = threading.Thread(target=hospital.start)
+    start.start()
+    while not hospital._one_at_a_time.locked():
+        time.sleep(0.001)
+    hospital.close()
+    start.join()
+    importing.close()
+    assert hospital.pid is None
 
 
 def test_where_the_template_has_ended_a_process_starts_by_itself(wards: Path) -> None:
