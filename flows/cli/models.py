@@ -46,7 +46,7 @@ def predict(
         list[str],
         typer.Argument(
             help="Scans, or a folder of them: NIfTI, DICOM, PNG or JPEG. CHANNEL=FILE for each channel "
-            "of one scan."
+            "of one scan, or a folder of nnU-Net."
         ),
     ],
     out: Annotated[

@@ -42,11 +42,11 @@ def view(run: Run) -> dict[str, Any]:
     shown = sections(run.study)
     charts = [_chart(section, keys) for section, cards in shown.items() for keys in cards]
     first = {chart["metricKey"] for chart in charts}
-    hidden = [
-        {"type": "LINE", "uuid": f"hidden {key}", "metricSectionId": "Quality", "metricKey": key,
-         "deleted": True}
-        for key in sorted(_every_metric(run) - first)
-    ]  # fmt: skip
+    pictures = {  # otherwise MLflow adds a card of them when it has their names before it draws
+        "type": "IMAGE", "uuid": f"hidden {REFERENCES}", "metricSectionId": "Quality",
+        "imageKeys": [REFERENCES], "deleted": True,
+    }  # fmt: skip
+    hidden = [pictures, *_hidden(sorted(_every_metric(run) - first), "Quality")]
     return {
         "groupBy": {
             "aggregateFunction": "average",
@@ -74,11 +74,7 @@ def pictures_view(run: Run, step: int) -> dict[str, Any]:
         "step": step,
         "showRunParams": False,
     }
-    hidden = [
-        {"type": "LINE", "uuid": f"hidden {key}", "metricSectionId": "Pictures", "metricKey": key,
-         "deleted": True}
-        for key in sorted(_every_metric(run))
-    ]  # fmt: skip
+    hidden = _hidden(sorted(_every_metric(run)), "Pictures")
     section = {"uuid": "Pictures", "name": "Pictures", "display": True, "columns": 1, "cardHeight": 420}
     return {
         "groupBy": None,
@@ -100,6 +96,15 @@ def _chart(section: str, keys: Sequence[str]) -> dict[str, Any]:
         "lineSmoothness": 0,
     }
     return chart | {"selectedMetricKeys": list(keys)} if len(keys) > 1 else chart
+
+
+def _hidden(metrics: Sequence[str], section: str) -> list[dict[str, Any]]:
+    """Return charts of metrics as MLflow keeps those that a person has removed."""
+    return [
+        {"type": "LINE", "uuid": f"hidden {key}", "metricSectionId": section, "metricKey": key,
+         "deleted": True}
+        for key in metrics
+    ]  # fmt: skip
 
 
 def _every_metric(run: Run) -> set[str]:

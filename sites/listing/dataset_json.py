@@ -16,15 +16,32 @@ IGNORED = "ignore"
 
 def from_dataset(data: Path, _: PatientOf | None) -> Listing:
     """Return the cases of a `dataset.json`, in the form that it has."""
-    path = data / "dataset.json"
+    content = _content_of(data / "dataset.json")
+    is_nnunet = "channel_names" in content
+    return _from_nnunet(data, content) if is_nnunet else _from_decathlon(data, content)
+
+
+def _content_of(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: expected a JSON object, got {error!r}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(content).__name__}.")
-    is_nnunet = "channel_names" in content
-    return _from_nnunet(data, content) if is_nnunet else _from_decathlon(data, content)
+    return content
+
+
+def channels_by_number(path: Path) -> dict[str, int]:
+    """Return the number of each channel in the names of files, by nnU-Net's `dataset.json` at `path`.
+
+    Raises:
+        ConfigError: the file has no `channel_names`, or two channels have one name.
+    """
+    try:
+        names = _distinct(_content_of(path)["channel_names"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f'{path}: expected channel_names: {{"0": ...}}, got {error!r}.') from None
+    return {name: number for number, name in names.items()}
 
 
 def _from_decathlon(data: Path, content: Mapping[str, Any]) -> Listing:

@@ -78,7 +78,49 @@ def test_folders_of_channels_are_matched_by_name(tmp_path: Path) -> None:
         {"t1": f"{p}.nii.gz", "t2-flair": f"{p}.nii.gz"} for p in "pq"
     ]
     (tmp_path / "fl" / "q.nii.gz").unlink()
-    with pytest.raises(ConfigError, match="q: expected a file of this name in each channel's folder"):
+    with pytest.raises(ConfigError, match="q: expected a file of this name for each channel"):
         scans_in(TWO, asked)
     lenient = TWO.model_copy(update={"missing_channel": "zeros"})
     assert [len(each) for each in scans_in(lenient, asked)] == [2, 1]
+
+
+def test_a_folder_of_nnunet_has_its_channels_by_the_names_of_its_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / "imagesTs"
+    folder.mkdir()
+    for name in ("p_1_0000", "p_1_0001", "p_1_0002", "q_0000", "q_0001", "q_0002"):
+        (folder / f"{name}.nii.gz").write_bytes(b"")
+    with pytest.raises(
+        ConfigError, match=r"expected a dataset.json .* or each of the channels t1, t2-flair"
+    ):
+        scans_in(TWO, [str(folder)])
+    described = tmp_path / "dataset.json"
+    described.write_text('{"channel_names": {"0": "T2 FLAIR", "1": "ADC", "2": "T1"}}')
+    found = scans_in(TWO, [str(folder)])
+    assert [{name: path.name for name, path in each.items()} for each in found] == [
+        {"t1": f"{case}_0002.nii.gz", "t2-flair": f"{case}_0000.nii.gz"} for case in ("p_1", "q")
+    ]
+    assert names(masks_of(Path("out"), found, 3)) == ["p_1.nii.gz", "q.nii.gz"]
+    (folder / "q_0002.nii.gz").unlink()
+    with pytest.raises(ConfigError, match="q: expected a file of this name for each channel"):
+        scans_in(TWO, [str(folder)])
+    lenient = TWO.model_copy(update={"missing_channel": "zeros"})
+    assert [sorted(each) for each in scans_in(lenient, [str(folder)])] == [
+        ["t1", "t2-flair"],
+        ["t2-flair"],
+    ]
+    (folder / "mask.nii.gz").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"mask.nii.gz: expected a name like CASE_0000.nii.gz"):
+        scans_in(TWO, [str(folder)])
+
+
+def test_numbers_of_channels_that_the_study_does_not_name_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "p_0000.nii.gz").write_bytes(b"")
+    for names_of, got in (('{"0": "T1", "1": "T2"}', "got t1, t2;"), ('{"0": "T1"}', "got t1;")):
+        (tmp_path / "dataset.json").write_text(f'{{"channel_names": {names_of}}}')
+        with pytest.raises(ConfigError, match=rf"expected the channels t1, t2-flair, {got}"):
+            scans_in(TWO, [str(tmp_path)])
+    lenient = TWO.model_copy(update={"missing_channel": "zeros"})
+    assert scans_in(lenient, [str(tmp_path)]) == [{"t1": tmp_path / "p_0000.nii.gz"}]
+    (tmp_path / "dataset.json").write_text('{"channel_names": ["T1"]}')
+    with pytest.raises(ConfigError, match="expected channel_names: {"):
+        scans_in(TWO, [str(tmp_path)])
