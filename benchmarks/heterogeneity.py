@@ -127,7 +127,7 @@ def _hippocampus(folder: Path) -> None:
     images = []
     for case in sorted(out):
         image = read_image(source, f"imagesTr/{case}.nii.gz")
-        scan = Scan(image.voxels, np.zeros((), np.int64), image.spacing_mm)
+        scan = Scan(image.voxels[np.newaxis], np.zeros((), np.int64), image.spacing_mm)
         images.append(fixed_pair(prepare(scan, config), config)[0][0].numpy())
     np.savez_compressed(folder / "public.npz", images=np.stack(images))
 
@@ -157,7 +157,7 @@ def validation_part(study: Study, _: Cohort) -> Sequence[Patient]:
     arrays = np.load(DATA / "pneumoniamnist" / "pneumoniamnist_trainval.npz")
 
     def patient(image: NDArray[np.uint8], label: int) -> Patient:
-        scan = Scan(image.astype(np.float32), np.asarray(label), (1.0, 1.0))
+        scan = Scan(image[np.newaxis].astype(np.float32), np.asarray(label), (1.0, 1.0))
         ready = prepare(scan, study.preprocessing)
         return Patient("of the validation part", (Reading(profile_of(scan), (), lambda: ready),))
 
