@@ -288,7 +288,7 @@ def with_sum(untouched: Path, tmp_path: Path) -> Path:
         "privacy": study["privacy"] | {"mode": "shared_noise", "sum": {"dropouts": 1}},
         "training": {"steps": 1, "lr": 0.1, "lot": "all", "momentum": 0},
         "export": "gradient_sum", "sites": study["sites"] | {"min": 3},
-        "evaluation": {"summed": {"epsilon": 5}},
+        "evaluation": {"summed": {"epsilon": 5}}, "promotion": {"metric": "dice", "mean": 0.001},
         "distillation": study["distillation"] | {"rounds": "last"},
     }  # fmt: skip
     (home / "small.yaml").write_text(yaml.safe_dump(study))
