@@ -97,12 +97,13 @@ def row_of(members: int, numel: int, dropouts: int) -> dict[str, Any]:
     """Measure one attempt."""
     attempt = Attempt(members, dropouts, numel)
     opening, share_seconds = attempt.opening()
-    vectors = attempt.vectors() if members * numel > IN_MEMORY else list(attempt.vectors())
+    making: list[float] = []  # where they are made while they are added
+    vectors = (
+        _timed(attempt.vectors(), making) if members * numel > IN_MEMORY else list(attempt.vectors())
+    )
     started = time.perf_counter()
     found = unmask(vectors, attempt.survivors, opening, attempt.terms)
-    unmasking = time.perf_counter() - started
-    if not isinstance(vectors, list):  # made while they were added
-        unmasking -= sum(attempt.mask_seconds) + _drawing(attempt)
+    unmasking = time.perf_counter() - started - sum(making)
     started = time.perf_counter()
     discrete_gaussian(NoiseSource.from_system(), numel, VARIANCE)
     noise = time.perf_counter() - started
@@ -120,12 +121,15 @@ def row_of(members: int, numel: int, dropouts: int) -> dict[str, Any]:
     }
 
 
-def _drawing(attempt: Attempt) -> float:
-    """Return the seconds that the plain vectors took, which no hospital draws."""
-    started = time.perf_counter()
-    plain = attempt.plain(attempt.names[0])
-    _ = on_ring(plain), attempt.due + plain
-    return (time.perf_counter() - started) * len(attempt.survivors)
+def _timed(vectors: Iterator[Vector], seconds: list[float]) -> Iterator[Vector]:
+    """Yield the vectors and record how long each took to make."""
+    while True:
+        started = time.perf_counter()
+        vector = next(vectors, None)
+        seconds.append(time.perf_counter() - started)
+        if vector is None:
+            return
+        yield vector
 
 
 def main() -> None:
