@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.params import Params
 from privacy.accounting import PrivacyEvent
 from privacy.mechanisms import Mechanism
-from privacy.noise.discrete_gaussian import LEAST_SHARE, SMOOTHING, discrete_gaussian
+from privacy.noise.discrete_gaussian import counted_deviation, discrete_gaussian, share_of
 from privacy.noise.source import NoiseSource
 
 FINEST = 0.01
@@ -52,13 +52,12 @@ class SharedGaussian:
     @property
     def share_variance(self) -> int:
         """The variance of one member's noise, in units^2."""
-        whole = (self.mechanism.noise_multiplier * self.sensitivity) ** 2 + SMOOTHING
-        return max(math.ceil(whole / self.honest), LEAST_SHARE)
+        return share_of(self.mechanism.noise_multiplier * self.sensitivity, self.honest)
 
     @property
     def own_event(self) -> PrivacyEvent:
         """The event that a round would cost if nobody else added noise."""
-        alone = math.sqrt(self.share_variance - SMOOTHING) / self.sensitivity
+        alone = counted_deviation(self.share_variance) / self.sensitivity
         return PrivacyEvent(alone, 1.0, self.mechanism.steps)
 
     def noisy(self, clipped: NDArray[np.float64], source: NoiseSource) -> NDArray[np.int64]:

@@ -35,6 +35,14 @@ class SumPhases(NamedTuple):
     survivors: Phase
     opening: Phase
 
+    def part_of(self, phase: Phase) -> str:
+        """Return which of these phases one is, by its name here.
+
+        >>> SUMS["metrics"].part_of("evaluate")
+        'vector'
+        """
+        return self._fields[self.index(phase)]
+
 
 SUMS: Mapping[SumKind, SumPhases] = {
     "update": SumPhases("sum-keys", "sum-shares", "contribute", "sum-survivors", "sum-opening"),

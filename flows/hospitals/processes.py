@@ -17,13 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.hospitals.template import Forked, Template, TemplateEnded
+from flows.hospitals.template import CODE, Forked, Template, TemplateEnded
 from sites.orders import Order
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 """The environment variables that a hospital's process gets: no secrets, nothing of other hospitals."""
-
-CODE = Path(__file__).parents[2]
 
 PAUSE_S = 2.0
 """Seconds after which a hospital that waits for a person is asked again."""

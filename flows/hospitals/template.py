@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 CODE = Path(__file__).parents[2]
+"""The folder of the packages, from which hospitals' processes import."""
 LARGEST_REPLY = 2**12
 
 
@@ -105,7 +106,7 @@ class Template:
                 if not reply:
                     raise OSError
             except OSError:
-                self.close_connection()
+                self._close_connection()
                 for end in (to_child[1], from_child[0]):
                     os.close(end)
                 raise TemplateEnded from None
@@ -115,7 +116,7 @@ class Template:
         stdin, stdout = os.fdopen(to_child[1], "w"), os.fdopen(from_child[0])
         return Forked(json.loads(reply)["pid"], stdin, stdout, found[0] if found else -1)
 
-    def close_connection(self) -> None:
+    def _close_connection(self) -> None:
         """Tell the template to end."""
         if self._connection is not None:
             self._connection.close()
@@ -127,4 +128,4 @@ class Template:
             self._process.kill()  # first: whoever waits for its answer goes on
             self._process.wait()
             self._process = None
-        self.close_connection()
+        self._close_connection()

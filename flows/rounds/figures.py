@@ -1,6 +1,7 @@
 """Metrics and statistics of all hospitals together, from their secure sum."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from sites.evaluation.survey import bins, noised_shares, sensitivity
 from sites.orders import SUMS
 from sites.secure_sum.figures import event_of
 from sites.study_sections import SumKind
+
+FIGURES: Mapping[SumKind, type[Scores] | type[Survey]] = {"metrics": Scores, "survey": Survey}
+"""The statement that has a hospital's masked sums, by what they are of."""
 
 
 def ask_scores(run: Run, number: int, model_sha256: str, ask: Ask) -> Answers:
@@ -75,48 +79,45 @@ def summed_metrics(run: Run, number: int) -> dict[str, float]:
     Raises:
         ValueError, LookupError: the sum can't be opened, or its statements are not those recorded.
     """
-    record = progress(run, number, "metrics")
-    if record.failed or not record.members(SUMS["metrics"].opening):
-        return {}
-    found = statements_in(run, number, record, "evaluate", Scores)
     task = build_task(run.study.task)
-    weights = _weights(run, number, "metrics")
-    shared = _shared(run, number, "metrics", len(task.bounded([])) ** 0.5, len(task.bounded([])))
-    sums = _opened(run, number, shared, {site: each.hidden for site, each in found.items()})
-    declared = sum(weights[site] for site in found)
-    return noised_means(sums, task, declared, shared.deviation(len(found)))
+    count = len(task.bounded([]))
+    total = _total(run, number, "metrics", count**0.5, count)
+    return noised_means(total.sums, task, total.declared, total.deviation) if total else {}
 
 
 def summed_survey(run: Run) -> dict[str, list[float | None]]:
     """Return the histograms of all hospitals together; empty where too few took part."""
-    record = progress(run, 0, "survey")
-    if record.failed or not record.members(SUMS["survey"].opening):
-        return {}
-    found = statements_in(run, 0, record, "survey", Survey)
-    task, weights = run.study.task, _weights(run, 0, "survey")
-    shared = _shared(run, 0, "survey", sensitivity(task), sum(bins(task).values()))
-    sums = _opened(run, 0, shared, {site: each.hidden for site, each in found.items()}, "survey")
-    return noised_shares(sums, task, sum(weights[site] for site in found))
+    task = run.study.task
+    total = _total(run, 0, "survey", sensitivity(task), sum(bins(task).values()))
+    return noised_shares(total.sums, task, total.declared) if total else {}
 
 
-def _weights(run: Run, number: int, kind: SumKind) -> dict[str, int]:
-    """Return the declared patients of each member of a sum."""
-    record = progress(run, number, kind)
-    keys = statements_in(run, number, record, SUMS[kind].keys, SumKeys)
-    return {site: each.weight for site, each in keys.items()}
+class _Total(NamedTuple):
+    """The noised sums of all hospitals, their declared patients, and each sum's standard deviation."""
+
+    sums: Noised
+    declared: int
+    deviation: float
 
 
-def _shared(run: Run, number: int, kind: SumKind, moved: float, numel: int) -> SharedSums:
-    weights, attempt = _weights(run, number, kind), progress(run, number, kind).attempt
-    terms = terms_of(run, number, len(weights), attempt, kind)
-    return SharedSums(event_of(run.study, kind), moved, numel, terms.honest, sum(weights.values()))
+def _total(run: Run, number: int, kind: SumKind, moved: float, numel: int) -> _Total | None:
+    """Return what hospitals have summed; None where too few took part.
 
+    Args:
+        moved: the largest L2 norm of a patient's row.
+        numel: the length of a row.
+    """
+    record, phases = progress(run, number, kind), SUMS[kind]
+    if record.failed or not record.members(phases.opening):
+        return None
+    found = statements_in(run, number, record, phases.vector, FIGURES[kind])
+    keys = statements_in(run, number, record, phases.keys, SumKeys)
+    terms = terms_of(run, number, len(keys), record.attempt, kind)
+    patients = sum(each.weight for each in keys.values())
+    shared = SharedSums(event_of(run.study, kind), moved, numel, terms.honest, patients)
 
-def _opened(
-    run: Run, number: int, shared: SharedSums, hidden: Mapping[str, tuple[int, ...]],
-    kind: SumKind = "metrics",
-) -> Noised:  # fmt: skip
     def vector(site: str) -> Vector:
-        return np.asarray(hidden[site], dtype=np.uint32)
+        return np.asarray(found[site].hidden, dtype=np.uint32)
 
-    return shared.total(total_of(run, number, kind, vector).tolist())
+    sums = shared.total(total_of(run, number, kind, vector).tolist())
+    return _Total(sums, sum(keys[site].weight for site in found), shared.deviation(len(found)))

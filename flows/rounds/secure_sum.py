@@ -182,9 +182,10 @@ def figures(
         wrong = {
             site: Absence(kind="rejected", text=why) for site, why in faults.items() if why is not None
         }
+        answers = Answers(taken, {**found.absent, **wrong})
         if len(taken) < terms.threshold:
-            raise AttemptFailed(Answers(taken, {**found.absent, **wrong}), terms.threshold)
-        return Answers(taken, {**found.absent, **wrong})
+            raise AttemptFailed(answers, terms.threshold)
+        return answers
 
     try:
         if not progress(run, number, kind).failed:

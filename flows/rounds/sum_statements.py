@@ -18,7 +18,7 @@ def fitting(run: Run, number: int, phase: Phase, answers: Answers) -> Answers:
     record, absent = progress(run, number, kind), dict(answers.absent)
     taken = {}
     for site, each in answers.taken.items():
-        if fault := _fault(run, number, record, phase, site, each.statement):
+        if fault := _fault(run, number, record, kind, phase, site, each.statement):
             absent[site] = Absence(kind="rejected", text=fault)
         else:
             taken[site] = each
@@ -31,20 +31,26 @@ def fitting(run: Run, number: int, phase: Phase, answers: Answers) -> Answers:
 
 
 def _fault(
-    run: Run, number: int, record: SumRecord, phase: Phase, site: str, statement: Statement
+    run: Run,
+    number: int,
+    record: SumRecord,
+    kind: SumKind,
+    phase: Phase,
+    site: str,
+    statement: Statement,
 ) -> str | None:
-    phases = SUMS[sum_of(run.study, phase) or "update"]
-    match phases.index(phase), statement:
-        case 0, SumKeys():
-            return _key_fault(run, number, site, statement, sum_of(run.study, phase) or "update")
-        case 1, SumShares():
+    phases = SUMS[kind]
+    match phases.part_of(phase), statement:
+        case "keys", SumKeys():
+            return _key_fault(run, number, site, statement, kind)
+        case "shares", SumShares():
             due = record.members(phases.keys)
             fits = dict(statement.members) == due and statement.boxes.keys() == due.keys()
             return None if fits else "its shares are sealed for other members"
-        case 3, SumSurvivors():
+        case "survivors", SumSurvivors():
             fits = dict(statement.survivors) == record.members(phases.vector)
             return None if fits else "it signed another list of survivors"
-        case 4, SumOpening():
+        case "opening", SumOpening():
             summed = set(record.members(phases.vector))
             lost = set(record.members(phases.shares)) - summed
             fits = (set(statement.own), set(statement.pair)) == (summed, lost)

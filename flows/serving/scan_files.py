@@ -7,8 +7,7 @@ from pathlib import Path
 
 from models.tasks import TaskConfig
 from sites.imaging.dicom.files import SUFFIXES, is_dicom
-from sites.imaging.images import PICTURES
-from sites.listing.cases import plain_name
+from sites.listing.cases import PICTURES, plain_name
 from sites.listing.dataset_json import channels_by_number
 from sites.yaml_files import ConfigError
 

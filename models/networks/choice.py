@@ -1,6 +1,6 @@
 """The choice of a network in a study or a policy, by its name in MONAI."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -44,8 +44,8 @@ NetworkConfig = Annotated[
     BeforeValidator(_known),
 ]
 NETWORKS: frozenset[str] = frozenset(
-    {
-        "UNet", "BasicUNet", "SegResNet", "DynUNet", "AttentionUnet",
-        "DenseNet121", "resnet10", "resnet18", "EfficientNetBN", "ViT",
-    }
-)  # fmt: skip
+    name
+    for config in get_args(get_args(NetworkConfig)[0])
+    for name in get_args(config.model_fields["name"].annotation)
+)
+"""The names that a study may give."""

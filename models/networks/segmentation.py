@@ -10,18 +10,12 @@ from models.networks.network import Channels, Images, Kind, Network
 from models.networks.unet_plan import Plan, planned
 
 
-class UNetConfig(Network):
-    """MONAI's residual UNet with instance norm; each level but the first halves the image.
-
-    (Kerfoot et al. 2018, Left-Ventricle Quantification Using Residual U-Net,
-    https://doi.org/10.1007/978-3-030-12029-0_40.)
-    """
+class _Levels(Network):
+    """A network by the channels of its levels; each level but the first halves the image."""
 
     kind: ClassVar[Kind] = "segmentation"
 
-    name: Literal["UNet"]
     channels: Annotated[tuple[Channels, ...], Field(min_length=2, max_length=6)]
-    num_res_units: Annotated[int, Field(ge=0, le=4)] = 0
 
     def divisors(self, dims: int) -> tuple[int, ...]:
         """Return the number that must divide each side of an image."""
@@ -35,8 +29,23 @@ class UNetConfig(Network):
             "out_channels": out_channels,
             "channels": self.channels,
             "strides": (2,) * (len(self.channels) - 1),
-            "num_res_units": self.num_res_units,
         }
+
+
+class UNetConfig(_Levels):
+    """MONAI's residual UNet with instance norm.
+
+    (Kerfoot et al. 2018, Left-Ventricle Quantification Using Residual U-Net,
+    https://doi.org/10.1007/978-3-030-12029-0_40.)
+    """
+
+    name: Literal["UNet"]
+    num_res_units: Annotated[int, Field(ge=0, le=4)] = 0
+
+    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
+        """Return the arguments of MONAI's class."""
+        levels = super().arguments(dims, out_channels, in_channels)
+        return {**levels, "num_res_units": self.num_res_units}
 
 
 class SegResNetConfig(Network):
@@ -112,7 +121,7 @@ class DynUNetConfig(Network):
     """MONAI's DynUNet, the network of nnU-Net, with instance norm and no deep supervision.
 
     Each level but the first halves the image; with `planned_for`, kernels and strides are those that
-    nnU-Net plans for such an input (`models.unet_plan`). (Isensee et al. 2021, nnU-Net,
+    nnU-Net plans for such an input (`models.networks.unet_plan`). (Isensee et al. 2021, nnU-Net,
     https://doi.org/10.1038/s41592-020-01008-z.)
     """
 
@@ -169,28 +178,12 @@ class DynUNetConfig(Network):
         }
 
 
-class AttentionUnetConfig(Network):
+class AttentionUnetConfig(_Levels):
     """MONAI's AttentionUnet with group norm instead of batch norm.
 
     (Oktay et al. 2018, Attention U-Net, https://arxiv.org/abs/1804.03999.)
     """
 
-    kind: ClassVar[Kind] = "segmentation"
     fixed: ClassVar[Mapping[str, Any] | None] = {}
 
     name: Literal["AttentionUnet"]
-    channels: Annotated[tuple[Channels, ...], Field(min_length=2, max_length=6)]
-
-    def divisors(self, dims: int) -> tuple[int, ...]:
-        """Return the number that must divide each side of an image."""
-        return (1 << (len(self.channels) - 1),) * dims
-
-    def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
-        """Return the arguments of MONAI's class."""
-        return {
-            "spatial_dims": dims,
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "channels": self.channels,
-            "strides": (2,) * (len(self.channels) - 1),
-        }

@@ -45,6 +45,27 @@ post-processing of the continuous one (docs/decisions/0017).
 """
 
 
+def share_of(deviation: float, honest: int) -> int:
+    """Return the variance of each share of a noise, in units^2 (docs/decisions/0017).
+
+    The shares of `honest` members together count as a continuous Gaussian of at least this standard
+    deviation, in units.
+
+    >>> share_of(30.0, honest=3), share_of(1.0, honest=3)
+    (303, 18)
+    """
+    return max(math.ceil((deviation**2 + SMOOTHING) / honest), LEAST_SHARE)
+
+
+def counted_deviation(variance: int) -> float:
+    """Return the standard deviation of the continuous Gaussian that a discrete one counts as, in units.
+
+    >>> counted_deviation(25)
+    4.0
+    """
+    return math.sqrt(variance - SMOOTHING)
+
+
 def discrete_gaussian(source: NoiseSource, count: int, variance: int) -> Ints:
     """Return `count` independent discrete Gaussians of parameter sigma^2 = `variance`, `(count,)`.
 

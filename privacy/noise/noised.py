@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privacy.accounting import PrivacyEvent
-from privacy.noise.discrete_gaussian import LEAST_SHARE, SMOOTHING, discrete_gaussian
+from privacy.noise.discrete_gaussian import counted_deviation, discrete_gaussian, share_of
 from privacy.noise.source import NoiseSource
 
 UNITS = 2**16
@@ -114,13 +114,12 @@ class SharedSums:
     @property
     def share_variance(self) -> int:
         """The variance of one hospital's share of the noise, in units^2 (docs/decisions/0017)."""
-        whole = (self.event.noise_multiplier * self.moved) ** 2 + SMOOTHING
-        return max(math.ceil(whole / self.honest), LEAST_SHARE)
+        return share_of(self.event.noise_multiplier * self.moved, self.honest)
 
     @property
     def own_event(self) -> PrivacyEvent:
         """The event that sums would cost if no other hospital added noise."""
-        return PrivacyEvent(math.sqrt(self.share_variance - SMOOTHING) / self.moved, 1.0, 1)
+        return PrivacyEvent(counted_deviation(self.share_variance) / self.moved, 1.0, 1)
 
     def deviation(self, members: int) -> float:
         """Return the standard deviation of a total with the shares of so many hospitals."""

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 
 from models.networks.choice import NetworkConfig
 from models.tasks import TaskConfig
-from privacy.ledger import Entry
+from privacy.ledger import Charge, Entry
 from privacy.ledger_book import is_kind
 from privacy.mechanisms import MaskedPrivacy, Mechanism, SharedNoise, mechanism_for
 from sites.hospital import Hospital
 from sites.listing.cases import Listing, plain_name
 from sites.orders import SUM_MESSAGES, SUMS, Order, sum_of
-from sites.policy.policy import Policy, Refused
+from sites.policy.policy import NoisedStatistics, Policy, Refused
 from sites.study import Study, check_network
 from sites.training.config import TrainingConfig
 
@@ -162,6 +162,20 @@ def check_filter(hospital: Hospital, study: Study) -> None:
             "the study samples patients for its steps; this hospital's ledger began with "
             "sampled_steps: refuse, and its rule can't change"
         )
+
+
+def has_enough_surveys(hospital: Hospital, act: Charge, policy: NoisedStatistics) -> bool:
+    """Return whether the policy allows no further noised survey, of this study or this week."""
+    charged = [
+        entry
+        for entry in hospital.ledger.entries()
+        if entry.action == "reserve"
+        and is_kind(entry.charge.purpose, "survey")
+        and (entry.charge.run, entry.charge.round) != (act.run, act.round)
+    ]
+    of_study = sum(entry.charge.study == act.study for entry in charged)
+    this_week = sum(entry.at > time.time() - WEEK_S for entry in charged)
+    return of_study >= policy.per_study or this_week >= policy.per_week
 
 
 def free_answers(hospital: Hospital) -> int:

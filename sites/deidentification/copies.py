@@ -25,7 +25,8 @@ from sites.deidentification.deidentify import (
 from sites.imaging.dicom.drawn import drawn_in
 from sites.imaging.dicom.files import SUFFIXES, Found, UnfitSeries, images_in, is_flat, read_file
 from sites.imaging.dicom.stack import stack_in
-from sites.imaging.images import PICTURES, Unreadable, read_image, read_label
+from sites.imaging.images import Unreadable, read_image, read_label
+from sites.listing.cases import PICTURES
 
 SERIES = "SeriesInstanceUID"
 
@@ -36,6 +37,15 @@ class Progress:
     def __init__(self) -> None:
         self.left_out: defaultdict[str, list[str]] = defaultdict(list)
         self.replaced: set[str] = set()
+
+    def write(self, data: Path, place: str, content: bytes) -> None:
+        """Write a file of the hospital's data unless it is there; note that others were replaced."""
+        path = data / place
+        if path.exists():
+            if path.read_bytes() == content:
+                return
+            self.replaced.add(place)
+        write_atomically(path, content)
 
     @contextmanager
     def counted(self, name: str) -> Iterator[None]:
@@ -80,10 +90,7 @@ def take_file(
     listed = name if is_picture else file
     place = f"{kind}/{rename(f'file {patient} {listed}')[:16]}{kept}"
     content = picture_without_text(source, member) if is_picture else copy(source)
-    if not (data / place).exists() or (data / place).read_bytes() != content:
-        if (data / place).exists():
-            progress.replaced.add(place)
-        write_atomically(data / place, content)
+    progress.write(data, place, content)
     return f"{place}#{member}" if member and not is_picture else place
 
 
@@ -129,10 +136,7 @@ def take_drawn(
     else:
         made = nib.Nifti1Image(values, label.affine)
         content = gzip.compress(made.to_bytes(), mtime=0)
-    if not (data / place).exists() or (data / place).read_bytes() != content:
-        if (data / place).exists():
-            progress.replaced.add(place)
-        write_atomically(data / place, content)
+    progress.write(data, place, content)
     return place
 
 

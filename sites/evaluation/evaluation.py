@@ -12,7 +12,7 @@ from models.objectives import build_task
 from privacy.accounting import Budget, PrivacyEvent, noise_for
 from privacy.ledger import Charge
 from sites import export, inference
-from sites.admission.admission import teacher_for
+from sites.admission.admission import has_enough_surveys, teacher_for
 from sites.admission.approvals import check_join
 from sites.cohort import Patient
 from sites.evaluation import survey
@@ -40,7 +40,6 @@ from sites.local_models import (
 from sites.orders import Order, check_in_time
 from sites.policy.policy import NoisedMetrics
 from sites.progress import Progress
-from sites.secure_sum.figures import has_enough_surveys
 from sites.secure_sum.masked_figures import SummedFigures
 from sites.study import Study
 

@@ -42,7 +42,6 @@ from sites.listing.cases import PICTURES
 
 __all__ = [
     "LARGEST_BYTES",
-    "PICTURES",
     "TEXTS",
     "Fault",
     "Image",

@@ -1,16 +1,14 @@
 """Which metrics and statistics a study sums over hospitals, what that costs, and who takes no part."""
 
-import time
 from functools import lru_cache
 
 from privacy.accounting import Budget, PrivacyEvent, epsilon, noise_for
 from privacy.ledger import Charge
-from privacy.ledger_book import is_kind
 from privacy.noise.noised import SharedSums
-from sites.admission.admission import WEEK_S, check_shared_noise
+from sites.admission.admission import check_shared_noise, has_enough_surveys
 from sites.hospital import Hospital
 from sites.orders import Order
-from sites.policy.policy import NoisedStatistics, Refused
+from sites.policy.policy import Refused
 from sites.study import Study
 from sites.study_sections import SumKind
 
@@ -103,20 +101,6 @@ def _check_survey(hospital: Hospital, act: Charge, budget: Budget) -> None:
         )
     if has_enough_surveys(hospital, act, statistics):
         raise Refused("the policy allows no further survey now")
-
-
-def has_enough_surveys(hospital: Hospital, act: Charge, policy: NoisedStatistics) -> bool:
-    """Return whether the policy allows no further noised survey, of this study or this week."""
-    charged = [
-        entry
-        for entry in hospital.ledger.entries()
-        if entry.action == "reserve"
-        and is_kind(entry.charge.purpose, "survey")
-        and (entry.charge.run, entry.charge.round) != (act.run, act.round)
-    ]
-    of_study = sum(entry.charge.study == act.study for entry in charged)
-    this_week = sum(entry.at > time.time() - WEEK_S for entry in charged)
-    return of_study >= policy.per_study or this_week >= policy.per_week
 
 
 def check_own_figures(hospital: Hospital, study: Study, kind: SumKind, honest: int) -> None:

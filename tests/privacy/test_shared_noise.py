@@ -12,9 +12,9 @@ from scipy.stats import norm
 
 from privacy.accounting import PrivacyEvent, epsilon
 from privacy.mechanisms import ClipConfig, Mechanism
-from privacy.noise.discrete_gaussian import SMOOTHING, discrete_gaussian
+from privacy.noise.discrete_gaussian import LEAST_SHARE, SMOOTHING, discrete_gaussian
 from privacy.noise.source import NoiseSource
-from privacy.shared_noise import LEAST_SHARE, SharedGaussian, clipped_change
+from privacy.shared_noise import SharedGaussian, clipped_change
 
 
 def shared(noise: float = 2.0, numel: int = 400, honest: int = 3, clip: float = 1.0) -> SharedGaussian:

@@ -29,9 +29,9 @@ from sites.cohort import case_id, evaluator, pseudonym
 from sites.exchange.exchange import Exchange
 from sites.hospital import Hospital
 from sites.imaging.checks import check_together
-from sites.imaging.images import PICTURES, Unreadable, read_image
+from sites.imaging.images import Unreadable, read_image
 from sites.imaging.preprocessing import PreprocessingConfig
-from sites.listing.cases import CaseFiles
+from sites.listing.cases import PICTURES, CaseFiles
 from sites.listing.listing import EXCLUDED, excluded_patients
 from sites.policy.policy import Refused
 from sites.study import load_study

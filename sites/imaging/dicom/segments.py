@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from sites.imaging.dicom.files import LABEL_MAP, UnfitSeries
+from sites.imaging.dicom.series import ROUNDING_MM
 from sites.imaging.dicom.stack import group_of, is_multi_frame
 from sites.imaging.image import Image
 from sites.listing.cases import plain_name
@@ -25,8 +26,6 @@ TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From DICOM's axes (to the patient's left and back) to RAS, and the way back."""
 ALIGNED = 0.05
 """Largest distance, in voxels, of a segmentation's voxels from those of its image."""
-ROUNDING_MM = 0.06
-"""Deviation of a position that is rounding, as in `sites.imaging.dicom.series`."""
 MOST_APART = 0.3
 """Largest distance in voxels that rounding may explain; beyond, the nearest voxel may be another one."""
 HALF = 0.5
