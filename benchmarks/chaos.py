@@ -191,8 +191,8 @@ class Federation:
         elif name == "mlflow":
             server = mlflow_server(self.home)
             environment |= server.environment
-            for prepared in server.prepare:
-                subprocess.run(prepared, env=environment, check=True, capture_output=True)
+            assert server.database is not None
+            server.database.lay(self.folder / "mlflow.log")
             command = [part.format(port=port) for part in server.command]
         else:
             prefect = self.ports["prefect"]

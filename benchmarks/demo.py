@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from processes import memory_bytes
+
 from flows.runs.paths import Home
 from flows.runs.run import runs_of
 
@@ -27,7 +29,7 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
         peak = 0
         while process.poll() is None:
-            peak = max(peak, _memory_bytes(process.pid))
+            peak = max(peak, memory_bytes(process.pid))
             time.sleep(0.25)
     seconds = time.monotonic() - started
     if process.returncode:
@@ -54,29 +56,6 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
 def _dice(metrics: dict[str, dict[str, float]], site: str) -> float | None:
     value = metrics.get(site, {}).get("dice")
     return None if value is None else round(value, 4)
-
-
-def _memory_bytes(pid: int) -> int:
-    total = 0
-    for process in [pid, *_descendants(pid)]:
-        try:
-            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return total
-
-
-def _descendants(pid: int) -> list[int]:
-    try:
-        children = [
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    except OSError:
-        return []
-    return children + [d for child in children for d in _descendants(child)]
 
 
 def main() -> None:

@@ -4,15 +4,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
-from prefect.futures import wait
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect import flow
 
-from flows.hospitals.processes import HospitalFailed, HospitalLeftOut
+from flows.asking import SIDE_BY_SIDE, ask_all
 from flows.hospitals.session import session_of
-from flows.reporting.prefect_artifacts import announce, end_stale_flow_runs
-from flows.reporting.publish import backfill, publish_round
+from flows.reporting.prefect_artifacts import end_stale_flow_runs
+from flows.reporting.publish import Publishing, backfill
 from flows.rounds import (
     aggregation,
     figures,
@@ -24,17 +21,14 @@ from flows.rounds import (
     statements,
 )
 from flows.rounds.statements import NO_ANSWERS, Answers
-from flows.runs.artifacts import artifact_lock
 from flows.runs.paths import Home
 from flows.runs.records import RoundRecord, StartRecord
 from flows.runs.run import Run
 from flows.starts import first_model
 from flows.tracking.tracking import Tracking
 from models.params import Params
-from sites.orders import Phase, is_answered
-
-SIDE_BY_SIDE: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(max_workers=1000)
-"""All hospitals at once: a task only waits for one. Those on this machine share its cores themselves."""
+from models.spans import span
+from sites.orders import is_answered
 
 
 @flow(flow_run_name="{run}", task_runner=SIDE_BY_SIDE)  # type: ignore[arg-type]  # Prefect's own type
@@ -52,15 +46,15 @@ def federate(run: str, home: str, sites: list[str]) -> None:
         opened.begin_attempt()
         end_stale_flow_runs(opened)
         federation = join(opened, sites)
-        with Tracking(federation) as tracking:
-            record = begin(federation, tracking)
+        with Tracking(federation) as tracking, Publishing(tracking) as publishing:
+            record = begin(federation, publishing)
             first = record.round + 1
             for number in range(first, federation.study.rounds + 1):
                 started = time.time()
-                federation = admit(federation, tracking, number, first)
+                federation = admit(federation, publishing, number, first)
                 accepted = contribute(federation, number, record)
                 model = aggregation.aggregate(federation, number, record, accepted)
-                record = finish(federation, tracking, number, model, accepted, started)
+                record = finish(federation, publishing, number, model, accepted, started)
         federation.mark_finished()
 
 
@@ -73,17 +67,17 @@ def join(run: Run, sites: Sequence[str]) -> Run:
     return run.with_participants(membership.participants(run, answers), answers.absent)
 
 
-def begin(run: Run, tracking: Tracking) -> RoundRecord:
+def begin(run: Run, publishing: Publishing) -> RoundRecord:
     """Return the newest record; in a new run, that of the model before training."""
     if records := run.records():
-        backfill(run, tracking, tracking.unlogged(records))
+        backfill(run, publishing.tracking, publishing.tracking.unlogged(records))
         return records[-1]
     started = time.time()
     start = first_model.start_of(run)
-    return finish(run, tracking, 0, start.params, NO_ANSWERS, started, start.record)
+    return finish(run, publishing, 0, start.params, NO_ANSWERS, started, start.record)
 
 
-def admit(run: Run, tracking: Tracking, number: int, first: int) -> Run:
+def admit(run: Run, publishing: Publishing, number: int, first: int) -> Run:
     """Let hospitals join or leave before a round.
 
     Absent hospitals are invited once per start of the coordinator, in the name of its `first` round; the
@@ -93,9 +87,11 @@ def admit(run: Run, tracking: Tracking, number: int, first: int) -> Run:
         order = statements.order(run, first, "join", site)
         if not is_answered(run.exchange, order, run.description.roster[site]):
             session_of(run).hospitals[site].invite(order)
-    with artifact_lock(run):
+    if not membership.has_changed(run, number, first):
+        return run
+    with publishing.paused(run):
         members = membership.before_round(run, number, first)
-        tracking.follow(members)
+        publishing.tracking.follow(members)
     return members
 
 
@@ -106,11 +102,12 @@ def contribute(run: Run, number: int, base: RoundRecord) -> Answers:
     if decided := releases.decided(run, number):
         return decided
     answers = ask_all(run, number, "contribute", sorted(run.description.participants))
-    return releases.accept_releases(run, number, base, answers)
+    with span("verify", round=number):
+        return releases.accept_releases(run, number, base, answers)
 
 
 def finish(
-    run: Run, tracking: Tracking, number: int, model: Params, accepted: Answers, started: float,
+    run: Run, publishing: Publishing, number: int, model: Params, accepted: Answers, started: float,
     start: StartRecord | None = None,
 ) -> RoundRecord:  # fmt: skip
     """Publish a global model, have it evaluated everywhere, and record the round."""
@@ -123,8 +120,7 @@ def finish(
     record = recording.round_record(
         run, number, model_sha256, accepted, scores, started, compared, start
     )
-    publish_round(run, tracking, record)
-    announce(run, record, tracking.page)
+    publishing.publish(run, record)
     session_of(run).on_record(run, record)
     return record
 
@@ -140,38 +136,3 @@ def compare(run: Run, number: int) -> Answers:
     """Have each hospital's released model scored at every hospital that allows it."""
     global_model.publish_released(run, number, run.records()[-1])
     return ask_all(run, number, "compare", global_model.compared_hospitals(run, number))
-
-
-def ask_all(run: Run, number: int, phase: Phase, sites: Sequence[str]) -> Answers:
-    """Ask hospitals, each in a task of its own; return their answers, read from the exchange."""
-    home = str(run.home.folder)
-    wait([ask.submit(run.name, number, phase, site, home) for site in sites])
-    return statements.answers(run, number, phase, sites)
-
-
-@task(
-    task_run_name="{phase} {number} {site}",
-    retries=2,
-    retry_delay_seconds=1,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
-def ask(run: str, number: int, phase: Phase, site: str, home: str) -> None:
-    """Have a hospital carry out one phase of a round.
-
-    It returns nothing on purpose: the coordinator reads signed statements from the exchange, never a
-    task's result.
-    """
-    opened, started = Run.open(Home(Path(home)), run), time.time()
-    models = global_model.compared_hospitals(opened, number) if phase == "compare" else ()
-    order, failure = statements.order(opened, number, phase, site, models), ""
-    try:
-        hospital = session_of(opened).hospitals[site]
-        hospital.carry_out(order, timeout_s=opened.study.sites.deadline_s)
-    except HospitalLeftOut as error:
-        failure = str(error)
-    except HospitalFailed as error:
-        failure = str(error)
-        raise  # Prefect asks again
-    finally:
-        opened.note_call(number, phase, site, time.time() - started, failure)

@@ -18,9 +18,10 @@ from pathlib import Path
 from prefect import flow
 from rich.table import Table
 
-from flows.federate import SIDE_BY_SIDE, ask_all
+from flows.asking import SIDE_BY_SIDE, ask_all
 from flows.hospitals.processes import warm
 from flows.hospitals.session import session
+from flows.hospitals.template import started_template
 from flows.rounds.figures import ask_survey, summed_survey
 from flows.rounds.statements import Answers
 from flows.runs.paths import Home
@@ -40,7 +41,10 @@ def survey(study: str, sites: str, home: str) -> None:
     place, asked = Home(Path(home)), load_study(Path(study))
     wards = wards_in(Path(sites))
     before = _last_surveys(place, asked.name)
-    with warm(wards, lambda name, what, step, of: None) as processes:
+    with (
+        started_template() as template,
+        warm(wards, lambda name, what, step, of: None, template) as processes,
+    ):
         roster = {name: processes[name].public_key() for name in wards}
         run = Run.create(place, asked, roster, place.exchange, kind="survey")
         with run.locked(), session(run, processes):

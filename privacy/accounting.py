@@ -22,18 +22,10 @@ schedule that was fixed in advance. They are reported beside the enforced epsilo
 """
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, Literal
 
-import numpy as np
-from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
-from dp_accounting.pld import PLDAccountant
-from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
-from opacus.accountants import PRVAccountant, RDPAccountant
-from opacus.accountants.analysis import rdp
 from pydantic import Field
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr, ndtri
@@ -45,20 +37,11 @@ LEAST_NOISE, MOST_NOISE = 1e-3, 1e4
 
 `LEAST_NOISE` bounds the statements that are accepted, `MOST_NOISE` the search of `noise_for`.
 """
-ORDERS = (
-    *RDPAccountant.DEFAULT_ALPHAS, *range(64, 128, 8), *range(128, 256, 16), *range(256, 512, 32),
-    *range(512, 1025, 64),
-)  # fmt: skip
-"""Orders of Renyi divergences. Opacus' own end at 63, which wastes most of a budget on small charges."""
-LARGE_ORDERS = tuple(2**k for k in range(11, 21))
-"""More orders, where a sampled step counts like one over all patients: a bound, by convexity."""
 TOLERANCE = 1e-9
 """Relative tolerance for rounding in sums of floats."""
 
 Accountant = Literal["prv", "pld", "rdp"]
 Filter = Literal["gaussian", "renyi"]
-History = tuple[tuple[float, float, int], ...]
-"""Events as input of the accountants: (noise multiplier, rate, steps); their order does not matter."""
 
 
 class Budget(Config):
@@ -190,49 +173,9 @@ def reported_epsilon(events: Iterable[PrivacyEvent], delta: float, accountant: A
     history = tuple(sorted((noise, rate, count) for (noise, rate), count in steps.items()))
     if not history:
         return 0.0
-    return max(_ACCOUNTANTS[accountant](history, delta), 0.0)
+    from privacy.accountants import ACCOUNTANTS  # noqa: PLC0415  # importing the libraries takes a second
 
-
-@lru_cache(maxsize=1024)
-def _pld(history: History, delta: float) -> float:
-    # The library's own grid up to epsilon 10, a coarser one of as many points beyond: with the
-    # library's own step an epsilon of some hundreds takes gigabytes.
-    interval = 1e-4 * max(1.0, _renyi(history, delta) / 10)
-    accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, interval)
-    for noise, rate, steps in history:
-        step = GaussianDpEvent(noise)
-        accountant.compose(step if rate == 1 else PoissonSampledDpEvent(rate, step), steps)
-    return float(accountant.get_epsilon(delta))
-
-
-@lru_cache(maxsize=1024)
-def _prv(history: History, delta: float) -> float:
-    accountant = PRVAccountant()
-    accountant.history = list(history)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # overflows in the tails, which Opacus handles
-        return float(accountant.get_epsilon(delta))
-
-
-def _renyi(history: History, delta: float) -> float:
-    spent = sum(steps * np.asarray(_renyi_of_a_step(noise, rate)) for noise, rate, steps in history)
-    return float(compute_epsilon((*ORDERS, *LARGE_ORDERS), list(np.atleast_1d(spent)), delta)[0])
-
-
-@lru_cache(maxsize=4096)
-def _renyi_of_a_step(noise: float, rate: float) -> tuple[float, ...]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # log(0), which Opacus handles
-        found = rdp.compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=ORDERS)
-    whole = (order / (2 * noise**2) for order in LARGE_ORDERS)
-    return tuple(float(value) for value in (*found, *whole))
-
-
-_ACCOUNTANTS: Mapping[Accountant, Callable[[History, float], float]] = {
-    "prv": _prv,
-    "pld": _pld,
-    "rdp": _renyi,
-}
+    return max(ACCOUNTANTS[accountant](history, delta), 0.0)
 
 
 def noise_for(budget: Budget, *, sampling_rate: float, steps: int) -> float:

@@ -21,6 +21,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from models import spans
+
+SPANS = "spans.jsonl"
+"""The file in a folder's state with the spans of its processes, where they are recorded."""
 CONDITIONS = frozenset(
     {"BadOrder", "ClockWentBack", "Closed", "ConfigError", "Drained", "Expired", "LedgerError"}
     | {"StorageFailed"}
@@ -39,14 +43,24 @@ def load() -> None:
     code_sha256()
 
 
+def warm_up() -> None:
+    """Have torch import what it imports with its first optimizer, which takes most of a second."""
+    import torch
+
+    torch.optim.SGD([torch.zeros(1)], lr=1.0)
+
+
 def main(given: Sequence[str] | None = None) -> None:
     """Serve orders until standard input closes; `given` are the arguments, by default the process's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--test-noise", type=int, help="repeatable noise, made-up hospitals only")
+    parser.add_argument("--spans", action="store_true", help=f"record spans in state/{SPANS}")
     arguments = parser.parse_args(given)
     orders: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    if arguments.spans:
+        spans.record_to(arguments.folder / "state" / SPANS)
     _serve(arguments.folder, arguments.test_noise, orders)
 
 

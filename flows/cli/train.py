@@ -18,6 +18,8 @@ from flows.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flows.reporting.progress import Live
     from flows.runs.run import Run
     from sites.study import Study
@@ -41,7 +43,7 @@ def demo(
             made_up.delete(Path.cwd())
         study, wards = made_up.prepare(Path.cwd(), seed)
         if not made_up.show_finished(Path.cwd(), study):
-            _train(study, wards, test_noise)
+            _train(lambda: study, wards, test_noise)
 
 
 @app.command()
@@ -53,20 +55,29 @@ def run(
     ] = None,
     new: Annotated[bool, typer.Option(help="Leave an unfinished run and begin another.")] = False,
     test_noise: TestNoiseOption = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Write where the time goes here, as a Chrome trace; with --sites only."),
+    ] = None,
     attached: Annotated[
         bool, typer.Option("--attached", hidden=True, help="End when standard input does.")
     ] = False,
 ) -> None:
     """Train a study among hospitals, here or in a federation; an unfinished run goes on."""
     with cli_errors():
+        from sites.yaml_files import ConfigError
+
         if attached:
             _end_with_parent()
-        from sites.study import load_study
-
         if federation is None:
-            _train(load_study(study), sites, test_noise, new=new)
+            _train(lambda: _study(study), sites, test_noise, new=new, profile=profile)
+        elif profile is not None:
+            raise ConfigError(
+                "--profile: expected --sites beside it, got --federation: how long a hospital takes is "
+                "its own affair."
+            )
         else:
-            _train_remotely(load_study(study), federation, new=new)
+            _train_remotely(_study(study), federation, new=new)
 
 
 @app.command()
@@ -90,9 +101,10 @@ def survey(
             raise ConfigError("Expected --every-hours or --cron, got both.")
         home, asked = Home(Path.cwd()), load_study(study)
         wards_in(sites)
-        with own_servers(home):
+        with own_servers(home) as servers:
             from flows import survey as surveys
 
+            servers.ready()
             if every_hours or cron:
                 typer.echo("Surveys run on the schedule; Ctrl-C ends them.")
                 try:
@@ -166,16 +178,38 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _train(study: "Study", sites: Path, test_noise: int | None, *, new: bool = False) -> None:
-    from flows.coordination.local import train
-    from flows.reporting.progress import Live
-    from flows.runs.paths import Home
-    from sites.setup.wards import wards_in
+def _study(path: Path) -> "Study":
+    from sites.study import load_study
 
-    live = Live(Console())
-    wards = wards_in(sites, test_noise)
-    finished = train(Home(Path.cwd()), study, wards, live, test_noise=test_noise, new=new)
-    _summarise(live, finished)
+    return load_study(path)
+
+
+def _train(
+    study: "Callable[[], Study]",
+    sites: Path,
+    test_noise: int | None,
+    *,
+    new: bool = False,
+    profile: Path | None = None,
+) -> None:
+    """Train the study that `study` reads, while servers start and modules are imported."""
+    from flows.coordination.beginning import begun
+    from flows.runs.paths import Home
+
+    home = Home(Path.cwd())
+    console = Console()
+    console.print("starting the Prefect and MLflow servers and a process for each hospital ...")
+    with begun(home) as beginning:
+        from flows.coordination.local import train
+        from flows.reporting.progress import Live
+        from sites.setup.wards import wards_in
+
+        live = Live(console)
+        wards = wards_in(sites, test_noise)
+        finished = train(
+            home, study(), wards, live, beginning, test_noise=test_noise, new=new, profile=profile
+        )
+        _summarise(live, finished)
     live.print("see it in MLflow: make ui")
 
 

@@ -22,8 +22,9 @@ from prefect.input.run_input import keyset_from_base_key
 from prefect.states import Completed, Crashed, Failed, Suspended
 from pydantic import ValidationError
 
-from flows.hospitals.processes import PASSED_ON, HospitalFailed, HospitalProcess, HospitalWaits
+from flows.hospitals.processes import HospitalFailed, HospitalProcess, HospitalWaits
 from flows.hospitals.restricted_worker import InstalledWorker
+from flows.hospitals.template import PASSED_ON
 from sites.admission.approvals import CodeAnswer
 from sites.exchange.storage import AUTH
 from sites.hospital import Hospital

@@ -17,11 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.hospitals.template import CODE, Forked, Template, TemplateEnded
+from flows.hospitals.template import CODE, PASSED_ON, Forked, Template, TemplateEnded
 from sites.orders import Order
-
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-"""The environment variables that a hospital's process gets: no secrets, nothing of other hospitals."""
 
 PAUSE_S = 2.0
 """Seconds after which a hospital that waits for a person is asked again."""
@@ -55,6 +52,7 @@ class HospitalProcess:
     on_progress: OnProgress = lambda name, what, step, of: None
     passed_on: Sequence[str] = PASSED_ON
     template: Template | None = None
+    records_spans: bool = False
     _process: subprocess.Popen[str] | Forked | None = None
     _public_key: str | None = None
     _invited: threading.Thread | None = None
@@ -159,9 +157,10 @@ class HospitalProcess:
 
     def _running(self) -> "subprocess.Popen[str] | Forked":
         if self._process is None or self._process.poll() is not None:
-            noise = [] if self.test_noise is None else ["--test-noise", str(self.test_noise)]
+            arguments = [] if self.test_noise is None else ["--test-noise", str(self.test_noise)]
+            arguments += ["--spans"] if self.records_spans else []
             known = {name: os.environ[name] for name in self.passed_on if name in os.environ}
-            self._process = self._started([".", *noise], known)
+            self._process = self._started([".", *arguments], known)
         return self._process
 
     def _started(
@@ -227,20 +226,24 @@ def end_session(process: "subprocess.Popen[Any] | Forked") -> None:
 
 @contextmanager
 def warm(
-    folders: Mapping[str, Path], on_progress: OnProgress, test_noise: int | None = None
+    folders: Mapping[str, Path],
+    on_progress: OnProgress,
+    template: Template,
+    test_noise: int | None = None,
+    *,
+    records_spans: bool = False,
 ) -> Iterator[dict[str, HospitalProcess]]:
-    """Start a process for each hospital; end them all afterwards."""
-    template = Template({name: os.environ[name] for name in PASSED_ON if name in os.environ})
+    """Start a process for each hospital, a fork of the template; end them all afterwards."""
     processes = {
-        name: HospitalProcess(name, folder, test_noise, on_progress, template=template)
+        name: HospitalProcess(
+            name, folder, test_noise, on_progress, template=template, records_spans=records_spans
+        )
         for name, folder in folders.items()
     }
     try:
-        template.start()
         for process in processes.values():  # not waiting: others start while the template imports
             threading.Thread(target=process.start, daemon=True).start()
         yield processes
     finally:
         for process in processes.values():
             process.close()
-        template.close()

@@ -7,17 +7,25 @@ processes (Linux has), or the template has ended, processes are started one by o
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from sites.template import THREADS, has_one_thread, split_off
+
 CODE = Path(__file__).parents[2]
 """The folder of the packages, from which hospitals' processes import."""
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+"""The environment variables that a hospital's process gets: no secrets, nothing of other hospitals."""
+PRIVATE = ("sites.training.dp_sgd", "privacy.accountants")
+"""What hospitals import to train under differential privacy alone; it takes more than a second."""
 LARGEST_REPLY = 2**12
 
 
@@ -55,12 +63,33 @@ class Forked:
         return True
 
 
+@dataclass(frozen=True)
+class _Child:
+    """A forked child of this process, with what is used here of `subprocess.Popen`."""
+
+    pid: int
+
+    def kill(self) -> None:
+        """Kill it."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        os.waitpid(self.pid, 0)
+
+
 @dataclass
 class Template:
-    """The process that is forked; started on first use, in the background of what else starts."""
+    """The process that is forked.
+
+    Attributes:
+        environment: the template's own.
+        modules: what it imports for its next forks, beside `sites.worker.load`.
+    """
 
     environment: Mapping[str, str]
-    _process: "subprocess.Popen[bytes] | None" = None
+    modules: Sequence[str] = ()
+    _process: "subprocess.Popen[bytes] | _Child | None" = None
     _connection: socket.socket | None = None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
@@ -72,7 +101,7 @@ class Template:
         with other:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "sites.template", str(other.fileno())],
-                env={**self.environment, "PYTHONPATH": str(CODE), "OPENBLAS_NUM_THREADS": "1"},
+                env={**self.environment, **THREADS, "PYTHONPATH": str(CODE)},
                 cwd="/",
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -82,10 +111,24 @@ class Template:
             )
         self._connection = own
 
+    def split_off(self) -> None:
+        """Import the hospitals' libraries in this process, and fork the template from it.
+
+        Where this process has several threads, the template starts as another program.
+        """
+        os.environ.update({**THREADS, **os.environ})
+        if not hasattr(os, "pidfd_open") or not has_one_thread():
+            self.start()
+            return
+        own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            self._process = _Child(split_off(other, self.environment))
+        self._connection = own
+
     def forked(
         self, folder: Path, arguments: Sequence[str], environment: Mapping[str, str]
     ) -> Forked:  # fmt: skip
-        """Return a hospital's process; waits for the template's imports.
+        """Return a hospital's process; waits for the template's imports, `modules` among them.
 
         Raises:
             TemplateEnded: there is no template, or it has ended.
@@ -94,6 +137,7 @@ class Template:
             "folder": str(folder.resolve()),
             "arguments": list(arguments),
             "environment": dict(environment),
+            "modules": list(self.modules),
         }
         with self._one_at_a_time:
             if self._connection is None:
@@ -129,3 +173,22 @@ class Template:
             self._process.wait()
             self._process = None
         self._close_connection()
+
+
+@contextmanager
+def started_template(*, shares: bool = False) -> Iterator[Template]:
+    """Start a template, end it afterwards.
+
+    Args:
+        shares: this process imports what hospitals need and forks the template; otherwise the template
+            imports it meanwhile. It is asked before this process has threads.
+    """
+    template = Template({name: os.environ[name] for name in PASSED_ON if name in os.environ})
+    if shares:
+        template.split_off()
+    else:
+        template.start()
+    try:
+        yield template
+    finally:
+        template.close()

@@ -1,26 +1,86 @@
-"""Publication of a run in MLflow: rounds, pictures, models, the report, decisions.
+"""Publication of a run in MLflow and Prefect: rounds, pictures, models, the report, decisions.
 
-Each function holds the artifact lock from before it reads the record until everything is published: no
-newer content is overwritten, and `verify` sees each round of a running training as a whole.
+Each publication holds the artifact lock from before it reads the record until everything is published:
+no newer content is overwritten, and `verify` sees each round of a running training as a whole.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import copy_context
+from threading import Event
+from types import TracebackType
 
+from flows.reporting.prefect_artifacts import announce
 from flows.reporting.report import report
 from flows.runs.artifacts import artifact_lock
 from flows.runs.records import RoundRecord
 from flows.runs.run import NotAllowed, Run
 from flows.tracking.tracking import Tracking, attach_report
+from models.spans import span
 
 
-def publish_round(run: Run, tracking: Tracking, record: RoundRecord) -> None:
-    """Record a finished round, and publish it."""
+class Publishing(AbstractContextManager["Publishing"]):
+    """The publication of rounds beside the training: one at a time, while the next round is trained.
+
+    What a publication raises is raised by the next call or at the end. The rounds are recorded; what
+    MLflow lacks of them is logged at the next start (`backfill`).
+    """
+
+    def __init__(self, tracking: Tracking) -> None:
+        self.tracking = tracking
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="publishing")
+        self._last: Future[None] | None = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with suppress(*(() if error is None else (Exception,))):  # the first error is the one to report
+            self.wait()
+        self._thread.shutdown()
+
+    def wait(self) -> None:
+        """Wait until everything is published; raise what a publication raised."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def publish(self, run: Run, record: RoundRecord) -> None:
+        """Record a finished round, and begin to publish it, after the one before."""
+        self.wait()
+        is_recorded = Event()
+        publication = copy_context().run  # Prefect finds its flow run in the context
+        self._last = self._thread.submit(
+            publication, publish_round, run, self.tracking, record, is_recorded
+        )
+        self._last.add_done_callback(lambda _: is_recorded.set())  # it failed before
+        is_recorded.wait()
+        if self._last.done():
+            self.wait()
+
+    @contextmanager
+    def paused(self, run: Run) -> Iterator[None]:
+        """Hold the lock under which a run's members may change, after what is being published."""
+        self.wait()
+        with artifact_lock(run):
+            yield
+
+
+def publish_round(run: Run, tracking: Tracking, record: RoundRecord, is_recorded: Event) -> None:
+    """Record a finished round, set `is_recorded`, and publish the round."""
     with artifact_lock(run):
         run.keep(record)
         run.publish_head(record)
-        tracking.log(record)
-        attach_report(run, report(run))
+        is_recorded.set()
+        with span("log", round=record.round):
+            tracking.log(record)
+        with span("report", round=record.round):
+            attach_report(run, report(run))
+    with span("announce", round=record.round):
+        announce(run, record, tracking.page)
 
 
 def backfill(run: Run, tracking: Tracking, records: Sequence[RoundRecord]) -> None:

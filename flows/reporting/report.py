@@ -29,6 +29,8 @@ from privacy.release import Acceptance, ReleaseManifest
 
 FALSE_ALARMS = 0.05
 NOT_STATED = "not stated"
+MOST_NAMED = 12
+"""Lines of a plot that its legend can name without hiding them."""
 TEMPLATES = Path(__file__).parent / "templates"
 HOW = {
     "exact": "exact, of evaluation patients, to whom no privacy is promised",
@@ -273,7 +275,7 @@ def _quality_plot(run: Run, records: Sequence[RoundRecord]) -> Markup:
         points = [(r.round, r.metrics[site][name]) for r in records if name in r.metrics.get(site, {})]
         _line(axes, points, site, colour[site])
     axes.set_ylim(0, 1)
-    axes.legend(fontsize=8)
+    _name_lines(axes)
     return _svg(figure, f"{name} of the global model at each hospital over the rounds")
 
 
@@ -289,12 +291,21 @@ def _epsilon_plot(run: Run, hospitals: Sequence[HospitalPage]) -> Markup:
     if run.study.privacy.mode != "none":
         axes.axhline(run.study.privacy.epsilon, color="black", linestyle="--", label="the study's limit")
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
+    _name_lines(axes)
     return _svg(figure, "Epsilon that each hospital has spent over the rounds")
 
 
 def _line(axes: Axes, points: Sequence[tuple[int, float]], site: str, colour: str) -> None:
     axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site, color=colour)
+
+
+def _name_lines(axes: Axes) -> None:
+    """Name the lines of a plot; say how many there are where their names would hide them."""
+    count = len(axes.get_legend_handles_labels()[1])
+    if count <= MOST_NAMED:
+        axes.legend(fontsize=8)
+    else:
+        axes.set_title(f"{count} lines; the table names the hospitals", fontsize=8, loc="right")
 
 
 def _figure(label: str, rounds: int) -> tuple[Figure, Axes]:

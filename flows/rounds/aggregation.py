@@ -10,10 +10,12 @@ from flows.starts.choice import chosen
 from models import checkpoints
 from models.checkpoints import StoredParams
 from models.params import Params
+from models.spans import spanned
 from models.strategies import Contribution
 from privacy.release import ReleaseManifest
 
 
+@spanned("aggregate")
 def aggregate(run: Run, round: int, base: RoundRecord, taken: Answers) -> Params:
     """Return the next global model, and store the strategy's state beside it."""
     path = run.state_path(round - 1)

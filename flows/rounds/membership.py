@@ -27,6 +27,11 @@ def absent(run: Run) -> list[str]:
     return sorted(site for site in others if not has_left(run, site))
 
 
+def has_changed(run: Run, number: int, invited: int) -> bool:
+    """Return whether `before_round` would change the run's members."""
+    return any(_changes(run, number, invited))
+
+
 def before_round(run: Run, number: int, invited: int) -> Run:
     """Return the run with the hospitals that accepted meanwhile, without those that have left.
 
@@ -36,14 +41,8 @@ def before_round(run: Run, number: int, invited: int) -> Run:
         invited: the round in whose name absent hospitals were invited; a late answer to the run's first
             question counts too.
     """
-    known, rounds = run.description, (invited, 0)
-    joined = {
-        site: _participant(run, signed, since=number)
-        for site in absent(run)
-        for signed in [_acceptance(run, site, rounds)]
-        if signed
-    }
-    left = {site: member for site, member in known.participants.items() if has_left(run, site)}
+    known = run.description
+    joined, left = _changes(run, number, invited)
     if not joined and not left:
         return run
     staying = {site: member for site, member in known.participants.items() if site not in left}
@@ -54,6 +53,20 @@ def before_round(run: Run, number: int, invited: int) -> Run:
         {**{site: m for site, m in known.departed.items() if site not in joined}, **left},
         former=known.former | {site: known.acceptances(site) for site in back},
     )
+
+
+def _changes(
+    run: Run, number: int, invited: int
+) -> tuple[dict[str, Participant], dict[str, Participant]]:
+    """Return the hospitals that accepted meanwhile, and those that have left."""
+    joined = {
+        site: _participant(run, signed, since=number)
+        for site in absent(run)
+        for signed in [_acceptance(run, site, (invited, 0))]
+        if signed
+    }
+    members = run.description.participants
+    return joined, {site: member for site, member in members.items() if has_left(run, site)}
 
 
 def with_roster(run: Run, roster: Mapping[str, str], most_patients: Mapping[str, int]) -> Run:

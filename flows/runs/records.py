@@ -1,7 +1,8 @@
 """The record of a round, and what it is made of: a signed statement of each hospital, or its absence."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Generic, Literal, TypeVar
+from functools import cached_property
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag
 
@@ -174,45 +175,54 @@ class RoundRecord(Config):
     sum: SumRecord | None = None
     metrics_sum: SumRecord | None = None
 
-    @property
+    def model_copy(
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> "RoundRecord":
+        """Return a copy with changes; nothing that was computed from the fields before is in it."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
+
+    @cached_property
     def data(self) -> bytes:
         """The record's one JSON text."""
         return canonical(self.model_dump(mode="json"))
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """The head of the chain while this record is the newest."""
         return sha256_of(self.data)
 
-    @property
+    @cached_property
     def start_rate(self) -> float | None:
         """The run's learning rate, in the record of round 0 where the study leaves it to the run."""
         return self.start.rate if self.start else None
 
-    @property
+    @cached_property
     def releases(self) -> dict[str, AcceptedRelease]:
         """The accepted releases by hospital."""
         found = {site: each.release for site, each in self.hospitals.items()}
         return {site: r for site, r in found.items() if isinstance(r, AcceptedRelease)}
 
-    @property
+    @cached_property
     def scores(self) -> dict[str, Signed[Scores]]:
         """The hospitals' signed scores of the round's model."""
         found = {site: each.scores for site, each in self.hospitals.items()}
         return {site: s for site, s in found.items() if isinstance(s, Signed)}
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, dict[str, float]]:
         """The metrics of the round's model by hospital."""
         return {site: dict(signed.statement.metrics) for site, signed in self.scores.items()}
 
-    @property
+    @cached_property
     def comparisons(self) -> dict[str, Signed[Comparison]]:
         """The hospitals' signed comparisons of released models; a withheld one is left out."""
         found = {site: each.comparison for site, each in self.hospitals.items()}
         return {site: c for site, c in found.items() if isinstance(c, Signed) and c.statement.metrics}
 
-    @property
+    @cached_property
     def cross_site(self) -> dict[str, dict[str, dict[str, float]]]:
         """By hospital: how each hospital's released model does there."""
         return {
@@ -220,7 +230,7 @@ class RoundRecord(Config):
             for site, signed in self.comparisons.items()
         }
 
-    @property
+    @cached_property
     def headline(self) -> str | None:
         """The metric that stands for the model's quality, None if no hospital published any."""
         return next((name for name in HEADLINES if name in self.quality), None)

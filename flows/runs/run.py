@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -300,10 +300,7 @@ class Run:
         records: list[RoundRecord] = []
         previous = GENESIS
         while (path := self._record_path(len(records))).exists():
-            try:
-                record = RoundRecord.model_validate_json(path.read_bytes())
-            except ValueError as error:
-                raise BrokenRun(f"{path}: {error}") from error
+            record = _record_in(path)
             if (record.round, record.previous) != (len(records), previous):
                 raise BrokenRun(f"{path} does not follow from the record before it.")
             records.append(record)
@@ -313,8 +310,8 @@ class Run:
     @property
     def rate(self) -> float | None:
         """The run's learning rate, where the study leaves it to the run and the start is recorded."""
-        records = self.records()
-        return records[0].start_rate if records else None
+        first = self._record_path(0)
+        return _record_in(first).start_rate if first.exists() else None
 
     @property
     def head(self) -> str:
@@ -347,6 +344,21 @@ class Run:
     def _describe(self, description: RunDescription) -> None:
         text = json.dumps(description.model_dump(mode="json"), indent=1)
         write_atomically(self.folder / "run.json", text.encode())
+
+
+def _record_in(path: Path) -> RoundRecord:
+    """Return the record in a file, parsed once for each content that the file has had."""
+    found = path.stat()
+    return _parsed(path, (found.st_ino, found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, content: tuple[int, int, int]) -> RoundRecord:
+    del content
+    try:
+        return RoundRecord.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise BrokenRun(f"{path}: {error}") from error
 
 
 def surveys_of(home: Home, study: str) -> list[Run]:

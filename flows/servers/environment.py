@@ -6,13 +6,15 @@ functions of this module.
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from flows.runs.paths import Home
-from flows.servers.loopback import Server, ServerError, running
+from flows.servers.first_database import FirstDatabase, ServerError
+from flows.servers.loopback import Server, Starting, running, starting
 from flows.servers.mlflow_store import check_store
 from sites.yaml_files import ConfigError
 
@@ -33,6 +35,19 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 """Settings for no telemetry, no unpickling and little output."""
+LEAN = {
+    "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",  # looks after workers, which are all remote
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_READ_BATCH_SIZE": "50",
+}
+"""Settings of a Prefect server for one coordinator on its own machine: states are stored in batches."""
+PREFECT_DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
+SERVE = [sys.executable, "-m", "flows.servers.serve"]
 
 
 def prefect_settings(home: Home) -> dict[str, str]:
@@ -46,17 +61,19 @@ def prefect_server(home: Home) -> Server:
     Prefect uses a single connection, which its SQLite needs under load, when the database's URL contains
     `:memory:`; a folder of that name makes such a database last.
     """
-    database = home.state / "prefect" / ":memory:"
-    database.mkdir(parents=True, exist_ok=True)
-    url = f"sqlite+aiosqlite:///{database.resolve() / 'prefect.db'}"
+    path = (home.state / "prefect" / ":memory:" / "prefect.db").resolve()
+    settings = {**prefect_settings(home), **LEAN, PREFECT_DATABASE: "sqlite+aiosqlite:///{path}"}
     return Server(
         folder=home.state / "servers" / "prefect",
-        command=[
-            sys.executable, "-m", "prefect", "server", "start",
-            "--host", "127.0.0.1", "--port", "{port}",
-        ],
+        command=[*SERVE, "prefect.server.api.server:create_app", "{port}"],
         health="/api/health",
-        environment={**prefect_settings(home), "PREFECT_API_DATABASE_CONNECTION_URL": url},
+        environment={**settings, PREFECT_DATABASE: f"sqlite+aiosqlite:///{path}"},
+        database=FirstDatabase(
+            path,
+            name=f"prefect-{version('prefect')}",
+            command=[sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"],
+            environment=settings,
+        ),
     )  # fmt: skip
 
 
@@ -72,39 +89,51 @@ def store_server(store: Path, folder: Path) -> Server:
         ConfigError: the folder has another program's database, or another version's.
     """
     store.mkdir(parents=True, exist_ok=True)
-    check_store(store / "mlflow.db")
-    database = f"sqlite:///{(store / 'mlflow.db').resolve()}"
-    upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", database]
+    path = (store / "mlflow.db").resolve()
+    check_store(path)
     return Server(
         folder=folder,
-        command=[
-            sys.executable, "-m", "mlflow", "server", "--app-name", "wardround", "--workers", "1",
-            "--host", "127.0.0.1", "--port", "{port}",
-            "--backend-store-uri", database,
-            "--artifacts-destination", str((store / "artifacts").resolve()),
-        ],
+        command=[*SERVE, "flows.servers.mlflow_app:create_app", "{port}"],
         health="/health",
-        environment=QUIET,
-        prepare=[] if (store / "mlflow.db").exists() else [upgrade],
-    )  # fmt: skip
+        environment={
+            **QUIET,
+            # what `mlflow server` hands to its own worker processes, without a process for handing it
+            "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{path}",
+            "_MLFLOW_SERVER_REGISTRY_STORE": f"sqlite:///{path}",
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str((store / "artifacts").resolve()),
+            "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+            "_MLFLOW_IN_JOB_EXECUTOR": "false",
+        },
+        database=FirstDatabase(
+            path,
+            name=f"mlflow-{version('mlflow')}",
+            command=[sys.executable, "-m", "mlflow", "db", "upgrade", "sqlite:///{path}"],
+            environment=QUIET,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class OwnServers:
+    """The servers of a home itself, which may still be starting; the environment has their addresses."""
+
+    servers: tuple[Starting, ...]
+
+    def ready(self) -> None:
+        """Wait until both answer; raise `ServerError` if one does not."""
+        for server in self.servers:
+            server.ready()
 
 
 @contextmanager
-def own_servers(home: Home) -> Iterator[None]:
-    """Run this home's own Prefect and MLflow servers, whatever the environment names."""
+def own_servers(home: Home) -> Iterator[OwnServers]:
+    """Begin to start this home's own Prefect and MLflow servers, whatever the environment names."""
     os.environ.update(prefect_settings(home))
-    with _side_by_side([prefect_server(home), mlflow_server(home)]) as (prefect, mlflow):
-        os.environ["PREFECT_API_URL"] = f"{prefect}/api"
-        os.environ["MLFLOW_TRACKING_URI"] = mlflow
-        yield
-
-
-@contextmanager
-def _side_by_side(servers: Sequence[Server]) -> Iterator[list[str]]:
-    """Start servers side by side, yield their URLs, and leave them together."""
-    with ExitStack() as stack, ThreadPoolExecutor(len(servers)) as threads:
-        started = [threads.submit(stack.enter_context, running(server)) for server in servers]
-        yield [future.result() for future in started]
+    with starting(prefect_server(home)) as prefect, starting(mlflow_server(home)) as mlflow:
+        os.environ["PREFECT_API_URL"] = f"{prefect.url}/api"
+        os.environ["MLFLOW_TRACKING_URI"] = mlflow.url
+        yield OwnServers((prefect, mlflow))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 A small supervisor process runs each server. Users hold a shared lock on a file, which the kernel
 releases even when a user is killed. When the supervisor gets that lock exclusively, no user is left, and
-it stops the server. `python -m flows.servers.loopback FOLDER COMMAND...` is that supervisor.
+it stops the server. `python -m flows.servers.loopback SERVER` is that supervisor (`Server` as JSON).
 """
 
 import fcntl
@@ -16,19 +16,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
-from models.errors import WaitAndRepeat
+from pydantic import TypeAdapter
+
+from flows.servers.first_database import FirstDatabase, ServerError
 from models.files import write_atomically
 
 LOOPBACK = "127.0.0.1"
 DIRECT = (LOOPBACK, "localhost", "::1")
 """Hosts that no proxy can reach for this machine."""
-
-
-class ServerError(WaitAndRepeat):
-    """A server did not start; the message names its log."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,14 @@ class Server:
         command: its command line, with `{port}` for the port.
         health: the path that answers 200 once it serves.
         environment: added to the process's own.
-        prepare: command lines to run before the very first start.
+        database: a database that it finds at its very first start.
     """
 
     folder: Path
     command: Sequence[str]
     health: str
     environment: Mapping[str, str]
-    prepare: Sequence[Sequence[str]] = ()
+    database: FirstDatabase | None = None
     timeout_s: float = 180
 
 
@@ -58,14 +57,49 @@ def running(server: Server, port: int | None = None) -> Iterator[str]:
     Raises:
         ServerError: it ended or did not answer in time.
     """
+    with starting(server, port) as started:
+        yield started.ready()
+
+
+@dataclass
+class Starting:
+    """A server that runs or is being started; `url` is its address already."""
+
+    server: Server
+    url: str
+    _start: IO[str]
+    _supervisor: "subprocess.Popen[bytes] | None"
+
+    def ready(self) -> str:
+        """Return the server's URL once it answers.
+
+        Raises:
+            ServerError: it ended or did not answer in time.
+        """
+        if self._supervisor is not None:
+            _wait_for(self.server, self.url, self._supervisor)
+            self._supervisor = None
+        self._start.close()  # others may join
+        return self.url
+
+
+@contextmanager
+def starting(server: Server, port: int | None = None) -> Iterator[Starting]:
+    """Join the server if it runs, else begin to start it; yield at once; leave it at the end."""
     server.folder.mkdir(parents=True, exist_ok=True)
     reach_loopback()
-    with (server.folder / "users.lock").open("w") as users:
-        with (server.folder / "start.lock").open("w") as start:
-            fcntl.flock(start, fcntl.LOCK_EX)
-            fcntl.flock(users, fcntl.LOCK_SH)  # waits for a supervisor that is stopping its server
-            url = _running_url(server) or _start(server, port or _free_port())
-        yield url
+    with (
+        (server.folder / "users.lock").open("w") as users,
+        (server.folder / "start.lock").open("w") as start,
+    ):
+        fcntl.flock(start, fcntl.LOCK_EX)
+        fcntl.flock(users, fcntl.LOCK_SH)  # waits for a supervisor that is stopping its server
+        if running_already := _running_url(server):
+            start.close()
+            yield Starting(server, running_already, start, None)
+            return
+        free = port or _free_port()
+        yield Starting(server, _url(free), start, _begin(server, free))
 
 
 def url_of(server: Server) -> str | None:
@@ -81,31 +115,34 @@ def _running_url(server: Server) -> str | None:
     return url if _answers(url + server.health) else None
 
 
-def _start(server: Server, port: int) -> str:
-    environment = {**os.environ, **server.environment}
-    log = server.folder / "server.log"
-    with log.open("ab") as output:
-        for command in server.prepare:
-            done = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False)
-            if done.returncode:
-                raise ServerError(f"{' '.join(command[-3:])} failed; see {log}.")
-        command = [part.format(port=port) for part in server.command]
-        supervisor = subprocess.Popen(
-            [sys.executable, "-m", "flows.servers.loopback", str(server.folder), *command],
-            env=environment,
+def _url(port: int) -> str:
+    return f"http://{LOOPBACK}:{port}"
+
+
+def _begin(server: Server, port: int) -> "subprocess.Popen[bytes]":
+    """Return the supervisor of a server that is being started."""
+    command = [part.format(port=port) for part in server.command]
+    told = json.dumps({**asdict(server), "command": command}, default=str)
+    with (server.folder / "server.log").open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.servers.loopback", told],
+            env={**os.environ, **server.environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
-    url = f"http://{LOOPBACK}:{port}"
+
+
+def _wait_for(server: Server, url: str, supervisor: "subprocess.Popen[bytes]") -> None:
+    """Wait until a server that is being started answers, and store its address."""
     deadline = time.monotonic() + server.timeout_s
     while not _answers(url + server.health):
         if supervisor.poll() is not None or time.monotonic() > deadline:
+            log = server.folder / "server.log"
             raise ServerError(f"The server did not start on {url}; see {log}.")
         time.sleep(0.1)
     write_atomically(server.folder / "address.json", json.dumps({"url": url}).encode())
-    return url
 
 
 def reach_loopback() -> None:
@@ -132,10 +169,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def supervise(folder: Path, command: Sequence[str]) -> int:
+def supervise(server: Server) -> int:
     """Run a server until it ends or its last user has gone; return its exit status."""
-    process = subprocess.Popen(command)
-    with (folder / "users.lock").open("w") as users:
+    if server.database:
+        server.database.lay(server.folder / "server.log")
+    process = subprocess.Popen(server.command)
+    with (server.folder / "users.lock").open("w") as users:
         while process.poll() is None:
             time.sleep(0.5)
             try:
@@ -147,9 +186,9 @@ def supervise(folder: Path, command: Sequence[str]) -> int:
                 process.wait(timeout=15)
             except subprocess.TimeoutExpired:
                 process.kill()
-        (folder / "address.json").unlink(missing_ok=True)
+        (server.folder / "address.json").unlink(missing_ok=True)
     return process.wait()
 
 
 if __name__ == "__main__":
-    sys.exit(supervise(Path(sys.argv[1]), sys.argv[2:]))
+    sys.exit(supervise(TypeAdapter(Server).validate_json(sys.argv[1])))

@@ -7,10 +7,11 @@ with the record's own time, so logging it again after a crash changes nothing.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import mlflow
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Run as Line
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
 
@@ -24,6 +25,9 @@ from flows.tracking.metrics import GLOBAL
 from sites.yaml_files import ConfigError
 
 COORDINATORS = "the coordinator's"
+RUNNING = "RUNNING"
+HEAD = "wardround.chain_head"
+"""The tag of a line with the head of the chain up to the newest round that is logged."""
 COORDINATOR = "wardround.coordinator"
 """The tag of a study's experiment with the public key of the coordinator whose runs it holds."""
 
@@ -107,18 +111,20 @@ class Tracking(AbstractContextManager["Tracking"]):
         self._run = run
         self._client, self._experiment = MlflowClient(), _claimed(run)
         with writing(f"the start of {run.name}", COORDINATORS):
-            self._parent = self._mlflow_run(GLOBAL, parent=None)
+            known = _lines(self._client, self._experiment, run)
+            self._parent = self._mlflow_run(GLOBAL, None, known)
             self._children = {
-                site: self._mlflow_run(site, parent=self._parent)
+                site: self._mlflow_run(site, self._parent, known)
                 for site in sorted(run.description.everybody)
             }
+            self._ended = [line.info.run_id for line in known.values() if line.info.status != RUNNING]
             if run.is_newest:
                 views.show(self._client, self._experiment, run, self._parent)
 
     def __enter__(self) -> "Tracking":
         with writing(f"the status of {self._run.name}", COORDINATORS):
-            for mlflow_run in self._all_runs():
-                self._client.update_run(mlflow_run, status="RUNNING")
+            for mlflow_run in self._ended:
+                self._client.update_run(mlflow_run, status=RUNNING)
         return self
 
     def __exit__(
@@ -147,13 +153,14 @@ class Tracking(AbstractContextManager["Tracking"]):
         self._run = run
         with writing(f"the members of {run.name}", COORDINATORS):
             for site in sorted(run.description.participants.keys() - self._children.keys()):
-                self._children[site] = self._mlflow_run(site, parent=self._parent)
-                self._client.set_tag(self._children[site], "wardround.chain_head", run.head)
+                known = _lines(self._client, self._experiment, run, site)
+                self._children[site] = self._mlflow_run(site, self._parent, known)
+                self._client.set_tag(self._children[site], HEAD, run.head)
 
     def unlogged(self, records: Sequence[RoundRecord]) -> Sequence[RoundRecord]:
         """Return the records that MLflow may lack: from the one that it names on."""
         with reading(f"the newest logged round of {self._run.name}"):
-            logged = self._client.get_run(self._parent).data.tags.get("wardround.chain_head")
+            logged = self._client.get_run(self._parent).data.tags.get(HEAD)
         heads = [record.sha256 for record in records]
         return records[heads.index(logged) :] if logged in heads else records
 
@@ -170,11 +177,8 @@ class Tracking(AbstractContextManager["Tracking"]):
         start = self._run.records()[0]
         for site in self._children:
             self._log_site(site, record, start)
-        self._log(
-            self._parent,
-            record,
-            lines.global_metrics(record, self._run.description.members(record.round), start),
-        )
+        members = self._run.description.members(record.round)
+        self._log(self._parent, record, lines.global_metrics(record, members, start))
         self._client.log_text(
             self._parent, record.data.decode(), f"rounds/round-{record.round:03d}.json"
         )
@@ -185,45 +189,49 @@ class Tracking(AbstractContextManager["Tracking"]):
             self._client.log_text(self._parent, lines.cross_site_csv(record), lines.CROSS_SITE)
         if record.round > 0:
             registry.register(self._client, self._run, record, self._parent)
-        for key, value in lines.state_tags(self._run, record).items():
-            self._client.set_tag(self._parent, key, value)
-        for mlflow_run in (*self._children.values(), self._parent):
-            self._client.set_tag(mlflow_run, "wardround.chain_head", record.sha256)
+        tags = lines.state_tags(self._run, record)
+        self._log(self._parent, record, {}, {**tags, HEAD: record.sha256})
 
     def _log_site(self, site: str, record: RoundRecord, start: RoundRecord) -> None:
-        for key, value in lines.caveats(record, site).items():
-            self._client.set_tag(self._children[site], key, value)
         hospital = self._run.description.member(site, record.round)
-        self._log(self._children[site], record, lines.site_metrics(record, site, hospital, start))
+        values = lines.site_metrics(record, site, hospital, start)
+        tags = lines.caveats(record, site)
+        self._log(self._children[site], record, values, {**tags, HEAD: record.sha256})
 
-    def _log(self, mlflow_run: str, record: RoundRecord, values: Mapping[str, float]) -> None:
-        metrics = [
-            Metric(name, value, record.finished_ms, record.round) for name, value in values.items()
-        ]
-        self._client.log_batch(mlflow_run, metrics=metrics)
+    def _log(
+        self,
+        mlflow_run: str,
+        record: RoundRecord,
+        values: Mapping[str, float],
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Log metrics, then tags, of a line after a round in one request."""
+        at = (record.finished_ms, record.round)
+        metrics = [Metric(name, value, *at) for name, value in values.items()]
+        self._client.log_batch(
+            mlflow_run, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()]
+        )
 
-    def _mlflow_run(self, site: str, parent: str | None) -> str:
-        known = _found(self._client, self._experiment, self._run, site)
-        made = known or self._created(site, parent)
-        self._complete(made, site)
-        return made
+    def _mlflow_run(self, site: str, parent: str | None, known: Mapping[str, Line]) -> str:
+        line = known.get(site) or self._created(site, parent)
+        self._complete(line, site)
+        return str(line.info.run_id)
 
-    def _created(self, site: str, parent: str | None) -> str:
+    def _created(self, site: str, parent: str | None) -> Line:
         run = self._run
         tags = lines.fixed_tags(run, site)
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
-        made = self._client.create_run(
+        return self._client.create_run(
             self._experiment,
             start_time=run.description.started_ms,
             tags=tags,
             run_name=lines.run_name(run, site),
         )
-        return str(made.info.run_id)
 
-    def _complete(self, mlflow_run: str, site: str) -> None:
+    def _complete(self, known: Line, site: str) -> None:
         """Log a line's name, tags and parameters, as far as they are missing or wrong."""
-        known, name = self._client.get_run(mlflow_run), lines.run_name(self._run, site)
+        mlflow_run, name = known.info.run_id, lines.run_name(self._run, site)
         if known.info.run_name != name:
             self._client.update_run(mlflow_run, name=name)
         for key, value in lines.fixed_tags(self._run, site).items():
@@ -241,9 +249,23 @@ class Tracking(AbstractContextManager["Tracking"]):
         return [self._parent, *self._children.values()]
 
 
+def _lines(client: MlflowClient, experiment: str, run: Run, site: str = "") -> dict[str, Line]:
+    """Return the MLflow runs of a run by the hospital's name, or that of one hospital alone."""
+    asked = f"tags.`wardround.run` = '{run.name}'"
+    if site:
+        asked += f" and tags.`wardround.site` = '{site}'"
+    found: dict[str, Line] = {}
+    page = None
+    while True:
+        some = client.search_runs([experiment], asked, page_token=page)
+        for line in some:
+            found.setdefault(line.data.tags.get("wardround.site", ""), line)
+        page = some.token
+        if not page:
+            return found
+
+
 def _found(client: MlflowClient, experiment: str, run: Run, site: str) -> str | None:
     """Return the MLflow run of a run's hospital, None where there is none."""
-    found = client.search_runs(
-        [experiment], f"tags.`wardround.run` = '{run.name}' and tags.`wardround.site` = '{site}'"
-    )
-    return str(found[0].info.run_id) if found else None
+    line = _lines(client, experiment, run, site).get(site)
+    return str(line.info.run_id) if line else None

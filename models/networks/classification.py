@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from math import gcd
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from monai.networks import nets
 from pydantic import Field, PositiveInt, model_validator
-from torch import Tensor, nn
 
 from models.networks.network import Images, Kind, Network
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class ResNetConfig(Network):
@@ -107,17 +108,11 @@ class EfficientNetConfig(Network):
             "norm": ("group", {"num_groups": 8}),
         }
 
-    def build(self, dims: int, out_channels: int, in_channels: int = 1) -> nn.Module:
+    def build(self, dims: int, out_channels: int, in_channels: int = 1) -> "nn.Module":
         """Return the network for images `(B, in_channels, *spatial)`."""
-        network = super().build(dims, out_channels, in_channels)
-        layers: list[Any] = list(network.modules())
-        layers[0].set_swish(memory_efficient=False)
-        for layer in layers:
-            if isinstance(layer, nn.Dropout):
-                layer.p = 0.0
-            elif hasattr(layer, "drop_connect_rate"):
-                layer.drop_connect_rate = 0.0
-        return network
+        from models.networks import building  # noqa: PLC0415  # as in `Network.build`
+
+        return building.without_chance(super().build(dims, out_channels, in_channels))
 
 
 class ViTConfig(Network):
@@ -169,21 +164,8 @@ class ViTConfig(Network):
             "post_activation": "none",
         }
 
-    def build(self, dims: int, out_channels: int, in_channels: int = 1) -> nn.Module:
+    def build(self, dims: int, out_channels: int, in_channels: int = 1) -> "nn.Module":
         """Return the network for images `(B, in_channels, *image)`."""
-        network = _ViT(**self.arguments(dims, out_channels, in_channels))
-        network.sides = self.image
-        for block in network.blocks:  # MONAI 1.6 makes a norm for cross attention that nothing uses
-            block.norm_cross_attn = nn.Identity()
-        return network
+        from models.networks import building  # noqa: PLC0415  # as in `Network.build`
 
-
-class _ViT(nets.ViT):  # type: ignore[misc]  # MONAI is not typed
-    """MONAI's ViT, whose answer is the logits alone and not all hidden states beside them."""
-
-    sides: tuple[int, ...] = ()
-    """The only sides of an image that it takes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = super().forward(x)[0]
-        return logits
+        return building.vision_transformer(self.arguments(dims, out_channels, in_channels), self.image)

@@ -7,14 +7,14 @@ replaces it with group norm.
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from monai.networks import nets
-from opacus.validators import ModuleValidator
 from pydantic import Field
-from torch import nn
 
 from models.config import Config
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Kind = Literal["segmentation", "classification"]
 Channels = Annotated[int, Field(ge=1, le=1024)]
@@ -48,14 +48,13 @@ class Network(Config):
     def arguments(self, dims: int, out_channels: int, in_channels: int = 1) -> dict[str, Any]:
         """Return the arguments of MONAI's class."""
 
-    def build(self, dims: int, out_channels: int, in_channels: int = 1) -> nn.Module:
+    def build(self, dims: int, out_channels: int, in_channels: int = 1) -> "nn.Module":
         """Return the network for images `(B, in_channels, *spatial)`."""
+        from models.networks import building  # noqa: PLC0415  # a policy names networks and builds none
+
         arguments = self.arguments(dims, out_channels, in_channels)
-        network: nn.Module = getattr(nets, self.name)(**arguments)
-        if self.fixed is None:
-            return network
-        fixed: nn.Module = ModuleValidator.fix(network, **self.fixed)
-        return fixed
+        network = building.of_monai(self.name, arguments)
+        return network if self.fixed is None else building.with_group_norm(network, self.fixed)
 
     def check_input(self, key: str, images: Images) -> None:
         """Raise ValueError unless a study's images fit; `key` is the study's key of the network."""

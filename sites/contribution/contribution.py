@@ -11,6 +11,7 @@ from itertools import product
 import torch
 
 from models.objectives import build_task
+from models.spans import span, spanned
 from privacy.accounting import Budget, reported_epsilon
 from privacy.distillation import distil
 from privacy.ledger import Charge, LedgerError
@@ -85,7 +86,8 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     before training fails.
     """
     study = order.study
-    model = global_model(hospital, order)
+    with span("fetch"):
+        model = global_model(hospital, order)
     _check_terms(hospital, order)
     check_join(hospital, study, order.run)
     mechanism = mechanism_for_study(hospital.policy, study)
@@ -95,7 +97,8 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
     start = with_local_layers(hospital, order, model.params, order.round - 1)
     _rehearse(hospital, study, mechanism)
     hidden = _hidden(hospital, order, mechanism, model)
-    patients = hospital.cohort(study).training
+    with span("load"):
+        patients = hospital.cohort(study).training
     charge = replace(act, event=mechanism.event if mechanism else None)
     if not hospital.ledger.has_started(charge):
         check_disk(hospital)
@@ -103,7 +106,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
         check_in_time(order)
         charged = hospital.ledger.reserve(charge, hospital.eligible.training, _limit(study))
         patients = tuple(patient for patient in patients if patient.pseudonym in charged)
-        with _given_back_on_failure(hospital, charge):
+        with _given_back_on_failure(hospital, charge), span("load"):
             seed = study.seed_for(order.round, hospital.name, "draws")
             examples = prepare(patients, study.preprocessing, hospital.device, seed)
             check_in_time(order)
@@ -118,8 +121,9 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
             )
         )
     if update.is_finite:
-        leaving, masked = hidden.hidden(update) if hidden else (update, None)
-        export.settle_with_release(hospital, study, charge, leaving, model, masked)
+        with span("export"):
+            leaving, masked = hidden.hidden(update) if hidden else (update, None)
+            export.settle_with_release(hospital, study, charge, leaving, model, masked)
     else:
         forget(hospital, order)
         diverged = "the training diverged; its cost stays charged"
@@ -196,6 +200,7 @@ def _coordinators_cases(order: Order) -> frozenset[str]:
         return frozenset()
 
 
+@spanned("rehearse")
 def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> None:
     """Raise `Refused` if the study can't train soundly; uses random images, before any charge."""
     target = _blank_targets(study, 4).to(hospital.device)

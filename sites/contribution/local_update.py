@@ -21,6 +21,7 @@ from models import params as P
 from models.files import sha256_of
 from models.objectives import build_task
 from models.params import Params
+from models.spans import span, spanned
 from models.strategies import variate_after
 from models.unfinished import Unfinished
 from privacy import predictions
@@ -37,7 +38,6 @@ from sites.local_models import fits, network_for, stored_params
 from sites.orders import Order
 from sites.progress import Progress
 from sites.training.config import TrainingConfig
-from sites.training.dp_sgd import train_privately
 from sites.training.examples import Examples
 from sites.training.gradient_sum import gradient_sum
 from sites.training.sgd import train_plainly
@@ -157,7 +157,10 @@ def _clipped(training: LocalTraining, network: nn.Module) -> NDArray[np.float64]
         _train(training, network, None)
         return clipped_change(_change(training, network, None), mechanism)
     task = build_task(study.task)
-    return gradient_sum(network, task, training.examples, training.config, mechanism, training.progress)
+    with span("train"):
+        return gradient_sum(
+            network, task, training.examples, training.config, mechanism, training.progress
+        )
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,7 @@ def _teacher(training: LocalTraining, student: nn.Module, transfer: _Transfer) -
     return teacher
 
 
+@spanned("distil")
 def _distil(
     training: LocalTraining, teacher: nn.Module, student: nn.Module, transfer: _Transfer
 ) -> None:
@@ -214,6 +218,7 @@ def _distil(
     training.keep("student", P.of(student))
 
 
+@spanned("train")
 def _train(training: LocalTraining, network: nn.Module, correction: Params | None) -> Noise:
     hospital, order, mechanism = training.hospital, training.order, training.mechanism
     study, config, progress = order.study, training.config, training.progress
@@ -226,6 +231,8 @@ def _train(training: LocalTraining, network: nn.Module, correction: Params | Non
         unfinished = training.unfinished("training")
         train_plainly(network, task, training.examples, config, rng, local_loss, progress, unfinished)
         return "none"
+    from sites.training.dp_sgd import train_privately  # noqa: PLC0415  # Opacus takes long to import
+
     source, noise = hospital.noise(order.noise_purpose)
     if before := training.stored_before("clip"):
         mechanism = mechanism.starting_at(float(before["norm"]))

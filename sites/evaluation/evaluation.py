@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.objectives import build_task
+from models.spans import span, spanned
 from privacy.accounting import Budget, PrivacyEvent, noise_for
 from privacy.ledger import Charge
 from sites import export, inference
@@ -48,14 +49,16 @@ def evaluate(hospital: Hospital, order: Order, act: Charge, _: Progress) -> None
     """Score a global model on patients who never train; publish as much as the policy allows."""
     study, policy = order.study, hospital.policy
     check_join(hospital, study, order.run)
-    model = global_model(hospital, order)
+    with span("fetch"):
+        model = global_model(hospital, order)
     if policy.metrics == "withheld" or _has_few(hospital):
         export.scores(hospital, study, act, model, "withheld", {})
         return
     if study.evaluation.summed:
         _score_summed(hospital, order, act, model)
         return
-    patients = hospital.cohort(study).evaluation
+    with span("load"):
+        patients = hospital.cohort(study).evaluation
     if policy.noised_metrics is None:
         metrics = _exact_metrics(hospital, order, model, patients)
         export.scores(hospital, study, act, model, "exact", metrics)
@@ -69,6 +72,7 @@ def _network_of(hospital: Hospital, order: Order, model: GlobalModel) -> nn.Modu
     return network_for(order.study.network, order.study, hospital.device, params)
 
 
+@spanned("evaluate")
 def _exact_metrics(
     hospital: Hospital, order: Order, model: GlobalModel, patients: Sequence[Patient]
 ) -> dict[str, float]:

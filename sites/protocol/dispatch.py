@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from models.files import sha256_of
+from models.spans import span
 from privacy.ledger import BudgetExceeded, Charge
 from privacy.release import ReleaseManifest
 from sites import export
@@ -48,7 +49,7 @@ def carry_out(hospital: Hospital, order: Order, progress: Progress) -> None:
         ClockWentBack: nothing was charged; the order stays valid until the clock is set right.
     """
     act = Charge(order.study.name, order.run, order.round, order.act, event=None)
-    with hospital.lock():
+    with span("order", phase=order.phase, round=order.round), hospital.lock():
         if hospital.drained.exists():
             raise Drained("the hospital accepts no orders before `wardround site drain --off`")
         _carry_out(hospital, order, act, progress)
@@ -77,7 +78,8 @@ def _carry_out(hospital: Hospital, order: Order, act: Charge, progress: Progress
             _PHASES[order.phase](hospital, order, act, progress)
         _check_export(hospital, act)
         check_has_not_left(hospital, study.name)
-        export.publish(hospital, exchange, act)
+        with span("export"):
+            export.publish(hospital, exchange, act)
         if order.sum and order.phase == order.sum_phases.opening:
             forget_secrets(hospital, order.run, order.sum_kind)
         if order.phase in SUMS["metrics"]:  # the round's update is done

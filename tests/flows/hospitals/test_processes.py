@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.hospitals.processes import PASSED_ON, HospitalFailed, HospitalLeftOut, HospitalProcess
-from flows.hospitals.template import Template
+from flows.hospitals.processes import HospitalFailed, HospitalLeftOut, HospitalProcess
+from flows.hospitals.template import PASSED_ON, Template, started_template
 from sites.orders import Order
 
 PARENT = """
@@ -27,8 +27,9 @@ WARM = """
 import sys, time
 from pathlib import Path
 from flows.hospitals.processes import warm
+from flows.hospitals.template import started_template
 folders = {name: Path(sys.argv[1]) / name for name in ("north", "east")}
-with warm(folders, lambda *_: None) as processes:
+with started_template() as template, warm(folders, lambda *_: None, template) as processes:
     for process in processes.values():
         process.public_key()
     print(*(process.pid for process in processes.values()), flush=True)
@@ -43,10 +44,8 @@ def wards(tmp_path_factory: pytest.TempPathFactory, small_wards) -> Path:
 
 @pytest.fixture(scope="module")
 def template():
-    made = Template({name: os.environ[name] for name in PASSED_ON if name in os.environ})
-    made.start()
-    yield made
-    made.close()
+    with started_template() as made:
+        yield made
 
 
 @pytest.fixture(params=["alone", "forked"])
@@ -219,3 +218,48 @@ def test_a_hospital_that_is_closed_while_it_works_ends_and_starts_nothing_any_mo
     with pytest.raises(HospitalFailed, match="its process is closed"):
         process.carry_out(order, 10)
     assert process.pid is None
+
+
+SHARING = """
+import os, sys, time
+from pathlib import Path
+from flows.hospitals.processes import warm
+from flows.hospitals.template import started_template
+open_file = open(sys.argv[2])
+folders = {"north": Path(sys.argv[1]) / "north"}
+with started_template(shares=True) as template, warm(folders, lambda *_: None, template) as processes:
+    processes["north"].public_key()
+    print(processes["north"].pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_process_of_a_template_that_was_split_off_knows_nothing_of_its_coordinator(
+    wards: Path, tmp_path: Path
+) -> None:
+    """Neither its environment, as the system shows it, nor its files; and it dies with it."""
+    secret = tmp_path / "secret"
+    secret.write_text("a key")
+    coordinator = subprocess.Popen(
+        [sys.executable, "-c", SHARING, str(wards), str(secret)],
+        env={**os.environ, "MLFLOW_TRACKING_PASSWORD": "hush"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert coordinator.stdout is not None
+    pid = int(coordinator.stdout.readline())
+    about = Path(f"/proc/{pid}")
+    template = int((about / "stat").read_text().rpartition(")")[2].split()[1])
+    for each in (about, Path(f"/proc/{template}")):
+        assert b"hush" not in (each / "environ").read_bytes()
+        assert str(secret) not in [os.readlink(link) for link in (each / "fd").iterdir()]
+    assert template != coordinator.pid
+    assert os.getsid(pid) != os.getsid(template) != os.getsid(coordinator.pid)
+    coordinator.kill()
+    coordinator.wait()
+    for _ in range(100):
+        if not any(map(is_alive, (pid, template))):
+            break
+        time.sleep(0.1)
+    assert not any(map(is_alive, (pid, template)))

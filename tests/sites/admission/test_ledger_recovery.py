@@ -257,7 +257,7 @@ def test_a_release_that_a_crash_left_in_the_outbox_is_the_one_that_leaves(
         federation.ask("contribute", 1)
     (left,) = federation.hospital.outbox.statements()
     with monkeypatch.context() as patch:
-        patch.delattr("sites.contribution.local_update.train_privately")  # it would be another output
+        patch.delattr("sites.training.dp_sgd.train_privately")  # it would be another output
         assert federation.ask("contribute", 1) == "release"
     assert federation.hospital.ledger.file_of(Charge("small", RUN, 1, "contribute", None)) == left
 
