@@ -36,9 +36,10 @@ from privacy import predictions
 from privacy.distillation import DistillationConfig, answers, distil
 from privacy.mechanisms import LocalPrivacy, mechanism_for
 from privacy.noise.source import NoiseSource
-from sites.cohort import Patient, pseudonym_key
+from sites.cohort import Patient
 from sites.datasets import decathlon
 from sites.imaging.preprocessing import fixed_pair
+from sites.listing.pseudonyms import pseudonym_key
 from sites.local_models import CPU
 from sites.progress import ignore_progress
 from sites.study import Study

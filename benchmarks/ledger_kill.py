@@ -32,8 +32,8 @@ from models.files import sha256_of
 from privacy import ledger as ledger_module
 from privacy import ledger_file
 from privacy.ledger import LedgerError
-from privacy.release import ModelManifest
 from privacy.signing import public_hex, sign
+from privacy.statements import ModelManifest
 from sites.datasets.phantoms import Scanner, make_wards
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place

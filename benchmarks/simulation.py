@@ -27,12 +27,12 @@ from models.objectives import build_task
 from models.params import Params
 from sites.cohort import Cohort, Patient
 from sites.evaluation.scoring import score
+from sites.exchange.phases import Phase
 from sites.hospital import Hospital
 from sites.imaging.preprocessing import PreprocessingConfig, fixed_pair
 from sites.imaging.reading import Reading
 from sites.inference import predictor
 from sites.local_models import CPU, network_for
-from sites.orders import Phase
 from sites.progress import ignore_progress
 from sites.protocol.dispatch import carry_out
 from sites.study import Study

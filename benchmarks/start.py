@@ -24,8 +24,8 @@ from flows.runs.paths import Home
 from flows.starts.first_model import first_model
 from models import checkpoints
 from models.files import sha256_of
-from privacy.release import ModelManifest
 from privacy.signing import public_hex, sign
+from privacy.statements import ModelManifest
 from sites.datasets.decathlon import make_hospitals
 from sites.datasets.phantoms import describe_cases
 from sites.exchange.exchange import Exchange

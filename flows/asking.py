@@ -19,7 +19,8 @@ from flows.rounds.statements import Answers
 from flows.runs.paths import Home
 from flows.runs.run import Run
 from models.spans import span
-from sites.orders import Phase, is_answered
+from sites.exchange.answers import is_answered
+from sites.exchange.phases import Phase
 
 TRAININGS, SHORT = 100, 8
 """The most tasks of a phase in which hospitals train, and of another: each costs Prefect's client and

@@ -28,7 +28,7 @@ from flows.starts import first_model
 from flows.tracking.tracking import Tracking
 from models.params import Params
 from models.spans import span
-from sites.orders import is_answered
+from sites.exchange.answers import is_answered
 
 
 @flow(flow_run_name="{run}", task_runner=SIDE_BY_SIDE)  # type: ignore[arg-type]  # Prefect's own type

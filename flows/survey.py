@@ -29,7 +29,7 @@ from flows.runs.records import SurveyRecord
 from flows.runs.run import Run, surveys_of
 from flows.tracking.surveys import log_survey
 from models.files import write_atomically
-from privacy.release import Survey
+from privacy.statements import Survey
 from sites.evaluation.survey import drift
 from sites.setup.wards import wards_in
 from sites.study import load_study

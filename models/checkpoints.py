@@ -10,13 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from models.errors import ReportToUs
+from models.errors import CorruptCheckpoint
 from models.files import sha256_of, write_atomically
 from models.params import Params
-
-
-class CorruptCheckpoint(ReportToUs, ValueError):
-    """A file is not a safetensors file, or not the one with the expected sha256."""
 
 
 def to_bytes(params: Params) -> bytes:

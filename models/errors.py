@@ -50,3 +50,7 @@ class ReportToUs(WardroundError):
         "keep the folder as it is; restore it from a backup, or report this message to the developers "
         "(SECURITY.md says how)."
     )
+
+
+class CorruptCheckpoint(ReportToUs, ValueError):
+    """A file is not a safetensors file, or not the one with the expected sha256."""

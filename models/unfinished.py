@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models import checkpoints
-from models.checkpoints import CorruptCheckpoint, StoredParams
+from models.checkpoints import StoredParams
+from models.errors import CorruptCheckpoint
 from models.params import Params, load_into
 
 log = logging.getLogger("wardround.models")

@@ -1,7 +1,7 @@
 """Exact gradients of each patient's loss, clipped and summed at about the speed of plain training.
 
 Each layer that has parameters runs as an autograd function. In the backward pass it computes the
-gradient of every scan separately, from the layer's input and cotangent (`privacy.layer_rules`). No
+gradient of every scan separately, from the layer's input and cotangent (`privacy.layers.rules`). No
 second backward pass runs, and networks stay unchanged. In-place activations and additions work; what
 autograd refuses, an error refuses here too.
 
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from privacy.added_parameters import added_by, copied
-from privacy.layer_rules import Convolution, Later, Linear, Rule, rule_of
+from privacy.layers.added_parameters import added_by, copied
+from privacy.layers.rules import Convolution, Later, Linear, Rule, rule_of
 
 TOGETHER = 8
 """Scans whose clipped gradients are added in their own type at most; more are added in float64, because

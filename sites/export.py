@@ -8,7 +8,8 @@ from typing import Any
 from models.checkpoints import to_bytes
 from privacy.accounting import epsilon, reported_epsilon
 from privacy.ledger import Charge, LedgerError
-from privacy.release import (
+from privacy.signing import sign
+from privacy.statements import (
     Acceptance,
     Comparison,
     Departure,
@@ -26,7 +27,6 @@ from privacy.release import (
     one_line,
     parse_statement,
 )
-from privacy.signing import sign
 from sites.admission.admission import lacking, training_for
 from sites.code_version import code_sha256
 from sites.exchange.exchange import Exchange

@@ -1,4 +1,8 @@
-"""Hospital: a folder with a policy, the data and private state, for code that runs at that hospital."""
+"""Hospital: a folder with a policy, the data and private state, for code that runs at that hospital.
+
+Most commands look at its books alone, so what reads scans, which needs torch, is imported where it is
+used.
+"""
 
 import fcntl
 import hmac
@@ -10,29 +14,31 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models.files import write_atomically
-from models.tasks import TaskConfig
 from privacy.ledger import Ledger
 from privacy.noise.source import NoiseSource
-from privacy.release import Noise
 from privacy.signing import BadSignature, canonical, private_key, public_hex, verified_by_any
-from sites.cohort import Cohort, Eligible, Split, eligible, load_cohort, pseudonym, pseudonym_key
+from privacy.statements import Noise
 from sites.exchange.outbox import Outbox
 from sites.exchange.places import Place
-from sites.imaging.cache import ScanCache
-from sites.imaging.checks import CheckedCase, read_cases
-from sites.imaging.preprocessing import PreprocessingConfig
-from sites.imaging.reading import unlabelled_reader
 from sites.listing.cases import CaseFiles, Listing
 from sites.listing.listing import EXCLUDED, excluded_patients, read_listing
+from sites.listing.pseudonyms import Eligible, Split, eligible, pseudonym, pseudonym_key
 from sites.policy.policy import Policy, Refused, load_policy
-from sites.study import Study
 from sites.yaml_files import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.tasks import TaskConfig
+    from sites.cohort import Cohort
+    from sites.imaging.checks import CheckedCase
+    from sites.imaging.preprocessing import PreprocessingConfig
+    from sites.study import Study
 
 log = logging.getLogger("wardround.site")
 
@@ -128,8 +134,10 @@ class Hospital:
         return False
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """The device on which this hospital trains."""
+        import torch
+
         device = self.policy.device
         return torch.device("cpu" if device.kind == "cpu" else f"{device.kind}:{device.index}")
 
@@ -203,8 +211,12 @@ class Hospital:
         """The secret key of the patients' keyed hashes."""
         return pseudonym_key(self.state)
 
-    def checked_cases(self, task: TaskConfig, config: PreprocessingConfig) -> list[CheckedCase]:
+    def checked_cases(self, task: "TaskConfig", config: "PreprocessingConfig") -> "list[CheckedCase]":
         """Return every case, read and checked; cases in the cache are not read again."""
+        from sites.imaging.cache import ScanCache
+        from sites.imaging.checks import read_cases
+        from sites.imaging.reading import unlabelled_reader
+
         if self.listing.is_unlabelled:
             return read_cases(self.cases, unlabelled_reader(self.data, task))
         cache = ScanCache(self.state / "cache", self.policy.cache_mb * 2**20)
@@ -212,8 +224,10 @@ class Hospital:
         cache.trim()
         return checked
 
-    def cohort(self, study: Study) -> Cohort:
+    def cohort(self, study: "Study") -> "Cohort":
         """Return the hospital's patients as a study reads their scans."""
+        from sites.cohort import load_cohort
+
         cases = self.checked_cases(study.task, study.preprocessing)
         return load_cohort(cases, self.policy, self.pseudonym_key, self.split)
 
@@ -269,14 +283,16 @@ class Hospital:
         paths = (self.state / "runs").glob("*.json")
         return frozenset(json.loads(path.read_bytes())["exchange"] for path in paths)
 
-    def remember(self, run: str, study: Study) -> None:
+    def remember(self, run: str, study: "Study") -> None:
         """Store a run's study, for people who look at its models at this hospital."""
         path = self.state / "studies" / f"{run}.json"
         if not path.exists():
             write_atomically(path, canonical(study.model_dump(mode="json")))
 
-    def known_runs(self) -> dict[str, Study]:
+    def known_runs(self) -> "dict[str, Study]":
         """Return the stored studies by name of their run."""
+        from sites.study import Study
+
         paths = (self.state / "studies").glob("*.json")
         return {path.stem: Study.model_validate_json(path.read_bytes()) for path in paths}
 

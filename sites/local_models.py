@@ -11,11 +11,12 @@ from torch import nn
 
 from models import checkpoints
 from models import params as P
-from models.checkpoints import CorruptCheckpoint, StoredParams
+from models.checkpoints import StoredParams
+from models.errors import CorruptCheckpoint
 from models.networks.choice import NetworkConfig
 from models.params import Params
-from privacy.release import ModelManifest
 from privacy.signing import BadSignature, verified
+from privacy.statements import ModelManifest
 from sites.exchange.exchange import COORDINATOR, Exchange
 from sites.exchange.places import Place
 from sites.hospital import Hospital

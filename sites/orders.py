@@ -1,62 +1,19 @@
 """Orders of the coordinator to hospitals. An order holds public values only."""
 
 import time
-from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated
 
 from pydantic import Field
 
 from models.config import Config
 from models.tasks import Name
-from privacy.release import Attempt
-from sites.exchange.exchange import Exchange
-from sites.exchange.places import Place
+from privacy.statements import Attempt
+from sites.exchange.phases import SUM_KINDS, SUMS, Phase, RunName, SumKind, SumPhases, act_of
 from sites.study import Study
-from sites.study_sections import SUM_KINDS, SumKind
 
-Phase = Literal[
-    "check", "survey", "join", "contribute", "evaluate", "compare",
-    "sum-keys", "sum-shares", "sum-survivors", "sum-opening",
-    "metrics-keys", "metrics-shares", "metrics-survivors", "metrics-opening",
-    "survey-keys", "survey-shares", "survey-survivors", "survey-opening",
-]  # fmt: skip
-RunName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$")]
 PROTOCOL = 4
 """Version of the format of orders and statements. It is raised with each change that a hospital and a
 coordinator with different code could misunderstand; both then wait until the older one is upgraded."""
-
-
-class SumPhases(NamedTuple):
-    """The phases of a secure sum, one after the other; `vector` is that of the masked vectors."""
-
-    keys: Phase
-    shares: Phase
-    vector: Phase
-    survivors: Phase
-    opening: Phase
-
-    def part_of(self, phase: Phase) -> str:
-        """Return which of these phases one is, by its name here.
-
-        >>> SUMS["metrics"].part_of("evaluate")
-        'vector'
-        """
-        return self._fields[self.index(phase)]
-
-
-SUMS: Mapping[SumKind, SumPhases] = {
-    "update": SumPhases("sum-keys", "sum-shares", "contribute", "sum-survivors", "sum-opening"),
-    "metrics": SumPhases(
-        "metrics-keys", "metrics-shares", "evaluate", "metrics-survivors", "metrics-opening"
-    ),
-    "survey": SumPhases("survey-keys", "survey-shares", "survey", "survey-survivors", "survey-opening"),
-}
-"""The phases of a secure sum of each kind."""
-
-SUM_MESSAGES: tuple[Phase, ...] = tuple(
-    phase for phases in SUMS.values() for phase in phases if phase != phases.vector
-)
-"""The phases around the masked vectors, whose answers are one short message each."""
 
 
 def sum_of(study: Study, phase: Phase) -> SumKind | None:
@@ -68,26 +25,6 @@ def sums_of(study: Study) -> tuple[SumKind, ...]:
     """Return what a study's secure sums are of: the releases, metrics, a survey."""
     asked = (study.is_summed, study.evaluation.summed, study.survey)
     return tuple(kind for kind, has in zip(SUM_KINDS, asked, strict=True) if has)
-
-
-def act_of(phase: Phase, sum_attempt: int = 1) -> str:
-    """Return the purpose under which the ledger and the exchange store the answer to a phase.
-
-    A further attempt at a secure sum is an act of its own, with its own charge.
-
-    >>> act_of("contribute"), act_of("contribute", 2)
-    ('contribute', 'contribute-try-2')
-    """
-    return phase if sum_attempt == 1 else f"{phase}-try-{sum_attempt}"
-
-
-def refusal_of(act: str, attempt: int) -> str:
-    """Return the purpose under which the ledger and the exchange store a refusal of an act.
-
-    >>> refusal_of("contribute", 2)
-    'contribute-refused-2'
-    """
-    return f"{act}-refused-{attempt}"
 
 
 class SumOrder(Config):
@@ -182,14 +119,3 @@ def check_in_time(order: Order) -> None:
     """Raise `Expired` if an answer to the order would be too late."""
     if order.expires_ms is not None and time.time() * 1000 >= order.expires_ms:
         raise Expired("the order has expired")
-
-
-def is_answered(exchange: Exchange, order: Order, public_key: str) -> bool:
-    """Return whether the exchange holds the hospital's answer to an order, or its refusal of it.
-
-    Args:
-        public_key: the hospital's key; what others left at its places is no answer.
-    """
-    acts = (order.act, refusal_of(order.act, order.attempt))
-    places = (Place.statement(order.run, order.round, act, order.site) for act in acts)
-    return any(exchange.signed_answer(place, [public_key]) is not None for place in places)

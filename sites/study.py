@@ -17,8 +17,8 @@ from models.synthesis import SynthesisConfig
 from models.tasks import Name, TaskConfig
 from privacy.distillation import DistillationConfig
 from privacy.mechanisms import PrivacyConfig
-from privacy.release import LARGEST_CHANGE
 from privacy.signing import canonical
+from privacy.statements import LARGEST_CHANGE
 from sites import yaml_files
 from sites.imaging.preprocessing import Patches, PreprocessingConfig
 from sites.starts import PUBLIC_AUGMENTATION, StartStage, ValidationConfig

@@ -1,7 +1,7 @@
 """Sections of a study beside its training, and whether its sections fit each other."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
@@ -51,11 +51,6 @@ class QuorumConfig(Config):
     min: PositiveInt
     deadline_s: Annotated[float, Field(gt=0)] = 600
     staleness: StalenessConfig | None = None
-
-
-SumKind = Literal["update", "metrics", "survey"]
-SUM_KINDS: tuple[SumKind, ...] = get_args(SumKind)
-"""What a secure sum may be of."""
 
 
 class SummedConfig(Config):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from models import params as P
 from models.params import Params
-from privacy.release import Noise
+from privacy.statements import Noise
 
 CLIPPED = "clipped"
 """Name of the one tensor of an update that is summed with shared noise: float64 `(d,)`."""

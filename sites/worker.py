@@ -73,7 +73,8 @@ def _listen(orders: "queue.Queue[str]") -> None:
 def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> None:
     import torch
 
-    from sites.admission.approvals import ApprovalNeeded, CodeAnswer, decide_by_code
+    from sites.admission.approvals import ApprovalNeeded
+    from sites.admission.requests import CodeAnswer, decide_by_code
     from sites.admission.resources import limit_memory
     from sites.hospital import Hospital
     from sites.orders import Order

@@ -21,8 +21,9 @@ from flows.starts.first_model import start_of
 from models import params as P
 from privacy.noise.source import NoiseSource
 from sites.datasets.phantoms import Scanner, make_wards
+from sites.exchange.phases import Phase
 from sites.hospital import Hospital
-from sites.orders import Order, Phase
+from sites.orders import Order
 from sites.progress import ignore_progress
 from sites.protocol.dispatch import carry_out
 from sites.setup.wards import introduce

@@ -9,12 +9,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from models import checkpoints
 from models import params as P
 from models.files import sha256_of
-from privacy.release import ModelManifest, parse_statement
 from privacy.signing import public_hex, sign, verified
+from privacy.statements import ModelManifest, parse_statement
 from sites.exchange.exchange import COORDINATOR, Exchange
+from sites.exchange.phases import Phase, refusal_of
 from sites.exchange.places import Place
 from sites.hospital import Hospital
-from sites.orders import Order, Phase, refusal_of
+from sites.orders import Order
 from sites.protocol.dispatch import carry_out
 from sites.study import Study
 

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,17 @@ def test_no_function_has_more_than_fifty_lines() -> None:
                 if length > 50:
                     long.append(f"{path.relative_to(ROOT)}: {node.name}, {length} lines")
     assert long == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["flows.cli.site.tables", "flows.reporting.status", "sites.policy.policy", "sites.hospital"],
+)
+def test_what_shows_the_books_imports_neither_torch_nor_a_server(module: str) -> None:
+    """People wait for `status`, `site ledger`, `site outbox`, `site waiting`; torch takes seconds."""
+    heavy = ("torch", "monai", "opacus", "mlflow", "prefect", "pydicom", "nibabel")
+    script = f"import {module}, sys; print(*(name for name in {heavy} if name in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == []

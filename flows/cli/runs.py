@@ -23,8 +23,8 @@ def status(
     with cli_errors():
         from dataclasses import asdict
 
-        from flows.reporting.progress import status_table
         from flows.reporting.status import status as newest_status
+        from flows.reporting.status import status_table
         from flows.runs.paths import Home
         from sites.yaml_files import ConfigError
 

@@ -22,8 +22,9 @@ from flows.decisions.verdicts import (
 )
 from flows.runs.dates import minute
 from flows.runs.locks import waiting_for
+from flows.runs.record_files import BrokenRun
 from flows.runs.records import GENESIS
-from flows.runs.run import BrokenRun, Run
+from flows.runs.run import Run
 from models.errors import AskSomebody
 from models.files import sha256_of, write_atomically
 from privacy.signing import sign

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from flows.runs.paths import Home
 from models.config import Config
 from models.tasks import Name
-from privacy.release import Sha256
+from privacy.statements import Sha256
 from sites import yaml_files
 
 Role = Literal["clinician", "officer"]

@@ -18,12 +18,13 @@ from flows.decisions.people import ROLES, People
 from flows.decisions.release_status import ReleasedVersion, released
 from flows.decisions.verdicts import Decision, Terms
 from flows.runs.dates import day
+from flows.runs.record_files import BrokenRun
 from flows.runs.records import RoundRecord
-from flows.runs.run import BrokenRun, Run
+from flows.runs.run import Run
 from models.config import Config
 from models.errors import AskSomebody
-from privacy.release import Sha256
 from privacy.signing import BadSignature, canonical, verified
+from privacy.statements import Sha256
 from sites.study import Study
 
 MOST_BYTES = 2**26

@@ -18,8 +18,8 @@ from flows.runs.run import Run
 from models.config import Config
 from models.errors import FixYourInput
 from models.tasks import Name
-from privacy.release import Sha256
 from privacy.signing import sign, verified
+from privacy.statements import Sha256
 
 DAY_MS = 24 * 3600 * 1000
 NO_VERDICT = "Expected a signed verdict, as `wardround review sign` prints it."

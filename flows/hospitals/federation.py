@@ -26,9 +26,10 @@ from models.config import Config
 from models.tasks import Name
 from privacy.signing import public_hex, sign, verified
 from sites import yaml_files
+from sites.exchange.answers import is_answered
 from sites.exchange.exchange import COORDINATOR, Exchange
 from sites.exchange.places import Place
-from sites.orders import Order, is_answered
+from sites.orders import Order
 from sites.protocol.order_inbox import OrderRef, flow_for
 
 POLL_S = 1.0

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from flows.hospitals.processes import HospitalFailed, HospitalProcess, HospitalWaits
 from flows.hospitals.restricted_worker import InstalledWorker
 from flows.hospitals.template import PASSED_ON
-from sites.admission.approvals import CodeAnswer
+from sites.admission.requests import CodeAnswer
 from sites.exchange.storage import AUTH
 from sites.hospital import Hospital
 from sites.notifications import WEBHOOK

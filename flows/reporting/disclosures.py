@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flows.runs.run import Run
-from privacy.release import RejectedRelease, ReleaseManifest, parse_statement
+from privacy.statements import RejectedRelease, ReleaseManifest, parse_statement
 
 WORDS = {
     "acceptance": "acceptance, with the numbers it declares",

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from flows.reporting.status import Status
 from flows.runs.records import HEADLINES, RoundRecord
 from flows.runs.run import Run
 from flows.starts.rate import declared_in, warnings
-from privacy.release import ReleaseManifest
+from privacy.statements import ReleaseManifest
 
 
 class Live:
@@ -109,29 +107,6 @@ def summary(run: Run) -> Table:
             f"{sum(r.payload_bytes for r in mine):,}",
         )
     return table
-
-
-def status_table(status: Status) -> Table:
-    """Return the status of a run as a table: a row for each hospital."""
-    state = "finished" if status.is_finished else f"round {status.round} of {status.rounds} is recorded"
-    table = Table(title=f"{status.run}: {state}")
-    for heading in ("hospital", "takes part", "last release", "epsilon", "open order", "last seen"):
-        table.add_column(heading)
-    for each in status.hospitals:
-        until = f", until {_time_of(each.until_ms)}" if each.until_ms else ""
-        table.add_row(
-            each.name,
-            "yes" if each.takes_part else "no",
-            "" if each.last_round is None else f"round {each.last_round}",
-            "" if each.epsilon is None else f"{each.epsilon:.3f}",
-            f"{each.asked}{until}",
-            each.last_seen,
-        )
-    return table
-
-
-def _time_of(at_ms: int) -> str:
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%H:%M:%S} UTC"
 
 
 def _caveat(release: ReleaseManifest) -> str:

@@ -25,7 +25,7 @@ from flows.starts.rate import declared_in, warnings
 from flows.tracking.metrics import by_group, fairness
 from models.objectives import flat, metric_names
 from privacy.accounting import PrivacyEvent, group_epsilon, most_found
-from privacy.release import Acceptance, ReleaseManifest
+from privacy.statements import Acceptance, ReleaseManifest
 
 FALSE_ALARMS = 0.05
 NOT_STATED = "not stated"

@@ -4,12 +4,16 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from rich.table import Table
 
 from flows.runs.paths import Home
-from flows.runs.run import Run, runs_of
-from privacy.signing import verified
+from flows.runs.record_files import records_in
+from flows.runs.summary import OrderSummary, RunSummary, newest_run
+from privacy.signing import private_key, public_hex, verified
+from sites.exchange.answers import is_answered
 from sites.exchange.exchange import Exchange
-from sites.orders import Order, is_answered
 
 
 @dataclass(frozen=True)
@@ -46,19 +50,19 @@ class Status:
 
 def status(home: Home) -> Status | None:
     """Return the status of the newest run of a home, None before the first."""
-    runs = runs_of(home)
-    if not runs:
+    run = newest_run(home)
+    if run is None:
         return None
-    run, records = runs[-1], runs[-1].records()
-    seen = _last_seen(sorted(run.description.roster))
+    records, is_finished = records_in(run.folder), run.is_finished
+    seen = _last_seen(sorted(run.roster))
     hospitals = []
-    for site in sorted(run.description.roster):
+    for site in sorted(run.roster):
         mine = [(r.round, r.releases[site].statement) for r in records if site in r.releases]
-        order = None if run.is_finished else _open_order(run, site)
+        order = None if is_finished else _open_order(home, run, site)
         hospitals.append(
             HospitalStatus(
                 name=site,
-                takes_part=site in run.description.participants,
+                takes_part=site in run.participants,
                 last_round=mine[-1][0] if mine else None,
                 epsilon=mine[-1][1].epsilon if mine else None,
                 asked=f"{order.phase} {order.round}" if order else "",
@@ -67,29 +71,28 @@ def status(home: Home) -> Status | None:
             )
         )
     return Status(
-        run=run.name,
+        run=run.run,
         study=run.study.name,
         round=records[-1].round if records else 0,
         rounds=run.study.rounds,
-        is_finished=run.is_finished,
+        is_finished=is_finished,
         hospitals=tuple(hospitals),
     )
 
 
-def _open_order(run: Run, site: str) -> Order | None:
+def _open_order(home: Home, run: RunSummary, site: str) -> OrderSummary | None:
     """Return the newest order of a run that a hospital can still answer and has not."""
-    exchange = Exchange(run.description.exchange)
-    found: list[Order] = []
+    exchange, coordinator = Exchange(run.exchange), public_hex(private_key(home.coordinator_key))
+    found: list[OrderSummary] = []
     for place in exchange.orders_of(site):
-        if place.run == run.name and (data := exchange.statement(place)):
-            fields = verified(data, "coordinator", {"coordinator": run.public_key})
-            found.append(Order.model_validate(fields))
-    key = run.description.roster[site]
-    waiting = [order for order in found if _is_open(exchange, order, key)]
+        if place.run == run.run and (data := exchange.statement(place)):
+            fields = verified(data, "coordinator", {"coordinator": coordinator})
+            found.append(OrderSummary.model_validate(fields))
+    waiting = [order for order in found if _is_open(exchange, order, run.roster[site])]
     return max(waiting, key=lambda order: order.expires_ms or 0, default=None)
 
 
-def _is_open(exchange: Exchange, order: Order, public_key: str) -> bool:
+def _is_open(exchange: Exchange, order: OrderSummary, public_key: str) -> bool:
     is_over = order.expires_ms is not None and time.time() * 1000 >= order.expires_ms
     return not is_over and not is_answered(exchange, order, public_key)
 
@@ -102,3 +105,26 @@ def _last_seen(sites: Sequence[str]) -> dict[str, str]:
 
     quiet = {site: quiet_seconds(site) for site in sites}
     return {site: f"{seconds:.0f} s ago" for site, seconds in quiet.items() if seconds is not None}
+
+
+def status_table(status: Status) -> Table:
+    """Return the status of a run as a table: a row for each hospital."""
+    state = "finished" if status.is_finished else f"round {status.round} of {status.rounds} is recorded"
+    table = Table(title=f"{status.run}: {state}")
+    for heading in ("hospital", "takes part", "last release", "epsilon", "open order", "last seen"):
+        table.add_column(heading)
+    for each in status.hospitals:
+        until = f", until {_time_of(each.until_ms)}" if each.until_ms else ""
+        table.add_row(
+            each.name,
+            "yes" if each.takes_part else "no",
+            "" if each.last_round is None else f"round {each.last_round}",
+            "" if each.epsilon is None else f"{each.epsilon:.3f}",
+            f"{each.asked}{until}",
+            each.last_seen,
+        )
+    return table
+
+
+def _time_of(at_ms: int) -> str:
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%H:%M:%S} UTC"

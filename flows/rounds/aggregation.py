@@ -12,7 +12,7 @@ from models.checkpoints import StoredParams
 from models.params import Params
 from models.spans import spanned
 from models.strategies import Contribution
-from privacy.release import ReleaseManifest
+from privacy.statements import ReleaseManifest
 
 
 @spanned("aggregate")

@@ -22,7 +22,7 @@ from models.repeatable import one_thread
 from models.strategies import Contribution
 from privacy import predictions
 from privacy.distillation import DistillationConfig, distil, imitate
-from privacy.release import RejectedRelease, ReleaseManifest
+from privacy.statements import RejectedRelease, ReleaseManifest
 from sites.local_models import CPU, network_for
 from sites.study import Study
 from sites.transfer_set import transfer_images

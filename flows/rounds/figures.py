@@ -13,13 +13,12 @@ from flows.runs.records import head_before
 from flows.runs.run import Run
 from models.objectives import build_task
 from privacy.noise.noised import Noised, SharedSums
-from privacy.release import EventRecord, Scores, Statement, SumKeys, Survey
 from privacy.secure_aggregation.ring import Vector
+from privacy.statements import EventRecord, Scores, Statement, SumKeys, Survey
 from sites.evaluation.scoring import noised_means
 from sites.evaluation.survey import bins, noised_shares, sensitivity
-from sites.orders import SUMS
+from sites.exchange.phases import SUMS, SumKind
 from sites.secure_sum.figures import event_of
-from sites.study_sections import SumKind
 
 FIGURES: Mapping[SumKind, type[Scores] | type[Survey]] = {"metrics": Scores, "survey": Survey}
 """The statement that has a hospital's masked sums, by what they are of."""

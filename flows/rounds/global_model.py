@@ -8,8 +8,8 @@ from models import params as P
 from models.checkpoints import StoredParams
 from models.files import write_atomically
 from models.params import Params
-from privacy.release import ModelManifest
 from privacy.signing import sign, verified
+from privacy.statements import ModelManifest
 from sites.exchange.exchange import COORDINATOR
 from sites.exchange.places import Place
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from flows.rounds.statements import Answers, TooFewHospitals, answers, has_left
 from flows.runs.records import Participant, Signed
 from flows.runs.run import Run
-from privacy.release import Acceptance, Statement
+from privacy.statements import Acceptance, Statement
 
 
 def participants(run: Run, asked: Answers) -> dict[str, Participant]:

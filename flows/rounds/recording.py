@@ -19,7 +19,7 @@ from flows.runs.records import (
 from flows.runs.run import Run
 from flows.runs.versions import installed
 from models.objectives import SPREAD
-from privacy.release import Comparison, ReleaseManifest, Scores, Statement
+from privacy.statements import Comparison, ReleaseManifest, Scores, Statement
 
 UNASKED = Absence(kind="missing", text="it no longer took part when the model was scored")
 OTHER_MODEL = Absence(kind="rejected", text="its scores are of another model")

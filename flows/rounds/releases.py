@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from flows.rounds import ensemble_distillation
 from flows.rounds.statements import NO_ANSWERS, Answers, TooFewHospitals, answers
 from flows.rounds.sum_progress import act_in, progress, terms_of
+from flows.runs.record_files import BrokenRun
 from flows.runs.records import Absence, RoundRecord, Signed, SumRecord, head_before
-from flows.runs.run import BrokenRun, Run
+from flows.runs.run import Run
 from models import checkpoints
 from models import params as P
 from models.config import Config
@@ -19,9 +20,10 @@ from models.files import sha256_of, write_atomically
 from models.params import Params
 from privacy.accounting import TOLERANCE, PrivacyEvent, epsilon
 from privacy.mechanisms import AdaptiveClip, Mechanism, mechanism_for
-from privacy.release import RejectedRelease, Release, ReleaseManifest, Statement, check_release
+from privacy.release import Release, check_release
 from privacy.secure_aggregation.fixed_point import MASKED
 from privacy.signing import canonical, verified
+from privacy.statements import RejectedRelease, ReleaseManifest, Statement
 from sites.exchange.places import Place
 
 

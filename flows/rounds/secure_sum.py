@@ -32,15 +32,14 @@ from models import checkpoints
 from models.errors import AskSomebody
 from models.files import sha256_of
 from models.params import Params
-from privacy.release import MOST_ATTEMPTS, Statement, SumKeys, SumOpening, SumShares
 from privacy.secure_aggregation.fixed_point import CHANGE_GRID, MASKED, params_of
 from privacy.secure_aggregation.keys import BadShare
 from privacy.secure_aggregation.masking import Opening, opened_secrets, unmask
 from privacy.secure_aggregation.ring import Vector, signed
 from privacy.secure_aggregation.terms import BadTerms, Terms
 from privacy.shared_noise import SharedGaussian
-from sites.orders import SUMS, Phase, act_of
-from sites.study_sections import SumKind
+from privacy.statements import MOST_ATTEMPTS, Statement, SumKeys, SumOpening, SumShares
+from sites.exchange.phases import SUMS, Phase, SumKind, act_of
 
 S = TypeVar("S", bound=Statement)
 Ask = Callable[[Run, int, Phase, Sequence[str]], Answers]

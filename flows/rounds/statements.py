@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from flows.rounds.sum_progress import act_in, order_part
 from flows.runs.records import Absence, Signed
 from flows.runs.run import Run
-from models.checkpoints import CorruptCheckpoint
-from models.errors import AskSomebody
+from models.errors import AskSomebody, CorruptCheckpoint
 from models.files import sha256_of
-from privacy.release import (
+from privacy.signing import BadSignature, verified, verified_by_any
+from privacy.statements import (
     Acceptance,
     Comparison,
     Departure,
@@ -22,9 +22,9 @@ from privacy.release import (
     Survey,
     parse_statement,
 )
-from privacy.signing import BadSignature, verified, verified_by_any
+from sites.exchange.phases import SUMS, Phase, refusal_of
 from sites.exchange.places import Place
-from sites.orders import SUMS, Order, Phase, refusal_of
+from sites.orders import Order
 from sites.study import Study
 
 PHASES: Mapping[str, Sequence[Phase]] = {

@@ -8,11 +8,11 @@ from flows.runs.run import Run
 from models.files import write_atomically
 from privacy.secure_aggregation.terms import Terms
 from sites.exchange.exchange import COORDINATOR
+from sites.exchange.phases import SUMS, Phase, SumKind, act_of
 from sites.exchange.places import Place
-from sites.orders import SUMS, Phase, SumOrder, act_of, sum_of
+from sites.orders import SumOrder, sum_of
 from sites.secure_sum.attempt import sum_terms
 from sites.secure_sum.relay import bundle, unbundled
-from sites.study_sections import SumKind
 
 
 def order_part(run: Run, number: int, phase: Phase) -> SumOrder | None:

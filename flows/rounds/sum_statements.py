@@ -6,10 +6,10 @@ from flows.rounds.statements import Answers
 from flows.rounds.sum_progress import progress
 from flows.runs.records import Absence, Signed, SumRecord
 from flows.runs.run import Run
-from privacy.release import Statement, SumKeys, SumOpening, SumShares, SumSurvivors
 from privacy.secure_aggregation.keys import BadShare, check_public
-from sites.orders import SUMS, Phase, sum_of
-from sites.study_sections import SumKind
+from privacy.statements import Statement, SumKeys, SumOpening, SumShares, SumSurvivors
+from sites.exchange.phases import SUMS, Phase, SumKind
+from sites.orders import sum_of
 
 
 def fitting(run: Run, number: int, phase: Phase, answers: Answers) -> Answers:

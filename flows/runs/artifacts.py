@@ -11,11 +11,12 @@ from typing import Literal
 from urllib.parse import quote
 
 from flows.runs.locks import waiting_for
-from flows.runs.run import BrokenRun, Run
+from flows.runs.record_files import BrokenRun
+from flows.runs.run import Run
 from models.config import Config
 from models.files import sha256_of, write_atomically
-from privacy.release import Sha256
 from privacy.signing import sign
+from privacy.statements import Sha256
 
 REPORT = "report.html"
 PROOF = "release.json"

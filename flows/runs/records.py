@@ -8,16 +8,8 @@ from pydantic import Discriminator, Field, Tag
 
 from models.config import Config
 from models.files import sha256_of
-from privacy.release import (
-    Acceptance,
-    Comparison,
-    ReleaseManifest,
-    Scores,
-    Sha256,
-    Statement,
-    Survey,
-)
 from privacy.signing import canonical
+from privacy.statements import Acceptance, Comparison, ReleaseManifest, Scores, Sha256, Statement, Survey
 
 GENESIS = "0" * 64
 """The predecessor of a chain's first link."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +15,15 @@ from pydantic import Field
 
 from flows.runs.locks import held
 from flows.runs.paths import Home
+from flows.runs.record_files import BrokenRun, record_in, record_path, records_in
 from flows.runs.records import GENESIS, Absence, Participant, RoundRecord
 from models import checkpoints
 from models.checkpoints import StoredParams
 from models.config import Config
-from models.errors import AskSomebody, ReportToUs, WaitAndRepeat
+from models.errors import AskSomebody, WaitAndRepeat
 from models.files import sha256_of, write_atomically
-from privacy.release import HeadManifest
 from privacy.signing import BadSignature, private_key, public_hex, sign, verified
+from privacy.statements import HeadManifest
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.study import Study
@@ -45,10 +46,6 @@ class NotAllowed(AskSomebody):
         "repeat the command with the MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of the "
         "account that the message names."
     )
-
-
-class BrokenRun(ReportToUs):
-    """A run's folder differs from what Wardround wrote."""
 
 
 Kind = Literal["training", "survey", "rehearsal", "check"]
@@ -297,21 +294,13 @@ class Run:
         Raises:
             BrokenRun: a record can't be read, or does not follow from the one before.
         """
-        records: list[RoundRecord] = []
-        previous = GENESIS
-        while (path := self._record_path(len(records))).exists():
-            record = _record_in(path)
-            if (record.round, record.previous) != (len(records), previous):
-                raise BrokenRun(f"{path} does not follow from the record before it.")
-            records.append(record)
-            previous = record.sha256
-        return records
+        return records_in(self.folder)
 
     @property
     def rate(self) -> float | None:
         """The run's learning rate, where the study leaves it to the run and the start is recorded."""
         first = self._record_path(0)
-        return _record_in(first).start_rate if first.exists() else None
+        return record_in(first).start_rate if first.exists() else None
 
     @property
     def head(self) -> str:
@@ -339,26 +328,11 @@ class Run:
         return (self.folder / "finished").exists()
 
     def _record_path(self, round: int) -> Path:
-        return self.folder / "rounds" / f"round-{round:03d}.json"
+        return record_path(self.folder, round)
 
     def _describe(self, description: RunDescription) -> None:
         text = json.dumps(description.model_dump(mode="json"), indent=1)
         write_atomically(self.folder / "run.json", text.encode())
-
-
-def _record_in(path: Path) -> RoundRecord:
-    """Return the record in a file, parsed once for each content that the file has had."""
-    found = path.stat()
-    return _parsed(path, (found.st_ino, found.st_mtime_ns, found.st_size))
-
-
-@lru_cache(maxsize=256)
-def _parsed(path: Path, content: tuple[int, int, int]) -> RoundRecord:
-    del content
-    try:
-        return RoundRecord.model_validate_json(path.read_bytes())
-    except ValueError as error:
-        raise BrokenRun(f"{path}: {error}") from error
 
 
 def surveys_of(home: Home, study: str) -> list[Run]:

@@ -14,7 +14,8 @@ from flows.decisions.release_proof import ReleaseProof
 from flows.runs import artifacts
 from flows.runs.dates import day
 from flows.runs.paths import Home
-from flows.runs.run import BrokenRun, named_run
+from flows.runs.record_files import BrokenRun
+from flows.runs.run import named_run
 from flows.servers.environment import with_mlflow
 from flows.tracking import download, registry
 from models.files import sha256_of

@@ -10,7 +10,8 @@ from flows.runs.paths import Home
 from flows.serving.model_files import model_files
 from flows.starts.public_sets import NoStart
 from models import params as P
-from models.checkpoints import CorruptCheckpoint, StoredParams
+from models.checkpoints import StoredParams
+from models.errors import CorruptCheckpoint
 from models.files import sha256_of
 from models.params import last_layers
 from sites.starts import BundleStart, CheckpointStart, ModelStart

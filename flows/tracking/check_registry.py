@@ -11,8 +11,9 @@ from mlflow.tracking import MlflowClient
 from flows.decisions import chain, release_status
 from flows.decisions.release_status import ReleasedVersion
 from flows.runs import artifacts
+from flows.runs.record_files import BrokenRun
 from flows.runs.records import RoundRecord
-from flows.runs.run import BrokenRun, Run, StoreFailed, runs_of
+from flows.runs.run import Run, StoreFailed, runs_of
 from flows.tracking import metrics, registry
 from flows.tracking.check_metrics import files_faults
 from flows.tracking.errors import ERRORS

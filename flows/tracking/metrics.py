@@ -12,7 +12,7 @@ from flows.runs.records import Participant, RoundRecord
 from flows.runs.run import Run
 from flows.runs.versions import installed
 from models.objectives import LOWER_IS_BETTER
-from privacy.release import ReleaseManifest
+from privacy.statements import ReleaseManifest
 
 GLOBAL = "GLOBAL"
 NOTE, COLOUR = "mlflow.note.content", "mlflow.runColor"

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from flows.runs.records import RoundRecord, Signed
 from flows.runs.run import Run
 from flows.verification.signatures import coordinators_statement, has_stayed
-from privacy.release import HeadManifest
 from privacy.signing import BadSignature, Roster
+from privacy.statements import HeadManifest
 from sites.exchange.places import Place
 
 

@@ -17,8 +17,8 @@ from flows.verification.signatures import (
     signed_by,
 )
 from models.files import sha256_of
-from privacy.release import Comparison, ModelManifest, RejectedRelease, Scores
 from privacy.signing import BadSignature
+from privacy.statements import Comparison, ModelManifest, RejectedRelease, Scores
 from sites.exchange.places import Place
 
 

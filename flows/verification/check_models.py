@@ -14,11 +14,12 @@ from flows.starts.first_model import start_of
 from flows.verification.signatures import coordinators_statement, recorded_statement
 from models import checkpoints
 from models import params as P
-from models.checkpoints import CorruptCheckpoint, StoredParams
+from models.checkpoints import StoredParams
+from models.errors import CorruptCheckpoint
 from models.files import sha256_of
 from models.params import Params
-from privacy.release import ModelManifest, Statement
 from privacy.signing import BadSignature
+from privacy.statements import ModelManifest, Statement
 from sites.exchange.places import Place
 from sites.yaml_files import ConfigError
 

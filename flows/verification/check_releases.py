@@ -11,8 +11,8 @@ from flows.verification.signatures import recorded_statement
 from models.files import sha256_of
 from privacy.accounting import TOLERANCE
 from privacy.ledger_book import kind_of
-from privacy.release import RejectedRelease, ReleaseManifest
 from privacy.signing import BadSignature
+from privacy.statements import RejectedRelease, ReleaseManifest
 
 
 def release_faults(

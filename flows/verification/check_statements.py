@@ -16,10 +16,11 @@ from flows.verification.signatures import (
     signed_by,
 )
 from models.files import sha256_of
-from privacy.release import Refusal, RejectedRelease
 from privacy.signing import BadSignature, Roster
+from privacy.statements import Refusal, RejectedRelease
+from sites.exchange.phases import SUMS, Phase, act_of, refusal_of
 from sites.exchange.places import Place
-from sites.orders import SUMS, Order, Phase, act_of, refusal_of
+from sites.orders import Order
 
 
 def order_faults(run: Run) -> Iterator[str]:

@@ -11,9 +11,8 @@ from flows.rounds.sum_progress import progress, terms_of
 from flows.rounds.sum_statements import due_weight
 from flows.runs.records import RoundRecord, SumRecord
 from flows.runs.run import Run
-from privacy.release import SumKeys, SumOpening, SumShares, SumSurvivors
-from sites.orders import SUMS
-from sites.study_sections import SumKind
+from privacy.statements import SumKeys, SumOpening, SumShares, SumSurvivors
+from sites.exchange.phases import SUMS, SumKind
 
 
 def sum_faults(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:

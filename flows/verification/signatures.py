@@ -4,8 +4,8 @@ from contextlib import suppress
 
 from flows.rounds.statements import keys_in, parse_signed
 from flows.runs.run import Run
-from privacy.release import RejectedRelease, Statement, parse_statement
 from privacy.signing import BadSignature, Roster, verified
+from privacy.statements import RejectedRelease, Statement, parse_statement
 from sites.exchange.places import Place
 
 

@@ -29,7 +29,8 @@ from itertools import pairwise
 from flows.decisions import chain
 from flows.decisions.people import People
 from flows.runs.artifacts import artifact_lock
-from flows.runs.run import BrokenRun, Run
+from flows.runs.record_files import BrokenRun
+from flows.runs.run import Run
 from flows.tracking.check_metrics import metric_faults
 from flows.tracking.check_registry import released_faults
 from flows.verification.check_chain import chain_faults, key_faults, member_faults

@@ -5,16 +5,17 @@ shows (docs/decisions/0014).
 """
 
 import time
-from collections.abc import Iterable
 
 from models.networks.choice import NetworkConfig
 from models.tasks import TaskConfig
-from privacy.ledger import Charge, Entry
+from privacy.ledger import Charge
 from privacy.ledger_book import is_kind
 from privacy.mechanisms import MaskedPrivacy, Mechanism, SharedNoise, mechanism_for
+from sites.admission.free_answers import WEEK_S, free_answers, is_free, joined_runs
+from sites.exchange.phases import SUM_MESSAGES, SUMS
 from sites.hospital import Hospital
 from sites.listing.cases import Listing, plain_name
-from sites.orders import SUM_MESSAGES, SUMS, Order, sum_of
+from sites.orders import Order, sum_of
 from sites.policy.policy import NoisedStatistics, Policy, Refused
 from sites.study import Study, check_network
 from sites.training.config import TrainingConfig
@@ -62,12 +63,6 @@ def check_shared_noise(policy: Policy, privacy: SharedNoise | MaskedPrivacy) -> 
             f"the study expects {privacy.sum.colluding} colluding hospitals, the policy's shared_noise "
             f"at least {policy.shared_noise.colluding}"
         )
-
-
-OF_A_RUN = ("evaluate", "compare")
-FREE = ("check", "join", "survey", *OF_A_RUN)
-"""Kinds of acts that can be answered without a charge, and that the policy counts by week."""
-WEEK_S = 7 * 24 * 3600.0
 
 
 def check_list(hospital: Hospital, study: Study, *, for_survey: bool = False) -> None:
@@ -178,38 +173,12 @@ def has_enough_surveys(hospital: Hospital, act: Charge, policy: NoisedStatistics
     return of_study >= policy.per_study or this_week >= policy.per_week
 
 
-def free_answers(hospital: Hospital) -> int:
-    """Return the number of answers of the last seven days that cost nothing."""
-    since, entries = time.time() - WEEK_S, hospital.ledger.entries()
-    joined = _joined(entries)
-    return sum(
-        entry.action == "publish"
-        and entry.at > since
-        and _is_free(entry.charge.purpose, entry.charge.run in joined)
-        for entry in entries
-    )
-
-
-def _joined(entries: Iterable[Entry]) -> frozenset[str]:
-    return frozenset(entry.charge.run for entry in entries if entry.charge.purpose == "join")
-
-
-def _is_free(purpose: str, has_joined: bool) -> bool:
-    """Return whether an act counts as a free answer; scores of a run that was joined do not.
-
-    Of the messages of a secure sum the first one of a survey counts, and no later one.
-    """
-    if any(is_kind(purpose, message) for message in SUM_MESSAGES):
-        return is_kind(purpose, SUMS["survey"].keys)
-    return any(is_kind(purpose, kind) for kind in FREE if not (has_joined and kind in OF_A_RUN))
-
-
 def check_free_answers(hospital: Hospital, order: Order) -> None:
     """Raise `Refused` if the policy allows no further answer of this kind this week."""
     most = hospital.policy.free_answers_per_week
-    has_joined = order.run in _joined(hospital.ledger.entries())
+    has_joined = order.run in joined_runs(hospital.ledger.entries())
     is_summed = order.sum is not None and order.phase == order.sum_phases.vector
-    if is_summed or not _is_free(order.phase, has_joined):
+    if is_summed or not is_free(order.phase, has_joined):
         return
     if free_answers(hospital) >= most:
         raise Refused(

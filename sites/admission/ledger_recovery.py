@@ -17,13 +17,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from models.checkpoints import CorruptCheckpoint
+from models.errors import CorruptCheckpoint
 from models.files import sha256_of
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import Charge, LedgerError
 from privacy.ledger_book import is_kind
-from privacy.release import RejectedRelease, ReleaseManifest, Statement, parse_statement
 from privacy.signing import BadSignature, verified
+from privacy.statements import RejectedRelease, ReleaseManifest, Statement, parse_statement
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.hospital import Hospital

@@ -16,8 +16,8 @@ from privacy.accounting import Budget, reported_epsilon
 from privacy.distillation import distil
 from privacy.ledger import Charge, LedgerError
 from privacy.mechanisms import Mechanism
-from privacy.release import MOST_EPSILON, Acceptance, parse_statement
 from privacy.soundness import check_soundness
+from privacy.statements import MOST_EPSILON, Acceptance, parse_statement
 from sites import export
 from sites.admission.admission import mechanism_for_study, teacher_for, training_for
 from sites.admission.approvals import check_join, check_probe

@@ -27,9 +27,9 @@ from models.unfinished import Unfinished
 from privacy import predictions
 from privacy.distillation import DistillationConfig, Exclusive, answers, distil
 from privacy.mechanisms import Mechanism
-from privacy.release import Noise
 from privacy.shared_noise import clipped_change
 from privacy.signing import canonical
+from privacy.statements import Noise
 from sites.admission.admission import teacher_for, training_for
 from sites.code_version import code_sha256
 from sites.cohort import Patient

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from models import synthesis
-from sites.cohort import pseudonym_key
+from sites.listing.pseudonyms import pseudonym_key
 from sites.yaml_files import ConfigError
 
 PUBLIC = """\

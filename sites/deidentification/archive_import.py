@@ -17,7 +17,6 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from models.tasks import PLAIN
-from sites.cohort import imported, pseudonym
 from sites.deidentification.copies import (
     SERIES,
     Progress,
@@ -43,6 +42,7 @@ from sites.imaging.dicom.files import (
 from sites.imaging.dicom.stack import without_copies
 from sites.listing.cases import CaseFiles, Listing, plain_name
 from sites.listing.listing import LAYOUTS, read_listing
+from sites.listing.pseudonyms import imported, pseudonym
 from sites.listing.tables import CHANNEL, MASK
 from sites.yaml_files import ConfigError
 

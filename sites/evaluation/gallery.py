@@ -11,10 +11,10 @@ from models.objectives import Prediction, dice_outcome
 from models.params import Params
 from models.pictures import PicturedCase, worst_first
 from models.tasks import SegmentationConfig
-from sites.cohort import evaluator
 from sites.hospital import Hospital
 from sites.imaging.intake import read_case
 from sites.inference import predictor
+from sites.listing.pseudonyms import evaluator
 from sites.local_models import CPU, network_for
 from sites.study import Study
 

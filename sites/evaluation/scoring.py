@@ -12,7 +12,7 @@ from models.tasks import TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.noise.noised import Noised, noised_sums, to_grid
 from privacy.noise.source import NoiseSource
-from privacy.release import LARGEST_METRIC
+from privacy.statements import LARGEST_METRIC
 from sites.cohort import Patient
 from sites.inference import Predict
 

@@ -17,7 +17,7 @@ from itertools import chain, product
 from pathlib import Path
 from secrets import token_hex
 
-from models.checkpoints import CorruptCheckpoint
+from models.errors import CorruptCheckpoint
 from models.files import sha256_of, write_atomically
 from privacy.signing import BadSignature, verified
 from sites.exchange.places import Place

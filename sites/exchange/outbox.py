@@ -6,7 +6,7 @@ Files are never replaced.
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.checkpoints import CorruptCheckpoint
+from models.errors import CorruptCheckpoint
 from models.files import sha256_of, write_atomically
 
 

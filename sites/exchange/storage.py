@@ -24,8 +24,7 @@ from paramiko import HostKeys, MissingHostKeyPolicy, PKey, SSHClient
 from paramiko.ssh_exception import SSHException
 from webdav4.client import Client, ClientError, HTTPError, ResourceAlreadyExists, ResourceNotFound
 
-from models.checkpoints import CorruptCheckpoint
-from models.errors import WaitAndRepeat
+from models.errors import CorruptCheckpoint, WaitAndRepeat
 
 AUTH = "WARDROUND_EXCHANGE_AUTH"
 """Environment variable with `name:password@host`, or `...@host:port`, for an exchange over HTTPS."""

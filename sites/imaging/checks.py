@@ -1,38 +1,17 @@
-"""Checks of a hospital's data, and the severity of each: `stop`, `skip` the case, or `warn`.
-
-`stop` asks a person of the hospital before it joins any study, whatever is found, and shows the findings
-(docs/decisions/0014): from outside, nobody can see what a check found.
-
-| check                                    | looks at            | default of `site.yaml`         |
-|------------------------------------------|---------------------|--------------------------------|
-| `sites.imaging.intake.BREAKING`          | one case            | the value of `on_broken_case`  |
-| orientation, places, spacing,            | one case            | warn                           |
-| empty_label, vanished_label,             |                     |                                |
-| rounded_label, identifying, burned_in,   |                     |                                |
-| unused_files, acquisitions,              |                     |                                |
-| constant_channel                         |                     |                                |
-| intensity, duplicate, same_head,         | all cases together  | warn                           |
-| both_groups, split                       |                     |                                |
-
-A check across cases never skips a case: one patient's training must not depend on another's images.
-"""
+"""Checks of a hospital's data: case by case, and all cases together."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import Literal, get_args
 
 import torch
 
-from sites.imaging.intake import BREAKING, BrokenCase, CaseCheck, Finding
+from sites.imaging.intake import BrokenCase, Finding
 from sites.imaging.profile import Profile
 from sites.imaging.reading import Reader, Reading
+from sites.imaging.severities import CohortCheck
 from sites.listing.cases import CaseFiles
-
-CohortCheck = Literal["intensity", "duplicate", "same_head", "both_groups", "split"]
-Check = CaseCheck | CohortCheck
-Severity = Literal["stop", "skip", "warn"]
 
 APART = 3.0
 """Neighbouring intensity scales that differ by more than this factor belong to different groups."""
@@ -42,29 +21,6 @@ UNEVEN = 0.25
 """Largest accepted difference between a label's shares in training and in evaluation."""
 BLOCK = 1024
 """Number of images that are compared with all others at a time."""
-
-
-def severities(
-    chosen: Mapping[Check, Severity], on_broken_case: Literal["skip", "stop"]
-) -> dict[str, Severity]:
-    """Return the severity of each check; `chosen` overrides the defaults.
-
-    Raises:
-        ValueError: `chosen` has warn for a check of `BREAKING`, or skip for a check across cases.
-    """
-    defaults: dict[str, Severity] = dict.fromkeys(get_args(CaseCheck), "warn")
-    defaults |= dict.fromkeys(BREAKING, on_broken_case)
-    defaults |= dict.fromkeys(get_args(CohortCheck), "warn")
-    for check, severity in chosen.items():
-        if check in BREAKING and severity == "warn":
-            raise ValueError(f"{check}: expected skip or stop, got warn: such a case can't train.")
-        if check in get_args(CohortCheck) and severity == "skip":
-            raise ValueError(
-                f"{check}: expected warn or stop, got skip: one patient's training must not depend on "
-                f"another's images."
-            )
-    defaults.update(chosen.items())
-    return defaults
 
 
 @dataclass(frozen=True)

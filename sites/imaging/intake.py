@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +18,8 @@ from sites.imaging.channels import BadChannel, channels_of, stacked
 from sites.imaging.image import Image, Unreadable
 from sites.imaging.images import read_image
 from sites.imaging.label_maps import EXACT, ROUNDED, BadLabel, label_map_of
+from sites.imaging.severities import Breaking
 from sites.listing.cases import CLASSES, NOTHING, CaseFiles
-
-Breaking = Literal[
-    "missing", "outside", "unreadable", "affine", "series", "dimensions", "not_finite", "constant",
-    "channel", "channel_place", "colour", "label_shape", "label_affine", "label_values", "unfit",
-]  # fmt: skip
-CaseCheck = Literal[
-    Breaking, "orientation", "places", "spacing", "empty_label", "vanished_label", "rounded_label",
-    "identifying", "burned_in", "unused_files", "acquisitions", "constant_channel",
-]  # fmt: skip
-BREAKING: tuple[Breaking, ...] = get_args(Breaking)
-"""Faults with which a case can't train under any policy."""
 
 SMALLEST_SIDE_MM, LARGEST_SIDE_MM = 0.05, 20.0
 MOST_TURNED_DEG = 30.0

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from models.files import write_atomically
 from privacy.ledger import Charge
-from privacy.release import Revocation
 from privacy.signing import public_hex, sign
+from privacy.statements import Revocation
 from sites import export
 from sites.exchange.exchange import AlreadyWritten, Exchange
+from sites.exchange.phases import SUM_KINDS
 from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.policy.policy import Refused
 from sites.secure_sum.attempt import forget_secrets
-from sites.study_sections import SUM_KINDS
 from sites.yaml_files import ConfigError
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from models.files import sha256_of
 from models.spans import span
 from privacy.ledger import BudgetExceeded, Charge
-from privacy.release import ReleaseManifest
+from privacy.statements import ReleaseManifest
 from sites import export
 from sites.admission.admission import admit, check_filter, check_free_answers, check_list, check_round
 from sites.admission.approvals import check_export
@@ -20,8 +20,9 @@ from sites.contribution.contribution import check, contribute, join
 from sites.contribution.personal import update_personal_model
 from sites.evaluation.evaluation import compare, evaluate, tell
 from sites.exchange.exchange import Exchange
+from sites.exchange.phases import SUM_MESSAGES, SUMS, Phase, refusal_of
 from sites.hospital import Hospital
-from sites.orders import SUM_MESSAGES, SUMS, Order, Phase, check_in_time, refusal_of
+from sites.orders import Order, check_in_time
 from sites.policy.opening_hours import Closed, check_open
 from sites.policy.policy import Refused
 from sites.progress import Progress

@@ -18,10 +18,11 @@ from models.files import write_atomically
 from privacy.signing import BadSignature, verified
 from sites.admission.approvals import ApprovalNeeded
 from sites.exchange.exchange import Exchange
+from sites.exchange.phases import SUM_MESSAGES, Phase, RunName, act_of
 from sites.exchange.places import Place
 from sites.exchange.storage import StorageFailed
 from sites.hospital import Hospital
-from sites.orders import PROTOCOL, SUM_MESSAGES, Expired, Order, Phase, RunName, act_of, check_in_time
+from sites.orders import PROTOCOL, Expired, Order, check_in_time
 from sites.policy.opening_hours import Closed, check_open
 from sites.policy.policy import CoordinatorConfig
 from sites.progress import Progress

@@ -14,16 +14,16 @@ from models.config import Config
 from models.files import write_atomically
 from models.tasks import Name
 from privacy.mechanisms import MaskedPrivacy, SharedNoise
-from privacy.release import Count, Sha256, Share
 from privacy.secure_aggregation.keys import Secrets
 from privacy.secure_aggregation.masking import mask
 from privacy.secure_aggregation.ring import Vector, on_ring
 from privacy.secure_aggregation.terms import BadTerms, Terms
+from privacy.statements import Count, Sha256, Share
+from sites.exchange.phases import SUMS, SumKind
 from sites.hospital import Hospital
-from sites.orders import SUMS, Order
+from sites.orders import Order
 from sites.policy.policy import Refused
 from sites.study import Study
-from sites.study_sections import SumKind
 
 Seed = Share
 BothShares = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

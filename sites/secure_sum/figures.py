@@ -6,11 +6,11 @@ from privacy.accounting import Budget, PrivacyEvent, epsilon, noise_for
 from privacy.ledger import Charge
 from privacy.noise.noised import SharedSums
 from sites.admission.admission import check_shared_noise, has_enough_surveys
+from sites.exchange.phases import SumKind
 from sites.hospital import Hospital
 from sites.orders import Order
 from sites.policy.policy import Refused
 from sites.study import Study
-from sites.study_sections import SumKind
 
 
 @lru_cache(maxsize=64)

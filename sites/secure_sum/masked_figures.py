@@ -10,7 +10,7 @@ from privacy.accounting import epsilon
 from privacy.ledger import Charge
 from privacy.ledger_book import is_kind
 from privacy.noise.noised import SharedSums
-from privacy.release import MOST_EPSILON, Masked
+from privacy.statements import MOST_EPSILON, Masked
 from sites.hospital import Hospital
 from sites.orders import Order, check_in_time
 from sites.secure_sum.attempt import masked_vector, terms_of

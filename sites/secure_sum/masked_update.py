@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from privacy.ledger_book import is_kind
 from privacy.mechanisms import Mechanism
-from privacy.release import Masked, Noise
 from privacy.secure_aggregation.fixed_point import CHANGE_GRID, MASKED, units_of
 from privacy.secure_aggregation.terms import Terms
 from privacy.shared_noise import SharedGaussian
+from privacy.statements import Masked, Noise
 from sites.hospital import Hospital
 from sites.orders import Order
 from sites.secure_sum.attempt import Attempt, masked_vector, terms_of

@@ -4,8 +4,8 @@ import json
 
 from privacy.accounting import epsilon
 from privacy.mechanisms import Mechanism
-from privacy.release import MOST_EPSILON
 from privacy.shared_noise import SharedGaussian
+from privacy.statements import MOST_EPSILON
 from sites.admission.admission import mechanism_for_study
 from sites.hospital import Hospital
 from sites.local_models import numel_of

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from models.files import sha256_of
-from privacy.release import RejectedRelease, Statement, parse_statement
 from privacy.signing import BadSignature, canonical, verified
+from privacy.statements import RejectedRelease, Statement, parse_statement
 from sites.exchange.exchange import COORDINATOR, Exchange
+from sites.exchange.phases import Phase, act_of
 from sites.exchange.storage import StorageFailed
 from sites.hospital import Hospital
-from sites.orders import Order, Phase, act_of
+from sites.orders import Order
 from sites.policy.policy import Refused
 
 RELAY_BYTES = 2**28

@@ -8,7 +8,9 @@ own mask or its pair secret (Bonawitz et al. 2017, figure 4, https://doi.org/10.
 from collections.abc import Mapping
 
 from privacy.ledger import Charge
-from privacy.release import (
+from privacy.secure_aggregation.keys import BadShare, commitment_to, mask_key, seal, unseal
+from privacy.secure_aggregation.terms import Terms
+from privacy.statements import (
     ReleaseManifest,
     Scores,
     Statement,
@@ -18,12 +20,11 @@ from privacy.release import (
     SumSurvivors,
     Survey,
 )
-from privacy.secure_aggregation.keys import BadShare, commitment_to, mask_key, seal, unseal
-from privacy.secure_aggregation.terms import Terms
 from sites import export
 from sites.admission.approvals import check_join
+from sites.exchange.phases import Phase
 from sites.hospital import Hospital
-from sites.orders import Order, Phase
+from sites.orders import Order
 from sites.policy.policy import Refused
 from sites.progress import Progress
 from sites.secure_sum.attempt import Attempt, Peer, begin, keep, stored, terms_of

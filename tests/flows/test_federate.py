@@ -438,7 +438,7 @@ def test_a_run_is_held_by_one_coordinator(finished: Path) -> None:
 
 
 def test_a_changed_record_is_found(finished: Path, tmp_path: Path) -> None:
-    from flows.runs.run import BrokenRun
+    from flows.runs.record_files import BrokenRun
 
     home = tmp_path / "home"
     shutil.copytree(finished / ".wardround" / "runs", home / ".wardround" / "runs")

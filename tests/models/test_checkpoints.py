@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import checkpoints
-from models.checkpoints import CorruptCheckpoint
+from models.errors import CorruptCheckpoint
 from models.files import sha256_of
 
 

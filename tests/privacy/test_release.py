@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from models import checkpoints
-from privacy.release import RejectedRelease, Release, ReleaseManifest, check_release, parse_statement
+from privacy.release import Release, check_release
+from privacy.statements import RejectedRelease, ReleaseManifest, parse_statement
 
 TEMPLATE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
 HASH = "0" * 64

@@ -17,15 +17,16 @@ from PIL import Image
 from rich.console import Console
 
 from models.objectives import MISSED_MM
-from sites.admission.admission import free_answers
-from sites.admission.approvals import ApprovalNeeded, decide, waiting
-from sites.cohort import pseudonym
+from sites.admission.approvals import ApprovalNeeded
+from sites.admission.free_answers import free_answers
+from sites.admission.requests import decide, waiting
 from sites.exchange.exchange import COORDINATOR, Exchange
+from sites.exchange.phases import Phase
 from sites.hospital import Hospital
 from sites.imaging.intake import Scan, read_case
 from sites.imaging.preprocessing import prepare, whole_image
 from sites.imaging.profile import content_of
-from sites.orders import Phase
+from sites.listing.pseudonyms import pseudonym
 from sites.study import Study
 
 BOOKS = ("ledger_head", "run", "study_sha256")

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.tasks import SegmentationConfig
-from sites.cohort import Cohort, Split, case_id, load_cohort, pseudonym, pseudonym_key
+from sites.cohort import Cohort, load_cohort
 from sites.imaging.checks import read_cases
 from sites.imaging.preprocessing import PreprocessingConfig
 from sites.imaging.reading import reader
 from sites.listing.listing import read_listing
+from sites.listing.pseudonyms import Split, case_id, pseudonym, pseudonym_key
 from sites.policy.policy import load_policy
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})

@@ -8,12 +8,12 @@ import safetensors.torch
 import torch
 from coordinator import first_model
 
-from models.checkpoints import CorruptCheckpoint
+from models.errors import CorruptCheckpoint
 from models.files import sha256_of
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import Charge, Ledger, LedgerError
-from privacy.release import Refusal, ReleaseManifest
 from privacy.signing import BadSignature, verified
+from privacy.statements import Refusal, ReleaseManifest
 from sites import export
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place

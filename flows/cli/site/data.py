@@ -96,7 +96,7 @@ def check(
         if not what.is_dir():
             carry_out_open(folder, str(what), "site-check")
             return
-        from flows.cli.site.tables import check_lines, check_table
+        from flows.cli.site.check_tables import check_lines, check_table
 
         lines = check_lines(what, study)
         if as_json:

@@ -94,7 +94,8 @@ def refuse(named: NamedArgument, folder: SiteArgument = Path(), by: ByOption = N
 def _decide(folder: Path, named: str, answer: Literal["approved", "refused"], by: str | None) -> None:
     import getpass
 
-    from sites.admission.approvals import ApprovalNeeded, decide
+    from sites.admission.approvals import ApprovalNeeded
+    from sites.admission.requests import decide
     from sites.hospital import Hospital
     from sites.progress import ignore_progress
     from sites.protocol.order_inbox import BadOrder, resume

@@ -20,10 +20,11 @@ from flows.runs.paths import Home
 from flows.runs.run import Run
 from flows.starts.first_model import untrained
 from models import params as P
-from privacy.release import ReleaseManifest
+from privacy.statements import ReleaseManifest
 from sites.exchange.exchange import Exchange
+from sites.exchange.phases import SUMS, Phase
 from sites.hospital import Hospital
-from sites.orders import SUMS, Phase, sums_of
+from sites.orders import sums_of
 from sites.setup.rehearsal import understudy
 from sites.study import Study
 

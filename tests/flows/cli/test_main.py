@@ -17,11 +17,11 @@ from flows.cli.main import app
 from privacy.accounting import PrivacyEvent
 from privacy.ledger import Charge
 from privacy.signing import public_hex, sign
-from sites.cohort import pseudonym
 from sites.datasets.public_sets import DECATHLON, PICTURES
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.hospital import Hospital
+from sites.listing.pseudonyms import pseudonym
 from sites.orders import Order
 
 

@@ -14,7 +14,8 @@ from flows.decisions.chain import NotReleased, record_verdict
 from flows.decisions.people import People, Person
 from flows.decisions.verdicts import BadVerdict, signed_verdict, terms_of
 from flows.release import champion
-from flows.runs.run import BrokenRun, Run
+from flows.runs.record_files import BrokenRun
+from flows.runs.run import Run
 from flows.verification.verify import faults
 from privacy.signing import public_hex
 from sites.yaml_files import ConfigError

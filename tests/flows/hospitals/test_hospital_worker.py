@@ -30,7 +30,7 @@ from flows.runs.run import Run, runs_of, started_runs
 from flows.servers.environment import mlflow_server, prefect_server
 from flows.servers.loopback import running
 from flows.verification.verify import faults
-from sites.admission.approvals import waiting
+from sites.admission.requests import waiting
 from sites.exchange.storage import AUTH
 from sites.hospital import Hospital
 

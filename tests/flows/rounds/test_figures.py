@@ -25,10 +25,11 @@ from privacy.noise.source import NoiseSource
 from sites.admission.admission import check_round
 from sites.evaluation.scoring import bounded_rows, noised_means
 from sites.evaluation.survey import bins, rows_of, sensitivity
+from sites.exchange.phases import Phase
 from sites.hospital import Hospital
 from sites.inference import predictor
 from sites.local_models import CPU, network_for
-from sites.orders import Phase, SumOrder
+from sites.orders import SumOrder
 from sites.policy.policy import Refused
 from sites.secure_sum.figures import event_of
 from sites.study import Study

@@ -9,8 +9,8 @@ from flows.reporting.disclosures import disclosures
 from flows.rounds import membership, statements
 from flows.rounds.statements import Absence
 from flows.verification import check_statements
-from privacy.release import RejectedRelease, parse_statement
 from privacy.signing import public_hex
+from privacy.statements import RejectedRelease, parse_statement
 from sites.exchange.places import Place
 
 NOT_STATEMENTS = {

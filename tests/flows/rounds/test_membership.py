@@ -9,8 +9,8 @@ from puppets import HASH, Federation
 
 from flows.rounds import aggregation, global_model, membership, recording, releases, statements
 from flows.runs.run import Run, runs_of
-from privacy.release import Revocation
 from privacy.signing import public_hex, sign
+from privacy.statements import Revocation
 from sites.exchange.places import Place
 
 

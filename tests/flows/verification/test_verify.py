@@ -30,11 +30,11 @@ from flows.tracking.check_registry import released_faults
 from flows.tracking.tracking import Tracking
 from flows.verification.verify import Anchors, faults, lineage_faults
 from models.files import sha256_of
-from privacy.release import Refusal, Revocation
 from privacy.signing import canonical, public_hex, sign
+from privacy.statements import Refusal, Revocation
+from sites.exchange.phases import refusal_of
 from sites.exchange.places import Place
 from sites.hospital import Hospital
-from sites.orders import refusal_of
 
 Alteration = Callable[[Run], AbstractContextManager[None]]
 PEOPLE = {

@@ -8,7 +8,8 @@ from coordinator import Coordinator, first_model
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privacy.signing import sign
-from sites.admission.approvals import ApprovalNeeded, decide, decide_by_code, waiting
+from sites.admission.approvals import ApprovalNeeded
+from sites.admission.requests import decide, decide_by_code, waiting
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
 from sites.hospital import Hospital

@@ -16,15 +16,16 @@ from models import checkpoints
 from models import params as P
 from models.files import sha256_of
 from privacy.ledger import Charge, LedgerError
-from privacy.release import ModelManifest, RejectedRelease, parse_statement
 from privacy.signing import public_hex, sign
+from privacy.statements import ModelManifest, RejectedRelease, parse_statement
 from sites.admission.ledger_recovery import foreign_statements, missing_statements, recover_ledger
 from sites.exchange.exchange import Exchange
+from sites.exchange.phases import Phase, refusal_of
 from sites.exchange.places import Place
 from sites.exchange.storage import Filesystem, StorageFailed
 from sites.hospital import Hospital
 from sites.local_models import stored_params
-from sites.orders import Order, Phase, refusal_of
+from sites.orders import Order
 from sites.protocol.dispatch import carry_out
 from sites.study import Study
 

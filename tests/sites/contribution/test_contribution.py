@@ -5,7 +5,7 @@ import torch
 from coordinator import first_model
 
 from models.networks.segmentation import UNetConfig
-from sites.admission.approvals import waiting
+from sites.admission.requests import waiting
 from sites.hospital import Hospital
 
 

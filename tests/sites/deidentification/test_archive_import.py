@@ -30,7 +30,6 @@ from scanner import (
 )
 
 from models.tasks import SegmentationConfig
-from sites.cohort import imported, pseudonym
 from sites.deidentification import copies
 from sites.deidentification.archive_import import Imported, import_export
 from sites.deidentification.deidentify import deidentified
@@ -39,6 +38,7 @@ from sites.imaging.dicom.series import series_in
 from sites.imaging.images import read_image
 from sites.imaging.intake import read_case
 from sites.listing.listing import read_listing
+from sites.listing.pseudonyms import imported, pseudonym
 from sites.yaml_files import ConfigError
 
 SECRETS = re.compile(rb"MUELLER|ANNA|MRN-4711|19560403|KLINIKUM|DR\^WEISS", re.IGNORECASE)

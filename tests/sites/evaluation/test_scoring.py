@@ -10,7 +10,7 @@ from models.tasks import SegmentationConfig
 from privacy.accounting import PrivacyEvent
 from privacy.noise.noised import STEP, is_on_grid
 from privacy.noise.source import NoiseSource
-from privacy.release import LARGEST_METRIC, MetricValue
+from privacy.statements import LARGEST_METRIC, MetricValue
 from sites.cohort import Patient
 from sites.evaluation.scoring import FEWEST, coarse, intervals, kept, noised_score, score, worst_case
 from sites.imaging.intake import Scan

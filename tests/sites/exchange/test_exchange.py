@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from models.checkpoints import CorruptCheckpoint
+from models.errors import CorruptCheckpoint
 from sites.exchange.exchange import AlreadyWritten, Exchange
 from sites.exchange.places import Place
 from sites.exchange.storage import Filesystem

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoints import CorruptCheckpoint
+from models.errors import CorruptCheckpoint
 from sites.exchange.outbox import Outbox
 
 

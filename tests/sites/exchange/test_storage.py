@@ -15,7 +15,7 @@ import httpx
 import pytest
 from webserver import Webserver, free_port, needs_nginx, password_of, wait_for, webserver
 
-from models.checkpoints import CorruptCheckpoint
+from models.errors import CorruptCheckpoint
 from sites.exchange.exchange import AlreadyWritten, Exchange
 from sites.exchange.places import Place
 from sites.exchange.storage import _RENAMES, AUTH, StorageFailed, credential_for, storage_at

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from models.tasks import SegmentationConfig
-from sites.imaging.checks import CheckedCase, SharedFinding, check_together, read_cases, severities
-from sites.imaging.intake import BREAKING, Scan
+from sites.imaging.checks import CheckedCase, SharedFinding, check_together, read_cases
+from sites.imaging.intake import Scan
 from sites.imaging.preprocessing import PreprocessingConfig, prepare
 from sites.imaging.profile import profile_of
 from sites.imaging.reading import Reading, reader
+from sites.imaging.severities import BREAKING, severities
 from sites.listing.cases import CaseFiles
 from sites.listing.listing import read_listing
 

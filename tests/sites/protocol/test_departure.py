@@ -7,8 +7,8 @@ from coordinator import Coordinator, first_model
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privacy.ledger import Charge
-from privacy.release import Revocation, parse_statement
 from privacy.signing import verified
+from privacy.statements import Revocation, parse_statement
 from sites import export
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place

@@ -25,12 +25,13 @@ from privacy.ledger import Charge, ClockWentBack
 from privacy.mechanisms import mechanism_for
 from privacy.optimizer import PatientOptimizer
 from privacy.signing import public_hex
-from sites.cohort import pseudonym, pseudonym_key
 from sites.datasets.medmnist import make_hospitals
 from sites.datasets.public_sets import PICTURES
 from sites.exchange.exchange import Exchange
+from sites.exchange.phases import Phase
 from sites.hospital import Hospital
-from sites.orders import Order, Phase
+from sites.listing.pseudonyms import pseudonym, pseudonym_key
+from sites.orders import Order
 from sites.protocol.dispatch import carry_out
 from sites.yaml_files import ConfigError
 

@@ -6,12 +6,13 @@ import pytest
 from coordinator import Coordinator, first_model
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from privacy.release import parse_statement
 from privacy.signing import public_hex, sign, verified
+from privacy.statements import parse_statement
+from sites.exchange.answers import is_answered
 from sites.exchange.exchange import AlreadyWritten, Exchange
 from sites.exchange.places import Place
 from sites.hospital import Hospital
-from sites.orders import Order, is_answered
+from sites.orders import Order
 from sites.protocol.departure import change_key, leave
 from sites.protocol.dispatch import carry_out
 

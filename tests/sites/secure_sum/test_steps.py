@@ -17,9 +17,10 @@ from models.files import sha256_of
 from privacy.signing import BadSignature, private_key, public_hex, sign, verified
 from sites.admission.admission import admit, check_round, mechanism_for_study
 from sites.exchange.exchange import COORDINATOR
+from sites.exchange.phases import Phase, act_of
 from sites.exchange.places import Place
 from sites.hospital import Hospital
-from sites.orders import Order, Phase, SumOrder, act_of
+from sites.orders import Order, SumOrder
 from sites.policy.policy import Refused, SharedNoiseConfig
 from sites.protocol.departure import leave
 from sites.secure_sum.own_share import smallest_share

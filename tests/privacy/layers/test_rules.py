@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.objectives import build_task
 from models.tasks import SegmentationConfig
-from privacy.layer_rules import rule_of
+from privacy.layers.rules import rule_of
 from privacy.per_patient import _Back, clipped_sums, per_patient_gradients
 
 PATIENT_OF = torch.tensor([0, 1, 1, 2])

@@ -1,0 +1,1 @@
+"""What each layer adds to a patient's gradient: rules of layers, and parameters outside layers."""
