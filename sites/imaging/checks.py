@@ -10,8 +10,8 @@ import torch
 from sites.imaging.intake import BrokenCase, Finding
 from sites.imaging.profile import Profile
 from sites.imaging.reading import Reader, Reading
-from sites.imaging.severities import CohortCheck
 from sites.listing.cases import CaseFiles
+from sites.policy.severities import CohortCheck
 
 APART = 3.0
 """Neighbouring intensity scales that differ by more than this factor belong to different groups."""

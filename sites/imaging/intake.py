@@ -18,8 +18,8 @@ from sites.imaging.channels import BadChannel, channels_of, stacked
 from sites.imaging.image import Image, Unreadable
 from sites.imaging.images import read_image
 from sites.imaging.label_maps import EXACT, ROUNDED, BadLabel, label_map_of
-from sites.imaging.severities import Breaking
 from sites.listing.cases import CLASSES, NOTHING, CaseFiles
+from sites.policy.severities import Breaking
 
 SMALLEST_SIDE_MM, LARGEST_SIDE_MM = 0.05, 20.0
 MOST_TURNED_DEG = 30.0

@@ -11,8 +11,8 @@ from models.networks.choice import NETWORKS, NetworkConfig
 from models.tasks import Name
 from privacy.accounting import Budget, Filter
 from sites import yaml_files
-from sites.imaging.severities import Check, Severity, severities
 from sites.policy.opening_hours import Span
+from sites.policy.severities import Check, Severity, severities
 
 PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -11,9 +11,9 @@ from sites.imaging.intake import Scan
 from sites.imaging.preprocessing import PreprocessingConfig, prepare
 from sites.imaging.profile import profile_of
 from sites.imaging.reading import Reading, reader
-from sites.imaging.severities import BREAKING, severities
 from sites.listing.cases import CaseFiles
 from sites.listing.listing import read_listing
+from sites.policy.severities import BREAKING, severities
 
 TASK = SegmentationConfig(kind="segmentation", dims=3, labels={1: "head", 2: "tail"})
 CONFIG = PreprocessingConfig(shape=(16, 16, 16))
