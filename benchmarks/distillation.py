@@ -31,9 +31,10 @@ from models.checkpoints import to_bytes
 from models.networks.choice import NetworkConfig
 from models.objectives import build_task
 from models.pretraining import from_pool, pretrain, tube_maker
+from models.settings.distillation import DistillationConfig
 from models.synthesis import SynthesisConfig
 from privacy import predictions
-from privacy.distillation import DistillationConfig, answers, distil
+from privacy.distillation import answers, distil
 from privacy.mechanisms import LocalPrivacy, mechanism_for
 from privacy.noise.source import NoiseSource
 from sites.cohort import Patient

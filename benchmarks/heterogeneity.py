@@ -46,6 +46,7 @@ from simulation import (
 from flows.rounds.statements import order
 from flows.runs.run import Run
 from models.params import Params
+from models.settings.images import PreprocessingConfig
 from models.strategies import STRATEGIES
 from sites.cohort import Cohort, Patient
 from sites.datasets import decathlon, medmnist
@@ -53,7 +54,7 @@ from sites.datasets.public_sets import PICTURES
 from sites.hospital import Hospital
 from sites.imaging.images import read_image
 from sites.imaging.intake import Scan
-from sites.imaging.preprocessing import PreprocessingConfig, fixed_pair, prepare
+from sites.imaging.preprocessing import fixed_pair, prepare
 from sites.imaging.profile import profile_of
 from sites.imaging.reading import Reading
 from sites.local_models import CPU, network_for, stored_params

@@ -31,7 +31,7 @@ from torch.func import functional_call, grad, vmap
 
 from models import params as P
 from models.objectives import build_task
-from models.tasks import ClassificationConfig, SegmentationConfig
+from models.settings.tasks import ClassificationConfig, SegmentationConfig
 from privacy.mechanisms import ClipConfig, Mechanism
 from privacy.per_patient import clipped_sums
 

@@ -25,11 +25,12 @@ from flows.runs.run import Run
 from flows.starts.first_model import first_model, start_of
 from models.objectives import build_task
 from models.params import Params
+from models.settings.images import PreprocessingConfig
 from sites.cohort import Cohort, Patient
 from sites.evaluation.scoring import score
 from sites.exchange.phases import Phase
 from sites.hospital import Hospital
-from sites.imaging.preprocessing import PreprocessingConfig, fixed_pair
+from sites.imaging.preprocessing import fixed_pair
 from sites.imaging.reading import Reading
 from sites.inference import predictor
 from sites.local_models import CPU, network_for

@@ -19,7 +19,7 @@ from prefect import flow
 from rich.table import Table
 
 from flows.asking import SIDE_BY_SIDE, ask_all
-from flows.hospitals.processes import warm
+from flows.hospitals.processes import public_keys, warm
 from flows.hospitals.session import session
 from flows.hospitals.template import started_template
 from flows.rounds.figures import ask_survey, summed_survey
@@ -45,7 +45,7 @@ def survey(study: str, sites: str, home: str) -> None:
         started_template() as template,
         warm(wards, lambda name, what, step, of: None, template) as processes,
     ):
-        roster = {name: processes[name].public_key() for name in wards}
+        roster = public_keys(processes)
         run = Run.create(place, asked, roster, place.exchange, kind="survey")
         with run.locked(), session(run, processes):
             run.begin_attempt()

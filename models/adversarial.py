@@ -6,31 +6,15 @@ learns from all patients at once, so this attacker is for training without diffe
 """
 
 from collections.abc import Callable
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.config import Config
+from models.settings.opponents import AttackConfig
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """`(logits (N, ...), targets (N, ...)) -> (N,)`."""
-
-
-class AttackConfig(Config):
-    """The attack on images: each voxel of the network's input changes by at most `radius`.
-
-    `fgsm` is one step of size `radius` (Goodfellow et al. 2015, Explaining and Harnessing Adversarial
-    Examples, section 4, https://arxiv.org/abs/1412.6572). `pgd` starts at the image and takes `steps`
-    steps of 2.5 radius / steps, each projected back into the radius (Madry et al. 2018, Towards Deep
-    Learning Models Resistant to Adversarial Attacks, eq. 2.1, https://arxiv.org/abs/1706.06083).
-    """
-
-    kind: Literal["fgsm", "pgd"]
-    radius: Annotated[float, Field(gt=0, le=10)]
-    steps: Annotated[int, Field(ge=1, le=100)] = 7
 
 
 def attacked(
@@ -47,21 +31,6 @@ def attacked(
         moved = changed.detach() + length * gradient.sign()
         changed = torch.minimum(torch.maximum(moved, images - config.radius), images + config.radius)
     return changed.detach()
-
-
-class MembershipConfig(Config):
-    """An attacker who learns to guess the training patients, while the network learns to prevent it.
-
-    Attributes:
-        strength: the weight of the attacker's gain in the network's loss (Nasr et al. 2018, Machine
-            Learning with Membership Privacy using Adversarial Regularization, equation 4,
-            https://arxiv.org/abs/1807.05852).
-        reference: the share of the training patients who are kept out of training; the attacker
-            learns from them how the network answers on strangers.
-    """
-
-    strength: Annotated[float, Field(gt=0, le=100)]
-    reference: Annotated[float, Field(gt=0, lt=1)] = 0.25
 
 
 class MembershipAttacker:

@@ -20,7 +20,7 @@ from monai.metrics.surface_dice import compute_surface_dice
 from torch import Tensor
 from torch.nn import functional
 
-from models.tasks import RegressionConfig, SegmentationConfig, TaskConfig
+from models.settings.tasks import RegressionConfig, SegmentationConfig, TaskConfig
 
 MISSED_MM = 374.0
 """HD95 of a patient without a prediction, in mm, as the BraTS challenge counts a missed lesion
@@ -28,10 +28,6 @@ MISSED_MM = 374.0
 
 
 Outcome = Mapping[str, float]
-LOWER_IS_BETTER = frozenset({"hd95_mm", "calibration_error", "mae"})
-"""The metrics for which a smaller value is better; for all others a larger one is."""
-SPREAD = ("low", "high", "worst_case")
-"""Values reported beside the mean of a metric; averages of these over hospitals mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -110,34 +106,6 @@ def _regression(config: RegressionConfig) -> Task:
         partial(_regression_metrics, config.tolerance),
         lambda scans: {"within_tolerance": float(of_patient(scans) <= config.tolerance)},
     )
-
-
-def metric_names(config: TaskConfig) -> frozenset[str]:
-    """Return the metrics that a task can have.
-
-    >>> sorted(metric_names(SegmentationConfig(kind="segmentation", dims=3, labels={1: "head"})))
-    ['dice', 'dice/head', 'hd95_mm', 'surface_dice']
-    """
-    if config.kind == "segmentation":
-        by_label = (f"dice/{name}" for name in config.labels.values())
-        return frozenset({"dice", "hd95_mm", "surface_dice", *by_label})
-    if config.kind == "regression":
-        return frozenset({"mae", "within_tolerance"})
-    return frozenset({"accuracy", "auroc", "balanced_accuracy", "calibration_error"})
-
-
-def spread_names(names: Iterable[str]) -> frozenset[str]:
-    """Return the metrics that `intervals` and `worst_case` can add to these.
-
-    >>> sorted(spread_names(["dice/head"]))
-    ['high/dice-head', 'low/dice-head', 'worst_case/dice-head']
-    """
-    return frozenset(f"{kind}/{flat(name)}" for name in names for kind in SPREAD)
-
-
-def flat(name: str) -> str:
-    """Return a metric's name without slashes, for use after another slash."""
-    return name.replace("/", "-")
 
 
 def answer_shape(

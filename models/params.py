@@ -4,9 +4,13 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 Params = Mapping[str, Tensor]
 
+NORMS = (nn.GroupNorm, nn.LayerNorm, _BatchNorm, _InstanceNorm)
+"""The classes of norm layers."""
 LEAST_SIDE = 64
 """A side length, in voxels, that every network accepts which states no `sides` of its own."""
 

@@ -4,23 +4,29 @@ A new strategy is one function that returns a `Strategy`, and one line in `STRAT
 are the keys that a study may set.
 """
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import torch
 from pydantic import ConfigDict, Field, model_validator, validate_call
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-from models import params as P
-from models import robust
 from models.config import Config
-from models.params import Params, last_layers
+from models.lazy import lazy
 
-State = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from models import params as P
+    from models import robust
+    from models.params import Params
+else:
+    torch, P, robust = lazy("torch"), lazy("models.params"), lazy("models.robust")
+
+State = Mapping[str, "Tensor"]
 
 
 class Contribution(NamedTuple):
@@ -42,7 +48,7 @@ Contributions = Collection[Contribution]
 """All contributions of a round; a change is read lazily, and more than once."""
 
 
-LocalLoss = Callable[[Params, Params], Tensor]
+LocalLoss = Callable[["Params", "Params"], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Strategy:
     needs_each: bool = False
     counts_steps: bool = False
 
-    def bound_to(self, network: nn.Module) -> "Strategy":
+    def bound_to(self, network: nn.Module) -> Strategy:
         """Return the strategy for this network: `is_local` knows its parameters.
 
         Raises:
@@ -194,7 +200,7 @@ def fed_avg_m(
 
 
 def _norm_parameters(network: nn.Module) -> frozenset[str]:
-    kinds = (nn.GroupNorm, nn.LayerNorm, _BatchNorm, _InstanceNorm)
+    kinds = P.NORMS
     return frozenset(
         f"{place}.{name}"
         for place, module in network.named_modules()
@@ -220,7 +226,7 @@ def fed_per(layers: Annotated[int, Field(ge=1, le=20)] = 1) -> Strategy:
     Under privacy the last layers train in the same step, under the same clip norm and noise as the rest.
     (Arivazhagan et al. 2019, section 3, https://arxiv.org/abs/1912.00818.)
     """
-    return Strategy(apply=_average, local_of=lambda network: last_layers(network, layers))
+    return Strategy(apply=_average, local_of=lambda network: P.last_layers(network, layers))
 
 
 def scaffold() -> Strategy:
@@ -243,6 +249,7 @@ def variate_after(change: Params, length: float, before: Params | None = None) -
     Args:
         length: local steps times their rate, K eta; with momentum, see `TrainingConfig.length`.
 
+    >>> import torch
     >>> variate_after({"w": torch.tensor([-2.0])}, length=0.5)
     {'w': tensor([4.])}
     """
@@ -252,7 +259,7 @@ def variate_after(change: Params, length: float, before: Params | None = None) -
 
 Positive = Annotated[float, Field(gt=0)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
-SecondMoment = Callable[[Tensor, Tensor], Tensor]
+SecondMoment = Callable[["Tensor", "Tensor"], "Tensor"]
 """`(second moment, squared mean change of a round) -> next second moment`."""
 
 
@@ -373,7 +380,7 @@ class StrategyConfig(Config):
     name: str
 
     @model_validator(mode="after")
-    def _buildable(self) -> "StrategyConfig":
+    def _buildable(self) -> StrategyConfig:
         if self.name not in STRATEGIES:
             raise ValueError(f"expected a name among {sorted(STRATEGIES)}, got {self.name!r}")
         known = inspect.signature(STRATEGIES[self.name]).parameters

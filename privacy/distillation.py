@@ -14,50 +14,16 @@ proposition 2.1, https://doi.org/10.1561/0400000042), and it holds because
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.config import Config
-from models.networks.choice import NetworkConfig
+from models.settings.distillation import DistillationConfig
 from models.unfinished import Unfinished, restore, state_of
 
 Exclusive = Callable[[Tensor], Tensor]
 """From a network's answers to logits `(N, C, ...)` of classes of which exactly one is true."""
-
-
-class PublicImages(Config):
-    """The images of a public set: an npz file with an array `images`, identified by its sha256."""
-
-    public: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class DistillationConfig(Config):
-    """Settings of the distillation. The student is the study's network.
-
-    Attributes:
-        transfer: the images on which the student learns.
-        teacher: the network that learns at the hospital, by default the study's own. Another network
-            stays at the hospital from round to round and first learns from the global model. A
-            hospital may choose its own.
-        rounds: `every` round (default), or only the `last` one: before, the trained weights leave, which
-            cost the same privacy; a network of another kind than the study's can't teach then.
-        ensemble: the weight of a hospital's answers, if the study exports predictions: its declared
-            patients, or these together with its certainty about each image.
-    """
-
-    transfer: Literal["synthetic"] | PublicImages
-    steps: PositiveInt
-    images: Annotated[int, Field(ge=8, le=10_000)] = 256
-    batch: Annotated[int, Field(ge=1, le=256)] = 8
-    temperature: Annotated[float, Field(gt=0)] = 2.0
-    lr: Annotated[float, Field(gt=0)] = 3e-3
-    teacher: NetworkConfig | None = None
-    rounds: Literal["every", "last"] = "every"
-    ensemble: Literal["declared", "confidence"] = "declared"
 
 
 def distil(

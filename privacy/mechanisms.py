@@ -6,16 +6,18 @@ the same `Mechanism`.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from models.config import Config
 from privacy.accounting import Accountant, Budget, PrivacyEvent, noise_for
 from privacy.noise.discrete_gaussian import grid_noise
 from privacy.noise.source import NoiseSource
 from privacy.secure_aggregation.terms import SumConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STABILITY = 0.01
 """The gamma of normalised clipping: C g / (|g| + gamma).
@@ -202,7 +204,7 @@ class Mechanism:
         noise = self.noise_std * (math.sqrt(numel) + 10)
         return (self.clip.norm * patients + noise) / self.divisor
 
-    def clip_factors(self, norms: Tensor) -> Tensor:
+    def clip_factors(self, norms: "Tensor") -> "Tensor":
         """Return the factor of each patient's gradient, given its norm, `(P,)` -> `(P,)`.
 
         A norm that is not finite gives zero: with one NaN the sum would have no bound.
@@ -213,7 +215,7 @@ class Mechanism:
             factors = self.clip.norm / (norms + STABILITY)
         return factors.where(norms.isfinite(), 0.0) * (1 - SLACK)
 
-    def count_within(self, norms: Tensor) -> float:
+    def count_within(self, norms: "Tensor") -> float:
         """Return the sum over patients of 1/2 if a norm is within the clip norm, else -1/2."""
         return float((norms <= self.clip.norm).double().sum()) - len(norms) / 2
 

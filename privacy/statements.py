@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from models.config import Config
-from models.tasks import Name
+from models.settings.tasks import Name
 from privacy.accounting import LEAST_NOISE, Accountant, Budget
 from privacy.noise.noised import is_on_grid
 

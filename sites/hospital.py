@@ -34,10 +34,10 @@ from sites.yaml_files import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from models.tasks import TaskConfig
+    from models.settings.images import PreprocessingConfig
+    from models.settings.tasks import TaskConfig
     from sites.cohort import Cohort
     from sites.imaging.checks import CheckedCase
-    from sites.imaging.preprocessing import PreprocessingConfig
     from sites.study import Study
 
 log = logging.getLogger("wardround.site")

@@ -8,17 +8,12 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
-from models.adversarial import AttackConfig, Loss, attacked
+from models.adversarial import Loss, attacked
 from models.networks.choice import NetworkConfig
 from models.objectives import build_task
-from sites.imaging.preprocessing import (
-    Patches,
-    Prepared,
-    PreprocessingConfig,
-    fixed_pair,
-    on_own_grid,
-    whole_image,
-)
+from models.settings.images import Patches, PreprocessingConfig
+from models.settings.opponents import AttackConfig
+from sites.imaging.preprocessing import Prepared, fixed_pair, on_own_grid, whole_image
 from sites.study import Study
 
 Predict = Callable[[Prepared], Tensor]

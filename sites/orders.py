@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from models.config import Config
-from models.tasks import Name
+from models.settings.tasks import Name
 from privacy.statements import Attempt
 from sites.exchange.phases import SUM_KINDS, SUMS, Phase, RunName, SumKind, SumPhases, act_of
 from sites.study import Study

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from models.config import Config
 from models.label_maps import MapLookConfig
-from sites.imaging.augmentation import Augmentation
+from models.settings.images import Augmentation
 
 PublicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 """Name of a file or folder in the coordinator's folder `public/`."""

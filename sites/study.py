@@ -3,24 +3,23 @@
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
-from torch import nn
 
 from models.config import Config
 from models.networks.choice import NetworkConfig
 from models.networks.network import Images
-from models.objectives import metric_names, spread_names
+from models.settings.distillation import DistillationConfig
+from models.settings.images import Patches, PreprocessingConfig
+from models.settings.metrics import metric_names, spread_names
+from models.settings.tasks import Name, TaskConfig
 from models.strategies import Strategy, StrategyConfig
 from models.synthesis import SynthesisConfig
-from models.tasks import Name, TaskConfig
-from privacy.distillation import DistillationConfig
 from privacy.mechanisms import PrivacyConfig
 from privacy.signing import canonical
 from privacy.statements import LARGEST_CHANGE
 from sites import yaml_files
-from sites.imaging.preprocessing import Patches, PreprocessingConfig
 from sites.starts import PUBLIC_AUGMENTATION, StartStage, ValidationConfig
 from sites.study_sections import (
     CardConfig,
@@ -32,6 +31,9 @@ from sites.study_sections import (
     sum_faults,
 )
 from sites.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Study(Config):
@@ -329,7 +331,7 @@ class Study(Config):
         sizes = (self.task.dims, self.task.out_channels, self.task.in_channels)
         return _bound(self.strategy, self.network, sizes)
 
-    def built(self, network: NetworkConfig | None = None) -> nn.Module:
+    def built(self, network: NetworkConfig | None = None) -> "nn.Module":
         """Return the study's network, or another one for its task, with fresh parameters."""
         task, config = self.task, network or self.network
         return config.build(task.dims, task.out_channels, task.in_channels)

@@ -5,11 +5,11 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from models.adversarial import AttackConfig
 from models.config import Config
-from models.objectives import LOWER_IS_BETTER, build_task, metric_names
+from models.settings.metrics import LOWER_IS_BETTER, bounded_names, metric_names
+from models.settings.opponents import AttackConfig
+from models.settings.tasks import TaskConfig
 from models.strategies import StrategyConfig
-from models.tasks import TaskConfig
 from privacy.mechanisms import MaskedPrivacy, PrivacyConfig, SharedNoise
 from privacy.secure_aggregation.terms import BadTerms, Terms
 from sites.training.config import TrainingConfig
@@ -225,7 +225,7 @@ def promotion_faults(
         yield "promotion.worst_site: expected none with evaluation.summed, where no hospital's is known."
     names = set(metric_names(task))
     if is_summed:  # those that each patient has
-        names &= {*build_task(task).bounded([]), "dice"}
+        names &= {*bounded_names(task), "dice"}
     good = sorted(name for name in names if name not in LOWER_IS_BETTER)
     if promotion.metric not in good:
         yield f"promotion.metric: expected one of {good}, got {promotion.metric!r}."

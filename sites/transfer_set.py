@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.settings.distillation import DistillationConfig, PublicImages
+from models.settings.images import PreprocessingConfig
+from models.settings.tasks import RGB, TaskConfig
 from models.synthesis import Floats, SynthesisConfig, labelled_image, texture
-from models.tasks import RGB, TaskConfig
-from privacy.distillation import DistillationConfig, PublicImages
 from sites.imaging.images import Unreadable, read_stack
 from sites.imaging.intake import Scan
-from sites.imaging.preprocessing import PreprocessingConfig, Unfit, fixed_pair, prepare
+from sites.imaging.preprocessing import Unfit, fixed_pair, prepare
 from sites.imaging.profile import content_of
 from sites.study import Study
 from sites.yaml_files import ConfigError

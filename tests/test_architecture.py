@@ -58,7 +58,7 @@ def test_no_function_has_more_than_fifty_lines() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["flows.cli.site.tables", "flows.reporting.status", "sites.policy.policy", "sites.hospital"],
+    ["flows.cli.site.tables", "flows.reporting.status", "sites.setup.wards", "sites.study"],
 )
 def test_what_shows_the_books_imports_neither_torch_nor_a_server(module: str) -> None:
     """People wait for `status`, `site ledger`, `site outbox`, `site waiting`; torch takes seconds."""

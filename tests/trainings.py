@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 from models.objectives import build_task
-from models.tasks import SegmentationConfig
+from models.settings.images import PreprocessingConfig
+from models.settings.tasks import SegmentationConfig
 from sites.cohort import Patient
 from sites.imaging.intake import Scan
-from sites.imaging.preprocessing import PreprocessingConfig
 from sites.imaging.preprocessing import prepare as preprocess
 from sites.imaging.profile import profile_of
 from sites.imaging.reading import Reading

@@ -32,7 +32,7 @@ def key(name: AsOption, role: RoleOption, file: KeyOption) -> None:
         from pydantic import TypeAdapter, ValidationError
 
         from flows.decisions.verdicts import BadVerdict
-        from models.tasks import Name
+        from models.settings.tasks import Name
         from privacy.signing import private_key, public_hex
 
         try:

@@ -18,8 +18,6 @@ from flows.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from flows.reporting.progress import Live
     from flows.runs.run import Run
     from sites.study import Study
@@ -37,13 +35,14 @@ def demo(
 ) -> None:
     """Train among four made-up hospitals, from scans to MLflow."""
     with cli_errors():
+        _stay_forkable()
         from flows.cli import demo as made_up
 
         if fresh:
             made_up.delete(Path.cwd())
         study, wards = made_up.prepare(Path.cwd(), seed)
         if not made_up.show_finished(Path.cwd(), study):
-            _train(lambda: study, wards, test_noise)
+            _train(study, wards, test_noise)
 
 
 @app.command()
@@ -65,19 +64,21 @@ def run(
 ) -> None:
     """Train a study among hospitals, here or in a federation; an unfinished run goes on."""
     with cli_errors():
+        _stay_forkable()
+        from sites.study import load_study
         from sites.yaml_files import ConfigError
 
         if attached:
             _end_with_parent()
         if federation is None:
-            _train(lambda: _study(study), sites, test_noise, new=new, profile=profile)
+            _train(load_study(study), sites, test_noise, new=new, profile=profile)
         elif profile is not None:
             raise ConfigError(
                 "--profile: expected --sites beside it, got --federation: how long a hospital takes is "
                 "its own affair."
             )
         else:
-            _train_remotely(_study(study), federation, new=new)
+            _train_remotely(load_study(study), federation, new=new)
 
 
 @app.command()
@@ -167,6 +168,15 @@ def coordinator_key() -> None:
         typer.echo(public_key(Home(Path.cwd())))
 
 
+def _stay_forkable() -> None:
+    """Keep libraries from starting threads when they are imported: hospitals' processes are forks."""
+    import os
+
+    from sites.template import THREADS
+
+    os.environ.update({**THREADS, **os.environ})
+
+
 def _end_with_parent() -> None:
     """End this process when its standard input closes, which the system does when its parent dies."""
     import os
@@ -178,36 +188,29 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _study(path: Path) -> "Study":
-    from sites.study import load_study
-
-    return load_study(path)
-
-
 def _train(
-    study: "Callable[[], Study]",
+    study: "Study",
     sites: Path,
     test_noise: int | None,
     *,
     new: bool = False,
     profile: Path | None = None,
 ) -> None:
-    """Train the study that `study` reads, while servers start and modules are imported."""
+    """Train a study among hospitals here: servers start, and modules are imported, side by side."""
     from flows.coordination.beginning import begun
     from flows.runs.paths import Home
+    from sites.setup.wards import wards_in
 
-    home = Home(Path.cwd())
-    console = Console()
+    home, console = Home(Path.cwd()), Console()
+    wards = wards_in(sites, test_noise)
     console.print("starting the Prefect and MLflow servers and a process for each hospital ...")
     with begun(home) as beginning:
         from flows.coordination.local import train
         from flows.reporting.progress import Live
-        from sites.setup.wards import wards_in
 
         live = Live(console)
-        wards = wards_in(sites, test_noise)
         finished = train(
-            home, study(), wards, live, beginning, test_noise=test_noise, new=new, profile=profile
+            home, study, wards, live, beginning, test_noise=test_noise, new=new, profile=profile
         )
         _summarise(live, finished)
     live.print("see it in MLflow: make ui")

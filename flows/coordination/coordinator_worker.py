@@ -21,7 +21,7 @@ from flows.hospitals.processes import end_session
 from flows.hospitals.restricted_worker import InstalledWorker
 from flows.runs.paths import Home
 from models.files import sha256_of
-from models.tasks import Name
+from models.settings.tasks import Name
 from privacy.signing import canonical
 from sites.study import load_study
 from sites.yaml_files import ConfigError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flows.coordination.beginning import Begun
 from flows.coordination.resume import run_for, study_lock, train_rounds
-from flows.hospitals.processes import warm
+from flows.hospitals.processes import public_keys, warm
 from flows.hospitals.template import PRIVATE
 from flows.reporting.progress import Live
 from flows.reporting.trace import traced
@@ -51,7 +51,7 @@ def train(
             wards, live.step, begun.template, test_noise, records_spans=profile is not None
         ) as processes,
     ):
-        roster = {name: process.public_key() for name, process in processes.items()}
+        roster = public_keys(processes)
         most = {name: load_policy(wards[name]).declared_patients for name in roster}
         run = run_for(home, study, roster, home.exchange, most, new=new)
         begun.servers.ready()

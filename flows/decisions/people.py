@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from flows.runs.paths import Home
 from models.config import Config
-from models.tasks import Name
+from models.settings.tasks import Name
 from privacy.statements import Sha256
 from sites import yaml_files
 

@@ -17,7 +17,7 @@ from flows.runs.records import RoundRecord
 from flows.runs.run import Run
 from models.config import Config
 from models.errors import FixYourInput
-from models.tasks import Name
+from models.settings.tasks import Name
 from privacy.signing import sign, verified
 from privacy.statements import Sha256
 

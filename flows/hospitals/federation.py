@@ -23,7 +23,7 @@ from pydantic import Field, PositiveInt, field_validator
 from flows.hospitals.heartbeats import Watch
 from flows.hospitals.processes import HospitalLeftOut
 from models.config import Config
-from models.tasks import Name
+from models.settings.tasks import Name
 from privacy.signing import public_hex, sign, verified
 from sites import yaml_files
 from sites.exchange.answers import is_answered

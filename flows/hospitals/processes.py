@@ -1,7 +1,8 @@
-"""Hospitals on this machine: one warm process for each, restarted when it is killed.
+"""Hospitals on this machine: a process for each, restarted when it is killed.
 
 A process knows one hospital's folder and no other. It is the fork of a template that has imported torch
-(`flows.hospitals.template`), serves many rounds, and ends when this process ends.
+(`flows.hospitals.template`), and ends when this process ends. It serves many rounds where there are few
+hospitals; where there are many, it serves one request, and as many are alive as there are cores.
 """
 
 import json
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,9 @@ PAUSE_S = 2.0
 
 CORES = threading.BoundedSemaphore(os.cpu_count() or 1)
 """The number of hospitals of this machine that work at a time; each trains on one core."""
+
+MOST_KEPT = 32
+"""The most hospitals whose processes stay alive between requests; each keeps some 100 MiB of its own."""
 
 OnProgress = Callable[[str, str, int, int], None]
 """A function that is called with `(hospital, what, step, of)`."""
@@ -53,6 +58,7 @@ class HospitalProcess:
     passed_on: Sequence[str] = PASSED_ON
     template: Template | None = None
     records_spans: bool = False
+    serves_once: bool = False
     _process: subprocess.Popen[str] | Forked | None = None
     _public_key: str | None = None
     _invited: threading.Thread | None = None
@@ -106,6 +112,8 @@ class HospitalProcess:
                 raise
             finally:
                 alarm.cancel()
+                if self.serves_once:
+                    self._end()
 
     def start(self) -> None:
         """Start the process now, so that it imports its libraries before the first order."""
@@ -120,14 +128,19 @@ class HospitalProcess:
             HospitalFailed: the process ended instead.
         """
         with self._one_at_a_time:
-            process = self._running()
-            while self._public_key is None:
-                assert process.stdout is not None  # opened as a pipe
-                line = process.stdout.readline()
-                if not line:
-                    raise HospitalFailed(f"{self.name}: its process did not start.")
-                self._public_key = _parsed(line).get("public_key")
-        return self._public_key
+            if self._public_key is None:
+                self._public_key = self._told_key(self._running())
+                if self.serves_once:
+                    self._end()
+            return self._public_key
+
+    def _told_key(self, process: "subprocess.Popen[str] | Forked") -> str:
+        """Return the public key that a process tells when it is ready."""
+        assert process.stdout is not None  # opened as a pipe
+        while line := process.stdout.readline():
+            if key := _parsed(line).get("public_key"):
+                return str(key)
+        raise HospitalFailed(f"{self.name}: its process did not start.")
 
     @property
     def pid(self) -> int | None:
@@ -148,12 +161,19 @@ class HospitalProcess:
         self._is_closed = True
         self.kill()
         with self._one_at_a_time:  # a caller that waited for an answer has failed by now
-            if self._process is not None:
-                self.kill()  # one that was being started when it was closed
-                self._process.wait()
-                for stream in (self._process.stdin, self._process.stdout):
-                    if stream is not None:
-                        stream.close()
+            self._end()  # one that was being started when it was closed, too
+
+    def _end(self) -> None:
+        """Kill the process, and wait until it has ended; the next request starts another."""
+        if self._process is None:
+            return
+        self.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+        self._process = None
 
     def _running(self) -> "subprocess.Popen[str] | Forked":
         if self._process is None or self._process.poll() is not None:
@@ -224,6 +244,17 @@ def end_session(process: "subprocess.Popen[Any] | Forked") -> None:
                 os.kill(process.pid, signal.SIGKILL)
 
 
+def public_keys(processes: Mapping[str, HospitalProcess]) -> dict[str, str]:
+    """Return each hospital's public key, asked of as many at a time as there are cores.
+
+    Raises:
+        HospitalFailed: a hospital's process ended instead.
+    """
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        keys = threads.map(HospitalProcess.public_key, processes.values())
+        return dict(zip(processes, keys, strict=True))
+
+
 @contextmanager
 def warm(
     folders: Mapping[str, Path],
@@ -233,15 +264,20 @@ def warm(
     *,
     records_spans: bool = False,
 ) -> Iterator[dict[str, HospitalProcess]]:
-    """Start a process for each hospital, a fork of the template; end them all afterwards."""
+    """Start a process for each hospital, a fork of the template; end them all afterwards.
+
+    More than `MOST_KEPT` hospitals get their processes when they are asked.
+    """
+    are_many = len(folders) > MOST_KEPT
     processes = {
         name: HospitalProcess(
-            name, folder, test_noise, on_progress, template=template, records_spans=records_spans
+            name, folder, test_noise, on_progress, template=template, records_spans=records_spans,
+            serves_once=are_many,
         )
         for name, folder in folders.items()
-    }
+    }  # fmt: skip
     try:
-        for process in processes.values():  # not waiting: others start while the template imports
+        for process in () if are_many else processes.values():  # not waiting: the template imports
             threading.Thread(target=process.start, daemon=True).start()
         yield processes
     finally:

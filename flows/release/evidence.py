@@ -13,7 +13,7 @@ from flows.runs.records import RoundRecord
 from flows.runs.run import Run
 from flows.verification.verify import lineage_faults
 from models.errors import FixYourInput
-from models.objectives import LOWER_IS_BETTER, flat
+from models.settings.metrics import LOWER_IS_BETTER, flat
 from privacy.accounting import TOLERANCE
 from sites.study_sections import PromotionConfig
 

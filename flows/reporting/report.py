@@ -23,7 +23,7 @@ from flows.runs.records import Part, RoundRecord
 from flows.runs.run import Run
 from flows.starts.rate import declared_in, warnings
 from flows.tracking.metrics import by_group, fairness
-from models.objectives import flat, metric_names
+from models.settings.metrics import flat, metric_names
 from privacy.accounting import PrivacyEvent, group_epsilon, most_found
 from privacy.statements import Acceptance, ReleaseManifest
 

@@ -19,9 +19,10 @@ from models import params as P
 from models.objectives import answer_shape, build_task
 from models.params import Params
 from models.repeatable import one_thread
+from models.settings.distillation import DistillationConfig
 from models.strategies import Contribution
 from privacy import predictions
-from privacy.distillation import DistillationConfig, distil, imitate
+from privacy.distillation import distil, imitate
 from privacy.statements import RejectedRelease, ReleaseManifest
 from sites.local_models import CPU, network_for
 from sites.study import Study

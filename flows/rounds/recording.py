@@ -18,7 +18,7 @@ from flows.runs.records import (
 )
 from flows.runs.run import Run
 from flows.runs.versions import installed
-from models.objectives import SPREAD
+from models.settings.metrics import SPREAD
 from privacy.statements import Comparison, ReleaseManifest, Scores, Statement
 
 UNASKED = Absence(kind="missing", text="it no longer took part when the model was scored")

@@ -33,15 +33,24 @@ def records_in(folder: Path) -> list[RoundRecord]:
     return records
 
 
+Mark = tuple[int, int, int]
+"""What tells contents of one file apart: its inode, the time of its last change, and its size."""
+
+
+def content_mark(path: Path) -> Mark:
+    """Return the mark of a file as it is now; files here are replaced, and never changed in place."""
+    found = path.stat()
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
 def record_in(path: Path) -> RoundRecord:
     """Return the record in a file, parsed once for each content that the file has had."""
-    found = path.stat()
-    return _parsed(path, (found.st_ino, found.st_mtime_ns, found.st_size))
+    return _parsed(path, content_mark(path))
 
 
 @lru_cache(maxsize=256)
-def _parsed(path: Path, content: tuple[int, int, int]) -> RoundRecord:
-    del content
+def _parsed(path: Path, mark: Mark) -> RoundRecord:
+    del mark
     try:
         return RoundRecord.model_validate_json(path.read_bytes())
     except ValueError as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from flows.runs.locks import held
 from flows.runs.paths import Home
-from flows.runs.record_files import BrokenRun, record_in, record_path, records_in
+from flows.runs.record_files import BrokenRun, Mark, content_mark, record_in, record_path, records_in
 from flows.runs.records import GENESIS, Absence, Participant, RoundRecord
 from models import checkpoints
 from models.checkpoints import StoredParams
@@ -153,7 +153,7 @@ class Run:
         """
         path = home.runs / name / "run.json"
         try:
-            description = RunDescription.model_validate_json(path.read_bytes())
+            description = _described(path, content_mark(path))
         except (OSError, ValueError) as error:
             raise BrokenRun(f"{path}: expected a run's description: {error}") from error
         return cls(path.parent, home, description)
@@ -333,6 +333,13 @@ class Run:
     def _describe(self, description: RunDescription) -> None:
         text = json.dumps(description.model_dump(mode="json"), indent=1)
         write_atomically(self.folder / "run.json", text.encode())
+
+
+@lru_cache(maxsize=16)
+def _described(path: Path, mark: Mark) -> RunDescription:
+    """Return the description in a file, parsed once for each content that the file has had."""
+    del mark
+    return RunDescription.model_validate_json(path.read_bytes())
 
 
 def surveys_of(home: Home, study: str) -> list[Run]:

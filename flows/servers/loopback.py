@@ -122,7 +122,7 @@ def _url(port: int) -> str:
 def _begin(server: Server, port: int) -> "subprocess.Popen[bytes]":
     """Return the supervisor of a server that is being started."""
     command = [part.format(port=port) for part in server.command]
-    told = json.dumps({**asdict(server), "command": command}, default=str)
+    told = json.dumps({**asdict(server), "command": command, "environment": {}}, default=str)
     with (server.folder / "server.log").open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "flows.servers.loopback", told],

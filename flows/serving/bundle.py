@@ -17,8 +17,8 @@ from flows.decisions.release_status import ReleasedVersion
 from flows.runs import artifacts
 from flows.served_model import ServedModel
 from models.files import sha256_of, write_atomically
-from models.tasks import RGB, ClassificationConfig, RegressionConfig
-from sites.imaging.preprocessing import Patches, Percentiles, PreprocessingConfig, Window
+from models.settings.images import Patches, Percentiles, PreprocessingConfig, Window
+from models.settings.tasks import RGB, ClassificationConfig, RegressionConfig
 from sites.inference import WINDOWS
 from sites.study import Study
 from sites.yaml_files import ConfigError

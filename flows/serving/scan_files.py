@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from models.tasks import TaskConfig
+from models.settings.tasks import TaskConfig
 from sites.imaging.dicom.files import SUFFIXES, is_dicom
 from sites.listing.cases import PICTURES, plain_name
 from sites.listing.dataset_json import channels_by_number

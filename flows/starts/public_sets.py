@@ -10,15 +10,16 @@ from pydantic import TypeAdapter
 from scipy.ndimage import zoom
 
 from models.label_maps import LARGEST_VALUE, middle_of
+from models.settings.images import PreprocessingConfig
+from models.settings.tasks import TaskConfig
 from models.synthesis import Labels
-from models.tasks import TaskConfig
 from privacy.signing import canonical
 from sites.admission.admission import check_channels, check_labels
 from sites.cohort import Patient
 from sites.imaging.image import Unreadable
 from sites.imaging.images import read_image
 from sites.imaging.intake import BrokenCase
-from sites.imaging.preprocessing import Prepared, PreprocessingConfig
+from sites.imaging.preprocessing import Prepared
 from sites.imaging.reading import Reading, reader
 from sites.listing.listing import read_listing
 from sites.policy.policy import Refused

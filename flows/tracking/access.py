@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from flows.tracking import registry
 from models.config import Config
-from models.tasks import Name
+from models.settings.tasks import Name
 from privacy.signing import secret_file
 
 WORKSPACE = "default"

@@ -11,7 +11,7 @@ from flows.runs.colours import TOGETHER, colours
 from flows.runs.records import Participant, RoundRecord
 from flows.runs.run import Run
 from flows.runs.versions import installed
-from models.objectives import LOWER_IS_BETTER
+from models.settings.metrics import LOWER_IS_BETTER
 from privacy.statements import ReleaseManifest
 
 GLOBAL = "GLOBAL"

@@ -27,7 +27,7 @@ from flows.runs.versions import installed
 from flows.tracking.download import fetch
 from flows.tracking.errors import NOT_THERE, reading, writing
 from models.files import sha256_of
-from models.tasks import TaskConfig
+from models.settings.tasks import TaskConfig
 from privacy.signing import canonical
 
 OFFICERS = "the data-protection officer's"

@@ -15,7 +15,7 @@ from flows.runs.run import Run
 from flows.tracking import registry
 from flows.tracking.metrics import GLOBAL, NOTE
 from flows.tracking.pictures import REFERENCES
-from models.objectives import metric_names
+from models.settings.metrics import metric_names
 from sites.study import Study
 
 BY_HOSPITAL, PICTURES = "by-hospital", "pictures"

@@ -7,7 +7,7 @@ shows (docs/decisions/0014).
 import time
 
 from models.networks.choice import NetworkConfig
-from models.tasks import TaskConfig
+from models.settings.tasks import TaskConfig
 from privacy.ledger import Charge
 from privacy.ledger_book import is_kind
 from privacy.mechanisms import MaskedPrivacy, Mechanism, SharedNoise, mechanism_for

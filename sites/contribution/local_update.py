@@ -21,11 +21,12 @@ from models import params as P
 from models.files import sha256_of
 from models.objectives import build_task
 from models.params import Params
+from models.settings.distillation import DistillationConfig
 from models.spans import span, spanned
 from models.strategies import variate_after
 from models.unfinished import Unfinished
 from privacy import predictions
-from privacy.distillation import DistillationConfig, Exclusive, answers, distil
+from privacy.distillation import Exclusive, answers, distil
 from privacy.mechanisms import Mechanism
 from privacy.shared_noise import clipped_change
 from privacy.signing import canonical

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from models.tasks import PLAIN
+from models.settings.tasks import PLAIN
 from sites.deidentification.copies import (
     SERIES,
     Progress,

@@ -10,7 +10,7 @@ from models.checkpoints import StoredParams
 from models.objectives import Prediction, dice_outcome
 from models.params import Params
 from models.pictures import PicturedCase, worst_first
-from models.tasks import SegmentationConfig
+from models.settings.tasks import SegmentationConfig
 from sites.hospital import Hospital
 from sites.imaging.intake import read_case
 from sites.inference import predictor

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.objectives import LOWER_IS_BETTER, Prediction, Task, flat
-from models.tasks import TaskConfig
+from models.objectives import Prediction, Task
+from models.settings.metrics import LOWER_IS_BETTER, flat
+from models.settings.tasks import TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.noise.noised import Noised, noised_sums, to_grid
 from privacy.noise.source import NoiseSource
@@ -73,7 +74,7 @@ def coarse(metrics: Mapping[str, float], task: TaskConfig, declared: int) -> dic
     `declared` number of evaluation patients, those of segmentations to three digits, errors of numbers
     to a thousandth of the study's range.
 
-    >>> from models.tasks import ClassificationConfig
+    >>> from models.settings.tasks import ClassificationConfig
     >>> task = ClassificationConfig(kind="classification", dims=2, labels={0: "well", 1: "ill"})
     >>> coarse({"accuracy": 19 / 23}, task, declared=20)
     {'accuracy': 0.85}

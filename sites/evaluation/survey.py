@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.tasks import TaskConfig
+from models.settings.tasks import TaskConfig
 from privacy.accounting import PrivacyEvent
 from privacy.noise.noised import Noised, noised_sums
 from privacy.noise.source import NoiseSource
@@ -74,7 +74,7 @@ def _one(edges: Sequence[float], value: float) -> Histogram:
 def bins(task: TaskConfig) -> dict[str, int]:
     """Return the number of bins of each histogram of a task.
 
-    >>> from models.tasks import ClassificationConfig
+    >>> from models.settings.tasks import ClassificationConfig
     >>> task = ClassificationConfig(kind="classification", dims=2, labels={0: "well", 1: "ill"})
     >>> bins(task)["class"], bins(task)["scans"]
     (2, 4)

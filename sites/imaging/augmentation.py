@@ -1,7 +1,7 @@
 """Random changes of training images, drawn for each patient separately."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from monai.transforms import (
@@ -16,34 +16,8 @@ from monai.transforms import (
 )
 from monai.transforms.utils import create_rotate
 from numpy.typing import NDArray
-from pydantic import Field
 
-from models.config import Config
-
-
-class Augmentation(Config):
-    """Random changes of training images.
-
-    Attributes:
-        copies: changed versions of each scan, all in one gradient of their patient; the privacy cost is
-            the same for any number (augmentation multiplicity: De et al. 2022, Unlocking High-Accuracy
-            Differentially Private Image Classification through Scale, https://arxiv.org/abs/2204.13650).
-        flip: axes along which half of the images are mirrored.
-        rotate_deg: the largest rotation about each axis, in mm and not in voxels.
-        scale: the largest change in size, as a share.
-        intensity: the largest change of contrast, as a share, and of brightness.
-        noise: the largest standard deviation of added noise.
-        drop_channel: the probability with which each channel of a training image becomes zero, as one
-            that is missing; at least one stays.
-    """
-
-    copies: Annotated[int, Field(ge=1, le=64)] = 1
-    flip: tuple[Literal[0, 1, 2], ...] = ()
-    rotate_deg: Annotated[float, Field(ge=0, le=180)] = 0
-    scale: Annotated[float, Field(ge=0, lt=1)] = 0
-    intensity: Annotated[float, Field(ge=0, lt=1)] = 0
-    noise: Annotated[float, Field(ge=0, le=1)] = 0
-    drop_channel: Annotated[float, Field(ge=0, lt=1)] = 0
+from models.settings.images import Augmentation
 
 
 class RandTurnd(RandomizableTransform, MapTransform):  # type: ignore[misc]  # MONAI is not typed

@@ -21,10 +21,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from models.files import write_atomically
-from models.tasks import TaskConfig
+from models.settings.images import PreprocessingConfig
+from models.settings.tasks import TaskConfig
 from privacy.signing import canonical
 from sites.imaging.intake import BrokenCase, Finding
-from sites.imaging.preprocessing import Prepared, PreprocessingConfig, cached_part
+from sites.imaging.preprocessing import Prepared, cached_part
 from sites.imaging.profile import Profile
 from sites.imaging.reading import Reader, Reading, read_and_prepare, reader
 from sites.listing.cases import PICTURES, CaseFiles

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.tasks import RGB, TaskConfig
+from models.settings.tasks import RGB, TaskConfig
 from sites.imaging.grids import Elsewhere, on_grid_of
 from sites.imaging.image import Image
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.tasks import RGB, ClassificationConfig, RegressionConfig, TaskConfig
+from models.settings.tasks import RGB, ClassificationConfig, RegressionConfig, TaskConfig
 from sites.imaging.burned_in_text import may_show_text
 from sites.imaging.channels import BadChannel, channels_of, stacked
 from sites.imaging.image import Image, Unreadable

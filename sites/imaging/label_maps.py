@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.tasks import SegmentationConfig
+from models.settings.tasks import SegmentationConfig
 from sites.imaging.grids import Elsewhere, mirrored, on_grid_of
 from sites.imaging.image import Image, Unreadable
 from sites.imaging.images import read_image, read_label

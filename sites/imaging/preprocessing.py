@@ -16,7 +16,7 @@ randomness alone. So removing one patient changes nothing for the others.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,15 +37,12 @@ from monai.transforms import (
     SpatialPadd,
 )
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
-from models.config import Config
-from sites.imaging.augmentation import Augmentation, changes_of, kept_channels
+from models.settings.images import Augmentation, Patches, Percentiles, PreprocessingConfig, Window
+from sites.imaging.augmentation import changes_of, kept_channels
 from sites.imaging.intake import Scan
 
-Side = Annotated[int, Field(ge=8, le=512)]
-Millimetres = Annotated[float, Field(ge=0.05, le=20)]
 Pair = tuple[Tensor, Tensor]
 BOTH = ("image", "target")
 MOST_VOXELS = 2**27
@@ -54,50 +51,6 @@ MOST_VOXELS = 2**27
 
 class Unfit(ValueError):
     """A scan can't be prepared as the study asks. The message contains nothing about the patient."""
-
-
-class Percentiles(Config):
-    """Scaling of the intensities between two percentiles of the image to [-1, 1]; others are clipped."""
-
-    kind: Literal["percentiles"]
-    low: Annotated[float, Field(ge=0, lt=50)] = 0.5
-    high: Annotated[float, Field(gt=50, le=100)] = 99.5
-
-
-class Window(Config):
-    """Scaling of the intensities in a window (CT: Hounsfield units) to [-1, 1]; others are clipped."""
-
-    kind: Literal["window"]
-    centre: float
-    width: Annotated[float, Field(gt=0)]
-
-
-class Patches(Config):
-    """Training on `per_scan` patches of each scan, the share `foreground` around a labelled voxel.
-
-    A prediction uses windows that slide over the whole image with this `overlap`.
-    """
-
-    kind: Literal["patches"]
-    per_scan: Annotated[int, Field(ge=1, le=64)] = 2
-    foreground: Annotated[float, Field(ge=0, le=1)] = 0.5
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
-
-
-class PreprocessingConfig(Config):
-    """Steps for a scan, in the order of the module's table; `shape` is the shape of training images."""
-
-    shape: Annotated[tuple[Side, ...], Field(min_length=2, max_length=3)]
-    spacing_mm: Annotated[tuple[Millimetres, ...], Field(min_length=2, max_length=3)] | None = None
-    crop: Literal["none", "foreground"] = "none"
-    intensity: Literal["z_score"] | Percentiles | Window = "z_score"
-    fit: Literal["pad_or_crop", "resize"] | Patches = "pad_or_crop"
-    augmentation: Augmentation | None = None
-
-    @property
-    def is_random(self) -> bool:
-        """Return whether training uses a different version of a scan at each step."""
-        return isinstance(self.fit, Patches) or self.augmentation is not None
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,10 @@ from pathlib import Path
 
 import torch
 
-from models.tasks import TaskConfig
+from models.settings.images import Patches, PreprocessingConfig
+from models.settings.tasks import TaskConfig
 from sites.imaging.intake import BrokenCase, Finding, read_case, read_unlabelled
-from sites.imaging.preprocessing import (
-    Patches,
-    Prepared,
-    PreprocessingConfig,
-    Unfit,
-    fixed_pair,
-    prepare,
-)
+from sites.imaging.preprocessing import Prepared, Unfit, fixed_pair, prepare
 from sites.imaging.profile import Profile, profile_of
 from sites.listing.cases import CaseFiles
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.config import Config
-from models.tasks import PLAIN
+from models.settings.tasks import PLAIN
 from sites import yaml_files
 from sites.listing.cases import CaseFiles, Listing, plain_name
 from sites.listing.tables import UNLABELLED, PatientOf, label_names

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from models.tasks import PLAIN
+from models.settings.tasks import PLAIN
 from sites.yaml_files import ConfigError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")

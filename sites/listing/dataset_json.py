@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.tasks import PLAIN
+from models.settings.tasks import PLAIN
 from sites.listing.cases import PICTURES, CaseFiles, Listing, plain_name
 from sites.listing.tables import PatientOf, relative, rows_of
 from sites.yaml_files import ConfigError

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from models.config import Config
 from models.networks.choice import NETWORKS, NetworkConfig
-from models.tasks import Name
+from models.settings.tasks import Name
 from privacy.accounting import Budget, Filter
 from sites import yaml_files
 from sites.policy.opening_hours import Span

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from models.config import Config
 from models.files import write_atomically
-from models.tasks import Name
+from models.settings.tasks import Name
 from privacy.mechanisms import MaskedPrivacy, SharedNoise
 from privacy.secure_aggregation.keys import Secrets
 from privacy.secure_aggregation.masking import mask

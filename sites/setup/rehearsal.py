@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.settings.tasks import PLAIN, RGB
 from models.synthesis import labelled_image, texture
-from models.tasks import PLAIN, RGB
 from sites.datasets.phantoms import write_policy
 from sites.hospital import Hospital
 from sites.listing.cases import NOTHING

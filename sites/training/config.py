@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from models.adversarial import AttackConfig, MembershipConfig
 from models.config import Config
+from models.settings.opponents import AttackConfig, MembershipConfig
 
 
 class TrainingConfig(Config):

@@ -9,8 +9,9 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
+from models.settings.images import PreprocessingConfig
 from sites.cohort import Patient
-from sites.imaging.preprocessing import Pair, Prepared, PreprocessingConfig, drawn_pairs, fixed_pair
+from sites.imaging.preprocessing import Pair, Prepared, drawn_pairs, fixed_pair
 from sites.imaging.reading import Reading
 
 log = logging.getLogger("wardround.site")

@@ -14,12 +14,12 @@ from PIL import Image
 
 from flows.runs.paths import Home
 from flows.runs.run import runs_of
-from models.tasks import RegressionConfig
+from models.settings.images import PreprocessingConfig
+from models.settings.tasks import RegressionConfig
 from sites.admission.admission import check_list
 from sites.hospital import Hospital
 from sites.imaging.cache import ScanCache
 from sites.imaging.intake import BrokenCase, read_case
-from sites.imaging.preprocessing import PreprocessingConfig
 from sites.listing.cases import CaseFiles
 from sites.listing.listing import read_listing
 from sites.policy.policy import Refused

@@ -3,9 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.adversarial import AttackConfig, attacked
+from models.adversarial import attacked
 from models.objectives import build_task
-from models.tasks import ClassificationConfig, SegmentationConfig
+from models.settings.opponents import AttackConfig
+from models.settings.tasks import ClassificationConfig, SegmentationConfig
 
 CLASSES = ClassificationConfig(kind="classification", dims=2, labels={0: "well", 1: "ill"})
 SHAPES = SegmentationConfig(kind="segmentation", dims=2, labels={1: "a"})

@@ -6,16 +6,9 @@ import torch
 from monai.losses import DiceCELoss
 from pydantic import ValidationError
 
-from models.objectives import (
-    MISSED_MM,
-    Prediction,
-    Task,
-    build_task,
-    metric_names,
-    one_hot,
-    segmentation_outcome,
-)
-from models.tasks import ClassificationConfig, RegressionConfig, SegmentationConfig
+from models.objectives import MISSED_MM, Prediction, Task, build_task, one_hot, segmentation_outcome
+from models.settings.metrics import metric_names
+from models.settings.tasks import ClassificationConfig, RegressionConfig, SegmentationConfig
 
 LABELS = {1: "head", 2: "tail"}
 

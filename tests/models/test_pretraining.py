@@ -5,8 +5,8 @@ from models import params as P
 from models.networks.segmentation import UNetConfig
 from models.objectives import build_task
 from models.pretraining import from_pool, pretrain, tube_maker
+from models.settings.tasks import SegmentationConfig
 from models.synthesis import SynthesisConfig, labelled_image
-from models.tasks import SegmentationConfig
 
 TASK = build_task(SegmentationConfig(kind="segmentation", dims=2, labels={1: "head", 2: "tail"}))
 MAKE = tube_maker((24, 24), 2, SynthesisConfig())

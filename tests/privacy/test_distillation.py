@@ -6,9 +6,10 @@ import torch
 from monai.networks.nets import UNet
 
 from models import params as P
+from models.settings.distillation import DistillationConfig
 from models.synthesis import labelled_image
 from models.unfinished import Unfinished
-from privacy.distillation import DistillationConfig, distil, imitation_loss
+from privacy.distillation import distil, imitation_loss
 
 CONFIG = DistillationConfig(transfer="synthetic", steps=120, images=32)
 

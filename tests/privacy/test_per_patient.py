@@ -8,7 +8,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from models.objectives import build_task
-from models.tasks import SegmentationConfig
+from models.settings.tasks import SegmentationConfig
 from privacy.per_patient import (
     UnsupportedLayer,
     _Book,

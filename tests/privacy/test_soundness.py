@@ -4,7 +4,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from models.objectives import build_task
-from models.tasks import SegmentationConfig
+from models.settings.tasks import SegmentationConfig
 from privacy.mechanisms import ClipConfig, Mechanism
 from privacy.soundness import Unsound, check_soundness
 

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 
 from models import params as P
 from models.objectives import build_task
-from models.tasks import ClassificationConfig, SegmentationConfig
+from models.settings.tasks import ClassificationConfig, SegmentationConfig
 from privacy.accounting import Budget, PrivacyEvent, epsilon, reported_epsilon
 from privacy.ledger import BudgetExceeded, Charge, Ledger
 from privacy.mechanisms import AdaptiveClip, ClipConfig, Mechanism

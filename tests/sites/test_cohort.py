@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.tasks import SegmentationConfig
+from models.settings.images import PreprocessingConfig
+from models.settings.tasks import SegmentationConfig
 from sites.cohort import Cohort, load_cohort
 from sites.imaging.checks import read_cases
-from sites.imaging.preprocessing import PreprocessingConfig
 from sites.imaging.reading import reader
 from sites.listing.listing import read_listing
 from sites.listing.pseudonyms import Split, case_id, pseudonym, pseudonym_key

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from models.settings.images import PreprocessingConfig
 from sites.imaging.intake import Scan
-from sites.imaging.preprocessing import PreprocessingConfig, prepare
+from sites.imaging.preprocessing import prepare
 from sites.inference import predict
 
 CPU = torch.device("cpu")

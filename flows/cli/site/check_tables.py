@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from models.tasks import (
+from models.settings.images import PreprocessingConfig
+from models.settings.tasks import (
     PLAIN,
     RGB,
     ClassificationConfig,
@@ -20,7 +21,6 @@ from sites.admission.admission import check_list, lacking
 from sites.hospital import Hospital
 from sites.imaging.checks import check_together
 from sites.imaging.images import Unreadable, read_image
-from sites.imaging.preprocessing import PreprocessingConfig
 from sites.listing.cases import PICTURES, CaseFiles
 from sites.listing.pseudonyms import case_id, evaluator
 from sites.policy.policy import Refused

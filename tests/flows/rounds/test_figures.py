@@ -16,8 +16,9 @@ from flows.rounds.sum_progress import progress
 from flows.runs.run import Run
 from flows.verification.check_evaluations import score_faults
 from flows.verification.check_sums import sum_faults
-from models.objectives import build_task, flat
-from models.tasks import ClassificationConfig
+from models.objectives import build_task
+from models.settings.metrics import flat
+from models.settings.tasks import ClassificationConfig
 from privacy.accounting import PrivacyEvent, epsilon
 from privacy.noise.discrete_gaussian import discrete_gaussian
 from privacy.noise.noised import LARGEST_TOTAL, UNITS, SharedSums

@@ -24,7 +24,7 @@ from flows.serving import bundle, prediction
 from models import params as P
 from models.checkpoints import to_bytes
 from models.files import sha256_of
-from models.tasks import SegmentationConfig
+from models.settings.tasks import SegmentationConfig
 from sites.imaging.intake import read_case
 from sites.listing.cases import CaseFiles
 from sites.yaml_files import ConfigError

@@ -7,7 +7,7 @@ import pytest
 from scanner import XRAY, write_flat, write_series
 
 from flows.serving.scan_files import check_out, is_folder, masks_of, scans_in
-from models.tasks import SegmentationConfig
+from models.settings.tasks import SegmentationConfig
 from sites.yaml_files import ConfigError
 
 VOLUMES = SegmentationConfig(kind="segmentation", dims=3, labels={1: "a"})

@@ -9,7 +9,7 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from models.objectives import build_task
-from models.tasks import SegmentationConfig
+from models.settings.tasks import SegmentationConfig
 from privacy.layers.rules import rule_of
 from privacy.per_patient import _Back, clipped_sums, per_patient_gradients
 

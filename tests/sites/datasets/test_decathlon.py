@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models.tasks import SegmentationConfig
+from models.settings.tasks import SegmentationConfig
 from sites.datasets.decathlon import make_hospitals
 from sites.imaging.intake import BrokenCase, read_scan
 from sites.imaging.profile import profile_of

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.tasks import ClassificationConfig
+from models.settings.tasks import ClassificationConfig
 from sites.datasets.medmnist import make_hospitals
 from sites.datasets.public_sets import PICTURES
 from sites.hospital import Hospital

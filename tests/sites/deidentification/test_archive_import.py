@@ -29,7 +29,7 @@ from scanner import (
     write_slice,
 )
 
-from models.tasks import SegmentationConfig
+from models.settings.tasks import SegmentationConfig
 from sites.deidentification import copies
 from sites.deidentification.archive_import import Imported, import_export
 from sites.deidentification.deidentify import deidentified

@@ -6,7 +6,8 @@ import torch
 from pydantic import TypeAdapter
 
 from models.objectives import build_task
-from models.tasks import SegmentationConfig
+from models.settings.images import PreprocessingConfig
+from models.settings.tasks import SegmentationConfig
 from privacy.accounting import PrivacyEvent
 from privacy.noise.noised import STEP, is_on_grid
 from privacy.noise.source import NoiseSource
@@ -14,7 +15,7 @@ from privacy.statements import LARGEST_METRIC, MetricValue
 from sites.cohort import Patient
 from sites.evaluation.scoring import FEWEST, coarse, intervals, kept, noised_score, score, worst_case
 from sites.imaging.intake import Scan
-from sites.imaging.preprocessing import PreprocessingConfig, prepare
+from sites.imaging.preprocessing import prepare
 from sites.imaging.profile import profile_of
 from sites.imaging.reading import Reading
 from sites.inference import predict

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.tasks import ClassificationConfig, SegmentationConfig
+from models.settings.tasks import ClassificationConfig, SegmentationConfig
 from privacy.accounting import PrivacyEvent
 from privacy.noise.source import NoiseSource
 from sites.cohort import Patient

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from models.tasks import ClassificationConfig, SegmentationConfig
+from models.settings.images import PreprocessingConfig
+from models.settings.tasks import ClassificationConfig, SegmentationConfig
 from sites.hospital import Hospital
 from sites.imaging.cache import ScanCache
 from sites.imaging.checks import read_cases
 from sites.imaging.intake import BrokenCase
-from sites.imaging.preprocessing import PreprocessingConfig
 from sites.imaging.reading import reader
 from sites.listing.cases import CaseFiles
 from sites.listing.listing import read_listing

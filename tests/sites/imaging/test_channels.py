@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from models.tasks import ClassificationConfig, SegmentationConfig
-from sites.imaging.augmentation import Augmentation
+from models.settings.images import Augmentation, PreprocessingConfig
+from models.settings.tasks import ClassificationConfig, SegmentationConfig
 from sites.imaging.cache import ScanCache
 from sites.imaging.intake import BrokenCase, read_case
-from sites.imaging.preprocessing import PreprocessingConfig, drawn_pairs, prepare
+from sites.imaging.preprocessing import drawn_pairs, prepare
 from sites.imaging.profile import profile_of
 from sites.listing.cases import CaseFiles
 

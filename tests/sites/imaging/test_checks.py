@@ -5,10 +5,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models.tasks import SegmentationConfig
+from models.settings.images import PreprocessingConfig
+from models.settings.tasks import SegmentationConfig
 from sites.imaging.checks import CheckedCase, SharedFinding, check_together, read_cases
 from sites.imaging.intake import Scan
-from sites.imaging.preprocessing import PreprocessingConfig, prepare
+from sites.imaging.preprocessing import prepare
 from sites.imaging.profile import profile_of
 from sites.imaging.reading import Reading, reader
 from sites.listing.cases import CaseFiles

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models.tasks import ClassificationConfig, SegmentationConfig
+from models.settings.tasks import ClassificationConfig, SegmentationConfig
 from sites.imaging.intake import BrokenCase, read_scan
 from sites.listing.cases import CaseFiles
 from sites.listing.listing import read_listing

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image as Pictures
 
-from models.tasks import SegmentationConfig
+from models.settings.tasks import SegmentationConfig
 from sites.admission.admission import check_labels
 from sites.hospital import Hospital
 from sites.imaging.intake import BrokenCase, read_case

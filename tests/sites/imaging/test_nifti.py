@@ -7,11 +7,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from models.tasks import ClassificationConfig, SegmentationConfig
+from models.settings.images import PreprocessingConfig
+from models.settings.tasks import ClassificationConfig, SegmentationConfig
 from sites.imaging.image import Unreadable
 from sites.imaging.images import read_image
 from sites.imaging.intake import BrokenCase, read_case
-from sites.imaging.preprocessing import PreprocessingConfig
 from sites.imaging.reading import read_and_prepare, reader
 from sites.listing.cases import CaseFiles
 

@@ -4,17 +4,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from models.objectives import one_hot
+from models.settings.images import PreprocessingConfig
 from sites.imaging.augmentation import RandTurnd
 from sites.imaging.intake import Scan
-from sites.imaging.preprocessing import (
-    PreprocessingConfig,
-    Unfit,
-    drawn_pairs,
-    fixed_pair,
-    on_own_grid,
-    prepare,
-    whole_image,
-)
+from sites.imaging.preprocessing import Unfit, drawn_pairs, fixed_pair, on_own_grid, prepare, whole_image
 
 
 def scan_of(shape: tuple[int, ...], spacing_mm: tuple[float, ...] | None = None) -> Scan:

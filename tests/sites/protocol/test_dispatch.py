@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from models import checkpoints
 from models import params as P
 from models.files import sha256_of
-from models.objectives import SPREAD, metric_names
+from models.settings.metrics import SPREAD, metric_names
 from models.strategies import STRATEGIES, Strategy, fed_avg
 from privacy.accounting import epsilon
 from privacy.ledger import Charge, ClockWentBack

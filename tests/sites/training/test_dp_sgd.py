@@ -7,7 +7,8 @@ from trainings import RANDOM, TASK, Killed, everybody, examples, killed_at, loss
 
 from models import checkpoints
 from models import params as P
-from models.adversarial import AttackConfig, attacked
+from models.adversarial import attacked
+from models.settings.opponents import AttackConfig
 from models.strategies import fed_prox
 from models.unfinished import Unfinished
 from privacy.mechanisms import AdaptiveClip, ClipConfig, Mechanism

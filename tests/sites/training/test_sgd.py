@@ -5,9 +5,9 @@ import torch
 from trainings import TASK, Killed, everybody, examples, killed_at, loss_of, network
 
 from models import params as P
-from models.adversarial import MembershipConfig
 from models.objectives import build_task
-from models.tasks import ClassificationConfig
+from models.settings.opponents import MembershipConfig
+from models.settings.tasks import ClassificationConfig
 from models.unfinished import Unfinished
 from sites.training.config import TrainingConfig
 from sites.training.examples import Examples

@@ -9,7 +9,7 @@ import pytest
 from drawings import TRUTH, box, series, write_seg, write_structures
 from scanner import CORONAL, PIXELS, VOLUME, XRAY, write_flat, write_series, write_slice
 
-from models.tasks import SegmentationConfig
+from models.settings.tasks import SegmentationConfig
 from sites.imaging.intake import BrokenCase, read_case
 from sites.listing.cases import CaseFiles
 

@@ -10,7 +10,7 @@ from pydicom.pixels.processing import convert_color_space
 from pydicom.uid import UltrasoundMultiFrameImageStorage
 from scanner import CAPTURE, COLOURS, PHOTO, PIXELS, VOLUME, XRAY, write_flat, write_series
 
-from models.tasks import ClassificationConfig, SegmentationConfig
+from models.settings.tasks import ClassificationConfig, SegmentationConfig
 from sites.imaging.images import Unreadable, read_image
 from sites.imaging.intake import BrokenCase, read_case
 from sites.listing.cases import CaseFiles

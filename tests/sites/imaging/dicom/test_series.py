@@ -21,7 +21,7 @@ from pydicom.uid import (
 )
 from scanner import CAPTURE, CORONAL, VOLUME, write_enhanced, write_series, write_slice
 
-from models.tasks import ClassificationConfig
+from models.settings.tasks import ClassificationConfig
 from sites.imaging.dicom.files import UnfitSeries
 from sites.imaging.dicom.series import series_in
 from sites.imaging.images import Unreadable, read_image

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from models.tasks import ClassificationConfig, RegressionConfig, SegmentationConfig
+from models.settings.tasks import ClassificationConfig, RegressionConfig, SegmentationConfig
 
 LESION = {"kind": "segmentation", "dims": 3, "labels": {1: "lesion"}}
 AGE = {"kind": "regression", "dims": 3, "labels": {0: "age"}, "low": 18, "high": 90, "tolerance": 5}

@@ -1,0 +1,39 @@
+"""Distillation before export, as a study asks for it (`privacy.distillation`)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from models.config import Config
+from models.networks.choice import NetworkConfig
+
+
+class PublicImages(Config):
+    """The images of a public set: an npz file with an array `images`, identified by its sha256."""
+
+    public: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class DistillationConfig(Config):
+    """Settings of the distillation. The student is the study's network.
+
+    Attributes:
+        transfer: the images on which the student learns.
+        teacher: the network that learns at the hospital, by default the study's own. Another network
+            stays at the hospital from round to round and first learns from the global model. A
+            hospital may choose its own.
+        rounds: `every` round (default), or only the `last` one: before, the trained weights leave, which
+            cost the same privacy; a network of another kind than the study's can't teach then.
+        ensemble: the weight of a hospital's answers, if the study exports predictions: its declared
+            patients, or these together with its certainty about each image.
+    """
+
+    transfer: Literal["synthetic"] | PublicImages
+    steps: PositiveInt
+    images: Annotated[int, Field(ge=8, le=10_000)] = 256
+    batch: Annotated[int, Field(ge=1, le=256)] = 8
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    lr: Annotated[float, Field(gt=0)] = 3e-3
+    teacher: NetworkConfig | None = None
+    rounds: Literal["every", "last"] = "every"
+    ensemble: Literal["declared", "confidence"] = "declared"

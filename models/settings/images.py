@@ -1,0 +1,79 @@
+"""Steps from a scan to a network's input, as a study asks for them (`sites.imaging.preprocessing`)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from models.config import Config
+
+Side = Annotated[int, Field(ge=8, le=512)]
+Millimetres = Annotated[float, Field(ge=0.05, le=20)]
+
+
+class Augmentation(Config):
+    """Random changes of training images.
+
+    Attributes:
+        copies: changed versions of each scan, all in one gradient of their patient; the privacy cost is
+            the same for any number (augmentation multiplicity: De et al. 2022, Unlocking High-Accuracy
+            Differentially Private Image Classification through Scale, https://arxiv.org/abs/2204.13650).
+        flip: axes along which half of the images are mirrored.
+        rotate_deg: the largest rotation about each axis, in mm and not in voxels.
+        scale: the largest change in size, as a share.
+        intensity: the largest change of contrast, as a share, and of brightness.
+        noise: the largest standard deviation of added noise.
+        drop_channel: the probability with which each channel of a training image becomes zero, as one
+            that is missing; at least one stays.
+    """
+
+    copies: Annotated[int, Field(ge=1, le=64)] = 1
+    flip: tuple[Literal[0, 1, 2], ...] = ()
+    rotate_deg: Annotated[float, Field(ge=0, le=180)] = 0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0
+    intensity: Annotated[float, Field(ge=0, lt=1)] = 0
+    noise: Annotated[float, Field(ge=0, le=1)] = 0
+    drop_channel: Annotated[float, Field(ge=0, lt=1)] = 0
+
+
+class Percentiles(Config):
+    """Scaling of the intensities between two percentiles of the image to [-1, 1]; others are clipped."""
+
+    kind: Literal["percentiles"]
+    low: Annotated[float, Field(ge=0, lt=50)] = 0.5
+    high: Annotated[float, Field(gt=50, le=100)] = 99.5
+
+
+class Window(Config):
+    """Scaling of the intensities in a window (CT: Hounsfield units) to [-1, 1]; others are clipped."""
+
+    kind: Literal["window"]
+    centre: float
+    width: Annotated[float, Field(gt=0)]
+
+
+class Patches(Config):
+    """Training on `per_scan` patches of each scan, the share `foreground` around a labelled voxel.
+
+    A prediction uses windows that slide over the whole image with this `overlap`.
+    """
+
+    kind: Literal["patches"]
+    per_scan: Annotated[int, Field(ge=1, le=64)] = 2
+    foreground: Annotated[float, Field(ge=0, le=1)] = 0.5
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+
+
+class PreprocessingConfig(Config):
+    """Steps for a scan, in the order of the module's table; `shape` is the shape of training images."""
+
+    shape: Annotated[tuple[Side, ...], Field(min_length=2, max_length=3)]
+    spacing_mm: Annotated[tuple[Millimetres, ...], Field(min_length=2, max_length=3)] | None = None
+    crop: Literal["none", "foreground"] = "none"
+    intensity: Literal["z_score"] | Percentiles | Window = "z_score"
+    fit: Literal["pad_or_crop", "resize"] | Patches = "pad_or_crop"
+    augmentation: Augmentation | None = None
+
+    @property
+    def is_random(self) -> bool:
+        """Return whether training uses a different version of a scan at each step."""
+        return isinstance(self.fit, Patches) or self.augmentation is not None
