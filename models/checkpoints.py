@@ -1,5 +1,6 @@
 """Tensors on disk: safetensors with a sha256, read lazily. Nothing is ever unpickled."""
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,12 +8,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from models.errors import CorruptCheckpoint
-from models.files import sha256_of, write_atomically
+from models.files import replaced, sha256_of_file
 from models.params import Params
+
+NAMES = {torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}
+"""Types of tensors in releases and models, and what a safetensors file calls them
+(https://github.com/huggingface/safetensors#format)."""
 
 
 def to_bytes(params: Params) -> bytes:
@@ -20,11 +25,23 @@ def to_bytes(params: Params) -> bytes:
     return save({name: params[name].detach().cpu().contiguous() for name in sorted(params)})
 
 
+def save_to(path: Path, params: Params) -> None:
+    """Write `params` to a file, without a second copy of them in memory; the bytes are `to_bytes`'."""
+    save_file({name: params[name].detach().cpu().contiguous() for name in sorted(params)}, path)
+
+
 def write(path: Path, params: Params) -> str:
     """Write `params` to `path` atomically and return the file's sha256."""
-    data = to_bytes(params)
-    write_atomically(path, data)
-    return sha256_of(data)
+    with replaced(path) as partial:
+        save_to(partial, params)
+        return sha256_of_file(partial)
+
+
+def digest(params: Params) -> str:
+    """Return the sha256 of the file that `params` make, without a second copy of them in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_to(Path(folder) / "params", params)
+        return sha256_of_file(Path(folder) / "params")
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,12 @@ class StoredParams(Mapping[str, Tensor]):
         """The shape of each tensor, read from the file's header alone."""
         with self._open() as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # a file, no dict
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The type of each tensor as the format names it, such as `F32`, read from the header alone."""
+        with self._open() as file:
+            return {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:
         with self._open() as file:
@@ -72,16 +95,19 @@ class StoredParams(Mapping[str, Tensor]):
             raise CorruptCheckpoint(f"{self.path.name} is not a safetensors file: {error}") from error
 
 
-def read(path: Path, sha256: str, dtype: torch.dtype = torch.float32) -> StoredParams:
-    """Return the tensors of `path`, all of one type, after checking that the file has this `sha256`.
+def read(path: Path, sha256: str, dtype: torch.dtype | None = torch.float32) -> StoredParams:
+    """Return the tensors of `path` after checking that the file has this `sha256`.
+
+    Args:
+        dtype: the type of all tensors; None for any.
 
     Raises:
         CorruptCheckpoint: the file's content has another sha256, or a tensor another type.
     """
-    found = sha256_of(path.read_bytes())
+    found = sha256_of_file(path)
     if found != sha256:
         raise CorruptCheckpoint(f"Expected {path.name} with sha256 {sha256}, got {found}.")
     stored = StoredParams(path)
-    if bad := [name for name in stored if stored[name].dtype != dtype]:
+    if dtype and (bad := [name for name, kind in stored.dtypes.items() if kind != NAMES[dtype]]):
         raise CorruptCheckpoint(f"Expected {dtype} in {path.name}, {bad[0]!r} is not.")
     return stored

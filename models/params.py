@@ -1,6 +1,7 @@
 """A network's parameters as data: a mapping from name to tensor, and the arithmetic on it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +40,10 @@ def check_like(params: Params, template: Params) -> None:
         raise ValueError(f"Expected parameter {missing[0]!r}, and it is missing.")
     if unknown := sorted(params.keys() - template.keys()):
         raise ValueError(f"Got the unknown parameter {unknown[0]!r}.")
-    for name, expected in template.items():
-        if params[name].shape != expected.shape:
-            raise ValueError(
-                f"Expected {name!r} of shape {tuple(expected.shape)}, got {tuple(params[name].shape)}."
-            )
+    for name in template:
+        expected, found = shape_of(template, name), shape_of(params, name)
+        if found != expected:
+            raise ValueError(f"Expected {name!r} of shape {expected}, got {found}.")
 
 
 def add(a: Params, b: Params) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ def subtract(a: Params, b: Params) -> dict[str, Tensor]:
 
 def numel(params: Params) -> int:
     """Return the number of all values together."""
-    return sum(params[name].numel() for name in params)
+    return sum(prod(shape_of(params, name)) for name in params)
 
 
 def norm(params: Params) -> float:
@@ -75,10 +75,44 @@ def all_finite(params: Params) -> bool:
     return all(bool(p.isfinite().all()) for p in params.values())
 
 
-def weighted_mean(items: Iterable[tuple[float, Params]]) -> dict[str, Tensor]:
-    """Return sum_k (w_k / W) x_k with W = sum_k w_k, holding one running sum and one item.
+def rows(params: Params, name: str, most: int) -> Iterator[slice]:
+    """Yield slices of a tensor's first axis that together are all of it, each of at most `most` values.
 
-    The sum runs in float64, in the order of `items`; each result has its item's own dtype.
+    A single row may have more. A tensor without axes, or without values, is one slice.
+    """
+    shape = shape_of(params, name)
+    if not shape or not shape[0]:
+        yield slice(None)
+        return
+    each = max(1, most // max(1, prod(shape[1:])))
+    for start in range(0, shape[0], each):
+        yield slice(start, min(start + each, shape[0]))
+
+
+def shape_of(params: Params, name: str) -> tuple[int, ...]:
+    """Return a tensor's shape; of parameters in a file, without reading the tensor."""
+    shapes: Mapping[str, tuple[int, ...]] | None = getattr(params, "shapes", None)
+    return tuple(params[name].shape) if shapes is None else shapes[name]
+
+
+def part(params: Params, name: str, rows: slice) -> Tensor:
+    """Return rows of a tensor; of parameters in a file, no others are read."""
+    read = getattr(params, "rows", None)
+    if read is None or rows.start is None:
+        return params[name][rows] if rows.start is not None else params[name]
+    found: Tensor = read(name, rows.start, rows.stop)
+    return found
+
+
+AT_A_TIME = 2**20
+"""Values of a tensor of one item that are in memory at a time, where many items are averaged."""
+
+
+def weighted_mean(items: Iterable[tuple[float, Params]]) -> dict[str, Tensor]:
+    """Return sum_k (w_k / W) x_k with W = sum_k w_k.
+
+    Memory holds the result, and `AT_A_TIME` values of the sum and of one item. The sum runs in float64,
+    in the order of `items`; each result has its first item's own dtype.
 
     Raises:
         ValueError: no items, or a weight that is not positive.
@@ -87,21 +121,29 @@ def weighted_mean(items: Iterable[tuple[float, Params]]) -> dict[str, Tensor]:
     >>> mean["w"]
     tensor([3.])
     """
-    total: dict[str, Tensor] = {}
-    dtypes: dict[str, torch.dtype] = {}
-    weights = 0.0
-    for weight, params in items:
+    listed = list(items)
+    if not listed:
+        raise ValueError("Expected at least one item to average, got none.")
+    for weight, _ in listed:
         if not weight > 0:
             raise ValueError(f"Expected weights > 0, got {weight}.")
-        weights += weight
-        for name in params:
-            value = params[name]
-            dtypes.setdefault(name, value.dtype)
-            term = value.double() * weight
-            total[name] = total[name] + term if name in total else term
-    if not total:
-        raise ValueError("Expected at least one item to average, got none.")
-    return {name: (value / weights).to(dtypes[name]) for name, value in total.items()}
+    whole = sum(weight for weight, _ in listed)
+    return {name: _mean_of(listed, name, whole) for name in listed[0][1]}
+
+
+def _mean_of(items: Sequence[tuple[float, Params]], name: str, whole: float) -> Tensor:
+    first = items[0][1]
+    means = []
+    for some in rows(first, name, AT_A_TIME):
+        total, dtype = None, None
+        for weight, params in items:
+            value = part(params, name, some)
+            dtype = dtype or value.dtype
+            term = value.double().mul_(weight) if value.dtype != torch.double else value * weight
+            total = term if total is None else total.add_(term)
+        assert total is not None  # there is an item
+        means.append(total.div_(whole).to(dtype))
+    return means[0] if len(means) == 1 else torch.cat(means)
 
 
 def last_layers(network: nn.Module, count: int) -> frozenset[str]:

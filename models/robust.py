@@ -1,8 +1,9 @@
 """Aggregation that tolerates some faulty hospitals: sign-flipped, scaled, or random changes.
 
 Every hospital has one vote here, for any declared number of patients: nobody can check that number.
-Tensors are read one name at a time from all hospitals, so memory holds K copies of one tensor, not K
-models. The rules assume that an honest majority sends similar changes; different hospitals weaken that.
+Tensors are read in pieces of `AT_A_TIME` values over all hospitals, so memory holds neither K models nor
+K copies of a large tensor. The rules assume that an honest majority sends similar changes; different
+hospitals weaken that.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -34,14 +35,23 @@ def votes_for_krum(faulty: int) -> int:
     return 2 * faulty + 3
 
 
-def _stacks(changes: Changes) -> Iterator[tuple[str, Tensor]]:
-    """Yield each tensor of all hospitals, `(K, *shape)`, by name."""
-    for name in changes[0]:
-        yield name, torch.stack([change[name] for change in changes])
+AT_A_TIME = 2**24
+"""Values of all hospitals together that are in memory at a time."""
+
+
+def _stacks(changes: Changes, name: str) -> Iterator[Tensor]:
+    """Yield a tensor of all hospitals piece by piece, each `(K, rows, ...)`."""
+    for some in P.rows(changes[0], name, AT_A_TIME // len(changes)):
+        yield torch.stack([P.part(change, name, some) for change in changes])
 
 
 def _by_tensor(changes: Changes, rule: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    return {name: rule(stack) for name, stack in _stacks(changes)}
+    """Return the result of a rule that treats each coordinate alone, `(K, ...) -> (...)`."""
+    found = {}
+    for name in changes[0]:
+        parts = [rule(stack) for stack in _stacks(changes, name)]
+        found[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return found
 
 
 def median(changes: Changes) -> dict[str, Tensor]:
@@ -126,9 +136,10 @@ def _weighted(changes: Changes, weights: Collection[float]) -> dict[str, Tensor]
 def _inner_products(changes: Changes) -> Tensor:
     """Return the changes' inner products over all coordinates, `(K, K)`."""
     gram = torch.zeros(len(changes), len(changes), dtype=torch.double)
-    for _, stack in _stacks(changes):
-        flat = stack.flatten(1).double()
-        gram += flat @ flat.T
+    for name in changes[0]:
+        for stack in _stacks(changes, name):
+            flat = stack.flatten(1).double()
+            gram += flat @ flat.T
     return gram
 
 

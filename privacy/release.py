@@ -6,6 +6,7 @@ from models import params as P
 from models.checkpoints import StoredParams
 from models.errors import CorruptCheckpoint
 from models.params import Params
+from privacy.eight_bits import EightBits
 from privacy.statements import LARGEST_CHANGE, RejectedRelease, ReleaseManifest
 
 
@@ -14,7 +15,7 @@ class Release:
     """A hospital's release for the coordinator: its manifest and its tensors, read lazily."""
 
     manifest: ReleaseManifest
-    tensors: StoredParams
+    tensors: StoredParams | EightBits
 
 
 def check_release(release: Release, template: Params, largest: float = LARGEST_CHANGE) -> None:

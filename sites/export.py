@@ -5,8 +5,11 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from models.checkpoints import to_bytes
+import torch
+
+from models.checkpoints import save_to
 from privacy.accounting import epsilon, reported_epsilon
+from privacy.eight_bits import to_eight_bits
 from privacy.ledger import Charge, LedgerError
 from privacy.signing import sign
 from privacy.statements import (
@@ -51,14 +54,18 @@ def settle_with_release(
 
     The files are flushed to disk before the ledger's one transaction. Nothing is published here.
     """
-    data = to_bytes(update.tensors)
+    leaving = update.tensors
+    if study.release_bits == 8:
+        seed = study.seed_for(charge.round, hospital.name, "rounding")
+        leaving = to_eight_bits(leaving, torch.Generator().manual_seed(seed))
+    payload_sha256 = hospital.outbox.put_tensors(lambda path: save_to(path, leaving))
     statement = ReleaseManifest(
         kind="release",
         content=study.content_of(charge.round),
         base_sha256=base.sha256,
         chain_head=base.chain_head,
-        payload_sha256=hospital.outbox.put_tensors(data),
-        payload_bytes=len(data),
+        payload_sha256=payload_sha256,
+        payload_bytes=hospital.outbox.tensors(payload_sha256).stat().st_size,
         tensors={name: tuple(update.tensors[name].shape) for name in sorted(update.tensors)},
         declared_training=hospital.policy.declared_training,
         plain_releases=hospital.ledger.plain_charges(),

@@ -11,7 +11,7 @@ from privacy.statements import Attempt
 from sites.exchange.phases import SUM_KINDS, SUMS, Phase, RunName, SumKind, SumPhases, act_of
 from sites.study import Study
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of the format of orders and statements. It is raised with each change that a hospital and a
 coordinator with different code could misunderstand; both then wait until the older one is upgraded."""
 

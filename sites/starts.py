@@ -4,6 +4,7 @@ Every stage uses public material alone, so a start costs no privacy. Folders and
 the coordinator's folder `public/`; hospitals need none of them.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -142,3 +143,22 @@ class ValidationConfig(Config):
 
     folder: PublicName
     choose: bool = True
+
+
+def start_faults(stages: Iterable[StartStage], kind: str, fit: object) -> Iterator[str]:
+    """Yield why the stages of a start don't fit a study.
+
+    Args:
+        kind: of the study's task.
+        fit: how the study brings scans to one shape.
+    """
+    for stage in stages:
+        if stage.kind in ("synthetic", "label_maps") and kind != "segmentation":
+            yield (
+                f"start: expected no {stage.kind}; drawn images have shapes to segment, and no classes."
+            )
+        if stage.kind == "label_maps" and fit == "resize":
+            yield (
+                "start: expected no label_maps with preprocessing.fit: resize, which gives each scan "
+                "voxels of another size."
+            )

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from models.config import Config
 from models.networks.choice import NetworkConfig
-from models.networks.network import Images
 from models.settings.distillation import DistillationConfig
 from models.settings.images import Patches, PreprocessingConfig
 from models.settings.metrics import metric_names, spread_names
@@ -20,13 +19,15 @@ from privacy.mechanisms import PrivacyConfig
 from privacy.signing import canonical
 from privacy.statements import LARGEST_CHANGE
 from sites import yaml_files
-from sites.starts import PUBLIC_AUGMENTATION, StartStage, ValidationConfig
+from sites.starts import PUBLIC_AUGMENTATION, StartStage, ValidationConfig, start_faults
 from sites.study_sections import (
     CardConfig,
     EvaluationConfig,
     PromotionConfig,
     QuorumConfig,
     SummedConfig,
+    check_network,
+    eight_bit_faults,
     promotion_faults,
     sum_faults,
 )
@@ -34,6 +35,10 @@ from sites.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+LATER = (("release_bits", 32),)
+"""Defaults of keys that came later; they leave the hash of a study as it was."""
 
 
 class Study(Config):
@@ -63,6 +68,8 @@ class Study(Config):
         largest_change: largest L2 norm of a hospital's change of the parameters in a round; a larger one
             is rejected. 1000 by default. Where trained weights leave under privacy, the mechanism's own
             bound holds too.
+        release_bits: bits of each number of a release: 32 (default), or 8: a change of the student or
+            the weights is rounded after its noise, without bias, to a quarter of the bytes.
         strategy: rule that makes the next global model from the releases.
         evaluation: schedule and kinds of evaluation.
         survey: statistics of scans are summed over all hospitals, and no hospital's own leave.
@@ -86,6 +93,7 @@ class Study(Config):
     distillation: DistillationConfig | None = None
     export: Literal["student", "weights", "predictions", "gradient_sum"]
     largest_change: Annotated[float, Field(gt=0)] = LARGEST_CHANGE
+    release_bits: Literal[8, 32] = 32
     strategy: StrategyConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     survey: SummedConfig | None = None
@@ -139,17 +147,8 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _start_fits(self) -> "Study":
-        for stage in self.start:
-            if stage.kind in ("synthetic", "label_maps") and self.task.kind != "segmentation":
-                raise ValueError(
-                    f"start: expected no {stage.kind}; drawn images have shapes to segment, and no "
-                    f"classes."
-                )
-            if stage.kind == "label_maps" and self.preprocessing.fit == "resize":
-                raise ValueError(
-                    "start: expected no label_maps with preprocessing.fit: resize, which gives each "
-                    "scan voxels of another size."
-                )
+        for fault in start_faults(self.start, self.task.kind, self.preprocessing.fit):
+            raise ValueError(fault)
         if self.validation and self.export == "predictions":
             raise ValueError(
                 "validation: expected none where predictions leave; the next model learns from them."
@@ -186,9 +185,9 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _networks_fit_the_images(self) -> "Study":
-        check_network(self, "network", self.network)
-        if self.distillation and self.distillation.teacher:
-            check_network(self, "distillation.teacher", self.distillation.teacher)
+        check_network(self.task, self.preprocessing, "network", self.network)
+        if (distils := self.distillation) and distils.teacher:
+            check_network(self.task, self.preprocessing, "distillation.teacher", distils.teacher)
         return self
 
     @model_validator(mode="after")
@@ -297,6 +296,13 @@ class Study(Config):
         return self
 
     @model_validator(mode="after")
+    def _bits_are_enough(self) -> "Study":
+        if self.release_bits == 8:
+            for fault in eight_bit_faults(self.export, self.strategy, is_summed=self.is_summed):
+                raise ValueError(fault)
+        return self
+
+    @model_validator(mode="after")
     def _promotion_is_measured(self) -> "Study":
         is_private, is_summed = self.privacy.mode != "none", self.evaluation.summed is not None
         for fault in promotion_faults(
@@ -308,7 +314,9 @@ class Study(Config):
     @property
     def sha256(self) -> str:
         """The hash that every statement of a run names as its study."""
-        return sha256(canonical(self.model_dump(mode="json"))).hexdigest()
+        content = self.model_dump(mode="json")
+        told = {key: value for key, value in content.items() if (key, value) not in LATER}
+        return sha256(canonical(told)).hexdigest()
 
     @property
     def metric_names(self) -> frozenset[str]:
@@ -385,13 +393,6 @@ class Study(Config):
 @lru_cache(maxsize=16)
 def _bound(strategy: StrategyConfig, network: NetworkConfig, sizes: tuple[int, int, int]) -> Strategy:
     return strategy.build().bound_to(network.build(*sizes))
-
-
-def check_network(study: Study, key: str, network: NetworkConfig) -> None:
-    """Raise ValueError, which names `key`, if a network does not fit a study's task or images."""
-    if network.kind != (kind := study.task.network_kind):
-        raise ValueError(f"{key}: expected a network for {kind}, got {network.name} for {network.kind}.")
-    network.check_input(key, Images(study.preprocessing.shape, study.preprocessing.spacing_mm))
 
 
 def load_study(path: Path) -> Study:

@@ -6,6 +6,9 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from models.config import Config
+from models.networks.choice import NetworkConfig
+from models.networks.network import Images
+from models.settings.images import PreprocessingConfig
 from models.settings.metrics import LOWER_IS_BETTER, bounded_names, metric_names
 from models.settings.opponents import AttackConfig
 from models.settings.tasks import TaskConfig
@@ -212,6 +215,29 @@ def _change_faults(strategy: StrategyConfig) -> Iterator[str]:
         yield (
             f"strategy: expected one without local or personal layers for privacy.unit: hospital, got "
             f"{strategy.name}; no noise covers what stays in them and shows in metrics."
+        )
+
+
+def check_network(
+    task: TaskConfig, preprocessing: PreprocessingConfig, key: str, network: NetworkConfig
+) -> None:
+    """Raise ValueError, which names `key`, if a network does not fit a study's task or images."""
+    if network.kind != (kind := task.network_kind):
+        raise ValueError(f"{key}: expected a network for {kind}, got {network.name} for {network.kind}.")
+    network.check_input(key, Images(preprocessing.shape, preprocessing.spacing_mm))
+
+
+def eight_bit_faults(export: str, strategy: StrategyConfig, *, is_summed: bool) -> Iterator[str]:
+    """Yield why a study's releases can't leave in eight bits."""
+    if is_summed or export == "predictions":
+        yield (
+            "release_bits: expected 32 where releases are masked sums or predictions, which have whole "
+            "numbers of their own; remove it."
+        )
+    if strategy.build().corrects:
+        yield (
+            f"release_bits: expected 32 with {strategy.name}, whose corrections follow from the "
+            f"releases to their last bit; remove it."
         )
 
 

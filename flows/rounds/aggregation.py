@@ -1,7 +1,7 @@
 """Aggregation: the next global model of a round's releases, one release in memory at a time."""
 
 from flows.rounds import ensemble_distillation
-from flows.rounds.releases import release_path, weight_of
+from flows.rounds.releases import change_of, weight_of
 from flows.rounds.secure_sum import mean_change
 from flows.rounds.statements import Answers
 from flows.runs.records import RoundRecord
@@ -73,6 +73,6 @@ def _contribution(run: Run, round: int, manifest: ReleaseManifest) -> Contributi
     training = run.study.training.at_rate(run.rate).model_copy(update={"steps": steps})
     return Contribution(
         weight_of(run, round, manifest),
-        StoredParams(release_path(run, round, manifest.site)),
+        change_of(run, round, manifest.site),
         training.length(manifest.round, run.study.rounds),
     )

@@ -1,12 +1,12 @@
 """Global models: made, signed, and published in the exchange; hospitals' released models beside them."""
 
-from flows.rounds.releases import decided, release_path
+from pathlib import Path
+
+from flows.rounds.releases import change_of, decided
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run
 from models import checkpoints
 from models import params as P
-from models.checkpoints import StoredParams
-from models.files import write_atomically
 from models.params import Params
 from privacy.signing import sign, verified
 from privacy.statements import ModelManifest
@@ -24,13 +24,13 @@ def publish_model(run: Run, round: int, params: Params, rate: float | None = Non
     """
     if published := _published(run, round):
         return published
-    data = checkpoints.to_bytes(params)
-    write_atomically(run.model_path(round), data)
-    return _publish(run, round, data, Place.model(run.name, round), rate=rate)
+    path = run.model_path(round)
+    checkpoints.write(path, params)
+    return _publish(run, round, path, Place.model(run.name, round), rate=rate)
 
 
 def _publish(
-    run: Run, round: int, data: bytes, place: Place, of: str = "", rate: float | None = None
+    run: Run, round: int, data: bytes | Path, place: Place, of: str = "", rate: float | None = None
 ) -> str:
     """Write a model to the exchange, then the signed statement that names it; return its sha256."""
     manifest = ModelManifest(
@@ -77,6 +77,6 @@ def publish_released(run: Run, round: int, base: RoundRecord) -> None:
 def released_model(run: Run, round: int, base: RoundRecord, site: str) -> bytes:
     """Return the model that a hospital has released: its round's base with its change alone."""
     params = run.model(base)
-    change = StoredParams(release_path(run, round, site))
+    change = change_of(run, round, site)
     shared = P.add(run.study.bound_strategy().shared(params), change)
     return checkpoints.to_bytes({**params, **shared})

@@ -15,10 +15,12 @@ from flows.runs.records import Absence, RoundRecord, Signed, SumRecord, head_bef
 from flows.runs.run import Run
 from models import checkpoints
 from models import params as P
+from models.checkpoints import StoredParams
 from models.config import Config
 from models.files import sha256_of, write_atomically
 from models.params import Params
 from privacy.accounting import TOLERANCE, PrivacyEvent, epsilon
+from privacy.eight_bits import EightBits
 from privacy.mechanisms import AdaptiveClip, Mechanism, mechanism_for
 from privacy.release import Release, check_release
 from privacy.secure_aggregation.fixed_point import MASKED
@@ -145,8 +147,22 @@ def _check_payload(run: Run, round: int, manifest: ReleaseManifest, template: Pa
     if run.study.is_summed:
         _check_vector(path, manifest, numel)
         return
-    tensors = checkpoints.read(path, manifest.payload_sha256)
-    check_release(Release(manifest, tensors), template, largest_change(run, manifest))
+    if run.study.release_bits == 8:
+        tensors = EightBits(checkpoints.read(path, manifest.payload_sha256, dtype=None))
+        tensors.check()
+        check_release(Release(manifest, tensors), template, largest_change(run, manifest))
+        return
+    check_release(
+        Release(manifest, checkpoints.read(path, manifest.payload_sha256)),
+        template,
+        largest_change(run, manifest),
+    )
+
+
+def change_of(run: Run, round: int, site: str) -> StoredParams | EightBits:
+    """Return the change of the parameters that a hospital released in a round, read lazily."""
+    stored = StoredParams(release_path(run, round, site))
+    return EightBits(stored) if run.study.release_bits == 8 else stored
 
 
 def _check_masked(run: Run, round: int, manifest: ReleaseManifest) -> None:

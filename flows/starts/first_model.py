@@ -119,7 +119,7 @@ def _made(study: Study, home: Home) -> Start:
         record = StageRecord(
             kind=stage.kind,
             source=source,
-            model_sha256=sha256_of(checkpoints.to_bytes(P.of(network))),
+            model_sha256=checkpoints.digest(P.of(network)),
             measured_on=_measured_on(validation, stage),
             reached=scored(network, study, cases) if cases else {},
         )

@@ -16,7 +16,6 @@ from models import checkpoints
 from models import params as P
 from models.checkpoints import StoredParams
 from models.errors import CorruptCheckpoint
-from models.files import sha256_of
 from models.params import Params
 from privacy.signing import BadSignature
 from privacy.statements import ModelManifest, Statement
@@ -43,7 +42,7 @@ def model_faults(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
         except (CorruptCheckpoint, ValueError, OSError, LookupError) as error:
             yield f"Round {record.round} can't be re-computed: {error}"
             return
-        if sha256_of(checkpoints.to_bytes(params)) != record.model_sha256:
+        if checkpoints.digest(params) != record.model_sha256:
             yield f"The releases of round {record.round} make another model than the record's."
             return
         yield from _state_faults(run.state_path(record.round), stored, record)
@@ -57,7 +56,7 @@ def _start_faults(run: Run, record: RoundRecord) -> Iterator[str]:
     except ConfigError as error:
         yield f"The first model can't be re-computed: {error}"
         return
-    if sha256_of(checkpoints.to_bytes(start.params)) != record.model_sha256:
+    if checkpoints.digest(start.params) != record.model_sha256:
         yield "The first model is not the one that the study's seed and start make."
     elif record.start != start.record:
         yield "The record of the start, or its learning rate, is not what the study makes of it."

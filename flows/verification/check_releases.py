@@ -8,7 +8,7 @@ from flows.rounds.sum_progress import terms_of
 from flows.runs.records import AcceptedRelease, RoundRecord, head_before
 from flows.runs.run import Run
 from flows.verification.signatures import recorded_statement
-from models.files import sha256_of
+from models.files import sha256_of_file
 from privacy.accounting import TOLERANCE
 from privacy.ledger_book import kind_of
 from privacy.signing import BadSignature
@@ -72,7 +72,7 @@ def _release_faults(
         yield f"{where} has another weight than its declared patients."
     yield from _cost_faults(run, records, record, manifest, where)
     path = release_path(run, record.round, site)
-    if not path.exists() or sha256_of(path.read_bytes()) != manifest.payload_sha256:
+    if not path.exists() or sha256_of_file(path) != manifest.payload_sha256:
         yield f"{where}: its stored tensors are not those that it names."
 
 

@@ -17,7 +17,8 @@ from sites.hospital import Hospital
 from sites.listing.cases import Listing, plain_name
 from sites.orders import Order, sum_of
 from sites.policy.policy import NoisedStatistics, Policy, Refused
-from sites.study import Study, check_network
+from sites.study import Study
+from sites.study_sections import check_network
 from sites.training.config import TrainingConfig
 
 
@@ -263,6 +264,6 @@ def _check_teacher(study: Study, teacher: NetworkConfig | None) -> None:
     if study.strategy.build().corrects:
         raise Refused("the hospital's own teacher does not have the shapes that scaffold corrects")
     try:
-        check_network(study, "teacher", teacher)
+        check_network(study.task, study.preprocessing, "teacher", teacher)
     except ValueError as error:
         raise Refused(f"the hospital's own teacher does not fit the study: {error}") from error

@@ -16,6 +16,8 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 from models.errors import CorruptCheckpoint
 from models.files import sha256_of
@@ -226,8 +228,12 @@ def _into_outbox(hospital: Hospital, published: PublishedStatement, exchanges: l
         return
     for exchange in exchanges:
         with suppress(OSError, CorruptCheckpoint):
-            payload = exchange.object(statement.payload_sha256, statement.site, statement.payload_bytes)
-            hospital.outbox.put_tensors(payload)
+            named = (statement.payload_sha256, statement.site)
+            hospital.outbox.put_tensors(partial(_fetched, exchange, named, statement.payload_bytes))
+
+
+def _fetched(exchange: Exchange, named: tuple[str, str], max_bytes: int, into: Path) -> None:
+    exchange.fetch_object(*named, into, max_bytes)
 
 
 def _parsed(data: bytes) -> PublishedStatement | None:

@@ -9,19 +9,22 @@ hospital signed and that is about the place.
 """
 
 import errno
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import BytesIO
 from itertools import chain, product
 from pathlib import Path
 from secrets import token_hex
+from typing import BinaryIO
 
 from models.errors import CorruptCheckpoint
-from models.files import sha256_of, write_atomically
+from models.files import replaced, sha256_of, sha256_of_file
 from privacy.signing import BadSignature, verified
 from sites.exchange.places import Place
-from sites.exchange.storage import Storage, storage_at
+from sites.exchange.storage import Source, Storage, read, storage_at
 
 STATEMENT_BYTES = 2**20
 UNREADABLE = frozenset(
@@ -52,21 +55,21 @@ class Exchange:
     def _storage(self) -> Storage:
         return storage_at(self.url)
 
-    def put_object(self, data: bytes, owner: str) -> str:
-        """Store `data` of the writer `owner` under its sha256 and return the sha256.
+    def put_object(self, data: bytes | Path, owner: str) -> str:
+        """Store bytes, or a file's, of the writer `owner` under their sha256 and return the sha256.
 
         A second call changes nothing. Other bytes under that name are not replaced: the object is then
         under a further name.
         """
-        sha256 = sha256_of(data)
-        name = f"objects/{owner}/{sha256}"
+        source = Source(path=data) if isinstance(data, Path) else Source(data)
+        name = f"objects/{owner}/{source.sha256}"
         try:
-            self._write_once(name, data)
+            self._write_once(name, source)
         except AlreadyWritten:
-            others = (self._present_at(other, data) for other in self._further_objects(owner, sha256))
-            if data not in others:
-                self._storage.write_new(f"{name}.{token_hex(6)}", data)
-        return sha256
+            further = self._further_objects(owner, source.sha256)
+            if source.sha256 not in (self._digest_at(other, source.size) for other in further):
+                self._storage.write_new(f"{name}.{token_hex(6)}", source)
+        return source.sha256
 
     def fetch_object(self, sha256: str, owner: str, into: Path, max_bytes: int) -> None:
         """Write the object with this sha256 to the file `into`, unless the file already holds it.
@@ -75,23 +78,39 @@ class Exchange:
             FileNotFoundError: there is no such object.
             CorruptCheckpoint: it is larger than `max_bytes`, or its content has another sha256.
         """
-        if into.exists() and sha256_of(into.read_bytes()) == sha256:
+        if into.exists() and sha256_of_file(into) == sha256:
             return
-        write_atomically(into, self.object(sha256, owner, max_bytes))
+        with replaced(into) as partial:
+            self._read_object(sha256, owner, max_bytes, lambda: partial.open("wb"))
 
     def object(self, sha256: str, owner: str, max_bytes: int) -> bytes:
         """Return the object of `owner` with this sha256; raises as `fetch_object` does."""
+        taken: list[BytesIO] = []
+
+        def another() -> BytesIO:
+            taken.append(_Kept())
+            return taken[-1]
+
+        self._read_object(sha256, owner, max_bytes, another)
+        return taken[-1].getvalue()
+
+    def _read_object(
+        self, sha256: str, owner: str, max_bytes: int, opened: Callable[[], BinaryIO]
+    ) -> None:
+        """Write the object to what `opened` returns; it is called again for each file of that name."""
         name = f"objects/{owner}/{sha256}"
         fault = CorruptCheckpoint(f"Expected the object {sha256} in the exchange, got another.")
         found: Exception | None = None
         for each in chain([name], self._further_objects(owner, sha256)):
             try:
-                data = self._storage.read(each, max_bytes)
+                with opened() as file:
+                    hashed = _Hashed(file)
+                    self._storage.read_into(hashed, each, max_bytes)
             except (FileNotFoundError, CorruptCheckpoint) as error:
                 found = found or error
                 continue
-            if sha256_of(data) == sha256:
-                return data
+            if hashed.digest == sha256:
+                return
             found = fault
         raise found or fault
 
@@ -119,13 +138,13 @@ class Exchange:
         if any(other != data and is_own(other) for other in self.answers(place)):
             raise AlreadyWritten(f"Expected nothing or the same bytes at {place} of {self.url}.")
         marked = place.marked(sha256_of(data))
-        self._write_once(f"{marked}.json", data)
+        self._write_once(f"{marked}.json", Source(data))
         return marked
 
     def _is_taken(self, place: Place, data: bytes) -> bool:
         """Write a statement at a place; return True if another file is there."""
         try:
-            self._write_once(f"{place}.json", data)
+            self._write_once(f"{place}.json", Source(data))
         except AlreadyWritten:
             return True
         return False
@@ -137,7 +156,7 @@ class Exchange:
             CorruptCheckpoint: it is larger than any statement.
         """
         try:
-            return self._storage.read(f"{place}.json", STATEMENT_BYTES)
+            return read(self._storage, f"{place}.json", STATEMENT_BYTES)
         except FileNotFoundError:
             return None
 
@@ -209,23 +228,50 @@ class Exchange:
         parsed = (Place.parse(f"{folder}/{name.removesuffix('.json')}") for name in found)
         return {place for place in parsed if place is not None}
 
-    def _write_once(self, name: str, data: bytes) -> None:
-        present = self._present_at(name, data)
+    def _write_once(self, name: str, source: Source) -> None:
+        present = self._digest_at(name, source.size)
         if present is None:
             try:
-                self._storage.write_new(name, data)
+                self._storage.write_new(name, source)
             except FileExistsError:  # another process was faster
-                present = self._present_at(name, data)
+                present = self._digest_at(name, source.size)
             else:
                 return
-        if present != data:
+        if present != source.sha256:
             raise AlreadyWritten(f"Expected nothing or the same bytes at {name} of {self.url}.")
 
-    def _present_at(self, name: str, expected: bytes) -> bytes | None:
-        """Return the bytes at `name`: None without a file, empty if it is longer than `expected`."""
+    def _digest_at(self, name: str, size: int) -> str | None:
+        """Return the sha256 of the file at `name`: None without one, empty if it has more bytes."""
+        hashed = _Hashed()
         try:
-            return self._storage.read(name, len(expected))
+            self._storage.read_into(hashed, name, size)
         except FileNotFoundError:
             return None
         except CorruptCheckpoint:
-            return b""
+            return ""
+        return hashed.digest
+
+
+class _Kept(BytesIO):
+    """Bytes that stay readable when the file is closed."""
+
+    def close(self) -> None:
+        """Keep the bytes."""
+
+
+class _Hashed:
+    """A sink that passes bytes on to a file, if there is one, and knows their sha256."""
+
+    def __init__(self, file: BinaryIO | None = None) -> None:
+        self._file, self._hash = file, hashlib.sha256()
+
+    def write(self, data: bytes, /) -> None:
+        """Take more bytes."""
+        self._hash.update(data)
+        if self._file is not None:
+            self._file.write(data)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of what came so far."""
+        return self._hash.hexdigest()

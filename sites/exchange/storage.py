@@ -7,14 +7,15 @@ reach the storage raises an OSError.
 
 import os
 import posixpath
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from secrets import token_hex
-from typing import Protocol
+from typing import BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 import httpx
@@ -25,10 +26,13 @@ from paramiko.ssh_exception import SSHException
 from webdav4.client import Client, ClientError, HTTPError, ResourceAlreadyExists, ResourceNotFound
 
 from models.errors import CorruptCheckpoint, WaitAndRepeat
+from models.files import sha256_of, sha256_of_file
 
 AUTH = "WARDROUND_EXCHANGE_AUTH"
 """Environment variable with `name:password@host`, or `...@host:port`, for an exchange over HTTPS."""
 
+PIECE = 2**20
+"""Bytes of a file that are in memory at a time."""
 TIMEOUT_S = 60
 """Seconds that one read or write on the connection may block; a whole transfer may take longer."""
 
@@ -39,11 +43,50 @@ class StorageFailed(WaitAndRepeat, OSError):
     """The storage could not be reached, or rejected the request; a later attempt may succeed."""
 
 
+class Sink(Protocol):
+    """What takes bytes: a file, a hash with a name for it."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take more bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """The bytes of a file to write, in memory or in a local file that is read piece by piece."""
+
+    data: bytes | None = None
+    path: Path | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """The sha256 of the bytes."""
+        return sha256_of_file(self.path) if self.path else sha256_of(self.data or b"")
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return self.path.stat().st_size if self.path else len(self.data or b"")
+
+    @contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """Open the bytes as a file."""
+        with self.path.open("rb") if self.path else BytesIO(self.data or b"") as file:
+            yield file
+
+
+def read(storage: "Storage", name: str, max_bytes: int) -> bytes:
+    """Return a file's bytes; raises as `Storage.read_into` does."""
+    sink = BytesIO()
+    storage.read_into(sink, name, max_bytes)
+    return sink.getvalue()
+
+
 class Storage(Protocol):
     """Store of files by name; a name contains its folders, separated by slashes."""
 
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """Return a file's bytes.
+    def read_into(self, sink: Sink, name: str, max_bytes: int) -> None:
+        """Write a file's bytes to `sink`, a piece at a time.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -51,7 +94,7 @@ class Storage(Protocol):
         """
         ...
 
-    def write_new(self, name: str, data: bytes) -> None:
+    def write_new(self, name: str, source: Source) -> None:
         """Write a complete file or nothing; raise FileExistsError if there already is one."""
         ...
 
@@ -86,18 +129,21 @@ class Filesystem:
     filesystem: AbstractFileSystem
     root: str
 
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """Return a file's bytes; see `Storage`."""
+    def read_into(self, sink: Sink, name: str, max_bytes: int) -> None:
+        """Write a file's bytes to `sink`; see `Storage`."""
         path = posixpath.join(self.root, name)
         about = self.filesystem.info(path)
         if about["type"] != "file" or about["size"] > max_bytes:
             raise _too_large(name, max_bytes)
-        data: bytes = self.filesystem.cat_file(path, start=0, end=min(max_bytes, about["size"]) + 1)
-        if len(data) > max_bytes:
-            raise _too_large(name, max_bytes)
-        return data
+        left = max_bytes
+        with self.filesystem.open(path, "rb") as file:
+            while data := file.read(min(PIECE, left + 1)):
+                left -= len(data)
+                if left < 0:
+                    raise _too_large(name, max_bytes)
+                sink.write(data)
 
-    def write_new(self, name: str, data: bytes) -> None:
+    def write_new(self, name: str, source: Source) -> None:
         """Write a file under a partial name and give it its own, if that is free; see `Storage`.
 
         Of two writers at once, one fails: a local name is a new hard link, over SFTP a rename without
@@ -111,10 +157,12 @@ class Filesystem:
         kind = self.filesystem.protocol
         rename = _RENAMES.get(kind if isinstance(kind, str) else kind[0])
         if rename is None:
-            self.filesystem.pipe_file(path, data, mode="create")
+            with source.opened() as file:
+                self.filesystem.pipe_file(path, file.read(), mode="create")
             return
         partial = posixpath.join(posixpath.dirname(path), f".{token_hex(8)}.partial")
-        self.filesystem.pipe_file(partial, data)
+        with source.opened() as file, self.filesystem.open(partial, "wb") as copy:
+            shutil.copyfileobj(file, copy, PIECE)
         try:
             rename(self.filesystem, partial, path)
         except OSError as error:
@@ -151,15 +199,15 @@ class Sftp:
     url: str
     _open: Filesystem | None = None
 
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """Return a file's bytes; see `Storage`."""
+    def read_into(self, sink: Sink, name: str, max_bytes: int) -> None:
+        """Write a file's bytes to `sink`; see `Storage`."""
         with self._connected() as folder:
-            return folder.read(name, max_bytes)
+            folder.read_into(sink, name, max_bytes)
 
-    def write_new(self, name: str, data: bytes) -> None:
+    def write_new(self, name: str, source: Source) -> None:
         """Write a file under a partial name and rename it; see `Storage`."""
         with self._connected() as folder:
-            folder.write_new(name, data)
+            folder.write_new(name, source)
 
     def names(self, folder: str) -> set[str]:
         """Return the names of the files in a folder; see `Storage`."""
@@ -191,25 +239,25 @@ class Webdav:
 
     client: Client
 
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """Return a file's bytes; see `Storage`."""
+    def read_into(self, sink: Sink, name: str, max_bytes: int) -> None:
+        """Write a file's bytes to `sink`; see `Storage`."""
         url = self.client.join_url(name)
         with _as_os_errors(), self.client.http.stream("GET", url) as reply:
             if reply.status_code == httpx.codes.NOT_FOUND:
                 raise FileNotFoundError(name)
             reply.raise_for_status()
-            data = bytearray()
+            left = max_bytes
             for chunk in reply.iter_raw():  # without decompression, so the size limit holds
-                data += chunk
-                if len(data) > max_bytes:
+                left -= len(chunk)
+                if left < 0:
                     raise _too_large(name, max_bytes)
-            return bytes(data)
+                sink.write(chunk)
 
-    def write_new(self, name: str, data: bytes) -> None:
+    def write_new(self, name: str, source: Source) -> None:
         """Upload a file under a partial name and move it to `name`; see `Storage`."""
-        partial = partial_of(name, data)
-        with _as_os_errors():
-            self.client.upload_fileobj(BytesIO(data), partial, overwrite=True, size=len(data))
+        partial = partial_of(name, source)
+        with _as_os_errors(), source.opened() as file:
+            self.client.upload_fileobj(file, partial, overwrite=True, size=source.size)
             self.client.move(partial, name, overwrite=False)
 
     def names(self, folder: str) -> set[str]:
@@ -238,13 +286,13 @@ class _KnownHosts(MissingHostKeyPolicy):  # type: ignore[misc]  # paramiko is no
             raise SSHException(f"expected the key of {hostname} in {path}, found none")
 
 
-def partial_of(name: str, data: bytes) -> str:
+def partial_of(name: str, source: Source) -> str:
     """Return the name of a file while it is written: its final name with a hash of its content.
 
-    >>> partial_of("objects/a", b"")
+    >>> partial_of("objects/a", Source(b""))
     'objects/a.e3b0c44298fc.partial'
     """
-    return f"{name}.{sha256(data).hexdigest()[:12]}.partial"
+    return f"{name}.{source.sha256[:12]}.partial"
 
 
 def credential_for(host: str) -> tuple[str, str] | None:

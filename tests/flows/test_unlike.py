@@ -48,7 +48,7 @@ def test_hospitals_of_any_architecture_and_speed_teach_one_student_by_their_answ
     assert "teacher/dice" in last.metrics["east"]
     for site, accepted in last.releases.items():
         outbox, release = Hospital.open(run.home.folder / "wards" / site).outbox, accepted.statement
-        assert len(outbox.tensors(release.payload_sha256)) == release.payload_bytes
+        assert len(outbox.tensors(release.payload_sha256).read_bytes()) == release.payload_bytes
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import checkpoints
 from models import params as P
 
 
@@ -12,29 +15,29 @@ def test_the_weighted_mean_equals_the_sum_written_out() -> None:
     assert torch.equal(mean["w"], torch.tensor([(90 * 1 + 30 * 5) / 120, (90 * 2 - 30 * 2) / 120]))
 
 
-def test_the_weighted_mean_reads_its_items_one_at_a_time() -> None:
-    alive = 0
-
-    class Item(dict[str, torch.Tensor]):
-        def __init__(self) -> None:
-            nonlocal alive
-            alive += 1
-            super().__init__(w=torch.ones(3))
-
-        def __del__(self) -> None:
-            nonlocal alive
-            alive -= 1
-
-    most = 0
-
-    def items():
-        nonlocal most
-        for _ in range(10):
-            yield 1, Item()
-            most = max(most, alive)
-
-    P.weighted_mean(items())
-    assert most <= 2
+def test_the_weighted_mean_reads_large_tensors_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same bits as whole; a row that is longer than a piece is read whole."""
+    rng = torch.Generator().manual_seed(0)
+    shapes = {"long": (33, 3), "wide": (2, 50), "number": (), "none": (0, 4)}
+    stored = []
+    for number in range(3):
+        params = {name: torch.randn(shape, generator=rng) for name, shape in shapes.items()}
+        checkpoints.write(tmp_path / f"{number}", params)
+        stored.append(checkpoints.StoredParams(tmp_path / f"{number}"))
+    items = [(weight, params) for weight, params in zip((1, 2.5, 7), stored, strict=True)]
+    whole = P.weighted_mean(items)
+    read = []
+    rows = checkpoints.StoredParams.rows
+    monkeypatch.setattr(P, "AT_A_TIME", 12)
+    monkeypatch.setattr(
+        checkpoints.StoredParams, "rows", lambda *at: read.append(rows(*at).numel()) or rows(*at)
+    )
+    found = P.weighted_mean(items)
+    assert {name: value.shape for name, value in found.items()} == shapes
+    assert all(torch.equal(found[name], whole[name]) for name in shapes)
+    assert set(read) == {12, 3, 50}  # four rows, the last of 33, and rows that are longer
 
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.floats(-1e3, 1e3)), min_size=1, max_size=6))

@@ -1,10 +1,12 @@
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from privacy.signing import canonical
 from sites.starts import PUBLIC_AUGMENTATION
 from sites.study import Study, load_study
 from sites.yaml_files import ConfigError
@@ -48,6 +50,15 @@ def test_the_same_study_has_the_same_hash_and_another_has_another(study_file) ->
             {"export": "predictions", "strategy": {"name": "fed_adam"}},
             "strategy: expected fed_avg where predictions leave",
         ),
+        (
+            {"export": "predictions", "release_bits": 8},
+            "release_bits: expected 32 where releases are masked sums or predictions",
+        ),
+        (
+            {"strategy": {"name": "scaffold"}, "release_bits": 8},
+            "release_bits: expected 32 with scaffold",
+        ),
+        ({"release_bits": 4}, "release_bits: expected"),
         (
             {"distillation": {"transfer": {"public": "abc"}, "steps": 1}},
             "distillation.transfer.PublicImages.public: expected",
@@ -243,3 +254,11 @@ def test_what_a_clipped_change_does_not_cover_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         of_hospitals(study_with, **changes)
+
+
+def test_a_key_that_came_later_leaves_the_hash_of_studies_without_it(study_with) -> None:
+    """Else no run of an earlier version could be verified, or go on."""
+    plain, short = study_with(), study_with(release_bits=8)
+    told = plain.model_dump(mode="json")
+    del told["release_bits"]
+    assert plain.sha256 == sha256(canonical(told)).hexdigest() != short.sha256

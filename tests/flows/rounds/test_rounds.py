@@ -17,6 +17,7 @@ from models import params as P
 from models.networks.segmentation import SegResNetConfig, UNetConfig
 from privacy import predictions
 from privacy.distillation import imitation_loss
+from privacy.eight_bits import to_eight_bits
 from privacy.mechanisms import mechanism_for
 from sites.exchange.places import Place
 from sites.transfer_set import transfer_images
@@ -340,3 +341,22 @@ def test_without_privacy_a_study_states_how_far_a_change_may_move(tmp_path: Path
     privacy = {"privacy": {"mode": "none"}, "distillation": None, "export": "weights"}
     assert study_with(**privacy).largest_change == 1000
     assert study_with(**privacy, largest_change=3).largest_change == 3
+
+
+def test_releases_in_eight_bits_are_averaged_as_what_they_stand_for(tmp_path: Path, study_with) -> None:
+    federation = Federation(tmp_path, study_with(release_bits=8))
+    shapes = {name: list(tensor.shape) for name, tensor in federation.change().items()}
+    rng, stand_for = torch.Generator().manual_seed(3), []
+    for site in ("east", "north"):
+        change = {name: 0.01 * torch.randn(shape, generator=rng) for name, shape in shapes.items()}
+        packed = to_eight_bits(change, rng)
+        stand_for.append({name: packed[name].float() * packed[f"{name}/scale"] for name in shapes})
+        federation.release(site, packed, tensors=shapes)
+    federation.release("south")  # in 32 bits
+    taken = federation.take_in()
+    assert set(taken.taken) == {"east", "north"}
+    assert "in eight bits" in str(taken.absent["south"])
+    model = aggregation.aggregate(federation.run, 1, federation.base, taken)
+    for name, tensor in federation.run.model(federation.base).items():
+        expected = tensor + (stand_for[0][name] + stand_for[1][name]) / 2
+        assert torch.allclose(model[name], expected, atol=1e-7)

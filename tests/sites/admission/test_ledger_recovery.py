@@ -22,7 +22,7 @@ from sites.admission.ledger_recovery import foreign_statements, missing_statemen
 from sites.exchange.exchange import Exchange
 from sites.exchange.phases import Phase, refusal_of
 from sites.exchange.places import Place
-from sites.exchange.storage import Filesystem, StorageFailed
+from sites.exchange.storage import Filesystem, Source, StorageFailed
 from sites.hospital import Hospital
 from sites.local_models import stored_params
 from sites.orders import Order
@@ -186,7 +186,7 @@ def test_two_statements_of_one_act_are_charged_once(federation: Federation, rest
 
 def test_what_is_no_statement_of_this_hospital_does_not_stop_it(federation: Federation) -> None:
     for place, data in (("x.001.contribute", b"{}"), ("y", b"\xff"), ("z.001.join", b"[1]")):
-        federation.exchange._storage.write_new(f"statements/east/{place}.json", data)
+        federation.exchange._storage.write_new(f"statements/east/{place}.json", Source(data))
     assert federation.ask("contribute", 1) == "release"
 
 

@@ -10,8 +10,12 @@ import safetensors.torch
 import torch
 from coordinator import first_model
 
+from models import checkpoints
 from models import params as P
+from models.checkpoints import StoredParams
 from privacy import predictions
+from privacy.accounting import epsilon
+from privacy.eight_bits import EightBits, to_eight_bits
 from privacy.mechanisms import mechanism_for
 from sites.contribution import personal
 from sites.hospital import Hospital
@@ -33,7 +37,7 @@ def hospital(tmp_path: Path, small_wards, edit) -> Hospital:
 
 
 def released(hospital: Hospital, manifest) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load(hospital.outbox.tensors(manifest.payload_sha256))
+    return safetensors.torch.load(hospital.outbox.tensors(manifest.payload_sha256).read_bytes())
 
 
 def again(hospital: Hospital, edit, **changes: object) -> Hospital:
@@ -345,3 +349,31 @@ def test_a_personal_model_that_fails_changes_nothing_that_leaves(
     assert coordinator.order(hospital, "contribute", 1).kind == "release"
     coordinator.publish(1, first_model(coordinator.study))
     assert coordinator.order(hospital, "evaluate", 1).metrics
+
+
+def test_a_release_in_eight_bits_stands_for_the_students_change_and_costs_the_same(
+    hospital: Hospital, coordinator_of, study_with
+) -> None:
+    """Each number within a step; which way it was rounded, anybody can repeat."""
+    coordinator = coordinator_of(study_with(release_bits=8))
+    base = first_model(coordinator.study)
+    coordinator.publish(0, base)
+    manifest = coordinator.order(hospital, "contribute", 1)
+    told = EightBits(StoredParams(hospital.outbox.tensors(manifest.payload_sha256)))
+    told.check()
+    student = safetensors.torch.load_file(hospital.stored("student", "small-1", 1))
+    change = P.subtract(student, base)
+    assert dict(manifest.tensors) == told.shapes == {n: tuple(t.shape) for n, t in change.items()}
+    for name, value in change.items():
+        step = float(told.stored[f"{name}/scale"])
+        assert (told[name] - value).abs().max() <= step * (1 + 1e-5)
+    seed = coordinator.study.seed_for(1, "east", "rounding")
+    again = to_eight_bits(change, torch.Generator().manual_seed(seed))
+    assert all(torch.equal(told.stored[name], again[name]) for name in again)
+    mechanism = mechanism_for(
+        coordinator.study.privacy, rounds=coordinator.study.rounds,
+        steps=coordinator.study.training.steps, lot=None,
+        declared=hospital.policy.declared_training,
+    )  # fmt: skip
+    assert manifest.epsilon == epsilon([mechanism.event], coordinator.study.privacy.delta)
+    assert manifest.payload_bytes < len(checkpoints.to_bytes(change)) / 2  # of a tiny network

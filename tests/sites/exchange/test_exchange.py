@@ -9,7 +9,7 @@ import pytest
 from models.errors import CorruptCheckpoint
 from sites.exchange.exchange import AlreadyWritten, Exchange
 from sites.exchange.places import Place
-from sites.exchange.storage import Filesystem
+from sites.exchange.storage import Filesystem, Source, read
 
 PLACE = Place.statement("r", 1, "contribute", "north")
 
@@ -95,7 +95,7 @@ def test_a_file_that_cannot_be_opened_is_an_error_of_its_place_alone(tmp_path: P
 
 def test_an_object_is_found_beside_another_file_of_its_name(exchange: Exchange, tmp_path: Path) -> None:
     sha256 = hashlib.sha256(b"tensors").hexdigest()
-    exchange._storage.write_new(f"objects/north/{sha256}", b"other")
+    exchange._storage.write_new(f"objects/north/{sha256}", Source(b"other"))
     with pytest.raises(CorruptCheckpoint):
         exchange.object(sha256, "north", 100)
     for _ in range(2):
@@ -118,7 +118,7 @@ def test_of_two_writers_at_once_one_wins_and_its_bytes_stay(tmp_path: Path) -> N
 
     def write(data: bytes) -> bool:
         try:
-            Filesystem(Slow(skip_instance_cache=True), storage.root).write_new("a/b", data)
+            Filesystem(Slow(skip_instance_cache=True), storage.root).write_new("a/b", Source(data))
         except FileExistsError:
             return False
         return True
@@ -127,5 +127,5 @@ def test_of_two_writers_at_once_one_wins_and_its_bytes_stay(tmp_path: Path) -> N
     with ThreadPoolExecutor(2) as threads:
         won = list(threads.map(write, content))
     assert sorted(won) == [False, True]
-    assert storage.read("a/b", 100_000) == content[won.index(True)]
+    assert read(storage, "a/b", 100_000) == content[won.index(True)]
     assert storage.names("a") == {"b"}

@@ -18,7 +18,15 @@ from webserver import Webserver, free_port, needs_nginx, password_of, wait_for, 
 from models.errors import CorruptCheckpoint
 from sites.exchange.exchange import AlreadyWritten, Exchange
 from sites.exchange.places import Place
-from sites.exchange.storage import _RENAMES, AUTH, StorageFailed, credential_for, storage_at
+from sites.exchange.storage import (
+    _RENAMES,
+    AUTH,
+    Source,
+    StorageFailed,
+    credential_for,
+    read,
+    storage_at,
+)
 
 PLACE = Place.statement("r", 1, "contribute", "north")
 
@@ -162,8 +170,8 @@ def test_a_server_whose_certificate_nobody_trusts_is_not_talked_to(
 def test_a_server_that_is_down_is_no_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
     storage = storage_at("http://127.0.0.1:9/exchange/")
     for act in (
-        lambda: storage.read("models/r.000.json", 10),
-        lambda: storage.write_new("objects/x", b"x"),
+        lambda: read(storage, "models/r.000.json", 10),
+        lambda: storage.write_new("objects/x", Source(b"x")),
         lambda: storage.names("statements/north"),
     ):
         with pytest.raises(StorageFailed, match="can't be reached"):
@@ -216,7 +224,7 @@ def test_only_the_server_that_is_named_sees_the_password(monkeypatch: pytest.Mon
         for host in ("another.example", here):
             monkeypatch.setenv(AUTH, f"north:secret@{host}")
             with pytest.raises(FileNotFoundError):
-                storage_at(f"http://{here}/exchange/").read("models/r.000.json", 10)
+                read(storage_at(f"http://{here}/exchange/"), "models/r.000.json", 10)
         server.shutdown()
     assert set(seen[: len(seen) // 2]) == {None}
     assert b64decode(str(seen[-1]).removeprefix("Basic ")) == b"north:secret"

@@ -52,7 +52,7 @@ def test_a_contribution_is_charged_signed_in_the_outbox_and_finite(
     assert set(manifest.epsilon_reported) == {"prv", "pld"}
     for reported in manifest.epsilon_reported.values():
         assert reported == pytest.approx(manifest.epsilon, rel=0.02)
-    change = hospital.outbox.tensors(manifest.payload_sha256)
+    change = hospital.outbox.tensors(manifest.payload_sha256).read_bytes()
     assert len(change) == manifest.payload_bytes
     actions = [e.action for e in hospital.ledger.entries()]
     assert actions == ["resolve", "reserve", "start", "settle"]
@@ -607,7 +607,7 @@ def test_scaffolds_variates_follow_from_what_was_released_and_correct_the_next_r
     for round in (1, 2):
         coordinator.publish(round - 1, models[-1])
         manifest = coordinator.order(hospital, "contribute", round)
-        data = hospital.outbox.tensors(manifest.payload_sha256)
+        data = hospital.outbox.tensors(manifest.payload_sha256).read_bytes()
         changes.append(safetensors.torch.load(data))
         other = {name: 0.5 * change for name, change in changes[-1].items()}  # a second hospital's
         moved = {name: (changes[-1][name] + other[name]) / 2 for name in other}
@@ -633,7 +633,7 @@ def replace_strategy(coordinator_of, hospital, study_with, training, models) -> 
     for round in (1, 2):
         coordinator.publish(round - 1, models[round - 1])
         manifest = coordinator.order(hospital, "contribute", round)
-    return safetensors.torch.load(hospital.outbox.tensors(manifest.payload_sha256))
+    return safetensors.torch.load(hospital.outbox.tensors(manifest.payload_sha256).read_bytes())
 
 
 class Killed(Exception):

@@ -15,7 +15,7 @@ from sites import orders
 from sites.contribution import contribution
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
-from sites.exchange.storage import Filesystem, StorageFailed
+from sites.exchange.storage import Filesystem, Source, StorageFailed
 from sites.hospital import Hospital
 from sites.orders import PROTOCOL, Expired, Order
 from sites.policy.opening_hours import Closed
@@ -256,7 +256,7 @@ def test_an_order_that_does_not_hold_is_not_found(
     hospital: Hospital, coordinator: Coordinator, changes: dict[str, object]
 ) -> None:
     lay_down(coordinator, **changes)
-    coordinator.exchange._storage.write_new("orders/north/no-order-at-all.json", b"{}")
+    coordinator.exchange._storage.write_new("orders/north/no-order-at-all.json", Source(b"{}"))
     assert not order_inbox.open_orders(hospital, "small", "site-round")
 
 
