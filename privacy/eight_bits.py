@@ -34,7 +34,7 @@ def to_eight_bits(params: Params, rng: torch.Generator) -> dict[str, Tensor]:
     ([0, 127, -50], 0.01)
     """
     found = {}
-    for name in params:
+    for name in sorted(params):  # whatever their order, the same draws
         value = params[name].detach().double().cpu()
         scale = (value.abs().max() / STEPS if value.numel() else value.sum()).float()
         counts = value / scale.double() if scale > 0 else torch.zeros_like(value)
