@@ -97,7 +97,7 @@ def command_of(system: str, folder: Path, environments: Path) -> Sequence[str]:
     if system == "nvflare":
         python = environment_of(system, environments)
         return [str(python), str(PEERS / "nvflare_job.py"), str(folder / "workspace")]
-    return [sys.executable, "-m", "flows.cli", "run", "study.yaml"]
+    return [sys.executable, "-m", "flows.cli", "run", "study.yaml", "--profile", "trace.json"]
 
 
 def row_of(system: str, hospitals: int, rounds: int, environments: Path) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def row_of(system: str, hospitals: int, rounds: int, environments: Path) -> dict
         environment = {
             **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_DEDUP_LOGS": "0",
             "PEERS_WARDS": str(wards), "PEERS_ROUNDS": str(rounds), "PEERS_STEPS": str(STEPS),
-            "PEERS_NOTES": str(notes), "WARDROUND_SPANS": str(notes),
+            "PEERS_NOTES": str(notes),
         }  # fmt: skip
         served: AbstractContextManager[Any] = nullcontext()
         if system.endswith("served"):
@@ -120,6 +120,9 @@ def row_of(system: str, hospitals: int, rounds: int, environments: Path) -> dict
                 servers.ready()
             wall, cpu = measured(command, folder, environment)
         training = sum(json.loads(path.read_text()) for path in notes.glob("*.json"))
+        if (folder / "trace.json").exists():
+            events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+            training = sum(event["dur"] for event in events if event["name"] == "train") / 1e6
     return {
         "system": system,
         "hospitals": hospitals,

@@ -107,6 +107,7 @@ class Job:
     channels: tuple[int, ...] = CHANNELS
     lost: int | None = None
     hospitals: int = HOSPITALS
+    bits: int = 32
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def study_of(job: Job) -> Study:
     content = {
         **HIPPOCAMPUS, **recipe, "network": {"name": "UNet", "channels": list(job.channels)},
         "privacy": privacy, "start": STARTS[job.start], "synthesis": SYNTHESIS, "seed": job.seed,
-        "sites": {"min": job.hospitals},
+        "sites": {"min": job.hospitals}, "release_bits": job.bits,
     }  # fmt: skip
     return Study.model_validate(content)
 
@@ -221,6 +222,7 @@ def row_of(job: Job, home: Path, *, tune: bool) -> dict[str, Any]:
         "channels": list(job.channels),
         "rate": start.rate if start else None,
         "strength": start.strength if start else None,
+        "release_bits": job.bits,
     }
 
 
@@ -271,6 +273,14 @@ def shared_jobs(*, tune: bool) -> Iterator[Job]:
         yield Job("label maps", 8.0, seed, patients=24, hospitals=1)
 
 
+def eight_bit_jobs(*, tune: bool) -> Iterator[Job]:
+    """Yield the jobs that differ in the bits of their releases alone, private and plain."""
+    for seed in range(1 if tune else 3):
+        for bits in (32, 8):
+            yield Job("other group", 8.0, seed, bits=bits)
+            yield Job("label maps", None, seed, bits=bits)
+
+
 def prepared(home: Path, *, tune: bool) -> None:
     """Write what all jobs share: the public sets and the held-out patients."""
     parts = divided(tune=tune)
@@ -289,13 +299,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument("--tune", action="store_true", help="hold out another quarter")
     parser.add_argument("--shared", action="store_true", help="noise shared in a secure sum")
+    parser.add_argument("--eight-bits", action="store_true", help="releases in 8 bits beside 32")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--starts", nargs="*", default=list(STARTS), choices=list(STARTS))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         prepared(home, tune=asked.tune)
-        wanted = shared_jobs if asked.shared else jobs
+        wanted = shared_jobs if asked.shared else eight_bit_jobs if asked.eight_bits else jobs
         chosen = [job for job in wanted(tune=asked.tune) if job.start in asked.starts]
         starts = {(job.start, job.seed, job.channels): job for job in chosen}
         rows = side_by_side(

@@ -18,6 +18,7 @@ from flows.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from flows.coordination.beginning import Means
     from flows.reporting.progress import Live
     from flows.runs.run import Run
     from sites.study import Study
@@ -37,12 +38,13 @@ def demo(
     with cli_errors():
         _stay_forkable()
         from flows.cli import demo as made_up
+        from flows.coordination.beginning import Means
 
         if fresh:
             made_up.delete(Path.cwd())
         study, wards = made_up.prepare(Path.cwd(), seed)
         if not made_up.show_finished(Path.cwd(), study):
-            _train(study, wards, test_noise)
+            _train(study, wards, Means(test_noise))
 
 
 @app.command()
@@ -58,6 +60,12 @@ def run(
         Path | None,
         typer.Option(help="Write where the time goes here, as a Chrome trace; with --sites only."),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="A Dask scheduler, as tcp://10.0.0.5:8786: its machines train; with --sites only."
+        ),
+    ] = None,
     attached: Annotated[
         bool, typer.Option("--attached", hidden=True, help="End when standard input does.")
     ] = False,
@@ -65,17 +73,18 @@ def run(
     """Train a study among hospitals, here or in a federation; an unfinished run goes on."""
     with cli_errors():
         _stay_forkable()
+        from flows.coordination.beginning import Means
         from sites.study import load_study
         from sites.yaml_files import ConfigError
 
         if attached:
             _end_with_parent()
         if federation is None:
-            _train(load_study(study), sites, test_noise, new=new, profile=profile)
-        elif profile is not None:
+            _train(load_study(study), sites, Means(test_noise, profile, cluster), new=new)
+        elif profile or cluster:
             raise ConfigError(
-                "--profile: expected --sites beside it, got --federation: how long a hospital takes is "
-                "its own affair."
+                "--profile, --cluster: expected --sites beside them, got --federation: how long a "
+                "hospital takes, and on which machines, is its own affair."
             )
         else:
             _train_remotely(load_study(study), federation, new=new)
@@ -191,10 +200,9 @@ def _end_with_parent() -> None:
 def _train(
     study: "Study",
     sites: Path,
-    test_noise: int | None,
+    means: "Means",
     *,
     new: bool = False,
-    profile: Path | None = None,
 ) -> None:
     """Train a study among hospitals here: servers start, and modules are imported, side by side."""
     from flows.coordination.beginning import begun
@@ -202,16 +210,14 @@ def _train(
     from sites.setup.wards import wards_in
 
     home, console = Home(Path.cwd()), Console()
-    wards = wards_in(sites, test_noise)
+    wards = wards_in(sites, means.test_noise)
     console.print("starting the Prefect and MLflow servers and a process for each hospital ...")
     with begun(home) as beginning:
         from flows.coordination.local import train
         from flows.reporting.progress import Live
 
         live = Live(console)
-        finished = train(
-            home, study, wards, live, beginning, test_noise=test_noise, new=new, profile=profile
-        )
+        finished = train(home, study, wards, live, beginning, means, new=new)
         _summarise(live, finished)
     live.print("see it in MLflow: make ui")
 

@@ -7,6 +7,7 @@ each other to do it.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from flows.hospitals.template import Template, started_template
 from flows.runs.paths import Home
@@ -19,6 +20,22 @@ class Begun:
 
     servers: OwnServers
     template: Template
+
+
+@dataclass(frozen=True)
+class Means:
+    """The means by which hospitals on this machine, or on a cluster, are run.
+
+    Attributes:
+        test_noise: the seed of repeatable noise, for made-up hospitals only.
+        profile: a file for the run's spans, as a Chrome trace.
+        cluster: the address of a Dask scheduler whose machines have the hospitals' processes; this
+            machine alone by default.
+    """
+
+    test_noise: int | None = None
+    profile: Path | None = None
+    cluster: str | None = None
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Training among hospitals on this machine: the servers, a process for each hospital, and the flow."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from flows.coordination.beginning import Begun
+from flows.coordination.beginning import Begun, Means
 from flows.coordination.resume import run_for, study_lock, train_rounds
-from flows.hospitals.processes import public_keys, warm
-from flows.hospitals.template import PRIVATE
+from flows.hospitals.cluster import ClusterHospital, on_cluster
+from flows.hospitals.processes import HospitalProcess, public_keys, warm
+from flows.hospitals.template import PRIVATE, Template
 from flows.reporting.progress import Live
 from flows.reporting.trace import traced
 from flows.rounds import ensemble_distillation
@@ -23,17 +25,14 @@ def train(
     wards: Mapping[str, Path],
     live: Live,
     begun: Begun,
+    means: Means,
     *,
-    test_noise: int | None = None,
     new: bool = False,
-    profile: Path | None = None,
 ) -> Run:
     """Train `study` among the hospitals in `wards`; an unfinished run goes on unless `new`.
 
-    Args:
-        profile: a file for the run's spans, as a Chrome trace.
-
     Raises:
+        NoCluster: the cluster that was asked for can't be used.
         RunBusy: another coordinator trains this study.
         TooFewHospitals: too few accept (then nothing was recorded), or too few contribute.
         NoTransferImages: the coordinator lacks the public set on which the study distils.
@@ -46,13 +45,21 @@ def train(
     begun.template.modules = PRIVATE if study.privacy.mode != "none" else ()
     with (
         study_lock(home, study),
-        traced(profile, wards, home.state),
-        warm(
-            wards, live.step, begun.template, test_noise, records_spans=profile is not None
-        ) as processes,
+        traced(means.profile, wards, home.state),
+        _processes(wards, live, begun.template, means) as processes,
     ):
         roster = public_keys(processes)
         most = {name: load_policy(wards[name]).declared_patients for name in roster}
         run = run_for(home, study, roster, home.exchange, most, new=new)
         begun.servers.ready()
         return train_rounds(run, processes, live)
+
+
+def _processes(
+    wards: Mapping[str, Path], live: Live, template: Template, means: Means
+) -> AbstractContextManager[Mapping[str, HospitalProcess | ClusterHospital]]:
+    """Return the hospitals' processes, here or on a cluster."""
+    if means.cluster:
+        return on_cluster(means.cluster, wards, means.test_noise)
+    records = means.profile is not None
+    return warm(wards, live.step, template, means.test_noise, records_spans=records)

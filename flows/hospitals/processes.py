@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flows.hospitals.template import CODE, PASSED_ON, Forked, Template, TemplateEnded
 from sites.orders import Order
@@ -244,14 +244,22 @@ def end_session(process: "subprocess.Popen[Any] | Forked") -> None:
                 os.kill(process.pid, signal.SIGKILL)
 
 
-def public_keys(processes: Mapping[str, HospitalProcess]) -> dict[str, str]:
+class Keyed(Protocol):
+    """A hospital that tells its public key."""
+
+    def public_key(self) -> str:
+        """Return the public key with which the hospital signs."""
+        ...
+
+
+def public_keys(processes: Mapping[str, Keyed]) -> dict[str, str]:
     """Return each hospital's public key, asked of as many at a time as there are cores.
 
     Raises:
         HospitalFailed: a hospital's process ended instead.
     """
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-        keys = threads.map(HospitalProcess.public_key, processes.values())
+        keys = threads.map(lambda process: process.public_key(), processes.values())
         return dict(zip(processes, keys, strict=True))
 
 
