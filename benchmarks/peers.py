@@ -108,7 +108,7 @@ def row_of(system: str, hospitals: int, rounds: int, environments: Path) -> dict
         notes.mkdir()
         command = command_of(system, folder, environments)
         environment = {
-            **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_DEDUP_LOGS": "0",
+            **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{PEERS}", "RAY_DEDUP_LOGS": "0",
             "PEERS_WARDS": str(wards), "PEERS_ROUNDS": str(rounds), "PEERS_STEPS": str(STEPS),
             "PEERS_NOTES": str(notes),
         }  # fmt: skip

@@ -32,9 +32,9 @@ SIDE_BY_SIDE: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(max_workers=TRAI
 def ask_all(run: Run, number: int, phase: Phase, sites: Sequence[str]) -> Answers:
     """Ask hospitals side by side; return their answers, read from the exchange."""
     home = str(run.home.folder)
-    wait(
-        [ask.submit(run.name, number, phase, some, _named(some), home) for some in groups(phase, sites)]
-    )
+    with span("ask", phase=phase, round=number):
+        asked = groups(phase, sites)
+        wait([ask.submit(run.name, number, phase, some, _named(some), home) for some in asked])
     with span("verify", phase=phase, round=number):
         return statements.answers(run, number, phase, sites)
 

@@ -133,17 +133,21 @@ def weighted_mean(items: Iterable[tuple[float, Params]]) -> dict[str, Tensor]:
 
 def _mean_of(items: Sequence[tuple[float, Params]], name: str, whole: float) -> Tensor:
     first = items[0][1]
-    means = []
-    for some in rows(first, name, AT_A_TIME):
-        total, dtype = None, None
-        for weight, params in items:
+    mean = torch.empty(())
+    for number, some in enumerate(rows(first, name, AT_A_TIME)):
+        total, dtype = torch.empty(()), None
+        for k, (weight, params) in enumerate(items):
             value = part(params, name, some)
             dtype = dtype or value.dtype
             term = value.double().mul_(weight) if value.dtype != torch.double else value * weight
-            total = term if total is None else total.add_(term)
-        assert total is not None  # there is an item
-        means.append(total.div_(whole).to(dtype))
-    return means[0] if len(means) == 1 else torch.cat(means)
+            total = total.add_(term) if k else term
+        if number == 0:
+            mean = torch.empty(shape_of(first, name), dtype=dtype)
+        if mean.dim():
+            mean[some] = total.div_(whole)
+        else:
+            mean.copy_(total.div_(whole))
+    return mean
 
 
 def last_layers(network: nn.Module, count: int) -> frozenset[str]:

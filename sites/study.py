@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from models.config import Config
 from models.networks.choice import NetworkConfig
 from models.settings.distillation import DistillationConfig
-from models.settings.images import Patches, PreprocessingConfig
+from models.settings.images import PreprocessingConfig
 from models.settings.metrics import metric_names, spread_names
+from models.settings.starts import PUBLIC_AUGMENTATION, StartStage, ValidationConfig
 from models.settings.tasks import Name, TaskConfig
 from models.strategies import Strategy, StrategyConfig
 from models.synthesis import SynthesisConfig
@@ -19,17 +20,13 @@ from privacy.mechanisms import PrivacyConfig
 from privacy.signing import canonical
 from privacy.statements import LARGEST_CHANGE
 from sites import yaml_files
-from sites.starts import PUBLIC_AUGMENTATION, StartStage, ValidationConfig, start_faults
+from sites.study_rules import faults_of
 from sites.study_sections import (
     CardConfig,
     EvaluationConfig,
     PromotionConfig,
     QuorumConfig,
     SummedConfig,
-    check_network,
-    eight_bit_faults,
-    promotion_faults,
-    sum_faults,
 )
 from sites.training.config import TrainingConfig
 
@@ -102,28 +99,9 @@ class Study(Config):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")
-    def _images_fit_the_task(self) -> "Study":
-        dims, kind = self.task.dims, self.task.kind
-        for key, sides in (
-            ("preprocessing.shape", self.preprocessing.shape),
-            ("preprocessing.spacing_mm", self.preprocessing.spacing_mm),
-            ("synthesis.along", self.synthesis.along),
-        ):
-            if sides is not None and len(sides) != dims:
-                raise ValueError(f"{key}: expected task.dims = {dims} numbers, got {list(sides)}.")
-        augmentation = self.preprocessing.augmentation
-        if augmentation and augmentation.drop_channel and self.task.missing_channel != "zeros":
-            raise ValueError(
-                "preprocessing.augmentation.drop_channel: expected 0 unless task.missing_channel is "
-                "zeros."
-            )
-        if augmentation and any(axis >= dims for axis in augmentation.flip):
-            raise ValueError(
-                f"preprocessing.augmentation.flip: expected axes below {dims}, "
-                f"got {list(augmentation.flip)}."
-            )
-        if isinstance(self.preprocessing.fit, Patches) and kind != "segmentation":
-            raise ValueError("preprocessing.fit: expected patches for segmentation only.")
+    def _fits_together(self) -> "Study":
+        if faults := faults_of(self):
+            raise ValueError("\n".join(faults))
         return self
 
     @model_validator(mode="before")
@@ -144,172 +122,6 @@ class Study(Config):
         if is_plain and isinstance(prepared, dict) and "augmentation" not in prepared:
             filled["preprocessing"] = {**prepared, "augmentation": PUBLIC_AUGMENTATION.model_dump()}
         return filled
-
-    @model_validator(mode="after")
-    def _start_fits(self) -> "Study":
-        for fault in start_faults(self.start, self.task.kind, self.preprocessing.fit):
-            raise ValueError(fault)
-        if self.validation and self.export == "predictions":
-            raise ValueError(
-                "validation: expected none where predictions leave; the next model learns from them."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _rate_can_be_found(self) -> "Study":
-        training = self.training
-        if training.lr == "auto":
-            if not self.clips_patients:
-                raise ValueError(
-                    "training.lr: expected a number where training is plain (without privacy, or with "
-                    "privacy.unit: hospital), got auto."
-                )
-            known = ("fed_avg", "fed_avg_m") if self.export == "gradient_sum" else ("fed_avg",)
-            if self.strategy.name not in known:
-                raise ValueError(
-                    f"training.lr: expected a number with {self.strategy.name}; auto knows how noise "
-                    f"adds up under {' and '.join(known)} alone."
-                )
-            last = self.start[-1].kind if self.start else ""
-            if last not in ("synthetic", "label_maps", "public") and not self.validation:
-                raise ValueError(
-                    "training.lr: expected a number, validation cases, or a start whose last stage has "
-                    "cases on which auto can measure the noise that a model bears."
-                )
-        if self.clips_patients and (training.optimizer != "sgd" or training.longest_gradient):
-            raise ValueError(
-                "training: expected sgd without longest_gradient under privacy, which clips each "
-                "patient's gradient."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _networks_fit_the_images(self) -> "Study":
-        check_network(self.task, self.preprocessing, "network", self.network)
-        if (distils := self.distillation) and distils.teacher:
-            check_network(self.task, self.preprocessing, "distillation.teacher", distils.teacher)
-        return self
-
-    @model_validator(mode="after")
-    def _numbers_have_no_classes(self) -> "Study":
-        if self.task.kind != "regression":
-            return self
-        if self.distillation or self.training.membership:
-            raise ValueError(
-                "task: expected no distillation and no training.membership with regression; both work "
-                "on the probabilities of classes. Take export: weights or gradient_sum."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _sum_is_sound(self) -> "Study":
-        faults = sum_faults(
-            self.privacy, export=self.export, strategy=self.strategy, training=self.training,
-            sites=self.sites, evaluation=self.evaluation, survey=self.survey,
-        )  # fmt: skip
-        for fault in faults:
-            raise ValueError(fault)
-        return self
-
-    @model_validator(mode="after")
-    def _export_has_what_it_needs(self) -> "Study":
-        distils_at_hospitals = self.export in ("student", "predictions")
-        if not self.shares_noise and distils_at_hospitals != (self.distillation is not None):
-            raise ValueError(
-                "distillation: expected exactly where export is student or predictions; add it, or "
-                "export weights."
-            )
-        distils = self.distillation
-        waits = distils is not None and distils.rounds == "last"
-        if self.shares_noise and distils and (distils.teacher or not waits):
-            raise ValueError(
-                "distillation: expected rounds: last and no teacher with shared_noise; only the last "
-                "global model distils."
-            )
-        if waits and (self.export == "predictions" or (distils and distils.teacher)):
-            raise ValueError(
-                "distillation.rounds: expected every where predictions leave or another network "
-                "teaches; before the last round the trained weights would leave."
-            )
-        if self.export == "predictions" and self.strategy.name != "fed_avg":
-            raise ValueError(
-                f"strategy: expected fed_avg where predictions leave, as they are combined into one "
-                f"ensemble, got {self.strategy.name}."
-            )
-        if self.export == "predictions" and self.sites.staleness:
-            raise ValueError(
-                "sites.staleness: expected none where predictions leave, which each round combines "
-                "into one ensemble; remove it."
-            )
-        if self.evaluation.teachers and (self.shares_noise or not self.distillation):
-            raise ValueError("evaluation.teachers: expected false; no hospital distils a teacher.")
-        if self.evaluation.cross_site and self.export == "predictions":
-            raise ValueError("evaluation.cross_site: expected false; no model leaves with predictions.")
-        return self
-
-    @model_validator(mode="after")
-    def _strategy_fits(self) -> "Study":
-        strategy = self.strategy.build()
-        try:
-            self.bound_strategy()
-        except ValueError as error:
-            raise ValueError(
-                f"strategy: {self.strategy.name}: {error}; take another network."
-            ) from error
-        if self.sites.min < strategy.fewest:
-            raise ValueError(
-                f"sites.min: expected at least {strategy.fewest}, which {self.strategy.name} needs, "
-                f"got {self.sites.min}."
-            )
-        if strategy.counts_steps and self.export != "weights":
-            raise ValueError(
-                f"strategy: expected {self.strategy.name} with export: weights only; how far a student "
-                f"moves does not depend on its teacher's steps."
-            )
-        lr = self.training.lr
-        most = 2 * (1 + self.training.momentum) / (1.0 if lr == "auto" else lr)
-        if strategy.pull >= most:
-            raise ValueError(
-                f"strategy: expected a pull below {most:g}, got {strategy.pull:g}. Steps of this "
-                f"rate would overshoot; choose a weaker pull or a smaller training.lr."
-            )
-        if strategy.corrects and self.distillation and self.distillation.teacher:
-            raise ValueError(
-                "strategy: expected no distillation.teacher with scaffold, whose corrections have the "
-                "shapes of the study's own network; remove it."
-            )
-        if self.sites.staleness and (not strategy.weighs or strategy.corrects):
-            raise ValueError(
-                f"sites.staleness: expected none with {self.strategy.name}, which can't give late "
-                f"releases a smaller weight; remove it."
-            )
-        if strategy.corrects and self.training.fewest_steps is not None:
-            raise ValueError(
-                "training.fewest_steps: expected none with scaffold, whose common variate needs equal "
-                "numbers of steps; remove it."
-            )
-        if self.training.membership and self.privacy.mode != "none":
-            raise ValueError(
-                "training.membership: expected none under differential privacy; its attacker learns "
-                "from patients without noise, and no charge covers that."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _bits_are_enough(self) -> "Study":
-        if self.release_bits == 8:
-            for fault in eight_bit_faults(self.export, self.strategy, is_summed=self.is_summed):
-                raise ValueError(fault)
-        return self
-
-    @model_validator(mode="after")
-    def _promotion_is_measured(self) -> "Study":
-        is_private, is_summed = self.privacy.mode != "none", self.evaluation.summed is not None
-        for fault in promotion_faults(
-            self.promotion, self.task, is_private=is_private, is_summed=is_summed
-        ):
-            raise ValueError(fault)
-        return self
 
     @property
     def sha256(self) -> str:

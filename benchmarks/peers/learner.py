@@ -24,11 +24,20 @@ from torch.nn.functional import one_hot
 CHANNELS, CLASSES, BATCH, RATE = (8, 16, 32), 3, 4, 0.05
 
 
+class Net(UNet):
+    """The network of the study. NVIDIA FLARE makes it again in its server, without arguments."""
+
+    def __init__(self) -> None:
+        strides = (2,) * (len(CHANNELS) - 1)
+        super().__init__(
+            spatial_dims=3, in_channels=1, out_channels=CLASSES, channels=CHANNELS, strides=strides
+        )
+
+
 def network() -> nn.Module:
-    """Return the network of the study, with the same first parameters in each process."""
+    """Return the network with the same first parameters in each process."""
     torch.manual_seed(0)
-    strides = (2,) * (len(CHANNELS) - 1)
-    return UNet(spatial_dims=3, in_channels=1, out_channels=CLASSES, channels=CHANNELS, strides=strides)
+    return Net()
 
 
 def weights_of(net: nn.Module) -> dict[str, np.ndarray]:

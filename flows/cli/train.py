@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,6 +112,8 @@ def survey(
             raise ConfigError("Expected --every-hours or --cron, got both.")
         home, asked = Home(Path.cwd()), load_study(study)
         wards_in(sites)
+        if cron:
+            _check_cron(cron)
         with own_servers(home) as servers:
             from flows import survey as surveys
 
@@ -130,16 +133,25 @@ def survey(
 @app.command(name="check")
 def check_hospitals(
     study: StudyArgument,
-    federation: Annotated[Path, typer.Option(help="A federation.yaml.")] = Path("federation.yaml"),
+    federation: Annotated[
+        Path | None,
+        typer.Option(help="A federation.yaml; by default the one in this folder, if there is one."),
+    ] = None,
     as_json: AsJsonOption = False,
 ) -> None:
-    """Ask hospitals whether they could train a study as they are now; exit code 1 if one could not."""
+    """Check a study, and ask hospitals whether they could train it now; exit code 1 if one can't."""
     with cli_errors():
-        from flows.coordination.readiness import READY, expectations, readiness
         from flows.runs.paths import Home
         from sites.study import load_study
 
         asked = load_study(study)
+        if federation is None and not Path("federation.yaml").exists():
+            alone = "its keys are right and fit each other; without a federation.yaml nobody was asked"
+            typer.echo(json.dumps({}) if as_json else f"{study}: {alone}.")
+            return
+        federation = federation or Path("federation.yaml")
+        from flows.coordination.readiness import READY, expectations, readiness
+
         found = readiness(Home(Path.cwd()), asked, federation)
         for warning in expectations(asked, federation):
             typer.echo(f"warning: {warning}", err=True)
@@ -148,7 +160,12 @@ def check_hospitals(
         else:
             for site, answer in sorted(found.items()):
                 typer.echo(f"{site}: {answer}")
-        raise typer.Exit(0 if set(found.values()) == {READY} else 1)
+        ready = sum(answer == READY for answer in found.values())
+        if ready < asked.sites.min:
+            typer.echo(
+                f"{ready} hospitals are ready, the study's sites.min is {asked.sites.min}.", err=True
+            )
+        raise typer.Exit(0 if ready == len(found) >= asked.sites.min else 1)
 
 
 @app.command()
@@ -175,6 +192,21 @@ def coordinator_key() -> None:
         from flows.runs.paths import Home
 
         typer.echo(public_key(Home(Path.cwd())))
+
+
+def _check_cron(text: str) -> None:
+    """Raise `ConfigError` unless a text names times as cron does."""
+    from cronsim import CronSim, CronSimError
+
+    from sites.yaml_files import ConfigError
+
+    try:
+        CronSim(text, datetime.now(UTC))
+    except CronSimError:
+        raise ConfigError(
+            f"--cron: expected five fields (minute hour day month weekday), such as '0 3 * * 1' for "
+            f"Mondays at three, got {text!r}."
+        ) from None
 
 
 def _stay_forkable() -> None:
@@ -219,7 +251,7 @@ def _train(
         live = Live(console)
         finished = train(home, study, wards, live, beginning, means, new=new)
         _summarise(live, finished)
-    live.print("see it in MLflow: make ui")
+    live.print("see it in MLflow: wardround ui")
 
 
 def _train_remotely(study: "Study", federation: Path, *, new: bool) -> None:

@@ -23,7 +23,13 @@ from typing import IO
 from pydantic import TypeAdapter
 
 from flows.servers.first_database import FirstDatabase, ServerError
+from models.errors import FixYourInput
 from models.files import write_atomically
+
+
+class PortTaken(FixYourInput):
+    """A port that was asked for is another program's."""
+
 
 LOOPBACK = "127.0.0.1"
 DIRECT = (LOOPBACK, "localhost", "::1")
@@ -99,6 +105,7 @@ def starting(server: Server, port: int | None = None) -> Iterator[Starting]:
             yield Starting(server, running_already, start, None)
             return
         free = port or _free_port()
+        _check_free(free)
         yield Starting(server, _url(free), start, _begin(server, free))
 
 
@@ -161,6 +168,19 @@ def _answers(url: str) -> bool:
             return bool(reply.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _check_free(port: int) -> None:
+    """Raise `PortTaken` if another program listens on a port: it would answer in this server's place."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            raise PortTaken(
+                f"Port {port} of this machine is taken, perhaps by the server of another folder. Take "
+                f"another one with --port."
+            ) from None
 
 
 def _free_port() -> int:

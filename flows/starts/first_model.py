@@ -27,11 +27,11 @@ from models.label_maps import image_of_map
 from models.objectives import build_task
 from models.pretraining import Batch, from_pool, pretrain, tube_maker
 from models.repeatable import one_thread
+from models.settings.starts import LabelMapStart, PublicStart, StartStage, SyntheticStart
 from privacy.signing import canonical
 from sites.code_version import code_sha256
 from sites.exchange.exchange import COORDINATOR
 from sites.imaging.preprocessing import Pair, drawn_pairs
-from sites.starts import LabelMapStart, PublicStart, StartStage, SyntheticStart
 from sites.study import Study
 
 UNSEEN = 24

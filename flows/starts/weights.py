@@ -14,7 +14,7 @@ from models.checkpoints import StoredParams
 from models.errors import CorruptCheckpoint
 from models.files import sha256_of
 from models.params import last_layers
-from sites.starts import BundleStart, CheckpointStart, ModelStart
+from models.settings.starts import BundleStart, CheckpointStart, ModelStart
 from sites.study import Study
 
 Stage = CheckpointStart | BundleStart | ModelStart

@@ -33,9 +33,8 @@ def leave(hospital: Hospital, study: str) -> tuple[list[str], list[str]]:
     Raises:
         ConfigError: this hospital has taken no part in a study of this name.
     """
+    check_takes_part(hospital, study)
     runs = _runs_of(hospital, study)
-    if not runs:
-        raise ConfigError(f"Expected a study in which {hospital.name} takes part, got {study!r}.")
     write_atomically(_mark(hospital, study), b"")
     with hospital.lock():  # work in progress for the study ends at its next step
         failed: list[str] = []
@@ -51,6 +50,12 @@ def leave(hospital: Hospital, study: str) -> tuple[list[str], list[str]]:
             except (OSError, ValueError, AlreadyWritten):
                 failed.append(exchange.url)
     return [run for run, _, _ in runs], sorted(set(failed))
+
+
+def check_takes_part(hospital: Hospital, study: str) -> None:
+    """Raise `ConfigError` if the hospital has taken no part in a study of this name."""
+    if not _runs_of(hospital, study):
+        raise ConfigError(f"Expected a study in which {hospital.name} takes part, got {study!r}.")
 
 
 def check_has_not_left(hospital: Hospital, study: str) -> None:

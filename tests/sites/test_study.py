@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from models.settings.starts import PUBLIC_AUGMENTATION
 from privacy.signing import canonical
-from sites.starts import PUBLIC_AUGMENTATION
 from sites.study import Study, load_study
 from sites.yaml_files import ConfigError
 
@@ -39,7 +39,7 @@ def test_the_same_study_has_the_same_hash_and_another_has_another(study_file) ->
         ),
         ({"preprocessing": {"shape": [16, 16]}}, "preprocessing.shape: expected task.dims = 3 numbers"),
         ({"privacy": {"mode": "central_noise"}}, "privacy: .*central_noise"),
-        ({"privacy": {"mode": "local"}}, "privacy.local.unit: expected this key"),
+        ({"privacy": {"mode": "local"}}, "privacy.unit: expected this key"),
         ({"export": "weights"}, "distillation: expected exactly where export is student"),
         ({"distillation": None}, "distillation: expected exactly where export is student"),
         ({"strategy": {"name": "fed_magic"}}, "strategy: expected a name among"),
@@ -61,7 +61,7 @@ def test_the_same_study_has_the_same_hash_and_another_has_another(study_file) ->
         ({"release_bits": 4}, "release_bits: expected"),
         (
             {"distillation": {"transfer": {"public": "abc"}, "steps": 1}},
-            "distillation.transfer.PublicImages.public: expected",
+            "distillation.transfer.public: expected",
         ),
         (
             {"export": "weights", "distillation": None, "evaluation": {"teachers": True}},
@@ -103,7 +103,7 @@ def test_an_impossible_privacy_is_refused(key: str, value: object, study_file) -
         "mode": "local", "unit": "patient", "epsilon": 8, "delta": 1e-4,
         "clip": {"kind": "flat", "norm": 1},
     }  # fmt: skip
-    with pytest.raises(ConfigError, match=f"privacy.local.{key}: expected"):
+    with pytest.raises(ConfigError, match=f"privacy.{key}: expected"):
         load_study(study_file(privacy={**privacy, key: value}))
 
 

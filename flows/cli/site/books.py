@@ -1,6 +1,7 @@
 """`wardround site` commands about the hospital's books: ledger, outbox, scores, and its own pages."""
 
 import contextlib
+import json
 import re
 import sys
 import threading
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import SiteArgument, YesOption
+from flows.cli.options import AsJsonOption, SiteArgument, YesOption
 
 app = typer.Typer()
 
@@ -41,12 +42,15 @@ def ledger(
 
 
 @app.command()
-def outbox(folder: SiteArgument = Path()) -> None:
+def outbox(folder: SiteArgument = Path(), as_json: AsJsonOption = False) -> None:
     """List everything that has left the hospital."""
     with cli_errors():
-        from flows.cli.site.tables import outbox_table
+        from flows.cli.site.tables import outbox_rows, outbox_table
 
-        Console().print(outbox_table(folder))
+        if as_json:
+            typer.echo(json.dumps(outbox_rows(folder)))
+        else:
+            Console().print(outbox_table(folder))
 
 
 @app.command()

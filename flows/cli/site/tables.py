@@ -140,31 +140,48 @@ def _event_text(event: PrivacyEvent | None) -> str:
     return f"{event.steps} x noise {event.noise_multiplier:.2f}"
 
 
-def outbox_table(folder: Path) -> Table:
+def outbox_rows(folder: Path) -> list[dict[str, Any]]:
     """Return every statement that left, or is about to, with the size of the tensors it names."""
-    hospital = Hospital.open(folder)
-    free, most = free_answers(hospital), hospital.policy.free_answers_per_week
-    caption = (
-        f"{free} answers of the last seven days cost nothing; the policy allows {most}.\n"
-        "A statement is the file in state/outbox whose name begins so."
-    )
-    table = Table(title=f"{hospital.name}: statements that left", caption=caption)
-    for heading in ("when", "run", "round", "act", "kind", "bytes", "statement"):
-        table.add_column(heading, overflow="fold")
+    hospital, rows = Hospital.open(folder), []
     for entry in hospital.ledger.entries():
         if not entry.file:
             continue
         statement = json.loads(hospital.outbox.statement(entry.file))["statement"]
-        table.add_row(
-            f"{datetime.fromtimestamp(entry.at):%Y-%m-%d %H:%M}",
-            entry.charge.run,
-            str(entry.charge.round),
-            entry.charge.purpose,
-            _kind_text(statement),
-            f"{statement.get('payload_bytes', 0):,}",
-            entry.file[:12],
+        rows.append(
+            {
+                "when": f"{datetime.fromtimestamp(entry.at):%Y-%m-%d %H:%M}",
+                "run": entry.charge.run,
+                "round": entry.charge.round,
+                "act": entry.charge.purpose,
+                "kind": _kind_text(statement),
+                "bytes": statement.get("payload_bytes", 0),
+                "statement": entry.file,
+                "tensors": statement.get("payload_sha256", ""),
+            }
         )
+    return rows
+
+
+def outbox_table(folder: Path) -> Table:
+    """Return the rows of `outbox_rows` as a table for people."""
+    hospital = Hospital.open(folder)
+    free, most = free_answers(hospital), hospital.policy.free_answers_per_week
+    said = ("1 answer", "costs") if free == 1 else (f"{free} answers", "cost")
+    caption = (
+        f"{said[0]} of the last seven days {said[1]} nothing; the policy allows {most}.\n"
+        "A statement is the file in state/outbox whose name begins so; --json has whole names."
+    )
+    table = Table(title=f"{hospital.name}: statements that left", caption=caption)
+    for heading in OUTBOX:
+        table.add_column(heading, overflow="fold")
+    for row in outbox_rows(folder):
+        shown = {**row, "bytes": f"{row['bytes']:,}", "statement": row["statement"][:12]}
+        table.add_row(*(str(shown[heading]) for heading in OUTBOX))
     return table
+
+
+OUTBOX = ("when", "run", "round", "act", "kind", "bytes", "statement")
+"""The columns of the outbox's table."""
 
 
 def _kind_text(statement: Mapping[str, Any]) -> str:

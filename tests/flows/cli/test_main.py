@@ -47,10 +47,10 @@ def assert_untouched(home: Path) -> None:
         ({"roundz": 3}, "small.yaml: roundz: unknown key"),
         ({"rounds": "six"}, "small.yaml: rounds: expected"),
         ({"network": {"name": "VNet"}}, "small.yaml: network: expected"),
-        ({"privacy": {"mode": "local", "epsilon": -1}}, "privacy.local.epsilon: expected"),
-        ({"privacy": {"mode": "local", "epsilon": math.inf}}, "privacy.local.epsilon: expected"),
-        ({"privacy": {"mode": "local", "epsilon": math.nan}}, "privacy.local.epsilon: expected"),
-        ({"privacy": {"mode": "local", "delta": 1}}, "privacy.local.delta: expected"),
+        ({"privacy": {"mode": "local", "epsilon": -1}}, "privacy.epsilon: expected"),
+        ({"privacy": {"mode": "local", "epsilon": math.inf}}, "privacy.epsilon: expected"),
+        ({"privacy": {"mode": "local", "epsilon": math.nan}}, "privacy.epsilon: expected"),
+        ({"privacy": {"mode": "local", "delta": 1}}, "privacy.delta: expected"),
     ],
 )
 def test_a_fault_of_the_study(changes: dict[str, object], message: str, home: Path, study_file) -> None:
@@ -364,3 +364,38 @@ def test_equal_findings_are_one_row_and_the_table_says_what_to_do(home: Path) ->
     assert "What to do: the cases that are skipped add nothing; mend the files, or take them off" in said
     found = json.loads(call("site", "check", ward, "--json").stdout)
     assert sum(line["check"] == "missing" for line in found) == 5
+
+
+def test_a_study_is_checked_without_hospitals_and_nothing_is_made(home: Path, study_file) -> None:
+    before = sorted(home.iterdir())
+    fine = call("check", study_file())
+    assert (fine.exit_code, "fit each other" in fine.stdout) == (0, True)
+    wrong = call("check", study_file(rounds=0, roundz=3))
+    assert wrong.exit_code == 2
+    assert "rounds: expected greater than or equal to 1, got 0 (line" in wrong.stderr
+    assert "Did you mean rounds?" in wrong.stderr
+    assert [path for path in sorted(home.iterdir()) if path not in before] == [home / "small.yaml"]
+
+
+def test_a_schedule_that_is_no_cron_is_refused_at_once(home: Path, study_file) -> None:
+    result = call("survey", study_file(), "--cron", "every monday")
+    assert result.exit_code == 2
+    assert "--cron: expected five fields" in result.stderr
+    assert_untouched(home)
+
+
+def test_leaving_a_study_that_nobody_knows_asks_nothing(home: Path) -> None:
+    result = call("site", "leave", "unknown", home / "wards" / "north")
+    assert result.exit_code == 2
+    assert "got 'unknown'" in result.stderr
+    assert "Go on?" not in result.stdout
+
+
+def test_the_outbox_as_json_has_whole_names(finished: Path) -> None:
+    ward = finished / "wards" / "north"
+    rows = json.loads(call("site", "outbox", ward, "--json").stdout)
+    assert {row["act"] for row in rows} >= {"join", "contribute", "evaluate"}
+    for row in rows:
+        assert (ward / "state" / "outbox" / f"{row['statement']}.json").exists()
+        if row["tensors"]:
+            assert (ward / "state" / "outbox" / f"{row['tensors']}.safetensors").exists()

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import requests
 
-from flows.servers.loopback import Server, ServerError, reach_loopback, running
+from flows.servers.loopback import PortTaken, Server, ServerError, reach_loopback, running
 
 USER = """
 import sys
@@ -120,3 +120,17 @@ def test_where_nothing_goes_through_a_proxy_it_stays_so(monkeypatch: pytest.Monk
     reach_loopback()
     assert os.environ["no_proxy"] == "*"
     assert os.environ["NO_PROXY"].startswith("example.org,127.0.0.1")
+
+
+def test_a_port_that_another_program_has_is_refused_before_its_answers_are_taken_for_ours(
+    tmp_path: Path,
+) -> None:
+    with running(http_server(tmp_path / "theirs")) as theirs:
+        port = int(theirs.rpartition(":")[2])
+        with (
+            pytest.raises(PortTaken, match=f"Port {port} of this machine is taken"),
+            running(http_server(tmp_path / "ours"), port),
+        ):
+            pass
+        with running(http_server(tmp_path / "theirs"), port) as same:  # the folder's own
+            assert same == theirs

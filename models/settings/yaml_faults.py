@@ -1,0 +1,109 @@
+"""Faults of a YAML file in words: every one, by the key as the file has it, with its line.
+
+Pydantic names a fault by a path through its models, in which the chosen kind of a section is a part
+(`privacy.local.epsilon`); here only keys of the file are.
+"""
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from yaml import MappingNode, Node, ScalarNode, SequenceNode
+
+Path = Sequence[str | int]
+
+
+def fault_lines(error: ValidationError, text: str, model: type[BaseModel]) -> Iterator[str]:
+    """Yield each fault of a file's `text` on a line of its own.
+
+    Args:
+        model: what the file was read as; its keys are suggested for a misspelt one.
+    """
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    for each in error.errors():
+        key, line = _place(root, each["loc"])
+        if not key:  # the fault concerns several keys; its message names them
+            yield from each["msg"].removeprefix("Value error, ").split("\n")
+            continue
+        yield f"{key}: {_words(each, model, f' (line {line})' if line else '')}"
+
+
+def _place(root: Node | None, loc: Path) -> tuple[str, int | None]:
+    """Return a fault's key as the file has it, and the line of the key or of what it should be in."""
+    node, named, line = root, [], None
+    for number, part in enumerate(loc):
+        inner = _inner(node, part)
+        if inner is not None:
+            node, line = inner
+        elif number < len(loc) - 1 or not _is_key(loc):
+            continue  # the kind of a section, such as `local`
+        named.append(str(part))
+    return ".".join(named), line
+
+
+def _is_key(loc: Path) -> bool:
+    return bool(loc) and isinstance(loc[-1], str)
+
+
+def _inner(node: Node | None, part: str | int) -> tuple[Node, int] | None:
+    """Return what a mapping or a list has at a key or number, and the line of that key."""
+    if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
+        found: Node = node.value[part]
+        return found, found.start_mark.line + 1
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            if isinstance(key, ScalarNode) and key.value == str(part):
+                return value, key.start_mark.line + 1
+    return None
+
+
+def _words(error: ErrorDetails, model: type[BaseModel], where: str) -> str:
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(model, error["loc"][:-1])
+        close = get_close_matches(str(error["loc"][-1]), known, n=1)
+        way_out = f"Did you mean {close[0]}?" if close else "Remove it or correct its spelling."
+        return f"unknown key{where}. {way_out}"
+    if error["type"] == "missing":
+        return f"expected this key, and it is missing{where}."
+    expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"expected {expected.removeprefix('expected ')}, got {_shown(error['input'])}{where}."
+
+
+def _keys_at(model: type[BaseModel], loc: Path) -> list[str]:
+    """Return the keys that a model knows at a path of pydantic's."""
+    schema = model.model_json_schema()
+    nodes = [schema]
+    for part in loc:
+        nodes = [inner for node in nodes for inner in _next(node, part, schema)]
+    every = [whole for node in nodes for whole in _alternatives(node, schema)]
+    return [key for node in every for key in node.get("properties", {})]
+
+
+def _next(node: dict[str, Any], part: str | int, schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for each in _alternatives(node, schema):
+        if part in each.get("properties", {}):
+            yield each["properties"][part]
+        elif isinstance(part, int) and "items" in each:
+            yield each["items"]
+        elif part in each.get("discriminator", {}).get("mapping", {}):
+            yield {"$ref": each["discriminator"]["mapping"][part]}
+        elif each.get("title") == part:
+            yield each
+
+
+def _alternatives(node: dict[str, Any], schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what a part of a JSON schema may be, references followed, itself included."""
+    if "$ref" in node:
+        yield from _alternatives(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
+        return
+    yield node
+    for each in (*node.get("anyOf", ()), *node.get("oneOf", ())):
+        yield from _alternatives(each, schema)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

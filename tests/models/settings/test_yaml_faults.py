@@ -1,0 +1,98 @@
+"""Every fault of a file is told at once, by its own keys and lines, with the key that was meant."""
+
+from pathlib import Path
+
+import pytest
+
+from sites.policy.policy import Policy
+from sites.study import Study, load_study
+from sites.yaml_files import ConfigError, load
+
+STUDY = """\
+name: head
+task:
+  kind: segmentation
+  dims: 4
+  labels: {1: head}
+network:
+  name: UNet
+  chanels: [8, 16]
+rounds: 0
+sites: {min: 2, deadline: 3}
+preprocessing: {shape: [24, 24, 24], augmentation: {copy: 2}}
+start:
+  - {kind: public, folder: made-up, stepz: 3}
+training: {steps: 3, lr: 0.1}
+privacy: {mode: local, unit: patient, epsilon: -1, delta: 1.0e-4, clip: {kind: normalised, nrm: 1}}
+export: student
+strategy: {name: fed_avg}
+zzz: 3
+"""
+FAULTS = """\
+task.dims: expected 2 or 3, got 4 (line 4).
+network.channels: expected this key, and it is missing (line 6).
+network.chanels: unknown key (line 8). Did you mean channels?
+rounds: expected greater than or equal to 1, got 0 (line 9).
+sites.deadline: unknown key (line 10). Did you mean deadline_s?
+preprocessing.augmentation.copy: unknown key (line 11). Did you mean copies?
+start.0.stepz: unknown key (line 13). Did you mean steps?
+training.lot: expected this key, and it is missing (line 14).
+privacy.epsilon: expected greater than 0, got -1 (line 15).
+privacy.clip.norm: expected this key, and it is missing (line 15).
+privacy.clip.nrm: unknown key (line 15). Did you mean norm?
+zzz: unknown key (line 18). Remove it or correct its spelling.
+"""
+
+
+def told(path: Path) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        load_study(path)
+    return [line.removeprefix(f"{path}: ") for line in str(error.value).splitlines()]
+
+
+def test_each_fault_of_a_study_has_its_line_and_its_way_out(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY)
+    assert told(tmp_path / "study.yaml") == FAULTS.splitlines()
+
+
+def test_sections_that_dont_fit_each_other_are_all_named(tmp_path: Path, study_file) -> None:
+    path = study_file(
+        distillation=None,
+        preprocessing={"shape": [24, 24]},
+        training={"steps": 3, "lr": 0.1, "lot": "all", "optimizer": "adamw"},
+    )
+    faults = told(path)
+    assert len(faults) == 3
+    assert "preprocessing.shape: expected task.dims = 3 numbers, got [24, 24]." in faults
+    assert any(fault.startswith("training: expected sgd") for fault in faults)
+    assert any(fault.startswith("distillation: expected exactly where") for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected keys and values, got NoneType"),
+        ("- a\n- b\n", "expected keys and values, got list"),
+        ("name: [\n", "can't be read as YAML"),
+    ],
+)
+def test_what_is_no_mapping_is_said(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_study(tmp_path / "study.yaml")
+
+
+def test_the_same_key_twice_deep_in_a_file_is_found_at_its_own_place(tmp_path: Path) -> None:
+    """`name` stands in several sections; a fault names the line of the one that is wrong."""
+    (tmp_path / "site.yaml").write_text("name: North West\nbudget:\n  epsilon: no\n  delta: 1\n")
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path / "site.yaml", Policy)
+    faults = str(error.value)
+    assert "site.yaml: name: expected" in faults and "got 'North West' (line 1)." in faults
+    assert "budget.epsilon: expected" in faults and "(line 3)." in faults
+    assert "budget.delta: expected less than 1, got 1 (line 4)." in faults
+
+
+def test_every_key_that_a_study_knows_is_in_its_schema() -> None:
+    """Suggestions come from there."""
+    assert set(Study.model_json_schema()["properties"]) == set(Study.model_fields)
