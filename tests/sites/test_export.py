@@ -120,11 +120,11 @@ def test_the_manifest_names_the_tensors_of_the_file_the_declared_number_and_the_
     hospital: Hospital, study_with
 ) -> None:
     manifest, sha256 = release(hospital, study_with())
-    data = hospital.outbox.tensors(manifest.payload_sha256)
-    tensors = safetensors.torch.load(data)
+    file = hospital.outbox.tensors(manifest.payload_sha256)
+    tensors = safetensors.torch.load_file(file)
     assert manifest.tensors == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
-    assert manifest.payload_bytes == len(data)
+    assert manifest.payload_bytes == file.stat().st_size
     assert manifest.declared_training == hospital.policy.declared_training == 15
     assert manifest.declared_training != len(hospital.eligible.training)
     assert manifest.event is not None

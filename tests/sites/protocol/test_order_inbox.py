@@ -15,7 +15,7 @@ from sites import orders
 from sites.contribution import contribution
 from sites.exchange.exchange import Exchange
 from sites.exchange.places import Place
-from sites.exchange.storage import Filesystem, Source, StorageFailed
+from sites.exchange.storage import Filesystem, Sink, Source, StorageFailed
 from sites.hospital import Hospital
 from sites.orders import PROTOCOL, Expired, Order
 from sites.policy.opening_hours import Closed
@@ -217,15 +217,15 @@ def test_an_order_that_expires_while_it_is_carried_out_comes_to_nothing(
 
 def out_of_reach(monkeypatch: pytest.MonkeyPatch, times: int) -> Callable[[], int]:
     """Let the exchange be out of reach for its first `times` uses; return how often it was."""
-    failed, read = [0], Filesystem.read
+    failed, read_into = [0], Filesystem.read_into
 
-    def maybe(self: Filesystem, name: str, max_bytes: int) -> bytes:
+    def maybe(self: Filesystem, sink: Sink, name: str, max_bytes: int) -> None:
         if failed[0] < times:
             failed[0] += 1
             raise StorageFailed("the exchange can't be reached")
-        return read(self, name, max_bytes)
+        read_into(self, sink, name, max_bytes)
 
-    monkeypatch.setattr(Filesystem, "read", maybe)
+    monkeypatch.setattr(Filesystem, "read_into", maybe)
     return lambda: failed[0]
 
 
