@@ -121,7 +121,6 @@ def finish(
         run, number, model_sha256, accepted, scores, started, compared, start
     )
     publishing.publish(run, record)
-    session_of(run).on_record(run, record)
     return record
 
 

@@ -259,8 +259,12 @@ def public_keys(processes: Mapping[str, Keyed]) -> dict[str, str]:
         HospitalFailed: a hospital's process ended instead.
     """
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-        keys = threads.map(lambda process: process.public_key(), processes.values())
-        return dict(zip(processes, keys, strict=True))
+        asked = [threads.submit(process.public_key) for process in processes.values()]
+        try:
+            return {name: key.result() for name, key in zip(processes, asked, strict=True)}
+        except BaseException:
+            threads.shutdown(cancel_futures=True)  # nobody waits for the others
+            raise
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from contextvars import copy_context
 from threading import Event
 from types import TracebackType
 
+from flows.hospitals.session import session_of
 from flows.reporting.prefect_artifacts import announce
 from flows.reporting.report import report
 from flows.runs.artifacts import artifact_lock
@@ -70,7 +71,7 @@ class Publishing(AbstractContextManager["Publishing"]):
 
 
 def publish_round(run: Run, tracking: Tracking, record: RoundRecord, is_recorded: Event) -> None:
-    """Record a finished round, set `is_recorded`, and publish the round."""
+    """Record a finished round, set `is_recorded`, publish the round, and show it to the person."""
     with artifact_lock(run):
         run.keep(record)
         run.publish_head(record)
@@ -81,6 +82,7 @@ def publish_round(run: Run, tracking: Tracking, record: RoundRecord, is_recorded
             attach_report(run, report(run))
     with span("announce", round=record.round):
         announce(run, record, tracking.page)
+    session_of(run).on_record(run, record)
 
 
 def backfill(run: Run, tracking: Tracking, records: Sequence[RoundRecord]) -> None:

@@ -323,8 +323,10 @@ def kill_and_go_on(home: Path) -> None:
     for line in coordinator.stdout:
         if line.startswith("run "):
             kill_a_hospital(home / "wards" / "north")
-        if line.startswith("round 1/2"):
             break
+    while not list(home.glob(".wardround/runs/*/rounds/round-001.json")):
+        assert coordinator.poll() is None
+        time.sleep(0.02)
     workers = [pid for name in ("north", "east", "south") for pid in pids_in(home / "wards" / name)]
     coordinator.kill()
     coordinator.wait()
@@ -333,8 +335,13 @@ def kill_and_go_on(home: Path) -> None:
             break
         time.sleep(0.1)
     assert not [pid for pid in workers if is_running(pid)]
-    verified = printed_by(home, "verify")
-    assert len(newest(home).records()) < 3 and "everything fits" in verified
+    verified = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "verify"], cwd=home, capture_output=True, text=True
+    )
+    # the record is whole; MLflow may lack its newest round until the run goes on
+    fits, lacks = "everything fits", "as after an interruption; `wardround relog` logs what is missing"
+    assert len(newest(home).records()) < 3
+    assert fits in verified.stdout or lacks in verified.stdout, verified
     train(home)
 
 
