@@ -1,12 +1,12 @@
-"""One study in Flower, NVIDIA FLARE and Wardround, one after the other, each from nothing.
+"""One study in Flower and in Wardround, one after the other, each from nothing.
 
     python benchmarks/peers.py --json > peers.json
 
 The same network trains the same steps on the same phantoms at the same hospitals, and each round's model
 is scored at each hospital (`benchmarks/peers/`). Each system runs as its users start it on one machine:
-Flower's simulation (Ray), FLARE's simulator, `wardround run` with its servers, ledgers, signatures and
-MLflow. "served" is `wardround run` while another user of the folder keeps its servers running. Each peer
-has an environment of its own, made in `--environments` on demand (gigabytes from PyPI).
+Flower's simulation (Ray), `wardround run` with its servers, ledgers, signatures and MLflow. "served" is
+`wardround run` while another user of the folder keeps its servers running. Flower has an environment of
+its own, made in `--environments` on demand (gigabytes from PyPI).
 
 Rows: `{"system", "hospitals", "rounds", "wall_seconds", "training_seconds", "cpu_seconds"}` of the
 whole command, with all processes that it starts; the training alone is summed over hospitals and rounds.
@@ -37,14 +37,11 @@ from sites.datasets.phantoms import SCANNERS, make_wards
 from sites.setup.wards import introduce
 
 PEERS = Path(__file__).parent / "peers"
-PACKAGES = {
-    "flower": ["flwr[simulation]==1.42.0"],
-    "nvflare": ["nvflare==2.9.0"],
-}
+PACKAGES = {"flower": ["flwr[simulation]==1.42.0"]}
 COMMON = ["torch==2.13.0", "monai==1.6.1", "nibabel==5.4.2"]
 SIZES = ((4, 3), (20, 2))
 STEPS, PATIENTS = 40, 16
-SYSTEMS = ("flower", "nvflare", "wardround", "wardround, served")
+SYSTEMS = ("flower", "wardround", "wardround, served")
 
 
 def study_of(hospitals: int, rounds: int) -> dict[str, Any]:
@@ -90,13 +87,10 @@ def environment_of(system: str, environments: Path) -> Path:
     return python
 
 
-def command_of(system: str, folder: Path, environments: Path) -> Sequence[str]:
-    """Return the command line of a system, run in `folder`."""
+def command_of(system: str, environments: Path) -> Sequence[str]:
+    """Return the command line of a system."""
     if system == "flower":
         return [str(environment_of(system, environments)), str(PEERS / "flower_app.py")]
-    if system == "nvflare":
-        python = environment_of(system, environments)
-        return [str(python), str(PEERS / "nvflare_job.py"), str(folder / "workspace")]
     return [sys.executable, "-m", "flows.cli", "run", "study.yaml", "--profile", "trace.json"]
 
 
@@ -106,7 +100,7 @@ def row_of(system: str, hospitals: int, rounds: int, environments: Path) -> dict
         folder = Path(temporary)
         wards, notes = made(folder, hospitals, rounds), folder / "notes"
         notes.mkdir()
-        command = command_of(system, folder, environments)
+        command = command_of(system, environments)
         environment = {
             **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{PEERS}", "RAY_DEDUP_LOGS": "0",
             "PEERS_WARDS": str(wards), "PEERS_ROUNDS": str(rounds), "PEERS_STEPS": str(STEPS),

@@ -9,7 +9,6 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -24,30 +23,11 @@ from torch.nn.functional import one_hot
 CHANNELS, CLASSES, BATCH, RATE = (8, 16, 32), 3, 4, 0.05
 
 
-class Net(UNet):
-    """The network of the study. NVIDIA FLARE makes it again in its server, without arguments."""
-
-    def __init__(self) -> None:
-        strides = (2,) * (len(CHANNELS) - 1)
-        super().__init__(
-            spatial_dims=3, in_channels=1, out_channels=CLASSES, channels=CHANNELS, strides=strides
-        )
-
-
 def network() -> nn.Module:
-    """Return the network with the same first parameters in each process."""
+    """Return the network of the study, with the same first parameters in each process."""
     torch.manual_seed(0)
-    return Net()
-
-
-def weights_of(net: nn.Module) -> dict[str, np.ndarray]:
-    """Return the network's parameters as arrays."""
-    return {name: value.detach().numpy().copy() for name, value in net.state_dict().items()}
-
-
-def load_weights(net: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
-    """Overwrite the network's parameters."""
-    net.load_state_dict({name: torch.as_tensor(np.asarray(value)) for name, value in arrays.items()})
+    strides = (2,) * (len(CHANNELS) - 1)
+    return UNet(spatial_dims=3, in_channels=1, out_channels=CLASSES, channels=CHANNELS, strides=strides)
 
 
 Scans = list[tuple[Tensor, Tensor]]
