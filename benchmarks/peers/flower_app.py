@@ -1,4 +1,8 @@
-"""The study of `benchmarks/peers.py` in Flower: `python flower_app.py WARDS ROUNDS STEPS`."""
+"""The study of `benchmarks/peers.py` in Flower.
+
+`peers.py` starts it: PEERS_WARDS (the hospitals' folder), PEERS_ROUNDS and PEERS_STEPS (a round's)
+come from the environment.
+"""
 
 import os
 import sys
@@ -10,6 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
+from torch import nn
 
 WARDS = sorted(Path(os.environ.get("PEERS_WARDS", ".")).glob("site-*"))
 STEPS = int(os.environ.get("PEERS_STEPS", "0"))
@@ -17,7 +22,7 @@ STEPS = int(os.environ.get("PEERS_STEPS", "0"))
 client = ClientApp()
 
 
-def _network(message: Message):  # noqa: ANN202
+def _network(message: Message) -> nn.Module:
     net = learner.network()
     net.load_state_dict(message.content["arrays"].to_torch_state_dict())
     return net

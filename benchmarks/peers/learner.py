@@ -1,4 +1,4 @@
-"""What every system trains in `benchmarks/peers.py`: one network on one hospital's phantoms.
+"""What Flower's clients train in `benchmarks/peers.py`: one network on one hospital's phantoms.
 
 It runs in an environment with torch, MONAI and nibabel alone. A hospital's folder is one that
 `sites.datasets.phantoms` made; three quarters of its patients train, the others evaluate.

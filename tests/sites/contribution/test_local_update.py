@@ -37,7 +37,7 @@ def hospital(tmp_path: Path, small_wards, edit) -> Hospital:
 
 
 def released(hospital: Hospital, manifest) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load(hospital.outbox.tensors(manifest.payload_sha256).read_bytes())
+    return safetensors.torch.load_file(hospital.outbox.tensors(manifest.payload_sha256))
 
 
 def again(hospital: Hospital, edit, **changes: object) -> Hospital:

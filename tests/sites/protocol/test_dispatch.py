@@ -633,7 +633,7 @@ def replace_strategy(coordinator_of, hospital, study_with, training, models) -> 
     for round in (1, 2):
         coordinator.publish(round - 1, models[round - 1])
         manifest = coordinator.order(hospital, "contribute", round)
-    return safetensors.torch.load(hospital.outbox.tensors(manifest.payload_sha256).read_bytes())
+    return safetensors.torch.load_file(hospital.outbox.tensors(manifest.payload_sha256))
 
 
 class Killed(Exception):
