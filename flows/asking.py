@@ -87,10 +87,17 @@ def ask(run: str, number: int, phase: Phase, sites: list[str], named: str, home:
             raise failure
 
 
+def _models(run: Run, number: int, phase: Phase) -> Sequence[str]:
+    """Return the hospitals whose released models an order is about."""
+    if phase == "compare" or (phase == "audit" and run.study.evaluation.cross_site):
+        return global_model.compared_hospitals(run, number)
+    return ()
+
+
 def _ask_one(run: Run, number: int, phase: Phase, site: str) -> HospitalFailed | None:
     """Have one hospital carry out a phase of a round; return why it failed, if it may be asked again."""
     started = time.time()
-    models = global_model.compared_hospitals(run, number) if phase == "compare" else ()
+    models = _models(run, number, phase)
     order, failure = statements.order(run, number, phase, site, models), ""
     try:
         hospital = session_of(run).hospitals[site]

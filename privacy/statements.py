@@ -271,6 +271,26 @@ class Comparison(_Statement):
     metrics: Annotated[dict[Name, dict[MetricName, MetricValue]], Field(max_length=1000)]
 
 
+class AuditFigures(_Statement):
+    """What an attack on a global model found at a hospital, with noise; no figures if withheld.
+
+    `figures` has the AUC of the membership attack by the calibrated loss with the interval of its noise, and the
+    share of evaluation patients whose hospital the released models' outputs give away.
+    """
+
+    kind: Literal["audit"]
+    model_sha256: Sha256
+    figures: dict[MetricName, MetricValue]
+
+    @model_validator(mode="after")
+    def _charged_if_and_only_if_figures(self) -> "AuditFigures":
+        if bool(self.figures) != (self.event is not None):
+            raise ValueError("expected an event if and only if there are figures")
+        if not all(is_on_grid(v) for name, v in self.figures.items() if name.endswith("mia_auc")):
+            raise ValueError("expected noised figures on the public grid")
+        return self
+
+
 class Survey(_Statement):
     """Statistics of a hospital's scans: by histogram, the share of the patients in each bin.
 
@@ -335,7 +355,7 @@ class HeadManifest(Config):
 SumStatement = SumKeys | SumShares | SumSurvivors | SumOpening
 Statement = (
     Readiness | Acceptance | Refusal | Departure | ReleaseManifest | Scores | Comparison | Survey
-    | SumStatement
+    | AuditFigures | SumStatement
 )  # fmt: skip
 _STATEMENT: TypeAdapter[Statement] = TypeAdapter(Annotated[Statement, Field(discriminator="kind")])
 

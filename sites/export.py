@@ -14,6 +14,7 @@ from privacy.ledger import Charge, LedgerError
 from privacy.signing import sign
 from privacy.statements import (
     Acceptance,
+    AuditFigures,
     Comparison,
     Departure,
     EventRecord,
@@ -178,6 +179,20 @@ def comparison(
         kind="comparison", models=models, metrics=metrics, **_common(hospital, study.sha256, act)
     )
     hospital.ledger.publish(act, _into_outbox(hospital, statement))
+
+
+def audit_figures(
+    hospital: Hospital, study: Study, act: Charge, model: GlobalModel, figures: dict[str, float]
+) -> None:
+    """Write what an audit found to the outbox, and settle its charge, if there are figures."""
+    statement = AuditFigures(
+        kind="audit",
+        model_sha256=model.sha256,
+        figures=figures,
+        **_common(hospital, study.sha256, act),
+    )
+    record = hospital.ledger.settle if act.event else hospital.ledger.publish
+    record(act, _into_outbox(hospital, statement))
 
 
 def survey(

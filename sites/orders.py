@@ -11,7 +11,7 @@ from privacy.statements import Attempt
 from sites.exchange.phases import SUM_KINDS, SUMS, Phase, RunName, SumKind, SumPhases, act_of
 from sites.study import Study
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of the format of orders and statements. It is raised with each change that a hospital and a
 coordinator with different code could misunderstand; both then wait until the older one is upgraded."""
 
@@ -47,8 +47,8 @@ class Order(Config):
         phase: the work that is asked for. `check`: could the hospital join the run as it is now?
             `survey`: report on its scans; `join`: accept the run or refuse it; `contribute`: train and
             release; `evaluate`: score the global model; `compare`: score the models of other hospitals;
-            `sum-...`, `metrics-...`, `survey-...`: the exchange of keys, shares and lists around a
-            secure sum.
+            `audit`: attack the global model; `sum-...`, `metrics-...`, `survey-...`: the exchange of
+            keys, shares and lists around a secure sum.
         study: the whole study.
         site: name of the hospital that is asked.
         run: name of the run.
@@ -61,7 +61,8 @@ class Order(Config):
         protocol: the coordinator's version of the format of orders and statements.
         public_cases: sha256 of the exchange's object with the hashes of the coordinator's public cases,
             among which a hospital looks for its own patients; empty without such cases.
-        models: the hospitals whose released models are compared; used in the phase `compare` only.
+        models: the hospitals whose released models are compared; used in the phases `compare` and
+            `audit`.
         sum: the attempt at a secure sum that the order is part of; None without one.
         expires_ms: time from which an answer is too late, in milliseconds since 1970; None if the
             coordinator waits for the answer without a limit.

@@ -15,6 +15,7 @@ COMMANDS = {
     **dict.fromkeys(
         ("promote", "predict", "export-bundle", "verify-bundle", "access"), "flows.cli.models"
     ),
+    "audit": "flows.cli.audit",
     "review": "flows.cli.review",
     "site": "flows.cli.site.commands",
     "data": "flows.cli.data",

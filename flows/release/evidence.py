@@ -5,9 +5,11 @@ Missing evidence counts as failed.
 
 from collections.abc import Iterator, Sequence
 
+from flows.audits.records import MIA, audit_of
 from flows.decisions.chain import NotReleased
 from flows.decisions.criteria import ATTACK, CALIBRATION, EPSILON, GAIN, LINEAGE, mean_of, worst_of
 from flows.decisions.verdicts import Evidence
+from flows.rounds import statements
 from flows.rounds.recording import quality_of
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run
@@ -15,6 +17,7 @@ from flows.verification.verify import lineage_faults
 from models.errors import FixYourInput
 from models.settings.metrics import LOWER_IS_BETTER, flat
 from privacy.accounting import TOLERANCE
+from privacy.statements import AuditFigures
 from sites.study_sections import PromotionConfig
 
 
@@ -68,7 +71,7 @@ def measured(run: Run, record: RoundRecord, criteria: PromotionConfig) -> Iterat
         most = criteria.epsilon * (1 + TOLERANCE)  # as a hospital's ledger allows it
         yield _at_most(EPSILON, most, *_epsilon(run, record))
     if criteria.attack_auc is not None:
-        yield _at_most(ATTACK, criteria.attack_auc, None, "no privacy audit is recorded")
+        yield _at_most(ATTACK, criteria.attack_auc, *_attacked(run, record))
 
 
 def check_evidence(evidence: Sequence[Evidence]) -> None:
@@ -146,6 +149,33 @@ def _epsilon(run: Run, record: RoundRecord) -> tuple[float | None, str]:
     if run.study.evaluation.summed:  # what those who evaluate have paid
         return max(run.study.evaluation.summed.epsilon, *spent), ""
     return max(spent), ""
+
+
+def _attacked(run: Run, record: RoundRecord) -> tuple[float | None, str]:
+    """Return the worst end of the attack's AUC at any hospital of the run, or None and why it is
+    missing.
+
+    The figures are read from the hospitals' signed statements. A check of the mechanism that failed
+    makes every figure worthless.
+    """
+    found = audit_of(run, record.round)
+    if found is None:
+        return None, "no privacy audit is recorded"
+    if found.alarms:
+        return None, f"the audit's checks failed: {', '.join(found.alarms)}"
+    members = {site for each in run.records()[: record.round + 1] for site in each.releases}
+    answers = statements.answers(
+        run, record.round, "audit", sorted(members & run.description.roster.keys())
+    )
+    values = {
+        site: each.statement.figures[f"high/{MIA}"]
+        for site, each in answers.taken.items()
+        if isinstance(each.statement, AuditFigures)
+        and each.statement.model_sha256 == record.model_sha256
+        and each.statement.figures
+    }
+    silent = sorted(members - values.keys())
+    return (None, f"{', '.join(silent)} did not publish it") if silent else (max(values.values()), "")
 
 
 def _gained(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:

@@ -3,6 +3,7 @@
 It has no script and loads nothing from outside, so it can be attached, archived and printed.
 """
 
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flows.audits.records import AuditRecord, audit_of, picture_of
 from flows.decisions import chain, verdicts
 from flows.reporting.disclosures import Disclosure, disclosures
 from flows.runs.colours import colours
@@ -155,9 +157,25 @@ def report(run: Run, until: int | None = None, pending: verdicts.ReleaseOutcome 
         metrics=sorted(metric_names(run.study.task)),
         false_alarms=FALSE_ALARMS,
         contents=CONTENTS,
+        audit=(audit := _audit(run, records)),
+        audit_picture=_audit_picture(run, audit),
         signal_warnings=warnings(run.study, declared_in(run)),
     )
     return text.encode()
+
+
+def _audit(run: Run, records: Sequence[RoundRecord]) -> AuditRecord | None:
+    """Return the newest audit of a run's models, up to the last of these records; None without one."""
+    found = (audit_of(run, record.round) for record in reversed(records))
+    return next((each for each in found if each is not None), None)
+
+
+def _audit_picture(run: Run, audit: AuditRecord | None) -> str:
+    """Return an audit's picture for a page that loads nothing; empty without one."""
+    path = run.folder / picture_of(audit.round) if audit else None
+    if path is None or not path.exists():
+        return ""
+    return f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
 
 
 def _page(run: Run, records: Sequence[RoundRecord], site: str) -> HospitalPage:

@@ -12,6 +12,7 @@ from models.files import sha256_of
 from privacy.signing import BadSignature, verified, verified_by_any
 from privacy.statements import (
     Acceptance,
+    AuditFigures,
     Comparison,
     Departure,
     Refusal,
@@ -35,6 +36,8 @@ PHASES: Mapping[str, Sequence[Phase]] = {
 }
 """The phases of a round, one after the other, by privacy mode."""
 
+AUDITED = frozenset({"mia_auc", "low/mia_auc", "high/mia_auc", "provenance"})
+"""The figures that an audit may have."""
 SILENT = Absence(kind="missing", text="it did not answer within the deadline")
 LEFT = Absence(kind="missing", text="it has left the study")
 
@@ -223,6 +226,8 @@ def check_addressed(run: Run, round: int, purpose: str, site: str, statement: St
         unknown = sorted(statement.metrics.keys() - run.study.metric_names)
         if unknown:
             raise RejectedRelease(f"the study has no metric {unknown[0]!r}")
+    if isinstance(statement, AuditFigures) and statement.figures.keys() - AUDITED:
+        raise RejectedRelease("it has figures that no audit has")
     if isinstance(statement, Comparison):
         names = {name for metrics in statement.metrics.values() for name in metrics}
         if names - run.study.metric_names or statement.models.keys() != statement.metrics.keys():

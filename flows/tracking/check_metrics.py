@@ -11,6 +11,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from flows import served_model
+from flows.audits import metrics as audits
+from flows.audits.records import audits_of
 from flows.decisions import chain
 from flows.runs import artifacts
 from flows.runs.records import RoundRecord
@@ -98,6 +100,10 @@ def _expected(run: Run, records: Sequence[RoundRecord], name: str) -> dict[str, 
         )
         for metric, value in values.items():
             expected.setdefault(metric, {})[record.round] = value
+    for audit in audits_of(run):
+        found = audits.global_metrics(audit) if name == GLOBAL else audits.site_metrics(audit, name)
+        for metric, value in found.items():
+            expected.setdefault(metric, {})[audit.round] = value
     return expected
 
 

@@ -249,6 +249,13 @@ class Tracking(AbstractContextManager["Tracking"]):
         return [self._parent, *self._children.values()]
 
 
+def lines_of(client: MlflowClient, run: Run) -> dict[str, str]:
+    """Return the ids of a run's MLflow runs by the hospital's name; empty where there are none."""
+    experiment = client.get_experiment_by_name(run.study.name)
+    found = _lines(client, experiment.experiment_id, run) if experiment else {}
+    return {site: str(line.info.run_id) for site, line in found.items() if site}
+
+
 def _lines(client: MlflowClient, experiment: str, run: Run, site: str = "") -> dict[str, Line]:
     """Return the MLflow runs of a run by the hospital's name, or that of one hospital alone."""
     asked = f"tags.`wardround.run` = '{run.name}'"

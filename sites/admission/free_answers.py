@@ -8,7 +8,7 @@ from privacy.ledger_book import is_kind
 from sites.exchange.phases import SUM_MESSAGES, SUMS
 from sites.hospital import Hospital
 
-OF_A_RUN = ("evaluate", "compare")
+OF_A_RUN = ("evaluate", "compare", "audit")
 
 
 FREE = ("check", "join", "survey", *OF_A_RUN)

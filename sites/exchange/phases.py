@@ -11,7 +11,7 @@ SUM_KINDS: tuple[SumKind, ...] = get_args(SumKind)
 """What a secure sum may be of."""
 
 Phase = Literal[
-    "check", "survey", "join", "contribute", "evaluate", "compare",
+    "check", "survey", "join", "contribute", "evaluate", "compare", "audit",
     "sum-keys", "sum-shares", "sum-survivors", "sum-opening",
     "metrics-keys", "metrics-shares", "metrics-survivors", "metrics-opening",
     "survey-keys", "survey-shares", "survey-survivors", "survey-opening",

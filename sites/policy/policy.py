@@ -128,6 +128,25 @@ class SharedNoiseConfig(Config):
     own_epsilon: Annotated[float, Field(gt=0)] | None = None
 
 
+class AuditConfig(Config):
+    """Audit of a run's models at this hospital, after training, and what of it may leave.
+
+    The report with all attacks stays in `state/audits/`. What leaves is one number with noise: how well
+    the global model's losses tell who trained it (`docs/audits.md`).
+
+    Attributes:
+        epsilon: what all audits of one run together may cost a training patient, at the budget's delta.
+        shadows: twins of the training, of each kind, for the likelihood-ratio attack; 8 by default.
+        plain_steps: steps of a twin without privacy; 60 by default.
+        canaries: gradients that are planted in the audit of one training; 10,000 by default, 0 for none.
+    """
+
+    epsilon: Annotated[float, Field(gt=0)]
+    shadows: Annotated[int, Field(ge=4, le=256)] = 8
+    plain_steps: PositiveInt = 60
+    canaries: Annotated[int, Field(ge=0, le=10**6)] = 10_000
+
+
 class Policy(Config):
     """Content of a `site.yaml`.
 
@@ -163,6 +182,8 @@ class Policy(Config):
         group: a public name for the kind of the hospital's scans, by which reports compare; none by
             default.
         statistics: what a survey of the scans may report: `withheld` (default), suppressed or noised.
+        audit: audits of the models that this hospital trained, which take minutes: `withheld` (default)
+            does none, else `{epsilon: ...}`; needs `metrics: exact`.
         plain_studies: `allow` lets studies without differential privacy train here; `refuse` by default.
         sampled_steps: `allow` lets studies sample the patients of a step; `refuse` by default. With
             `allow` every charge is counted by Renyi DP, full batches included (about 13 % more). Choose
@@ -209,6 +230,7 @@ class Policy(Config):
     cross_site: Literal["refuse", "allow"] = "refuse"
     group: Name | None = None
     statistics: Literal["withheld"] | SuppressedStatistics | NoisedStatistics = "withheld"
+    audit: Literal["withheld"] | AuditConfig = "withheld"
     plain_studies: Literal["refuse", "allow"] = "refuse"
     sampled_steps: Literal["refuse", "allow"] = "refuse"
     approve: ApprovalConfig = ApprovalConfig()
@@ -247,6 +269,15 @@ class Policy(Config):
             raise ValueError(
                 f"worst_case: expected withhold, as metrics is {self.metrics}; one patient's metrics "
                 f"leave exactly or not at all."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _audits_of_exact_metrics(self) -> "Policy":
+        if self.audit != "withheld" and self.metrics != "exact":
+            raise ValueError(
+                f"audit: expected withheld, as metrics is {self.metrics}: an audit's noise protects "
+                f"training patients, and compares them with evaluation patients as exact metrics do."
             )
         return self
 

@@ -16,6 +16,7 @@ from sites import export
 from sites.admission.admission import admit, check_filter, check_free_answers, check_list, check_round
 from sites.admission.approvals import check_export
 from sites.admission.ledger_recovery import check_complete, unrecorded
+from sites.audit.audit import audit
 from sites.contribution.contribution import check, contribute, join
 from sites.contribution.personal import update_personal_model
 from sites.evaluation.evaluation import compare, evaluate, tell
@@ -145,6 +146,7 @@ _PHASES: Mapping[Phase, Callable[[Hospital, Order, Charge, Progress], None]] = {
     "contribute": contribute,
     "evaluate": evaluate,
     "compare": compare,
+    "audit": audit,
     **{phases.keys: announce_keys for phases in SUMS.values()},
     **{phases.shares: seal_shares for phases in SUMS.values()},
     **{phases.survivors: sign_survivors for phases in SUMS.values()},

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.settings.tasks import PLAIN, RGB
-from models.synthesis import labelled_image, texture
+from sites.datasets.made_up import made_up_scan
 from sites.datasets.phantoms import write_policy
 from sites.hospital import Hospital
 from sites.listing.cases import NOTHING
@@ -74,17 +74,16 @@ def _made_up(study: Study, rng: np.random.Generator) -> tuple[Any, Any, str]:
 
     The classes are empty for segmentation; the label image is blank for classification.
     """
-    task, shape = study.task, study.preprocessing.shape
+    image, target = made_up_scan(study, rng)
+    task = study.task
     if task.kind == "segmentation":
-        image, label = labelled_image(shape, len(task.labels), rng, study.synthesis, task.in_channels)
-        return image.astype(np.float32), label.astype(np.uint8), ""
-    image = texture(shape, rng, task.in_channels).astype(np.float32)
+        return image, target.astype(np.uint8), ""
     if task.kind == "regression":
-        return image, np.zeros(()), f"{rng.uniform(task.low, task.high):.6g}"
+        return image, np.zeros(()), f"{float(target):.6g}"
     known = sorted(task.labels)
     if not task.multi_label:
-        return image, np.zeros(()), str(rng.choice(known))
-    return image, np.zeros(()), ";".join(str(v) for v in known if rng.random() < 0.5) or NOTHING
+        return image, np.zeros(()), str(known[int(target)])
+    return image, np.zeros(()), ";".join(str(known[i]) for i in np.flatnonzero(target)) or NOTHING
 
 
 def _policy(hospital: Hospital) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
 """Private training: DP-SGD whose unit of privacy is the patient."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +21,9 @@ from sites.training.config import TrainingConfig
 from sites.training.examples import Examples
 from sites.training.steps import local_loss_adder, with_attacked
 
+Planted = Callable[[Mechanism], Sequence[Tensor]]
+"""Function from a step's mechanism to sums of clipped gradients, one for each parameter in order."""
+
 
 def train_privately(
     network: nn.Module,
@@ -31,6 +35,7 @@ def train_privately(
     local_loss: LocalLoss | None,
     progress: Progress,
     unfinished: Unfinished | None = None,
+    planted: Planted | None = None,
 ) -> Mechanism:
     """Train `network` in place with DP-SGD whose unit is the patient.
 
@@ -40,6 +45,7 @@ def train_privately(
     Args:
         unfinished: storage for the state of this training, from which it resumes. Only steps whose noise
             is added are stored; lost steps are repeated, so the result contains each step once.
+        planted: sums of clipped gradients that an audit adds to those of the patients in each step.
 
     Returns:
         The mechanism after the last step, with its new norm if the clip norm is adaptive.
@@ -50,7 +56,7 @@ def train_privately(
     Raises:
         RuntimeError: Opacus' accountant counted other steps than the mechanism charges.
     """
-    training = _Training.started(network, task, examples, config, mechanism, noise, local_loss)
+    training = _Training.started(network, task, examples, config, mechanism, noise, local_loss, planted)
     stored = unfinished.read() if unfinished else None
     first = training.resume(stored) if stored else 0
     for step in range(first, mechanism.steps):
@@ -75,6 +81,7 @@ class _Training:
     sgd: torch.optim.SGD
     optimizer: PatientOptimizer
     accountant: RDPAccountant
+    planted: Planted | None
 
     @classmethod
     def started(
@@ -86,6 +93,7 @@ class _Training:
         mechanism: Mechanism,
         noise: NoiseSource,
         local_loss: LocalLoss | None,
+        planted: Planted | None,
     ) -> "_Training":
         sgd = torch.optim.SGD(network.parameters(), lr=config.step_size, momentum=config.momentum)
         optimizer, accountant = PatientOptimizer(sgd, mechanism, noise), RDPAccountant()
@@ -97,7 +105,9 @@ class _Training:
             add_local_gradient()
 
         optimizer.attach_step_hook(before_update)
-        return cls(network, task, examples, config, mechanism, noise, sgd, optimizer, accountant)
+        return cls(
+            network, task, examples, config, mechanism, noise, sgd, optimizer, accountant, planted
+        )
 
     def step(self, number: int) -> None:
         """Take one step: clip each patient's gradient, sum, add noise, update."""
@@ -105,6 +115,8 @@ class _Training:
         lot = _poisson_lot(len(self.examples), self.charged.sampling_rate, self.noise)
         for start in range(0, len(lot), self.config.microbatch):
             self._accumulate(lot[start : start + self.config.microbatch], number, clipper)
+        if self.planted:
+            self.optimizer.accumulate(self.planted(self.optimizer.mechanism))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.optimizer.mechanism = self.optimizer.mechanism.adapted(clipper.within, self.noise)

@@ -54,6 +54,26 @@ def outbox(folder: SiteArgument = Path(), as_json: AsJsonOption = False) -> None
 
 
 @app.command()
+def audit(folder: SiteArgument = Path(), as_json: AsJsonOption = False) -> None:
+    """Show the attacks on models that this hospital trained; the report never leaves.
+
+    Audits are made when the coordinator asks for them and site.yaml has `audit: {epsilon: ...}`.
+    """
+    with cli_errors():
+        from sites.audit.audit import reports
+        from sites.hospital import Hospital
+
+        found = reports(Hospital.open(folder))
+        if as_json:
+            typer.echo(json.dumps([each.model_dump(mode="json") for each in found]))
+            return
+        from flows.cli.site.audit_table import audit_lines
+
+        for line in audit_lines(found):
+            Console().print(line)
+
+
+@app.command()
 def scores(folder: SiteArgument = Path()) -> None:
     """Show the scores of the hospital's personal models; under privacy they never leave."""
     with cli_errors():

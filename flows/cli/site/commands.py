@@ -9,7 +9,8 @@ COMMANDS = {
         "flows.cli.site.orders",
     ),
     **dict.fromkeys(
-        ("ledger", "outbox", "scores", "withdrawn", "recover-ledger", "ui"), "flows.cli.site.books"
+        ("ledger", "outbox", "scores", "audit", "withdrawn", "recover-ledger", "ui"),
+        "flows.cli.site.books",
     ),
 }
 app = lazy_app("At one hospital: its data, its orders, its ledger and outbox.", COMMANDS)

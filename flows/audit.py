@@ -1,0 +1,127 @@
+"""The audit flow, after a training: is the privacy that was claimed also measured?
+
+The coordinator checks the study's mechanism on made-up patients, inverts gradients of one, and looks
+whether releases give their hospitals away. The hospitals attack the model that they trained, each as far
+as its policy asks for it; what they publish is charged there.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.asking import SIDE_BY_SIDE, ask_all
+from flows.audits.picture import picture
+from flows.audits.records import AuditRecord, audit_of, keep, path_of, picture_of, sacro_of
+from flows.audits.sacro import attack_report
+from flows.reporting.report import report
+from flows.rounds import global_model
+from flows.rounds.release_provenance import provenance
+from flows.rounds.statements import Answers
+from flows.runs.artifacts import artifact_lock
+from flows.runs.paths import Home
+from flows.runs.records import Absence, Signed
+from flows.runs.run import Run
+from flows.tracking.audits import log_audit
+from flows.tracking.tracking import attach_report
+from privacy.statements import AuditFigures
+from sites.audit.made_up import Bench, NothingToAudit
+from sites.audit.mechanism import Measured, examine
+from sites.audit.one_run import OneRun
+from sites.audit.reconstruction import Pictures, Reconstruction, reconstructed
+from sites.study import Study
+
+OTHER = Absence(kind="rejected", text="its audit is of another model")
+SEED = 0
+
+
+@flow(flow_run_name="audit {run} {number}", task_runner=SIDE_BY_SIDE)  # type: ignore[arg-type]  # Prefect's own type
+def audit(run: str, number: int, home: str, sites: list[str], steps: int, canaries: int) -> None:
+    """Audit the model of a round, record what was found, and publish it.
+
+    A round is audited once: hospitals answer once, and MLflow replaces no number. What is on record is
+    published again.
+
+    Args:
+        sites: the hospitals that are asked.
+        steps: steps of each gradient inversion.
+        canaries: gradients that are planted in the audit of one training.
+    """
+    with Run.open(Home(Path(home)), run).locked() as opened:
+        started = time.time()
+        if recorded := audit_of(opened, number):
+            publish(opened, recorded)
+            return
+        opened.begin_attempt()
+        global_model.publish_audited(opened, number)
+        answers = ask_all(opened, number, "audit", sites)
+        checks = mechanism_checks(opened.study)
+        found, images = inversion(opened.study, steps)
+        record = AuditRecord(
+            study=opened.study.name,
+            study_sha256=opened.study.sha256,
+            run=opened.name,
+            round=number,
+            model_sha256=opened.records()[number].model_sha256,
+            at_ms=int(time.time() * 1000),
+            checks=tuple(checks),
+            one_run=canary_run(opened, canaries),
+            reconstruction=found,
+            releases=provenance(opened, number),
+            hospitals=_figures(opened, number, answers),
+            seconds=round(time.time() - started, 1),
+        )
+        with artifact_lock(opened):
+            keep(opened, picture_of(number), picture(found, images))
+            keep(opened, sacro_of(number), attack_report(record))
+            keep(opened, path_of(number), record.model_dump_json(indent=1).encode())
+        publish(opened, record)
+
+
+def publish(run: Run, record: AuditRecord) -> None:
+    """Publish an audit in MLflow and in the run's report; a second call changes nothing."""
+    with artifact_lock(run):
+        log_audit(run, record)
+        attach_report(run, report(run))
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def mechanism_checks(study: Study) -> list[Measured]:
+    """Check the study's mechanism on made-up patients; nothing without privacy for patients."""
+    try:
+        return list(examine(Bench.of(study), SEED))
+    except NothingToAudit:
+        return []
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def inversion(study: Study, steps: int) -> tuple[Reconstruction, Pictures]:
+    """Invert the gradient of a made-up patient."""
+    return reconstructed(study, steps, SEED)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def canary_run(run: Run, canaries: int) -> OneRun | None:
+    """Audit one training of made-up patients by canaries; None without privacy for each patient."""
+    try:
+        bench = Bench.of(run.study)
+    except NothingToAudit:
+        return None
+    if run.study.shares_noise or not canaries:
+        return None
+    return bench.one_run(run.rate, canaries, np.random.default_rng(SEED))
+
+
+def _figures(run: Run, number: int, answers: Answers) -> dict[str, Signed[AuditFigures] | Absence]:
+    """Return each hospital's figures of the round's model, or why there are none."""
+    found: dict[str, Signed[AuditFigures] | Absence] = dict(answers.absent)
+    due = run.records()[number].model_sha256
+    for site, answer in answers.taken.items():
+        statement = answer.statement
+        if isinstance(statement, AuditFigures) and statement.model_sha256 == due:
+            found[site] = Signed[AuditFigures](**dict(answer))
+        else:
+            found[site] = OTHER
+    return found

@@ -1,0 +1,1 @@
+"""Audits of a run: what they record, and their pages in MLflow and the report."""

@@ -1,0 +1,33 @@
+"""An audit's numbers as MLflow has them, by line: all of them follow from the audit's record."""
+
+from flows.audits.records import MIA, PROVENANCE, AuditRecord
+from flows.runs.records import Signed
+
+
+def global_metrics(audit: AuditRecord) -> dict[str, float]:
+    """Return the metrics of the line for all together: of hospitals' figures the worst one."""
+    worst = {
+        f"audit/{name}": max(each[name] for each in audit.figures.values() if name in each)
+        for name in (MIA, PROVENANCE)
+        if any(name in each for each in audit.figures.values())
+    }
+    found: dict[str, float | None] = {
+        "audit/failed_checks": float(len(audit.alarms)) if audit.checks else None,
+        "audit/epsilon_lower": audit.epsilon_lower,
+        "audit/release_provenance": audit.releases.share if audit.releases else None,
+    }
+    if audit.reconstruction:
+        found["audit/inversion_ssim_plain"] = audit.reconstruction.plain.ssim
+        private = audit.reconstruction.private
+        found["audit/inversion_ssim_private"] = private.ssim if private else None
+    return worst | {name: value for name, value in found.items() if value is not None}
+
+
+def site_metrics(audit: AuditRecord, site: str) -> dict[str, float]:
+    """Return the metrics of a hospital's line, ends of intervals included."""
+    each = audit.hospitals.get(site)
+    if not isinstance(each, Signed):
+        return {}
+    figures = each.statement.figures
+    ends = {f"audit/{name.replace('/', '_')}": value for name, value in figures.items() if "/" in name}
+    return {f"audit/{name}": value for name, value in figures.items() if "/" not in name} | ends

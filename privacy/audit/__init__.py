@@ -1,0 +1,1 @@
+"""Audits: what an attack on a training finds, and the lower bounds on epsilon that follow."""

@@ -1,0 +1,56 @@
+"""Which hospital is a scan, or a release, from? Attacks on a model's outputs alone."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from models.objectives import Task, build_task
+from models.params import Params
+from sites.cohort import Patient
+from sites.local_models import network_for
+from sites.study import Study
+from sites.training.examples import Examples, prepare
+
+
+def own_share(
+    study: Study,
+    models: Mapping[str, Params],
+    own: str,
+    patients: Sequence[Patient],
+    device: torch.device,
+) -> float:
+    """Return the share of patients whose scans the own hospital's model is surest of.
+
+    The attacker has each hospital's released model and sees its answers to a scan, not the truth: the
+    scan is said to be from the hospital whose model is most certain. By guessing it is one over the
+    number of models.
+
+    Args:
+        models: each hospital's released model.
+        patients: patients of `own` who never train.
+    """
+    fixed = study.preprocessing.model_copy(update={"augmentation": None, "fit": "pad_or_crop"})
+    seen = prepare(patients, fixed, device, seed=0)
+    task = build_task(study.task)
+    sure = {
+        site: certainty(network_for(study.network, study, device, params), task, seen)
+        for site, params in models.items()
+    }
+    sites = sorted(sure)
+    surest = torch.stack([sure[site] for site in sites]).argmax(0)
+    return float((surest == sites.index(own)).double().mean())
+
+
+@torch.no_grad()
+def certainty(network: nn.Module, task: Task, seen: Examples) -> torch.Tensor:
+    """Return a model's mean largest probability for each patient, `(P,)`."""
+    found = []
+    for number in range(len(seen)):
+        pair = seen.draw(number, 0)
+        if pair is None:
+            found.append(0.0)
+            continue
+        answers = task.exclusive(network(pair[0])).softmax(1)
+        found.append(float(answers.max(1).values.mean()))
+    return torch.tensor(found)
