@@ -89,7 +89,7 @@ def ask(run: str, number: int, phase: Phase, sites: list[str], named: str, home:
 
 def _models(run: Run, number: int, phase: Phase) -> Sequence[str]:
     """Return the hospitals whose released models an order is about."""
-    if phase == "compare" or (phase == "audit" and run.study.evaluation.cross_site):
+    if phase == "compare" or (phase == "audit" and run.study.is_compared(number)):
         return global_model.compared_hospitals(run, number)
     return ()
 

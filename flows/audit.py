@@ -17,7 +17,6 @@ from flows.audits.picture import picture
 from flows.audits.records import AuditRecord, audit_of, keep, path_of, picture_of, sacro_of
 from flows.audits.sacro import attack_report
 from flows.reporting.report import report
-from flows.rounds import global_model
 from flows.rounds.release_provenance import provenance
 from flows.rounds.statements import Answers
 from flows.runs.artifacts import artifact_lock
@@ -55,7 +54,6 @@ def audit(run: str, number: int, home: str, sites: list[str], steps: int, canari
             publish(opened, recorded)
             return
         opened.begin_attempt()
-        global_model.publish_audited(opened, number)
         answers = ask_all(opened, number, "audit", sites)
         checks = mechanism_checks(opened.study)
         found, images = inversion(opened.study, steps)

@@ -274,7 +274,7 @@ class Comparison(_Statement):
 class AuditFigures(_Statement):
     """What an attack on a global model found at a hospital, with noise; no figures if withheld.
 
-    `figures` has the AUC of the membership attack by the calibrated loss with the interval of its noise, and the
+    `figures` has the AUC of the membership attack with the interval of its noise, and the
     share of evaluation patients whose hospital the released models' outputs give away.
     """
 

@@ -74,15 +74,6 @@ def publish_released(run: Run, round: int, base: RoundRecord) -> None:
         _publish(run, round, data, Place.released(run.name, round, site), of=site)
 
 
-def publish_audited(run: Run, round: int) -> None:
-    """Publish the hospitals' released models of a round, where a study compares them, for its audit.
-
-    The round's own model is published already.
-    """
-    if run.study.evaluation.cross_site:
-        publish_released(run, round, run.records()[round - 1])
-
-
 def released_model(run: Run, round: int, base: RoundRecord, site: str) -> bytes:
     """Return the model that a hospital has released: its round's base with its change alone."""
     params = run.model(base)

@@ -102,6 +102,11 @@ def audit(hospital: Hospital, order: Order, act: Charge, progress: Progress) -> 
     if policy == "withheld" or few:
         export.audit_figures(hospital, study, act, model, {})
         return
+    limit = Budget(epsilon=policy.epsilon, delta=hospital.policy.budget.delta)
+    event = PrivacyEvent(noise_for(limit, sampling_rate=1, steps=1), 1.0, 1)
+    charge = Charge(act.study, act.run, act.round, act.purpose, event)
+    if not hospital.ledger.has_started(charge):
+        hospital.ledger.check_fits(hospital.eligible.training, event, times=1)
     cohort = hospital.cohort(study)
     evaluation = [patient for patient in cohort.evaluation if patient.scans]
     with exclusive_device(hospital.policy.device):
@@ -111,9 +116,6 @@ def audit(hospital: Hospital, order: Order, act: Charge, progress: Progress) -> 
             report = _audited(hospital, order, model, cohort, policy, progress)
             write_atomically(path, report.model_dump_json(indent=1).encode())
     check_in_time(order)
-    limit = Budget(epsilon=policy.epsilon, delta=hospital.policy.budget.delta)
-    event = PrivacyEvent(noise_for(limit, sampling_rate=1, steps=1), 1.0, 1)
-    charge = Charge(act.study, act.run, act.round, act.purpose, event)
     charged = hospital.ledger.reserve(charge, hospital.eligible.training, limit)
     hospital.ledger.start(charge)
     members = [patient for patient in cohort.training if patient.pseudonym in charged]

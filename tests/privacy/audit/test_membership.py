@@ -41,6 +41,20 @@ def test_the_interval_counts_patients_and_not_their_scores() -> None:
     assert many.auc.high - many.auc.low == pytest.approx(one.auc.high - one.auc.low, rel=0.1)
 
 
+def test_the_interval_is_that_of_resampling_written_out() -> None:
+    rng = np.random.default_rng(5)
+    inside = np.array([[True] * 12 + [False] * 8, [False] * 10 + [True] * 10])
+    scores = rng.normal(size=(2, 20)) + inside
+    drawn = []
+    for _ in range(2000):
+        chosen = rng.integers(20, size=20)
+        some, their = scores[:, chosen], inside[:, chosen]
+        drawn.append(auc(some[their], some[~their]))
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    interval = found(scores, inside, seed=0).auc
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.02)
+
+
 def test_the_likelihood_ratio_is_that_of_two_normal_distributions() -> None:
     shadows = np.array([[2.0, 0.0], [4.0, 2.0], [0.0, 5.0], [-2.0, 7.0]])
     inside = np.array([[True, False], [True, False], [False, True], [False, True]])
