@@ -1,4 +1,4 @@
-"""An audit of a finished run: through Prefect, at the hospitals, into MLflow, the report and the gate."""
+"""An audit of a run: through Prefect, at the hospitals, into MLflow, the report and the gate."""
 
 import json
 import shutil
