@@ -2,8 +2,8 @@
 
     python benchmarks/audits.py hippocampus pneumonia --json > audits.json
 
-Each study of `studies/` is trained among four hospitals, with comparison of models, and audited with `wardround audit
-run`; hospitals' reports are read from their own folders, which only a benchmark may do.
+Each study of `studies/` is trained among four hospitals, with comparison of models, and audited with
+`wardround audit run`; hospitals' reports are read from their own folders, which only a benchmark may do.
 
 Rows: for each attack at each hospital `{"study", "hospital", "model", "attack", "auc", "low", "high",
 "found_at_5", "members", "others"}`, and one row for each study `{"study", "hospital": "all", "checks",

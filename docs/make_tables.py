@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from privacy.leaving import table as leaving
+from privacy.audit.leaving import table as leaving
 
 HERE = Path(__file__).parent
 PARTS: Mapping[str, tuple[str, Callable[[], str]]] = {

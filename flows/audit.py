@@ -23,8 +23,7 @@ from flows.runs.artifacts import artifact_lock
 from flows.runs.paths import Home
 from flows.runs.records import Absence, Signed
 from flows.runs.run import Run
-from flows.tracking.audits import log_audit
-from flows.tracking.tracking import attach_report
+from flows.tracking.tracking import attach_report, log_audit
 from privacy.statements import AuditFigures
 from sites.audit.made_up import Bench, NothingToAudit
 from sites.audit.mechanism import Measured, examine

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from privacy.accounting import Budget, PrivacyEvent, most_found, noise_for
-from privacy.leaving import BESIDE, LEAVING, fields_that_leave
+from privacy.audit.leaving import BESIDE, LEAVING, fields_that_leave
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs" / "threat-model.md").read_text()

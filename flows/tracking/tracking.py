@@ -15,6 +15,8 @@ from mlflow.entities import Run as Line
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
 
+from flows.audits import metrics as audits
+from flows.audits.records import AuditRecord, path_of, picture_of, sacro_of
 from flows.runs import artifacts
 from flows.runs.records import RoundRecord
 from flows.runs.run import NotAllowed, Run, StoreFailed
@@ -54,6 +56,33 @@ def attach_report(run: Run, report: bytes) -> None:
         artifacts.keep(run, artifacts.REPORT, report)
         for key, value in lines.decided_tags(run).items():
             client.set_tag(parent, key, value)
+
+
+def log_audit(run: Run, audit: AuditRecord) -> None:
+    """Log an audit's metrics at its round, and its files; a second call changes nothing.
+
+    The caller holds `artifact_lock`.
+
+    Raises:
+        NotAllowed: this account may not write the study's runs.
+        StoreFailed: MLflow has no run of this name, or did not store all of it.
+    """
+    client = MlflowClient()
+    with writing(f"the audit of {run.name}", COORDINATORS):
+        experiment = client.get_experiment_by_name(run.study.name)
+        known = _lines(client, experiment.experiment_id, run) if experiment else {}
+        if GLOBAL not in known:
+            raise StoreFailed(
+                f"MLflow has no run of {run.name} yet, as with a new store: "
+                f"`wardround relog {run.name}` logs the recorded rounds"
+            )
+        for name, line in known.items():
+            values = audits.global_metrics(audit) if name == GLOBAL else audits.site_metrics(audit, name)
+            metrics = [Metric(*each, audit.at_ms, audit.round) for each in values.items()]
+            client.log_batch(line.info.run_id, metrics=metrics)
+        for path in (path_of(audit.round), picture_of(audit.round), sacro_of(audit.round)):
+            folder = path.rpartition("/")[0]
+            client.log_artifact(known[GLOBAL].info.run_id, str(run.folder / path), folder)
 
 
 def page_tags(run: Run) -> Mapping[str, str]:
@@ -247,13 +276,6 @@ class Tracking(AbstractContextManager["Tracking"]):
 
     def _all_runs(self) -> list[str]:
         return [self._parent, *self._children.values()]
-
-
-def lines_of(client: MlflowClient, run: Run) -> dict[str, str]:
-    """Return the ids of a run's MLflow runs by the hospital's name; empty where there are none."""
-    experiment = client.get_experiment_by_name(run.study.name)
-    found = _lines(client, experiment.experiment_id, run) if experiment else {}
-    return {site: str(line.info.run_id) for site, line in found.items() if site}
 
 
 def _lines(client: MlflowClient, experiment: str, run: Run, site: str = "") -> dict[str, Line]:

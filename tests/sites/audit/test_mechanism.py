@@ -188,7 +188,7 @@ BUGS: list[tuple[str, Plant, dict]] = [
 @pytest.mark.parametrize(
     ("name", "plant", "content"), BUGS, ids=[f"{p.__name__[1:]}-by-{n}" for n, p, _ in BUGS]
 )
-def test_a_planted_bug_is_caught_by_the_test_that_is_for_it(
+def test_a_planted_bug_is_caught_by_the_check_that_is_for_it(
     name: str, plant: Plant, content: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
@@ -207,7 +207,7 @@ def test_right_code_raises_no_alarm_over_twenty_seeds(content: dict) -> None:
     [(p, c) for n, p, c in BUGS],
     ids=[f"{p.__name__[1:]}-{n}" for n, p, _ in BUGS],
 )
-def test_every_test_together_catches_each_bug(
+def test_all_checks_together_catch_each_bug(
     plant: Plant, content: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     due = {n for n, p, c in BUGS if p is plant and c is content}
