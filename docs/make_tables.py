@@ -5,14 +5,26 @@ python docs/make_tables.py --check  # exit code 1 if a page has other ones
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from models.config import Config
+from models.settings.described import json_schema, keys
 from privacy.audit.leaving import table as leaving
+from sites.policy.policy import Policy
+from sites.study import Study
 
 HERE = Path(__file__).parent
+SETTINGS: Mapping[str, tuple[type[Config], str]] = {
+    "study": (Study, "What everybody agrees on before round 1: `studies/NAME.yaml`."),
+    "site": (Policy, "A hospital's own limits, which no study can widen: `site.yaml` in its folder."),
+}
 PARTS: Mapping[str, tuple[str, Callable[[], str]]] = {
     "fields that leave": ("threat-model.md", leaving),
 }
@@ -34,11 +46,55 @@ def made(page: str, name: str, part: str) -> str:
 
 def stale() -> list[Path]:
     """Return the pages whose parts differ from what the code says now."""
-    return [path for path, text in _pages().items() if path.read_text() != text]
+    return [path for path, text in _pages().items() if not path.exists() or path.read_text() != text]
+
+
+def reference(name: str) -> str:
+    """Return the page of a settings file: a row for each key."""
+    config, what = SETTINGS[name]
+    title = {"study": "Keys of a study", "site": "Keys of site.yaml"}[name]
+    lines = [
+        f"# {title}\n",
+        f"{what} Made by `docs/make_tables.py` from the code;",
+        f"`wardround schema {name}` prints a JSON Schema for editors.",
+        "Where a key holds one of several groups, the group's kind stands in brackets:",
+        "`task (segmentation).dims` is `dims` of a `task` with `kind: segmentation`.\n",
+        "| key | meaning | type | default | example |",
+        "|---|---|---|---|---|",
+    ]
+    for key in keys(config, _examples(name)):
+        cells = (f"`{key.path}`", key.meaning, key.type, key.default, key.example)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _examples(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if name == "study":
+        for path in sorted((HERE.parent / "studies").glob("*.yaml")):
+            found = {**_flat(yaml.safe_load(path.read_text())), **found}
+    return {**found, **yaml.safe_load((HERE / "reference" / "examples.yaml").read_text())[name]}
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, Any]:
+    """Return all values of nested keys by path."""
+    found: dict[str, Any] = {}
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            found |= {f"{prefix}{key}": inner, **_flat(inner, f"{prefix}{key}.")}
+    return found
+
+
+def schema(name: str) -> str:
+    """Return the JSON Schema of a settings file, as a text."""
+    return json.dumps(json_schema(SETTINGS[name][0], f"Wardround: {name}.yaml"), indent=1) + "\n"
 
 
 def _pages() -> dict[Path, str]:
     pages: dict[Path, str] = {}
+    for name in SETTINGS:
+        pages[HERE / "reference" / f"{name}.md"] = reference(name)
+        pages[HERE.parent / "schemas" / f"{name}.schema.json"] = schema(name)
     for name, (file, make) in PARTS.items():
         path = HERE / file
         pages[path] = made(pages.get(path, path.read_text()), name, make())

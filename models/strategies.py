@@ -373,7 +373,11 @@ STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
 
 
 class StrategyConfig(Config):
-    """A strategy by name, with the strategy's own arguments as further keys."""
+    """A strategy by name, with the strategy's own arguments as further keys.
+
+    Attributes:
+        name: the rule, such as `fed_avg`, `fed_avg_m`, `scaffold`, `krum`.
+    """
 
     model_config = ConfigDict(extra="allow")
 

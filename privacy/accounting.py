@@ -45,7 +45,12 @@ Filter = Literal["gaussian", "renyi"]
 
 
 class Budget(Config):
-    """The most that may be spent on any patient: (epsilon, delta)."""
+    """The most that may be spent on any patient: (epsilon, delta).
+
+    Attributes:
+        epsilon: the most that may be spent on any patient.
+        delta: the delta at which it holds.
+    """
 
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]

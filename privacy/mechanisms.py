@@ -40,7 +40,11 @@ Unit = Literal["patient", "hospital"]
 
 
 class ClipConfig(Config):
-    """The bound on a patient's gradient: `flat` min(1, C/|g|) g, or `normalised` C g/(|g|+.01)."""
+    """The bound on a patient's gradient: `flat` min(1, C/|g|) g, or `normalised` C g/(|g|+.01).
+
+    Attributes:
+        norm: largest L2 norm C of a patient's gradient after clipping.
+    """
 
     kind: Literal["flat", "normalised"]
     norm: Annotated[float, Field(ge=SMALLEST_NORM, le=LARGEST_NORM)]
@@ -78,6 +82,13 @@ class PrivacyBudget(Config):
     """A budget for all rounds together, and the clipping.
 
     `accountants` are those whose epsilon is reported beside the enforced one.
+
+    Attributes:
+        epsilon: the most that all rounds together cost any patient.
+        delta: the delta at which epsilon holds; below one over the declared training patients.
+        clip: bound on a patient's gradient.
+        accountants: accountants whose epsilon is reported beside the enforced one: `prv`, `pld`,
+            `rdp`.
     """
 
     epsilon: Annotated[float, Field(gt=0)]
@@ -92,14 +103,22 @@ class PrivacyBudget(Config):
 
 
 class LocalPrivacy(PrivacyBudget):
-    """Patient-level DP-SGD with the full noise at each hospital."""
+    """Patient-level DP-SGD with the full noise at each hospital.
+
+    Attributes:
+        unit: whose contribution one epsilon covers: `patient`.
+    """
 
     mode: Literal["local"]
     unit: Literal["patient"]
 
 
 class _Summed(PrivacyBudget):
-    """Privacy with a secure sum: nobody reads one hospital's vector."""
+    """Privacy with a secure sum: nobody reads one hospital's vector.
+
+    Attributes:
+        sum: terms of the secure sum: hospitals that may drop out or collude, and spare attempts.
+    """
 
     sum: SumConfig = SumConfig()
 
@@ -110,7 +129,11 @@ class _Summed(PrivacyBudget):
 
 
 class MaskedPrivacy(_Summed):
-    """Patient-level DP-SGD with the full noise at each hospital, whose release is masked as well."""
+    """Patient-level DP-SGD with the full noise at each hospital, whose release is masked as well.
+
+    Attributes:
+        unit: whose contribution one epsilon covers: `patient`.
+    """
 
     mode: Literal["masked"]
     unit: Literal["patient"]
@@ -125,6 +148,9 @@ class SharedNoise(_Summed):
     - `hospital`: the sum of the hospitals' changes, each clipped as a whole. The promise covers whatever
       one hospital sends, and so each of its patients. It takes many hospitals (McMahan et al. 2018,
       Learning Differentially Private Recurrent Language Models, https://arxiv.org/abs/1710.06963).
+
+    Attributes:
+        unit: whose contribution one epsilon covers: `patient`, or a whole `hospital`.
     """
 
     mode: Literal["shared_noise"]

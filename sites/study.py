@@ -38,6 +38,12 @@ LATER = (("release_bits", 32),)
 """Defaults of keys that came later; they leave the hash of a study as it was."""
 
 
+def _or_one(schema: dict[str, Any]) -> None:
+    """Let editors accept one value in place of a list of one."""
+    schema["anyOf"] = [schema["items"], {"type": "array", "items": schema.pop("items")}]
+    del schema["type"]
+
+
 class Study(Config):
     """Content of a study file. Every field is public: it may be printed, logged and tracked.
 
@@ -83,7 +89,7 @@ class Study(Config):
     sites: QuorumConfig
     preprocessing: PreprocessingConfig
     synthesis: SynthesisConfig = SynthesisConfig()
-    start: tuple[StartStage, ...] = ()
+    start: Annotated[tuple[StartStage, ...], Field(json_schema_extra=_or_one)] = ()
     validation: ValidationConfig | None = None
     training: TrainingConfig
     privacy: PrivacyConfig

@@ -123,6 +123,19 @@ class CardConfig(Config):
     """Statements for the model card that only people can make; an empty text means not stated.
 
     Source: Mitchell et al. 2019, Model Cards for Model Reporting, https://arxiv.org/abs/1810.03993.
+
+    Attributes:
+        authors: who made the model.
+        licence: licence of the model.
+        contact: whom to ask.
+        intended_use: what the model is for.
+        intended_users: who is to use it.
+        out_of_scope: what it must not be used for.
+        factors: groups, devices and settings by which quality may differ.
+        training_data: where the training data come from.
+        evaluation_data: where the evaluation data come from.
+        ethical_considerations: consents, risks, mitigations.
+        caveats: what else a user has to know.
     """
 
     authors: str = ""

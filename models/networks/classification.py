@@ -18,6 +18,9 @@ class ResNetConfig(Network):
     `width` is the number of channels of the first of four levels; each later level has twice as many.
     (He et al. 2016, Deep Residual Learning, https://arxiv.org/abs/1512.03385; Chen et al. 2019, Med3D,
     https://arxiv.org/abs/1904.00625.)
+
+    Attributes:
+        width: channels of the first level.
     """
 
     kind: ClassVar[Kind] = "classification"
@@ -48,6 +51,10 @@ class DenseNet121Config(Network):
     """MONAI's DenseNet121 with group norm instead of batch norm.
 
     (Huang et al. 2017, Densely Connected Convolutional Networks, https://arxiv.org/abs/1608.06993.)
+
+    Attributes:
+        init_features: channels of the first layer.
+        growth_rate: channels that each layer adds.
     """
 
     kind: ClassVar[Kind] = "classification"
@@ -86,6 +93,9 @@ class EfficientNetConfig(Network):
     """MONAI's EfficientNetBN with group norm; no layer is dropped at random in training.
 
     `size` is b0 to b4. (Tan and Le 2019, EfficientNet, https://arxiv.org/abs/1905.11946.)
+
+    Attributes:
+        size: `b0` (smallest) to `b7`.
     """
 
     kind: ClassVar[Kind] = "classification"
@@ -119,6 +129,13 @@ class ViTConfig(Network):
     """MONAI's ViT for pictures of one size, `image`, in patches of `patch` by `patch` pixels.
 
     (Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, https://arxiv.org/abs/2010.11929.)
+
+    Attributes:
+        image: pixels along each side of the images.
+        patch: pixels along each side of a patch.
+        width: numbers by which a patch is described.
+        heads: attention heads of a layer; they divide `width`.
+        depth: number of layers.
     """
 
     kind: ClassVar[Kind] = "classification"

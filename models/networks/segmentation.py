@@ -37,6 +37,10 @@ class UNetConfig(_Levels):
 
     (Kerfoot et al. 2018, Left-Ventricle Quantification Using Residual U-Net,
     https://doi.org/10.1007/978-3-030-12029-0_40.)
+
+    Attributes:
+        channels: channels of each level, from the first; the image is halved between levels.
+        num_res_units: residual units of each level; 0 for plain convolutions.
     """
 
     name: Literal["UNet"]
@@ -53,6 +57,10 @@ class SegResNetConfig(Network):
 
     (Myronenko 2018, 3D MRI brain tumor segmentation using autoencoder regularization,
     https://arxiv.org/abs/1810.11654.)
+
+    Attributes:
+        init_filters: channels of the first level; each further one has twice as many.
+        blocks_down: residual blocks of each level.
     """
 
     kind: ClassVar[Kind] = "segmentation"
@@ -83,6 +91,9 @@ class BasicUNetConfig(Network):
     `features` are the channels of the five levels, and of the last layer before the output.
     (Falk et al. 2019, U-Net: deep learning for cell counting, detection, and morphometry,
     https://doi.org/10.1038/s41592-018-0261-2.)
+
+    Attributes:
+        features: channels of the five levels and of the last layer.
     """
 
     kind: ClassVar[Kind] = "segmentation"
@@ -105,7 +116,12 @@ class BasicUNetConfig(Network):
 
 
 class Voxels(Config):
-    """The input for which a network is planned: the study's shape of images, and the voxels' sides."""
+    """The input for which a network is planned: the study's shape of images, and the voxels' sides.
+
+    Attributes:
+        shape: voxels along each axis.
+        spacing_mm: their sides in mm.
+    """
 
     shape: Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=3)]
     spacing_mm: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
@@ -123,6 +139,12 @@ class DynUNetConfig(Network):
     Each level but the first halves the image; with `planned_for`, kernels and strides are those that
     nnU-Net plans for such an input (`models.networks.unet_plan`). (Isensee et al. 2021, nnU-Net,
     https://doi.org/10.1038/s41592-020-01008-z.)
+
+    Attributes:
+        filters: channels of each level.
+        res_block: `true` for residual blocks.
+        planned_for: image and voxels for which kernels, strides and depth are planned as by nnU-Net;
+            None for cubes.
     """
 
     kind: ClassVar[Kind] = "segmentation"
@@ -182,6 +204,9 @@ class AttentionUnetConfig(_Levels):
     """MONAI's AttentionUnet with group norm instead of batch norm.
 
     (Oktay et al. 2018, Attention U-Net, https://arxiv.org/abs/1804.03999.)
+
+    Attributes:
+        channels: channels of each level; the image is halved between levels.
     """
 
     fixed: ClassVar[Mapping[str, Any] | None] = {}

@@ -9,7 +9,11 @@ from models.networks.choice import NetworkConfig
 
 
 class PublicImages(Config):
-    """The images of a public set: an npz file with an array `images`, identified by its sha256."""
+    """The images of a public set: an npz file with an array `images`, identified by its sha256.
+
+    Attributes:
+        public: sha256 of the npz file in each hospital's folder `public/`.
+    """
 
     public: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -26,6 +30,11 @@ class DistillationConfig(Config):
             cost the same privacy; a network of another kind than the study's can't teach then.
         ensemble: the weight of a hospital's answers, if the study exports predictions: its declared
             patients, or these together with its certainty about each image.
+        steps: optimizer steps of the student.
+        images: number of transfer images that are drawn, if they are synthetic.
+        batch: images in a step.
+        temperature: temperature of the teacher's answers.
+        lr: learning rate of the student.
     """
 
     transfer: Literal["synthetic"] | PublicImages

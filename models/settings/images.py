@@ -36,7 +36,12 @@ class Augmentation(Config):
 
 
 class Percentiles(Config):
-    """Scaling of the intensities between two percentiles of the image to [-1, 1]; others are clipped."""
+    """Scaling of the intensities between two percentiles of the image to [-1, 1]; others are clipped.
+
+    Attributes:
+        low: percentile that becomes -1.
+        high: percentile that becomes 1.
+    """
 
     kind: Literal["percentiles"]
     low: Annotated[float, Field(ge=0, lt=50)] = 0.5
@@ -44,7 +49,12 @@ class Percentiles(Config):
 
 
 class Window(Config):
-    """Scaling of the intensities in a window (CT: Hounsfield units) to [-1, 1]; others are clipped."""
+    """Scaling of the intensities in a window (CT: Hounsfield units) to [-1, 1]; others are clipped.
+
+    Attributes:
+        centre: middle of the window, in the image's own units (CT: HU).
+        width: width of the window, in the same units.
+    """
 
     kind: Literal["window"]
     centre: float
@@ -55,6 +65,11 @@ class Patches(Config):
     """Training on `per_scan` patches of each scan, the share `foreground` around a labelled voxel.
 
     A prediction uses windows that slide over the whole image with this `overlap`.
+
+    Attributes:
+        per_scan: patches of a scan in a step.
+        foreground: share of the patches around a labelled voxel.
+        overlap: overlap of windows in a prediction, as a share.
     """
 
     kind: Literal["patches"]
@@ -64,7 +79,18 @@ class Patches(Config):
 
 
 class PreprocessingConfig(Config):
-    """Steps for a scan, in the order of the module's table; `shape` is the shape of training images."""
+    """Steps for a scan, in the order of the module's table; `shape` is the shape of training images.
+
+    Attributes:
+        shape: shape of training images in voxels, along each axis.
+        spacing_mm: sides of the voxels in mm to which scans are resampled; None keeps each scan's own.
+        crop: `foreground` cuts away the margin in which nothing is brighter than the mean; `none` by
+            default.
+        intensity: scale of the intensities: `z_score` (default), percentiles or a window.
+        fit: from a scan to the training shape: `pad_or_crop` in the middle (default), `resize`, or
+            patches.
+        augmentation: random changes of training images; None by default.
+    """
 
     shape: Annotated[tuple[Side, ...], Field(min_length=2, max_length=3)]
     spacing_mm: Annotated[tuple[Millimetres, ...], Field(min_length=2, max_length=3)] | None = None

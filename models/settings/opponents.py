@@ -14,6 +14,10 @@ class AttackConfig(Config):
     Examples, section 4, https://arxiv.org/abs/1412.6572). `pgd` starts at the image and takes `steps`
     steps of 2.5 radius / steps, each projected back into the radius (Madry et al. 2018, Towards Deep
     Learning Models Resistant to Adversarial Attacks, eq. 2.1, https://arxiv.org/abs/1706.06083).
+
+    Attributes:
+        radius: largest change of a voxel, in units of the prepared image.
+        steps: gradient steps of the attack; 1 for `fgsm`.
     """
 
     kind: Literal["fgsm", "pgd"]

@@ -1,0 +1,200 @@
+"""What each key of a study or a policy means: from the docstrings of the settings' classes.
+
+The same words stand in the code, in the reference, in the JSON Schemas for editors, and in files that
+`wardround init` writes.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from models.config import Config
+
+KINDS = ("kind", "mode", "name")
+"""Keys that say which of several groups of keys a group is."""
+_FIELD = re.compile(r" {4}([a-z_0-9, ]+): (.*)")
+
+
+def descriptions(config: type[BaseModel]) -> dict[str, str]:
+    """Return what each field means, by the `Attributes` of the class and those that it extends.
+
+    A field that says which kind its group is needs none.
+
+    Raises:
+        ValueError: a field has no description.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        if issubclass(base, BaseModel) and base is not BaseModel and "__doc__" in vars(base):
+            found |= _attributes(base.__doc__ or "")
+    for name, field in config.model_fields.items():
+        if name in found:
+            continue
+        if name not in KINDS or get_origin(field.annotation) is not Literal:
+            raise ValueError(f"{config.__name__}.{name}: expected a description in `Attributes`.")
+        found[name] = f"here `{'`, `'.join(map(str, get_args(field.annotation)))}`."
+    return {name: found[name] for name in config.model_fields}
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    names: list[str] = []
+    is_inside = False
+    for line in inspect.cleandoc(docstring).splitlines():
+        if line and not line.startswith(" "):
+            is_inside, names = line.strip() == "Attributes:", []
+        elif is_inside and (match := _FIELD.fullmatch(line)):
+            names = [name.strip() for name in match[1].split(",")]
+            found |= dict.fromkeys(names, match[2])
+        elif is_inside and line.strip():
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+    return found
+
+
+def json_schema(config: type[Config], title: str) -> dict[str, Any]:
+    """Return a JSON Schema of a settings file, with a description of each key, for editors."""
+    schema = config.model_json_schema()
+    for described in groups(config):
+        found = schema if described is config else schema["$defs"][described.__name__]
+        for name, text in descriptions(described).items():
+            found["properties"][name]["description"] = text
+    _without_docstrings(schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
+
+
+def _without_docstrings(schema: dict[str, Any]) -> None:
+    """Keep the first sentence of each class alone: the rest stands beside its keys."""
+    for found in (schema, *schema.get("$defs", {}).values()):
+        if "description" in found:
+            found["description"] = found["description"].partition("\n")[0]
+
+
+def groups(config: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Yield the classes of a settings file, its own first, each once, in the order of its keys."""
+    seen: list[type[BaseModel]] = []
+
+    def visit(found: type[BaseModel]) -> None:
+        if found not in seen:
+            seen.append(found)
+            for field in found.model_fields.values():
+                for inner in _models_in(field.annotation):
+                    visit(inner)
+
+    visit(config)
+    yield from seen
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401  # a type of any kind
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+        return
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
+class Key(NamedTuple):
+    """A key of a settings file: its path, meaning, type, default and an example, as text."""
+
+    path: str
+    meaning: str
+    type: str
+    default: str
+    example: str
+
+
+def keys(
+    config: type[BaseModel],
+    examples: Mapping[str, Any],
+    prefix: str = "",
+    known: dict[type[BaseModel], str] | None = None,
+) -> Iterator[Key]:
+    """Yield the keys of a settings file, depth first.
+
+    Where a key holds one of several groups, their keys stand under `path (kind)`. A group that a key
+    before has described is not described again.
+
+    Args:
+        examples: values by path.
+        known: the path of each group that was described.
+    """
+    meanings, known = descriptions(config), {} if known is None else known
+    for name, field in config.model_fields.items():
+        path, inner = f"{prefix}{name}", list(_models_in(field.annotation))
+        again = sorted({known[group] for group in inner if group in known})
+        kind = f"keys of `{again[0]}`" if again else _named(field.annotation)
+        yield Key(path, meanings[name], kind, _default(field), _example(path, field, examples))
+        for group in inner:
+            if group not in known:
+                known[group] = path
+                shown = f"{path} ({_kind(group)})" if len(inner) > 1 else path
+                yield from keys(group, examples, f"{shown}.", known)
+
+
+def _kind(group: type[BaseModel]) -> str:
+    for name in KINDS:
+        field = group.model_fields.get(name)
+        if field and get_origin(field.annotation) is Literal:
+            return " or ".join(map(str, get_args(field.annotation)))
+    return "keys"
+
+
+def _named(annotation: Any) -> str:  # noqa: ANN401  # a type of any kind
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return "keys"
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if origin is tuple or origin is list:
+        several = {"whole number": "whole numbers", "number": "numbers", "text": "texts"}
+        return f"list of {several.get(_named(inner[0]), _named(inner[0]))}"
+    if origin is not None and inspect.isclass(origin) and issubclass(origin, Mapping):
+        return f"{_named(inner[0])}: {_named(inner[1])}"
+    if inner:
+        parts = [_named(each) for each in inner if not _is_constraint(each)]
+        return " or ".join(dict.fromkeys(parts))
+    plain = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
+    return plain.get(annotation, "nothing" if annotation is type(None) else "value")
+
+
+def _is_constraint(part: object) -> bool:
+    if inspect.isclass(part):
+        return False
+    return type(part).__module__.startswith(("pydantic", "annotated_types"))
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "needed"
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "none"
+    return _yaml(value.model_dump(mode="json") if isinstance(value, BaseModel) else value)
+
+
+def _example(path: str, field: FieldInfo, examples: Mapping[str, Any]) -> str:
+    plain = re.sub(r" \([^)]*\)", "", path)
+    if path in examples or plain in examples:
+        return _yaml(examples.get(path, examples.get(plain)))
+    if get_origin(field.annotation) is Literal:
+        return _yaml(get_args(field.annotation)[0])
+    if not field.is_required() and field.get_default(call_default_factory=True) not in (
+        None,
+        (),
+        {},
+        "",
+    ):
+        return _default(field)
+    raise ValueError(f"{path}: expected an example.")
+
+
+def _yaml(value: Any) -> str:  # noqa: ANN401  # a value of a settings file
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json", exclude_defaults=True)
+    text = json.dumps(value, default=list)
+    text = re.sub(r'"([A-Za-z_][\w .+/-]*)"', r"\1", text)
+    return f"`{text}`"

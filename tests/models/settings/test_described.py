@@ -1,0 +1,78 @@
+"""What each key means, in one place for reference, editors and new files."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import jsonschema
+import pytest
+import yaml
+
+from models.config import Config
+from models.settings.described import descriptions, groups, json_schema, keys
+from sites.policy.policy import Policy
+from sites.study import Study
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("config", [Study, Policy])
+def test_every_key_of_every_group_has_a_description(config: type[Config]) -> None:
+    assert sum(len(descriptions(group)) for group in groups(config)) > 80
+
+
+def test_a_key_without_a_description_is_named() -> None:
+    class Group(Config):
+        """A group.
+
+        Attributes:
+            a: the first one.
+        """
+
+        kind: Literal["x"]
+        a: int
+        b: int = 2
+
+    with pytest.raises(ValueError, match=r"Group\.b: expected a description"):
+        descriptions(Group)
+
+
+def test_descriptions_are_those_of_the_class_and_of_what_it_extends() -> None:
+    class Base(Config):
+        """A base.
+
+        Attributes:
+            a, b: two numbers
+                over two lines.
+        """
+
+        a: int
+        b: int
+
+    class Extended(Base):
+        """More.
+
+        Attributes:
+            b: another one.
+        """
+
+    assert descriptions(Extended) == {"a": "two numbers over two lines.", "b": "another one."}
+
+
+def test_keys_have_paths_types_defaults_and_examples() -> None:
+    found = {key.path: key for key in keys(Policy, yaml.safe_load(
+        (ROOT / "docs" / "reference" / "examples.yaml").read_text())["site"])}  # fmt: skip
+    assert found["budget.epsilon"].default == "needed"
+    assert found["hours"].example == '`["20:00-06:00"]`'
+    assert found["metrics"].type == "`exact`, `noised`, `withheld`"
+    assert found["teacher"].type.endswith("or nothing")
+    assert all(key.example for key in found.values())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_schema_accepts_the_ready_studies_and_names_a_misspelt_key(path: Path) -> None:
+    schema = json_schema(Study, "study")
+    content = json.loads(json.dumps(yaml.safe_load(path.read_text())))
+    jsonschema.validate(content, schema)
+    with pytest.raises(jsonschema.ValidationError, match="'ruonds' was unexpected"):
+        jsonschema.validate(content | {"ruonds": 3}, schema)
