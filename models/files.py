@@ -18,6 +18,15 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def private_folder(path: Path) -> None:
+    """Make a folder for its owner alone, and each parent that is missing.
+
+    `Path.mkdir` gives its mode to the last folder alone: parents that it makes are open to others.
+    """
+    for missing in reversed([each for each in (path, *path.parents) if not each.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path`; a crash leaves the old file or the new one, never a part."""
     with replaced(path) as partial:

@@ -16,6 +16,7 @@ from pathlib import Path
 from sqlite3 import Connection
 
 from models.errors import AskSomebody
+from models.files import private_folder
 from privacy.accounting import Budget, Filter, PrivacyEvent, epsilon
 from privacy.ledger_book import (
     RULES,
@@ -86,7 +87,7 @@ class Ledger:
         self._genesis = sha256(f"wardround ledger of {owner}".encode()).hexdigest()
         self._rule: Filter = rule
         self._allow_plain = allow_plain
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(path.parent)
         with transaction(self._path) as db:
             prepare(db, self._path, self._genesis)
 

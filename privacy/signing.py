@@ -11,6 +11,8 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from models.files import private_folder
+
 Roster = Mapping[str, str]
 """Public keys by the name of the signer, in hexadecimal."""
 
@@ -37,7 +39,7 @@ def secret_file(path: Path, make: Callable[[], bytes]) -> bytes:
     Two processes that make it at the same time use the same one. A crash leaves none or a whole one.
     """
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(path.parent)
         descriptor, partial = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(make())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from models.files import write_atomically
+from models.files import private_folder, write_atomically
 from privacy.ledger import Ledger
 from privacy.noise.source import NoiseSource
 from privacy.signing import BadSignature, canonical, private_key, public_hex, verified_by_any
@@ -76,6 +76,11 @@ class Hospital:
     def state(self) -> Path:
         """The hospital's private folder: ledger, outbox, teachers, keys."""
         return self.folder / "state"
+
+    def close_state(self) -> None:
+        """Make `state/`, or close it, for its owner alone: it holds teachers, keys and the ledger."""
+        private_folder(self.state)
+        self.state.chmod(0o700)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -234,7 +239,7 @@ class Hospital:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the hospital's lock: two processes at once would mix their files and charges."""
-        self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self.state)
         with (self.state / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -269,7 +274,7 @@ class Hospital:
             return
         path = self.state / "keys" / "coordinator.pub"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(path.parent)
             write_atomically(path, coordinator.encode())
         if path.read_text() != coordinator:
             raise Refused(

@@ -83,7 +83,7 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
 
     load()
     hospital = Hospital.open(folder, test_noise)
-    hospital.state.mkdir(mode=0o700, exist_ok=True)
+    hospital.close_state()
     logging.basicConfig(
         filename=hospital.state / "site.log",
         format="%(asctime)s %(levelname)s %(message)s",

@@ -11,6 +11,7 @@ COMMANDS = {
     **dict.fromkeys(
         ("demo", "run", "survey", "check", "coordinate", "coordinator-key"), "flows.cli.train"
     ),
+    **dict.fromkeys(("init", "plan", "doctor", "schema"), "flows.cli.planning"),
     **dict.fromkeys(("status", "verify", "relog", "ui"), "flows.cli.runs"),
     **dict.fromkeys(
         ("promote", "predict", "export-bundle", "verify-bundle", "access"), "flows.cli.models"

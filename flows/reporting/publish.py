@@ -11,13 +11,14 @@ from contextvars import copy_context
 from threading import Event
 from types import TracebackType
 
+from flows.audits.records import audits_of
 from flows.hospitals.session import session_of
 from flows.reporting.prefect_artifacts import announce
 from flows.reporting.report import report
 from flows.runs.artifacts import artifact_lock
 from flows.runs.records import RoundRecord
 from flows.runs.run import NotAllowed, Run
-from flows.tracking.tracking import Tracking, attach_report
+from flows.tracking.tracking import Tracking, attach_report, log_audit
 from models.spans import span
 
 
@@ -94,6 +95,8 @@ def backfill(run: Run, tracking: Tracking, records: Sequence[RoundRecord]) -> No
         run.publish_head(records[-1])
         for record in records:
             tracking.log(record)
+        for audit in audits_of(run):
+            log_audit(run, audit)
         attach_report(run, report(run))
 
 

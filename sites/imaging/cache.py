@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from models.files import write_atomically
+from models.files import private_folder, write_atomically
 from models.settings.images import PreprocessingConfig
 from models.settings.tasks import TaskConfig
 from privacy.signing import canonical
@@ -135,7 +135,7 @@ class ScanCache:
         tensors = {"image": prepared.image, "coarse": profile.coarse, "target": _small(prepared.target)}
         if prepared.truth is not prepared.target and not torch.equal(prepared.truth, prepared.target):
             tensors["truth"] = _small(prepared.truth)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self.folder)
         content = save(tensors, {"told": json.dumps(metadata)})
         write_atomically(self._path(key), content)
         return len(content)

@@ -117,7 +117,7 @@ def drain(hospital: Hospital, *, on: bool) -> None:
     if not on:
         hospital.drained.unlink(missing_ok=True)
         return
-    hospital.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    hospital.close_state()
     hospital.drained.touch()
     with hospital.lock():
         pass

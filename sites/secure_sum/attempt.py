@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from models.config import Config
-from models.files import write_atomically
+from models.files import private_folder, write_atomically
 from models.settings.tasks import Name
 from privacy.mechanisms import MaskedPrivacy, SharedNoise
 from privacy.secure_aggregation.keys import Secrets
@@ -127,7 +127,7 @@ def forget_secrets(hospital: Hospital, run: str, kind: SumKind) -> None:
 def keep(hospital: Hospital, order: Order, attempt: Attempt) -> None:
     """Store an attempt, readable by the hospital's own account alone."""
     path = _path(hospital, order)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # in `state/`, which is as closed
+    private_folder(path.parent)
     write_atomically(path, attempt.model_dump_json().encode())
 
 

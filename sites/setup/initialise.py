@@ -34,7 +34,7 @@ def initialise(folder: Path, policy: Mapping[str, Any]) -> Hospital:
     write_atomically(path, yaml.safe_dump({**FIRST_POLICY, **policy}, sort_keys=False).encode())
     try:
         hospital = Hospital.open(folder)
-        hospital.state.mkdir(mode=0o700, exist_ok=True)
+        hospital.close_state()
         _ = hospital.key, hospital.pseudonym_key
     except Exception:
         path.unlink()

@@ -1,0 +1,174 @@
+"""Commands before a training: init, plan, doctor, schema."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.cli.errors import cli_errors
+from flows.cli.options import AsJsonOption, StudyArgument, YesOption
+
+if TYPE_CHECKING:
+    from flows.planning.plan import Plan
+
+app = typer.Typer()
+
+
+@app.command()
+def init(
+    what: Annotated[
+        Literal["study"], typer.Argument(help="`study`; for a hospital: wardround site init.")
+    ],
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("studies/first.yaml"),
+    kind: Annotated[
+        Literal["segmentation", "classification"], typer.Option(help="What the network answers.")
+    ] = "segmentation",
+    dims: Annotated[int, typer.Option(min=2, max=3, help="Dimensions of the images.")] = 3,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Name of a structure or class; again for each.")
+    ] = None,
+    epsilon: Annotated[float, typer.Option(min=0, help="0 for a study without privacy.")] = 8.0,
+    yes: YesOption = False,
+) -> None:
+    """Write a commented study file, asking for what is not given. Example: wardround init study --yes"""
+    del what
+    with cli_errors():
+        from flows.planning.new_study import first_study, write_study
+
+        if not yes:
+            path = Path(typer.prompt("File", default=str(path)))
+            kind = typer.prompt("Kind: segmentation or classification", default=kind)
+            dims = typer.prompt("Dimensions of the images: 2 or 3", default=dims, type=int)
+            names = typer.prompt("Names of structures or classes", default="first second")
+            label = label or names.split()
+            epsilon = typer.prompt("Epsilon for each patient; 0 for none", default=epsilon, type=float)
+        content = first_study(path.stem, kind, dims, label or ["first", "second"], epsilon or None)
+        write_study(path, content)
+        typer.echo(f"{path}: edit it, then: wardround check {path}; wardround plan {path} --sites wards")
+
+
+@app.command()
+def plan(
+    study: StudyArgument,
+    sites: Annotated[Path | None, typer.Option(help="The folder with the hospitals.")] = None,
+    patients: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Training patients that a hospital declares; again for each."),
+    ] = None,
+    as_json: AsJsonOption = False,
+) -> None:
+    """Show what a study will cost each hospital, before anything is spent; exit code 1 at a warning.
+
+    Example: wardround plan studies/hippocampus.yaml --patients 28 --patients 28 --patients 40
+    """
+    with cli_errors():
+        from sites.setup.wards import wards_in
+        from sites.study import load_study
+        from sites.yaml_files import ConfigError
+
+        asked = load_study(study)
+        if (sites is None) == (patients is None):
+            raise ConfigError("Expected --sites or --patients, one of both.")
+        wards = wards_in(sites) if sites else {}
+        from flows.planning.plan import plan_of_patients, plan_of_wards
+
+        found = plan_of_wards(asked, wards) if sites else plan_of_patients(asked, patients or [])
+        if as_json:
+            content = {**asdict(found), "study": asked.name, "strength_needed": found.strength_needed}
+            typer.echo(json.dumps(content))
+        else:
+            _show(found)
+        raise typer.Exit(1 if found.warnings else 0)
+
+
+def _show(found: "Plan") -> None:
+    console, study = Console(), found.study
+    table = Table(title=f"{study.name}: {study.rounds} rounds of {study.training.steps} steps")
+    for heading in (
+        "hospital",
+        "training patients",
+        "noise",
+        "epsilon by round",
+        "budget then",
+        "a round",
+    ):
+        table.add_column(heading)
+    for each in found.hospitals:
+        if each.refusal:
+            table.add_row(each.name, str(each.patients), f"[bold]no: {escape(each.refusal)}[/]")
+            continue
+        table.add_row(
+            each.name,
+            str(each.patients),
+            "none" if each.noise is None else f"{each.noise:.3g}",
+            _rounds(each.epsilons),
+            "" if each.budget is None else f"{each.budget[0]:.2f} of {each.budget[1]:g}",
+            f"{each.seconds:.0f} s" if each.seconds >= 1 else "under 1 s",
+        )
+    console.print(table)
+    sent = (
+        "depends on the images" if found.release_bytes is None else f"{found.release_bytes / 1e6:.2f} MB"
+    )
+    console.print(
+        f"{found.parameters:,} parameters; a release: {sent}; a step takes about {found.memory_mib} MiB "
+        f"more than the idle process (times of training alone, on this machine, one scan a patient)"
+    )
+    if found.strength is not None:
+        console.print(
+            f"strength of the signal: {found.strength:.3g}; below {found.strength_needed:g} training "
+            f"gained nothing where it was measured (docs/public-scans-and-epsilon.md)"
+        )
+    for warning in found.warnings:
+        console.print(f"[bold]warning:[/] {escape(warning)}")
+
+
+def _rounds(values: Sequence[float]) -> str:
+    if not values:
+        return "none: no privacy"
+    shown = [f"{value:.2f}" for value in values]
+    return ", ".join(shown if len(shown) <= 5 else [*shown[:2], "...", *shown[-2:]])
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="A hospital's folder, or the coordinator's.")] = Path(),
+    as_json: AsJsonOption = False,
+) -> None:
+    """Look whether all is well here: versions, disk, clock, reach, rights, GPU; exit code 1 if not.
+
+    Nothing is changed. Example: wardround doctor /srv/wardround
+    """
+    with cli_errors():
+        from flows.planning.doctor import signs
+
+        found = list(signs(folder))
+        if as_json:
+            typer.echo(json.dumps([asdict(sign) for sign in found]))
+        else:
+            marks = {"well": "well", "look": "[yellow]look[/]", "wrong": "[bold red]wrong[/]"}
+            table = Table(show_header=False, box=None)
+            for sign in found:
+                table.add_row(marks[sign.state], sign.what, escape(sign.found))
+            Console().print(table)
+        raise typer.Exit(1 if any(sign.state == "wrong" for sign in found) else 0)
+
+
+@app.command()
+def schema(
+    what: Annotated[Literal["study", "site"], typer.Argument(help="Which file's schema.")],
+) -> None:
+    """Print a JSON Schema for editors. Example: wardround schema study > study.schema.json"""
+    with cli_errors():
+        from models.config import Config
+        from models.settings.described import json_schema
+        from sites.policy.policy import Policy
+        from sites.study import Study
+
+        config: type[Config] = Study if what == "study" else Policy
+        typer.echo(json.dumps(json_schema(config, f"Wardround: {what}.yaml"), indent=1))

@@ -1,0 +1,86 @@
+"""A first study file, with what each key means beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.files import write_atomically
+from models.settings.described import descriptions, json_schema
+from sites.study import Study
+from sites.yaml_files import ConfigError
+
+SCHEMA = "study.schema.json"
+
+
+def first_study(
+    name: str, kind: str, dims: int, labels: list[str], epsilon: float | None
+) -> dict[str, Any]:
+    """Return the keys of a study of a kind of task that trains with few settings.
+
+    Args:
+        labels: names of structures (from 1) or of classes (from 0).
+        epsilon: None for a study without privacy.
+    """
+    first = 1 if kind == "segmentation" else 0
+    task = {"kind": kind, "dims": dims, "labels": dict(enumerate(labels, start=first))}
+    segments = kind == "segmentation"
+    network = (
+        {"name": "UNet", "channels": [16, 32, 64]} if segments else {"name": "resnet10", "width": 16}
+    )
+    private = {
+        "mode": "local", "unit": "patient", "epsilon": epsilon, "delta": 1e-4,
+        "clip": {"kind": "normalised", "norm": 1.0},
+    }  # fmt: skip
+    return {
+        "name": name,
+        "purpose": "What the model is for. Research; not for any clinical use.",
+        "task": task,
+        "network": network,
+        "rounds": 5 if epsilon else 12,
+        "sites": {"min": 3, "deadline_s": 900},
+        "preprocessing": {"shape": [32] * dims, "intensity": "z_score"},
+        "training": {"steps": 4, "lr": 0.1, "lot": "all"},
+        "privacy": private if epsilon else {"mode": "none"},
+        "export": "weights",
+        "strategy": {"name": "fed_avg"},
+        "card": {"intended_use": "Research", "out_of_scope": "Diagnosis"},
+    }
+
+
+def write_study(path: Path, content: dict[str, Any]) -> Study:
+    """Write a study with comments, and the schema for editors beside it; return the study.
+
+    Raises:
+        ConfigError: the file exists, or the values do not fit each other.
+    """
+    if path.exists():
+        raise ConfigError(f"{path}: expected no file of this name, found one. Edit it, or name another.")
+    try:
+        study = Study.model_validate(content)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, _commented(content).encode())
+    schema = path.parent / SCHEMA
+    if not schema.exists():
+        write_atomically(schema, json.dumps(json_schema(Study, "study.yaml"), indent=1).encode())
+    return study
+
+
+def _commented(content: dict[str, Any]) -> str:
+    """Return the keys as YAML, each after a comment with its meaning."""
+    meanings = descriptions(Study)
+    lines = [
+        f"# yaml-language-server: $schema={SCHEMA}",
+        "# `wardround check FILE` reads this file; docs/reference/study.md has every key.",
+    ]
+    for name, value in content.items():
+        lines += [f"\n# {meanings[name]}", _flow(name, value)]
+    return "\n".join(lines) + "\n"
+
+
+def _flow(name: str, value: object) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip()
+    return f"{name}: {text.removesuffix('...').strip()}"
