@@ -108,6 +108,7 @@ def _of_all(name: str, audit: AuditRecord) -> dict[str, Any]:
         "claimed": audit.one_run.claimed if audit.one_run else None,
         "releases": f"{who.right} of {who.guesses} ({who.low:.2f} to {who.high:.2f})" if who else None,
         "by_chance": who.chance if who else None,
+        "scans": audit.scans.model_dump() if audit.scans else None,
         "ssim_plain": images.plain.ssim if images else None,
         "ssim_private": images.private.ssim if images and images.private else None,
         "ssim_blind": images.blind.ssim if images else None,

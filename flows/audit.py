@@ -17,7 +17,7 @@ from flows.audits.picture import picture
 from flows.audits.records import AuditRecord, audit_of, keep, path_of, picture_of, sacro_of
 from flows.audits.sacro import attack_report
 from flows.reporting.report import report
-from flows.rounds.release_provenance import provenance
+from flows.rounds.release_provenance import provenance, scans_told_apart
 from flows.rounds.statements import Answers
 from flows.runs.artifacts import artifact_lock
 from flows.runs.paths import Home
@@ -54,6 +54,7 @@ def audit(run: str, number: int, home: str, sites: list[str], steps: int, canari
             return
         opened.begin_attempt()
         answers = ask_all(opened, number, "audit", sites)
+        hospitals = _figures(opened, number, answers)
         checks = mechanism_checks(opened.study)
         found, images = inversion(opened.study, steps)
         record = AuditRecord(
@@ -67,7 +68,8 @@ def audit(run: str, number: int, home: str, sites: list[str], steps: int, canari
             one_run=canary_run(opened, canaries),
             reconstruction=found,
             releases=provenance(opened, number),
-            hospitals=_figures(opened, number, answers),
+            scans=scans_told_apart(opened, number, hospitals),
+            hospitals=hospitals,
             seconds=round(time.time() - started, 1),
         )
         with artifact_lock(opened):

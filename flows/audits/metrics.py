@@ -5,13 +5,10 @@ from flows.runs.records import Signed
 
 
 def global_metrics(audit: AuditRecord) -> dict[str, float]:
-    """Return the metrics of the line for all together: of hospitals' figures the worst one."""
-    worst = {
-        f"audit/{name}": max(each[name] for each in audit.figures.values() if name in each)
-        for name in (MIA, PROVENANCE)
-        if any(name in each for each in audit.figures.values())
-    }
+    """Return the metrics of the line for all together: of the attack on members the worst hospital's."""
     found: dict[str, float | None] = {
+        f"audit/{MIA}": max((each[MIA] for each in audit.figures.values()), default=None),
+        f"audit/{PROVENANCE}": audit.scans.share if audit.scans else None,
         "audit/failed_checks": float(len(audit.alarms)) if audit.checks else None,
         "audit/epsilon_lower": audit.epsilon_lower,
         "audit/release_provenance": audit.releases.share if audit.releases else None,
@@ -20,7 +17,7 @@ def global_metrics(audit: AuditRecord) -> dict[str, float]:
         found["audit/inversion_ssim_plain"] = audit.reconstruction.plain.ssim
         private = audit.reconstruction.private
         found["audit/inversion_ssim_private"] = private.ssim if private else None
-    return worst | {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def site_metrics(audit: AuditRecord, site: str) -> dict[str, float]:

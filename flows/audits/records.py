@@ -10,6 +10,7 @@ from flows.runs.records import Absence, Signed
 from flows.runs.run import Run
 from models.config import Config
 from models.files import sha256_of, write_atomically
+from privacy.audit.bounds import share
 from privacy.statements import AuditFigures, Sha256
 from sites.audit.mechanism import Measured
 from sites.audit.one_run import OneRun
@@ -19,8 +20,8 @@ MIA, PROVENANCE = "mia_auc", "provenance"
 """Names of the figures that hospitals publish."""
 
 
-class ReleaseProvenance(Config):
-    """An attack that tells which hospital made a release, from the releases of the rounds before.
+class Provenance(Config):
+    """An attack that tells which hospital a release, or a scan, is of.
 
     Attributes:
         right, guesses: right guesses, and all.
@@ -36,6 +37,14 @@ class ReleaseProvenance(Config):
     high: float
 
 
+def provenance_of(right: int, guesses: int, chance: float) -> Provenance:
+    """Return an attack's success with its interval."""
+    found = share(right, guesses)
+    return Provenance(
+        right=right, guesses=guesses, chance=chance, share=found.value, low=found.low, high=found.high
+    )
+
+
 class AuditRecord(Config):
     """What an audit of a round's global model found.
 
@@ -46,6 +55,8 @@ class AuditRecord(Config):
             where hospitals share the noise.
         reconstruction: what gradient inversion recovers of a made-up patient.
         releases: whose releases are told apart; None where nobody can read one, or after one round.
+        scans: whose evaluation patients' scans are told apart by models' outputs, over all hospitals
+            that published it; None where fewer than two did.
         hospitals: each hospital's signed figures, or why there are none.
     """
 
@@ -58,7 +69,8 @@ class AuditRecord(Config):
     checks: tuple[Measured, ...] = ()
     one_run: OneRun | None = None
     reconstruction: Reconstruction | None = None
-    releases: ReleaseProvenance | None = None
+    releases: Provenance | None = None
+    scans: Provenance | None = None
     hospitals: Mapping[str, Signed[AuditFigures] | Absence] = Field(default_factory=dict)
     seconds: float = 0.0
 

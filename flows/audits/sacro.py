@@ -66,3 +66,5 @@ def _attacks(audit: AuditRecord) -> Iterator[tuple[str, dict[str, Any], dict[str
         )
     if audit.releases:
         yield "Provenance of releases", {}, {"instance_0": audit.releases.model_dump()}
+    if audit.scans:
+        yield "Provenance of scans", {}, {"instance_0": audit.scans.model_dump()}

@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flows.audits.records import ReleaseProvenance
+from flows.audits.records import PROVENANCE, Provenance, provenance_of
 from flows.rounds.releases import change_of
+from flows.runs.records import Absence, Signed
 from flows.runs.run import Run
 from models.params import Params
-from privacy.audit.bounds import share
+from privacy.statements import AuditFigures
 
 
-def provenance(run: Run, round: int) -> ReleaseProvenance | None:
+def provenance(run: Run, round: int) -> Provenance | None:
     """Return how often releases give their hospital away, over all rounds up to one.
 
     Who has seen whose releases of the rounds before are, guesses each release of a round without its
@@ -31,7 +32,24 @@ def provenance(run: Run, round: int) -> ReleaseProvenance | None:
     return guessed([each for each in rounds if len(each) > 1])
 
 
-def guessed(rounds: Sequence[Mapping[str, Tensor]]) -> ReleaseProvenance | None:
+def scans_told_apart(
+    run: Run, round: int, hospitals: Mapping[str, Signed[AuditFigures] | Absence]
+) -> Provenance | None:
+    """Return how many evaluation patients' scans models' outputs assign to the right hospital.
+
+    Each hospital publishes its own share, rounded to its declared number of evaluation patients.
+    """
+    right = total = count = 0
+    for site, each in hospitals.items():
+        if isinstance(each, Signed) and PROVENANCE in each.statement.figures:
+            declared = run.description.member(site, round).statement
+            patients = max(1, declared.declared_patients - declared.declared_training)
+            right += min(patients, _nearest(each.statement.figures[PROVENANCE] * patients))
+            total, count = total + patients, count + 1
+    return provenance_of(right, total, 1 / count) if count > 1 else None
+
+
+def guessed(rounds: Sequence[Mapping[str, Tensor]]) -> Provenance | None:
     """Return the attack's success on changes `(d,)` by hospital, round by round.
 
     A hospital is known by the mean direction of its changes, less that of everybody, in the rounds
@@ -53,11 +71,11 @@ def guessed(rounds: Sequence[Mapping[str, Tensor]]) -> ReleaseProvenance | None:
             chances.append(1 / len(sites))
     if not total:
         return None
-    found = share(right, total)
-    return ReleaseProvenance(
-        right=right, guesses=total, chance=sum(chances) / total,
-        share=found.value, low=found.low, high=found.high,
-    )  # fmt: skip
+    return provenance_of(right, total, sum(chances) / total)
+
+
+def _nearest(value: float) -> int:
+    return round(value)
 
 
 def _size(changes: Mapping[str, Tensor]) -> int:

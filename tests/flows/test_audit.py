@@ -51,7 +51,9 @@ def test_an_audit_is_recorded_reported_and_verified(audited: tuple[Run, str]) ->
     assert audit.alarms == []
     assert set(audit.figures) == {"north", "south"}
     assert 0 < audit.epsilon_lower <= run.study.privacy.epsilon
-    assert 0 <= audit.figures["north"]["provenance"] <= 1  # north and south compare models
+    shares = [audit.figures[site]["provenance"] for site in ("north", "south")]  # they compare models
+    assert audit.scans.guesses == 10 and audit.scans.right == round(5 * sum(shares))
+    assert audit.scans.chance == 0.5
     home = run.home.folder
     checked = wardround(home, "verify", run.name)
     assert checked.returncode == 0, checked.stdout + checked.stderr

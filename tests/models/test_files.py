@@ -20,7 +20,9 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_private_folder_and_the_parents_that_it_makes_are_for_their_owner_alone(tmp_path: Path) -> None:
+def test_a_private_folder_and_the_parents_that_it_makes_are_for_their_owner_alone(
+    tmp_path: Path,
+) -> None:
     private_folder(tmp_path / "state" / "keys" / "former")
     for name in ("state", "state/keys", "state/keys/former"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o700

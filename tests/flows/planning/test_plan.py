@@ -28,7 +28,9 @@ def test_the_plan_of_a_finished_run_is_what_its_releases_state(finished: Path) -
     assert all(plan.release_bytes < size < 1.3 * plan.release_bytes for size in sizes)
 
 
-def test_the_budget_counts_what_other_studies_have_spent(tmp_path: Path, small_wards, study_with) -> None:
+def test_the_budget_counts_what_other_studies_have_spent(
+    tmp_path: Path, small_wards, study_with
+) -> None:
     small_wards(tmp_path / "wards")
     wards, study = wards_in(tmp_path / "wards"), study_with()
     fresh = plan_of_wards(study, wards)
