@@ -32,7 +32,10 @@ from flows.runs.run import runs_of
 from sites.audit.audit import reports
 from sites.hospital import Hospital
 
-SOURCES = {"hippocampus": DATA / "hippocampus", "pneumonia": DATA / "pneumoniamnist"}
+SOURCES = {
+    "hippocampus": DATA / "hippocampus",
+    "pneumonia": DATA / "pneumoniamnist" / "pneumoniamnist_trainval.npz",
+}
 BUDGET = {"epsilon": 12.0, "delta": 1e-4}
 
 

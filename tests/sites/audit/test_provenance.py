@@ -18,7 +18,7 @@ from sites.training.examples import prepare
 def study(study_with) -> Study:
     task = {"kind": "classification", "dims": 2, "labels": {0: "no", 1: "yes"}}
     return study_with(
-        task=task, network={"name": "resnet10", "width": 4}, preprocessing={"shape": [32, 32]},
+        task=task, network={"name": "resnet10", "width": 8}, preprocessing={"shape": [32, 32]},
         distillation=None, export="weights",
     )  # fmt: skip
 
