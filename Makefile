@@ -1,4 +1,4 @@
-.PHONY: install demo ui test test-slow test-docs check fuzz wheelhouse install-dev clean
+.PHONY: install demo ui test test-slow test-docs docs check fuzz wheelhouse install-dev clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -32,6 +32,11 @@ test-slow: install-dev
 
 test-docs: install-dev
 	$(BIN)/pytest -q tests/test_readme.py models privacy sites flows
+
+# The pages as a website in site/, which opens without a server; warnings are errors.
+docs: install-dev
+	$(BIN)/python docs/make_tables.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check: install-dev
 	$(BIN)/ruff format --check .

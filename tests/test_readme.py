@@ -1,6 +1,9 @@
-"""What the README tells people to type exists."""
+"""What README and pages tell people to type exists; both languages say the same; the pages are made."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,23 +11,62 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli.main import app
+from privacy.accounting import Budget, PrivacyEvent, most_found, noise_for
 from sites.policy.policy import Policy
+from sites.study import Study
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"^wardround ([a-z -]*[a-z])(?: |$)", README, re.MULTILINE)))
-TARGETS = sorted(set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)))
+README, CHINESE = (ROOT / "README.md").read_text(), (ROOT / "README.zh-CN.md").read_text()
+PAGES = {
+    path: path.read_text()
+    for path in (ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "decisions" not in path.parts
+}
+TYPED = "\n".join(
+    block for text in PAGES.values() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+)
+COMMANDS = sorted(
+    set(re.findall(r"(?:^|bin/)wardround ([a-z][a-z -]*[a-z])(?: |$)", TYPED, re.MULTILINE))
+)
+OPTIONS = sorted(
+    {
+        (words.strip(), option)
+        for words, rest in re.findall(r"^wardround ((?:[a-z-]+ ?)+)([^\n#]*)", TYPED, re.MULTILINE)
+        for option in re.findall(r"(--[a-z-]+)", rest)
+    }
+)
+TARGETS = sorted(set(re.findall(r"^make ([a-z-]+)", TYPED, re.MULTILINE)))
 
 
-def test_the_readme_names_commands_and_targets() -> None:
-    assert len(COMMANDS) >= 5
-    assert {"demo", "ui", "test", "check"} <= set(TARGETS)
+def _command(words: str) -> list[str]:
+    """Return the leading words that name a command, without its arguments."""
+    groups = {"site", "review", "audit"}
+    first, *rest = words.split()
+    return [first, rest[0]] if first in groups and rest else [first]
+
+
+def test_the_readme_has_two_screens_and_three_doors() -> None:
+    assert len(README.splitlines()) <= 120
+    for page in ("run-a-study", "join-as-a-hospital", "review-a-model"):
+        assert f"docs/{page}.md" in README and f"docs/{page}.md" in CHINESE
+
+
+def test_both_languages_have_the_same_commands() -> None:
+    def blocks(text: str) -> list[str]:
+        return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+
+    assert blocks(README) == blocks(CHINESE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_is_there(command: str) -> None:
-    words = [word for word in command.split() if not word.startswith("-")]
-    assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 0
+    assert CliRunner().invoke(app, [*_command(command), "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize(("words", "option"), OPTIONS)
+def test_each_option_is_there(words: str, option: str) -> None:
+    shown = CliRunner().invoke(app, [*_command(words), "--help"], env={"COLUMNS": "200"}).stdout
+    assert option in shown
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -32,11 +74,62 @@ def test_each_make_target_is_there(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_each_file_it_names_is_there() -> None:
-    for path in re.findall(r"\b(?:studies|docs|flows)/[\w./-]+\.\w+", README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("path", list(PAGES), ids=lambda path: path.name)
+def test_each_file_that_a_page_links_is_there(path: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[path]):
+        assert (path.parent / link).exists(), link
+
+
+def test_each_test_that_the_pages_name_is_there() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = {name for text in PAGES.values() for name in re.findall(r"`(test_\w+)`", text)}
+    assert len(named) > 40
+    assert {name for name in named if f"def {name}(" not in sources} == set()
 
 
 def test_the_policy_it_shows_is_valid() -> None:
-    (text,) = (t for t in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "declared" in t)
-    assert Policy.model_validate(yaml.safe_load(text)).declared_training == 68
+    text = PAGES[ROOT / "docs" / "join-as-a-hospital.md"]
+    (policy,) = (t for t in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "declared" in t)
+    assert Policy.model_validate(yaml.safe_load(policy)).declared_training == 68
+
+
+def test_the_figures_of_the_page_on_epsilon_are_exact() -> None:
+    page = PAGES[ROOT / "docs" / "epsilon.md"]
+    rows = re.findall(r"^\| ([\d.]+) \| (\d+) \| 5 \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    for epsilon, found in rows:
+        noise = noise_for(Budget(epsilon=float(epsilon), delta=1e-4), sampling_rate=1, steps=1)
+        assert round(100 * most_found([PrivacyEvent(noise, 1.0, 1)], 1e-4)) == int(found)
+
+
+def test_the_examples_of_the_reference_are_keys_of_a_study_and_a_policy() -> None:
+    examples = yaml.safe_load((ROOT / "docs" / "reference" / "examples.yaml").read_text())
+    for name, config in (("study", Study), ("site", Policy)):
+        page = PAGES[ROOT / "docs" / "reference" / f"{name}.md"]
+        first = {re.split(r"[. ]", key)[0] for key in examples[name]}
+        assert first <= set(config.model_fields)
+        assert all(f"| `{key}` |" in page for key in config.model_fields)
+
+
+def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path),
+    ]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = [path.read_text() for path in tmp_path.rglob("*.html")]
+    assert len(pages) > 20
+    loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"?(https?:[^\"\s>]+)", "".join(pages))
+    assert [
+        url for url in loaded if "wardround" not in url
+    ] == []  # nothing from outside: they open offline
