@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from flows.cli.errors import cli_errors
 from flows.cli.options import AsJsonOption, RunArgument
@@ -35,6 +37,66 @@ def status(
             typer.echo(json.dumps(asdict(found)))
         else:
             Console().print(status_table(found))
+
+
+runs_app = typer.Typer(help="List and compare runs.")
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.callback(invoke_without_command=True)
+def list_runs(ctx: typer.Context, as_json: AsJsonOption = False) -> None:
+    """List the runs of this folder: study, rounds, epsilon, quality. `runs diff A B` compares two."""
+    if ctx.invoked_subcommand:
+        return
+    with cli_errors():
+        from dataclasses import asdict
+
+        from flows.runs.comparison import lines
+        from flows.runs.paths import Home
+
+        found = lines(Home(Path.cwd()))
+        if as_json:
+            typer.echo(json.dumps([asdict(line) for line in found]))
+            return
+        table = Table()
+        for heading in ("run", "begun", "rounds", "hospitals", "epsilon", "quality before", "now"):
+            table.add_column(heading)
+        for line in found:
+            shown = ["none" if line.epsilon is None else f"{line.epsilon:.2f}"]
+            shown += [
+                "-" if each is None else f"{line.metric} {each:.3f}" for each in (line.before, line.now)
+            ]
+            rounds = line.rounds if line.is_finished else f"{line.rounds}, unfinished"
+            table.add_row(line.run, line.begun, rounds, str(line.hospitals), *shown)
+        Console().print(table)
+
+
+@runs_app.command()
+def diff(
+    first: Annotated[str, typer.Argument(help="A run's name.")],
+    second: Annotated[str, typer.Argument(help="Another run's name.")],
+    as_json: AsJsonOption = False,
+) -> None:
+    """Show what two runs differ in: the study's keys, hospitals, quality and epsilon by hospital."""
+    with cli_errors():
+        from dataclasses import asdict
+
+        from flows.runs.comparison import differences
+        from flows.runs.paths import Home
+        from flows.runs.run import named_run
+
+        home = Home(Path.cwd())
+        found = differences(named_run(home, first), named_run(home, second))
+        if as_json:
+            typer.echo(json.dumps([asdict(each) for each in found]))
+            return
+        table = Table()
+        for heading in ("", first, second):
+            table.add_column(heading)
+        for each in found:
+            values = ("-" if v is None else escape(str(v)) for v in (each.first, each.second))
+            table.add_row(each.what, *values)
+        Console().print(table)
 
 
 @app.command()

@@ -16,6 +16,8 @@ WORDS = {
     "release": "release",
     "scores": "quality of the global model",
     "comparison": "quality of hospitals' models",
+    "audit": "result of an attack on the global model, with noise",
+    "survey": "statistics of its scans",
     "sum_keys": "public keys for a secure sum",
     "sum_shares": "sealed shares for a secure sum",
     "sum_survivors": "list of who is in a secure sum",
