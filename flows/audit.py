@@ -6,6 +6,7 @@ as its policy asks for it; what they publish is charged there.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from flows.runs.paths import Home
 from flows.runs.records import Absence, Signed
 from flows.runs.run import Run
 from flows.tracking.tracking import attach_report, log_audit
+from models.errors import AskSomebody
 from privacy.statements import AuditFigures
 from sites.audit.made_up import Bench, NothingToAudit
 from sites.audit.mechanism import Measured, examine
@@ -31,12 +33,24 @@ from sites.audit.one_run import OneRun
 from sites.audit.reconstruction import Pictures, Reconstruction, reconstructed
 from sites.study import Study
 
+
+class NoAnswer(AskSomebody):
+    """A hospital did not answer an audit."""
+
+    next_step = (
+        "ask the hospitals, then repeat the command: what others answered stays; --partial records the "
+        "audit without them, for good."
+    )
+
+
 OTHER = Absence(kind="rejected", text="its audit is of another model")
 SEED = 0
 
 
 @flow(flow_run_name="audit {run} {number}", task_runner=SIDE_BY_SIDE)  # type: ignore[arg-type]  # Prefect's own type
-def audit(run: str, number: int, home: str, sites: list[str], steps: int, canaries: int) -> None:
+def audit(
+    run: str, number: int, home: str, sites: list[str], steps: int, canaries: int, partial: bool = False
+) -> None:
     """Audit the model of a round, record what was found, and publish it.
 
     A round is audited once: hospitals answer once, and MLflow replaces no number. What is on record is
@@ -46,6 +60,10 @@ def audit(run: str, number: int, home: str, sites: list[str], steps: int, canari
         sites: the hospitals that are asked.
         steps: steps of each gradient inversion.
         canaries: gradients that are planted in the audit of one training.
+        partial: whether to record an audit to which a hospital gave no answer.
+
+    Raises:
+        NoAnswer: a hospital did not answer; nothing is recorded, and a repeated audit goes on.
     """
     with Run.open(Home(Path(home)), run).locked() as opened:
         started = time.time()
@@ -53,10 +71,11 @@ def audit(run: str, number: int, home: str, sites: list[str], steps: int, canari
             publish(opened, recorded)
             return
         opened.begin_attempt()
-        answers = ask_all(opened, number, "audit", sites)
-        hospitals = _figures(opened, number, answers)
         checks = mechanism_checks(opened.study)
+        canaries_found = canary_run(opened, canaries)
         found, images = inversion(opened.study, steps)
+        hospitals = _figures(opened, number, ask_all(opened, number, "audit", sites))
+        _check_answered(hospitals, partial=partial)
         record = AuditRecord(
             study=opened.study.name,
             study_sha256=opened.study.sha256,
@@ -64,8 +83,9 @@ def audit(run: str, number: int, home: str, sites: list[str], steps: int, canari
             round=number,
             model_sha256=opened.records()[number].model_sha256,
             at_ms=int(time.time() * 1000),
+            delta=None if opened.study.privacy.mode == "none" else opened.study.privacy.delta,
             checks=tuple(checks),
-            one_run=canary_run(opened, canaries),
+            one_run=canaries_found,
             reconstruction=found,
             releases=provenance(opened, number),
             scans=scans_told_apart(opened, number, hospitals),
@@ -111,6 +131,18 @@ def canary_run(run: Run, canaries: int) -> OneRun | None:
     if run.study.shares_noise or not canaries:
         return None
     return bench.one_run(run.rate, canaries, np.random.default_rng(SEED))
+
+
+def _check_answered(hospitals: Mapping[str, Signed[AuditFigures] | Absence], *, partial: bool) -> None:
+    """Raise `NoAnswer` where a hospital said nothing: a round is audited once."""
+    silent = {
+        site: each
+        for site, each in hospitals.items()
+        if isinstance(each, Absence) and each.kind == "missing"
+    }
+    if silent and not partial:
+        lines = "".join(f"\n  {site}: {why}" for site, why in sorted(silent.items()))
+        raise NoAnswer(f"Expected an answer of every hospital of the run, got none of:{lines}")
 
 
 def _figures(run: Run, number: int, answers: Answers) -> dict[str, Signed[AuditFigures] | Absence]:

@@ -286,7 +286,10 @@ class AuditFigures(_Statement):
     def _charged_if_and_only_if_figures(self) -> "AuditFigures":
         if bool(self.figures) != (self.event is not None):
             raise ValueError("expected an event if and only if there are figures")
-        if not all(is_on_grid(v) for name, v in self.figures.items() if name.endswith("mia_auc")):
+        noised = [name for name in self.figures if name.endswith("mia_auc")]
+        if self.figures and sorted(noised) != ["high/mia_auc", "low/mia_auc", "mia_auc"]:
+            raise ValueError("expected an AUC with both ends of its interval")
+        if not all(is_on_grid(self.figures[name]) for name in noised):
             raise ValueError("expected noised figures on the public grid")
         return self
 

@@ -1,13 +1,14 @@
 """An audit's numbers as MLflow has them, by line: all of them follow from the audit's record."""
 
-from flows.audits.records import MIA, PROVENANCE, AuditRecord
+from flows.audits.records import AuditRecord
 from flows.runs.records import Signed
+from privacy.audit.published import NAME, PROVENANCE
 
 
 def global_metrics(audit: AuditRecord) -> dict[str, float]:
     """Return the metrics of the line for all together: of the attack on members the worst hospital's."""
     found: dict[str, float | None] = {
-        f"audit/{MIA}": max((each[MIA] for each in audit.figures.values()), default=None),
+        f"audit/{NAME}": max((each[NAME] for each in audit.figures.values()), default=None),
         f"audit/{PROVENANCE}": audit.scans.share if audit.scans else None,
         "audit/failed_checks": float(len(audit.alarms)) if audit.checks else None,
         "audit/epsilon_lower": audit.epsilon_lower,

@@ -16,9 +16,6 @@ from sites.audit.mechanism import Measured
 from sites.audit.one_run import OneRun
 from sites.audit.reconstruction import Reconstruction
 
-MIA, PROVENANCE = "mia_auc", "provenance"
-"""Names of the figures that hospitals publish."""
-
 
 class Provenance(Config):
     """An attack that tells which hospital a release, or a scan, is of.
@@ -50,6 +47,7 @@ class AuditRecord(Config):
 
     Attributes:
         model_sha256: the audited model.
+        delta: the study's; None without privacy.
         checks: the checks of the mechanism, on made-up patients; none without privacy.
         one_run: the audit of one training of made-up patients by canaries; None without privacy, and
             where hospitals share the noise.
@@ -66,6 +64,7 @@ class AuditRecord(Config):
     round: int
     model_sha256: Sha256
     at_ms: int
+    delta: float | None = None
     checks: tuple[Measured, ...] = ()
     one_run: OneRun | None = None
     reconstruction: Reconstruction | None = None
@@ -85,14 +84,17 @@ class AuditRecord(Config):
 
     @property
     def alarms(self) -> list[str]:
-        """The names of the checks that failed."""
-        return [check.name for check in self.checks if not check.holds]
+        """The names of the checks that failed, the canaries' among them."""
+        found = [check.name for check in self.checks if not check.holds]
+        is_disproved = self.one_run is not None and not self.one_run.holds
+        return [*found, *(["canaries"] if is_disproved else [])]
 
     @property
     def epsilon_lower(self) -> float | None:
-        """The largest epsilon that an attack on the mechanism proves; None without one."""
+        """The largest epsilon that an attack on the mechanism proves at the study's delta, if any."""
         found = [check.epsilon for check in self.checks if check.epsilon is not None]
-        found += [self.one_run.epsilon_lower] if self.one_run else []
+        if self.one_run and self.one_run.delta == self.delta:
+            found.append(self.one_run.epsilon_lower)
         return max(found, default=None)
 
 
@@ -112,11 +114,12 @@ def sacro_of(round: int) -> str:
 
 
 def keep(run: Run, path: str, data: bytes) -> None:
-    """Store a file of an audit in the run's folder, and sign it."""
-    target = run.folder / path
-    target.parent.mkdir(exist_ok=True)
-    write_atomically(target, data)
+    """Sign a file of an audit and store it in the run's folder.
+
+    After a crash between the two there is a signature without a file: no audit yet, which is made again.
+    """
     artifacts.keep(run, path, data)
+    write_atomically(run.folder / path, data)
 
 
 def audit_of(run: Run, round: int) -> AuditRecord | None:

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from flows.audits.records import MIA, AuditRecord
+from flows.audits.records import AuditRecord
+from privacy.audit.published import NAME
 
 
 def attack_report(audit: AuditRecord) -> bytes:
@@ -44,9 +45,9 @@ def _attacks(audit: AuditRecord) -> Iterator[tuple[str, dict[str, Any], dict[str
     if audit.figures:
         yield "Membership by calibrated loss", {"noise": "charged to each hospital's ledger"}, {
             site: {
-                "AUC": figures[MIA],
-                "AUC_low": figures[f"low/{MIA}"],
-                "AUC_high": figures[f"high/{MIA}"],
+                "AUC": figures[NAME],
+                "AUC_low": figures[f"low/{NAME}"],
+                "AUC_high": figures[f"high/{NAME}"],
             }
             for site, figures in sorted(audit.figures.items())
         }  # fmt: skip

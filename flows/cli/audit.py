@@ -70,6 +70,9 @@ def run(
     canaries: Annotated[
         int, typer.Option(min=0, help="Gradients planted in one training; 0 for none.")
     ] = 10_000,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Record it though a hospital does not answer.")
+    ] = False,
     as_json: AsJsonOption = False,
 ) -> None:
     """Audit a run's model: its mechanism, inversion, provenance, and attacks at each hospital.
@@ -81,7 +84,7 @@ def run(
         from flows.coordination.audit import Setting, audit_here, audit_remotely
         from flows.runs.paths import Home
 
-        home, setting = Home(Path.cwd()), Setting(steps, canaries)
+        home, setting = Home(Path.cwd()), Setting(steps, canaries, partial)
         if federation:
             done = audit_remotely(home, name, federation, round, setting)
         else:

@@ -26,10 +26,12 @@ class Setting:
     Attributes:
         steps: steps of each gradient inversion.
         canaries: gradients that are planted in the audit of one training; 0 for none.
+        partial: whether to record an audit to which a hospital gave no answer.
     """
 
     steps: int = 300
     canaries: int = 10_000
+    partial: bool = False
 
 
 def audited_round(run: Run, round: int | None) -> int:
@@ -100,4 +102,7 @@ def _audit(
     from flows.audit import audit  # Prefect reads its environment when it is imported
 
     with session(run, asked):
-        audit(run.name, number, str(run.home.folder), list(sites), setting.steps, setting.canaries)
+        audit(
+            run.name, number, str(run.home.folder), list(sites), setting.steps, setting.canaries,
+            setting.partial,
+        )  # fmt: skip

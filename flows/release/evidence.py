@@ -4,20 +4,24 @@ Missing evidence counts as failed.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
-from flows.audits.records import MIA, audit_of
+from flows.audits.records import audit_of
 from flows.decisions.chain import NotReleased
 from flows.decisions.criteria import ATTACK, CALIBRATION, EPSILON, GAIN, LINEAGE, mean_of, worst_of
 from flows.decisions.verdicts import Evidence
 from flows.rounds import statements
 from flows.rounds.recording import quality_of
-from flows.runs.records import RoundRecord
+from flows.runs.records import RoundRecord, Signed
 from flows.runs.run import Run
 from flows.verification.verify import lineage_faults
 from models.errors import FixYourInput
 from models.settings.metrics import LOWER_IS_BETTER, flat
 from privacy.accounting import TOLERANCE
-from privacy.statements import AuditFigures
+from privacy.audit.published import NAME
+from privacy.signing import BadSignature, verified
+from privacy.statements import AuditFigures, RejectedRelease, parse_statement
+from sites.exchange.places import Place
 from sites.study_sections import PromotionConfig
 
 
@@ -164,18 +168,28 @@ def _attacked(run: Run, record: RoundRecord) -> tuple[float | None, str]:
     if found.alarms:
         return None, f"the audit's checks failed: {', '.join(found.alarms)}"
     members = {site for each in run.records()[: record.round + 1] for site in each.releases}
-    answers = statements.answers(
-        run, record.round, "audit", sorted(members & run.description.roster.keys())
-    )
     values = {
-        site: each.statement.figures[f"high/{MIA}"]
-        for site, each in answers.taken.items()
-        if isinstance(each.statement, AuditFigures)
-        and each.statement.model_sha256 == record.model_sha256
-        and each.statement.figures
+        site: each.statement.figures[f"high/{NAME}"]
+        for site, each in found.hospitals.items()
+        if isinstance(each, Signed) and each.statement.figures and _is_signed_by(run, site, each)
     }
     silent = sorted(members - values.keys())
-    return (None, f"{', '.join(silent)} did not publish it") if silent else (max(values.values()), "")
+    if silent:
+        return None, f"{', '.join(silent)} did not publish it"
+    return max(values[site] for site in members), ""
+
+
+def _is_signed_by(run: Run, site: str, recorded: Signed[AuditFigures]) -> bool:
+    """Return whether a hospital has signed recorded figures, with a key that it had in the run."""
+    place = Place.statement(run.name, recorded.statement.round, recorded.statement.purpose, site)
+    if recorded.public_key not in statements.keys_in(run, site):
+        return False
+    for data in run.exchange.answers(place):
+        with suppress(BadSignature, RejectedRelease):
+            fields = verified(data, site, {site: recorded.public_key})
+            if parse_statement(fields) == recorded.statement:
+                return True
+    return False
 
 
 def _gained(run: Run, record: RoundRecord, name: str) -> tuple[float | None, str]:

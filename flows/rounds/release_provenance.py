@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flows.audits.records import PROVENANCE, Provenance, provenance_of
+from flows.audits.records import Provenance, provenance_of
 from flows.rounds.releases import change_of
 from flows.runs.records import Absence, Signed
 from flows.runs.run import Run
 from models.params import Params
+from privacy.audit.published import PROVENANCE
 from privacy.statements import AuditFigures
 
 

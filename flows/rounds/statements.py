@@ -9,6 +9,7 @@ from flows.runs.records import Absence, Signed
 from flows.runs.run import Run
 from models.errors import AskSomebody, CorruptCheckpoint
 from models.files import sha256_of
+from privacy.audit.published import fits_its_noise
 from privacy.signing import BadSignature, verified, verified_by_any
 from privacy.statements import (
     Acceptance,
@@ -226,12 +227,22 @@ def check_addressed(run: Run, round: int, purpose: str, site: str, statement: St
         unknown = sorted(statement.metrics.keys() - run.study.metric_names)
         if unknown:
             raise RejectedRelease(f"the study has no metric {unknown[0]!r}")
-    if isinstance(statement, AuditFigures) and statement.figures.keys() - AUDITED:
-        raise RejectedRelease("it has figures that no audit has")
+    if isinstance(statement, AuditFigures):
+        _check_audit(run, round, site, statement)
     if isinstance(statement, Comparison):
         names = {name for metrics in statement.metrics.values() for name in metrics}
         if names - run.study.metric_names or statement.models.keys() != statement.metrics.keys():
             raise RejectedRelease("it compares in a metric that the study has not, or no model")
+
+
+def _check_audit(run: Run, round: int, site: str, statement: AuditFigures) -> None:
+    """Reject figures that no audit has, or whose interval is not that of the charged noise."""
+    if statement.figures.keys() - AUDITED:
+        raise RejectedRelease("it has figures that no audit has")
+    declared = run.description.member(site, round).statement.declared_training
+    event = statement.event
+    if event and not fits_its_noise(statement.figures, event.noise_multiplier, declared):
+        raise RejectedRelease("its interval is not that of the noise that was charged")
 
 
 def _check_declared(run: Run, statement: Statement) -> None:

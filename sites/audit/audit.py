@@ -8,17 +8,20 @@ hospital the models' outputs give away.
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models import params as P
 from models.checkpoints import StoredParams
 from models.config import Config
-from models.files import write_atomically
+from models.files import private_folder, write_atomically
 from models.objectives import build_task
 from models.params import Params
 from privacy.accounting import Budget, PrivacyEvent, epsilon, most_found, noise_for
+from privacy.audit.published import NAME, half_interval
 from privacy.eight_bits import EightBits
 from privacy.ledger import Charge
 from privacy.noise.noised import noised_sums, to_grid
@@ -31,8 +34,7 @@ from sites.audit.membership import AttackResult, Model, attacks, ranks_of_member
 from sites.audit.one_run import OneRun, one_run
 from sites.audit.provenance import own_share
 from sites.audit.twins import Twins
-from sites.cohort import Cohort
-from sites.evaluation.scoring import WITHIN
+from sites.cohort import Patient
 from sites.hospital import Hospital
 from sites.local_models import (
     GlobalModel,
@@ -43,14 +45,13 @@ from sites.local_models import (
     with_local_layers,
 )
 from sites.orders import Order, check_in_time
-from sites.policy.policy import AuditConfig
+from sites.policy.policy import AuditConfig, Refused
 from sites.progress import Progress
+from sites.study import Study
 from sites.training.examples import prepare
 
 log = logging.getLogger("wardround.site")
 
-NAME = "mia_auc"
-"""The published AUC of the membership attack by the calibrated loss."""
 FALSE_ALARMS = 0.05
 
 
@@ -94,95 +95,146 @@ def reports(hospital: Hospital) -> list[HospitalAudit]:
 
 
 def audit(hospital: Hospital, order: Order, act: Charge, progress: Progress) -> None:
-    """Attack the run's models, store the report here, and publish as much as the policy allows."""
+    """Attack the run's models, store the report here, and publish as much as the policy allows.
+
+    The charge stands before any scan is looked at, and from then on no scan decides whether there is an
+    answer.
+    """
     policy, study = hospital.policy.audit, order.study
     check_join(hospital, study, order.run)
+    _check_trained(hospital, order)
     model = global_model(hospital, order)
+    start = global_model(hospital, order.model_copy(update={"round": 0, "phase": "evaluate"}))
+    released = _compared(hospital, order)
     few = len(hospital.eligible.evaluation) < hospital.policy.min_evaluation_patients
     if policy == "withheld" or few:
         export.audit_figures(hospital, study, act, model, {})
         return
-    limit = Budget(epsilon=policy.epsilon, delta=hospital.policy.budget.delta)
-    event = PrivacyEvent(noise_for(limit, sampling_rate=1, steps=1), 1.0, 1)
-    charge = Charge(act.study, act.run, act.round, act.purpose, event)
-    if not hospital.ledger.has_started(charge):
-        hospital.ledger.check_fits(hospital.eligible.training, event, times=1)
-    cohort = hospital.cohort(study)
-    evaluation = [patient for patient in cohort.evaluation if patient.scans]
     with exclusive_device(hospital.policy.device):
         check_in_time(order)
-        path = report_path(hospital, order.run, order.round)
-        if not path.exists():
-            report = _audited(hospital, order, model, cohort, policy, progress)
-            write_atomically(path, report.model_dump_json(indent=1).encode())
-    check_in_time(order)
-    charged = hospital.ledger.reserve(charge, hospital.eligible.training, limit)
-    hospital.ledger.start(charge)
-    members = [patient for patient in cohort.training if patient.pseudonym in charged]
-    figures = _noised_auc(hospital, order, model, [*members, *evaluation], len(members), event)
-    if order.models and study.task.kind != "regression":
-        models = {site: released_model(hospital, order, site).params for site in order.models}
-        found = own_share(study, models, hospital.name, evaluation, hospital.device)
-        declared = hospital.policy.declared_evaluation
-        figures["provenance"] = round(found * declared) / declared
+        charge = _charge(hospital, act, policy)
+        limit = Budget(epsilon=policy.epsilon, delta=hospital.policy.budget.delta)
+        charged = hospital.ledger.reserve(charge, hospital.eligible.training, limit)
+        hospital.ledger.start(charge)
+        cohort = hospital.cohort(study)
+        members = tuple(patient for patient in cohort.training if patient.pseudonym in charged)
+        evaluation = tuple(patient for patient in cohort.evaluation if patient.scans)
+        audited = _Audited(hospital, order, start, model, members, evaluation)
+        audited.report(policy, progress)
+        figures = audited.noised_auc(charge)
+        if released:
+            found = own_share(study, released, hospital.name, evaluation, hospital.device)
+            declared = hospital.policy.declared_evaluation
+            figures["provenance"] = round(found * declared) / declared
     export.audit_figures(hospital, study, charge, model, figures)
 
 
-def _noised_auc(
-    hospital: Hospital,
-    order: Order,
-    model: GlobalModel,
-    patients: Sequence,  # type: ignore[type-arg]
-    members: int,
-    event: PrivacyEvent,
-) -> dict[str, float]:
-    """Return the AUC of the calibrated loss attack on the global model with noise, and its interval.
+def _check_trained(hospital: Hospital, order: Order) -> None:
+    """Raise `Refused` unless this hospital trained in the run: an audit is of models of its own.
 
-    A member's rank among the others is between 0 and 1. What exceeds 1/2 and what falls short of it are
-    summed apart, so that a member moves the two sums by at most 1 in L2, and one who is missing counts
-    as a guess.
+    So nobody can spend budgets on audits of runs that are made up.
     """
-    twins = _twins(hospital, order, _start(hospital, order).params, patients)
-    seen, after = twins.seen(), twins.network(_own(hospital, order, model))
-    fell = twins.losses_of(twins.network(), seen) - twins.losses_of(after, seen)
-    trained = np.arange(len(patients)) < members
-    ranks = ranks_of_members(fell, trained) - 0.5
-    rows = np.stack([np.maximum(ranks, 0), np.maximum(-ranks, 0)], 1) * 2
-    noise, _source = hospital.noise(f"{order.study.sha256} {order.round} audit")
-    declared = hospital.policy.declared_training
-    above, below = noised_sums(rows, event, 1.0, noise).means(declared)
-    auc = 0.5 + (above - below) / 2
-    deviation = event.noise_multiplier / declared / 2**0.5
-    return {
-        NAME: to_grid(auc),
-        f"low/{NAME}": to_grid(auc - WITHIN * deviation),
-        f"high/{NAME}": to_grid(auc + WITHIN * deviation),
-    }
+    rounds = range(1, order.round + 1)
+    if not any(hospital.ledger.has_ended(order.run, k, "contribute") for k in rounds):
+        raise Refused("this hospital has trained no model of this run")
 
 
-def _audited(
-    hospital: Hospital,
-    order: Order,
-    model: GlobalModel,
-    cohort: Cohort,
-    policy: AuditConfig,
-    progress: Progress,
-) -> HospitalAudit:
+def _charge(hospital: Hospital, act: Charge, policy: AuditConfig) -> Charge:
+    """Return the charge of an audit: the one that stands, whatever the policy now says, or a new one."""
+    for standing in hospital.ledger.charges(act.run):
+        if standing.is_same_act(act):
+            return standing
+    limit = Budget(epsilon=policy.epsilon, delta=hospital.policy.budget.delta)
+    return replace(act, event=PrivacyEvent(noise_for(limit, sampling_rate=1, steps=1), 1.0, 1))
+
+
+def _compared(hospital: Hospital, order: Order) -> dict[str, Params]:
+    """Return the released models by which scans may be told apart; none where this hospital refuses."""
+    allows = hospital.policy.cross_site == "allow" and order.study.task.kind != "regression"
+    if not allows or hospital.name not in order.models or len(order.models) < 2:
+        return {}
+    return {site: released_model(hospital, order, site).params for site in order.models}
+
+
+@dataclass(frozen=True)
+class _Audited:
+    """What is audited: a run's models, and this hospital's patients who trained and who evaluate."""
+
+    hospital: Hospital
+    order: Order
+    start: GlobalModel
+    model: GlobalModel
+    members: Sequence[Patient]
+    evaluation: Sequence[Patient]
+
+    @property
+    def study(self) -> Study:
+        """The order's study."""
+        return self.order.study
+
+    @property
+    def trained(self) -> NDArray[np.bool_]:
+        """Which of the twins' patients trained the run's models."""
+        return np.arange(len(self.members) + len(self.evaluation)) < len(self.members)
+
+    def twins(self, plain_steps: int = 1) -> Twins:
+        """Return what twins of this hospital's training are made of."""
+        study, policy = self.study, self.hospital.policy
+        own = training_for(policy, study).at_rate(self.start.rate)
+        rounds = [own.in_round(k, study.rounds) for k in range(1, study.rounds + 1)]
+        alone = None if study.shares_noise else mechanism_for_study(policy, study)
+        patients = (*self.members, *self.evaluation)
+        return Twins(
+            study, self.start.params, rounds, alone, patients, plain_steps, self.hospital.device
+        )
+
+    def noised_auc(self, charge: Charge) -> dict[str, float]:
+        """Return the AUC of the calibrated loss attack on the global model, noised, and its interval.
+
+        A member's rank among the others is between 0 and 1, and depends on that member, the others and
+        the two global models alone. What exceeds 1/2 and what falls short of it are summed apart, so
+        that a member moves the two sums by at most 1 in L2, and one who is missing counts as a guess.
+        """
+        event, twins = charge.event, self.twins()
+        if event is None:
+            raise ValueError("Expected a charge with an event.")
+        seen, after = twins.seen(), twins.network(self.model.params)
+        fell = twins.losses_of(twins.network(), seen) - twins.losses_of(after, seen)
+        ranks = ranks_of_members(fell, self.trained) - 0.5
+        rows = np.stack([np.maximum(ranks, 0), np.maximum(-ranks, 0)], 1) * 2
+        noise, _source = self.hospital.noise(f"{self.study.sha256} {self.order.round} audit")
+        declared = self.hospital.policy.declared_training
+        above, below = noised_sums(rows, event, 1.0, noise).means(declared)
+        auc, half = 0.5 + (above - below) / 2, half_interval(event.noise_multiplier, declared)
+        ends = {f"low/{NAME}": to_grid(auc - half), f"high/{NAME}": to_grid(auc + half)}
+        return {NAME: to_grid(auc), **ends}
+
+    def report(self, policy: AuditConfig, progress: Progress) -> None:
+        """Make the report of all attacks and store it here, once; what fails is only logged."""
+        path = report_path(self.hospital, self.order.run, self.order.round)
+        if path.exists():
+            return
+        try:
+            report = _audited(self, policy, progress)
+            private_folder(path.parent)
+            write_atomically(path, report.model_dump_json(indent=1).encode())
+        except Exception as error:  # an error that ends the audit could be seen from outside
+            log.warning("the audit's report can't be made: %s", type(error).__name__)
+
+
+def _audited(audited: _Audited, policy: AuditConfig, progress: Progress) -> HospitalAudit:
     """Return the report of all attacks on the run's models and their twins."""
-    started, study = time.monotonic(), order.study
-    patients = [*cohort.training, *(patient for patient in cohort.evaluation if patient.scans)]
-    trained = np.arange(len(patients)) < len(cohort.training)
-    start = _start(hospital, order)
-    twins = _twins(hospital, order, start.params, patients, start.rate, policy.plain_steps)
-    rng = np.random.default_rng()
+    started, order = time.monotonic(), audited.order
+    twins, rng = audited.twins(policy.plain_steps), np.random.default_rng()
     progress("audit", 0, 2)
-    found = tuple(attacks(twins, _models(hospital, order, model), trained, policy.shadows, rng))
+    models = _models(audited.hospital, order, audited.model)
+    found = tuple(attacks(twins, models, audited.trained, policy.shadows, rng))
     progress("audit", 1, 2)
-    watched = _one_run(twins, cohort, policy, rng)
+    watched = _one_run(twins, audited.members, policy, rng)
     progress("audit", 2, 2)
-    claimed = _claimed(hospital, order)
+    claimed = _claimed(audited.hospital, order)
     return HospitalAudit(
-        study=study.name,
+        study=order.study.name,
         run=order.run,
         round=order.round,
         at_ms=int(time.time() * 1000),
@@ -194,29 +246,6 @@ def _audited(
         one_run=watched,
         seconds=round(time.monotonic() - started, 1),
     )
-
-
-def _twins(
-    hospital: Hospital,
-    order: Order,
-    start: Params,
-    patients: Sequence,  # type: ignore[type-arg]
-    rate: float | None = None,
-    plain_steps: int = 1,
-) -> Twins:
-    study = order.study
-    own = training_for(hospital.policy, study)
-    own = own.at_rate(rate)
-    rounds = (
-        [] if own.lr == "auto" else [own.in_round(k, study.rounds) for k in range(1, study.rounds + 1)]
-    )
-    alone = None if study.shares_noise else mechanism_for_study(hospital.policy, study)
-    return Twins(study, start, rounds, alone, patients, plain_steps, hospital.device)
-
-
-def _start(hospital: Hospital, order: Order) -> GlobalModel:
-    """Return the run's model before training, which no patient has trained."""
-    return global_model(hospital, order.model_copy(update={"round": 0, "phase": "evaluate"}))
 
 
 def _own(hospital: Hospital, order: Order, model: GlobalModel) -> Params:
@@ -255,13 +284,13 @@ def _released(hospital: Hospital, order: Order) -> Params | None:
 
 
 def _one_run(
-    twins: Twins, cohort: Cohort, policy: AuditConfig, rng: np.random.Generator
+    twins: Twins, members: Sequence[Patient], policy: AuditConfig, rng: np.random.Generator
 ) -> OneRun | None:
     study = twins.study
     if twins.mechanism is None or study.privacy.mode == "none" or not policy.canaries:
         return None
     seed = int(rng.integers(2**31))
-    examples = prepare(cohort.training, study.preprocessing, twins.device, seed)
+    examples = prepare(members, study.preprocessing, twins.device, seed)
     task = build_task(study.task)
     return one_run(
         twins.network(), task, examples, twins.rounds, twins.mechanism, study.privacy.delta,

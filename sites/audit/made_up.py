@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from models import params as P
 from models.errors import FixYourInput
 from models.objectives import Task, build_task
-from privacy.mechanisms import Mechanism, mechanism_for
+from privacy.mechanisms import AdaptiveClip, Mechanism, mechanism_for
 from privacy.noise.source import NoiseSource
 from privacy.shared_noise import SharedGaussian
 from sites.audit.one_run import OneRun, one_run
@@ -31,6 +32,10 @@ LARGEST_LOT = 3
 """Patients in a step of a study that samples them, in the reduced setting."""
 DECLARED = 12
 """Declared training patients of the made-up hospital; half of them exist."""
+MICROBATCH = 2
+"""Patients whose gradients are in memory at a time: a step of the made-up patients takes several."""
+LARGEST_DELTA = 0.01
+"""The largest delta of the reduced setting, so that it is below one over `DECLARED`."""
 HONEST = 2
 """Hospitals whose shares of the noise are counted on, where a study shares it."""
 FAR = 100.0
@@ -68,9 +73,9 @@ def absent(patient: Patient) -> Patient:
 class Bench:
     """A study's training, of which the sum of one step can be seen.
 
-    The setting is reduced: of a step that samples patients the lot is at most `LARGEST_LOT`, and half of
-    the `DECLARED` patients exist. Network, loss, clipping, noise and the functions that train are the
-    study's and the product's own.
+    The setting is reduced: of a step that samples patients the lot is at most `LARGEST_LOT`, half of the
+    `DECLARED` patients exist, microbatches are small, and delta is at most `LARGEST_DELTA`. Network,
+    loss, clipping, noise and the functions that train are the study's and the product's own.
 
     Attributes:
         study: the reduced study.
@@ -102,9 +107,10 @@ class Bench:
         lot = study.training.lot_size
         training = study.training.model_copy(
             update={"lot": "all" if lot is None else min(lot, LARGEST_LOT), "momentum": 0.0,
-                    "schedule": "constant"}
+                    "schedule": "constant", "microbatch": MICROBATCH}
         )  # fmt: skip
-        reduced = study.model_copy(update={"training": training})
+        smaller = privacy.model_copy(update={"delta": min(privacy.delta, LARGEST_DELTA)})
+        reduced = study.model_copy(update={"training": training, "privacy": smaller})
         return cls(reduced, _mechanism(reduced, reduced.rounds, training.steps), study)
 
     def in_one_step(self) -> Mechanism:
@@ -182,6 +188,33 @@ class Bench:
         return one_run(
             self.network(), self.task, examples, rounds, self.mechanism, study.privacy.delta, canaries,
         rng )  # fmt: skip
+
+    def trained_alone(self, mechanism: Mechanism) -> Mechanism:
+        """Train without patients; return the mechanism that the training leaves."""
+        examples = prepare([], self.study.preprocessing, CPU, seed=0)
+        source, config = NoiseSource.from_system(), self.config(mechanism)
+        return train_privately(
+            self.network(), self.task, examples, config, mechanism, source, None, lambda *_: None
+        )
+
+    def noise_by_step(self, steps: int, source: NoiseSource) -> list[Tensor]:
+        """Return the noise of each step of one training without patients, `(d,)` each.
+
+        An adaptive clip norm, and the noise with it, all but stays.
+        """
+        mechanism, clip = replace(self.mechanism, steps=steps), self.mechanism.clip
+        if isinstance(clip, AdaptiveClip):
+            mechanism = replace(mechanism, clip=clip.model_copy(update={"rate": 1e-9}))
+        network, config, seen = self.network(), self.config(mechanism), list[Tensor]()
+        before = flat(network)
+        examples = prepare([], self.study.preprocessing, CPU, seed=0)
+        train_privately(
+            network, self.task, examples, config, mechanism, source, None,
+            lambda *_: seen.append(flat(network)),
+        )  # fmt: skip
+        places = [before, *seen]
+        divisor = DECLARED if mechanism.sampling_rate == 1 else self.divisor
+        return [(a - b) / config.step_size * divisor for a, b in pairwise(places)]
 
     def contribution(
         self, patients: Sequence[Patient], number: int, mechanism: Mechanism | None = None

@@ -6,7 +6,8 @@ training.
 
 | check            | what goes wrong if it fails                                                    |
 |------------------|--------------------------------------------------------------------------------|
-| noise            | less noise, or more, than the charge states                                    |
+| noise            | less noise, or more, than the charge states, in any step                       |
+| count noise      | an adaptive clip norm shows the count of patients within it                    |
 | sensitivity      | a patient moves the sum by more than the clip norm                             |
 | patients apart   | a patient's part depends on other patients                                     |
 | one unit         | a patient counts more because of more scans                                    |
@@ -44,6 +45,12 @@ from sites.training.examples import prepare
 
 NOISE_WITHIN = 0.01
 """Largest accepted relative error of the noise's standard deviation."""
+SHARED_NOISE_WITHIN = 0.04
+"""How much more noise there may be where hospitals share it."""
+STEPS = 3
+"""Steps of a training whose noise is measured step by step."""
+COUNTS, COUNT_WITHIN = 400, 0.2
+"""Steps of an adaptive clip norm whose counts' noise is measured, and its largest relative error."""
 COORDINATES = 200_000
 """Coordinates of noise that are measured: the relative error of their deviation is 0.16 %."""
 SAME = 1e-3
@@ -98,21 +105,49 @@ def examine(bench: Bench, seed: int, trials: int | None = None) -> Iterator[Meas
 
 
 def _noise(bench: Bench, rng: np.random.Generator) -> Measured:
-    """Compare the noise of trainings without patients with the charged one."""
+    """Compare the noise of each step of trainings without patients with the charged one."""
     del rng
     mechanism, clip = bench.mechanism, bench.mechanism.clip
     share = clip.count_share if isinstance(clip, AdaptiveClip) else 0.0
     due = mechanism.event.noise_multiplier * clip.norm / (1 - share) ** 0.5
-    squares, count = 0.0, 0
-    while count < COORDINATES:
-        drawn = bench.step_sum([], mechanism, NoiseSource.from_system())
-        squares, count = squares + float(drawn.square().sum()), count + len(drawn)
-    ratio = (squares / count) ** 0.5 / due
+    squares, count = np.zeros(STEPS), 0
+    while count * STEPS < COORDINATES:
+        if bench.study.shares_noise:  # each step is an attempt of its own
+            drawn = [bench.step_sum([], mechanism, NoiseSource.from_system()) for _ in range(STEPS)]
+        else:
+            drawn = bench.noise_by_step(STEPS, NoiseSource.from_system())
+        squares += [float(each.square().sum()) for each in drawn]
+        count += len(drawn[0])
+    ratios = (squares / count) ** 0.5 / due
+    overall = float((squares.sum() / count / STEPS) ** 0.5 / due)
     # each hospital's share is rounded up and covers the rounding of its sum: a little more than due
-    most = 1 + NOISE_WITHIN * (4 if bench.study.shares_noise else 1)
+    more = SHARED_NOISE_WITHIN if bench.study.shares_noise else NOISE_WITHIN
+    holds = 1 - NOISE_WITHIN <= overall <= 1 + more
+    holds = holds and all(1 - 2 * NOISE_WITHIN <= each <= 1 + more + NOISE_WITHIN for each in ratios)
+    shown = ", ".join(f"{each:.3f}" for each in ratios)
     return _measured(
-        1 - NOISE_WITHIN <= ratio <= most, f"1 of what is charged, within {NOISE_WITHIN:.0%}",
-        f"{ratio:.4f} over {count} coordinates",
+        holds, f"1 of what is charged, within {NOISE_WITHIN:.0%} (more: {more:.0%}), in each step",
+        f"{overall:.4f} over {count * STEPS} coordinates; by step {shown}",
+    )  # fmt: skip
+
+
+def _count(bench: Bench, rng: np.random.Generator) -> Measured:
+    """Measure the noise on the count of an adaptive clip norm by how the norm moves."""
+    del rng
+    clip = bench.mechanism.clip
+    if not isinstance(clip, AdaptiveClip):
+        return _measured(True, "no count: the clip norm stays", "nothing is counted")
+    due = bench.mechanism.event.noise_multiplier / (2 * clip.count_share**0.5)
+    wide = replace(bench.mechanism, steps=1, divisor=1e4)  # so that the share stays between 0 and 1
+    counts = []
+    for _ in range(COUNTS):
+        after = bench.trained_alone(wide).clip
+        moved = -np.log(after.norm / clip.norm) / clip.rate + clip.quantile
+        counts.append((moved - 0.5) * wide.divisor)
+    ratio = float(np.std(counts)) / due
+    return _measured(
+        abs(ratio - 1) <= COUNT_WITHIN, f"1 of what is charged, within {COUNT_WITHIN:.0%}",
+        f"{ratio:.3f} over {COUNTS} steps",
     )  # fmt: skip
 
 
@@ -249,14 +284,18 @@ def _fresh(bench: Bench, rng: np.random.Generator) -> Measured:
     pairs = [("two trainings", draws[0], draws[1])]
     if not bench.study.shares_noise:
         pairs.append(("a resumed training", *_noise_around_a_kill(bench)))
-    most, where = max(
-        (abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])), name) for name, one, other in pairs
-    )
-    limit = 6 / len(draws[0]) ** 0.5
+    found = {
+        name: abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) for name, one, other in pairs
+    }
+    where = max(found, key=lambda name: float(np.nan_to_num(found[name], nan=np.inf)))
+    most, limit = found[where], 6 / len(draws[0]) ** 0.5
+    sizes = [float(other.std() / one.std()) for _, one, other in pairs]
+    is_there = all(abs(size - 1) <= 12 / len(draws[0]) ** 0.5 for size in sizes)  # NaN fails
     return _measured(
-        most <= limit, f"noise correlates by at most {limit:.4f} from draw to draw",
-        f"{most:.4f} in {where}",
-    )  # fmt: skip
+        most <= limit and is_there,
+        f"noise of one size that correlates by at most {limit:.4f} from draw to draw",
+        f"{most:.4f} in {where}; sizes {', '.join(f'{size:.2f}' for size in sizes)} of the first",
+    )
 
 
 class _Killed(Exception):
@@ -316,6 +355,7 @@ def _white_box(bench: Bench, rng: np.random.Generator, trials: int | None = None
 
 CHECKS: Mapping[str, Callable[[Bench, np.random.Generator], Measured]] = {
     "noise": _noise,
+    "count noise": _count,
     "sensitivity": _sensitivity,
     "patients apart": _apart,
     "one unit": _one_unit,

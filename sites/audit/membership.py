@@ -70,32 +70,40 @@ def attacks(
         models: parameters of the models that the hospital's patients trained.
         trained: `(P,)`, which of the twins' patients trained them.
         shadows: number of twins of each kind; at least four.
+
+    Raises:
+        ValueError: the scans of too few patients can be read.
     """
-    private = _losses(twins, shadows, private=True, rng=rng) if twins.mechanism else None
     seen = twins.seen()
     before = twins.losses_of(twins.network(), seen)
+    readable = ~np.isnan(before)
+    private = _losses(twins, shadows, readable, private=True, rng=rng) if twins.mechanism else None
     for name, params in models.items():
-        own = twins.losses_of(twins.network(params), seen)
-        yield _result(name, "loss", -own[None], trained[None])
-        yield _result(name, "calibrated loss", (before - own)[None], trained[None])
+        own = twins.losses_of(twins.network(params), seen)[readable]
+        who = trained[None, readable]
+        yield _result(name, "loss", -own[None], who)
+        yield _result(name, "calibrated loss", (before[readable] - own)[None], who)
         if private:
             ratios = likelihood_ratios(confidence(own), confidence(private[1]), private[0])
-            yield _result(name, "likelihood ratio", ratios[None], trained[None])
+            yield _result(name, "likelihood ratio", ratios[None], who)
     if private:
-        yield from _of_twins("private twin", *private)
-    yield from _of_twins("plain twin", *_losses(twins, shadows, private=False, rng=rng))
+        yield from _of_twins("private twin", *private, rng)
+    yield from _of_twins("plain twin", *_losses(twins, shadows, readable, private=False, rng=rng), rng)
 
 
 def _losses(
-    twins: Twins, shadows: int, *, private: bool, rng: np.random.Generator
+    twins: Twins, shadows: int, readable: NDArray[np.bool_], *, private: bool, rng: np.random.Generator
 ) -> tuple[NDArray[np.bool_], Scores]:
+    """Return who trained which twin, and each twin's losses, of the patients whose scans can be read."""
     inside = coins(shadows, len(twins.patients), rng)
-    return inside, twins.losses(inside, private=private, rng=rng)
+    return inside[:, readable], twins.losses(inside, private=private, rng=rng)[:, readable]
 
 
-def _of_twins(model: Model, inside: NDArray[np.bool_], losses: Scores) -> Iterator[AttackResult]:
+def _of_twins(
+    model: Model, inside: NDArray[np.bool_], losses: Scores, rng: np.random.Generator
+) -> Iterator[AttackResult]:
     yield _result(model, "loss", -losses, inside)
-    yield _result(model, "likelihood ratio", left_one_out(confidence(losses), inside), inside)
+    yield _result(model, "likelihood ratio", left_one_out(confidence(losses), inside, rng), inside)
 
 
 def _result(model: Model, attack: Attack, scores: Scores, inside: NDArray[np.bool_]) -> AttackResult:
@@ -118,9 +126,14 @@ def _measure(interval: Interval) -> Measure:
 def ranks_of_members(scores: Scores, trained: NDArray[np.bool_]) -> Scores:
     """Return for each patient who trained the share of the others whose score is smaller, `(M,)`.
 
-    Their mean is the AUC of the attack.
+    Their mean is the AUC of the attack. A patient without a score (NaN) is ranked at 1/2, as by
+    guessing, and others without one do not count. So a rank depends on that patient and the others
+    alone.
     """
     mine, theirs = scores[trained], scores[~trained]
+    theirs = theirs[~np.isnan(theirs)]
+    if not len(theirs):
+        return np.full(len(mine), 0.5)
     above = (mine[:, None] > theirs[None]).mean(1)
     ties = (mine[:, None] == theirs[None]).mean(1)
-    return np.asarray(above + ties / 2)
+    return np.where(np.isnan(mine), 0.5, above + ties / 2)

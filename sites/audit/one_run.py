@@ -24,8 +24,8 @@ from privacy.accounting import epsilon, gaussian_epsilon
 from privacy.audit.bounds import best_attempt, epsilon_of_one_run, guesses, mu_of
 from privacy.mechanisms import Mechanism
 from privacy.noise.source import NoiseSource
+from sites.training import dp_sgd
 from sites.training.config import TrainingConfig
-from sites.training.dp_sgd import train_privately
 from sites.training.examples import Examples
 
 CONFIDENCE = 0.9999
@@ -54,6 +54,11 @@ class OneRun(Config):
     steps: int
     confidence: float = CONFIDENCE
 
+    @property
+    def holds(self) -> bool:
+        """Whether the guesses leave the claim standing."""
+        return self.epsilon_lower <= self.claimed
+
 
 @dataclass
 class _Watched:
@@ -69,7 +74,7 @@ class _Watched:
     places: Tensor
     signs: Tensor
     inside: NDArray[np.bool_]
-    rng: np.random.Generator
+    source: NoiseSource
     total: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +82,9 @@ class _Watched:
 
     def planted(self, mechanism: Mechanism) -> Sequence[Tensor]:
         """Return the sum of the clipped canaries that take part in a step, by parameter."""
-        taking = self.inside & (self.rng.random(len(self.inside)) < mechanism.sampling_rate)
+        lot = dp_sgd.poisson_lot(len(self.inside), mechanism.sampling_rate, self.source)
+        taking = np.zeros_like(self.inside)
+        taking[lot] = self.inside[lot]
         long = torch.full((len(taking),), LONG * mechanism.clip.norm, dtype=torch.float64)
         clipped = long * mechanism.clip_factors(long) * self.signs * torch.from_numpy(taking)
         sizes = [p.numel() for p in self.network.parameters()]
@@ -118,7 +125,7 @@ def one_run(
         torch.from_numpy(rng.choice(numel, count, replace=False)),
         torch.from_numpy(rng.choice([-1.0, 1.0], count)),
         rng.random(count) < 0.5,
-        rng,
+        NoiseSource.from_system(),
     )
     for config in rounds:
         _watch(watched, task, examples, config, mechanism)
@@ -159,7 +166,7 @@ def _watch(
         watched.total += moved - config.momentum * moment
         before, moment = now, moved
 
-    train_privately(
+    dp_sgd.train_privately(
         watched.network, task, examples, config, mechanism, NoiseSource.from_system(), None,
         after_step, planted=watched.planted,
     )  # fmt: skip

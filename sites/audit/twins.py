@@ -31,6 +31,10 @@ PLAIN = TrainingConfig(steps=1, lr=1e-3, lot=8, optimizer="adamw")
 """Training of a plain twin, but for its number of steps: as people train who need no privacy."""
 
 
+LARGEST_LOSS = 1e3
+"""What stands for a loss that is larger, or not finite."""
+
+
 @dataclass(frozen=True)
 class Twins:
     """What twins of a hospital's training are made of.
@@ -82,15 +86,17 @@ class Twins:
     def losses_of(self, network: nn.Module, seen: Examples) -> Scores:
         """Return a model's loss for each patient, `(P,)`: the mean over the patient's scans.
 
-        A patient none of whose scans can be read has the mean of all others, and so says nothing.
+        At most `LARGEST_LOSS`, also where it is not finite; NaN for a patient whose scans can't be read.
+        A patient's loss depends on that patient and the model alone.
         """
         task = build_task(self.study.task)
-        found = [
-            float("nan") if pair is None else float(task.loss(network(pair[0]), pair[1]).mean())
-            for pair in (seen.draw(i, 0) for i in range(len(seen)))
-        ]
-        losses = np.array(found)
-        return np.where(np.isfinite(losses), losses, np.nanmean(losses[np.isfinite(losses)]))
+        found = np.full(len(seen), np.nan)
+        for number in range(len(seen)):
+            pair = seen.draw(number, 0)
+            if pair is not None:
+                loss = float(task.loss(network(pair[0]), pair[1]).mean())
+                found[number] = min(loss, LARGEST_LOSS) if np.isfinite(loss) else LARGEST_LOSS
+        return found
 
     def _train_privately(self, network: nn.Module, examples: Examples) -> None:
         if self.mechanism is None:

@@ -33,6 +33,7 @@ from sites.yaml_files import ConfigError
 FLOWS: Mapping[str, Sequence[Phase]] = {
     "site-round": ("survey", "join", "contribute", *SUM_MESSAGES),
     "site-score": ("evaluate", "compare"),
+    "site-audit": ("audit",),
     "site-check": ("check",),
 }
 """Phases of orders by the name of the flow that carries them out."""

@@ -112,7 +112,7 @@ class _Training:
     def step(self, number: int) -> None:
         """Take one step: clip each patient's gradient, sum, add noise, update."""
         clipper = _Clipper(self.optimizer.mechanism)
-        lot = _poisson_lot(len(self.examples), self.charged.sampling_rate, self.noise)
+        lot = poisson_lot(len(self.examples), self.charged.sampling_rate, self.noise)
         for start in range(0, len(lot), self.config.microbatch):
             self._accumulate(lot[start : start + self.config.microbatch], number, clipper)
         if self.planted:
@@ -171,7 +171,8 @@ class _Clipper:
         return self._mechanism.clip_factors(norms)
 
 
-def _poisson_lot(count: int, rate: float, noise: NoiseSource) -> list[int]:
+def poisson_lot(count: int, rate: float, noise: NoiseSource) -> list[int]:
+    """Return the numbers below `count` that take part in a step, each with probability `rate`."""
     if rate == 1:
         return list(range(count))
     return [i for i, u in enumerate(noise.uniform(count)) if u <= rate]

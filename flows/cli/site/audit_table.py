@@ -56,7 +56,8 @@ def _lines(report: HospitalAudit) -> Iterator[str]:
     if one := report.one_run:
         yield (
             f"canaries in one training: {one.right} of {one.made} guesses right, so epsilon is at "
-            f"least {one.epsilon_lower:.2f} (confidence {one.confidence}), {one.claimed:.2f} was charged"
+            f"least {one.epsilon_lower:.2f} (confidence {one.confidence}), {one.claimed:.2f} was "
+            f"charged{'' if one.holds else ': THE CLAIM DOES NOT HOLD'}"
         )
 
 

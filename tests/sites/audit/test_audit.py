@@ -7,8 +7,10 @@ import pytest
 from coordinator import Coordinator, first_model
 
 from models import params as P
+from models.checkpoints import StoredParams
 from privacy.accounting import Budget, noise_for
 from privacy.statements import AuditFigures, Refusal
+from sites import export
 from sites.audit.audit import report_path, reports
 from sites.audit.membership import ranks_of_members
 from sites.hospital import Hospital
@@ -17,10 +19,10 @@ NO_DISTILLATION = {"distillation": None, "export": "weights", "rounds": 1}
 
 
 @pytest.fixture
-def audited(hospital: Hospital, coordinator_of, study_with, edit):
-    """A function that trains one round at a hospital, and has it audited under a policy."""
+def trained(hospital: Hospital, coordinator_of, study_with, edit):
+    """A function that trains one round at a hospital under a policy, and publishes the model."""
 
-    def do(policy: object, **changes: object) -> tuple[Hospital, Coordinator, AuditFigures | Refusal]:
+    def do(policy: object, **changes: object) -> tuple[Hospital, Coordinator]:
         study = study_with(**(NO_DISTILLATION | changes))
         edit(hospital.folder / "site.yaml", audit=policy)
         here = Hospital.open(hospital.folder, test_noise=1)
@@ -30,9 +32,18 @@ def audited(hospital: Hospital, coordinator_of, study_with, edit):
         coordinator.order(here, "join", 0)
         release = coordinator.order(here, "contribute", 1)
         change = here.outbox.tensors(release.payload_sha256)
-        from models.checkpoints import StoredParams
-
         coordinator.publish(1, P.add(model, StoredParams(change)))
+        return here, coordinator
+
+    return do
+
+
+@pytest.fixture
+def audited(trained):
+    """A function that trains one round at a hospital, and has it audited under a policy."""
+
+    def do(policy: object, **changes: object) -> tuple[Hospital, Coordinator, AuditFigures | Refusal]:
+        here, coordinator = trained(policy, **changes)
         return here, coordinator, coordinator.order(here, "audit", 1)
 
     return do
@@ -133,3 +144,85 @@ def test_the_report_can_be_read_by_a_machine(audited) -> None:
     assert {"value", "low", "high"} == set(report["attacks"][0]["auc"])
     words = CliRunner().invoke(app, ["site", "audit", str(hospital.folder)]).stdout
     assert "plain" in words and "confidence 0.9999" in words
+
+
+def _twins(study, start, patients):
+    from sites.audit.twins import Twins
+    from sites.local_models import CPU
+
+    return Twins(study, start, [], None, patients, 1, CPU)
+
+
+def test_a_members_rank_depends_on_no_other_member_whatever_the_model_does(study_with) -> None:
+    """Also where losses are not finite, and where scans can't be read."""
+    from sites.audit.made_up import absent, made_up_patient
+
+    study, rng = study_with(**NO_DISTILLATION), np.random.default_rng(0)
+    patients = [made_up_patient(study, f"p{k}", rng) for k in range(10)]
+    patients[7] = absent(patients[7])  # one of the others can't be read
+    trained = np.arange(10) < 6
+    start = first_model(study)
+    for scale in (1.0, 1e20, 2e38):  # the last ones overflow for some patients, or for all
+        broken = {name: value * scale for name, value in start.items()}
+
+        def ranks(some, broken=broken):
+            twins = _twins(study, start, some)
+            seen = twins.seen()
+            fell = twins.losses_of(twins.network(), seen) - twins.losses_of(twins.network(broken), seen)
+            return ranks_of_members(fell, trained)
+
+        whole = ranks(patients)
+        assert np.isfinite(whole).all() and (whole >= 0).all() and (whole <= 1).all()
+        for member in range(6):
+            without = ranks([absent(p) if k == member else p for k, p in enumerate(patients)])
+            others = np.arange(6) != member
+            assert (without[others] == whole[others]).all()
+            assert without[member] == 0.5  # as by guessing
+
+
+def test_a_second_round_of_a_run_is_beyond_what_its_audits_may_cost(audited) -> None:
+    hospital, coordinator, _ = audited(SMALL, rounds=2)
+    coordinator.publish(2, first_model(coordinator.study))
+    answer = coordinator.order(hospital, "audit", 2)
+    assert isinstance(answer, Refusal)  # the run's audits have cost what the policy allows
+    assert sum(c.purpose == "audit" for c in hospital.ledger.charges()) == 1
+
+
+def test_a_run_in_which_the_hospital_never_trained_is_not_audited(
+    hospital: Hospital, coordinator_of, study_with, edit
+) -> None:
+    edit(hospital.folder / "site.yaml", audit=SMALL)
+    here = Hospital.open(hospital.folder, test_noise=1)
+    coordinator = coordinator_of(study_with(**NO_DISTILLATION))
+    for number in (0, 1):
+        coordinator.publish(number, first_model(coordinator.study))
+    answer = coordinator.order(here, "audit", 1)
+    assert answer.reason == "this hospital has trained no model of this run"
+    assert not [c for c in here.ledger.charges() if c.event]
+
+
+def test_a_hospital_that_refuses_comparison_tells_nothing_of_whose_scans_are_told_apart(audited) -> None:
+    *_, answer = audited(SMALL)
+    assert "provenance" not in answer.figures
+
+
+def test_an_interrupted_audit_is_charged_once_whatever_the_policy_says_by_then(
+    trained, edit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    hospital, coordinator = trained(SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "audit_figures", killed)
+        with pytest.raises(Killed):
+            coordinator.order(hospital, "audit", 1)
+    (charge,) = [c for c in hospital.ledger.charges() if c.purpose == "audit"]
+    edit(hospital.folder / "site.yaml", audit=SMALL | {"epsilon": 2})
+    again = Hospital.open(hospital.folder, test_noise=1)
+    answer = coordinator.order(again, "audit", 1)
+    assert answer.event.noise_multiplier == charge.event.noise_multiplier
+    assert sum(c.purpose == "audit" for c in again.ledger.charges()) == 1

@@ -10,6 +10,7 @@ import torch
 from models.objectives import Task, build_task, dice_and_cross_entropy
 from privacy import accounting, mechanisms
 from privacy.noise.source import NoiseSource
+from privacy.optimizer import PatientOptimizer
 from privacy.per_patient import clipped_sums
 from sites.audit.made_up import DECLARED, Bench, NothingToAudit, made_up_patient
 from sites.audit.mechanism import CHECKS, Measured, examine
@@ -34,6 +35,9 @@ CONTENT = {
     "strategy": {"name": "fed_avg"},
 }  # fmt: skip
 SAMPLED = CONTENT | {"training": {"steps": 2, "lr": 0.1, "lot": 3}}
+ADAPTIVE = CONTENT | {
+    "privacy": CONTENT["privacy"] | {"clip": {"kind": "adaptive", "norm": 0.05}},
+}
 SHARED = CONTENT | {
     "privacy": CONTENT["privacy"] | {"mode": "shared_noise"},
     "training": {"steps": 1, "lr": 0.1, "lot": "all", "momentum": 0},
@@ -65,8 +69,10 @@ def test_right_code_raises_no_alarm_and_the_white_box_proves_a_good_part_of_the_
     assert 0.9 < found["white box"].epsilon <= 4
 
 
-@pytest.mark.parametrize("content", [SAMPLED, SHARED], ids=["sampled", "shared"])
-def test_right_code_raises_no_alarm_with_sampled_steps_and_with_shared_noise(content: dict) -> None:
+@pytest.mark.parametrize("content", [SAMPLED, SHARED, ADAPTIVE], ids=["sampled", "shared", "adaptive"])
+def test_right_code_raises_no_alarm_with_sampled_steps_shared_noise_or_an_adaptive_norm(
+    content: dict,
+) -> None:
     assert alarms(measured(content, *(name for name in CHECKS if name != "white box"))) == set()
 
 
@@ -148,10 +154,10 @@ def _an_accountant_for_each_round(patch: pytest.MonkeyPatch) -> None:
 
 
 def _the_length_of_the_list_as_rate(patch: pytest.MonkeyPatch) -> None:
-    right = dp_sgd._poisson_lot
+    right = dp_sgd.poisson_lot
     patch.setattr(
         dp_sgd,
-        "_poisson_lot",
+        "poisson_lot",
         lambda count, rate, noise: right(count, min(1.0, rate * DECLARED / max(count, 1)), noise),
     )
 
@@ -171,6 +177,46 @@ def _noise_again_after_a_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NoiseSource, "from_system", classmethod(lambda cls: cls(bytes(32))))
 
 
+def _noise_in_the_first_step_alone(patch: pytest.MonkeyPatch) -> None:
+    right = mechanisms.Mechanism.noise_std.fget
+    drawn: list[int] = []
+
+    def add_noise(self) -> None:
+        drawn.append(1)
+        first = len(drawn) % 3 == 1
+        patch.setattr(
+            mechanisms.Mechanism, "noise_std",
+            property(lambda m: right(m) if first else right(m) / 10),
+        )  # fmt: skip
+        plain(self)
+
+    plain = PatientOptimizer.add_noise
+    patch.setattr(PatientOptimizer, "add_noise", add_noise)
+
+
+def _later_microbatches_unclipped(patch: pytest.MonkeyPatch) -> None:
+    right = dp_sgd._Training._accumulate
+
+    def accumulate(self, patients, number, clipper) -> None:
+        right(self, patients, number, clipper if patients[0] == 0 else torch.ones_like)
+
+    patch.setattr(dp_sgd._Training, "_accumulate", accumulate)
+
+
+def _a_count_without_noise(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(mechanisms, "grid_noise", lambda source, count, std, grid: np.zeros(count))
+
+
+def _no_noise_after_a_restart(patch: pytest.MonkeyPatch) -> None:
+    right = dp_sgd._Training.resume
+
+    def resume(self, stored):
+        patch.setattr("privacy.optimizer.grid_noise", lambda source, count, std, grid: np.zeros(count))
+        return right(self, stored)
+
+    patch.setattr(dp_sgd._Training, "resume", resume)
+
+
 BUGS: list[tuple[str, Plant, dict]] = [
     ("noise", _half_the_noise, CONTENT),
     ("sensitivity", _one_layer_unclipped, CONTENT),
@@ -182,6 +228,10 @@ BUGS: list[tuple[str, Plant, dict]] = [
     ("one unit", _weights_after_clipping, CONTENT),
     ("sensitivity", _weights_after_clipping, CONTENT),
     ("fresh noise", _noise_again_after_a_restart, CONTENT),
+    ("noise", _noise_in_the_first_step_alone, CONTENT),
+    ("sensitivity", _later_microbatches_unclipped, CONTENT),
+    ("count noise", _a_count_without_noise, ADAPTIVE),
+    ("fresh noise", _no_noise_after_a_restart, CONTENT),
 ]
 
 
@@ -196,7 +246,11 @@ def test_a_planted_bug_is_caught_by_the_check_that_is_for_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("content", [CONTENT, SAMPLED, SHARED], ids=["local", "sampled", "shared"])
+@pytest.mark.parametrize(
+    "content",
+    [CONTENT, SAMPLED, SHARED, ADAPTIVE],
+    ids=["local", "sampled", "shared", "adaptive"],
+)
 def test_right_code_raises_no_alarm_over_twenty_seeds(content: dict) -> None:
     assert [alarms(measured(content, seed=seed)) for seed in range(20)] == [set()] * 20
 
@@ -219,3 +273,8 @@ def test_a_study_without_privacy_or_with_hospitals_as_unit_has_nothing_to_audit(
     plain = CONTENT | {"privacy": {"mode": "none"}}
     with pytest.raises(NothingToAudit, match="promises none"):
         bench_of(plain)
+
+
+def test_a_large_delta_of_a_small_study_is_reduced_and_audited() -> None:
+    content = CONTENT | {"privacy": CONTENT["privacy"] | {"delta": 0.2}}
+    assert alarms(measured(content, "noise", "composition")) == set()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from coordinator import Coordinator, first_model
@@ -14,6 +15,7 @@ from privacy.signing import public_hex, sign
 from sites import orders
 from sites.contribution import contribution
 from sites.exchange.exchange import Exchange
+from sites.exchange.phases import SUMS, Phase
 from sites.exchange.places import Place
 from sites.exchange.storage import Filesystem, Sink, Source, StorageFailed
 from sites.hospital import Hospital
@@ -287,3 +289,10 @@ def test_a_reference_names_an_order_of_any_attempt_at_a_secure_sum(act: str) -> 
     assert place is not None
     ref = OrderRef.at(place)
     assert Place.order(ref.run, ref.round, ref.act, ref.attempt, "north") == place
+
+
+def test_every_phase_has_a_flow_that_carries_it_out() -> None:
+    carried_out = [phase for phases in order_inbox.FLOWS.values() for phase in phases]
+    vectors = {phases.vector for phases in SUMS.values()}
+    assert set(carried_out) | vectors == set(get_args(Phase))
+    assert len(carried_out) == len(set(carried_out))
