@@ -74,6 +74,24 @@ def audit(folder: SiteArgument = Path(), as_json: AsJsonOption = False) -> None:
 
 
 @app.command()
+def sheet(
+    folder: SiteArgument = Path(),
+    out: Annotated[Path, typer.Option("-o", "--out", help="The HTML file.")] = Path("sheet.html"),
+) -> None:
+    """Write a sheet for the data-protection officer: cost, what left and who approved it, attacks.
+
+    Example: wardround site sheet /srv/wardround -o sheet.html
+    """
+    with cli_errors():
+        from flows.reporting.officer_sheet import officer_sheet
+        from models.files import write_atomically
+        from sites.hospital import Hospital
+
+        write_atomically(out, officer_sheet(Hospital.open(folder)))
+        typer.echo(f"{out}: made from this hospital's records; it stays here until you give it to somebody.")
+
+
+@app.command()
 def scores(folder: SiteArgument = Path()) -> None:
     """Show the scores of the hospital's personal models; under privacy they never leave."""
     with cli_errors():

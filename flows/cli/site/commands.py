@@ -9,7 +9,7 @@ COMMANDS = {
         "flows.cli.site.orders",
     ),
     **dict.fromkeys(
-        ("ledger", "outbox", "scores", "audit", "withdrawn", "recover-ledger", "ui"),
+        ("ledger", "outbox", "scores", "audit", "sheet", "withdrawn", "recover-ledger", "ui"),
         "flows.cli.site.books",
     ),
 }
