@@ -444,3 +444,33 @@ def test_a_person_of_the_hospital_approves_in_prefects_form_with_the_hospitals_c
     assert "an attacker" not in "".join(
         path.read_text() for path in (hub.ward("east") / "state" / "approvals").iterdir()
     )
+
+
+@pytest.mark.slow
+def test_hospitals_behind_a_web_server_audit_what_they_trained(
+    hub: Hub, staffed: None, small_study, edit
+) -> None:
+    del staffed
+    policy = {"epsilon": 4, "shadows": 4, "plain_steps": 3, "canaries": 100}
+    edit(hub.ward("north") / "site.yaml", audit=policy, approve={"join": "auto", "export": "auto"})
+    edit(hub.ward("east") / "site.yaml", approve={"join": "auto", "export": "auto"})
+    coordinator = hub.start(hub.study("audited", small_study, rounds=1))
+    said, _ = coordinator.communicate(timeout=600)
+    assert coordinator.returncode == 0, said
+    command = [sys.executable, "-m", "flows.cli", "audit", "run", "--federation", "federation.yaml",
+               "--steps", "5", "--canaries", "100", "--json"]  # fmt: skip
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": f"{hub.prefect}/api",
+        "PREFECT_API_AUTH_STRING": PASSWORD,
+        "MLFLOW_TRACKING_URI": hub.mlflow,
+    }
+    done = subprocess.run(
+        command, cwd=hub.folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    audit = json.loads(done.stdout.splitlines()[-1])
+    assert set(audit["hospitals"]) == {"east", "north"}
+    assert "mia_auc" in audit["hospitals"]["north"]["statement"]["figures"]
+    assert audit["hospitals"]["east"]["statement"]["figures"] == {}
+    assert len(list((hub.ward("north") / "state" / "audits").glob("*.json"))) == 1
