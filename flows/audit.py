@@ -146,7 +146,7 @@ def _check_answered(hospitals: Mapping[str, Signed[AuditFigures] | Absence], *, 
 
 
 def _figures(run: Run, number: int, answers: Answers) -> dict[str, Signed[AuditFigures] | Absence]:
-    """Return each hospital's figures of the round's model, or why there are none."""
+    """Return each hospital's figures of the round's model, or why there are none, smallest first."""
     found: dict[str, Signed[AuditFigures] | Absence] = dict(answers.absent)
     due = run.records()[number].model_sha256
     for site, answer in answers.taken.items():
@@ -155,4 +155,5 @@ def _figures(run: Run, number: int, answers: Answers) -> dict[str, Signed[AuditF
             found[site] = Signed[AuditFigures](**dict(answer))
         else:
             found[site] = OTHER
-    return found
+    size = {site: run.description.member(site, number).statement.declared_training for site in found}
+    return {site: found[site] for site in sorted(found, key=lambda site: (size[site], site))}

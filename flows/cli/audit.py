@@ -130,7 +130,7 @@ def _show(audit: "AuditRecord") -> None:
             f"releases told apart: {who.right} of {who.guesses} ({who.low:.2f} to {who.high:.2f}; by "
             f"chance {who.chance:.2f})"
         )
-    for site, each in sorted(audit.hospitals.items()):
+    for site, each in audit.hospitals.items():
         figures = audit.figures.get(site)
         words = "withheld by its policy" if not figures and hasattr(each, "statement") else str(each)
         if figures:

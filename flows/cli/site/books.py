@@ -88,7 +88,9 @@ def sheet(
         from sites.hospital import Hospital
 
         write_atomically(out, officer_sheet(Hospital.open(folder)))
-        typer.echo(f"{out}: made from this hospital's records; it stays here until you give it to somebody.")
+        typer.echo(
+            f"{out}: made from this hospital's records; it stays here until you give it to somebody."
+        )
 
 
 @app.command()
