@@ -46,8 +46,6 @@ class Contribution(NamedTuple):
 
 Contributions = Collection[Contribution]
 """All contributions of a round; a change is read lazily, and more than once."""
-
-
 LocalLoss = Callable[["Params", "Params"], "Tensor"]
 
 
