@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jax_privacy.auditing import CanaryScoreAuditor, Explicit  # type: ignore[import-not-found]
+from jax_privacy.auditing import CanaryScoreAuditor, Explicit  # type: ignore[import-not-found]  # the extra `audit-check`
 from rows import print_rows
 
 from privacy.accounting import gaussian_epsilon

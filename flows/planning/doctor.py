@@ -33,7 +33,6 @@ State = Literal["well", "look", "wrong"]
 PACKAGES = ("wardround", "torch", "monai", "opacus", "prefect", "mlflow", "nibabel")
 LEAST_FREE_GB = 5.0
 MOST_CLOCK_S = 60.0
-SOON_S = 14 * 24 * 3600.0
 TIMEOUT_S = 5.0
 
 

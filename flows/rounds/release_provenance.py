@@ -34,7 +34,7 @@ def provenance(run: Run, round: int) -> Provenance | None:
 
 
 def scans_told_apart(
-    run: Run, round: int, hospitals: Mapping[str, Signed[AuditFigures] | Absence]
+    run: Run, number: int, hospitals: Mapping[str, Signed[AuditFigures] | Absence]
 ) -> Provenance | None:
     """Return how many evaluation patients' scans models' outputs assign to the right hospital.
 
@@ -43,9 +43,9 @@ def scans_told_apart(
     right = total = count = 0
     for site, each in hospitals.items():
         if isinstance(each, Signed) and PROVENANCE in each.statement.figures:
-            declared = run.description.member(site, round).statement
+            declared = run.description.member(site, number).statement
             patients = max(1, declared.declared_patients - declared.declared_training)
-            right += min(patients, _nearest(each.statement.figures[PROVENANCE] * patients))
+            right += min(patients, round(each.statement.figures[PROVENANCE] * patients))
             total, count = total + patients, count + 1
     return provenance_of(right, total, 1 / count) if count > 1 else None
 
@@ -73,10 +73,6 @@ def guessed(rounds: Sequence[Mapping[str, Tensor]]) -> Provenance | None:
     if not total:
         return None
     return provenance_of(right, total, sum(chances) / total)
-
-
-def _nearest(value: float) -> int:
-    return round(value)
 
 
 def _size(changes: Mapping[str, Tensor]) -> int:

@@ -35,7 +35,7 @@ class RunLine:
 
 @dataclass(frozen=True)
 class Difference:
-    """A value in which two runs differ; `there` is absent, as None, where one run has no such value."""
+    """A value in which two runs differ; None where one run has no such value."""
 
     what: str
     first: Any

@@ -100,6 +100,12 @@ class PreprocessingConfig(Config):
     augmentation: Augmentation | None = None
 
     @property
+    def without_draws(self) -> "PreprocessingConfig":
+        """The same steps without random crops and changes."""
+        fit = "pad_or_crop" if isinstance(self.fit, Patches) else self.fit
+        return self.model_copy(update={"augmentation": None, "fit": fit})
+
+    @property
     def is_random(self) -> bool:
         """Return whether training uses a different version of a scan at each step."""
         return isinstance(self.fit, Patches) or self.augmentation is not None

@@ -24,6 +24,7 @@ from privacy.accounting import Budget, PrivacyEvent, epsilon, most_found, noise_
 from privacy.audit.published import NAME, half_interval
 from privacy.eight_bits import EightBits
 from privacy.ledger import Charge
+from privacy.ledger_book import is_kind
 from privacy.noise.noised import noised_sums, to_grid
 from privacy.statements import ReleaseManifest
 from sites import export
@@ -112,8 +113,8 @@ def audit(hospital: Hospital, order: Order, act: Charge, progress: Progress) -> 
         return
     with exclusive_device(hospital.policy.device):
         check_in_time(order)
-        charge = _charge(hospital, act, policy)
         limit = Budget(epsilon=policy.epsilon, delta=hospital.policy.budget.delta)
+        charge = _charge(hospital, act, limit)
         charged = hospital.ledger.reserve(charge, hospital.eligible.training, limit)
         hospital.ledger.start(charge)
         cohort = hospital.cohort(study)
@@ -139,12 +140,11 @@ def _check_trained(hospital: Hospital, order: Order) -> None:
         raise Refused("this hospital has trained no model of this run")
 
 
-def _charge(hospital: Hospital, act: Charge, policy: AuditConfig) -> Charge:
+def _charge(hospital: Hospital, act: Charge, limit: Budget) -> Charge:
     """Return the charge of an audit: the one that stands, whatever the policy now says, or a new one."""
     for standing in hospital.ledger.charges(act.run):
         if standing.is_same_act(act):
             return standing
-    limit = Budget(epsilon=policy.epsilon, delta=hospital.policy.budget.delta)
     return replace(act, event=PrivacyEvent(noise_for(limit, sampling_rate=1, steps=1), 1.0, 1))
 
 
@@ -248,14 +248,10 @@ def _audited(audited: _Audited, policy: AuditConfig, progress: Progress) -> Hosp
     )
 
 
-def _own(hospital: Hospital, order: Order, model: GlobalModel) -> Params:
-    return with_local_layers(hospital, order, model.params, order.round)
-
-
 def _models(hospital: Hospital, order: Order, model: GlobalModel) -> dict[Model, Params]:
     """Return the models of the round that this hospital's patients trained, as far as they are here."""
     study, found = order.study, dict[Model, Params]()
-    found["global"] = _own(hospital, order, model)
+    found["global"] = with_local_layers(hospital, order, model.params, order.round)
     released = _released(hospital, order)
     if released is not None:
         found["released"] = released
@@ -306,7 +302,7 @@ def _claimed(hospital: Hospital, order: Order) -> tuple[float | None, float | No
     events = [
         charge.event
         for charge in hospital.ledger.charges(order.run)
-        if charge.event and charge.purpose.startswith("contribute")
+        if charge.event and is_kind(charge.purpose, "contribute")
     ]
     spent = epsilon(events, privacy.delta, hospital.ledger.rule)
     return spent, privacy.delta, most_found(events, privacy.delta, FALSE_ALARMS)

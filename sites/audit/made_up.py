@@ -186,8 +186,9 @@ class Bench:
         if study.privacy.mode == "none":
             raise NothingToAudit("Expected a study with privacy.")
         return one_run(
-            self.network(), self.task, examples, rounds, self.mechanism, study.privacy.delta, canaries,
-        rng )  # fmt: skip
+            self.network(), self.task, examples, rounds, self.mechanism, study.privacy.delta,
+            canaries, rng,
+        )  # fmt: skip
 
     def trained_alone(self, mechanism: Mechanism) -> Mechanism:
         """Train without patients; return the mechanism that the training leaves."""
@@ -239,8 +240,7 @@ class Bench:
 
     def with_fixed_scans(self) -> "Bench":
         """Return the bench of the study without random crops and changes of its scans."""
-        fixed = self.study.preprocessing.model_copy(update={"fit": "pad_or_crop", "augmentation": None})
-        study = self.study.model_copy(update={"preprocessing": fixed})
+        study = self.study.model_copy(update={"preprocessing": self.study.preprocessing.without_draws})
         return replace(self, study=study)
 
 

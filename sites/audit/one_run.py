@@ -5,7 +5,7 @@ to the patients' sums in every step that it takes part in. Who sees every step g
 more guesses are right, the larger the epsilon that this one training proves (`privacy.audit.bounds`).
 
 It sees the noise, its reuse, the number of steps and the sampling of what was planted. It can't see
-whether patients' own gradients are clipped, or kept apart: canaries enter after that. The tests of
+whether patients' own gradients are clipped, or kept apart: canaries enter after that. The checks of
 `sites.audit.mechanism` see it.
 """
 

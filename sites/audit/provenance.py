@@ -1,4 +1,4 @@
-"""Which hospital is a scan, or a release, from? Attacks on a model's outputs alone."""
+"""Which hospital is a scan from? An attack on models' outputs alone."""
 
 from collections.abc import Mapping, Sequence
 
@@ -29,13 +29,15 @@ def own_share(
 
     The attacker has each hospital's released model and sees its answers to a scan, not the truth: the
     scan is said to be from the hospital whose model is most certain, more than it is of made-up scans.
-    By guessing it is one over the number of models.
+    By guessing, and without patients, it is one over the number of models.
 
     Args:
         models: each hospital's released model.
         patients: patients of `own` who never train.
     """
-    fixed = study.preprocessing.model_copy(update={"augmentation": None, "fit": "pad_or_crop"})
+    if not patients:
+        return 1 / len(models)
+    fixed = study.preprocessing.without_draws
     seen = prepare(patients, fixed, device, seed=0)
     rng = np.random.default_rng(study.seed_for(0, "", "made-up scans"))
     drawn = [made_up_patient(study, f"made up {k}", rng) for k in range(MADE_UP)]

@@ -77,10 +77,7 @@ class Twins:
 
     def seen(self) -> Examples:
         """Return the patients' scans as a model sees them to predict: without random changes."""
-        fixed = self.study.preprocessing.model_copy(
-            update={"augmentation": None, "fit": _fixed_fit(self.study)}
-        )
-        return prepare(self.patients, fixed, self.device, seed=0)
+        return prepare(self.patients, self.study.preprocessing.without_draws, self.device, seed=0)
 
     @torch.no_grad()
     def losses_of(self, network: nn.Module, seen: Examples) -> Scores:
@@ -115,11 +112,6 @@ class Twins:
         rng = torch.Generator().manual_seed(seed)
         task = build_task(self.study.task)
         train_plainly(network, task, examples, config, rng, None, lambda *_: None)
-
-
-def _fixed_fit(study: Study) -> str:
-    fit = study.preprocessing.fit
-    return fit if isinstance(fit, str) else "pad_or_crop"
 
 
 def _those(examples: Examples, numbers: Sequence[int]) -> Examples:

@@ -42,3 +42,8 @@ def test_the_shares_of_two_hospitals_add_up_for_the_same_scans(study: Study) -> 
     here, models = patients(study, 8), {"a": one, "b": other}
     shares = [own_share(study, models, site, here, CPU) for site in ("a", "b")]
     assert sum(shares) == pytest.approx(1.0)
+
+
+def test_without_a_scan_that_can_be_read_the_answer_is_a_guess(study: Study) -> None:
+    params = P.of(network_for(study.network, study, CPU, None))
+    assert own_share(study, {"a": params, "b": params}, "a", [], CPU) == 0.5
