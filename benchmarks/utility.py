@@ -2,6 +2,7 @@
 
     python benchmarks/utility.py --json > utility.json
     python benchmarks/utility.py --shared --json    # noise shared by the hospitals in a secure sum
+    python benchmarks/utility.py --validated --json # five of the public patients choose the last model
     python benchmarks/utility.py --tune --json      # another quarter held out, for choosing settings
 
 Hippocampus scans of the shared data. A quarter of the patients (by hash) is held out and never used;
@@ -44,7 +45,7 @@ from sites.setup.wards import introduce
 from sites.study import Study
 
 SOURCE = DATA / "hippocampus"
-HOSPITALS, PUBLIC = 4, 20
+HOSPITALS, PUBLIC, VALIDATION = 4, 20, 5
 COMMON = "float_1e2-1e3"
 """The intensity group of most patients."""
 MAPS: dict[str, Any] = {
@@ -108,11 +109,18 @@ class Job:
     lost: int | None = None
     hospitals: int = HOSPITALS
     bits: int = 32
+    validated: bool = False
+    """Whether some of the public patients choose the last model instead of making the start."""
+
+    @property
+    def group(self) -> str:
+        """Return the intensity group of the public patients, or a word that stands for none."""
+        return self.start.partition(" ")[0]
 
 
 @dataclass(frozen=True)
 class Divided:
-    """The patients: those held out, and the public ones of each group."""
+    """The patients: those held out, and the public ones of each group, whole and in two parts."""
 
     held_out: frozenset[str]
     rest: tuple[str, ...]
@@ -133,7 +141,11 @@ def divided(*, tune: bool) -> Divided:
         (subject for subject in rest if group_of[subject] != COMMON),
         key=lambda subject: not group_of[subject].startswith("uint8"),
     )
-    public = {"same": frozenset(common[:PUBLIC]), "other": frozenset(others[:PUBLIC])}
+    public = {}
+    for name, subjects in (("same", common[:PUBLIC]), ("other", others[:PUBLIC])):
+        public[name] = frozenset(subjects)
+        public[f"{name}-start"] = frozenset(subjects[VALIDATION:])
+        public[f"{name}-validation"] = frozenset(subjects[:VALIDATION])
     return Divided(frozenset(held), tuple(rest), public)
 
 
@@ -188,6 +200,9 @@ def study_of(job: Job) -> Study:
         "privacy": privacy, "start": STARTS[job.start], "synthesis": SYNTHESIS, "seed": job.seed,
         "sites": {"min": job.hospitals}, "release_bits": job.bits,
     }  # fmt: skip
+    if job.validated:
+        content["start"] = [MAPS, {"kind": "public", "folder": f"{job.group}-start"}]
+        content["validation"] = {"folder": f"{job.group}-validation"}
     return Study.model_validate(content)
 
 
@@ -195,8 +210,7 @@ def row_of(job: Job, home: Path, *, tune: bool) -> dict[str, Any]:
     """Train one job in the folder of all jobs, and return its row."""
     quiet()
     parts = divided(tune=tune)
-    group = job.start.partition(" ")[0]
-    taken = parts.public.get(group, frozenset())
+    taken = parts.public.get(job.group, frozenset())
     subjects = [subject for subject in parts.rest if subject not in taken][: job.patients]
     study = study_of(job)
     with tempfile.TemporaryDirectory() as temporary:
@@ -223,6 +237,7 @@ def row_of(job: Job, home: Path, *, tune: bool) -> dict[str, Any]:
         "rate": start.rate if start else None,
         "strength": start.strength if start else None,
         "release_bits": job.bits,
+        "validated": job.validated,
     }
 
 
@@ -281,6 +296,19 @@ def eight_bit_jobs(*, tune: bool) -> Iterator[Job]:
             yield Job("label maps", None, seed, bits=bits)
 
 
+def validated_jobs(*, tune: bool) -> Iterator[Job]:
+    """Yield the jobs whose last model is chosen on public patients whom no start has seen."""
+    for seed in range(1 if tune else 3):
+        for start in ("same group", "other group"):
+            for epsilon in (2.0, 8.0, 20.0):
+                yield Job(start, epsilon, seed, validated=True)
+
+
+def small_jobs(*, tune: bool) -> Iterator[Job]:
+    """Yield the jobs of a smaller network."""
+    return (job for job in jobs(tune=tune) if job.channels != CHANNELS)
+
+
 def prepared(home: Path, *, tune: bool) -> None:
     """Write what all jobs share: the public sets and the held-out patients."""
     parts = divided(tune=tune)
@@ -298,16 +326,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument("--tune", action="store_true", help="hold out another quarter")
-    parser.add_argument("--shared", action="store_true", help="noise shared in a secure sum")
-    parser.add_argument("--eight-bits", action="store_true", help="releases in 8 bits beside 32")
+    which = parser.add_mutually_exclusive_group()
+    for option, wanted, text in (
+        ("--shared", shared_jobs, "noise shared in a secure sum"),
+        ("--eight-bits", eight_bit_jobs, "releases in 8 bits beside 32"),
+        ("--validated", validated_jobs, "some public patients choose the last model"),
+        ("--small", small_jobs, "a smaller network"),
+    ):
+        which.add_argument(option, dest="wanted", action="store_const", const=wanted, help=text)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--starts", nargs="*", default=list(STARTS), choices=list(STARTS))
+    parser.set_defaults(wanted=jobs)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         prepared(home, tune=asked.tune)
-        wanted = shared_jobs if asked.shared else eight_bit_jobs if asked.eight_bits else jobs
-        chosen = [job for job in wanted(tune=asked.tune) if job.start in asked.starts]
+        chosen = [job for job in asked.wanted(tune=asked.tune) if job.start in asked.starts]
         starts = {(job.start, job.seed, job.channels): job for job in chosen}
         rows = side_by_side(
             [partial(row_of, job, home, tune=asked.tune) for job in chosen],

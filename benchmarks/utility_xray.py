@@ -10,6 +10,7 @@ for anything but the AUC.
 |--------------|------------------------------------------------------------------------------|
 | untrained    | drawn from the seed; the rate of `studies/pneumonia.yaml`                    |
 | public fifth | the public fifth; the rate follows from the noise                            |
+| validated    | three quarters of the public fifth; the last quarter chooses the last model  |
 
 Rows: `{"start", "privacy", "noise", "epsilon", "seed", "auroc", "start_auroc", "patients", "rate"}`.
 """
@@ -17,7 +18,7 @@ Rows: `{"start", "privacy", "noise", "epsilon", "seed", "auroc", "start_auroc", 
 import argparse
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,12 @@ SOURCE = DATA / "pneumoniamnist" / "pneumoniamnist_trainval.npz"
 SKEW, SEED = 0.5, 0
 DELTA = 1e-5
 EPSILONS = (2.0, 8.0, 20.0, None)
+STARTS = ("untrained", "public fifth", "validated")
 PUBLIC = {"kind": "public", "folder": "fifth", "steps": 400}
+VALIDATED = {
+    "start": [{**PUBLIC, "folder": "fifth-start"}],
+    "validation": {"folder": "fifth-validation"},
+}
 FROM_PUBLIC = {"steps": 3, "lr": "auto", "schedule": "cosine", "lot": "all", "microbatch": 64}
 
 
@@ -59,11 +65,24 @@ def is_public(number: int) -> bool:
     return hashlib.sha256(f"public {number}".encode()).digest()[0] < 256 / 5
 
 
-def part_of(folder: Path, *, public: bool) -> Path:
-    """Return a file with the public fifth of the training part, or with the rest."""
+def is_validation(number: int) -> bool:
+    """Return whether a picture chooses the last model: a quarter of the public ones, where wanted."""
+    return is_public(number) and hashlib.sha256(f"chooses {number}".encode()).digest()[0] < 256 / 4
+
+
+PARTS: Mapping[str, Callable[[int], bool]] = {
+    "rest": lambda number: not is_public(number),
+    "fifth": is_public,
+    "fifth-start": lambda number: is_public(number) and not is_validation(number),
+    "fifth-validation": is_validation,
+}
+
+
+def part_of(folder: Path, name: str) -> Path:
+    """Return a file with a part of the training part."""
     with np.load(SOURCE) as arrays:
-        chosen = [is_public(k) == public for k in range(len(arrays["train_images"]))]
-        path = folder / ("fifth.npz" if public else "rest.npz")
+        chosen = [PARTS[name](k) for k in range(len(arrays["train_images"]))]
+        path = folder / f"{name}.npz"
         np.savez(
             path,
             train_images=arrays["train_images"][chosen],
@@ -79,8 +98,8 @@ def study_of(job: Job) -> Study:
     content |= {"seed": job.seed, "evaluation": {"every": 1000}}
     if job.epsilon is not None:
         content["privacy"] |= {"epsilon": job.epsilon, "delta": DELTA, "accountants": ["rdp"]}
-    if job.start == "public fifth":
-        content["start"] = [PUBLIC]
+    if job.start != "untrained":
+        content |= VALIDATED if job.start == "validated" else {"start": [PUBLIC]}
         if job.epsilon is not None:
             content |= {"rounds": 3, "training": FROM_PUBLIC}
         else:
@@ -97,7 +116,7 @@ def row_of(job: Job, home: Path) -> dict[str, Any]:
         for shared in ("public", ".wardround/starts"):
             (folder / shared).parent.mkdir(exist_ok=True)
             (folder / shared).symlink_to(home / shared)
-        rest = part_of(folder, public=False)
+        rest = part_of(folder, "rest")
         wards = medmnist.make_hospitals(
             rest, folder / "wards", HOSPITALS, PICTURES["pneumonia"], skew=SKEW, seed=SEED
         )
@@ -130,19 +149,21 @@ def auroc(study: Study, params: Any) -> float:  # parameters
 def jobs() -> Iterator[Job]:
     """Yield all jobs."""
     for seed in range(3):
-        for start in ("untrained", "public fifth"):
+        for start in STARTS:
             for epsilon in EPSILONS:
                 yield Job(start, epsilon, seed)
 
 
 def prepared(home: Path) -> None:
-    """Write the public fifth, as a folder of pictures with a list."""
+    """Write the public fifth and its parts, as folders of pictures with a list."""
     (home / ".wardround" / "starts").mkdir(parents=True)
-    (ward,) = medmnist.make_hospitals(
-        part_of(home, public=True), home / "made", 1, PICTURES["pneumonia"], skew=SKEW, seed=SEED
-    )
     (home / "public").mkdir()
-    ward.rename(home / "public" / "fifth")
+    for name in ("fifth", "fifth-start", "fifth-validation"):
+        source = part_of(home, name)
+        (ward,) = medmnist.make_hospitals(
+            source, home / "made" / name, 1, PICTURES["pneumonia"], skew=SKEW, seed=SEED
+        )
+        ward.rename(home / "public" / name)
 
 
 def make_start(job: Job, home: Path) -> None:
@@ -156,13 +177,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--starts", nargs="*", default=STARTS, choices=STARTS)
+    parser.add_argument("--epsilons", nargs="*", type=float, help="by default all, and without privacy")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         prepared(home)
-        starts = {job.seed: job for job in jobs() if job.start == "public fifth"}
+        wanted = [job for job in jobs() if job.start in asked.starts]
+        if asked.epsilons:
+            wanted = [job for job in wanted if job.epsilon in asked.epsilons]
+        starts = {(job.start, job.seed): job for job in wanted if job.start != "untrained"}
         rows = side_by_side(
-            [partial(row_of, job, home) for job in jobs()],
+            [partial(row_of, job, home) for job in wanted],
             asked.workers,
             first=[partial(make_start, job, home) for job in starts.values()],
         )

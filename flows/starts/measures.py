@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flows.starts.public_sets import Case
 from models.objectives import Prediction, Task, build_task
@@ -35,12 +35,23 @@ def scored(network: nn.Module, study: Study, cases: Sequence[Case]) -> dict[str,
     return {name: round(value, 6) for name, value in task.over_patients(outcomes).items()}
 
 
-@torch.no_grad()
+def losses_by_case(network: nn.Module, task: Task, study: Study, cases: Sequence[Case]) -> Tensor:
+    """Return each case's mean training loss over its scans, `(cases,)`."""
+    parts = torch.split(_losses(network, task, study, cases), [len(case) for case in cases])
+    return torch.stack([part.mean() for part in parts])
+
+
 def loss_of(network: nn.Module, task: Task, study: Study, cases: Sequence[Case]) -> float:
-    """Return the mean training loss over the scans of cases, each fitted to the training shape."""
+    """Return the mean training loss over the scans of cases."""
+    return float(_losses(network, task, study, cases).mean())
+
+
+@torch.no_grad()
+def _losses(network: nn.Module, task: Task, study: Study, cases: Sequence[Case]) -> Tensor:
+    """Return the training loss of each scan of cases, each fitted to the training shape: `(scans,)`."""
     pairs = [fixed_pair(scan, study.preprocessing) for case in cases for scan in case]
     losses = []
     for start in range(0, len(pairs), 8):
         images, targets = zip(*pairs[start : start + 8], strict=True)
         losses.append(task.loss(network(torch.stack(images)), torch.stack(targets)))
-    return float(torch.cat(losses).mean())
+    return torch.cat(losses)

@@ -138,7 +138,8 @@ class ValidationConfig(Config):
     Attributes:
         folder: folder with the cases and their list, in any layout that hospitals use.
         choose: with `true`, the model of the last round is the best, on these cases, of the rounds'
-            models and of those between the start and the end. `true` by default.
+            models and of those between the start and the end; or the start, where none of them is better
+            by more than one standard error. `true` by default.
     """
 
     folder: PublicName

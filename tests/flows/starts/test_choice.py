@@ -1,5 +1,6 @@
 """The model that a run ends with, chosen on public cases among rounds and between start and end."""
 
+import statistics
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,15 @@ import torch
 from public_cases import labelled
 from puppets import SITES, Federation
 
-from flows.starts.choice import BETWEEN, chosen
+from flows.starts.choice import BETWEEN, chosen, surely_smaller
+from flows.starts.first_model import first_model
 from flows.starts.measures import loss_of
 from flows.starts.public_sets import public_set
 from models import params as P
 from models.objectives import build_task
 from privacy.accounting import epsilon
 from sites.local_models import CPU, network_for
+from sites.study import Study
 
 
 @pytest.fixture
@@ -22,6 +25,22 @@ def federation(tmp_path: Path, study_with) -> Federation:
     start = {"kind": "public", "folder": "others", "steps": 40, "batch": 3, "lr": 0.01}
     study = study_with(start=start, validation={"folder": "others"}, rounds=2)
     return Federation(tmp_path, study)
+
+
+@pytest.fixture
+def weak(tmp_path: Path, study_with) -> Federation:
+    """A federation whose start knows nothing yet."""
+    labelled(tmp_path / "public" / "others", 3)
+    return Federation(tmp_path, study_with(validation={"folder": "others"}, rounds=2))
+
+
+def trained(federation: Federation, steps: int) -> P.Params:
+    """Return a model that has learned from the public cases themselves."""
+    stage = {"kind": "public", "folder": "others", "steps": steps, "batch": 3, "lr": 0.01}
+    study = federation.run.study
+    return first_model(
+        Study.model_validate({**study.model_dump(), "start": [stage]}), federation.run.home
+    ).params
 
 
 def loss(federation: Federation, params: P.Params) -> float:
@@ -46,16 +65,41 @@ def test_a_training_that_destroyed_the_start_ends_no_worse_than_the_start(
     assert loss(federation, last) <= loss(federation, start)
 
 
-def test_the_candidate_of_the_smallest_loss_is_chosen(federation: Federation) -> None:
-    start = dict(federation.run.model(federation.base))
+def moved(start: P.Params, scale: float) -> P.Params:
     rng = torch.Generator().manual_seed(1)
-    for scale in (0.01, 0.1, 1.0):
-        last = {n: t + scale * torch.randn(t.shape, generator=rng) for n, t in start.items()}
+    return {n: t + scale * torch.randn(t.shape, generator=rng) for n, t in start.items()}
+
+
+def test_the_candidate_of_the_smallest_loss_is_chosen(weak: Federation) -> None:
+    start, good = dict(weak.run.model(weak.base)), trained(weak, steps=60)
+    for scale in (0.0, 0.01, 0.1):
+        last = moved(good, scale)
         between = [
             {n: start[n] + share * (last[n] - start[n]) for n in start} for share in (0.0, *BETWEEN, 1.0)
         ]
-        least = min(loss(federation, each) for each in between)
-        assert loss(federation, chosen(federation.run, last)) == pytest.approx(least)
+        least = min(loss(weak, each) for each in between)
+        assert least < 0.9 * loss(weak, start)
+        assert loss(weak, chosen(weak.run, last)) == pytest.approx(least)
+
+
+def test_the_start_stays_where_no_candidate_is_better_by_more_than_a_standard_error(
+    federation: Federation,
+) -> None:
+    start = dict(federation.run.model(federation.base))
+    for scale in (1e-6, 1.0):
+        found = chosen(federation.run, moved(start, scale))
+        assert all(torch.equal(found[n], start[n]) for n in start)
+
+
+def test_one_standard_error_is_the_bound() -> None:
+    losses, gains = torch.zeros(4, dtype=torch.float64), torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
+    error = statistics.stdev(gains.tolist()) / 2
+    assert surely_smaller(losses, gains - gains.mean() + 1.001 * error)
+    assert not surely_smaller(losses, gains - gains.mean() + 0.999 * error)
+
+
+def test_one_case_alone_is_never_sure() -> None:
+    assert not surely_smaller(torch.tensor([0.1]), torch.tensor([9.0]))
 
 
 def test_without_validation_cases_or_where_the_study_does_not_choose_the_last_model_stays(
