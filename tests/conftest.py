@@ -174,6 +174,15 @@ def with_mlflow(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Ite
 
 
 @pytest.fixture
+def page() -> Iterator[Any]:
+    """A page of a real browser without anything remembered."""
+    from browsing import new_page
+
+    with new_page() as opened:
+        yield opened
+
+
+@pytest.fixture
 def study_with() -> Callable[..., Study]:
     """A function that returns a small study with some keys changed; None deletes one."""
 

@@ -1,12 +1,12 @@
 """The record of an audit of a run's model, in the run's folder, signed as its other artifacts are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
 from flows.runs import artifacts
 from flows.runs.record_files import BrokenRun
-from flows.runs.records import Absence, Signed
+from flows.runs.records import Absence, RoundRecord, Signed
 from flows.runs.run import Run
 from models.config import Config
 from models.files import sha256_of, write_atomically
@@ -147,3 +147,9 @@ def audits_of(run: Run) -> list[AuditRecord]:
     """Return all audits of a run, in the order of their rounds."""
     found = (audit_of(run, record.round) for record in run.records())
     return [each for each in found if each is not None]
+
+
+def newest_audit(run: Run, records: Sequence[RoundRecord]) -> AuditRecord | None:
+    """Return the newest audit of a run's models, up to the last of these records; None without one."""
+    found = (audit_of(run, record.round) for record in reversed(records))
+    return next((each for each in found if each is not None), None)

@@ -58,6 +58,6 @@ def show_finished(folder: Path, study: Study) -> bool:
     console.print(summary(finished[-1]))
     console.print(
         "This demo is finished, and its patients have spent their budget. "
-        "See it with `make ui`; start again with `wardround demo --fresh`."
+        "See it with `wardround ui`; start again with `wardround demo --fresh`."
     )
     return True

@@ -7,12 +7,16 @@ import typer
 
 from models.errors import WardroundError
 
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended, as shells count it."""
+
 
 @contextmanager
 def cli_errors() -> Iterator[None]:
     """Turn an error of a known family into its message, its next step and its exit code.
 
-    Any other exception is a fault of Wardround and keeps its traceback.
+    Ctrl-C ends with what that means for the work. Any other exception is a fault of Wardround and keeps
+    its traceback.
     """
     try:
         yield
@@ -20,3 +24,8 @@ def cli_errors() -> Iterator[None]:
         typer.echo(error, err=True)
         typer.echo(f"What to do next: {error.next_step}", err=True)
         raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt:
+        typer.echo(
+            "\nInterrupted. Nothing is lost: the same command goes on from where it stands.", err=True
+        )
+        raise typer.Exit(INTERRUPTED) from None

@@ -31,10 +31,12 @@ def promote(
         opened = named_run(Home(Path.cwd()), run)
         with with_prefect_and_mlflow(opened.home):
             from flows import promote as promotion
-            from flows.release import evidence
+            from flows.release import evidence, reviews
 
             record = evidence.record_of(opened, round)
             typer.echo(f"{opened.name}, round {record.round}: checking its evidence ...")
+            for line in reviews.how_to_decide(opened, record, wait_s):
+                typer.echo(line)
             version = promotion.promote(opened.name, record.round, str(opened.home.folder), wait_s)
             typer.echo(f"Released: version {version} is the champion.")
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from flows.cli.errors import cli_errors
 from flows.cli.options import AsJsonOption, StudyArgument, YesOption
+from flows.cli.site.data import init as init_site
 
 if TYPE_CHECKING:
     from flows.planning.plan import Plan
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
-def init(
-    what: Annotated[
-        Literal["study"], typer.Argument(help="`study`; for a hospital: wardround site init.")
-    ],
+init_app = typer.Typer(help="Write a commented first file.", no_args_is_help=True)
+app.add_typer(init_app, name="init")
+init_app.command(name="site")(init_site)
+
+
+@init_app.command(name="study")
+def init_study(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("studies/first.yaml"),
     kind: Annotated[
         Literal["segmentation", "classification"], typer.Option(help="What the network answers.")
@@ -37,7 +40,6 @@ def init(
     yes: YesOption = False,
 ) -> None:
     """Write a commented study file, asking for what is not given. Example: wardround init study --yes"""
-    del what
     with cli_errors():
         from flows.planning.new_study import first_study, write_study
 

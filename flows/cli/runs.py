@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -143,6 +143,58 @@ def verify(
             rounds = len(opened.records()) if fault is None else 0
             typer.echo(fault or f"{opened.name}: {rounds} records, and everything fits.")
         raise typer.Exit(0 if fault is None else 1)
+
+
+@app.command(name="report")
+def write_report(
+    run: RunArgument = None,
+    reader: Annotated[
+        Literal["clinician", "dpo", "regulator"],
+        typer.Option("--for", help="Whom it is for; dpo: data-protection officers."),
+    ] = "clinician",
+    site: Annotated[
+        Path | None,
+        typer.Option(help="A hospital's folder: its own sheet for its officer, over all studies."),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="A YAML file with the authors' answers where the record is silent."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The file; .pdf makes a PDF.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a paper about a run from what is on record: report, officers' sheet, or checklists.
+
+    Example: wardround report --for regulator -o checklists.pdf
+    """
+    with cli_errors():
+        from flows.papers.checklist import Answers, load_answers
+        from flows.papers.pdf import as_pdf
+        from models.files import write_atomically
+        from sites.yaml_files import ConfigError
+
+        if site and (reader != "dpo" or run):
+            raise ConfigError(
+                "--site: expected --for dpo beside it and no run; its sheet is of all studies."
+            )
+        if answers and reader != "regulator":
+            raise ConfigError("--answers: expected --for regulator beside it.")
+        if site:
+            from flows.reporting.officer_sheet import officer_sheet
+            from sites.hospital import Hospital
+
+            page = officer_sheet(Hospital.open(site))
+        else:
+            from flows.papers.pages import paper
+            from flows.runs.paths import Home
+            from flows.runs.run import named_run
+
+            opened = named_run(Home(Path.cwd()), run)
+            page = paper(opened, reader, load_answers(answers) if answers else Answers())
+        out = out or Path(f"{reader}.html")
+        write_atomically(out, as_pdf(page) if out.suffix == ".pdf" else page)
+        typer.echo(f"{out}: made from what is on record; what nobody has recorded is called that.")
 
 
 @app.command()

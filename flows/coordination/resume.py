@@ -8,6 +8,7 @@ from flows.hospitals.session import Reachable, session
 from flows.reporting.progress import Live
 from flows.rounds.membership import with_roster
 from flows.rounds.statements import TooFewHospitals
+from flows.runs.comparison import study_differences
 from flows.runs.locks import held
 from flows.runs.paths import Home
 from flows.runs.run import Run, RunBusy, started_runs
@@ -65,6 +66,31 @@ def declared_otherwise(run: Run) -> Iterator[str]:
             yield f"{site} may declare {most} patients now, {before[site]} in an earlier run"
 
 
+MOST_KEYS = 3
+"""Changed keys of a study that a sentence names."""
+
+
+def left_behind(run: Run) -> Iterator[str]:
+    """Yield a line where a new run begins beside an unfinished one of the study as it was before."""
+    if run.records():
+        return
+    before = [each for each in started_runs(run.home) if each.study.name == run.study.name]
+    before = [each for each in before if each.name != run.name and each.records()]
+    if not before or before[-1].is_finished or before[-1].study.sha256 == run.study.sha256:
+        return
+    old = before[-1]
+    changes = [
+        f"{each.what.removeprefix('study.')} from {each.first} to {each.second}"
+        for each in study_differences(old.study, run.study)
+    ]
+    more = f" and {len(changes) - MOST_KEYS} more" if len(changes) > MOST_KEYS else ""
+    yield (
+        f"this is a new run: the unfinished {old.name} had another study "
+        f"({', '.join(changes[:MOST_KEYS])}{more}). What it has charged stays charged; with its study "
+        f"file as it was, the same command goes on with it"
+    )
+
+
 def train_rounds(run: Run, hospitals: Mapping[str, Reachable], live: Live) -> Run:
     """Train a run's study to its last round, with Prefect, MLflow and the hospitals within reach.
 
@@ -79,7 +105,7 @@ def train_rounds(run: Run, hospitals: Mapping[str, Reachable], live: Live) -> Ru
     from flows.tracking.tracking import check_free
 
     live.print(f"run {run.name}")
-    for line in declared_otherwise(run):
+    for line in (*left_behind(run), *declared_otherwise(run)):
         live.print(line)
     try:
         check_free(run)  # before any hospital is asked
@@ -87,7 +113,7 @@ def train_rounds(run: Run, hospitals: Mapping[str, Reachable], live: Live) -> Ru
             live.print("the first model is made of public material, which can take minutes ...")
         # Without heartbeats a flow ends at once, not a second later; nothing here reads them.
         quick = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-        with session(run, hospitals, live.round), live.showing(), quick:
+        with session(run, hospitals, live.round), live.showing(run), quick:
             federate.federate(run.name, str(run.home.folder), sorted(run.description.roster))
     except (TooFewHospitals, ConfigError) as error:
         if isinstance(error, TooFewHospitals):

@@ -5,7 +5,6 @@ Each line states what was looked at and what to do. Nothing is changed, no order
 
 import os
 import shutil
-import ssl
 import stat
 import sys
 import time
@@ -16,11 +15,11 @@ from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
+import httpx
 import torch
 
+from flows.hospitals.reach import reached, tried
 from flows.runs.paths import Home
 from flows.runs.run import started_runs
 from flows.servers.environment import set_prefect
@@ -111,8 +110,10 @@ def _hospital(folder: Path) -> Iterator[Sign]:
     if coordinator is None:
         yield Sign("coordinator", "well", "on this machine; site.yaml names no other")
         return
-    yield from _reached("exchange", coordinator.exchange)
-    yield from _reached("Prefect's API", coordinator.api)
+    for found in reached(hospital.name, coordinator):
+        yield from _reached(found.what, found.address)
+        if found.is_final:
+            yield Sign(f"{found.what}, access", "wrong", found.problem)
 
 
 def _rights(state: Path) -> Sign:
@@ -168,27 +169,20 @@ def _reached(what: str, address: str) -> Iterator[Sign]:
             what, "well" if is_there else "wrong", address if is_there else f"{address}: no such folder"
         )
         return
-    url = address.rsplit("@", maxsplit=1)[-1] if "@" in address else address
-    shown = url if url.startswith("http") else f"{address.partition('://')[0]}://{url}"
-    try:
-        with urlopen(Request(shown, method="HEAD"), timeout=TIMEOUT_S) as answer:  # noqa: S310  # http(s) by the check above
-            date = answer.headers.get("Date")
-    except HTTPError as error:  # it answers, and wants a password
-        date = error.headers.get("Date")
-    except ssl.SSLError as error:
-        yield Sign(
-            what, "wrong", f"{shown}: certificate not trusted ({error.reason}); REQUESTS_CA_BUNDLE"
-        )
-        return
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        is_certificate = isinstance(reason, ssl.SSLError)
-        hint = "its certificate is not trusted: set SSL_CERT_FILE" if is_certificate else "no answer"
-        yield Sign(what, "wrong", f"{shown}: {hint} ({reason})")
+    scheme, _, rest = address.partition("://")
+    shown = f"{scheme}://{rest.rpartition('@')[2]}"
+    found = tried(what, shown, "", lambda: _date_of(shown))
+    if found.problem:
+        yield Sign(what, "wrong", f"{shown}: {found.problem}")
         return
     yield Sign(what, "well", f"{shown} answers")
-    if date:
-        yield _clock(what, date)
+    if found.date:
+        yield _clock(what, found.date)
+
+
+def _date_of(url: str) -> str:
+    """Return the date that a server sends; that it wants a password is an answer, too."""
+    return str(httpx.head(url, timeout=TIMEOUT_S, follow_redirects=True).headers.get("Date", ""))
 
 
 def _clock(what: str, date: str) -> Sign:

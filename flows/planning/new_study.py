@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from models.files import write_atomically
-from models.settings.described import descriptions, json_schema
+from models.settings.described import commented, json_schema
 from sites.study import Study
 from sites.yaml_files import ConfigError
 
 SCHEMA = "study.schema.json"
+HEAD = (
+    f"yaml-language-server: $schema={SCHEMA}",
+    "`wardround check FILE` reads this file; docs/reference/study.md has every key.",
+)
 
 
 def first_study(
@@ -62,25 +64,8 @@ def write_study(path: Path, content: dict[str, Any]) -> Study:
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, _commented(content).encode())
+    write_atomically(path, commented(Study, content, HEAD).encode())
     schema = path.parent / SCHEMA
     if not schema.exists():
         write_atomically(schema, json.dumps(json_schema(Study, "study.yaml"), indent=1).encode())
     return study
-
-
-def _commented(content: dict[str, Any]) -> str:
-    """Return the keys as YAML, each after a comment with its meaning."""
-    meanings = descriptions(Study)
-    lines = [
-        f"# yaml-language-server: $schema={SCHEMA}",
-        "# `wardround check FILE` reads this file; docs/reference/study.md has every key.",
-    ]
-    for name, value in content.items():
-        lines += [f"\n# {meanings[name]}", _flow(name, value)]
-    return "\n".join(lines) + "\n"
-
-
-def _flow(name: str, value: object) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip()
-    return f"{name}: {text.removesuffix('...').strip()}"

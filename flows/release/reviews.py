@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,8 +16,10 @@ from flows.release import champion, evidence
 from flows.reporting.publish import publish_decisions_page
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run
+from flows.servers.decision_page import PAGE
 from flows.servers.environment import prefect_server, set_prefect
 from flows.servers.loopback import url_of
+from flows.tracking.tracking import page_id
 from privacy.signing import canonical
 
 FLOW = "promote"
@@ -92,6 +95,43 @@ def missing(run: Run, record: RoundRecord) -> list[str]:
     with suppress(NotReleased):
         return champion.missing_roles(run, record)
     return []
+
+
+def how_to_decide(run: Run, record: RoundRecord, wait_s: float) -> Iterator[str]:
+    """Yield for whom a promotion waits, how long, and each way to decide; nothing if nobody is missing.
+
+    Servers are those that the environment names.
+    """
+    roles = missing(run, record)
+    if not roles:
+        return
+    known = load_people(run.home).people
+    yield f"Where the evidence suffices, it waits up to {_hours(wait_s)} for the approval of:"
+    for role in roles:
+        names = ", ".join(sorted(name for name, person in known.items() if person.role == role))
+        yield f"  {role}: {names or 'nobody in people.yaml has this role'}"
+    yield "Each of them decides in one of these ways; Ctrl-C ends the wait, and loses no decision:"
+    page = decision_page(run) if record.round == run.records()[-1].round else ""
+    if page:
+        yield f"  in a browser: {page}"
+    if api := os.environ.get("PREFECT_API_URL", ""):
+        yield f"  in Prefect's form, with a signed text: {api.removesuffix('/api')}/runs"
+    yield f"  at a terminal: wardround review approve {run.name} --as NAME --key FILE (or refuse)"
+
+
+def decision_page(run: Run) -> str:
+    """Return the address of the page on which people decide; empty where no MLflow server is named."""
+    server, parent = os.environ.get("MLFLOW_TRACKING_URI", ""), page_id(run)
+    return f"{server}/{PAGE}?run={parent}" if server.startswith("http") and parent else ""
+
+
+def _hours(seconds: float) -> str:
+    """Return seconds in words.
+
+    >>> _hours(86400), _hours(90)
+    ('24 hours', '90 seconds')
+    """
+    return f"{seconds / 3600:g} hours" if seconds >= 3600 else f"{seconds:g} seconds"
 
 
 def _caption(run: Run, record: RoundRecord) -> str:

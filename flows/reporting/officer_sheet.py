@@ -9,9 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from flows.reporting.report import TEMPLATES
+from flows.reporting.templates import rendered
 from flows.runs.dates import minute
 from privacy.accounting import PrivacyEvent, epsilon, most_found
 from sites.admission.requests import ApprovalRow, Request, folder_of, stored_row
@@ -64,12 +62,9 @@ def officer_sheet(hospital: Hospital) -> bytes:
     worst = max(
         ledger.histories() or [[]], key=lambda events: epsilon(events, budget.delta, ledger.rule)
     )
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"day": minute, "stated": lambda text: text or NOT_RECORDED}
-    text = environment.get_template("officer.html.j2").render(
+    return rendered(
+        "officer.html.j2",
+        NOT_RECORDED,
         hospital=hospital.name,
         policy=hospital.policy,
         made_ms=int(time.time() * 1000),
@@ -84,7 +79,6 @@ def officer_sheet(hospital: Hospital) -> bytes:
         attack=_strongest,
         head=ledger.head,
     )
-    return text.encode()
 
 
 def _found(events: list[PrivacyEvent], delta: float) -> float | None:

@@ -1,12 +1,13 @@
-"""Progress of a run for a person: bars on a terminal, plain lines elsewhere."""
+"""Progress of a run for a person: a table on a terminal, plain lines elsewhere."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import rich.live
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from flows.reporting.live_table import Step, live_table
 from flows.runs.records import HEADLINES, RoundRecord
 from flows.runs.run import Run
 from flows.starts.rate import declared_in, warnings
@@ -18,32 +19,37 @@ class Live:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._bars: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._steps: dict[str, Step] = {}
+        self._run: Run | None = None
+        self._records: list[RoundRecord] = []
 
     @contextmanager
-    def showing(self) -> Iterator[None]:
-        """Show bars until the end, where there is a terminal."""
+    def showing(self, run: Run) -> Iterator[None]:
+        """Show a table of the hospitals until the end, where there is a terminal."""
+        self._records = list(run.records())
         if not self.console.is_terminal:
             yield
             return
-        columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console) as bars:
-            self._bars = bars
+        roster, self._run = sorted(run.description.roster), run
+
+        def table() -> Table:
+            return live_table(self._run or run, roster, list(self._records), dict(self._steps))
+
+        with rich.live.Live(get_renderable=table, console=self.console, transient=True):
             yield
-        self._bars = None
 
     def print(self, text: str) -> None:
-        """Print one line above the bars."""
+        """Print one line above the table."""
         self.console.print(text, highlight=False, markup=False)
 
     def step(self, hospital: str, what: str, step: int, of: int) -> None:
         """Show that a hospital is at `step` of `of`."""
-        self._move(hospital, step, of, what)
+        self._steps[hospital] = Step(what, step, of)
 
     def round(self, run: Run, record: RoundRecord) -> None:
         """Show that a round is recorded."""
-        self._move("rounds", record.round, run.study.rounds, "")
+        self._run = run
+        self._records.append(record)
         what = "before training" if record.round == 0 else f"{record.seconds:.1f} s"
         parts = [f"round {record.round}/{run.study.rounds}", *_headline(run, record), what]
         self.print("  ".join(parts))
@@ -51,13 +57,6 @@ class Live:
             self.print(f"  {line}")
         for site, why in record.absences("release").items():
             self.print(f"  without {site}: {why}")
-
-    def _move(self, row: str, step: int, of: int, note: str) -> None:
-        if self._bars is None:
-            return
-        if row not in self._tasks:
-            self._tasks[row] = self._bars.add_task(row, total=of, note=note)
-        self._bars.update(self._tasks[row], completed=step, total=of, note=note)
 
 
 def _start_lines(run: Run, record: RoundRecord) -> Iterator[str]:

@@ -7,21 +7,20 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from flows.audits.records import AuditRecord, audit_of, picture_of
+from flows.audits.records import AuditRecord, newest_audit, picture_of
 from flows.decisions import chain, verdicts
 from flows.reporting.disclosures import Disclosure, disclosures
+from flows.reporting.glance import glance
+from flows.reporting.templates import rendered
 from flows.runs.colours import colours
-from flows.runs.dates import minute
-from flows.runs.records import Part, RoundRecord
+from flows.runs.records import Part, RoundRecord, newest_scored
 from flows.runs.run import Run
 from flows.starts.rate import declared_in, warnings
 from flows.tracking.metrics import by_group, fairness
@@ -33,7 +32,6 @@ FALSE_ALARMS = 0.05
 NOT_STATED = "not stated"
 MOST_NAMED = 12
 """Lines of a plot that its legend can name without hiding them."""
-TEMPLATES = Path(__file__).parent / "templates"
 HOW = {
     "exact": "exact, of evaluation patients, to whom no privacy is promised",
     "noised": "with noise that the hospital's ledger has charged",
@@ -129,14 +127,11 @@ def report(run: Run, until: int | None = None, pending: verdicts.ReleaseOutcome 
     """
     records = run.records()[: None if until is None else until + 1]
     known = chain.decisions(run)
-    scored = _scored(records)
-    hospitals = [_page(run, records, site) for site in sorted(run.description.everybody)]
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"figure": _shown, "day": minute, "stated": lambda text: text or NOT_STATED}
-    text = environment.get_template("report.html.j2").render(
+    scored = newest_scored(records)
+    hospitals = hospital_pages(run, records)
+    return rendered(
+        "report.html.j2",
+        NOT_STATED,
         run=run,
         study=run.study,
         records=records,
@@ -157,17 +152,11 @@ def report(run: Run, until: int | None = None, pending: verdicts.ReleaseOutcome 
         metrics=sorted(metric_names(run.study.task)),
         false_alarms=FALSE_ALARMS,
         contents=CONTENTS,
-        audit=(audit := _audit(run, records)),
+        audit=(audit := newest_audit(run, records)),
         audit_picture=_audit_picture(run, audit),
         signal_warnings=warnings(run.study, declared_in(run)),
+        glance=glance(run, records),
     )
-    return text.encode()
-
-
-def _audit(run: Run, records: Sequence[RoundRecord]) -> AuditRecord | None:
-    """Return the newest audit of a run's models, up to the last of these records; None without one."""
-    found = (audit_of(run, record.round) for record in reversed(records))
-    return next((each for each in found if each is not None), None)
 
 
 def _audit_picture(run: Run, audit: AuditRecord | None) -> str:
@@ -176,6 +165,11 @@ def _audit_picture(run: Run, audit: AuditRecord | None) -> str:
     if path is None or not path.exists():
         return ""
     return f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
+
+
+def hospital_pages(run: Run, records: Sequence[RoundRecord]) -> list[HospitalPage]:
+    """Return a report's facts about each hospital of a run."""
+    return [_page(run, records, site) for site in sorted(run.description.everybody)]
 
 
 def _page(run: Run, records: Sequence[RoundRecord], site: str) -> HospitalPage:
@@ -192,14 +186,9 @@ def _page(run: Run, records: Sequence[RoundRecord], site: str) -> HospitalPage:
     )
 
 
-def _scored(records: Sequence[RoundRecord]) -> RoundRecord:
-    """Return the newest record that has scores, the newest of all where none has."""
-    return next((record for record in reversed(records) if record.scores), records[-1])
-
-
 def _quality(run: Run, records: Sequence[RoundRecord]) -> list[Quality]:
     """Return each metric at each hospital after the newest round that was evaluated, the worst first."""
-    first, last = records[0], _scored(records)
+    first, last = records[0], newest_scored(records)
     rows = [
         Quality(
             hospital="all together",
@@ -284,7 +273,7 @@ def _software(records: Sequence[RoundRecord]) -> Iterator[tuple[str, dict[str, s
 
 
 def _quality_plot(run: Run, records: Sequence[RoundRecord]) -> Markup:
-    name = _scored(records).headline
+    name = newest_scored(records).headline
     if name is None:
         return Markup()
     colour = colours(run.description)
@@ -342,7 +331,3 @@ def _svg(figure: Figure, title: str) -> Markup:
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
     drawing = out.getvalue()
     return Markup(drawing[drawing.index("<svg") :])  # noqa: S704  # drawn and escaped by matplotlib
-
-
-def _shown(value: float | None) -> str:
-    return NOT_STATED if value is None else f"{value:.3f}"

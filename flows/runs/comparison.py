@@ -8,6 +8,7 @@ from typing import Any
 from flows.runs.paths import Home
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run, runs_of
+from sites.study import Study
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,17 @@ def _line(run: Run) -> RunLine:
 
 def differences(first: Run, second: Run) -> list[Difference]:
     """Return what two runs differ in: keys of the study, hospitals, quality and epsilon by hospital."""
-    found = list(
-        _different("study", *(_flat(run.study.model_dump(mode="json")) for run in (first, second)))
-    )
+    found = list(study_differences(first.study, second.study))
     members = [", ".join(sorted(run.description.everybody)) for run in (first, second)]
     if members[0] != members[1]:
         found.append(Difference("hospitals", *members))
     found += _different("", *(_results(run) for run in (first, second)))
     return found
+
+
+def study_differences(first: Study, second: Study) -> Iterator[Difference]:
+    """Yield the keys in which two studies differ, as `study.<path>`."""
+    return _different("study", *(_flat(study.model_dump(mode="json")) for study in (first, second)))
 
 
 def _different(prefix: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:

@@ -276,3 +276,8 @@ class SurveyRecord(Config):
             for site, each in self.drift.items()
         }
         return {site: names for site, names in found.items() if names}
+
+
+def newest_scored(records: Sequence[RoundRecord]) -> RoundRecord:
+    """Return the newest record that has scores, the newest of all where none has."""
+    return next((record for record in reversed(records) if record.scores), records[-1])

@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from flows.runs.paths import Home
+from flows.servers.decision_page import HOME
 from flows.servers.first_database import FirstDatabase, ServerError
 from flows.servers.loopback import Server, Starting, running, starting
 from flows.servers.mlflow_store import check_store
@@ -67,7 +68,11 @@ def prefect_server(home: Home) -> Server:
         folder=home.state / "servers" / "prefect",
         command=[*SERVE, "prefect.server.api.server:create_app", "{port}"],
         health="/api/health",
-        environment={**settings, PREFECT_DATABASE: f"sqlite+aiosqlite:///{path}"},
+        environment={
+            **settings,
+            PREFECT_DATABASE: f"sqlite+aiosqlite:///{path}",
+            "PREFECT_SERVER_UI_API_URL": "http://127.0.0.1:{port}/api",  # else its pages ask port 4200
+        },
         database=FirstDatabase(
             path,
             name=f"prefect-{version('prefect')}",
@@ -79,7 +84,8 @@ def prefect_server(home: Home) -> Server:
 
 def mlflow_server(home: Home) -> Server:
     """Return the lean MLflow server of `mlruns/`; the one process that writes there."""
-    return store_server(home.folder / "mlruns", home.state / "servers" / "mlflow")
+    server = store_server(home.folder / "mlruns", home.state / "servers" / "mlflow")
+    return replace(server, environment={**server.environment, HOME: str(home.folder.resolve())})
 
 
 def store_server(store: Path, folder: Path) -> Server:

@@ -44,7 +44,7 @@ class Server:
         folder: the place of its lock files, address and log.
         command: its command line, with `{port}` for the port.
         health: the path that answers 200 once it serves.
-        environment: added to the process's own.
+        environment: added to the process's own, with `{port}` for the port.
         database: a database that it finds at its very first start.
     """
 
@@ -129,11 +129,12 @@ def _url(port: int) -> str:
 def _begin(server: Server, port: int) -> "subprocess.Popen[bytes]":
     """Return the supervisor of a server that is being started."""
     command = [part.format(port=port) for part in server.command]
+    environment = {k: v.replace("{port}", str(port)) for k, v in server.environment.items()}
     told = json.dumps({**asdict(server), "command": command, "environment": {}}, default=str)
     with (server.folder / "server.log").open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "flows.servers.loopback", told],
-            env={**os.environ, **server.environment},
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -1,15 +1,21 @@
-"""MLflow's server without its assistant and its demo, which MLflow leaves open to everybody.
+"""MLflow's server without its assistant and its demo, and with the page on which people decide.
 
 `mlflow server --app-name wardround` and `wardround-accounts` load this. In MLflow 3.17 the assistant can
 run commands as the server's user for anybody on its machine; the demo writes an experiment for anybody.
+Its first page is of its own tools for language models; here the list of experiments is.
 """
 
 import re
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from flows.servers import decision_page
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -44,7 +50,17 @@ def create_app() -> "FastAPI":
     """Return the server without accounts; it listens on its own machine only."""
     from mlflow.server import fastapi_app
 
-    return _without(fastapi_app.app)
+    app = _without(fastapi_app.app)
+    app.router.routes.insert(0, Route("/", _first_page))
+    return app
+
+
+async def _first_page(_: Request) -> Response:
+    """Return MLflow's page, which opens on the experiments unless its address names another place."""
+    from mlflow.server import app
+
+    page = (Path(app.static_folder or "") / "index.html").read_text()
+    return HTMLResponse(page.replace("<script", '<script src="wardround/first.js"></script><script', 1))
 
 
 def create_app_with_accounts() -> "FastAPI":
@@ -55,5 +71,6 @@ def create_app_with_accounts() -> "FastAPI":
 
 
 def _without(app: "FastAPI") -> "FastAPI":
+    app.router.routes[:0] = decision_page.routes()  # before MLflow's own, which take every path
     app.add_middleware(WithoutAssistantAndDemo)
     return app

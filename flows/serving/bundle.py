@@ -30,6 +30,11 @@ PICTURES = {
     "converter": "$lambda picture: picture if picture.mode[0] in 'IF' else picture.convert('L')",
 }
 """The options to read pictures: rows first, in shades of grey."""
+SCHEMA = (
+    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
+    "meta_schema_20240725.json"
+)
+"""What `python -m monai.bundle verify_metadata` holds the metadata against."""
 RUN = "python -m monai.bundle run --config_file configs/inference.json --bundle_root ."
 IMPORTS = (
     "$import json",
@@ -98,7 +103,7 @@ def _metadata(study: Study, sha256: str) -> dict[str, Any]:
     channels = background | {str(value): name for value, name in task.labels.items()}
     spatial = ["*"] * task.dims
     return {
-        "schema": "meta_schema_20240725",
+        "schema": SCHEMA,
         "version": "0.1.0",
         "changelog": {"0.1.0": f"exported from study {study.sha256}"},
         "monai_version": version("monai"),
@@ -168,13 +173,9 @@ def _network(study: Study) -> dict[str, Any]:
     task = study.task
     arguments = config.arguments(task.dims, task.out_channels, task.in_channels)
     built = {"_target_": f"monai.networks.nets.{config.name}", **arguments}
-    if config.fixed is None:
-        return {"network": built}
-    given = "".join(f", {key}={value!r}" for key, value in config.fixed.items())
-    return {
-        "network_def": built,
-        "network": f"$ModuleValidator.fix(@network_def{given})",
-    }
+    given = "".join(f", {key}={value!r}" for key, value in (config.fixed or {}).items())
+    fixed = "@network_def" if config.fixed is None else f"$ModuleValidator.fix(@network_def{given})"
+    return {"network_def": built, "network": fixed}
 
 
 def _before(study: Study) -> list[dict[str, Any]]:

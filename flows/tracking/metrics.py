@@ -7,11 +7,13 @@ at any time.
 from collections.abc import Mapping
 
 from flows.decisions import chain, release_status
+from flows.decisions.verdicts import terms_of
 from flows.runs.colours import TOGETHER, colours
 from flows.runs.records import Participant, RoundRecord
 from flows.runs.run import Run
 from flows.runs.versions import installed
 from models.settings.metrics import LOWER_IS_BETTER
+from privacy.signing import canonical
 from privacy.statements import ReleaseManifest
 
 GLOBAL = "GLOBAL"
@@ -82,8 +84,20 @@ def decided_tags(run: Run) -> dict[str, str]:
         "wardround.released": status,
         "wardround.waits_for": waits,
         NOTE: _note(run, record, status, waits),
+        "wardround.terms": _terms(run, record),
         **newest,
     }
+
+
+def _terms(run: Run, record: RoundRecord) -> str:
+    """Return what a decision about the newest model has to name, and for how many days it may count.
+
+    Empty before a model is trained; the page on which people decide reads it.
+    """
+    if record.round == 0:
+        return ""
+    days = run.study.promotion.approval_days if run.study.promotion else 1
+    return canonical({**terms_of(run, record).model_dump(mode="json"), "days": days}).decode()
 
 
 def _note(run: Run, record: RoundRecord, status: str, waits: str) -> str:

@@ -85,12 +85,17 @@ def log_audit(run: Run, audit: AuditRecord) -> None:
             client.log_artifact(known[GLOBAL].info.run_id, str(run.folder / path), folder)
 
 
-def page_tags(run: Run) -> Mapping[str, str]:
-    """Return the tags of a run's page, empty where it has no page yet."""
+def page_id(run: Run) -> str | None:
+    """Return the id of a run's page in MLflow, None where it has none yet."""
     client = MlflowClient()
     experiment = client.get_experiment_by_name(run.study.name)
-    parent = _found(client, experiment.experiment_id, run, GLOBAL) if experiment else None
-    return dict(client.get_run(parent).data.tags) if parent else {}
+    return _found(client, experiment.experiment_id, run, GLOBAL) if experiment else None
+
+
+def page_tags(run: Run) -> Mapping[str, str]:
+    """Return the tags of a run's page, empty where it has no page yet."""
+    parent = page_id(run)
+    return dict(MlflowClient().get_run(parent).data.tags) if parent else {}
 
 
 def check_free(run: Run) -> None:

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from flows.runs.artifacts import REPORT
 from flows.runs.run import Run
-from flows.tracking import registry
+from flows.servers.decision_page import PAGE
 from flows.tracking.metrics import GLOBAL, NOTE
 from flows.tracking.pictures import REFERENCES
 from models.settings.metrics import metric_names
@@ -150,8 +150,8 @@ def show_pictures(client: MlflowClient, experiment: str, run: Run, step: int) ->
 def _pages(experiment: str, parent: str, study: Study) -> list[tuple[str, str]]:
     return [
         *_run_pages(experiment, parent, has_pictures=study.task.kind == "segmentation"),
-        ("models", f"#/models/{registry.candidates(study.name)}"),
-        ("released models", f"#/models/{registry.approved(study.name)}"),
+        ("models", "#/models?workflowType=machine_learning"),  # a model's own page may not be there yet
+        ("decide", f"{PAGE}?run={parent}"),
     ]
 
 

@@ -7,9 +7,11 @@ The same words stand in the code, in the reference, in the JSON Schemas for edit
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -54,6 +56,20 @@ def _attributes(docstring: str) -> dict[str, str]:
         elif is_inside and line.strip():
             found |= {name: f"{found[name]} {line.strip()}" for name in names}
     return found
+
+
+def commented(config: type[BaseModel], content: Mapping[str, Any], head: Sequence[str]) -> str:
+    """Return a settings file as YAML: `head` as comments, then each key after one with its meaning.
+
+    Keys stand in the order of the class.
+    """
+    meanings = descriptions(config)
+    lines = [f"# {line}" for line in head]
+    for name in (name for name in config.model_fields if name in content):
+        value = yaml.safe_dump(content[name], default_flow_style=True, width=10_000, sort_keys=False)
+        comment = textwrap.fill(meanings[name], 110, initial_indent="# ", subsequent_indent="# ")
+        lines += ["", comment, f"{name}: {value.strip().removesuffix('...').strip()}"]
+    return "\n".join(lines) + "\n"
 
 
 def json_schema(config: type[Config], title: str) -> dict[str, Any]:

@@ -40,7 +40,14 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class StorageFailed(WaitAndRepeat, OSError):
-    """The storage could not be reached, or rejected the request; a later attempt may succeed."""
+    """The storage could not be reached, or rejected the request; a later attempt may succeed.
+
+    `status` is the HTTP status with which it answered, None if it did not answer.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Sink(Protocol):
@@ -336,9 +343,11 @@ def _as_os_errors() -> Iterator[None]:
     except ResourceAlreadyExists as error:
         raise FileExistsError(error.path) from error
     except HTTPError as error:
-        raise StorageFailed(f"the exchange answered {error.status_code}") from error
+        status = error.status_code
+        raise StorageFailed(f"the exchange answered {status}", status) from error
     except httpx.HTTPStatusError as error:
-        raise StorageFailed(f"the exchange answered {error.response.status_code}") from error
+        status = error.response.status_code
+        raise StorageFailed(f"the exchange answered {status}", status) from error
     except (ClientError, httpx.HTTPError) as error:
         raise StorageFailed(f"the exchange can't be reached: {type(error).__name__}") from error
 

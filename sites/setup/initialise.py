@@ -1,15 +1,25 @@
-"""Creation of a hospital: writes its first policy and makes its keys."""
+"""Creation of a hospital: writes its first policy, with what each key means, and makes its keys."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from models.config import Config
 from models.files import write_atomically
+from models.settings.described import commented, json_schema
+from privacy.accounting import Budget
 from sites.hospital import Hospital
+from sites.policy.policy import CoordinatorConfig, Policy
 from sites.yaml_files import ConfigError
 
+SCHEMA = "site.schema.json"
+HEAD = (
+    f"yaml-language-server: $schema={SCHEMA}",
+    "`wardround doctor` and `wardround site check` read this file; docs/reference/site.md has all keys.",
+)
 FIRST_POLICY: Mapping[str, Any] = {
     "min_patients": 10,
     "min_evaluation_patients": 5,
@@ -17,10 +27,28 @@ FIRST_POLICY: Mapping[str, Any] = {
     "on_broken_case": "skip",
 }
 """Defaults in a new hospital's policy for keys that were not given."""
+PARTS: Mapping[str, type[Config]] = {"budget": Budget, "coordinator": CoordinatorConfig}
+
+
+def wrong(path: str, value: object) -> str | None:
+    """Return what is wrong with the value of one key of a policy, None if it fits.
+
+    >>> wrong("budget.epsilon", 8.0)
+    >>> wrong("declared_patients", 0)
+    'Input should be greater than 0'
+    """
+    group, _, name = path.rpartition(".")
+    field = (PARTS[group] if group else Policy).model_fields[name]
+    kind: Any = Annotated[field.annotation, field]
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"])
+    return None
 
 
 def initialise(folder: Path, policy: Mapping[str, Any]) -> Hospital:
-    """Write a hospital's `site.yaml` and make its keys; return the hospital.
+    """Write a hospital's `site.yaml`, the schema for editors beside it, and its keys; return it.
 
     Raises:
         ConfigError: `site.yaml` already exists (it is not changed), or the policy is wrong.
@@ -31,7 +59,7 @@ def initialise(folder: Path, policy: Mapping[str, Any]) -> Hospital:
             f"{path}: expected no policy in a new hospital's folder, found one. Edit it instead."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, yaml.safe_dump({**FIRST_POLICY, **policy}, sort_keys=False).encode())
+    write_atomically(path, commented(Policy, {**FIRST_POLICY, **policy}, HEAD).encode())
     try:
         hospital = Hospital.open(folder)
         hospital.close_state()
@@ -39,4 +67,5 @@ def initialise(folder: Path, policy: Mapping[str, Any]) -> Hospital:
     except Exception:
         path.unlink()
         raise
+    write_atomically(folder / SCHEMA, json.dumps(json_schema(Policy, "site.yaml"), indent=1).encode())
     return hospital

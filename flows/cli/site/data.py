@@ -1,14 +1,15 @@
 """`wardround site` commands about data: init, import, check, rehearse."""
 
 import json
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import SiteArgument, StudyArgument
+from flows.cli.options import SiteArgument, StudyArgument, YesOption
 from flows.cli.site.orders import carry_out_open
 
 app = typer.Typer()
@@ -17,34 +18,53 @@ app = typer.Typer()
 @app.command()
 def init(
     folder: SiteArgument = Path(),
-    name: Annotated[str, typer.Option(prompt="The hospital's name")] = "",
+    name: Annotated[str | None, typer.Option(help="The hospital's name.")] = None,
     data: Annotated[
         str, typer.Option(help="The path of the scans and their list, from the hospital's folder.")
     ] = ".",
     declared_patients: Annotated[
-        int, typer.Option(prompt="Public number of patients, rounded", min=1)
-    ] = 0,
-    epsilon: Annotated[float, typer.Option(prompt="Budget of all studies together: epsilon")] = 0.0,
-    delta: Annotated[float, typer.Option(prompt="at delta")] = 0.0,
-    metrics: Annotated[str, typer.Option(prompt="Metrics: exact, or withheld")] = "",
+        int | None, typer.Option(help="Public number of patients, rounded.")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Budget of all studies together.")] = None,
+    delta: Annotated[float | None, typer.Option(help="The budget's delta.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="exact, or withheld.")] = None,
     network: Annotated[list[str] | None, typer.Option(help="A network that may train here.")] = None,
-    key: Annotated[str, typer.Option(prompt="The coordinator's public key")] = "",
-    exchange: Annotated[str, typer.Option(prompt="The exchange's address")] = "",
-    api: Annotated[str, typer.Option(prompt="Prefect's API's address")] = "",
+    key: Annotated[str | None, typer.Option(help="The coordinator's public key.")] = None,
+    exchange: Annotated[str | None, typer.Option(help="The exchange's address.")] = None,
+    api: Annotated[str | None, typer.Option(help="The address of Prefect's API.")] = None,
+    yes: YesOption = False,
 ) -> None:
-    """Set up a hospital's folder: policy and keys; print the line for the coordinator."""
+    """Set up a hospital's folder: a commented policy, and keys; print the line for the coordinator.
+
+    It asks for what is not given, and asks again where an answer does not fit. With --yes it takes what
+    it would propose. Example: wardround site init /srv/wardround
+    """
     with cli_errors():
+        from flows.cli.site.questions import Questions
         from sites.setup.initialise import initialise
 
-        policy = {
-            "name": name,
+        ask = Questions(yes=yes)
+        proposed = re.sub("[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_")
+        policy: dict[str, Any] = {
+            "name": ask("name", "The hospital's name", name, proposed or "hospital"),
             "data": data,
-            "declared_patients": declared_patients,
-            "budget": {"epsilon": epsilon, "delta": delta},
-            "metrics": metrics,
-            **({"networks": network} if network else {}),
-            "coordinator": {"key": key, "exchange": exchange, "api": api},
+            "declared_patients": ask(
+                "declared_patients", "Public number of patients, rounded", declared_patients, 20
+            ),
+            "budget": {
+                "epsilon": ask("budget.epsilon", "Budget of all studies: epsilon", epsilon, 8.0),
+                "delta": ask("budget.delta", "at delta", delta, 1e-4),
+            },
+            "metrics": ask("metrics", "Metrics: exact, or withheld", metrics, "withheld"),
         }
+        if network:
+            policy["networks"] = network
+        coordinator = {"key": key, "exchange": exchange, "api": api}
+        if any(coordinator.values()) or ask.confirm("Is the coordinator on another machine?"):
+            policy["coordinator"] = {
+                part: ask(f"coordinator.{part}", f"The coordinator's {words}", coordinator[part])
+                for part, words in (("key", "key"), ("exchange", "exchange"), ("api", "Prefect API"))
+            }
         hospital = initialise(folder, policy)
         typer.echo(
             f"{folder / 'site.yaml'} is the hospital's policy; read it and restrict it as you like."

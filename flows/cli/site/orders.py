@@ -18,12 +18,16 @@ def worker(folder: SiteArgument = Path(), test_noise: TestNoiseOption = None) ->
     with cli_errors():
         import asyncio
 
+        from flows.hospitals.reach import check_reach
         from flows.servers.environment import set_hospital_worker
         from sites.hospital import Hospital
         from sites.protocol.order_inbox import coordinator_of
 
         hospital = Hospital.open(folder, test_noise)
-        set_hospital_worker(hospital.state, coordinator_of(hospital).api)
+        coordinator = coordinator_of(hospital)
+        for problem in check_reach(hospital.name, coordinator):
+            typer.echo(f"{problem}; the worker keeps trying.", err=True)
+        set_hospital_worker(hospital.state, coordinator.api)
         from flows.hospitals.hospital_worker import HospitalWorker
 
         asyncio.run(HospitalWorker(folder, test_noise).start(printer=typer.echo))

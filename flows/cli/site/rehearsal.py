@@ -3,17 +3,15 @@
 It does not touch the hospital's ledger, outbox or exchange: it uses a folder that is deleted afterwards.
 """
 
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from flows.hospitals.processes import HospitalFailed, HospitalProcess
+from flows.hospitals.reach import reached
 from flows.rounds import global_model, recording, statements
 from flows.rounds.statements import NO_ANSWERS
 from flows.runs.paths import Home
@@ -21,10 +19,10 @@ from flows.runs.run import Run
 from flows.starts.first_model import untrained
 from models import params as P
 from privacy.statements import ReleaseManifest
-from sites.exchange.exchange import Exchange
 from sites.exchange.phases import SUMS, Phase
 from sites.hospital import Hospital
 from sites.orders import sums_of
+from sites.policy.policy import CoordinatorConfig
 from sites.setup.rehearsal import understudy
 from sites.study import Study
 
@@ -66,9 +64,7 @@ def rehearse(hospital: Hospital, study: Study) -> Iterator[Tried]:
             for phase in sorted(summed):
                 yield Tried(phase, 0.0, NO_PEERS, is_fine=True)
     if hospital.policy.coordinator:
-        known = hospital.policy.coordinator
-        yield _reached("the exchange", lambda: Exchange(known.exchange).orders_of(hospital.name))
-        yield _reached("Prefect", lambda: _healthy(known.api))
+        yield from _reached(hospital.name, hospital.policy.coordinator)
 
 
 @contextmanager
@@ -96,16 +92,8 @@ def _act(run: Run, process: HospitalProcess, phase: Phase, number: int) -> Tried
     return Tried(phase, seconds, statement.kind, is_fine=True)
 
 
-def _healthy(api: str) -> None:
-    """Raise httpx.HTTPError unless Prefect answers and accepts the worker's password."""
-    user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
-    httpx.get(f"{api}/version", auth=(user, password), timeout=30).raise_for_status()
-
-
-def _reached(what: str, reach: Callable[[], object]) -> Tried:
+def _reached(name: str, coordinator: CoordinatorConfig) -> Iterator[Tried]:
     started = time.monotonic()
-    try:
-        reach()
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        return Tried(what, time.monotonic() - started, f"out of reach: {error}", is_fine=False)
-    return Tried(what, time.monotonic() - started, "within reach", is_fine=True)
+    for each in reached(name, coordinator):
+        seconds, started = time.monotonic() - started, time.monotonic()
+        yield Tried(each.what, seconds, each.problem or "within reach", is_fine=not each.problem)

@@ -81,6 +81,19 @@ def test_another_error_is_a_fault_of_ours_and_keeps_its_traceback() -> None:
     assert isinstance(CliRunner().invoke(app, []).exception, KeyError)
 
 
+def test_ctrl_c_says_that_the_same_command_goes_on() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def command() -> None:
+        with cli_errors():
+            raise KeyboardInterrupt
+
+    done = CliRunner().invoke(app, [])
+    assert done.exit_code == 130
+    assert "the same command goes on from where it stands" in done.stderr
+
+
 def test_each_family_has_an_exit_code_of_its_own() -> None:
     assert sorted(family.exit_code for family in FAMILIES) == [1, 2, 3, 4]
     assert all(str(family.exit_code) in (errors.__doc__ or "") for family in FAMILIES)

@@ -274,6 +274,27 @@ def test_a_hospital_is_set_up_with_one_command_which_prints_its_public_key(home:
     assert (again.exit_code, again.stdout) == (2, "")
 
 
+def test_a_wrong_answer_is_asked_again_alone_and_the_others_are_kept(home: Path) -> None:
+    answers = "North\nnew-one\nmany\n90\n8\n1e-4\nperhaps\nexact\nn\n"
+    done = CliRunner().invoke(app, ["site", "init", str(home / "asked")], input=answers)
+    assert done.exit_code == 0, done.output
+    policy = Hospital.open(home / "asked").policy
+    assert (policy.name, policy.declared_patients, policy.metrics) == ("new-one", 90, "exact")
+    assert policy.coordinator is None  # a federation on one machine has no addresses
+
+
+def test_what_is_proposed_makes_a_hospital_without_a_question(home: Path) -> None:
+    done = call("init", "site", home / "Proposed here", "--yes")
+    assert done.exit_code == 0, done.stderr
+    assert Hospital.open(home / "Proposed here").policy.name == "proposed-here"
+    wrong = call("init", "site", home / "other", "--yes", "--epsilon", -1)
+    assert wrong.exit_code == 2
+    assert "budget.epsilon" in wrong.stderr
+    assert not (home / "other" / "site.yaml").exists()
+    lone = call("site", "init", home / "lone", "--yes", "--key", "0" * 64)
+    assert (lone.exit_code, "coordinator.exchange" in lone.stderr) == (2, True)
+
+
 def test_a_federation_without_an_address_of_prefect_is_told_what_is_missing(
     home: Path, study_file, monkeypatch: pytest.MonkeyPatch
 ) -> None:

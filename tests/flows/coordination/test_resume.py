@@ -5,9 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from puppets import participant
+from puppets import Federation, participant
 
-from flows.coordination.resume import declared_otherwise, is_interrupted, run_for, study_lock
+from flows.coordination.resume import (
+    declared_otherwise,
+    is_interrupted,
+    left_behind,
+    run_for,
+    study_lock,
+)
 from flows.runs.paths import Home
 from flows.runs.run import Run, RunBusy, started_runs
 from sites.yaml_files import ConfigError
@@ -101,3 +107,18 @@ def test_a_federation_says_how_many_patients_each_hospital_may_declare(tmp_path:
     path.write_text(yaml.safe_dump({"exchange": "x", "hospitals": {"north": key}}))
     with pytest.raises(ConfigError, match="north"):
         load_federation(path)
+
+
+def test_a_new_run_says_which_unfinished_one_it_leaves_and_what_differs(
+    tmp_path: Path, study_with
+) -> None:
+    before = Federation(tmp_path, study_with()).run  # round 0 is recorded, two are left
+    changed = study_with(rounds=3, seed=5)
+    new = Run.create(before.home, changed, ROSTER, before.home.exchange)
+    (line,) = left_behind(new)
+    assert before.name in line
+    assert "rounds from 2 to 3" in line and "seed from 0 to 5" in line
+    assert "with its study file as it was" in line
+    assert list(left_behind(before)) == []
+    before.mark_finished()
+    assert list(left_behind(new)) == []

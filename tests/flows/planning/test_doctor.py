@@ -84,7 +84,7 @@ def test_an_address_that_does_not_answer_and_a_clock_that_is_off_are_wrong(ward:
         found = seen(ward)
     assert found["exchange"] == ("well", f"{url} answers")
     assert found["clock"][0] == "wrong" and "set it right" in found["clock"][1]
-    assert found["Prefect's API"][0] == "wrong" and "no answer" in found["Prefect's API"][1]
+    assert found["Prefect's API"][0] == "wrong" and "out of reach" in found["Prefect's API"][1]
 
 
 def test_a_coordinator_with_an_unfinished_run_is_told_so(finished: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import httpx
 import pytest
 import requests
 
+from flows.runs.paths import Home
+from flows.servers.environment import prefect_server
 from flows.servers.loopback import PortTaken, Server, ServerError, reach_loopback, running
 
 USER = """
@@ -134,3 +136,8 @@ def test_a_port_that_another_program_has_is_refused_before_its_answers_are_taken
             pass
         with running(http_server(tmp_path / "theirs"), port) as same:  # the folder's own
             assert same == theirs
+
+
+def test_prefects_pages_ask_the_server_that_they_are_on(tmp_path: Path) -> None:
+    with running(prefect_server(Home(tmp_path))) as url:
+        assert httpx.get(f"{url}/ui-settings").json()["api_url"] == f"{url}/api"

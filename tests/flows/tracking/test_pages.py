@@ -1,6 +1,5 @@
 """What people see in MLflow, in a real browser without anything remembered."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +10,10 @@ from socket import socket
 import httpx
 import numpy as np
 import pytest
+from browsing import PATIENCE_MS, needs_chromium
 from homes import moved
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 from puppets import SITES, Federation
 
 from flows.reporting.report import report
@@ -29,15 +29,6 @@ from flows.tracking.tracking import Tracking
 from sites.evaluation.gallery import hardest, seen_models
 from sites.hospital import Hospital
 
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
-PATIENCE_MS = 60_000
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is absent")
-
 
 @pytest.fixture(scope="module")
 def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
@@ -48,16 +39,6 @@ def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def links(run: Run) -> Iterator[dict[str, str]]:
     with running(mlflow_server(run.home)) as url:
         yield dict(views.links(url))
-
-
-@pytest.fixture
-def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        opened = browser.new_page(viewport={"width": 1600, "height": 2600})
-        opened.set_default_timeout(PATIENCE_MS)
-        yield opened
-        browser.close()
 
 
 def drawn(chart: Locator, page: Page) -> set[tuple[str, bool]]:
@@ -141,7 +122,7 @@ def test_the_first_line_of_the_studys_note_leads_to_report_and_models(
 ) -> None:
     expect.set_options(timeout=PATIENCE_MS)
     page.goto(links["small: all hospitals"])
-    for name in ("all hospitals", "report", "newest run", "models", "released models"):
+    for name in ("all hospitals", "report", "newest run", "models", "decide"):
         expect(page.get_by_role("link", name=name, exact=True).first).to_be_visible()
     hrefs = {
         name: page.get_by_role("link", name=name, exact=True).first.get_attribute("href")

@@ -1,10 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from privacy.signing import public_hex
 from sites.hospital import Hospital
-from sites.setup.initialise import initialise
+from sites.setup.initialise import initialise, wrong
 from sites.yaml_files import ConfigError
 
 POLICY = {
@@ -55,3 +56,32 @@ def test_a_wrong_answer_is_named_and_leaves_nothing(
         initialise(tmp_path, POLICY | changes)
     assert not (tmp_path / "site.yaml").exists()
     assert not (tmp_path / "state").exists()
+
+
+def test_the_file_says_what_each_key_means_and_names_its_schema_for_editors(tmp_path: Path) -> None:
+    initialise(tmp_path, POLICY)
+    text = (tmp_path / "site.yaml").read_text()
+    assert text.startswith("# yaml-language-server: $schema=site.schema.json\n")
+    assert text.index("name:") < text.index("declared_patients:") < text.index("coordinator:")
+    for line in text.splitlines():
+        assert len(line) <= 110 or not line.startswith("#")
+    keys = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert all("\n# " in text[: text.index(key)].rpartition("\n\n")[0] + "\n# " for key in keys)
+    assert json.loads((tmp_path / "site.schema.json").read_text())["properties"]["budget"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("path", "right", "bad"),
+    [
+        ("name", "north", "North"),
+        ("declared_patients", 90, 0),
+        ("budget.epsilon", 8.0, -1.0),
+        ("budget.delta", 1e-4, 2.0),
+        ("metrics", "exact", "perhaps"),
+        ("coordinator.key", "0" * 64, "abc"),
+        ("coordinator.api", "https://hub.example.org/api", "http://hub.example.org/api"),
+    ],
+)
+def test_an_answer_is_checked_by_the_key_that_it_is_for(path: str, right: object, bad: object) -> None:
+    assert wrong(path, right) is None
+    assert wrong(path, bad)

@@ -46,6 +46,6 @@ def test_what_would_be_refused_in_earnest_is_refused_and_who_is_out_of_reach_is_
     edit(ward / "site.yaml", budget={"epsilon": 1.0, "delta": 1e-3}, coordinator=known)
     tried = list(rehearse(Hospital.open(ward), load_study(study_file())))
     assert [(each.what, each.is_fine) for each in tried] == [
-        ("join", False), ("the exchange", False), ("Prefect", False),
+        ("join", False), ("exchange", False), ("Prefect's API", False),
     ]  # fmt: skip
     assert "asks for epsilon 20, the policy allows 1" in tried[0].result
