@@ -1,6 +1,8 @@
-"""Wardround for those who script: load a model, look at runs.
+"""Wardround for those who script: plan and run a study, look at runs, load a model.
 
     import wardround
+    costs = wardround.plan("studies/mine.yaml", sites="wards")   # before anything is spent
+    name = wardround.run("studies/mine.yaml", sites="wards")     # trains; an unfinished run goes on
     model = wardround.load_model("hippocampus-approved")      # or a run's name, a folder, NAME/VERSION
     probabilities = model.probabilities(image, spacing_mm=(1.0, 1.0, 1.0))
     table = wardround.rounds()                                # the newest run, as a pandas data frame
@@ -9,20 +11,69 @@
 training did. The commands (`wardround --help`) do everything else.
 """
 
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd  # type: ignore[import-untyped]  # it has no types of its own
 
 from flows import served_model
+from flows.planning.plan import Plan, plan_of_patients, plan_of_wards
 from flows.runs.comparison import differences, lines, rows
 from flows.runs.paths import Home
-from flows.runs.run import named_run
+from flows.runs.run import named_run, started_runs
 from flows.served_model import ServedModel
 from flows.serving.model_files import model_files
+from sites.setup.wards import wards_in
+from sites.study import load_study
+from sites.yaml_files import ConfigError
 
-__all__ = ["ServedModel", "compare", "load_model", "rounds", "runs"]
+__all__ = ["Failed", "Plan", "ServedModel", "compare", "load_model", "plan", "rounds", "run", "runs"]
 
 HERE = Path()
+
+
+class Failed(RuntimeError):
+    """A training ended with an error; the message is what the command printed."""
+
+
+def plan(study: str | Path, sites: str | Path | None = None, patients: Sequence[int] = ()) -> Plan:
+    """Return what a study will cost each hospital: noise, epsilon by round, bytes, time, warnings.
+
+    Args:
+        study: its YAML file.
+        sites: the folder with the hospitals, whose policies then count.
+        patients: in place of `sites`, the training patients that each hospital declares.
+
+    Raises:
+        ConfigError: the study or a policy is wrong, or neither or both of the two are given.
+    """
+    asked = load_study(Path(study))
+    if (sites is None) == (not patients):
+        raise ConfigError("Expected sites or patients, one of both.")
+    if sites is None:
+        return plan_of_patients(asked, patients)
+    return plan_of_wards(asked, wards_in(Path(sites)))
+
+
+def run(study: str | Path, sites: str | Path = "wards", home: str | Path = HERE) -> str:
+    """Train a study among the hospitals of a folder, as `wardround run` does; return the run's name.
+
+    The training has processes of its own, so it does not touch the one that calls. An unfinished run of
+    this study goes on.
+
+    Raises:
+        ConfigError: the study is wrong.
+        Failed: the training ended with an error; nothing that was recorded is lost.
+    """
+    asked, folder = load_study(Path(study)), Path(home)
+    command = [sys.executable, "-m", "flows.cli", "run", str(Path(study).resolve())]
+    command += ["--sites", str(Path(sites).resolve())]
+    done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(done.stderr.strip() or done.stdout.strip())
+    return started_runs(Home(folder), asked)[-1].name
 
 
 def load_model(named: str, home: Path = HERE) -> ServedModel:

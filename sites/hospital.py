@@ -29,6 +29,7 @@ from sites.listing.cases import CaseFiles, Listing
 from sites.listing.listing import EXCLUDED, excluded_patients, read_listing
 from sites.listing.pseudonyms import Eligible, Split, eligible, pseudonym, pseudonym_key
 from sites.policy.policy import Policy, Refused, load_policy
+from sites.security_log import SecurityLog
 from sites.yaml_files import ConfigError
 
 if TYPE_CHECKING:
@@ -92,6 +93,11 @@ class Hospital:
             rule=self.policy.rule,
             allow_plain=self.policy.plain_studies == "allow",
         )
+
+    @property
+    def security_log(self) -> SecurityLog:
+        """The hospital's log of security events."""
+        return SecurityLog(self.state / "security", self.policy.security_log_days)
 
     @property
     def outbox(self) -> Outbox:

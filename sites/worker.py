@@ -97,6 +97,7 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
         line = orders.get()
         try:
             hospital = Hospital.open(folder, test_noise)  # with the current policy
+            hospital.security_log.write_if_changed("policy_changed", folder / "site.yaml")
             request = json.loads(line)
             if "answer" in request:
                 answer = CodeAnswer.model_validate(request["answer"])

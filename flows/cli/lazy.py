@@ -7,12 +7,16 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from flows.cli.examples import with_example
 
-def lazy_app(help: str, modules: Mapping[str, str]) -> typer.Typer:
+
+def lazy_app(help: str, modules: Mapping[str, str], prefix: str = "") -> typer.Typer:
     """Return a command group whose commands are in other modules, each module with a Typer `app`.
 
     Args:
         modules: each command's module, in the order of `--help`.
+        prefix: the words before these commands, such as `site`; the commands themselves have none, and
+            theirs is the group that installs completions for shells.
     """
 
     class LazyGroup(TyperGroup):
@@ -34,13 +38,14 @@ def lazy_app(help: str, modules: Mapping[str, str]) -> typer.Typer:
             inner = found.get_command(ctx, cmd_name) if isinstance(found, TyperGroup) else found
             command = inner or found
             command.name = cmd_name
+            with_example(command, f"{prefix} {cmd_name}".strip())
             return command
 
     app = typer.Typer(
         cls=LazyGroup,
         help=help,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=not prefix,
         pretty_exceptions_enable=False,
     )
     app.callback()(lambda: None)

@@ -12,7 +12,7 @@ COMMANDS = {
         ("demo", "run", "survey", "check", "coordinate", "coordinator-key"), "flows.cli.train"
     ),
     **dict.fromkeys(("init", "plan", "doctor", "schema"), "flows.cli.planning"),
-    **dict.fromkeys(("status", "runs", "report", "verify", "relog", "ui"), "flows.cli.runs"),
+    **dict.fromkeys(("status", "runs", "report", "events", "verify", "relog", "ui"), "flows.cli.runs"),
     **dict.fromkeys(
         ("promote", "predict", "export-bundle", "verify-bundle", "access"), "flows.cli.models"
     ),

@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -21,4 +22,7 @@ TestNoiseOption = Annotated[
     typer.Option(help="Repeatable noise from this seed; made-up hospitals only.", hidden=True),
 ]
 AsJsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+SinceOption = Annotated[
+    datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only from this day on, in UTC.")
+]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import AsJsonOption, RunArgument
+from flows.cli.options import AsJsonOption, RunArgument, SinceOption
 
 app = typer.Typer()
 
@@ -143,6 +143,19 @@ def verify(
             rounds = len(opened.records()) if fault is None else 0
             typer.echo(fault or f"{opened.name}: {rounds} records, and everything fits.")
         raise typer.Exit(0 if fault is None else 1)
+
+
+@app.command()
+def events(since: SinceOption = None, as_json: AsJsonOption = False) -> None:
+    """Show the coordinator's security events: who decided, which answers were rejected.
+
+    Example: wardround events --since 2026-12-01 --json
+    """
+    with cli_errors():
+        from flows.cli.event_table import print_events
+        from flows.runs.paths import Home
+
+        print_events(Home(Path.cwd()).security_log, since, as_json=as_json)
 
 
 @app.command(name="report")

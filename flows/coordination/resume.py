@@ -105,6 +105,7 @@ def train_rounds(run: Run, hospitals: Mapping[str, Reachable], live: Live) -> Ru
     from flows.tracking.tracking import check_free
 
     live.print(f"run {run.name}")
+    run.home.security_log.write("training_began", run=run.name, study_sha256=run.study.sha256)
     for line in (*left_behind(run), *declared_otherwise(run)):
         live.print(line)
     try:

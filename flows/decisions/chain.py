@@ -61,7 +61,7 @@ def record_verdict(run: Run, text: str, people: People) -> Verdict:
     with _lock(run):
         known = decisions(run)
         publish_decisions(run)  # those that an interruption has kept from the exchange
-        verdict = parsed_verdict(text, people)
+        verdict = _parsed(run, text, people)
         if text in {each.signed for each in known}:
             return verdict
         records = {record.round: record for record in run.records()}
@@ -71,7 +71,23 @@ def record_verdict(run: Run, text: str, people: People) -> Verdict:
         at_ms = _now_ms(known)
         _check_counts(run.study, known, verdict, at_ms)
         _append(run, known, at_ms, signed=text, public_key=people.people[verdict.person].key)
+        run.home.security_log.write(
+            "verdict_recorded",
+            verdict.person,
+            word=verdict.word,
+            run=run.name,
+            round=verdict.terms.round,
+        )
         return verdict
+
+
+def _parsed(run: Run, text: str, people: People) -> Verdict:
+    """Return a signed verdict; note in the security log if it is not what a person has signed."""
+    try:
+        return parsed_verdict(text, people)
+    except BadVerdict as error:
+        run.home.security_log.write("verdict_refused", "its sender", run=run.name, why=str(error))
+        raise
 
 
 def _check_counts(study: Study, known: Sequence[Decision], verdict: Verdict, at_ms: int) -> None:

@@ -7,7 +7,7 @@ password.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -49,6 +49,7 @@ class HospitalWorker(InstalledWorker):
     def __init__(self, folder: Path, test_noise: int | None = None) -> None:
         hospital = Hospital.open(folder, test_noise)
         super().__init__(hospital.name, limit=1)
+        self.log = hospital.security_log
         self.process = HospitalProcess(hospital.name, folder, test_noise, passed_on=SITE_PASSED_ON)
 
     async def work(self, flow: str, flow_run: FlowRun) -> State[Any]:
@@ -67,6 +68,10 @@ class HospitalWorker(InstalledWorker):
             is_dead = self.process.pid is None
             return (Crashed if is_dead else Failed)(message=str(error))
         return Completed(message="The answer is in the exchange.")
+
+    def note_ignored(self, settings: Sequence[str]) -> None:
+        """Note settings that the server has sent in the hospital's own log."""
+        self.log.write("settings_ignored", "Prefect's server", settings=", ".join(settings))
 
     def stop(self, flow_run_id: UUID) -> None:
         """Kill the hospital's process; charges to the ledger stay."""

@@ -9,7 +9,7 @@ Polling, heartbeats and the page in the UI come from Prefect's worker (3.8; some
 
 import abc
 import os
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
@@ -92,6 +92,9 @@ class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
     def stop(self, flow_run_id: UUID) -> None:
         """End the work for a run at once."""
 
+    def note_ignored(self, settings: Sequence[str]) -> None:
+        """Note that the server has sent settings, which were ignored; by default nowhere else."""
+
     async def register(self) -> None:
         """Create deployments, once the work pool exists; by default none."""
 
@@ -138,6 +141,7 @@ class InstalledWorker(BaseWorker[Nothing, BaseVariables, BaseWorkerResult]):
         if ignored:
             text = f"Ignored, because only installed code runs here: {', '.join(ignored)}."
             self.get_flow_run_logger(flow_run).warning(text)
+            self.note_ignored(ignored)
             self._emit("wardround.site.ignored", flow_run, {"ignored": ignored})
 
     @asynccontextmanager

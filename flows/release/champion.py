@@ -74,6 +74,7 @@ def release_model(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -
     if version in withdraw(run):  # while the model was copied
         raise NotReleased("Somebody has objected while it was released; it was withdrawn.")
     publish_decisions_page(run)
+    run.home.security_log.write("model_released", run=run.name, round=record.round, version=version)
     return version
 
 
@@ -146,6 +147,7 @@ def withdraw(run: Run) -> Sequence[str]:
         with _one_at_a_time(run):
             for each in release_status.revoked(chain.decisions(run)):
                 _withdraw_version(run, each)
+                run.home.security_log.write("model_withdrawn", run=run.name, version=each.version)
                 withdrawn.append(each.version)
     except NotAllowed as error:
         raise NotTakenBack(

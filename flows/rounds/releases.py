@@ -84,6 +84,9 @@ def accept_releases(
         except (ValueError, OSError) as error:
             # Rejected, corrupt, or with declared numbers for which the study has no mechanism.
             absent[site] = Absence(kind="rejected", text=str(error))
+            run.home.security_log.write(
+                "answer_rejected", site, run=run.name, round=round, why=str(error)
+            )
     if len(taken) < (fewest or run.study.sites.min):
         raise TooFewHospitals(len(taken), run.study, absent, round)
     content = {

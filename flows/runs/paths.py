@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from sites.security_log import SecurityLog
+
 
 @dataclass(frozen=True)
 class Home:
@@ -14,6 +16,11 @@ class Home:
     def state(self) -> Path:
         """The folder of all files that are not MLflow's."""
         return self.folder / ".wardround"
+
+    @property
+    def security_log(self) -> SecurityLog:
+        """The coordinator's log of security events, kept for six years."""
+        return SecurityLog(self.state / "security")
 
     @property
     def runs(self) -> Path:

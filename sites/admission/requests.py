@@ -110,6 +110,7 @@ def decide(hospital: Hospital, named: str, answer: Answer, by: str) -> tuple[str
         row = ApprovalRow(terms=terms, answer=answer, by=by, at_ms=now_ms())
         signed = sign(row.model_dump(mode="json"), hospital.name, hospital.key)
         write_atomically(_row_path(hospital, terms), signed)
+        hospital.security_log.write(answer, by, terms=terms)
     return terms, Request.model_validate_json(found[0].read_bytes())
 
 
@@ -124,6 +125,7 @@ def decide_by_code(hospital: Hospital, code: str, by: str) -> None:
             if hmac.compare_digest(known.encode(), code.strip().encode()):
                 decide(hospital, each.terms, answer, f"{by} (from afar)")
                 return
+    hospital.security_log.write("code_refused", f"{by} (from afar)")
     raise ConfigError("Expected a code that `wardround site waiting` shows, got another text.")
 
 

@@ -13,6 +13,7 @@ from privacy.accounting import Budget, Filter
 from sites import yaml_files
 from sites.policy.opening_hours import Span
 from sites.policy.severities import Check, Severity, severities
+from sites.security_log import DAYS
 
 PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -202,6 +203,8 @@ class Policy(Config):
             always by default. A training that has started continues in the next span if the round still
             waits for it.
         device: device for training, and limits on its use.
+        security_log_days: days for which security events are kept (`wardround site events`); 2190 by
+            default, six years.
         peers: the other hospitals' public keys by name, 64 hexadecimal digits each, as `wardround site
             init` prints them there. Needed for studies with a secure sum: only hospitals listed here are
             members, so nobody can invent some. None by default.
@@ -241,6 +244,7 @@ class Policy(Config):
     disk_mb: PositiveInt | None = None
     hours: tuple[Span, ...] = ()
     device: DeviceConfig = DeviceConfig()
+    security_log_days: PositiveInt = DAYS
     peers: Mapping[Name, PublicKey] = Field(default_factory=dict)
     shared_noise: Literal["refuse"] | SharedNoiseConfig = "refuse"
     coordinator: CoordinatorConfig | None = None

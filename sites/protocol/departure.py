@@ -36,6 +36,7 @@ def leave(hospital: Hospital, study: str) -> tuple[list[str], list[str]]:
     check_takes_part(hospital, study)
     runs = _runs_of(hospital, study)
     write_atomically(_mark(hospital, study), b"")
+    hospital.security_log.write("left_study", study=study)
     with hospital.lock():  # work in progress for the study ends at its next step
         failed: list[str] = []
         for run, exchange, study_sha256 in runs:
@@ -100,7 +101,9 @@ def change_key(hospital: Hospital, *, force: bool = False) -> tuple[str, list[st
             f"federation.yaml names the new one."
         )
     with hospital.lock():
-        return hospital.renew_key(), unrevoked
+        renewed = hospital.renew_key()
+    hospital.security_log.write("key_changed", before=public_hex(old), now=renewed)
+    return renewed, unrevoked
 
 
 def _runs_of(hospital: Hospital, study: str) -> list[tuple[str, Exchange, str]]:

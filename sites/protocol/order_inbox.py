@@ -99,6 +99,16 @@ def carry_out_ref(hospital: Hospital, ref: OrderRef, progress: Progress) -> None
         except Closed as closed:
             until = _wait_for(closed) + PATIENCE_S
             hospital = Hospital.open(hospital.folder, hospital.test_noise)  # with the current policy
+        except BadOrder as error:
+            hospital.security_log.write(
+                "order_refused",
+                "its sender",
+                run=ref.run,
+                round=ref.round,
+                phase=ref.phase,
+                why=str(error),
+            )
+            raise
         except (Expired, Drained) as error:
             raise BadOrder(str(error)) from error
         except ApprovalNeeded as needed:
@@ -115,6 +125,7 @@ def drain(hospital: Hospital, *, on: bool) -> None:
 
     Orders that come in between stay valid until their round's deadline.
     """
+    hospital.security_log.write("drained" if on else "accepts_orders")
     if not on:
         hospital.drained.unlink(missing_ok=True)
         return

@@ -63,7 +63,8 @@ def initialise(folder: Path, policy: Mapping[str, Any]) -> Hospital:
     try:
         hospital = Hospital.open(folder)
         hospital.close_state()
-        _ = hospital.key, hospital.pseudonym_key
+        _ = hospital.pseudonym_key
+        hospital.security_log.write("hospital_set_up", key=hospital.public_key)
     except Exception:
         path.unlink()
         raise

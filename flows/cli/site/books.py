@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import AsJsonOption, SiteArgument, YesOption
+from flows.cli.options import AsJsonOption, SinceOption, SiteArgument, YesOption
 
 app = typer.Typer()
 
@@ -51,6 +51,21 @@ def outbox(folder: SiteArgument = Path(), as_json: AsJsonOption = False) -> None
             typer.echo(json.dumps(outbox_rows(folder)))
         else:
             Console().print(outbox_table(folder))
+
+
+@app.command()
+def events(
+    folder: SiteArgument = Path(), since: SinceOption = None, as_json: AsJsonOption = False
+) -> None:
+    """Show the hospital's security events: who did what, and who was turned away.
+
+    Example: wardround site events /srv/wardround --since 2026-12-01
+    """
+    with cli_errors():
+        from flows.cli.event_table import print_events
+        from sites.hospital import Hospital
+
+        print_events(Hospital.open(folder).security_log, since, as_json=as_json)
 
 
 @app.command()
@@ -152,6 +167,7 @@ def recover(
         if yes or typer.confirm("Go on?"):
             with hospital.lock():
                 recover_ledger(hospital, exchanges, keys)
+            hospital.security_log.write("ledger_recovered", statements=count)
             typer.echo(f"Done: epsilon {hospital.ledger.spent(hospital.policy.budget.delta):.3f}.")
             if keys:
                 typer.echo(f"The new key for the coordinator's federation.yaml: {hospital.public_key}")

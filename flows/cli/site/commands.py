@@ -9,8 +9,8 @@ COMMANDS = {
         "flows.cli.site.orders",
     ),
     **dict.fromkeys(
-        ("ledger", "outbox", "scores", "audit", "sheet", "withdrawn", "recover-ledger", "ui"),
+        ("ledger", "outbox", "events", "scores", "audit", "sheet", "withdrawn", "recover-ledger", "ui"),
         "flows.cli.site.books",
     ),
 }
-app = lazy_app("At one hospital: its data, its orders, its ledger and outbox.", COMMANDS)
+app = lazy_app("At one hospital: its data, its orders, its ledger and outbox.", COMMANDS, "site")

@@ -37,7 +37,7 @@ def init(
     """Set up a hospital's folder: a commented policy, and keys; print the line for the coordinator.
 
     It asks for what is not given, and asks again where an answer does not fit. With --yes it takes what
-    it would propose. Example: wardround site init /srv/wardround
+    it would propose.
     """
     with cli_errors():
         from flows.cli.site.questions import Questions

@@ -30,7 +30,11 @@ def worker(folder: SiteArgument = Path(), test_noise: TestNoiseOption = None) ->
         set_hospital_worker(hospital.state, coordinator.api)
         from flows.hospitals.hospital_worker import HospitalWorker
 
-        asyncio.run(HospitalWorker(folder, test_noise).start(printer=typer.echo))
+        hospital.security_log.write("worker_started")
+        try:
+            asyncio.run(HospitalWorker(folder, test_noise).start(printer=typer.echo))
+        finally:
+            hospital.security_log.write("worker_stopped")
 
 
 @app.command()

@@ -1,0 +1,26 @@
+"""Security events for a person or a machine."""
+
+import json
+from datetime import datetime
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sites.security_log import SecurityLog
+
+
+def print_events(log: SecurityLog, since: datetime | None, *, as_json: bool) -> None:
+    """Print a log's events from a day on: a table, or one JSON object a line, as they are stored."""
+    found = log.events(since.date() if since else None)
+    if as_json:
+        for event in found:
+            typer.echo(json.dumps(event, ensure_ascii=False))
+        return
+    table = Table("when", "who", "what", "about")
+    for event in found:
+        about = ", ".join(f"{k} {v}" for k, v in event.items() if k not in ("at", "who", "what"))
+        what = str(event["what"]).replace("_", " ")
+        table.add_row(*(escape(str(each)) for each in (event["at"], event["who"], what, about)))
+    Console().print(table if table.row_count else "No event is recorded.")
