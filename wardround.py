@@ -81,8 +81,8 @@ def load_model(named: str, home: Path = HERE) -> ServedModel:
 
     Args:
         named: `<study>-approved` (what people released, checked by their signatures) or
-            `<study>-candidates`, either with `/VERSION`; a run's name with `:ROUND`; or a folder with
-            `model.json`.
+            `<study>-candidates`, either with `/VERSION`; a run's name with `:ROUND`; a bundle's folder;
+            or a folder with `model.json`.
         home: the coordinator's folder.
 
     Raises:

@@ -64,6 +64,9 @@ def write(
             f"have; `wardround predict` reads it."
         )
     write_atomically(folder / "models" / served_model.WEIGHTS, weights)
+    write_atomically(
+        folder / "models" / served_model.DESCRIPTION, served_model.description(study, sha256)
+    )
     for name, content in (("metadata", _metadata(study, sha256)), ("inference", _inference(study))):
         write_atomically(folder / "configs" / f"{name}.json", json.dumps(content, indent=1).encode())
     if proof:
@@ -82,6 +85,7 @@ def check(folder: Path, people: People) -> ReleasedVersion:
     try:
         weights = (folder / "models" / served_model.WEIGHTS).read_bytes()
         found = json.loads((folder / "configs" / "inference.json").read_bytes())
+        described = (folder / "models" / served_model.DESCRIPTION).read_bytes()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: expected a bundle's folder: {error}") from error
     path = folder / "docs" / artifacts.PROOF
@@ -89,6 +93,8 @@ def check(folder: Path, people: People) -> ReleasedVersion:
         raise NotProven(f"The bundle has no docs/{artifacts.PROOF}: its model was a candidate.")
     proof = release_proof.parsed(path.read_bytes())
     released = release_proof.check_proof(proof, sha256_of(weights), proof.study, people)
+    if described != served_model.description(proof.study, sha256_of(weights)):
+        raise NotProven(f"Its models/{served_model.DESCRIPTION} is not that of the released study.")
     if found != json.loads(json.dumps(_inference(proof.study))):
         raise NotProven(
             "Its configs/inference.json is not what this version of Wardround writes for the study; "

@@ -40,6 +40,7 @@ def model_files(home: Home, named: str) -> Iterator[ModelFiles]:
     | `named`                    | model                                             |
     |----------------------------|---------------------------------------------------|
     | a folder with `model.json` | the one in it                                     |
+    | a bundle's folder          | the one in its `models/`                          |
     | `<study>-approved`         | the champion                                      |
     | `<study>-candidates`       | the newest candidate                              |
     | either with `/3`           | that version                                      |
@@ -49,9 +50,10 @@ def model_files(home: Home, named: str) -> Iterator[ModelFiles]:
         ConfigError: there is no such model, it was withdrawn, or its approvals have expired.
         NotProven: `<study>-approved` names a model that the signed decisions do not release.
     """
-    if (Path(named) / served_model.DESCRIPTION).is_file():
-        yield ModelFiles(Path(named))
-        return
+    for place in (Path(named), Path(named) / "models"):
+        if (place / served_model.DESCRIPTION).is_file():
+            yield ModelFiles(place)
+            return
     with tempfile.TemporaryDirectory() as folder:
         yield _of_run(home, named, Path(folder)) or _registered(home, named, Path(folder))
 

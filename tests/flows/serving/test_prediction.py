@@ -15,6 +15,7 @@ from PIL import Image
 from scanner import XRAY, write_flat, write_series, write_slice
 from typer.testing import CliRunner
 
+import wardround
 from flows import served_model
 from flows.cli.main import app
 from flows.runs.run import Run
@@ -71,6 +72,38 @@ def test_a_mask_lies_on_the_images_own_grid_and_the_bundle_says_the_same(run: Ru
     assert np.array_equal(np.asarray(other.dataobj).squeeze(), np.asarray(mask.dataobj))
     assert not [p for p in Path("bundle").rglob("*") if p.suffix in (".pt", ".pth", ".pkl")]
     assert call("export-bundle", run.name, "bundle").exit_code == 2  # it has files in it
+    assert call("predict", "bundle", image, "-o", "again.nii.gz").exit_code == 0
+    assert np.array_equal(np.asarray(nib.load("again.nii.gz").dataobj), np.asarray(mask.dataobj))
+
+
+def test_a_model_is_loaded_in_five_lines_from_a_run_and_from_a_bundle(run: Run) -> None:
+    image = nib.load(scan_of(run.home.folder / "wards" / "north")).get_fdata(dtype=np.float32)
+    assert call("export-bundle", run.name, "bundle").exit_code == 0
+    ways = [wardround.load_model(named) for named in (run.name, "bundle")]
+    answers = [way.probabilities(image, spacing_mm=(1.0, 1.0, 1.0)) for way in ways]
+    assert answers[0].shape == (3, *image.shape)
+    assert torch.equal(*answers)
+    assert type(ways[0].network).__module__.startswith("monai.")
+
+
+def test_monai_verifies_a_bundles_metadata_and_finds_its_network(run: Run, tmp_path: Path) -> None:
+    from monai.bundle import ConfigParser, verify_metadata
+
+    assert call("export-bundle", run.name, "bundle").exit_code == 0
+    # what MONAI's schema asks for, without its download: where it lies already nothing is fetched
+    asked = ("version", "monai_version", "pytorch_version", "numpy_version", "task", "description",
+             "authors", "copyright", "network_data_format", "required_packages_version")  # fmt: skip
+    schema = {
+        "type": "object",
+        "required": list(asked),
+        "properties": {"schema": {"pattern": "^https://.*json$"}},
+    }
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    verify_metadata("bundle/configs/metadata.json", filepath=str(tmp_path / "schema.json"))
+    parser = ConfigParser()
+    parser.read_config("bundle/configs/inference.json")
+    built = parser.get_parsed_content("network_def")
+    assert type(built).__name__ == run.study.network.name
 
 
 @pytest.mark.parametrize(
