@@ -4,6 +4,7 @@ Each seed gets its own made-up patients, first model and noise, in a folder of i
 is the proportional set size, summed over the command and all processes that it starts.
 
     python benchmarks/demo.py --seeds 0 1 2 --json
+    python benchmarks/demo.py --seeds 0 --json > docs/demo.json   # README shows it
 """
 
 import argparse
@@ -34,7 +35,9 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
     seconds = time.monotonic() - started
     if process.returncode:
         raise SystemExit((folder / "log").read_text())
-    first, *_, last = runs_of(Home(folder))[-1].records()
+    run = runs_of(Home(folder))[-1]
+    first, *rounds = run.records()
+    last = rounds[-1]
     return {
         "seed": seed,
         "seconds": round(seconds, 1),
@@ -47,6 +50,8 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
                 "dice_before": _dice(first.metrics, site),
                 "dice_after": _dice(last.metrics, site),
                 "epsilon": round(release.statement.epsilon or 0, 3),
+                "patients": run.description.everybody[site].statement.declared_patients,
+                "bytes": sum(each.releases[site].statement.payload_bytes for each in rounds),
             }
             for site, release in last.releases.items()
         },

@@ -8,7 +8,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,28 @@ SETTINGS: Mapping[str, tuple[type[Config], str]] = {
     "study": (Study, "What everybody agrees on before round 1: `studies/NAME.yaml`."),
     "site": (Policy, "A hospital's own limits, which no study can widen: `site.yaml` in its folder."),
 }
-PARTS: Mapping[str, tuple[str, Callable[[], str]]] = {
-    "fields that leave": ("threat-model.md", leaving),
-}
-"""By the marker's name: the page, and the function that makes the part."""
+
+
+def demo() -> str:
+    """Return how the demo ends, as `benchmarks/demo.py` measured it: a row for each hospital."""
+    (row,) = json.loads((HERE / "demo.json").read_text())
+    heads = ("hospital", "patients (declared)", "Dice before", "Dice now", "epsilon of 8", "bytes sent")
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|---|---|"]
+    for site, each in sorted(row["sites"].items()):
+        cells = (
+            site, str(each["patients"]), f"{each['dice_before']:.3f}", f"{each['dice_after']:.3f}",
+            f"{each['epsilon']:.2f}", f"{each['bytes']:,}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+PARTS: Sequence[tuple[str, str, Callable[[], str]]] = (
+    ("fields that leave", "docs/threat-model.md", leaving),
+    ("demo", "README.md", demo),
+    ("demo", "README.zh-CN.md", demo),
+)
+"""The marker's name, the page, and the function that makes the part."""
 
 
 def made(page: str, name: str, part: str) -> str:
@@ -95,8 +113,8 @@ def _pages() -> dict[Path, str]:
     for name in SETTINGS:
         pages[HERE / "reference" / f"{name}.md"] = reference(name)
         pages[HERE.parent / "schemas" / f"{name}.schema.json"] = schema(name)
-    for name, (file, make) in PARTS.items():
-        path = HERE / file
+    for name, file, make in PARTS:
+        path = HERE.parent / file
         pages[path] = made(pages.get(path, path.read_text()), name, make())
     return pages
 

@@ -81,10 +81,12 @@ def test_each_line_is_accepted_with_its_arguments(page: str, line: str) -> None:
 
 
 @pytest.fixture
-def home(finished: Path, tmp_path: Path, small_study: dict) -> Path:
+def home(finished: Path, tmp_path: Path, edit) -> Path:
     """A coordinator's folder with a finished run, hospitals, and studies as the pages name them."""
     folder = moved(finished, tmp_path / "home").home.folder
     (folder / "studies").mkdir()
+    for ward in (folder / "wards").iterdir():  # a page trains several times
+        edit(ward / "site.yaml", budget={"epsilon": 500.0, "delta": 1e-3})
     (folder / "ada.key").write_bytes(KEYS["ada"].private_bytes_raw())
     return folder
 

@@ -80,7 +80,7 @@ def differences(first: Run, second: Run) -> list[Difference]:
 
 def study_differences(first: Study, second: Study) -> Iterator[Difference]:
     """Yield the keys in which two studies differ, as `study.<path>`."""
-    return _different("study", *(_flat(study.model_dump(mode="json")) for study in (first, second)))
+    return _different("study", *(flat(study.model_dump(mode="json")) for study in (first, second)))
 
 
 def _different(prefix: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
@@ -120,17 +120,18 @@ def _scored(records: Sequence[RoundRecord]) -> RoundRecord | None:
     return next((record for record in reversed(records) if record.quality), None)
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401  # a study's values
-    """Return all plain values of nested keys by path.
+def flat(values: Mapping[str, object], separator: str = ".", prefix: str = "") -> dict[str, object]:
+    """Return all plain values of nested keys, each under its joined keys.
 
-    >>> _flat({"a": {"b": 1}, "c": [2]})
+    >>> flat({"a": {"b": 1}, "c": [2]})
     {'a.b': 1, 'c': [2]}
     """
-    if not isinstance(value, dict):
-        return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, separator, f"{prefix}{name}{separator}")
+        else:
+            found[f"{prefix}{name}"] = value
     return found
 
 

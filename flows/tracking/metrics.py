@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from flows.decisions import chain, release_status
 from flows.decisions.verdicts import terms_of
 from flows.runs.colours import TOGETHER, colours
+from flows.runs.comparison import flat
 from flows.runs.records import Participant, RoundRecord
 from flows.runs.run import Run
 from flows.runs.versions import installed
@@ -48,7 +49,7 @@ def fixed_tags(run: Run, name: str) -> dict[str, str]:
 def params(run: Run, name: str) -> dict[str, str]:
     """Return a line's parameters: the study, or a hospital's first acceptance."""
     if name == GLOBAL:
-        study = _flat(run.study.model_dump(mode="json"))
+        study = flat(run.study.model_dump(mode="json"), "/")
         return {key: str(value) for key, value in {"study_sha256": run.study.sha256, **study}.items()}
     acceptance = run.description.member(name, 0).statement
     values = {
@@ -231,18 +232,3 @@ def _privacy(release: ReleaseManifest) -> dict[str, float]:
         return {}
     reported = {f"privacy/epsilon_{name}": eps for name, eps in release.epsilon_reported.items()}
     return {"privacy/epsilon": release.epsilon, **reported}
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested keys joined by a slash.
-
-    >>> _flat({"a": {"b": 1}, "c": None})
-    {'a/b': 1, 'c': None}
-    """
-    flat: dict[str, object] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}/")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
