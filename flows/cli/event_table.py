@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from privacy.statements import one_line
 from sites.security_log import SecurityLog
 
 
@@ -22,5 +23,6 @@ def print_events(log: SecurityLog, since: datetime | None, *, as_json: bool) -> 
     for event in found:
         about = ", ".join(f"{k} {v}" for k, v in event.items() if k not in ("at", "who", "what"))
         what = str(event["what"]).replace("_", " ")
-        table.add_row(*(escape(str(each)) for each in (event["at"], event["who"], what, about)))
+        shown = (event["at"], event["who"], what, about)
+        table.add_row(*(escape(one_line(str(each))) for each in shown))
     Console().print(table if table.row_count else "No event is recorded.")

@@ -7,6 +7,7 @@ import os
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -18,6 +19,8 @@ from sites.policy.policy import CoordinatorConfig
 TIMEOUT_S = 10.0
 API_AUTH = "PREFECT_API_AUTH_STRING"
 CERTIFICATE = "its certificate is not trusted here: set SSL_CERT_FILE to its authority's certificate"
+NOT_YET, EXPIRED = 9, 10
+"""OpenSSL's codes of a certificate that is not valid yet, or no more: a clock, or the coordinator's."""
 
 
 class NotLetIn(FixYourInput):
@@ -59,24 +62,48 @@ def check_reach(name: str, coordinator: CoordinatorConfig) -> Iterator[str]:
     Raises:
         NotLetIn: a password or a certificate is wrong, so that trying again would not help.
     """
+    check_addresses(coordinator)
     found = list(reached(name, coordinator))
     if final := [str(each) for each in found if each.is_final]:
         raise NotLetIn(" ".join(f"{each}." for each in final))
     yield from (str(each) for each in found if each.problem)
 
 
+def check_addresses(coordinator: CoordinatorConfig) -> None:
+    """Raise `NotLetIn` for an address that holds a password: it would stand in messages and logs."""
+    for key, address in (("exchange", coordinator.exchange), ("api", coordinator.api)):
+        if "@" in urlsplit(address).netloc and address.startswith("http"):
+            variable = AUTH if key == "exchange" else API_AUTH
+            raise NotLetIn(
+                f"site.yaml: coordinator.{key}: expected an address without a name and a password, "
+                f"which belong in {variable}; got one with them."
+            )
+
+
 def tried(what: str, address: str, secret: str, attempt: Callable[[], str]) -> Reach:
     """Return whether an attempt to use an address succeeds, or why not; `attempt` returns the date."""
     try:
         return Reach(what, address, date=attempt())
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, httpx.HTTPError) as error:  # among them faults of certificates, ValueErrors too
         status = _status(error)
-        if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        if status == httpx.codes.UNAUTHORIZED:
             how = f"{secret} has another password" if os.environ.get(secret) else f"{secret} is not set"
             return Reach(what, address, f"not let in ({status}): {how}", is_final=True)
         if _is_certificate(error):
-            return Reach(what, address, CERTIFICATE, is_final=True)
+            return _certificate(what, address, error)
         return Reach(what, address, f"out of reach: {error}")
+    except (httpx.InvalidURL, ValueError) as error:
+        return Reach(what, address, f"can't be used: {error}", is_final=True)
+
+
+def _certificate(what: str, address: str, error: Exception) -> Reach:
+    codes = {getattr(each, "verify_code", None) for each in _causes(error)}
+    text = " ".join(map(str, _causes(error)))
+    if NOT_YET in codes or "not yet valid" in text:
+        return Reach(what, address, "its certificate is not valid yet: is this machine's clock right?")
+    if EXPIRED in codes or "has expired" in text:
+        return Reach(what, address, "its certificate has expired: the coordinator has to renew it")
+    return Reach(what, address, CERTIFICATE, is_final=True)
 
 
 def _orders(exchange: str, name: str) -> str:
@@ -86,8 +113,14 @@ def _orders(exchange: str, name: str) -> str:
 
 def _version(api: str) -> str:
     user, _, password = os.environ.get(API_AUTH, "").partition(":")
-    answer = httpx.get(f"{api}/version", auth=(user, password), timeout=TIMEOUT_S)
+    answer = httpx.get(f"{api}/version", auth=(user, password), timeout=TIMEOUT_S, verify=_trusted())
     return str(answer.raise_for_status().headers.get("Date", ""))
+
+
+def _trusted() -> ssl.SSLContext:
+    """Return what Prefect's client trusts: the system's authorities, or those in a named file."""
+    file = os.environ.get("PREFECT_API_SSL_CERT_FILE") or os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=file or None)
 
 
 def _status(error: Exception) -> int | None:

@@ -8,7 +8,6 @@ from flows.reporting.glance import good_at, privacy_costs, worse_at
 from flows.reporting.report import CONTENTS
 from flows.runs.records import RoundRecord, newest_scored
 from flows.runs.run import Run
-from flows.runs.versions import installed
 from flows.starts.rate import declared_in, warnings
 from flows.tracking.metrics import by_group, fairness
 from models.settings.images import Patches
@@ -19,7 +18,7 @@ from sites.study import Study
 
 CHOSEN = (
     "The last model is the best, on public cases, of all rounds and of the way back to the start; "
-    "the start itself where none is surely better."
+    "the start where none is better by more than one standard error."
 )
 ENSEMBLE = "The hospitals' predictions are averaged and distilled into one network."
 ALWAYS = {
@@ -33,7 +32,7 @@ ALWAYS = {
     "updating": "None automatic: a new model is a new release, which people approve; `wardround survey` "
     "reports drift of the hospitals' scans.",
     "architecture": "A coordinator sends signed orders; each hospital trains within its own policy and "
-    "ledger and sends signed releases; the coordinator averages them (docs/architecture.md).",
+    "ledger and sends signed releases; the coordinator combines them (docs/architecture.md).",
     "security": "Every statement is signed (Ed25519) and chained; nothing is unpickled; hospitals open "
     "no port; TLS outside one machine (SECURITY.md, docs/threat-model.md).",
     "sample_size": "",
@@ -153,10 +152,11 @@ def _mechanism(study: Study) -> str:
     privacy = study.privacy
     if privacy.mode == "none":
         return "Without differential privacy."
+    bounded = "gradient for each patient" if study.clips_patients else "change of each hospital"
     return (
         f"Epsilon {privacy.epsilon:g} at delta {privacy.delta:g} for each {privacy.unit} over the "
-        f"whole run ({privacy.mode}): one gradient for each {privacy.unit}, clipped, with Gaussian "
-        f"noise; each hospital's ledger refuses what exceeds its budget."
+        f"whole run ({privacy.mode}): one {bounded}, clipped, with Gaussian noise; each hospital's "
+        f"ledger refuses what exceeds its budget."
     )
 
 
@@ -191,7 +191,6 @@ def _absences(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
 def _of_results(run: Run, records: Sequence[RoundRecord]) -> dict[str, str]:
     scored, study = newest_scored(records), run.study
     stages = records[0].start.stages if records[0].start else ()
-    external = scored.cross_site
     intervals = any(name.startswith("low/") for each in scored.metrics.values() for name in each)
     audit = newest_audit(run, records)
     return {
@@ -206,19 +205,23 @@ def _of_results(run: Run, records: Sequence[RoundRecord]) -> dict[str, str]:
         "uncertainty": "95 % intervals over patients, where a hospital publishes them."
         if intervals
         else "",
-        "evaluation": "Each hospital's own evaluation patients, who never train: "
-        f"{study.card.evaluation_data or 'where they come from is not stated'}.",
-        "external": "Each hospital's released model at every other hospital: in the report."
-        if external
-        else "",
+        "evaluation": _evaluation(study, scored),
         "robustness": "; ".join(
             f"{name.removeprefix('attacked/')} {value:.3f} on images changed to mislead the model"
             for name, value in scored.quality.items()
             if name.startswith("attacked/")
         ),
-        "attacks": privacy_costs(run, records) + _attacks(audit),
+        "epsilon": privacy_costs(run, records),
+        "attacks": _attacks(audit),
         "limits": " ".join(warnings(study, declared_in(run))),
     }
+
+
+def _evaluation(study: Study, scored: RoundRecord) -> str:
+    if not scored.quality:
+        return ""
+    stated = study.card.evaluation_data
+    return f"Each hospital's own evaluation patients, who never train{f': {stated}' if stated else ''}."
 
 
 def _by_hospital(scored: RoundRecord) -> Iterator[str]:
@@ -232,30 +235,31 @@ def _by_hospital(scored: RoundRecord) -> Iterator[str]:
 
 def _fairness(run: Run, scored: RoundRecord) -> str:
     groups = by_group(scored.metrics, run.description.members(scored.round))
-    found = {**fairness(scored.metrics), **groups}
+    publishing = [each for each in scored.metrics.values() if each]
+    found = {**(fairness(scored.metrics) if len(publishing) > 1 else {}), **groups}
     return "; ".join(f"{name.replace('/', ' ')} {value:.3f}" for name, value in sorted(found.items()))
 
 
 def _attacks(audit: AuditRecord | None) -> str:
     if audit is None:
-        return " No audit is recorded."
+        return ""
     found = [values["mia_auc"] for values in audit.figures.values() if "mia_auc" in values]
     if not found:
-        return f" An audit of round {audit.round} is recorded; no hospital published its figures."
+        return f"An audit of round {audit.round} is recorded; no hospital published its figures."
     return (
-        f" Membership attacks on the model of round {audit.round} reached an AUC of at most "
+        f"Membership attacks on the model of round {audit.round} reached an AUC of at most "
         f"{max(found):.2f} (0.5 is guessing)."
     )
 
 
 def _of_software(run: Run, records: Sequence[RoundRecord]) -> dict[str, str]:
-    recorded = records[-1].software or installed()
+    recorded = records[-1].software
     codes = {member.statement.code_sha256 for member in run.description.everybody.values()}
-    study = run.study
+    licence = run.study.card.licence
     return {
         "software": ", ".join(f"{name} {version}" for name, version in recorded.items()),
         "version": f"Run {run.name}, model of round {records[-1].round}, sha256 "
         f"{records[-1].model_sha256}.",
-        "availability": f"Wardround under Apache-2.0, code sha256 {', '.join(sorted(codes))}; the "
-        f"model's licence: {study.card.licence or 'not stated'}; no patient's data are available.",
+        "availability": f"Wardround under Apache-2.0, code sha256 {', '.join(sorted(codes))}; "
+        f"{f'the model under {licence}; ' if licence else ''}no patient's data are available.",
     }

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from flows.audits.records import audit_of
 from flows.decisions import chain, release_status
+from flows.reporting.caveats import caveats
 from flows.runs.records import RoundRecord, newest_scored
 from flows.runs.run import Run
 from models.settings.metrics import LOWER_IS_BETTER
@@ -16,59 +17,69 @@ def glance(run: Run, records: Sequence[RoundRecord]) -> list[tuple[str, str]]:
     """Return the five questions of whoever decides, each with its answer in a sentence or two."""
     return [
         ("What is it for?", run.study.card.intended_use or "Not stated."),
-        ("How good is it?", good_at(records)),
-        ("For whom is it worse?", worse_at(records)),
-        ("What does privacy cost?", privacy_costs(run, records)),
+        ("How good is it?", good_at(records) or "Not known: no hospital publishes its metrics."),
+        ("For whom is it worse?", worse_at(records) or "Not known: no hospital publishes its own."),
+        ("What does privacy cost?", privacy_costs(run, records) or "No release is on record yet."),
         ("What is missing?", "; ".join(missing(run, records)) or "Nothing that is asked for."),
     ]
 
 
 def good_at(records: Sequence[RoundRecord]) -> str:
-    """Return the headline metric over all hospitals, before training and now."""
-    first, last = records[0], newest_scored(records)
-    name = last.headline
-    if name is None or name not in last.quality:
-        return "Not known: no hospital publishes its metrics."
+    """Return the headline metric over all hospitals, before training and now; empty if not known."""
+    first, scored = records[0], newest_scored(records)
+    name = scored.headline
+    if name is None or name not in scored.quality:
+        return ""
     before = first.quality.get(name)
-    was = "" if before is None else f", {before:.3f} before training"
-    return f"{name} {last.quality[name]:.3f} over {len(last.metrics) or 'all'} hospitals{was}."
+    was = "" if before is None or scored is first else f", {before:.3f} before training"
+    where = f"over {_count(scored, name)} hospitals"
+    return f"{name} {scored.quality[name]:.3f} {where}{was}{_of(scored, records)}."
 
 
 def worse_at(records: Sequence[RoundRecord]) -> str:
-    """Return the worst hospital, and those where the model is worse than its start."""
-    first, last = records[0], newest_scored(records)
-    name = last.headline
-    values = {site: each[name] for site, each in last.metrics.items() if name in each} if name else {}
-    if not values:
-        return "Not known: no hospital publishes its own metrics."
+    """Return the worst hospital, and those worse than before training; empty if not known."""
+    first, scored = records[0], newest_scored(records)
+    name = scored.headline
+    values = {site: each[name] for site, each in scored.metrics.items() if name in each} if name else {}
+    if not values or name is None:
+        return ""
     sign = -1 if name in LOWER_IS_BETTER else 1
     worst = min(values, key=lambda site: sign * values[site])
-    begun = {site: first.metrics.get(site, {}).get(name or "") for site in values}
+    begun = {site: first.metrics.get(site, {}).get(name) for site in values}
     fallen = [s for s, was in begun.items() if was is not None and sign * values[s] < sign * was]
-    text = f"{worst} has the lowest {name}: {values[worst]:.3f}."
+    text = f"{worst} has the worst {name}: {values[worst]:.3f}{_of(scored, records)}."
     if fallen:
         text += f" Worse than before training at {', '.join(sorted(fallen))}."
     return text
 
 
+def _count(record: RoundRecord, name: str) -> int:
+    """Return the number of hospitals whose metric is in the mean, or in the sum over all of them."""
+    if record.metrics_sum and record.metrics_sum.phases:
+        return len(set.intersection(*map(set, record.metrics_sum.phases.values())))
+    return sum(name in each for each in record.metrics.values())
+
+
+def _of(scored: RoundRecord, records: Sequence[RoundRecord]) -> str:
+    """Return which model figures are of, where it is not the newest."""
+    return "" if scored.round == records[-1].round else f" (the model of round {scored.round})"
+
+
 def privacy_costs(run: Run, records: Sequence[RoundRecord]) -> str:
-    """Return the largest epsilon that any patient has been charged in the run."""
+    """Return the largest epsilon of a hospital's releases, with its caveats; empty before any."""
     privacy = run.study.privacy
     if privacy.mode == "none":
         return "There is no privacy guarantee: the model may give its training patients away."
-    spent = {
-        site: each.statement.epsilon
-        for record in records
-        for site, each in record.releases.items()
-        if each.statement.epsilon is not None
-    }
+    newest = {site: each.statement for record in records for site, each in record.releases.items()}
+    spent = {site: each.epsilon for site, each in newest.items() if each.epsilon is not None}
     if not spent:
-        return "Nothing has been charged yet."
+        return ""
     most = max(spent, key=lambda site: spent[site])
+    beside = sorted({text for each in newest.values() for text in caveats(each)})
     return (
         f"Epsilon {spent[most]:.2f} at delta {privacy.delta:g} for each {privacy.unit}, the most at "
-        f"{most}; "
-        f"the study's limit is {privacy.epsilon:g}."
+        f"{most}, for the releases of this run; the study's limit is {privacy.epsilon:g}."
+        f"{''.join(f' But: {text}.' for text in beside)}"
     )
 
 

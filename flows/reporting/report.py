@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from flows.audits.records import AuditRecord, newest_audit, picture_of
 from flows.decisions import chain, verdicts
+from flows.reporting.caveats import caveats
 from flows.reporting.disclosures import Disclosure, disclosures
 from flows.reporting.glance import glance
 from flows.reporting.templates import rendered
@@ -75,23 +76,7 @@ class HospitalPage:
     @property
     def caveats(self) -> list[str]:
         """The caveats about its epsilon."""
-        if not self.releases:
-            return []
-        last = self.releases[-1][1]
-        plain = [f"{last.plain_releases} releases without privacy in addition"] * bool(
-            last.plain_releases
-        )
-        test = ["repeatable test noise: no privacy at all"] * (last.noise == "test")
-        return [*plain, *test, *self._of_the_sum(last)]
-
-    @staticmethod
-    def _of_the_sum(last: ReleaseManifest) -> list[str]:
-        if last.masked is None or last.masked.honest is None:
-            return []
-        return [
-            f"it holds for the hospitals' sum, to which {last.masked.honest} of them add their "
-            f"noise as agreed; with its own noise alone it would be {last.masked.own_epsilon:.2f}"
-        ]
+        return list(caveats(self.releases[-1][1])) if self.releases else []
 
     @property
     def _events(self) -> list[PrivacyEvent]:

@@ -1,9 +1,9 @@
 """The choice of the model that a run ends with, on public cases; it costs no privacy.
 
-Candidates are the models of all rounds, the start among them, and models between the start and the last
-one. A candidate has to beat the start by more than chance, otherwise the run ends with its start: a few
-lucky cases are no gain. The bound is one standard error of the cases' own differences, after the rule
-for choosing among models in Breiman and others, Classification and Regression Trees, 1984
+Candidates are the models of all rounds, and models between the start and the last one. Each has to
+beat the start by more than one standard error of the cases' own differences; where none does, the run
+ends with its start. That is a rule of thumb and no test: of many candidates one may pass by chance. It
+follows the rule for models in Breiman and others, Classification and Regression Trees, 1984
 (https://scikit-learn.org/stable/auto_examples/model_selection/plot_grid_search_refit_callable.html).
 """
 
@@ -26,7 +26,7 @@ BETWEEN = (0.25, 0.5, 0.75)
 def chosen(run: Run, last: Params) -> Params:
     """Return the candidate with the smallest loss on the study's validation cases; on a tie the later.
 
-    The start itself is returned where no candidate is surely better (`surely_smaller`).
+    Only candidates that beat the start (`beats`) count; without any, the start is returned.
 
     Args:
         last: the model that the last round's releases make.
@@ -44,28 +44,30 @@ def chosen(run: Run, last: Params) -> Params:
     start: Params = run.model(run.records()[0])
     with one_thread():
         of_start = losses(start)
-        best, least = start, of_start
+        best, least = start, float("inf")
         for candidate in _candidates(run, start, last):
-            if (found := losses(candidate)).mean() < least.mean():
-                best, least = candidate, found
-        best = best if surely_smaller(least, of_start) else start
+            found = losses(candidate)
+            if beats(found, of_start) and float(found.mean()) < least:
+                best, least = candidate, float(found.mean())
     return {name: best[name] for name in best}
 
 
-def surely_smaller(losses: Tensor, others: Tensor) -> bool:
+def beats(losses: Tensor, others: Tensor) -> bool:
     """Return whether the mean of losses is smaller than that of others by more than one standard error.
 
     Both are losses `(cases,)` of the same cases; the error is that of the mean of their differences. One
-    case has no such error, and is never enough.
+    case has no such error, and is never enough. Losses that are no numbers beat nothing, and are beaten.
 
     >>> from torch import tensor
-    >>> surely_smaller(tensor([0.1, 0.2, 0.3]), tensor([0.2, 0.3, 0.4]))
+    >>> beats(tensor([0.1, 0.2, 0.3]), tensor([0.2, 0.3, 0.4]))
     True
-    >>> surely_smaller(tensor([0.1, 0.2, 0.6]), tensor([0.2, 0.4, 0.4]))
+    >>> beats(tensor([0.1, 0.2, 0.6]), tensor([0.2, 0.4, 0.4]))
     False
     """
-    if len(losses) < 2:
+    if len(losses) < 2 or not losses.isfinite().all():
         return False
+    if not others.isfinite().all():
+        return True
     gains = others.double() - losses.double()
     return bool(gains.mean() > gains.std() / len(gains) ** 0.5)
 

@@ -203,7 +203,7 @@ class Policy(Config):
             always by default. A training that has started continues in the next span if the round still
             waits for it.
         device: device for training, and limits on its use.
-        security_log_days: days for which security events are kept (`wardround site events`); 2190 by
+        security_log_days: days for which security events are kept (`wardround site events`); 2192 by
             default, six years.
         peers: the other hospitals' public keys by name, 64 hexadecimal digits each, as `wardround site
             init` prints them there. Needed for studies with a secure sum: only hospitals listed here are
@@ -244,7 +244,7 @@ class Policy(Config):
     disk_mb: PositiveInt | None = None
     hours: tuple[Span, ...] = ()
     device: DeviceConfig = DeviceConfig()
-    security_log_days: PositiveInt = DAYS
+    security_log_days: Annotated[int, Field(ge=1, le=36500)] = DAYS
     peers: Mapping[Name, PublicKey] = Field(default_factory=dict)
     shared_noise: Literal["refuse"] | SharedNoiseConfig = "refuse"
     coordinator: CoordinatorConfig | None = None

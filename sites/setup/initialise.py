@@ -41,7 +41,7 @@ def wrong(path: str, value: object) -> str | None:
     field = (PARTS[group] if group else Policy).model_fields[name]
     kind: Any = Annotated[field.annotation, field]
     try:
-        TypeAdapter(kind).validate_python(value)
+        TypeAdapter(kind, config=Config.model_config).validate_python(value)
     except ValidationError as error:
         return str(error.errors()[0]["msg"])
     return None

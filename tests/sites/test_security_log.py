@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import stat
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from sites.admission.requests import decide_by_code
 from sites.hospital import Hospital
 from sites.protocol.departure import change_key
 from sites.protocol.order_inbox import BadOrder, OrderRef, carry_out_ref, drain
-from sites.security_log import DAYS, EVENTS, SecurityLog
+from sites.security_log import DAYS, EVENTS, LONGEST, SecurityLog
 from sites.setup.initialise import initialise
 from sites.yaml_files import ConfigError
 
@@ -45,7 +46,8 @@ def test_an_event_is_one_line_of_json_for_its_owner_alone(tmp_path: Path) -> Non
 def test_events_older_than_the_retention_are_deleted_when_a_day_begins(tmp_path: Path) -> None:
     log, today = SecurityLog(tmp_path, days=30), datetime.now(UTC).date()
     for age in (29, 30, 31, 400):
-        (tmp_path / f"{today - timedelta(days=age)}.jsonl").write_text('{"what": "drained"}\n')
+        line = '{"at": "", "what": "drained", "who": ""}\n'
+        (tmp_path / f"{today - timedelta(days=age)}.jsonl").write_text(line)
     log.write("drained")
     kept = sorted(path.stem for path in tmp_path.glob("*.jsonl"))
     assert kept == [str(today - timedelta(days=age)) for age in (30, 29, 0)]
@@ -71,8 +73,53 @@ def test_half_a_line_of_a_machine_that_died_hides_no_other(tmp_path: Path) -> No
     log = SecurityLog(tmp_path)
     log.write("drained")
     (path,) = tmp_path.glob("*.jsonl")
-    path.write_text('{"at": "2026\n' + path.read_text())
-    assert lines(tmp_path) == [("drained", next(log.events())["who"])]
+    path.write_text(path.read_text() + '{"at": "2026')
+    log.write("accepts_orders")
+    assert [what for what, _ in lines(tmp_path)] == ["drained", "accepts_orders"]
+
+
+def test_what_others_send_neither_hides_events_nor_writes_to_a_terminal(tmp_path: Path) -> None:
+    log = SecurityLog(tmp_path)
+    for who in ("mallory\u2028", "x\u20285\u2028", "a\x1b]0;owned\x1b[31m", "[red]b", "w" * 60_000):
+        log.write("code_refused", who)
+    found = [event["who"] for event in log.events()]
+    assert found[:2] == ["mallory\u2028", "x\u20285\u2028"]
+    assert len(found) == 5 and len(found[-1]) == LONGEST
+    hospital = initialise(tmp_path / "north", POLICY)
+    hospital.security_log.write("code_refused", "a\x1b]0;owned\x1b[31m[red]")
+    shown = CliRunner().invoke(app, ["site", "events", str(hospital.folder)], env={"COLUMNS": "200"})
+    assert "\x1b" not in shown.stdout and "a?]0;owned?[31m[red]" in shown.stdout
+
+
+def test_outsiders_fill_no_disk_and_what_people_do_is_still_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sites.security_log.LARGEST", 1000)
+    log = SecurityLog(tmp_path)
+    for _ in range(50):
+        log.write("order_refused", "x" * 100)
+    log.write("approved", "ada")
+    events = lines(tmp_path)
+    assert 5 < len(events) < 12 and events[-1] == ("approved", "ada")
+
+
+def test_a_log_that_cannot_be_written_stops_no_act_and_says_so(tmp_path: Path, capsys) -> None:
+    hospital = initialise(tmp_path / "north", POLICY)
+    shutil.rmtree(hospital.security_log.folder)
+    hospital.security_log.folder.write_text("in the way")
+    before = hospital.public_key
+    now, _ = change_key(hospital)
+    hospital.security_log.write_if_changed("policy_changed", hospital.folder / "site.yaml")
+    assert now != before
+    assert capsys.readouterr().err.count("The security log in") == 2
+
+
+def test_a_clock_that_jumps_and_other_files_cost_no_event(tmp_path: Path) -> None:
+    today = datetime.now(UTC).date()
+    (tmp_path / "0-notes.jsonl").write_text("mine")
+    (tmp_path / f"{today - timedelta(days=900)}.jsonl").write_text('{"at": "", "what": "", "who": ""}')
+    SecurityLog(tmp_path, days=30).write("drained")
+    assert len(list(tmp_path.glob("*.jsonl"))) == 3
 
 
 def test_what_people_do_at_a_hospital_is_recorded(tmp_path: Path, edit) -> None:

@@ -44,7 +44,8 @@ async function show() {
   find("days").value = days;
   find("days").max = days;
   const report = await (await loaded(`get-artifact?run_uuid=${run}&path=report.html`)).text();
-  if (!report.includes(terms.model_sha256) || !report.includes(terms.record_sha256)) {
+  const about = `${terms.run} ${terms.round} ${terms.model_sha256} ${terms.record_sha256}`;
+  if (!report.includes(`<meta name="wardround-model" content="${about}">`)) {
     throw new Error("The report is about another model than the one to decide about; reload this page.");
   }
   find("report").srcdoc = report;
@@ -76,18 +77,20 @@ async function signed(terms) {
 
 async function record(terms, text) {
   find("submit").textContent = "Recording, which takes some seconds ...";
+  find("signed").value = text;
   const answer = await fetch("verdicts", {
     method: "POST", credentials: "same-origin", headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ run: terms.run, signed: text }),
   });
-  const byHand = answer.status === 404;
-  const told = byHand ? { is_recorded: false, text: "" } : await answer.json();
-  find("outcome").textContent = told.is_recorded ? "Recorded." : byHand ? "Signed, not recorded yet." : "Not recorded.";
+  const told = await answer.json().catch(() => ({ recorded: "unknown", text: "" }));
+  const isRecorded = told.recorded.startsWith("yes");
+  const byHand = !isRecorded && (answer.status === 404 || told.recorded === "unknown");
+  find("outcome").textContent =
+    isRecorded ? `Recorded${told.recorded.slice(3)}.` : byHand ? "Signed, not recorded yet." : "Not recorded.";
   find("answer").textContent = told.text;
   find("byhand").hidden = find("signed").hidden = !byHand;
-  find("signed").value = text;
   find("done").hidden = false;
-  if (told.is_recorded) find("form").hidden = true;
+  if (isRecorded) find("form").hidden = true;
 }
 
 async function makeKey() {

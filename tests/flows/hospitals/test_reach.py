@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from webserver import certify
 
 from flows.cli.main import app
-from flows.hospitals.reach import API_AUTH, NotLetIn, check_reach, reached
-from sites.exchange.storage import AUTH
+from flows.hospitals.reach import API_AUTH, NotLetIn, check_reach, reached, tried
+from sites.exchange.storage import AUTH, StorageFailed
 from sites.policy.policy import CoordinatorConfig
 
 RIGHT = "north:right"
@@ -118,3 +118,36 @@ def test_a_worker_that_is_not_let_in_does_not_start(
     assert done.exit_code == 2
     assert "not let in (401)" in done.stderr and "started" not in done.output
     assert os.environ[API_AUTH] == "north:wrong"
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
+    known = CoordinatorConfig(
+        key="0" * 64, exchange="https://north:SECRET@host/x/", api="https://host/api"
+    )
+    with pytest.raises(NotLetIn, match=f"coordinator.exchange.*belong in {AUTH}") as caught:
+        list(check_reach("north", known))
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("code", "words"), [(9, "clock right"), (10, "has to renew it")])
+def test_a_certificate_whose_time_is_wrong_is_no_fault_of_the_hospitals_settings(
+    code: int, words: str
+) -> None:
+    def attempt() -> str:
+        error = ssl.SSLCertVerificationError("certificate verify failed")
+        error.verify_code = code
+        raise error
+
+    found = tried("exchange", "https://host/x/", AUTH, attempt)
+    assert (words in found.problem, found.is_final) == (True, False)
+
+
+def test_an_address_that_is_none_is_final_and_a_refusal_by_a_proxy_is_not() -> None:
+    known = CoordinatorConfig(key="0" * 64, exchange="http://hub/x/", api="https://hub:port/api")
+    with pytest.raises(NotLetIn, match="expected https.*can't be used"):
+        list(check_reach("north", known))
+
+    def forbidden() -> str:
+        raise StorageFailed("the exchange answered 403", 403)
+
+    assert not tried("exchange", "https://host/x/", AUTH, forbidden).is_final

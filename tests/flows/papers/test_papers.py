@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from deciders import say, with_people
+from deciders import say, with_metrics, with_people
 from homes import moved
 from puppets import Federation
 from typer.testing import CliRunner
@@ -15,6 +15,7 @@ from flows.papers.checklist import NAMES, Answers, checklist, filled, load_answe
 from flows.papers.facts import facts
 from flows.papers.pages import READERS, paper
 from flows.papers.pdf import NoPdf, as_pdf
+from flows.reporting.glance import good_at, worse_at
 from flows.runs.run import Run
 from models.files import sha256_of
 from sites.yaml_files import ConfigError
@@ -33,7 +34,7 @@ def test_each_fact_that_a_checklist_asks_for_is_known_and_each_fact_is_asked_for
     known = facts(run)
     asked = {fact for name in NAMES for item in checklist(name).items for fact in item.facts}
     assert asked <= known.keys()
-    assert known.keys() - asked <= {"evaluation"} | asked
+    assert known.keys() <= asked
 
 
 @pytest.mark.parametrize(("name", "count"), [("claim-2024", 44), ("tripod-ai", 52), ("annex-iv", 23)])
@@ -64,9 +65,9 @@ def test_figures_of_a_paper_are_those_of_the_record(run: Run) -> None:
     for site, values in last.metrics.items():
         assert f"{site}: dice {values['dice']:.3f}" in known["by_hospital"]
     worst = min(last.metrics, key=lambda site: last.metrics[site]["dice"])
-    assert known["worst"].startswith(f"{worst} has the lowest dice: {last.metrics[worst]['dice']:.3f}")
+    assert known["worst"].startswith(f"{worst} has the worst dice: {last.metrics[worst]['dice']:.3f}")
     spent = max(each.statement.epsilon for each in last.releases.values())
-    assert f"Epsilon {spent:.2f}" in known["attacks"]
+    assert f"Epsilon {spent:.2f}" in known["epsilon"]
     assert last.model_sha256 in known["version"]
 
 
@@ -117,7 +118,22 @@ def test_a_study_that_says_little_and_has_no_training_yet_gets_papers_too(
 ) -> None:
     run = Federation(tmp_path, study_with()).run
     for reader in READERS:
-        assert "Nothing has been charged yet" in words(paper(run, reader, Answers()))
+        assert "No release is on record yet" in words(paper(run, reader, Answers()))
+    rows = {row.item.number: row for row in filled("claim-2024", facts(run), Answers())}
+    assert rows["37"].is_open and rows["39"].is_open  # what is not known is no answer
+
+
+def test_what_an_epsilon_does_not_cover_stands_beside_it_and_who_published_is_counted(run: Run) -> None:
+    known = facts(run)
+    assert "repeatable test noise: no privacy at all" in known["epsilon"]  # as the finished run has
+    records = [*run.records()]
+    two = dict.fromkeys(("east",))
+    assert "over 3 hospitals" in good_at(records)
+    records[-1] = with_metrics(records[-1], **two)
+    assert "over 2 hospitals" in good_at(records)
+    later = records[-1].model_copy(update={"round": 9, "hospitals": {}})
+    assert "(the model of round 2)" in good_at([*records, later])
+    assert "(the model of round 2)" in worse_at([*records, later])
 
 
 def test_the_command_writes_html_and_pdf_and_refuses_what_does_not_fit(

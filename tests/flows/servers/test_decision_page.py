@@ -1,5 +1,8 @@
 """People decide in a browser, with their own keys, and nobody else can decide for them."""
 
+import contextlib
+import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,12 +12,14 @@ import yaml
 from browsing import PATIENCE_MS, needs_chromium
 from deciders import KEYS, PEOPLE, with_people
 from homes import moved
+from mlflow.tracking import MlflowClient
 from playwright.sync_api import Page, expect
 
 from flows.decisions import chain
 from flows.decisions.verdicts import signed_verdict, terms_of
 from flows.release.reviews import decision_page
 from flows.reporting.publish import publish_decisions_page
+from flows.reporting.report import report
 from flows.runs.run import Run
 from flows.servers.environment import mlflow_server
 from flows.servers.loopback import running
@@ -123,18 +128,100 @@ def test_what_is_no_signed_verdict_of_this_run_records_nothing(run: Run, server:
     for content, status in (
         (b"no json", 400),
         (b"[]", 400),
+        (b"[" * 60_000, 400),
         ({"run": run.name, "signed": "--help"}, 400),
+        ({"run": run.name, "signed": "{\x00"}, 400),
         ({"run": "../x", "signed": text}, 400),
         ({"run": "small-20200101-000000-0000", "signed": text}, 400),
         ({"run": run.name, "signed": text.replace("approved", "refused")}, 400),
-        ({"run": run.name, "signed": "{" + "x" * 70_000}, 400),
+        ({"run": run.name, "signed": "{" + "x" * 70_000}, 413),
     ):
         asked = {"content": content} if isinstance(content, bytes) else {"json": content}
-        found = httpx.post(f"{server}/wardround/verdicts", **asked, timeout=120)
+        headers = {"Content-Type": "application/json"}
+        found = httpx.post(f"{server}/wardround/verdicts", **asked, headers=headers, timeout=120)
         assert found.status_code == status, found.text
-        assert not found.json()["is_recorded"]
+        assert found.json()["recorded"] == "no"
     assert httpx.get(f"{server}/wardround/verdicts").status_code == 404
     assert verdicts(run) == []
+
+
+def test_other_web_sites_and_plain_text_are_not_taken(run: Run, server: str) -> None:
+    record = run.records()[-1]
+    text = signed_verdict(terms_of(run, record), "approved", "ada", "clinician", KEYS["ada"], 30)
+    body = json.dumps({"run": run.name, "signed": text})
+    for headers, status in (
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/json", "Origin": "https://elsewhere.example"}, 403),
+    ):
+        found = httpx.post(f"{server}/wardround/verdicts", content=body, headers=headers)
+        assert found.status_code == status
+    assert verdicts(run) == []
+
+
+def test_a_long_body_without_its_length_is_not_read_to_its_end(server: str) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(1000):
+            yield b"x" * 65_536
+
+    headers = {"Content-Type": "application/json"}
+    with contextlib.suppress(httpx.WriteError, httpx.RemoteProtocolError):  # it may hang up
+        found = httpx.post(f"{server}/wardround/verdicts", content=endless(), headers=headers)
+        assert found.status_code == 413
+
+
+def test_who_is_slow_to_send_keeps_nobody_else_waiting(run: Run, server: str) -> None:
+    host, port = server.removeprefix("http://").split(":")
+    slow = [socket.create_connection((host, int(port))) for _ in range(12)]
+    head = (
+        f"POST /wardround/verdicts HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    )
+    for each in slow:
+        each.sendall(f"{head}Content-Length: 100\r\n\r\nx".encode())
+    found = httpx.post(f"{server}/wardround/verdicts", json={"run": run.name}, timeout=30)
+    assert found.status_code == 400
+    for each in slow:
+        each.settimeout(30)
+        assert b" 408 " in each.recv(1000)
+        each.close()
+
+
+def test_the_address_of_mlflow_is_the_servers_own_whatever_a_request_calls_it(
+    run: Run, server: str
+) -> None:
+    record = run.records()[-1]
+    text = signed_verdict(terms_of(run, record), "refused", "ada", "clinician", KEYS["ada"], 30, "no")
+    found = httpx.post(
+        f"{server}/wardround/verdicts",
+        json={"run": run.name, "signed": text},
+        headers={"Host": "localhost:9"},  # as through a tunnel from another port
+        timeout=120,
+    )
+    assert (found.status_code, found.json()["recorded"]) == (200, "yes"), found.text
+    assert verdicts(run) == [("ada", "refused", "no")]
+
+
+def test_what_is_recorded_and_could_not_be_published_is_said_to_be_recorded(
+    run: Run, server: str
+) -> None:
+    record = run.records()[-1]
+    text = signed_verdict(terms_of(run, record), "refused", "ada", "clinician", KEYS["ada"], 30, "no")
+    (run.folder / "artifacts").rename(run.folder / "elsewhere")  # what is published is signed there
+    (run.folder / "artifacts").write_text("in the way")
+    body = {"run": run.name, "signed": text}
+    found = httpx.post(f"{server}/wardround/verdicts", json=body, timeout=120)
+    assert found.json()["recorded"] == "yes, and not published everywhere yet", found.text
+    assert verdicts(run) == [("ada", "refused", "no")]
+
+
+@needs_chromium
+def test_a_report_of_another_round_is_not_decided_upon(run: Run, server: str, page: Page) -> None:
+    client = MlflowClient(server)
+    parent = decision_page(run).partition("run=")[2]
+    before = report(run, until=1).decode()
+    client.log_text(parent, before, "report.html")
+    page.goto(decision_page(run))
+    expect(page.locator("#problem")).to_contain_text("about another model", timeout=PATIENCE_MS)
+    expect(page.locator("#form")).to_be_hidden()
 
 
 def test_a_server_that_is_not_the_coordinators_takes_no_verdicts(tmp_path: Path) -> None:
@@ -155,6 +242,7 @@ def test_mlflow_opens_on_the_experiments_and_every_other_link_where_it_leads(
 ) -> None:
     page.goto(server)
     expect(page.get_by_role("link", name="small", exact=True)).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.get_by_text("Welcome to MLflow Assistant")).to_have_count(0)
     page.goto("about:blank")
     page.goto(f"{server}/#/models?workflowType=machine_learning")
     expect(page.get_by_role("link", name="small-candidates")).to_be_visible(timeout=PATIENCE_MS)

@@ -8,7 +8,7 @@ import torch
 from public_cases import labelled
 from puppets import SITES, Federation
 
-from flows.starts.choice import BETWEEN, chosen, surely_smaller
+from flows.starts.choice import BETWEEN, beats, chosen
 from flows.starts.first_model import first_model
 from flows.starts.measures import loss_of
 from flows.starts.public_sets import public_set
@@ -94,12 +94,29 @@ def test_the_start_stays_where_no_candidate_is_better_by_more_than_a_standard_er
 def test_one_standard_error_is_the_bound() -> None:
     losses, gains = torch.zeros(4, dtype=torch.float64), torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
     error = statistics.stdev(gains.tolist()) / 2
-    assert surely_smaller(losses, gains - gains.mean() + 1.001 * error)
-    assert not surely_smaller(losses, gains - gains.mean() + 0.999 * error)
+    assert beats(losses, gains - gains.mean() + 1.001 * error)
+    assert not beats(losses, gains - gains.mean() + 0.999 * error)
 
 
-def test_one_case_alone_is_never_sure() -> None:
-    assert not surely_smaller(torch.tensor([0.1]), torch.tensor([9.0]))
+def test_one_case_alone_is_never_enough_and_what_is_no_number_beats_nothing() -> None:
+    inf = torch.tensor([float("inf"), 1.0])
+    assert not beats(torch.tensor([0.1]), torch.tensor([9.0]))
+    assert not beats(inf, torch.tensor([9.0, 9.0]))
+    assert beats(torch.tensor([9.0, 9.0]), inf)
+
+
+def test_a_candidate_that_beats_the_start_is_taken_though_a_better_one_on_average_does_not(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, found = federation.run.model(federation.base), iter(
+        [torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.0, 0.0, 2.4]), torch.tensor([0.8, 0.9, 0.8])]
+        + [torch.tensor([2.0, 2.0, 2.0])] * 9
+    )  # fmt: skip
+    monkeypatch.setattr("flows.starts.choice.losses_by_case", lambda *_: next(found))
+    last = moved(start, 1.0)
+    taken = chosen(federation.run, last)  # the second candidate: three quarters of the way
+    share = 0.75
+    assert all(torch.allclose(taken[n], start[n] + share * (last[n] - start[n])) for n in start)
 
 
 def test_without_validation_cases_or_where_the_study_does_not_choose_the_last_model_stays(

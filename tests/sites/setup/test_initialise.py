@@ -76,6 +76,7 @@ def test_the_file_says_what_each_key_means_and_names_its_schema_for_editors(tmp_
         ("name", "north", "North"),
         ("declared_patients", 90, 0),
         ("budget.epsilon", 8.0, -1.0),
+        ("budget.epsilon", 8.0, float("inf")),
         ("budget.delta", 1e-4, 2.0),
         ("metrics", "exact", "perhaps"),
         ("coordinator.key", "0" * 64, "abc"),
