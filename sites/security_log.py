@@ -6,9 +6,9 @@ and outbox, and every decision about a model in its chain: this log is for who a
 away. So a log that can't be written stops no act; it says so on standard error.
 """
 
-import getpass
 import json
 import os
+import pwd
 import re
 import sys
 from collections.abc import Iterator
@@ -124,8 +124,8 @@ class SecurityLog:
 
 
 def user() -> str:
-    """Return the name of this process's user, its number where it has no name."""
+    """Return the name of this process's user, which no variable can change; the number without one."""
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
         return str(os.getuid())

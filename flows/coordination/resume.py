@@ -105,11 +105,11 @@ def train_rounds(run: Run, hospitals: Mapping[str, Reachable], live: Live) -> Ru
     from flows.tracking.tracking import check_free
 
     live.print(f"run {run.name}")
-    run.home.security_log.write("training_began", run=run.name, study_sha256=run.study.sha256)
     for line in (*left_behind(run), *declared_otherwise(run)):
         live.print(line)
     try:
         check_free(run)  # before any hospital is asked
+        run.home.security_log.write("training_began", run=run.name, study_sha256=run.study.sha256)
         if run.study.start and not run.records():
             live.print("the first model is made of public material, which can take minutes ...")
         # Without heartbeats a flow ends at once, not a second later; nothing here reads them.

@@ -55,7 +55,7 @@ def live_table(
         table.add_column("epsilon", justify="right")
     order = sorted(roster, key=lambda site: (site not in steps or steps[site].is_done, site))
     for site in order[:MOST_ROWS]:
-        values = [_metric(record, site, name) for record in shown]
+        values = [_metric(run, record, site, name) for record in shown]
         spent = [_epsilon(run, records, site)] if run.study.privacy.mode != "none" else []
         table.add_row(site, _now(steps.get(site)), *values, *spent)
     if len(order) > MOST_ROWS:
@@ -86,11 +86,13 @@ def _now(step: Step | None) -> RenderableType:
     return row
 
 
-def _metric(record: RoundRecord, site: str, name: str | None) -> str:
+def _metric(run: Run, record: RoundRecord, site: str, name: str | None) -> str:
     value = record.metrics.get(site, {}).get(name or "")
     if value is not None:
         return f"{value:.3f}"
-    return "withheld" if site in record.scores else "-"
+    if site not in record.scores:
+        return "-"
+    return "in the sum" if run.study.evaluation.summed else "withheld"
 
 
 def _epsilon(run: Run, records: Sequence[RoundRecord], site: str) -> str:
