@@ -25,17 +25,23 @@ from flows.runs.paths import Home
 from flows.runs.run import named_run, started_runs
 from flows.served_model import ServedModel
 from flows.serving.model_files import model_files
+from models.errors import WardroundError
 from sites.setup.wards import wards_in
 from sites.study import load_study
 from sites.yaml_files import ConfigError
 
-__all__ = ["Failed", "Plan", "ServedModel", "compare", "load_model", "plan", "rounds", "run", "runs"]
+__all__ = [
+    "Failed", "Plan", "ServedModel", "WardroundError", "compare", "load_model", "plan", "rounds", "run",
+    "runs",
+]  # fmt: skip
 
 HERE = Path()
 
 
-class Failed(RuntimeError):
+class Failed(WardroundError):
     """A training ended with an error; the message is what the command printed."""
+
+    next_step = "do what the message says."
 
 
 def plan(study: str | Path, sites: str | Path | None = None, patients: Sequence[int] = ()) -> Plan:

@@ -41,6 +41,10 @@ class ServedModel:
     study: Study
     network: nn.Module
 
+    def __repr__(self) -> str:
+        count, kind = P.numel(P.of(self.network)), type(self.network).__name__
+        return f"<model of {self.study.name}: {kind}, {count:,} parameters>"
+
     def predict(
         self, images: NDArray[np.generic], params: Mapping[str, Any] | None = None
     ) -> NDArray[np.float32]:

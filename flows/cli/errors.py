@@ -1,5 +1,8 @@
 """Errors at the command line: a message, the next step, and the exit code of the error's family."""
 
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,4 +31,17 @@ def cli_errors() -> Iterator[None]:
         typer.echo(
             "\nInterrupted. Nothing is lost: the same command goes on from where it stands.", err=True
         )
+        _end_at_once()
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _end_at_once() -> None:
+    """End this process if a thread of it still works, such as a publication whose server has stopped.
+
+    Everything was closed on the way here; Python would wait for the thread, and it for its retries.
+    """
+    others = [each for each in threading.enumerate() if each is not threading.main_thread()]
+    if any(not each.daemon for each in others):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)

@@ -1,13 +1,26 @@
 """Command groups that import a command's module when the command is called."""
 
 from collections.abc import Mapping
-from importlib import import_module
-from typing import Any
+from importlib import import_module, metadata
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from flows.cli.examples import with_example
+
+
+def _nothing() -> None:
+    """Do nothing before a command."""
+
+
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version, and end.")] = False,
+) -> None:
+    """Show the version, if that is asked for."""
+    if version:
+        typer.echo(metadata.version("wardround"))
+        raise typer.Exit
 
 
 def lazy_app(help: str, modules: Mapping[str, str], prefix: str = "") -> typer.Typer:
@@ -48,5 +61,5 @@ def lazy_app(help: str, modules: Mapping[str, str], prefix: str = "") -> typer.T
         add_completion=not prefix,
         pretty_exceptions_enable=False,
     )
-    app.callback()(lambda: None)
+    app.callback()(_nothing if prefix else _version)
     return app

@@ -27,8 +27,15 @@ def promote(
         from flows.runs.paths import Home
         from flows.runs.run import named_run
         from flows.servers.environment import with_prefect_and_mlflow
+        from sites.yaml_files import ConfigError
 
         opened = named_run(Home(Path.cwd()), run)
+        if opened.study.promotion is None:
+            raise ConfigError(
+                f"Study {opened.study.name} has no `promotion`, which states the criteria of a release. "
+                f"Add one to the study's file, such as promotion: {{metric: dice, mean: 0.7}}, and "
+                f"train it."
+            )
         with with_prefect_and_mlflow(opened.home):
             from flows import promote as promotion
             from flows.release import evidence, reviews
@@ -39,6 +46,7 @@ def promote(
                 typer.echo(line)
             version = promotion.promote(opened.name, record.round, str(opened.home.folder), wait_s)
             typer.echo(f"Released: version {version} is the champion.")
+            typer.echo(f"Use it: wardround predict {opened.study.name}-approved SCAN -o MASK")
 
 
 @app.command()
@@ -85,6 +93,7 @@ def predict(
                 scan_files.check_out(place, next(iter(files.values())), dims)
                 mask = prediction.mask_of(loaded, files)
                 prediction.write_mask(mask, place)
+                typer.echo(f"{place} is written.", err=True)
                 _write_segmentation(mask, loaded.study, model, sha256, place)
             except ConfigError as error:  # the others are predicted
                 failed.append(str(error))

@@ -1,6 +1,7 @@
 """Commands before a training: init, plan, doctor, schema."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,39 @@ app.add_typer(init_app, name="init")
 init_app.command(name="site")(init_site)
 
 
+LABELS = "head tail"
+"""The structures of made-up hospitals (`wardround data phantoms`)."""
+
+
+def _kind(answer: str) -> str:
+    if answer not in ("segmentation", "classification"):
+        raise typer.BadParameter(f"expected segmentation or classification, got {answer!r}")
+    return answer
+
+
+def _dims(answer: str) -> int:
+    if str(answer) not in ("2", "3"):
+        raise typer.BadParameter(f"expected 2 or 3, got {answer!r}")
+    return int(answer)
+
+
+def _names(answer: str) -> list[str]:
+    names = answer.split()
+    if len(names) != len(set(names)) or not names:
+        raise typer.BadParameter(f"expected names that differ, got {answer!r}")
+    return names
+
+
+def _epsilon(answer: str) -> float:
+    try:
+        value = float(answer)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number, got {answer!r}") from None
+    if not 0 <= value < float("inf"):
+        raise typer.BadParameter(f"expected 0 or more, got {answer!r}")
+    return value
+
+
 @init_app.command(name="study")
 def init_study(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("studies/first.yaml"),
@@ -44,13 +78,16 @@ def init_study(
         from flows.planning.new_study import first_study, write_study
 
         if not yes:
-            path = Path(typer.prompt("File", default=str(path)))
-            kind = typer.prompt("Kind: segmentation or classification", default=kind)
-            dims = typer.prompt("Dimensions of the images: 2 or 3", default=dims, type=int)
-            names = typer.prompt("Names of structures or classes", default="first second")
-            label = label or names.split()
-            epsilon = typer.prompt("Epsilon for each patient; 0 for none", default=epsilon, type=float)
-        content = first_study(path.stem, kind, dims, label or ["first", "second"], epsilon or None)
+            kind = typer.prompt("Kind: segmentation or classification", default=kind, value_proc=_kind)
+            dims = typer.prompt("Dimensions of the images: 2 or 3", default=dims, value_proc=_dims)
+            label = label or typer.prompt(
+                "Names of structures or classes", default=LABELS, value_proc=_names
+            )
+            epsilon = typer.prompt(
+                "Epsilon for each patient; 0 for none", default=epsilon, value_proc=_epsilon
+            )
+        name = re.sub("[^a-z0-9_-]+", "-", path.stem.lower()).strip("-_")[:40] or "first"
+        content = first_study(name, kind, dims, label or LABELS.split(), epsilon or None)
         write_study(path, content)
         typer.echo(f"{path}: edit it, then: wardround check {path}; wardround plan {path} --sites wards")
 
@@ -75,6 +112,8 @@ def plan(
         from sites.yaml_files import ConfigError
 
         asked = load_study(study)
+        if sites is None and patients is None and Path("wards").is_dir():
+            sites = Path("wards")  # as `run` does
         if (sites is None) == (patients is None):
             raise ConfigError("Expected --sites or --patients, one of both.")
         wards = wards_in(sites) if sites else {}
@@ -103,7 +142,7 @@ def _show(found: "Plan") -> None:
         table.add_column(heading)
     for each in found.hospitals:
         if each.refusal:
-            table.add_row(each.name, str(each.patients), f"[bold]no: {escape(each.refusal)}[/]")
+            table.add_row(each.name, str(each.patients), "[bold]takes no part[/]")
             continue
         table.add_row(
             each.name,
@@ -114,6 +153,9 @@ def _show(found: "Plan") -> None:
             f"{each.seconds:.0f} s" if each.seconds >= 1 else "under 1 s",
         )
     console.print(table)
+    for each in found.hospitals:
+        if each.refusal:
+            console.print(f"{each.name}: {escape(each.refusal)}")
     sent = (
         "depends on the images" if found.release_bytes is None else f"{found.release_bytes / 1e6:.2f} MB"
     )

@@ -58,9 +58,12 @@ def list_runs(ctx: typer.Context, as_json: AsJsonOption = False) -> None:
         if as_json:
             typer.echo(json.dumps([asdict(line) for line in found]))
             return
+        if not found:
+            typer.echo("No run is recorded here yet.")
+            return
         table = Table()
         for heading in ("run", "begun", "rounds", "hospitals", "epsilon", "quality before", "now"):
-            table.add_column(heading)
+            table.add_column(heading, overflow="fold", no_wrap=heading == "run")
         for line in found:
             shown = ["none" if line.epsilon is None else f"{line.epsilon:.2f}"]
             shown += [
@@ -191,21 +194,24 @@ def write_report(
             raise ConfigError(
                 "--site: expected --for dpo beside it and no run; its sheet is of all studies."
             )
+        if out and out.suffix not in (".html", ".pdf"):
+            raise ConfigError(f"-o {out}: expected a name that ends in .html or .pdf.")
         if answers and reader != "regulator":
             raise ConfigError("--answers: expected --for regulator beside it.")
         if site:
             from flows.reporting.officer_sheet import officer_sheet
             from sites.hospital import Hospital
 
-            page = officer_sheet(Hospital.open(site))
+            hospital = Hospital.open(site)
+            name, page = f"officer-of-{hospital.name}", officer_sheet(hospital)
         else:
             from flows.papers.pages import paper
             from flows.runs.paths import Home
             from flows.runs.run import named_run
 
             opened = named_run(Home(Path.cwd()), run)
-            page = paper(opened, reader, load_answers(answers) if answers else Answers())
-        out = out or Path(f"{reader}.html")
+            name, page = reader, paper(opened, reader, load_answers(answers) if answers else Answers())
+        out = out or Path(f"{name}.html")
         write_atomically(out, as_pdf(page) if out.suffix == ".pdf" else page)
         typer.echo(f"{out}: made from what is on record; what nobody has recorded is called that.")
 
@@ -230,7 +236,7 @@ def relog(run: RunArgument = None) -> None:
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="The port on this machine.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port on this machine.")] = 5000,
 ) -> None:
     """Open MLflow's UI on this folder's store, until Ctrl-C."""
     with cli_errors():
@@ -243,6 +249,7 @@ def ui(
         home = Home(Path.cwd())
         if not (home.folder / "mlruns" / "mlflow.db").exists():
             raise ConfigError(f"{home.folder}: nothing is recorded here; train a study first.")
+        typer.echo("starting MLflow ...")
         with running(mlflow_server(home), port) as url:
             for title, link in links(url):
                 typer.echo(f"{title:<32} {link}")

@@ -143,8 +143,15 @@ def check_hospitals(
     with cli_errors():
         from flows.runs.paths import Home
         from sites.study import load_study
+        from sites.yaml_files import ConfigError
 
-        asked = load_study(study)
+        try:
+            asked = load_study(study)
+        except ConfigError as error:
+            if as_json:
+                typer.echo(json.dumps({"faults": str(error).splitlines()}))
+                raise typer.Exit(error.exit_code) from error
+            raise
         if federation is None and not Path("federation.yaml").exists():
             alone = "its keys are right and fit each other; without a federation.yaml nobody was asked"
             typer.echo(json.dumps({}) if as_json else f"{study}: {alone}.")

@@ -76,7 +76,12 @@ def left_behind(run: Run) -> Iterator[str]:
         return
     before = [each for each in started_runs(run.home) if each.study.name == run.study.name]
     before = [each for each in before if each.name != run.name and each.records()]
-    if not before or before[-1].is_finished or before[-1].study.sha256 == run.study.sha256:
+    if not before:
+        return
+    is_same = before[-1].study.sha256 == run.study.sha256
+    if is_same and before[-1].is_finished:
+        yield f"{before[-1].name} of this study is finished; this is another run, charged in addition"
+    if is_same or before[-1].is_finished:
         return
     old = before[-1]
     changes = [

@@ -100,17 +100,27 @@ def _hospital(folder: Path) -> Iterator[Sign]:
         count = len(hospital.cases)
     except (ConfigError, OSError, ValueError) as error:
         yield Sign("site.yaml and list", "wrong", str(error))
+        yield from _addresses(folder)
         return
     yield Sign("site.yaml and list", "well", f"{hospital.name}: {count} listed cases")
     yield _rights(hospital.state)
     yield _ledger(hospital)
     if hospital.drained.exists():
         yield Sign("orders", "look", "drained: no order is accepted before `wardround site drain --off`")
-    coordinator = hospital.policy.coordinator
+    yield from _addresses(folder)
+
+
+def _addresses(folder: Path) -> Iterator[Sign]:
+    """Look whether a hospital reaches its coordinator, as far as its policy can be read."""
+    try:
+        policy = load_policy(folder)
+    except ConfigError:
+        return
+    coordinator = policy.coordinator
     if coordinator is None:
         yield Sign("coordinator", "well", "on this machine; site.yaml names no other")
         return
-    for found in reached(hospital.name, coordinator):
+    for found in reached(policy.name, coordinator):
         yield from _reached(found.what, found.address)
         if found.is_final:
             yield Sign(f"{found.what}, access", "wrong", found.problem)

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from models.files import write_atomically
 from models.settings.described import commented, json_schema
+from models.settings.yaml_faults import fault_lines
 from sites.study import Study
 from sites.yaml_files import ConfigError
 
@@ -61,8 +64,9 @@ def write_study(path: Path, content: dict[str, Any]) -> Study:
         raise ConfigError(f"{path}: expected no file of this name, found one. Edit it, or name another.")
     try:
         study = Study.model_validate(content)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    except ValidationError as error:
+        faults = fault_lines(error, "", Study)
+        raise ConfigError("\n".join(f"{path}: {line}" for line in faults)) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, commented(Study, content, HEAD).encode())
     schema = path.parent / SCHEMA

@@ -21,7 +21,7 @@ from privacy.accounting import epsilon
 from privacy.mechanisms import Mechanism, mechanism_for
 from privacy.per_patient import clipped_sums
 from privacy.signal import NEEDED
-from sites.admission.admission import admit, mechanism_for_study, training_for
+from sites.admission.admission import admit, check_list, mechanism_for_study, training_for
 from sites.hospital import Hospital
 from sites.local_models import CPU, network_for
 from sites.policy.policy import Refused
@@ -123,6 +123,7 @@ def _of_ward(study: Study, hospital: Hospital, seconds: float) -> HospitalPlan:
     policy = hospital.policy
     try:
         admit(policy, study)
+        check_list(hospital, study)
         steps = training_for(policy, study).steps
         mechanism = mechanism_for_study(policy, study)
     except Refused as why:

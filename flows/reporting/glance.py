@@ -50,7 +50,18 @@ def worse_at(records: Sequence[RoundRecord]) -> str:
     text = f"{worst} has the worst {name}: {values[worst]:.3f}{_of(scored, records)}."
     if fallen:
         text += f" Worse than before training at {', '.join(sorted(fallen))}."
-    return text
+    return text + _worst_part(name, first, scored)
+
+
+def _worst_part(name: str, first: RoundRecord, scored: RoundRecord) -> str:
+    """Return the structure with the worst mean, such as `dice/tail`; empty with fewer than two."""
+    parts = {key: value for key, value in scored.quality.items() if key.startswith(f"{name}/")}
+    if len(parts) < 2:
+        return ""
+    worst = min(parts, key=lambda key: (-1 if name in LOWER_IS_BETTER else 1) * parts[key])
+    before = first.quality.get(worst)
+    was = "" if before is None or scored is first else f" ({before:.3f} before training)"
+    return f" Worst structure: {worst.partition('/')[2]}, {parts[worst]:.3f}{was}."
 
 
 def _count(record: RoundRecord, name: str) -> int:

@@ -65,7 +65,9 @@ class TooFewHospitals(AskSomebody):
             if self.begun
             else "nothing was recorded or spent; repeat the command then."
         )
-        self.next_step = f"ask the hospitals that are missing; {goes_on}"
+        refused = any(why.kind == "refused" for why in absent.values())
+        way = "change the study or budget where that is why they refuse (docs/answers.md), or ask them"
+        self.next_step = f"{way if refused else 'ask the hospitals that are missing'}; {goes_on}"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from flows.runs.records import GENESIS, Absence, Participant, RoundRecord
 from models import checkpoints
 from models.checkpoints import StoredParams
 from models.config import Config
-from models.errors import AskSomebody, WaitAndRepeat
+from models.errors import AskSomebody, FixYourInput, WaitAndRepeat
 from models.files import sha256_of, write_atomically
 from privacy.signing import BadSignature, private_key, public_hex, sign, verified
 from privacy.statements import HeadManifest
@@ -352,9 +352,22 @@ def runs_of(home: Home, study: Study | None = None) -> list[Run]:
     return [run for run in started_runs(home, study) if run.description.everybody]
 
 
+class UnknownRun(FixYourInput):
+    """There is no run of a name that was given."""
+
+
 def named_run(home: Home, name: str | None) -> Run:
-    """Return a run by its name, or the newest that has a record; raise `BrokenRun` without one."""
+    """Return a run by its name, or the newest that has a record.
+
+    Raises:
+        UnknownRun: there is no run of this name here.
+        BrokenRun: there is no run with a record.
+    """
     if name is not None:
+        known = [path.parent.name for path in sorted(home.runs.glob("*/run.json"))]
+        if name not in known:
+            shown = ", ".join(known[-5:]) or "none"
+            raise UnknownRun(f"No run {name!r} in {home.folder.resolve()}; runs here: {shown}.")
         return Run.open(home, name)
     with_records = [run for run in runs_of(home) if run.records()]
     if not with_records:

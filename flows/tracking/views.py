@@ -181,6 +181,7 @@ def links(url: str) -> list[tuple[str, str]]:
         if found:
             drawn = f"mlflow.sharedViewState.{PICTURES}" in experiment.tags
             known = _run_pages(experiment.experiment_id, found[0].info.run_id, has_pictures=drawn)
+            known.append(("decide", f"{PAGE}?run={found[0].info.run_id}"))
             pages += [(f"{experiment.name}: {title}", f"{url}/{link}") for title, link in known]
     registered, page = [], None
     while True:

@@ -23,10 +23,12 @@ HEAD = (
 FIRST_POLICY: Mapping[str, Any] = {
     "min_patients": 10,
     "min_evaluation_patients": 5,
-    "networks": ["UNet"],
+    "networks": ["UNet", "resnet10"],
     "on_broken_case": "skip",
 }
 """Defaults in a new hospital's policy for keys that were not given."""
+IN_WORDS = {"name": "expected at most 40 lower-case letters, digits, `_` or `-`"}
+"""What is expected of a key, where the rule is a pattern."""
 PARTS: Mapping[str, type[Config]] = {"budget": Budget, "coordinator": CoordinatorConfig}
 
 
@@ -43,7 +45,9 @@ def wrong(path: str, value: object) -> str | None:
     try:
         TypeAdapter(kind, config=Config.model_config).validate_python(value)
     except ValidationError as error:
-        return str(error.errors()[0]["msg"])
+        return IN_WORDS.get(path, str(error.errors()[0]["msg"]))
+    if value == "noised":
+        return "noised metrics need `noised_metrics`, which you add to site.yaml afterwards"
     return None
 
 
@@ -53,6 +57,8 @@ def initialise(folder: Path, policy: Mapping[str, Any]) -> Hospital:
     Raises:
         ConfigError: `site.yaml` already exists (it is not changed), or the policy is wrong.
     """
+    if folder.suffix in (".yaml", ".yml"):
+        raise ConfigError(f"{folder}: expected the hospital's folder, in which site.yaml is written.")
     path = folder / "site.yaml"
     if path.exists():
         raise ConfigError(

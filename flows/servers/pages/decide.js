@@ -77,6 +77,7 @@ async function signed(terms) {
 
 async function record(terms, text) {
   find("submit").textContent = "Recording, which takes some seconds ...";
+  find("done").hidden = true;
   find("signed").value = text;
   const answer = await fetch("verdicts", {
     method: "POST", credentials: "same-origin", headers: { "Content-Type": "application/json" },

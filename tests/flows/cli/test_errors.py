@@ -2,6 +2,9 @@
 
 import importlib
 import pkgutil
+import subprocess
+import sys
+import time
 
 import pytest
 import typer
@@ -105,3 +108,17 @@ def test_each_error_has_a_family_code_and_a_next_step_that_is_a_sentence() -> No
     for each in found:
         assert each.exit_code == next(f for f in FAMILIES if issubclass(each, f)).exit_code
         assert each.next_step.endswith("."), each
+
+
+def test_a_thread_that_still_works_does_not_keep_an_interrupted_command_alive() -> None:
+    script = """
+import threading, time
+from flows.cli.errors import cli_errors
+threading.Thread(target=time.sleep, args=(60,)).start()
+with cli_errors():
+    raise KeyboardInterrupt
+"""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 130 and "goes on from where it stands" in done.stderr
+    assert time.monotonic() - started < 40

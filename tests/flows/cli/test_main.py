@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from coordinator import Coordinator
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from puppets import Federation
 from typer.testing import CliRunner
 
 from flows.cli.data import app as data_app
@@ -293,6 +294,57 @@ def test_what_is_proposed_makes_a_hospital_without_a_question(home: Path) -> Non
     assert not (home / "other" / "site.yaml").exists()
     lone = call("site", "init", home / "lone", "--yes", "--key", "0" * 64)
     assert (lone.exit_code, "coordinator.exchange" in lone.stderr) == (2, True)
+
+
+def test_a_run_that_is_not_there_is_told_with_those_that_are(home: Path) -> None:
+    for command in (("verify", "nothere"), ("runs", "diff", "a", "b"), ("report", "nothere")):
+        done = call(*command)
+        assert done.exit_code == 2
+        assert "runs here: none" in done.stderr and "backup" not in done.stderr
+
+
+def test_numbers_and_names_that_cannot_be_are_refused_at_once(home: Path) -> None:
+    for command, told in (
+        (("ui", "--port", "99999"), "99999 is not in the range"),
+        (("report", "-o", "a.docx"), "ends in .html or .pdf"),
+        (("init", "site", "h/site.yaml", "--yes"), "expected the hospital's folder"),
+    ):
+        done = call(*command)
+        assert done.exit_code == 2 and told in done.stderr, done.stderr
+    assert not (home / "h").exists()
+
+
+def test_a_key_that_stands_twice_is_a_fault_of_the_file(home: Path, study_file) -> None:
+    path = study_file()
+    path.write_text(path.read_text() + "rounds: 9\n")
+    done = call("check", path)
+    assert done.exit_code == 2
+    assert re.search(r"the key 'rounds' stands twice, in lines \d+ and \d+", done.stderr)
+    told = call("check", path, "--json")
+    assert (told.exit_code, len(json.loads(told.stdout)["faults"])) == (2, 1)
+
+
+def test_plan_names_labels_that_are_not_the_studys_and_finds_the_wards(home: Path, study_file) -> None:
+    study = study_file(task={"kind": "segmentation", "dims": 3, "labels": {1: "first", 2: "second"}})
+    done = call("plan", study)
+    assert done.exit_code == 1
+    assert "label 1 is head in the hospital's list and first in the study" in " ".join(
+        done.stdout.split()
+    )
+
+
+def test_the_version_is_shown() -> None:
+    assert call("--version").stdout.strip() == version("wardround")
+
+
+def test_a_promotion_without_criteria_is_refused_before_anything_starts(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study_with
+) -> None:
+    run = Federation(tmp_path / "x", study_with(promotion=None)).run
+    monkeypatch.chdir(run.home.folder)
+    done = call("promote", run.name)
+    assert done.exit_code == 2 and "has no `promotion`" in done.stderr
+    assert "Each of them decides" not in done.stdout
 
 
 def test_a_federation_without_an_address_of_prefect_is_told_what_is_missing(

@@ -122,3 +122,7 @@ def test_a_new_run_says_which_unfinished_one_it_leaves_and_what_differs(
     assert list(left_behind(before)) == []
     before.mark_finished()
     assert list(left_behind(new)) == []
+    again = Run.create(before.home, before.study, ROSTER, before.home.exchange)
+    assert list(left_behind(again)) == [
+        f"{before.name} of this study is finished; this is another run, charged in addition"
+    ]

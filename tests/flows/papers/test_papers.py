@@ -134,6 +134,9 @@ def test_what_an_epsilon_does_not_cover_stands_beside_it_and_who_published_is_co
     later = records[-1].model_copy(update={"round": 9, "hospitals": {}})
     assert "(the model of round 2)" in good_at([*records, later])
     assert "(the model of round 2)" in worse_at([*records, later])
+    parts = {key: value for key, value in records[1].quality.items() if key.startswith("dice/")}
+    worst = min(parts, key=parts.get)
+    assert f"Worst structure: {worst.removeprefix('dice/')}, {parts[worst]:.3f}" in worse_at(records[:2])
 
 
 def test_the_command_writes_html_and_pdf_and_refuses_what_does_not_fit(

@@ -95,3 +95,12 @@ def test_a_coordinator_with_an_unfinished_run_is_told_so(finished: Path, tmp_pat
     (run.folder / "finished").unlink()
     state, words = seen(run.home.folder)["runs"]
     assert state == "look" and run.name in words
+
+
+def test_a_list_that_is_wrong_does_not_hide_an_address_that_does_not_answer(ward: Path, edit) -> None:
+    url = "http://127.0.0.1:9"
+    edit(ward / "site.yaml", coordinator={"key": "0" * 64, "exchange": f"{url}/x/", "api": f"{url}/api"})
+    (ward / "dataset.json").write_text("no list")
+    found = seen(ward)
+    assert found["site.yaml and list"][0] == "wrong"
+    assert (found["exchange"][0], found["Prefect's API"][0]) == ("wrong", "wrong")

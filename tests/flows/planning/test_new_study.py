@@ -28,8 +28,8 @@ def test_what_it_writes_is_a_study(tmp_path: Path, kind: str, dims: str, epsilon
 
 def test_it_asks_for_what_is_not_given(tmp_path: Path) -> None:
     path = tmp_path / "asked.yaml"
-    answers = f"{path}\nclassification\n2\nno yes\n4\n"
-    done = CliRunner().invoke(app, ["init", "study"], input=answers)
+    answers = "clasification\nclassification\n5\n2\nno no\nno yes\n-3\n4\n"  # wrong ones are asked again
+    done = CliRunner().invoke(app, ["init", "study", str(path)], input=answers)
     assert done.exit_code == 0, done.output
     study = load_study(path)
     assert dict(study.task.labels) == {0: "no", 1: "yes"}
