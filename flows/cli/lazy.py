@@ -14,13 +14,21 @@ def _nothing() -> None:
     """Do nothing before a command."""
 
 
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Show the version, and end.")] = False,
-) -> None:
-    """Show the version, if that is asked for."""
-    if version:
+def _show_version(asked: bool) -> None:  # Typer's
+    if asked:
         typer.echo(metadata.version("wardround"))
         raise typer.Exit
+
+
+def _version(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version, and end."
+        ),
+    ] = False,
+) -> None:
+    """Do nothing before a command but for showing the version."""
 
 
 def lazy_app(help: str, modules: Mapping[str, str], prefix: str = "") -> typer.Typer:

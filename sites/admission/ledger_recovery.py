@@ -34,6 +34,7 @@ from sites.policy.policy import Refused
 log = logging.getLogger("wardround.site")
 
 PAYLOAD_BYTES = 2**32
+NEW_PHANTOMS = "; new made-up hospitals of an old name train in another working folder"
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,11 @@ def check_complete(hospital: Hospital, exchange: Exchange) -> None:
         )
     is_new = not any(e.action in ("reserve", "resolve") for e in hospital.ledger.entries())
     if is_new and any(foreign_statements(hospital, [*others, exchange])):
-        if hospital.policy.phantom:
-            raise Refused(
-                "the exchange has statements of other made-up hospitals of this name; train new ones in "
-                "another working folder, or delete .wardround in this one"
-            )
         raise Refused(
             "the exchange has statements under this hospital's name that none of its keys signed; its "
             "owner looks at them with `wardround site recover-ledger`"
+            + NEW_PHANTOMS
+            * hospital.policy.phantom
         )
 
 

@@ -305,7 +305,7 @@ def test_a_run_that_is_not_there_is_told_with_those_that_are(home: Path) -> None
 
 def test_numbers_and_names_that_cannot_be_are_refused_at_once(home: Path) -> None:
     for command, told in (
-        (("ui", "--port", "99999"), "99999 is not in the range"),
+        (("ui", "--port", "99999"), "less than or equal to 65535"),
         (("report", "-o", "a.docx"), "ends in .html or .pdf"),
         (("init", "site", "h/site.yaml", "--yes"), "expected the hospital's folder"),
     ):
