@@ -29,7 +29,7 @@ from sites.listing.cases import CaseFiles, Listing
 from sites.listing.listing import EXCLUDED, excluded_patients, read_listing
 from sites.listing.pseudonyms import Eligible, Split, eligible, pseudonym, pseudonym_key
 from sites.policy.policy import Policy, Refused, load_policy
-from sites.security_log import SecurityLog
+from sites.policy.security_log import SecurityLog
 from sites.yaml_files import ConfigError
 
 if TYPE_CHECKING:

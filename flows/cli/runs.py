@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.table import Table
 
 from flows.cli.errors import cli_errors
 from flows.cli.options import AsJsonOption, RunArgument, SinceOption
+
+if TYPE_CHECKING:
+    from flows.papers.pages import Reader
 
 app = typer.Typer()
 
@@ -155,7 +158,7 @@ def events(since: SinceOption = None, as_json: AsJsonOption = False) -> None:
     Example: wardround events --since 2026-12-01 --json
     """
     with cli_errors():
-        from flows.cli.event_table import print_events
+        from flows.reporting.event_table import print_events
         from flows.runs.paths import Home
 
         print_events(Home(Path.cwd()).security_log, since, as_json=as_json)
@@ -185,7 +188,6 @@ def write_report(
     Example: wardround report --for regulator -o checklists.pdf
     """
     with cli_errors():
-        from flows.papers.checklist import Answers, load_answers
         from flows.papers.pdf import as_pdf
         from models.files import write_atomically
         from sites.yaml_files import ConfigError
@@ -194,26 +196,33 @@ def write_report(
             raise ConfigError(
                 "--site: expected --for dpo beside it and no run; its sheet is of all studies."
             )
-        if out and out.suffix not in (".html", ".pdf"):
-            raise ConfigError(f"-o {out}: expected a name that ends in .html or .pdf.")
         if answers and reader != "regulator":
             raise ConfigError("--answers: expected --for regulator beside it.")
-        if site:
-            from flows.reporting.officer_sheet import officer_sheet
-            from sites.hospital import Hospital
-
-            hospital = Hospital.open(site)
-            name, page = f"officer-of-{hospital.name}", officer_sheet(hospital)
-        else:
-            from flows.papers.pages import paper
-            from flows.runs.paths import Home
-            from flows.runs.run import named_run
-
-            opened = named_run(Home(Path.cwd()), run)
-            name, page = reader, paper(opened, reader, load_answers(answers) if answers else Answers())
+        if out and out.suffix not in (".html", ".pdf"):
+            raise ConfigError(f"-o {out}: expected a name that ends in .html or .pdf.")
+        name, page = _sheet(site) if site else (reader, _paper(run, reader, answers))
         out = out or Path(f"{name}.html")
         write_atomically(out, as_pdf(page) if out.suffix == ".pdf" else page)
         typer.echo(f"{out}: made from what is on record; what nobody has recorded is called that.")
+
+
+def _sheet(site: Path) -> tuple[str, bytes]:
+    """Return the name and the page of a hospital's own sheet."""
+    from flows.reporting.officer_sheet import officer_sheet
+    from sites.hospital import Hospital
+
+    hospital = Hospital.open(site)
+    return f"officer-of-{hospital.name}", officer_sheet(hospital)
+
+
+def _paper(run: str | None, reader: "Reader", answers: Path | None) -> bytes:
+    from flows.papers.checklist import Answers, load_answers
+    from flows.papers.pages import paper
+    from flows.runs.paths import Home
+    from flows.runs.run import named_run
+
+    known = load_answers(answers) if answers else Answers()
+    return paper(named_run(Home(Path.cwd()), run), reader, known)
 
 
 @app.command()

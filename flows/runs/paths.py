@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sites.security_log import SecurityLog
+from sites.policy.security_log import SecurityLog
 
 
 @dataclass(frozen=True)

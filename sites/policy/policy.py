@@ -12,8 +12,8 @@ from models.settings.tasks import Name
 from privacy.accounting import Budget, Filter
 from sites import yaml_files
 from sites.policy.opening_hours import Span
+from sites.policy.security_log import DAYS
 from sites.policy.severities import Check, Severity, severities
-from sites.security_log import DAYS
 
 PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

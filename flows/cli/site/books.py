@@ -62,7 +62,7 @@ def events(
     Example: wardround site events /srv/wardround --since 2026-12-01
     """
     with cli_errors():
-        from flows.cli.event_table import print_events
+        from flows.reporting.event_table import print_events
         from sites.hospital import Hospital
 
         print_events(Hospital.open(folder).security_log, since, as_json=as_json)

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.console import Console
 from flows.cli.errors import cli_errors
 from flows.cli.options import SiteArgument, StudyArgument, YesOption
 from flows.cli.site.orders import carry_out_open
+
+if TYPE_CHECKING:
+    from flows.cli.site.questions import Questions
 
 app = typer.Typer()
 
@@ -56,15 +59,9 @@ def init(
                 "delta": ask("budget.delta", "at delta", delta, 1e-4),
             },
             "metrics": ask("metrics", "Metrics: exact, or withheld", metrics, "withheld"),
+            **({"networks": network} if network else {}),
+            **_coordinator(ask, {"key": key, "exchange": exchange, "api": api}),
         }
-        if network:
-            policy["networks"] = network
-        coordinator = {"key": key, "exchange": exchange, "api": api}
-        if any(coordinator.values()) or ask.confirm("Is the coordinator on another machine?"):
-            policy["coordinator"] = {
-                part: ask(f"coordinator.{part}", f"The coordinator's {words}", coordinator[part])
-                for part, words in (("key", "key"), ("exchange", "exchange"), ("api", "Prefect API"))
-            }
         hospital = initialise(folder, policy)
         typer.echo(
             f"{folder / 'site.yaml'} is the hospital's policy; read it and restrict it as you like."
@@ -72,6 +69,15 @@ def init(
         typer.echo("The coordinator puts this line under `hospitals:` in federation.yaml:")
         patients = hospital.policy.declared_patients
         typer.echo(f"  {hospital.name}: {{key: {hospital.public_key}, patients: {patients}}}")
+
+
+def _coordinator(ask: "Questions", given: dict[str, str | None]) -> dict[str, Any]:
+    """Return the policy's `coordinator`, where it is on another machine."""
+    if not any(given.values()) and not ask.confirm("Is the coordinator on another machine?"):
+        return {}
+    words = {"key": "key", "exchange": "exchange", "api": "Prefect API"}
+    found = {k: ask(f"coordinator.{k}", f"The coordinator's {v}", given[k]) for k, v in words.items()}
+    return {"coordinator": found}
 
 
 @app.command(name="import")

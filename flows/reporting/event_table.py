@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from privacy.statements import one_line
-from sites.security_log import SecurityLog
+from sites.policy.security_log import SecurityLog
 
 
 def print_events(log: SecurityLog, since: datetime | None, *, as_json: bool) -> None:

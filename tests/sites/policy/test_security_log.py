@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from flows.cli.main import app
 from sites.admission.requests import decide_by_code
 from sites.hospital import Hospital
+from sites.policy.security_log import DAYS, EVENTS, LONGEST, SecurityLog
 from sites.protocol.departure import change_key
 from sites.protocol.order_inbox import BadOrder, OrderRef, carry_out_ref, drain
-from sites.security_log import DAYS, EVENTS, LONGEST, SecurityLog
 from sites.setup.initialise import initialise
 from sites.yaml_files import ConfigError
 
@@ -94,7 +94,7 @@ def test_what_others_send_neither_hides_events_nor_writes_to_a_terminal(tmp_path
 def test_outsiders_fill_no_disk_and_what_people_do_is_still_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sites.security_log.LARGEST", 1000)
+    monkeypatch.setattr("sites.policy.security_log.LARGEST", 1000)
     log = SecurityLog(tmp_path)
     for _ in range(50):
         log.write("order_refused", "x" * 100)
@@ -172,7 +172,7 @@ def test_the_commands_show_a_table_and_the_stored_lines(tmp_path: Path, monkeypa
 
 
 def test_each_event_is_written_somewhere_and_names_no_patient() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     code = "\n".join(
         path.read_text() for room in ("sites", "flows") for path in (root / room).rglob("*.py")
         if path.name != "security_log.py"
