@@ -68,11 +68,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", action="store_true", help="one JSON list")
+    parser.add_argument("--keep", type=Path, help="an empty folder in which the runs stay, by seed")
     arguments = parser.parse_args()
     rows = []
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(seed, Path(folder)))
+            kept = arguments.keep / str(seed) if arguments.keep else Path(folder)
+            kept.mkdir(parents=True, exist_ok=True)
+            rows.append(measure(seed, kept))
         if not arguments.json:
             print(rows[-1])
     if arguments.json:
