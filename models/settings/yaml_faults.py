@@ -4,6 +4,7 @@ Pydantic names a fault by a path through its models, in which the chosen kind of
 (`privacy.local.epsilon`); here only keys of the file are.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -23,12 +24,15 @@ def fault_lines(error: ValidationError, text: str, model: type[BaseModel]) -> It
         model: what the file was read as; its keys are suggested for a misspelt one.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
+    by_place: dict[tuple[str, int | None], list[ErrorDetails]] = {}
     for each in error.errors():
-        key, line = _place(root, each["loc"])
+        by_place.setdefault(_place(root, each["loc"]), []).append(each)
+    for (key, line), found in by_place.items():
         if not key:  # the fault concerns several keys; its message names them
-            yield from each["msg"].removeprefix("Value error, ").split("\n")
+            for each in found:
+                yield from each["msg"].removeprefix("Value error, ").split("\n")
             continue
-        yield f"{key}: {_words(each, model, f' (line {line})' if line else '')}"
+        yield f"{key}: {_words(found, model, f' (line {line})' if line else '')}"
 
 
 def _place(root: Node | None, loc: Path) -> tuple[str, int | None]:
@@ -38,8 +42,8 @@ def _place(root: Node | None, loc: Path) -> tuple[str, int | None]:
         inner = _inner(node, part)
         if inner is not None:
             node, line = inner
-        elif number < len(loc) - 1 or not _is_key(loc):
-            continue  # the kind of a section, such as `local`
+        elif number < len(loc) - 1 or not _is_key(loc) or isinstance(node, ScalarNode):
+            continue  # the kind of a section, such as `local`, or of a value
         named.append(str(part))
     return ".".join(named), line
 
@@ -60,7 +64,20 @@ def _inner(node: Node | None, part: str | int) -> tuple[Node, int] | None:
     return None
 
 
-def _words(error: ErrorDetails, model: type[BaseModel], where: str) -> str:
+NAME_PATTERN = "^[a-z0-9][a-z0-9_-]{0,39}$"
+IN_WORDS = {
+    "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
+    "float_parsing": "a number", "float_type": "a number", "finite_number": "a finite number",
+    "bool_parsing": "true or false", "bool_type": "true or false", "string_type": "a text",
+    "model_type": "keys and values", "dict_type": "keys and values", "tuple_type": "a list",
+    "list_type": "a list",
+}  # fmt: skip
+"""What is expected, by the type of pydantic's error, where its own words are about Python."""
+
+
+def _words(errors: Sequence[ErrorDetails], model: type[BaseModel], where: str) -> str:
+    """Return in words what is wrong with a key; several errors are ways in which it could be right."""
+    error = errors[0]
     if error["type"] == "extra_forbidden":
         known = _keys_at(model, error["loc"][:-1])
         close = get_close_matches(str(error["loc"][-1]), known, n=1)
@@ -68,8 +85,30 @@ def _words(error: ErrorDetails, model: type[BaseModel], where: str) -> str:
         return f"unknown key{where}. {way_out}"
     if error["type"] == "missing":
         return f"expected this key, and it is missing{where}."
-    expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"expected {expected.removeprefix('expected ')}, got {_shown(error['input'])}{where}."
+    expected = ", or ".join(dict.fromkeys(_expected(each) for each in errors))
+    told = re.search(r", got '([^']*)'", expected)
+    given = told[1] if told else str(error.get("ctx", {}).get("tag", error["input"])).strip("'")
+    known = [word for each in errors for word in re.findall(r"'([^']*)'", each["msg"]) if word != given]
+    close = get_close_matches(given, known, n=1)
+    got = "" if ", got " in expected else f", got {_shown(error['input'])}"
+    return f"expected {expected}{got}{where}.{f' Did you mean {close[0]}?' if close else ''}"
+
+
+def _expected(error: ErrorDetails) -> str:
+    """Return what one error says was expected."""
+    context = error.get("ctx", {})
+    if error["type"] == "union_tag_invalid":
+        return f"one of {context['expected_tags']}"
+    if error["type"] == "string_pattern_mismatch":
+        is_name = context["pattern"] == NAME_PATTERN
+        of_names = "at most 40 lower-case letters, digits, `_` or `-`"
+        return of_names if is_name else f"a text of the form {context['pattern']}"
+    if error["type"] in ("too_short", "too_long"):
+        least = error["type"] == "too_short"
+        number = context["min_length" if least else "max_length"]
+        return f"at {'least' if least else 'most'} {number} entries"
+    words = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return IN_WORDS.get(error["type"], words.removeprefix("expected "))
 
 
 def _keys_at(model: type[BaseModel], loc: Path) -> list[str]:

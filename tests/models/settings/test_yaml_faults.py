@@ -96,3 +96,36 @@ def test_the_same_key_twice_deep_in_a_file_is_found_at_its_own_place(tmp_path: P
 def test_every_key_that_a_study_knows_is_in_its_schema() -> None:
     """Suggestions come from there."""
     assert set(Study.model_json_schema()["properties"]) == set(Study.model_fields)
+
+
+MISSPELT = """\
+name: Bad Name
+task: {kind: segmentation, dims: 3, labels: {1: a}}
+network: {name: Unet, channels: [4, 8]}
+rounds: none
+sites: {min: 2}
+preprocessing: {shape: [16, 16, 16], intensity: zscore}
+training: {steps: 2, lr: 0.1, lot: al}
+privacy: {mode: local, unit: pacient, epsilon: 20, delta: 0.001, clip: {kind: normalised, norm: 1.0}}
+export: weight
+strategy: {name: fedavg}
+"""
+
+
+def test_a_value_that_is_misspelt_is_told_once_in_words_with_the_one_that_was_meant(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(MISSPELT)
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    lines = [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
+    assert [line.partition(":")[0] for line in lines] == [
+        "name", "network", "rounds", "preprocessing.intensity", "training.lot", "privacy.unit",
+        "export", "strategy",
+    ]  # fmt: skip
+    assert lines[0].endswith("letters, digits, `_` or `-`, got 'Bad Name' (line 1).")
+    assert lines[2] == "rounds: expected a whole number, got 'none' (line 4)."
+    meant = [line.partition("Did you mean ")[2].rstrip("?") for line in lines]
+    assert meant == ["", "UNet", "", "z_score", "all", "patient", "weights", "fed_avg"]
+    assert not any(word in str(caught.value) for word in ("Input", "literal", "constrained", "Tuple"))
