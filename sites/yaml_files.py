@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from models.config import Config
 from models.errors import FixYourInput
-from models.settings.yaml_faults import fault_lines
+from models.settings.yaml_faults import faults
 
 C = TypeVar("C", bound=Config)
 
@@ -55,5 +55,5 @@ def load(path: Path, model: type[C]) -> C:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        lines = fault_lines(error, text, model)
+        lines = faults(error, text, content, model)
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None

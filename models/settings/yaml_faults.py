@@ -4,8 +4,9 @@ Pydantic names a fault by a path through its models, in which the chosen kind of
 (`privacy.local.epsilon`); here only keys of the file are.
 """
 
+import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,6 +16,90 @@ from pydantic_core import ErrorDetails
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 Path = Sequence[str | int]
+
+
+def faults(
+    error: ValidationError, text: str, content: Mapping[str, Any], model: type[BaseModel]
+) -> list[str]:
+    """Return each fault of a file on a line of its own: of its keys one by one, and among its keys.
+
+    What has to hold among keys is checked once each key is right. So it is checked here on a mended
+    copy: a misspelt key takes the name that is suggested, a wrong one its default or a value that is
+    allowed. A fault that names such a value is left out, as it may be the copy's alone.
+
+    Args:
+        text: the file's own text, for the lines.
+        content: what it holds.
+        model: what it was read as.
+    """
+    lines = list(fault_lines(error, text, model))
+    mended, replaced = _mended(error, content, model)
+    try:
+        model.model_validate(mended)
+    except ValidationError as other:
+        if not any(each["loc"] for each in other.errors()):  # else a needed key has no stand-in
+            among = list(fault_lines(other, text, model))
+            lines += [line for line in among if line not in lines and not _names(line, replaced)]
+    return lines
+
+
+def _mended(
+    error: ValidationError, content: Mapping[str, Any], model: type[BaseModel]
+) -> tuple[dict[str, Any], set[str]]:
+    """Return a file's content without wrong values, and the keys whose values are not the file's."""
+    mended, replaced = copy.deepcopy(dict(content)), set()
+    for each in error.errors():
+        group, named = _group_of(mended, each["loc"])
+        if each["type"] == "missing" or not named:
+            continue
+        value = group.pop(named[-1], None)
+        if each["type"] == "extra_forbidden":
+            meant = _meant(model, each["loc"])
+            if meant and meant not in group:
+                group[meant] = value
+        else:
+            replaced.add(".".join(named))
+            if (allowed := _allowed(model, each["loc"])) is not None:
+                group[named[-1]] = allowed
+    return mended, replaced
+
+
+def _allowed(model: type[BaseModel], loc: Path) -> int | str | None:
+    """Return a number or a word that a key without a default may have; None for other keys."""
+    schema = model.model_json_schema()
+    group = [each for node in _nodes_at(schema, loc[:-1]) for each in _alternatives(node, schema)]
+    needed = [each for each in group if loc[-1] in each.get("required", ())]
+    for node in (found for each in needed for found in _next(each, loc[-1], schema)):
+        for each in _alternatives(node, schema):
+            if "enum" in each:
+                word: int | str = each["enum"][0]
+                return word
+            if each.get("type") in ("integer", "number"):
+                return int(max(1, each.get("minimum", 1), each.get("exclusiveMinimum", 0) + 1))
+    return None
+
+
+def _group_of(content: dict[str, Any], loc: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the innermost keys and values at a path of pydantic's, and the path of keys into them."""
+    inner: Any = content
+    group, named, found = content, [], []
+    for part in loc:
+        if isinstance(inner, dict) and part in inner:
+            named.append(str(part))
+            group, inner, found = inner, inner[part], list(named)
+        elif isinstance(inner, list) and isinstance(part, int) and part < len(inner):
+            inner = inner[part]
+    return group, found
+
+
+def _names(line: str, keys: Iterable[str]) -> bool:
+    return any(re.search(rf"\b{re.escape(key)}\b", line) for key in keys)
+
+
+def _meant(model: type[BaseModel], loc: Path) -> str | None:
+    """Return the key that an unknown one at a path of pydantic's is close to; None without one."""
+    close = get_close_matches(str(loc[-1]), _keys_at(model, loc[:-1]), n=1)
+    return close[0] if close else None
 
 
 def fault_lines(error: ValidationError, text: str, model: type[BaseModel]) -> Iterator[str]:
@@ -79,9 +164,8 @@ def _words(errors: Sequence[ErrorDetails], model: type[BaseModel], where: str) -
     """Return in words what is wrong with a key; several errors are ways in which it could be right."""
     error = errors[0]
     if error["type"] == "extra_forbidden":
-        known = _keys_at(model, error["loc"][:-1])
-        close = get_close_matches(str(error["loc"][-1]), known, n=1)
-        way_out = f"Did you mean {close[0]}?" if close else "Remove it or correct its spelling."
+        meant = _meant(model, error["loc"])
+        way_out = f"Did you mean {meant}?" if meant else "Remove it or correct its spelling."
         return f"unknown key{where}. {way_out}"
     if error["type"] == "missing":
         return f"expected this key, and it is missing{where}."
@@ -114,11 +198,16 @@ def _expected(error: ErrorDetails) -> str:
 def _keys_at(model: type[BaseModel], loc: Path) -> list[str]:
     """Return the keys that a model knows at a path of pydantic's."""
     schema = model.model_json_schema()
+    every = [each for node in _nodes_at(schema, loc) for each in _alternatives(node, schema)]
+    return [key for node in every for key in node.get("properties", {})]
+
+
+def _nodes_at(schema: dict[str, Any], loc: Path) -> list[dict[str, Any]]:
+    """Return the parts of a JSON schema at a path of pydantic's."""
     nodes = [schema]
     for part in loc:
         nodes = [inner for node in nodes for inner in _next(node, part, schema)]
-    every = [whole for node in nodes for whole in _alternatives(node, schema)]
-    return [key for node in every for key in node.get("properties", {})]
+    return nodes
 
 
 def _next(node: dict[str, Any], part: str | int, schema: dict[str, Any]) -> Iterator[dict[str, Any]]:

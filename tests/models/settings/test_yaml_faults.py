@@ -68,6 +68,29 @@ def test_sections_that_dont_fit_each_other_are_all_named(tmp_path: Path, study_f
     assert any(fault.startswith("distillation: expected exactly where") for fault in faults)
 
 
+def test_faults_among_sections_are_told_beside_those_of_single_keys(tmp_path: Path, study_file) -> None:
+    path = study_file(distillation=None, rounds=0, seed=-1, cards={"intended_use": "none"})
+    assert [fault.partition(" (line")[0] for fault in told(path)] == [
+        "rounds: expected greater than or equal to 1, got 0",
+        "seed: expected greater than or equal to 0, got -1",
+        "cards: unknown key",
+        "distillation: expected exactly where export is student or predictions; add it, or export "
+        "weights.",
+    ]
+
+
+def test_a_fault_that_may_come_from_a_wrong_values_stand_in_is_not_told(
+    tmp_path: Path, study_file
+) -> None:
+    path = study_file(
+        task={"kind": "segmentation", "dims": 4, "labels": {1: "head"}},
+        distillation=None,
+        preprocessing={"shape": [24, 24, 24]},
+    )
+    faults = told(path)
+    assert [fault.partition(":")[0] for fault in faults] == ["task.dims", "distillation"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
