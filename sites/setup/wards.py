@@ -11,7 +11,8 @@ from sites.yaml_files import ConfigError
 def introduce(wards: Iterable[Path]) -> None:
     """Write each hospital's public key into the others' `site.yaml`, and allow secure sums there.
 
-    For hospitals on one machine alone; elsewhere each hospital enters the keys that it was given.
+    What a policy says about secure sums stays. For hospitals on one machine alone; elsewhere each
+    hospital enters the keys that it was given.
     """
     hospitals = [Hospital.open(ward) for ward in wards]
     keys = {hospital.name: hospital.public_key for hospital in hospitals}
@@ -21,8 +22,9 @@ def introduce(wards: Iterable[Path]) -> None:
             continue
         path = hospital.folder / "site.yaml"
         lines = "".join(f"  {name}: {key}\n" for name, key in peers.items())
-        added = f"shared_noise: {{colluding: 0}}\npeers:\n{lines}"
-        write_atomically(path, f"{path.read_text().rstrip()}\n{added}".encode())
+        says = "shared_noise" in hospital.policy.model_fields_set
+        added = "" if says else "shared_noise: {colluding: 0}\n"
+        write_atomically(path, f"{path.read_text().rstrip()}\n{added}peers:\n{lines}".encode())
 
 
 def wards_in(folder: Path, test_noise: int | None = None) -> dict[str, Path]:

@@ -37,7 +37,8 @@ class Text(HTMLParser):
         self.asks += [value for name, value in attrs if name in asking and value]
         self.asks += [value for name, value in attrs if name.startswith("on") and value]
         asking_tags = ("script", "link", "iframe", "object", "embed", "img", "base", "form", "meta")
-        if tag in asking_tags and attrs != [("charset", "utf-8")]:
+        names_itself = tag == "meta" and dict(attrs).keys() == {"name", "content"}
+        if tag in asking_tags and attrs != [("charset", "utf-8")] and not names_itself:
             self.asks.append(tag)
 
 

@@ -35,3 +35,13 @@ def test_peers_that_a_hospital_has_listed_itself_stay(
     edit(wards["north"] / "site.yaml", peers=own)
     introduce(wards.values())
     assert load_policy(wards["north"]).peers == own
+
+
+def test_what_a_policy_says_about_secure_sums_stays(
+    tmp_path: Path, small_wards: Callable[[Path], Path], edit: Callable[..., None]
+) -> None:
+    wards = wards_in(small_wards(tmp_path / "wards"))
+    edit(wards["north"] / "site.yaml", shared_noise="refuse")
+    introduce(wards.values())
+    north = load_policy(wards["north"])
+    assert north.shared_noise == "refuse" and len(north.peers) == len(wards) - 1
