@@ -74,7 +74,6 @@ def release_model(run: Run, record: RoundRecord, evidence: Sequence[Evidence]) -
     if version in withdraw(run):  # while the model was copied
         raise NotReleased("Somebody has objected while it was released; it was withdrawn.")
     publish_decisions_page(run)
-    run.home.security_log.write("model_released", run=run.name, round=record.round, version=version)
     return version
 
 
@@ -125,6 +124,7 @@ def _record_release(
     written = {"version": version, "report_sha256": sha256_of(page)}
     newest = release_status.newest_ms(_chains(run))
     chain.record_release(run, outcome.model_copy(update=written), given, newest)  # before it is champion
+    run.home.security_log.write("model_released", run=run.name, round=record.round, version=version)
     return version
 
 

@@ -17,6 +17,7 @@ def worker(folder: SiteArgument = Path(), test_noise: TestNoiseOption = None) ->
     """Run this hospital's worker: fetch signed orders and carry them out, until Ctrl-C."""
     with cli_errors():
         import asyncio
+        import signal
 
         from flows.hospitals.reach import check_reach
         from flows.servers.environment import set_hospital_worker
@@ -30,6 +31,8 @@ def worker(folder: SiteArgument = Path(), test_noise: TestNoiseOption = None) ->
         set_hospital_worker(hospital.state, coordinator.api)
         from flows.hospitals.hospital_worker import HospitalWorker
 
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # systemd's stop
+        hospital.security_log.write_if_changed("policy_changed", hospital.folder / "site.yaml")
         hospital.security_log.write("worker_started")
         try:
             asyncio.run(HospitalWorker(folder, test_noise).start(printer=typer.echo))

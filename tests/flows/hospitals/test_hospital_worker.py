@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ import pytest
 import yaml
 from webserver import credential, needs_nginx, webserver
 
+from flows.cli.errors import INTERRUPTED
 from flows.coordination.remote import public_key
 from flows.reporting.report import report
 from flows.runs.paths import Home
@@ -78,7 +79,8 @@ class Hub:
         try:
             yield process
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended, and everything that it started
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def start(self, study: str, federation: str = "federation.yaml") -> subprocess.Popen:
@@ -180,6 +182,18 @@ def charges(ward: Path, run: str) -> list[int]:
     """Return the rounds for which a hospital has charged its patients for training in a run."""
     found = [c for c in Hospital.open(ward).ledger.charges(run) if c.event is not None]
     return sorted(charge.round for charge in found)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_told_to_stop_ends_at_once_and_the_hospitals_log_has_it(hub: Hub) -> None:
+    started = datetime.now(UTC)
+    with hub.worker("north") as worker:
+        hub.deployment("site-score", "north")
+        worker.terminate()
+        assert worker.wait(timeout=60) == INTERRUPTED
+    log = Hospital.open(hub.ward("north")).security_log
+    told = [event for event in log.events() if datetime.fromisoformat(str(event["at"])) >= started]
+    assert [event["what"] for event in told] == ["policy_changed", "worker_started", "worker_stopped"]
 
 
 @pytest.mark.slow
