@@ -9,17 +9,8 @@ from torch.optim import Optimizer
 
 from privacy.mechanisms import Mechanism
 from privacy.noise.discrete_gaussian import grid_noise
+from privacy.noise.grid import on_grid
 from privacy.noise.source import NoiseSource
-
-
-def on_grid(values: Tensor, grid: float) -> Tensor:
-    """Return the nearest multiples of `grid`, a power of two; exact where the result fits 53 bits.
-
-    >>> import torch
-    >>> on_grid(torch.tensor([0.3, -0.2], dtype=torch.float64), 0.25).tolist()
-    [0.25, -0.25]
-    """
-    return (values / grid).round_() * grid
 
 
 class PatientOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is not typed

@@ -25,6 +25,7 @@ from flows.runs.run import started_runs
 from flows.servers.environment import set_prefect
 from privacy.ledger import LedgerError
 from sites.hospital import Hospital
+from sites.policy.cluster import ClusterConfig
 from sites.policy.policy import load_policy
 from sites.yaml_files import ConfigError
 
@@ -105,6 +106,8 @@ def _hospital(folder: Path) -> Iterator[Sign]:
     yield Sign("site.yaml and list", "well", f"{hospital.name}: {count} listed cases")
     yield _rights(hospital.state)
     yield _ledger(hospital)
+    if hospital.policy.device.cluster is not None:
+        yield _cluster(hospital.policy.device.cluster.within(folder))
     if hospital.drained.exists():
         yield Sign("orders", "look", "drained: no order is accepted before `wardround site drain --off`")
     yield from _addresses(folder)
@@ -144,6 +147,21 @@ def _ledger(hospital: Hospital) -> Sign:
         return Sign("ledger", "wrong", f"{error} `wardround site ledger --verify` names the entry")
     state: State = "look" if spent > 0.9 * budget.epsilon else "well"
     return Sign("ledger", state, f"epsilon {spent:.2f} of {budget.epsilon:g} at delta {budget.delta:g}")
+
+
+def _cluster(config: ClusterConfig) -> Sign:
+    """Look whether a hospital's own machines answer; without them it trains alone."""
+    from sites.training.cluster import reach  # noqa: PLC0415  # needs an extra
+
+    try:
+        count = reach(config)
+    except ModuleNotFoundError:
+        return Sign("cluster", "wrong", "Dask is missing: `pip install 'wardround[cluster]'`")
+    except (OSError, ValueError) as error:
+        return Sign("cluster", "wrong", f"{config.scheduler} can't be reached: {error}")
+    if count == 0:
+        return Sign("cluster", "wrong", f"{config.scheduler} has no worker; start `dask worker`")
+    return Sign("cluster", "well", f"{count} workers at {config.scheduler}")
 
 
 def _coordinator(folder: Path) -> Iterator[Sign]:

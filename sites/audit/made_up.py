@@ -27,6 +27,7 @@ from sites.training.config import TrainingConfig
 from sites.training.dp_sgd import train_privately
 from sites.training.examples import prepare
 from sites.training.gradient_sum import gradient_sum
+from sites.training.lot_sums import OwnSums
 
 LARGEST_LOT = 3
 """Patients in a step of a study that samples them, in the reduced setting."""
@@ -164,9 +165,8 @@ class Bench:
     ) -> Tensor:
         """Return the sum over hospitals, each with its share of the noise; one has all patients."""
         examples = prepare(patients, self.study.preprocessing, CPU, seed=0)
-        clipped = gradient_sum(
-            self.network(), self.task, examples, self.config(mechanism), mechanism, lambda *_: None
-        )
+        sums = OwnSums(self.task, examples, self.config(mechanism))
+        clipped = gradient_sum(self.network(), sums, len(examples), mechanism, lambda *_: None)
         shared = SharedGaussian(mechanism, len(clipped), HONEST)
         units = [shared.noisy(each, source) for each in (clipped, np.zeros_like(clipped))]
         return torch.from_numpy((units[0] + units[1]) * shared.grid)

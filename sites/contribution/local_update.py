@@ -6,7 +6,8 @@ layers stay in the hospital's state from round to round.
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from sites.progress import Progress
 from sites.training.config import TrainingConfig
 from sites.training.examples import Examples
 from sites.training.gradient_sum import gradient_sum
+from sites.training.lot_sums import LotSums, OwnSums
 from sites.training.sgd import train_plainly
 from sites.transfer_set import transfer_images
 from sites.update import CLIPPED, Update
@@ -151,17 +153,34 @@ def local_update(training: LocalTraining) -> Update:
 
 def _clipped(training: LocalTraining, network: nn.Module) -> NDArray[np.float64]:
     """Return what a secure sum adds up, clipped and without noise yet: gradients, or the change."""
-    mechanism, study = training.mechanism, training.order.study
+    mechanism = training.mechanism
     if mechanism is None:
         raise ValueError("Expected a mechanism for a sum with shared noise.")
     if mechanism.unit == "hospital":
         _train(training, network, None)
         return clipped_change(_change(training, network, None), mechanism)
-    task = build_task(study.task)
-    with span("train"):
-        return gradient_sum(
-            network, task, training.examples, training.config, mechanism, training.progress
-        )
+    with span("train"), _sums(training, network) as sums:
+        return gradient_sum(network, sums, len(training.patients), mechanism, training.progress)
+
+
+@contextmanager
+def _sums(training: LocalTraining, network: nn.Module) -> Iterator[LotSums]:
+    """Yield what sums the patients' clipped gradients: this process, or the hospital's own cluster."""
+    hospital, order = training.hospital, training.order
+    study, device = order.study, hospital.policy.device
+    own = OwnSums(build_task(study.task), training.examples, training.config)
+    if device.cluster is None:
+        yield own
+        return
+    from sites.training.cluster import TrainingOnWorkers, spread  # noqa: PLC0415  # needs an extra
+
+    seed = study.seed_for(order.round, hospital.name, "draws")
+    network = copy.deepcopy(network).cpu()
+    told = TrainingOnWorkers(
+        network, own.task, own.config, study.preprocessing, seed, device.kind, device.threads
+    )
+    with spread(device.cluster.within(hospital.folder), told, training.patients, own) as sums:
+        yield sums
 
 
 @dataclass(frozen=True)
@@ -237,10 +256,11 @@ def _train(training: LocalTraining, network: nn.Module, correction: Params | Non
     source, noise = hospital.noise(order.noise_purpose)
     if before := training.stored_before("clip"):
         mechanism = mechanism.starting_at(float(before["norm"]))
-    left = train_privately(
-        network, task, training.examples, config, mechanism, source, local_loss, progress,
-        training.unfinished("training"),
-    )  # fmt: skip
+    with _sums(training, network) as sums:
+        left = train_privately(
+            network, task, training.examples, config, mechanism, source, local_loss, progress,
+            training.unfinished("training"), sums=sums,
+        )  # fmt: skip
     if left is not mechanism:
         training.keep("clip", {"norm": torch.tensor(left.clip.norm)})
     return noise

@@ -11,6 +11,7 @@ from models.networks.choice import NETWORKS, NetworkConfig
 from models.settings.tasks import Name
 from privacy.accounting import Budget, Filter
 from sites import yaml_files
+from sites.policy.cluster import ClusterConfig
 from sites.policy.opening_hours import Span
 from sites.policy.security_log import DAYS
 from sites.policy.severities import Check, Severity, severities
@@ -33,6 +34,8 @@ class DeviceConfig(Config):
         most_steps: most optimizer steps in a round; no limit by default.
         checkpoint_s: seconds between two saved states of a training; 30 by default. If the process is
             killed, about this much work is lost.
+        cluster: the hospital's own Dask cluster, whose machines or GPUs share the work of private
+            training; none by default. Plain training, distillation and scores stay on this machine.
     """
 
     kind: Literal["cpu", "cuda"] = "cpu"
@@ -41,6 +44,7 @@ class DeviceConfig(Config):
     threads: PositiveInt = 1
     most_steps: PositiveInt | None = None
     checkpoint_s: Annotated[float, Field(ge=0)] = 30
+    cluster: ClusterConfig | None = None
 
 
 class ApprovalConfig(Config):

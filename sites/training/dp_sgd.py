@@ -15,11 +15,11 @@ from models.unfinished import Unfinished, restore, state_of
 from privacy.mechanisms import Mechanism
 from privacy.noise.source import NoiseSource
 from privacy.optimizer import PatientOptimizer
-from privacy.per_patient import clipped_sums
 from sites.progress import Progress
 from sites.training.config import TrainingConfig
 from sites.training.examples import Examples
-from sites.training.steps import local_loss_adder, with_attacked
+from sites.training.lot_sums import LotSums, OwnSums
+from sites.training.steps import local_loss_adder
 
 Planted = Callable[[Mechanism], Sequence[Tensor]]
 """Function from a step's mechanism to sums of clipped gradients, one for each parameter in order."""
@@ -36,6 +36,7 @@ def train_privately(
     progress: Progress,
     unfinished: Unfinished | None = None,
     planted: Planted | None = None,
+    sums: LotSums | None = None,
 ) -> Mechanism:
     """Train `network` in place with DP-SGD whose unit is the patient.
 
@@ -46,6 +47,7 @@ def train_privately(
         unfinished: storage for the state of this training, from which it resumes. Only steps whose noise
             is added are stored; lost steps are repeated, so the result contains each step once.
         planted: sums of clipped gradients that an audit adds to those of the patients in each step.
+        sums: what sums the patients' clipped gradients; this process alone by default.
 
     Returns:
         The mechanism after the last step, with its new norm if the clip norm is adaptive.
@@ -56,7 +58,10 @@ def train_privately(
     Raises:
         RuntimeError: Opacus' accountant counted other steps than the mechanism charges.
     """
-    training = _Training.started(network, task, examples, config, mechanism, noise, local_loss, planted)
+    sums = sums or OwnSums(task, examples, config)
+    training = _Training.started(
+        network, len(examples), sums, config, mechanism, noise, local_loss, planted
+    )
     stored = unfinished.read() if unfinished else None
     first = training.resume(stored) if stored else 0
     for step in range(first, mechanism.steps):
@@ -73,9 +78,8 @@ class _Training:
     """A private training in progress. `charged` is the mechanism that was charged to the ledger."""
 
     network: nn.Module
-    task: Task
-    examples: Examples
-    config: TrainingConfig
+    patients: int
+    sums: LotSums
     charged: Mechanism
     noise: NoiseSource
     sgd: torch.optim.SGD
@@ -87,8 +91,8 @@ class _Training:
     def started(
         cls,
         network: nn.Module,
-        task: Task,
-        examples: Examples,
+        patients: int,
+        sums: LotSums,
         config: TrainingConfig,
         mechanism: Mechanism,
         noise: NoiseSource,
@@ -105,30 +109,19 @@ class _Training:
             add_local_gradient()
 
         optimizer.attach_step_hook(before_update)
-        return cls(
-            network, task, examples, config, mechanism, noise, sgd, optimizer, accountant, planted
-        )
+        return cls(network, patients, sums, mechanism, noise, sgd, optimizer, accountant, planted)
 
     def step(self, number: int) -> None:
         """Take one step: clip each patient's gradient, sum, add noise, update."""
-        clipper = _Clipper(self.optimizer.mechanism)
-        lot = poisson_lot(len(self.examples), self.charged.sampling_rate, self.noise)
-        for start in range(0, len(lot), self.config.microbatch):
-            self._accumulate(lot[start : start + self.config.microbatch], number, clipper)
-        if self.planted:
-            self.optimizer.accumulate(self.planted(self.optimizer.mechanism))
+        mechanism = self.optimizer.mechanism
+        lot = poisson_lot(self.patients, self.charged.sampling_rate, self.noise)
+        found = self.sums(self.network, lot, number, mechanism)
+        for sums in (found.sums, self.planted and self.planted(mechanism)):
+            if sums:
+                self.optimizer.accumulate(sums)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.optimizer.mechanism = self.optimizer.mechanism.adapted(clipper.within, self.noise)
-
-    def _accumulate(self, patients: list[int], number: int, clipper: "_Clipper") -> None:
-        batch = self.examples.batch(patients, number)
-        if batch is None:
-            return
-        images, targets, patient_of = with_attacked(self.network, self.task, batch, self.config)
-        of_scan = patient_of.to(images.device)
-        sums = clipped_sums(self.network, self.task.loss, images, targets, of_scan, clipper)
-        self.optimizer.accumulate([sums[name] for name, _ in self.network.named_parameters()])
+        self.optimizer.mechanism = mechanism.adapted(found.within, self.noise)
 
     def state(self, step: int) -> dict[str, Tensor]:
         """Return the state from which a later process continues after `step` steps."""
@@ -157,18 +150,6 @@ class _Training:
             raise RuntimeError(
                 f"Expected the steps {charged}, Opacus counted {self.accountant.history}."
             )
-
-
-class _Clipper:
-    """Clip factors of a step, and the number of its patients within the norm, over all microbatches."""
-
-    def __init__(self, mechanism: Mechanism) -> None:
-        self._mechanism = mechanism
-        self.within = 0.0
-
-    def __call__(self, norms: Tensor) -> Tensor:
-        self.within += self._mechanism.count_within(norms)
-        return self._mechanism.clip_factors(norms)
 
 
 def poisson_lot(count: int, rate: float, noise: NoiseSource) -> list[int]:

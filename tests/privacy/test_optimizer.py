@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from privacy.mechanisms import SLACK, ClipConfig, Mechanism
+from privacy.noise.grid import on_grid
 from privacy.noise.source import NoiseSource
-from privacy.optimizer import PatientOptimizer, on_grid
+from privacy.optimizer import PatientOptimizer
 from privacy.per_patient import clipped_sums
 
 

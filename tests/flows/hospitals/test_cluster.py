@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import change_yaml
 from distributed import Client, LocalCluster
 
 from flows.hospitals.cluster import NoCluster, on_cluster
@@ -38,6 +39,28 @@ def test_a_study_trains_on_two_workers_to_the_bits_of_one_machine(
         kept = client.run(_kept_here)
     assert len(kept) == 2
     assert sum(map(len, kept.values())) >= 4  # every hospital had its process, on one of them
+
+
+def test_a_hospital_whose_policy_names_its_own_cluster_releases_the_bits_of_one_machine(
+    cluster: LocalCluster, tmp_path: Path, small_wards, study_file
+) -> None:
+    study, models = study_file(rounds=1), []
+    for shared in (False, True):
+        home = tmp_path / ("shared" if shared else "alone")
+        wards = small_wards(home / "wards")
+        if shared:
+            device = {"cluster": {"scheduler": cluster.scheduler_address}}
+            change_yaml(wards / "north" / "site.yaml", device=device)
+        subprocess.run([*COMMAND, str(study), "--test-noise", "7"], cwd=home, check=True)
+        models.append([record.model_sha256 for record in runs_of(Home(home))[0].records()])
+    assert models[0] == models[1]
+    assert "alone" not in (wards / "north" / "state" / "site.log").read_text()
+    with Client(cluster.scheduler_address) as client:
+        assert list(client.run(_has_summed_here).values()) == [True, True]
+
+
+def _has_summed_here() -> bool:
+    return "sites.training.cluster" in sys.modules
 
 
 def _kept_here() -> list[str]:

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 from typer.testing import CliRunner
 
 from flows.cli.main import app
@@ -104,3 +105,15 @@ def test_a_list_that_is_wrong_does_not_hide_an_address_that_does_not_answer(ward
     found = seen(ward)
     assert found["site.yaml and list"][0] == "wrong"
     assert (found["exchange"][0], found["Prefect's API"][0]) == ("wrong", "wrong")
+
+
+def test_a_cluster_that_does_not_answer_or_has_no_worker_is_wrong(ward: Path, edit) -> None:
+    edit(ward / "site.yaml", device={"cluster": {"scheduler": "tcp://127.0.0.1:9"}})
+    state, found = seen(ward)["cluster"]
+    assert state == "wrong" and found.startswith("tcp://127.0.0.1:9 can't be reached")
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as made:
+        edit(ward / "site.yaml", device={"cluster": {"scheduler": made.scheduler_address}})
+        assert seen(ward)["cluster"][1].endswith("has no worker; start `dask worker`")
+        made.scale(1)
+        made.wait_for_workers(1, timeout=60)
+        assert seen(ward)["cluster"] == ("well", f"1 workers at {made.scheduler_address}")
