@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models import spans
+from models.files import private_folder
 
 SPANS = "spans.jsonl"
 """The file in a folder's state with the spans of its processes, where they are recorded."""
@@ -60,6 +61,7 @@ def main(given: Sequence[str] | None = None) -> None:
     orders: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     if arguments.spans:
+        private_folder(arguments.folder / "state")
         spans.record_to(arguments.folder / "state" / SPANS)
     _serve(arguments.folder, arguments.test_noise, orders)
 

@@ -8,20 +8,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import product
 
+import monai
 import torch
 
+from models.files import private_folder, sha256_of, write_atomically
 from models.objectives import build_task
 from models.spans import span, spanned
 from privacy.accounting import Budget, reported_epsilon
 from privacy.distillation import distil
 from privacy.ledger import Charge, LedgerError
 from privacy.mechanisms import Mechanism
+from privacy.signing import canonical
 from privacy.soundness import check_soundness
 from privacy.statements import MOST_EPSILON, Acceptance, parse_statement
 from sites import export
 from sites.admission.admission import mechanism_for_study, teacher_for, training_for
 from sites.admission.approvals import check_join, check_probe
 from sites.admission.resources import check_disk, exclusive_device
+from sites.code_version import code_sha256
 from sites.contribution.local_update import LocalTraining, end, forget, local_update
 from sites.exchange.exchange import COORDINATOR, Exchange
 from sites.hospital import Hospital
@@ -200,9 +204,29 @@ def _coordinators_cases(order: Order) -> frozenset[str]:
         return frozenset()
 
 
-@spanned("rehearse")
 def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> None:
-    """Raise `Refused` if the study can't train soundly; uses random images, before any charge."""
+    """Raise `Refused` if the study can't train soundly; uses random images, before any charge.
+
+    What was sound stays so: it is not tried again until study, policy, code or libraries change.
+    """
+    if study.distillation and not study.shares_noise:
+        try:
+            transfer_images(study, study.distillation, hospital.public)
+        except NoTransferImages as error:
+            raise Refused(str(error)) from error
+    teacher = teacher_for(hospital.policy, study)
+    depends_on = [study.sha256, code_sha256(), torch.__version__, monai.__version__]
+    depends_on += [str(teacher), repr(mechanism), repr(hospital.policy.device)]
+    found, path = sha256_of(canonical(depends_on)), hospital.state / "rehearsed" / study.name
+    if path.exists() and path.read_text() == found:
+        return
+    _train_on_random_images(hospital, study, mechanism)
+    private_folder(path.parent)
+    write_atomically(path, found.encode())
+
+
+@spanned("rehearse")
+def _train_on_random_images(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> None:
     target = _blank_targets(study, 4).to(hospital.device)
     rng = torch.Generator().manual_seed(study.seed_for(0, "", "rehearsal"))
     sides = (study.task.in_channels, *study.preprocessing.shape)
@@ -215,11 +239,8 @@ def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> 
         if mechanism and study.clips_patients:
             check_soundness(learner, task.loss, mechanism, images, target)
         if study.distillation and not study.shares_noise:
-            transfer_images(study, study.distillation, hospital.public)
             once = study.distillation.model_copy(update={"steps": 1, "batch": 2})
             distil(learner, copy.deepcopy(network), images, once, rng, task.exclusive)
-    except NoTransferImages as error:
-        raise Refused(str(error)) from error
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         raise Refused(f"the study cannot train on images of its shape: {error}") from error
 

@@ -1,9 +1,13 @@
 """Acceptance and contribution of a hospital, with a real ledger, outbox and exchange."""
 
+import json
+from io import StringIO
+
 import pytest
 import torch
 from coordinator import first_model
 
+from models import spans
 from models.networks.segmentation import UNetConfig
 from sites.admission.requests import waiting
 from sites.hospital import Hospital
@@ -59,6 +63,30 @@ def test_a_charge_is_given_back_where_the_scans_cannot_be_prepared_and_stays_onc
     assert [e.action for e in hospital.ledger.entries()][3:] == ["reserve", "start"]
     assert hospital.ledger.spent(1e-3) > 0
     assert coordinator.order(hospital, "contribute", 1).kind == "release"
+
+
+def test_what_was_sound_is_tried_again_only_after_a_change(
+    hospital: Hospital, coordinator_of, study_with, edit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = StringIO()
+    monkeypatch.setattr(spans, "_sink", recorded)
+
+    def times() -> int:
+        return sum(json.loads(line)["name"] == "rehearse" for line in recorded.getvalue().splitlines())
+
+    coordinator = coordinator_of(study_with())
+    coordinator.publish(0, first_model(coordinator.study))
+    for phase, number in (("check", 0), ("join", 0), ("contribute", 1)):
+        coordinator.order(hospital, phase, number)
+        assert times() == 1
+    coordinator.run = "small-2"
+    coordinator.study = study_with(preprocessing={"shape": [32, 24, 24], "intensity": "z_score"})
+    coordinator.order(hospital, "check", 0)
+    assert times() == 2
+    coordinator.run = "small-3"
+    edit(hospital.folder / "site.yaml", device={"kind": "cpu", "memory_mb": 10_000})
+    coordinator.order(Hospital.open(hospital.folder, test_noise=1), "check", 0)
+    assert times() == 3
 
 
 @pytest.mark.parametrize("phase", ["check", "join", "contribute"])
