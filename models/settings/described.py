@@ -193,6 +193,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def _example(path: str, field: FieldInfo, examples: Mapping[str, Any]) -> str:
+    if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
+        return _yaml(get_args(field.annotation)[0])
     plain = re.sub(r" \([^)]*\)", "", path)
     if path in examples or plain in examples:
         return _yaml(examples.get(path, examples.get(plain)))
@@ -213,4 +215,5 @@ def _yaml(value: Any) -> str:  # noqa: ANN401  # a value of a settings file
         value = value.model_dump(mode="json", exclude_defaults=True)
     text = json.dumps(value, default=list)
     text = re.sub(r'"([A-Za-z_][\w .+/-]*)"', r"\1", text)
+    text = re.sub(r'"(\d+)":', r"\1:", text)
     return f"`{text}`"

@@ -1,6 +1,7 @@
 """What each key means, in one place for reference, editors and new files."""
 
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -76,3 +77,12 @@ def test_the_schema_accepts_the_ready_studies_and_names_a_misspelt_key(path: Pat
     jsonschema.validate(content, schema)
     with pytest.raises(jsonschema.ValidationError, match="'ruonds' was unexpected"):
         jsonschema.validate(content | {"ruonds": 3}, schema)
+
+
+def test_the_key_that_says_which_group_it_is_in_has_that_group_as_its_example() -> None:
+    seen = 0
+    for line in (ROOT / "docs" / "reference" / "study.md").read_text().splitlines():
+        if found := re.match(r"\| `.*\((\w+)\)\.(kind|mode|name)` \|.*\| `(\w+)` \|$", line):
+            seen += 1
+            assert found[1] == found[3], line
+    assert seen > 20
