@@ -28,7 +28,7 @@ class MapLookConfig(Config):
     """Changes of a label map, and the intensities of its structures.
 
     Attributes:
-        rotate_deg: the typical rotation about each axis.
+        rotate_deg: the typical rotation about each axis, in degrees.
         scale: the smallest and the largest size against the map's own; an atlas may exceed people.
         shift: the typical shift of the field of view, in voxels of the study.
         bend: the typical size of smooth deformations, in voxels of the study.

@@ -4,6 +4,7 @@ The loss returns one number per scan and never mixes scans, which per-patient cl
 (not all of MONAI's losses guarantee it: reductions and broadcasting can mix a batch).
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -258,7 +259,9 @@ def _plain_tensors() -> Iterator[None]:
     before = get_track_meta()
     set_track_meta(False)
     try:
-        yield
+        with warnings.catch_warnings():  # MONAI 1.6 warns of an argument that it gives itself
+            warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
+            yield
     finally:
         set_track_meta(before)
 

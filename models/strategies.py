@@ -387,7 +387,8 @@ class StrategyConfig(Config):
             raise ValueError(f"expected a name among {sorted(STRATEGIES)}, got {self.name!r}")
         known = inspect.signature(STRATEGIES[self.name]).parameters
         if unknown := sorted(self._arguments.keys() - known.keys()):
-            raise ValueError(f"unknown key {unknown[0]!r}; {self.name} takes {sorted(known) or 'none'}")
+            takes = ", ".join(map(repr, sorted(known))) or "none"
+            raise ValueError(f"only keys of {self.name} ({takes}), got {unknown[0]!r}")
         self.build()
         return self
 

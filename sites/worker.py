@@ -93,7 +93,6 @@ def _serve(folder: Path, test_noise: int | None, orders: "queue.Queue[str]") -> 
     )
     limit_memory(hospital.policy.device)
     torch.set_num_threads(hospital.policy.device.threads)
-    torch.backends.cudnn.allow_tf32 = False  # too coarse for the clip norm's bound
     _answer({"ready": True, "name": hospital.name, "public_key": hospital.public_key})
     while True:
         line = orders.get()

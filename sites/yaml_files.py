@@ -1,6 +1,7 @@
 """Loader of YAML files into checked records; an error names the file, the key, the line, the way out."""
 
 from collections.abc import Hashable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from models.settings.yaml_faults import faults
 C = TypeVar("C", bound=Config)
 
 
+NOT_KEYS = {type(None): "an empty file", list: "a list", str: "a text"}
+"""What a YAML file holds that has no keys, in words."""
 MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -29,6 +32,8 @@ class _Once(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"expected a word as key in line {line}, got a list or a mapping")
             if key.value in lines and key.tag != MERGE:
                 raise yaml.YAMLError(
                     f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}"
@@ -47,13 +52,21 @@ def load(path: Path, model: type[C]) -> C:
         text = path.read_text(encoding="utf-8")
         content = yaml.load(text, _Once)  # noqa: S506  # a safe loader
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file.") from None
+        raise ConfigError(f"{path}: no such file.{_meant(path)}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: can't be read as YAML: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys and values, got {type(content).__name__}.")
+        got = NOT_KEYS.get(type(content), "a single value")
+        raise ConfigError(f"{path}: expected keys and values, got {got}.")
     try:
         return model.model_validate(content)
     except ValidationError as error:
         lines = faults(error, text, content, model)
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
+
+
+def _meant(path: Path) -> str:
+    """Return a question about the file beside a missing one whose name is close; empty without one."""
+    beside = [each.name for each in path.parent.glob("*.yaml")]
+    close = get_close_matches(path.name, beside, n=1)
+    return f" Did you mean {path.parent / close[0]}?" if close else ""

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from flows.cli.main import app
+from flows.hospitals.federation import Federation
+from flows.papers.checklist import Answers
+from flows.tracking.access import Accounts
+from models.config import Config
 from privacy.accounting import Budget, PrivacyEvent, most_found, noise_for
 from sites.policy.policy import Policy
 from sites.study import Study
@@ -56,6 +61,14 @@ def test_both_languages_have_the_same_commands() -> None:
         return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
 
     assert blocks(README) == blocks(CHINESE)
+
+
+def test_both_languages_make_the_same_promises_and_comparisons() -> None:
+    for pattern in (r"`(test_\w+)`", r"\]\((https?://[^)]+)\)", r"\]\((docs/images/[^)]+)\)"):
+        assert re.findall(pattern, README) == re.findall(pattern, CHINESE), pattern
+    tables = [[line.count("|") for line in text.splitlines() if line.startswith("|")]
+              for text in (README, CHINESE)]  # fmt: skip
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -133,3 +146,30 @@ def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
     assert [
         url for url in loaded if "wardround" not in url
     ] == []  # nothing from outside: they open offline
+
+
+BLOCKS = [
+    (path.name, block)
+    for path, text in PAGES.items()
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+]
+FILES = (Study, Policy, Federation, Accounts, Answers)
+"""What a YAML file may be."""
+
+
+@pytest.mark.parametrize(
+    ("page", "block"), BLOCKS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(BLOCKS)]
+)
+def test_each_piece_of_yaml_is_valid_where_it_belongs(page: str, block: str) -> None:
+    content = yaml.safe_load(block)
+    found = {model.__name__: _faults(model, content) for model in FILES}
+    assert [] in found.values(), f"{page}: {found}"
+
+
+def _faults(model: type[Config], part: object) -> list[str]:
+    """Return the faults of a part of a settings file, beside the keys that it lacks."""
+    try:
+        model.model_validate(part)
+    except ValidationError as error:
+        return [str(e) for e in error.errors() if e["type"] != "missing" or len(e["loc"]) > 1]
+    return []

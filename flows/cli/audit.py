@@ -12,6 +12,7 @@ from rich.table import Table
 
 from flows.cli.errors import cli_errors
 from flows.cli.options import AsJsonOption, RoundOption, RunArgument, SitesOption, StudyArgument
+from flows.reporting.console import console
 
 if TYPE_CHECKING:
     from flows.audits.records import AuditRecord
@@ -53,7 +54,7 @@ def mechanism(
         if as_json:
             typer.echo(json.dumps([each.model_dump() for each in found]))
         else:
-            Console().print(_checks(found))
+            console().print(_checks(found))
             typer.echo(f"{time.monotonic() - started:.0f} s")
         raise typer.Exit(0 if all(each.holds for each in found) else 1)
 

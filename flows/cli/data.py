@@ -38,14 +38,22 @@ def phantoms(
     with cli_errors():
         from sites.datasets.phantoms import make_wards
 
-        _show(make_wards(out, seed))
+        _show(out, make_wards(out, seed))
 
 
-def _show(wards: Iterable[Path]) -> None:
-    """Make hospitals known to each other, and name their folders."""
+def _show(out: Path, wards: Iterable[Path]) -> None:
+    """Make hospitals known to each other, and name their folders, and others that are beside them."""
     from sites.setup.wards import introduce
 
     made = list(wards)
+    others = {path.parent for path in out.glob("*/site.yaml")} - set(made)
+    if others:
+        named = ", ".join(sorted(path.name for path in others))
+        typer.echo(
+            f"warning: {out} holds other hospitals too ({named}). A study with --sites {out} asks them "
+            f"as well; take another --out to keep them apart.",
+            err=True,
+        )
     introduce(made)
     for ward in made:
         typer.echo(ward)
@@ -77,7 +85,7 @@ def _decathlon(name: str) -> Callable[..., None]:
             from sites.datasets.public_sets import DECATHLON
 
             folder = source or unpacked(_fetched(DECATHLON[name], download, mirror, downloads))
-            _show(make_hospitals(folder, out, hospitals, seed, channel, skew))
+            _show(out, make_hospitals(folder, out, hospitals, seed, channel, skew))
 
     make.__doc__ = f"Divide the Decathlon's {name} scans among hospitals, by patient."
     return make
@@ -102,10 +110,13 @@ def _pictures(name: str) -> Callable[..., None]:
         with cli_errors():
             from sites.datasets.medmnist import make_hospitals
             from sites.datasets.public_sets import PICTURES
+            from sites.yaml_files import ConfigError
 
             pictures = PICTURES[name]
+            if source and not source.is_file():
+                raise ConfigError(f"--from {source}: expected the file {pictures.source.name}.")
             file = source or _fetched(pictures.source, download, mirror, downloads)
-            _show(make_hospitals(file, out, hospitals, pictures, skew=skew, seed=seed))
+            _show(out, make_hospitals(file, out, hospitals, pictures, skew=skew, seed=seed))
 
     make.__doc__ = f"Divide MedMNIST's {name} set among hospitals that differ in their labels."
     return make

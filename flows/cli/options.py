@@ -21,7 +21,7 @@ TestNoiseOption = Annotated[
     int | None,
     typer.Option(help="Repeatable noise from this seed; made-up hospitals only.", hidden=True),
 ]
-AsJsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+AsJsonOption = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
 SinceOption = Annotated[
     datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only from this day on, in UTC.")
 ]

@@ -2,19 +2,19 @@
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from flows.cli.errors import cli_errors
 from flows.cli.options import AsJsonOption, StudyArgument, YesOption
 from flows.cli.site.data import init as init_site
+from flows.reporting.console import console
 
 if TYPE_CHECKING:
     from flows.planning.plan import Plan
@@ -27,8 +27,8 @@ app.add_typer(init_app, name="init")
 init_app.command(name="site")(init_site)
 
 
-LABELS = "head tail"
-"""The structures of made-up hospitals (`wardround data phantoms`)."""
+LABELS = {"segmentation": "head tail", "classification": "normal abnormal"}
+"""First names: the structures of made-up hospitals (`wardround data phantoms`), or two classes."""
 
 
 def _kind(answer: str) -> str:
@@ -62,6 +62,7 @@ def _epsilon(answer: str) -> float:
 
 @init_app.command(name="study")
 def init_study(
+    ctx: typer.Context,
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("studies/first.yaml"),
     kind: Annotated[
         Literal["segmentation", "classification"], typer.Option(help="What the network answers.")
@@ -77,17 +78,19 @@ def init_study(
     with cli_errors():
         from flows.planning.new_study import first_study, write_study
 
-        if not yes:
-            kind = typer.prompt("Kind: segmentation or classification", default=kind, value_proc=_kind)
-            dims = typer.prompt("Dimensions of the images: 2 or 3", default=dims, value_proc=_dims)
-            label = label or typer.prompt(
-                "Names of structures or classes", default=LABELS, value_proc=_names
-            )
-            epsilon = typer.prompt(
-                "Epsilon for each patient; 0 for none", default=epsilon, value_proc=_epsilon
-            )
+        def ask(name: str, words: str, value: Any, check: Callable[[str], Any]) -> Any:  # noqa: ANN401  # of each kind
+            source = ctx.get_parameter_source(name)
+            if yes or (source and source.name == "COMMANDLINE"):
+                return value
+            return typer.prompt(words, default=value, value_proc=check)
+
+        kind = ask("kind", "Kind: segmentation or classification", kind, _kind)
+        dims = ask("dims", "Dimensions of the images: 2 or 3", dims, _dims)
+        names = ask("label", "Names of structures or classes", label or LABELS[kind], _names)
+        epsilon = ask("epsilon", "Epsilon for each patient; 0 for none", epsilon, _epsilon)
         name = re.sub("[^a-z0-9_-]+", "-", path.stem.lower()).strip("-_")[:40] or "first"
-        content = first_study(name, kind, dims, label or LABELS.split(), epsilon or None)
+        labels = names.split() if isinstance(names, str) else names
+        content = first_study(name, kind, dims, labels, epsilon or None)
         write_study(path, content)
         typer.echo(f"{path}: edit it, then: wardround check {path}; wardround plan {path} --sites wards")
 
@@ -118,8 +121,12 @@ def plan(
             raise ConfigError("Expected --sites or --patients, one of both.")
         wards = wards_in(sites) if sites else {}
         from flows.planning.plan import plan_of_patients, plan_of_wards
+        from flows.runs.paths import Home
+        from flows.starts.material import missing_material
 
         found = plan_of_wards(asked, wards) if sites else plan_of_patients(asked, patients or [])
+        missing = missing_material(asked, Home(Path.cwd()).public)
+        found = replace(found, warnings=[*missing, *found.warnings])
         if as_json:
             content = {**asdict(found), "study": asked.name, "strength_needed": found.strength_needed}
             typer.echo(json.dumps(content))
@@ -129,7 +136,7 @@ def plan(
 
 
 def _show(found: "Plan") -> None:
-    console, study = Console(), found.study
+    out, study = console(), found.study
     table = Table(title=f"{study.name}: {study.rounds} rounds of {study.training.steps} steps")
     for heading in (
         "hospital",
@@ -152,24 +159,24 @@ def _show(found: "Plan") -> None:
             "" if each.budget is None else f"{each.budget[0]:.2f} of {each.budget[1]:g}",
             f"{each.seconds:.0f} s" if each.seconds >= 1 else "under 1 s",
         )
-    console.print(table)
+    out.print(table)
     for each in found.hospitals:
         if each.refusal:
-            console.print(f"{each.name}: {escape(each.refusal)}")
+            out.print(f"{each.name}: {escape(each.refusal)}")
     sent = (
         "depends on the images" if found.release_bytes is None else f"{found.release_bytes / 1e6:.2f} MB"
     )
-    console.print(
+    out.print(
         f"{found.parameters:,} parameters; a release: {sent}; a step takes about {found.memory_mib} MiB "
         f"more than the idle process (times of training alone, on this machine, one scan a patient)"
     )
     if found.strength is not None:
-        console.print(
+        out.print(
             f"strength of the signal: {found.strength:.3g}; below {found.strength_needed:g} training "
             f"gained nothing where it was measured (docs/public-scans-and-epsilon.md)"
         )
     for warning in found.warnings:
-        console.print(f"[bold]warning:[/] {escape(warning)}")
+        out.print(f"[bold]warning:[/] {escape(warning)}")
 
 
 def _rounds(values: Sequence[float]) -> str:
@@ -199,7 +206,7 @@ def doctor(
             table = Table(show_header=False, box=None)
             for sign in found:
                 table.add_row(marks[sign.state], sign.what, escape(sign.found))
-            Console().print(table)
+            console().print(table)
         raise typer.Exit(1 if any(sign.state == "wrong" for sign in found) else 0)
 
 

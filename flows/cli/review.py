@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from flows.cli.errors import cli_errors
 from flows.cli.options import RoundOption, RunArgument
+from flows.reporting.console import console
 
 if TYPE_CHECKING:
     from flows.decisions.verdicts import Verdict
@@ -57,8 +57,8 @@ def show(run: RunArgument = None, round: RoundOption = None) -> None:
             from flows.release import evidence, reviews
 
             record = evidence.record_of(opened, round)
-            Console().print(reviews.evidence_table(opened, record))
-            Console().print(reviews.decisions_table(opened, record))
+            console().print(reviews.evidence_table(opened, record))
+            console().print(reviews.decisions_table(opened, record))
             typer.echo("To decide on another machine, sign these terms with `wardround review sign`:")
             typer.echo(reviews.terms_text(opened, record))
 

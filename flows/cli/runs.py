@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from flows.cli.errors import cli_errors
 from flows.cli.options import AsJsonOption, RunArgument, SinceOption
+from flows.reporting.console import console
 
 if TYPE_CHECKING:
     from flows.papers.pages import Reader
@@ -39,7 +39,7 @@ def status(
         if as_json:
             typer.echo(json.dumps(asdict(found)))
         else:
-            Console().print(status_table(found))
+            console().print(status_table(found))
 
 
 runs_app = typer.Typer(help="List and compare runs.")
@@ -65,16 +65,16 @@ def list_runs(ctx: typer.Context, as_json: AsJsonOption = False) -> None:
             typer.echo("No run is recorded here yet.")
             return
         table = Table()
-        for heading in ("run", "begun", "rounds", "hospitals", "epsilon", "quality before", "now"):
+        for heading in ("run", "rounds", "hospitals", "epsilon", "quality before", "now"):
             table.add_column(heading, overflow="fold", no_wrap=heading == "run")
         for line in found:
             shown = ["none" if line.epsilon is None else f"{line.epsilon:.2f}"]
             shown += [
                 "-" if each is None else f"{line.metric} {each:.3f}" for each in (line.before, line.now)
             ]
-            rounds = line.rounds if line.is_finished else f"{line.rounds}, unfinished"
-            table.add_row(line.run, line.begun, rounds, str(line.hospitals), *shown)
-        Console().print(table)
+            rounds = line.rounds if line.is_finished else f"{line.rounds} (goes on)"
+            table.add_row(line.run, rounds, str(line.hospitals), *shown)
+        console().print(table)
 
 
 @runs_app.command()
@@ -102,7 +102,7 @@ def diff(
         for each in found:
             values = ("-" if v is None else escape(str(v)) for v in (each.first, each.second))
             table.add_row(each.what, *values)
-        Console().print(table)
+        console().print(table)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from flows.cli.options import (
     StudyArgument,
     TestNoiseOption,
 )
+from flows.reporting.console import console
 
 if TYPE_CHECKING:
     from flows.coordination.beginning import Means
@@ -80,15 +81,17 @@ def run(
 
         if attached:
             _end_with_parent()
+        asked = load_study(study)
+        _check_material(asked)
         if federation is None:
-            _train(load_study(study), sites, Means(test_noise, profile, cluster), new=new)
+            _train(asked, sites, Means(test_noise, profile, cluster), new=new)
         elif profile or cluster:
             raise ConfigError(
                 "--profile, --cluster: expected --sites beside them, got --federation: how long a "
                 "hospital takes, and on which machines, is its own affair."
             )
         else:
-            _train_remotely(load_study(study), federation, new=new)
+            _train_remotely(asked, federation, new=new)
 
 
 @app.command()
@@ -127,7 +130,7 @@ def survey(
                 return
             surveys.survey(str(study), str(sites), str(home.folder))
         if newest := surveys.last(home, asked.name):
-            Console().print(surveys.table(newest))
+            console().print(surveys.table(newest))
 
 
 @app.command(name="check")
@@ -142,6 +145,7 @@ def check_hospitals(
     """Check a study, and ask hospitals whether they could train it now; exit code 1 if one can't."""
     with cli_errors():
         from flows.runs.paths import Home
+        from flows.starts.material import missing_material
         from sites.study import load_study
         from sites.yaml_files import ConfigError
 
@@ -152,9 +156,12 @@ def check_hospitals(
                 typer.echo(json.dumps({"faults": str(error).splitlines()}))
                 raise typer.Exit(error.exit_code) from error
             raise
+        missing = missing_material(asked, Home(Path.cwd()).public)
+        for sentence in missing:
+            typer.echo(f"warning: {sentence}", err=True)
         if federation is None and not Path("federation.yaml").exists():
             alone = "its keys are right and fit each other; without a federation.yaml nobody was asked"
-            typer.echo(json.dumps({}) if as_json else f"{study}: {alone}.")
+            typer.echo(json.dumps({"warnings": missing}) if as_json else f"{study}: {alone}.")
             return
         federation = federation or Path("federation.yaml")
         from flows.coordination.readiness import READY, expectations, readiness
@@ -199,6 +206,16 @@ def coordinator_key() -> None:
         from flows.runs.paths import Home
 
         typer.echo(public_key(Home(Path.cwd())))
+
+
+def _check_material(study: "Study") -> None:
+    """Raise `ConfigError` unless the public material that a study names is there."""
+    from flows.runs.paths import Home
+    from flows.starts.material import missing_material
+    from sites.yaml_files import ConfigError
+
+    if missing := missing_material(study, Home(Path.cwd()).public):
+        raise ConfigError("\n".join(missing))
 
 
 def _check_cron(text: str) -> None:

@@ -24,6 +24,7 @@ from flows.runs.paths import Home
 from flows.runs.run import started_runs
 from flows.servers.environment import set_prefect
 from privacy.ledger import LedgerError
+from sites.cluster import reach
 from sites.hospital import Hospital
 from sites.policy.cluster import ClusterConfig
 from sites.policy.policy import load_policy
@@ -151,8 +152,6 @@ def _ledger(hospital: Hospital) -> Sign:
 
 def _cluster(config: ClusterConfig) -> Sign:
     """Look whether a hospital's own machines answer; without them it trains alone."""
-    from sites.training.cluster import reach  # noqa: PLC0415  # needs an extra
-
     try:
         count = reach(config)
     except ModuleNotFoundError:

@@ -4,10 +4,10 @@ import json
 from datetime import datetime
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.reporting.console import console
 from privacy.statements import one_line
 from sites.policy.security_log import SecurityLog
 
@@ -25,4 +25,4 @@ def print_events(log: SecurityLog, since: datetime | None, *, as_json: bool) -> 
         what = str(event["what"]).replace("_", " ")
         shown = (event["at"], event["who"], what, about)
         table.add_row(*(escape(one_line(str(each))) for each in shown))
-    Console().print(table if table.row_count else "No event is recorded.")
+    console().print(table if table.row_count else "No event is recorded.")

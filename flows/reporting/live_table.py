@@ -53,11 +53,13 @@ def live_table(
         table.add_column(f"{name or 'metrics'} {when}" if record is shown[0] else when, justify="right")
     if run.study.privacy.mode != "none":
         table.add_column("epsilon", justify="right")
+    is_over = bool(records) and records[-1].round >= run.study.rounds
     order = sorted(roster, key=lambda site: (site not in steps or steps[site].is_done, site))
     for site in order[:MOST_ROWS]:
         values = [_metric(run, record, site, name) for record in shown]
         spent = [_epsilon(run, records, site)] if run.study.privacy.mode != "none" else []
-        table.add_row(site, _now(steps.get(site)), *values, *spent)
+        now = Text("done", style="dim") if is_over else _now(steps.get(site))
+        table.add_row(site, now, *values, *spent)
     if len(order) > MOST_ROWS:
         table.caption = f"and {len(order) - MOST_ROWS} hospitals more"
     return table

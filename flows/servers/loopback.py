@@ -2,7 +2,9 @@
 
 A small supervisor process runs each server. Users hold a shared lock on a file, which the kernel
 releases even when a user is killed. When the supervisor gets that lock exclusively, no user is left, and
-it stops the server. `python -m flows.servers.loopback SERVER` is that supervisor (`Server` as JSON).
+it stops the server. Supervisor and server hold another lock as long as one of them lives: without it an
+address is that of a server that was killed, and may be another folder's by now.
+`python -m flows.servers.loopback SERVER` is that supervisor (`Server` as JSON).
 """
 
 import fcntl
@@ -31,6 +33,8 @@ class PortTaken(FixYourInput):
     """A port that was asked for is another program's."""
 
 
+SERVING = "serving.lock"
+"""The file that a server and its supervisor hold locked."""
 LOOPBACK = "127.0.0.1"
 DIRECT = (LOOPBACK, "localhost", "::1")
 """Hosts that no proxy can reach for this machine."""
@@ -115,11 +119,25 @@ def url_of(server: Server) -> str | None:
 
 
 def _running_url(server: Server) -> str | None:
+    if not _is_served(server):
+        return None
     try:
         url: str = json.loads((server.folder / "address.json").read_text())["url"]
     except (FileNotFoundError, ValueError, KeyError):
         return None
     return url if _answers(url + server.health) else None
+
+
+def _is_served(server: Server) -> bool:
+    """Return whether a server of this very folder lives, or its supervisor."""
+    try:
+        with (server.folder / SERVING).open("r") as serving:
+            fcntl.flock(serving, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _url(port: int) -> str:
@@ -194,8 +212,12 @@ def supervise(server: Server) -> int:
     """Run a server until it ends or its last user has gone; return its exit status."""
     if server.database:
         server.database.lay(server.folder / "server.log")
-    process = subprocess.Popen(server.command)
-    with (server.folder / "users.lock").open("w") as users:
+    with (
+        (server.folder / "users.lock").open("w") as users,
+        (server.folder / SERVING).open("w") as serving,
+    ):
+        fcntl.flock(serving, fcntl.LOCK_EX)
+        process = subprocess.Popen(server.command, pass_fds=[serving.fileno()])
         while process.poll() is None:
             time.sleep(0.5)
             try:

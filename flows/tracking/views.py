@@ -190,4 +190,5 @@ def links(url: str) -> list[tuple[str, str]]:
         page = found.token
         if not page:
             break
-    return pages + [(f"{name}: versions", f"{url}/#/models/{name}") for name in registered]
+    kind = "?workflowType=machine_learning"
+    return pages + [(f"{name}: versions", f"{url}/#/models/{name}{kind}") for name in registered]

@@ -19,7 +19,7 @@ from models.config import Config
 
 KINDS = ("kind", "mode", "name")
 """Keys that say which of several groups of keys a group is."""
-_FIELD = re.compile(r" {4}([a-z_0-9, ]+): (.*)")
+_FIELD = re.compile(r" {4}([a-z_0-9]+(?:, [a-z_0-9]+)*): (.*)")
 
 
 def descriptions(config: type[BaseModel]) -> dict[str, str]:

@@ -18,7 +18,7 @@ class Augmentation(Config):
             the same for any number (augmentation multiplicity: De et al. 2022, Unlocking High-Accuracy
             Differentially Private Image Classification through Scale, https://arxiv.org/abs/2204.13650).
         flip: axes along which half of the images are mirrored.
-        rotate_deg: the largest rotation about each axis, in mm and not in voxels.
+        rotate_deg: the largest rotation about each axis, in degrees; it turns mm, not voxels.
         scale: the largest change in size, as a share.
         intensity: the largest change of contrast, as a share, and of brightness.
         noise: the largest standard deviation of added noise.

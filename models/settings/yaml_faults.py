@@ -34,20 +34,30 @@ def faults(
     """
     lines = list(fault_lines(error, text, model))
     mended, replaced = _mended(error, content, model)
-    try:
-        model.model_validate(mended)
-    except ValidationError as other:
-        if not any(each["loc"] for each in other.errors()):  # else a needed key has no stand-in
-            among = list(fault_lines(other, text, model))
-            lines += [line for line in among if line not in lines and not _names(line, replaced)]
-    return lines
+    among: list[str] | None = None
+    for variant in _variants(mended, replaced):
+        try:
+            model.model_validate(variant)
+        except ValidationError as other:
+            if any(each["loc"] for each in other.errors()):  # a needed key has no stand-in
+                return lines
+            found = list(fault_lines(other, text, model))
+            among = [line for line in found if among is None or line in among]
+        else:
+            return lines
+    keys = [".".join(map(str, named)) for named in replaced]
+    return lines + [line for line in among or () if line not in lines and not _names(line, keys)]
+
+
+Replaced = Mapping[tuple[str | int, ...], Sequence[Any]]
+"""The values that wrong keys may have, by their paths in the file."""
 
 
 def _mended(
     error: ValidationError, content: Mapping[str, Any], model: type[BaseModel]
-) -> tuple[dict[str, Any], set[str]]:
-    """Return a file's content without wrong values, and the keys whose values are not the file's."""
-    mended, replaced = copy.deepcopy(dict(content)), set()
+) -> tuple[dict[str, Any], Replaced]:
+    """Return a file's content without wrong values, and what the keys may have in their place."""
+    mended, replaced = copy.deepcopy(dict(content)), {}
     for each in error.errors():
         group, named = _group_of(mended, each["loc"])
         if each["type"] == "missing" or not named:
@@ -58,36 +68,52 @@ def _mended(
             if meant and meant not in group:
                 group[meant] = value
         else:
-            replaced.add(".".join(named))
-            if (allowed := _allowed(model, each["loc"])) is not None:
-                group[named[-1]] = allowed
+            replaced[tuple(named)] = allowed = _allowed(model, each["loc"])
+            if allowed:
+                group[named[-1]] = allowed[0]
     return mended, replaced
 
 
-def _allowed(model: type[BaseModel], loc: Path) -> int | str | None:
-    """Return a number or a word that a key without a default may have; None for other keys."""
+def _variants(mended: dict[str, Any], replaced: Replaced) -> Iterator[dict[str, Any]]:
+    """Yield a mended content, and it with each other value that a wrong key may have."""
+    yield mended
+    for named, allowed in replaced.items():
+        for value in allowed[1:]:
+            variant = copy.deepcopy(mended)
+            group: Any = variant
+            for part in named[:-1]:
+                group = group[part]
+            group[named[-1]] = value
+            yield variant
+
+
+def _allowed(model: type[BaseModel], loc: Path) -> list[Any]:
+    """Return words that a key may have, or a number if it has no default; none for other keys."""
     schema = model.model_json_schema()
     group = [each for node in _nodes_at(schema, loc[:-1]) for each in _alternatives(node, schema)]
-    needed = [each for each in group if loc[-1] in each.get("required", ())]
-    for node in (found for each in needed for found in _next(each, loc[-1], schema)):
-        for each in _alternatives(node, schema):
-            if "enum" in each:
-                word: int | str = each["enum"][0]
-                return word
-            if each.get("type") in ("integer", "number"):
-                return int(max(1, each.get("minimum", 1), each.get("exclusiveMinimum", 0) + 1))
-    return None
+    for of_group in group:
+        for node in _next(of_group, loc[-1], schema):
+            for each in _alternatives(node, schema):
+                if "enum" in each:
+                    return list(each["enum"])
+                is_needed = loc[-1] in of_group.get("required", ())
+                if is_needed and each.get("type") in ("integer", "number"):
+                    return [int(max(1, each.get("minimum", 1), each.get("exclusiveMinimum", 0) + 1))]
+    return []
 
 
-def _group_of(content: dict[str, Any], loc: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the innermost keys and values at a path of pydantic's, and the path of keys into them."""
+def _group_of(content: dict[str, Any], loc: Path) -> tuple[dict[str | int, Any], list[str | int]]:
+    """Return the innermost keys and values at a path of pydantic's, and the path in the file to them."""
     inner: Any = content
-    group, named, found = content, [], []
+    group: dict[str | int, Any] = inner
+    named: list[str | int] = []
+    found: list[str | int] = []
     for part in loc:
         if isinstance(inner, dict) and part in inner:
-            named.append(str(part))
+            named.append(part)
             group, inner, found = inner, inner[part], list(named)
         elif isinstance(inner, list) and isinstance(part, int) and part < len(inner):
+            named.append(part)
             inner = inner[part]
     return group, found
 
@@ -111,30 +137,38 @@ def fault_lines(error: ValidationError, text: str, model: type[BaseModel]) -> It
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     by_place: dict[tuple[str, int | None], list[ErrorDetails]] = {}
     for each in error.errors():
-        by_place.setdefault(_place(root, each["loc"]), []).append(each)
+        by_place.setdefault(_place(root, each["loc"], each["type"]), []).append(each)
     for (key, line), found in by_place.items():
         if not key:  # the fault concerns several keys; its message names them
             for each in found:
-                yield from each["msg"].removeprefix("Value error, ").split("\n")
+                told = each["msg"].removeprefix("Value error, ").split("\n")
+                yield from (_with_line(message, root) for message in told)
             continue
         yield f"{key}: {_words(found, model, f' (line {line})' if line else '')}"
 
 
-def _place(root: Node | None, loc: Path) -> tuple[str, int | None]:
-    """Return a fault's key as the file has it, and the line of the key or of what it should be in."""
+def _with_line(message: str, root: Node | None) -> str:
+    """Return a message that begins with a key, with the line of that key in the file."""
+    named = re.match(r"([a-z_]+(?:\.[a-z_]+)*)[:,]", message)
+    line = _place(root, named[1].split("."), "")[1] if named else None
+    return f"{message.rstrip('.')} (line {line})." if line else message
+
+
+def _place(root: Node | None, loc: Path, kind: str) -> tuple[str, int | None]:
+    """Return a fault's key as the file has it, and the line of the key or of what it should be in.
+
+    Args:
+        kind: the fault's type: only of a missing key the last part is not in the file.
+    """
     node, named, line = root, [], None
     for number, part in enumerate(loc):
         inner = _inner(node, part)
         if inner is not None:
             node, line = inner
-        elif number < len(loc) - 1 or not _is_key(loc) or isinstance(node, ScalarNode):
+        elif number < len(loc) - 1 or kind != "missing":
             continue  # the kind of a section, such as `local`, or of a value
         named.append(str(part))
     return ".".join(named), line
-
-
-def _is_key(loc: Path) -> bool:
-    return bool(loc) and isinstance(loc[-1], str)
 
 
 def _inner(node: Node | None, part: str | int) -> tuple[Node, int] | None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib import metadata
 from itertools import product
 
 import monai
@@ -215,14 +216,26 @@ def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> 
         except NoTransferImages as error:
             raise Refused(str(error)) from error
     teacher = teacher_for(hospital.policy, study)
-    depends_on = [study.sha256, code_sha256(), torch.__version__, monai.__version__]
+    depends_on = [study.sha256, code_sha256(), *map(str, _libraries(hospital))]
     depends_on += [str(teacher), repr(mechanism), repr(hospital.policy.device)]
-    found, path = sha256_of(canonical(depends_on)), hospital.state / "rehearsed" / study.name
-    if path.exists() and path.read_text() == found:
+    found, path = sha256_of(canonical(depends_on)).encode(), hospital.state / "rehearsed" / study.name
+    if path.exists() and path.read_bytes() == found:
         return
     _train_on_random_images(hospital, study, mechanism)
-    private_folder(path.parent)
-    write_atomically(path, found.encode())
+    try:
+        private_folder(path.parent)
+        write_atomically(path, found)
+    except OSError as error:  # it is tried again at the next order
+        log.warning("%s can't be written: %s", path, type(error).__name__)
+
+
+def _libraries(hospital: Hospital) -> Sequence[object]:
+    """Return the versions of what computes gradients."""
+    found = [torch.__version__, monai.__version__, metadata.version("opacus")]
+    if hospital.policy.device.kind != "cuda":
+        return found
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return [*found, cudnn, torch.cuda.get_device_name(hospital.device)]
 
 
 @spanned("rehearse")

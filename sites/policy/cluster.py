@@ -12,8 +12,8 @@ class ClusterConfig(Config):
     """The hospital's own Dask cluster, whose workers sum the gradients of private training.
 
     Attributes:
-        scheduler: address of the Dask scheduler: `tls://host:port`, or `tcp://127.0.0.1:port` on this
-            machine. Whoever reaches it can run programs beside the patients' scans.
+        scheduler: address of the Dask scheduler: `tls://host:port`, or `tcp://127.0.0.1:port` with
+            workers on this machine. Whoever reaches it can run programs in the hospital's process.
         ca: file with the certificate of the authority that the cluster trusts, relative to `site.yaml`;
             needed with `tls://`, as the next two.
         certificate: file with the hospital's own certificate for the cluster.

@@ -2,47 +2,54 @@
 
 Each patient lies with one worker, whole, so clipping stays exact: a worker gets the parameters, clips
 and adds up the gradients of its own patients, and returns one sum. The sums are rounded to a grid on
-which adding is exact (`lot_sums.FINER`), so with all patients in each step the number of workers changes
-no bit; where steps sample patients, other patients share a microbatch, whose float32 rounding differs.
-Noise, ledger and keys stay with the hospital's own process; workers get prepared scans and a network.
+which adding is exact (`lot_sums.FINER`). So on like machines, with all patients in each step, the number
+of workers changes no bit; where steps sample patients, other patients share a microbatch, whose float32
+rounding differs. Noise, ledger and keys stay with the hospital's own process.
 
 A worker that is lost, or never was there, costs time alone: the hospital's process sums the gradients of
-that worker's patients itself.
+that worker's patients itself. Workers hold prepared scans in an actor, which Dask neither copies nor
+writes to disk, and frees when the hospital's process leaves, however that ends.
 
-Dask's own messages are pickles, and whoever reaches a scheduler can run programs. So the address is
-`tls://` with the hospital's own certificates, or that of this machine.
+Dask's own messages are pickles: a machine of the cluster can run programs on all others, and in the
+hospital's process. So it has to be trusted as the hospital's own, behind TLS.
 """
 
 import copy
 import logging
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import monai
 import torch
 from torch import nn
 
 from models.objectives import Task
 from models.settings.images import PreprocessingConfig
 from privacy.mechanisms import Mechanism
+from sites.cluster import connected, living, usable
 from sites.code_version import code_sha256
-from sites.cohort import Patient
 from sites.imaging.preprocessing import Prepared
-from sites.imaging.reading import Reading
 from sites.policy.cluster import ClusterConfig
 from sites.training.config import TrainingConfig
-from sites.training.examples import Examples, prepare
-from sites.training.lot_sums import Done, LotSum, OwnSums, added
+from sites.training.examples import Drawn, Examples, prepare
+from sites.training.lot_sums import LotSum, OwnSums, added
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
 
 log = logging.getLogger("wardround.site")
 
 LOOK_S = 2.0
 """Seconds between two looks at whether a worker still lives."""
+BEGIN_S = 60.0
+"""Seconds within which a worker has to be ready for a training."""
+
+
+def versions() -> tuple[str, ...]:
+    """Return what has to be the same at the hospital's process and at its workers."""
+    return (code_sha256(), torch.__version__, monai.__version__)
 
 
 @dataclass(frozen=True)
@@ -62,240 +69,223 @@ class TrainingOnWorkers:
     seed: int
     device: str
     threads: int
-    code: str = field(default_factory=code_sha256)
+    versions: tuple[str, ...] = field(default_factory=versions)
 
 
 @contextmanager
 def spread(
-    cluster: ClusterConfig, training: TrainingOnWorkers, patients: Sequence[Patient], own: OwnSums
+    cluster: ClusterConfig, training: TrainingOnWorkers, patients: Sequence[Drawn], own: OwnSums
 ) -> Iterator["SpreadSums | OwnSums"]:
     """Yield sums that the workers of a cluster compute, or `own` if none can be reached."""
     try:
-        from distributed import Client  # noqa: PLC0415  # an extra
-
-        client = Client(cluster.scheduler, security=_security(cluster), timeout=10, set_as_default=False)
+        client = connected(cluster)
     except (ModuleNotFoundError, OSError, ValueError) as error:
         log.warning("the cluster %s can't be used; training alone: %s", cluster.scheduler, error)
         yield own
         return
-    with client:
-        sums = SpreadSums(client, uuid.uuid4().hex, patients, own)
-        sums.deal(training)
+    try:
+        sums = SpreadSums(client, own)
         try:
-            yield sums
-        finally:
-            sums.forget()
-
-
-def reach(cluster: ClusterConfig) -> int:
-    """Return the number of workers of a cluster; raise OSError or ValueError if it can't be reached."""
-    from distributed import Client  # noqa: PLC0415  # an extra
-
-    security = _security(cluster)
-    with Client(cluster.scheduler, security=security, timeout=10, set_as_default=False) as client:
-        return len(_workers(client))
-
-
-def _security(cluster: ClusterConfig) -> Any:  # noqa: ANN401  # Dask's, an extra
-    if cluster.certificate is None:
-        return None
-    from distributed.security import Security  # noqa: PLC0415
-
-    return Security(
-        tls_ca_file=str(cluster.ca),
-        tls_client_cert=str(cluster.certificate),
-        tls_client_key=str(cluster.key),
-        require_encryption=True,
-    )
-
-
-def _workers(client: "Client") -> list[str]:
-    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+            sums.begin(training, usable(client, cluster))
+            sums.deal(patients, training.config.microbatch)
+        except Exception as error:  # such as a scheduler that ends meanwhile
+            log.warning("the cluster is lost; training alone: %s", type(error).__name__)
+            sums = SpreadSums(client, own)
+        yield sums
+    finally:
+        with suppress(Exception):  # the cluster has ended before
+            client.close(timeout=LOOK_S)
 
 
 @dataclass
 class SpreadSums:
     """Sums of clipped gradients by the workers of a cluster (a `LotSums`).
 
-    The workers take turns at the microbatches of all patients in order, and keep those patients.
-
     Attributes:
-        name: a name of this training that no other has.
-        keepers: by worker, the numbers of the patients whom it has; a worker that is lost is not there.
+        held: by worker, the actor with its part of the training; a worker that is lost is not there.
+        keepers: by worker, the numbers of the patients whom it has.
     """
 
     client: "Client"
-    name: str
-    patients: Sequence[Patient]
     own: OwnSums
+    held: dict[str, Any] = field(default_factory=dict)
     keepers: dict[str, list[int]] = field(default_factory=dict)
 
-    def deal(self, training: TrainingOnWorkers) -> None:
-        """Give each worker the training and its patients."""
-        workers = _workers(self.client)
-        if not workers:
+    def begin(self, training: TrainingOnWorkers, workers: Sequence[str]) -> None:
+        """Get workers ready, without any scan yet."""
+        asked = {
+            worker: self.client.submit(
+                HeldTraining, training, actor=True, pure=False, workers=[worker],
+                allow_other_workers=False,
+            )
+            for worker in workers
+        }  # fmt: skip
+        for worker, future in asked.items():
+            try:
+                with self.client.as_current():
+                    self.held[worker] = future.result(timeout=BEGIN_S)
+            except OtherVersions as error:
+                log.warning("worker %s gets no scan: %s", worker, error)
+            except Exception as error:
+                log.warning("worker %s gets no scan: %s", worker, type(error).__name__)
+        if not self.held:
             log.warning("the cluster has no worker; training alone")
-            return
-        size = training.config.microbatch
-        sent: dict[str, Future] = {}
-        for worker in workers:
-            sent[worker] = self._submit(worker, begin_here, self.name, training)
-        for start in range(0, len(self.patients), size):
-            worker = workers[start // size % len(workers)]
-            for i in range(start, min(start + size, len(self.patients))):
-                sent[worker] = self._submit(
-                    worker, keep_here, self.name, i, _loaded(self.patients[i]), sent[worker]
-                )
-                self.keepers.setdefault(worker, []).append(i)
-            self._taken(worker, sent[worker])  # one microbatch at a time is on its way
-        log.info("gradients are summed by %d workers", len(self.keepers))
+
+    def deal(self, patients: Sequence[Drawn], size: int) -> None:
+        """Have the workers take turns at microbatches of `size` patients, in order, and keep them."""
+        workers = list(self.held)
+        for number, start in enumerate(range(0, len(patients), size) if workers else ()):
+            worker = workers[number % len(workers)]
+            if worker not in self.held:
+                continue  # lost meanwhile
+            mine = range(start, min(start + size, len(patients)))
+            told = {i: _loaded(patients[i]) for i in mine}
+            if self._answer(worker, self._ask(worker, "keep", told)) is not None:
+                self.keepers.setdefault(worker, []).extend(mine)
 
     def __call__(
-        self,
-        network: nn.Module,
-        patients: Sequence[int],
-        step: int,
-        mechanism: Mechanism,
-        done: Done = lambda _: None,
+        self, network: nn.Module, patients: Sequence[int], step: int, mechanism: Mechanism
     ) -> LotSum:
         """Return the sum over `patients`; see `lot_sums.LotSums`."""
         weights = [p.detach().cpu().numpy() for p in network.parameters()]
-        asked, rest = {}, set(patients)
-        for worker, kept in self.keepers.items():
-            if mine := [i for i in kept if i in rest]:
-                future = self._submit(worker, sum_here, self.name, weights, mine, step, mechanism)
-                asked[worker] = (future, mine)
-                rest.difference_update(mine)
-        parts, count = [], 0
-        for worker, (future, mine) in asked.items():
-            found = self._taken(worker, future)
+        in_lot, asked = set(patients), {}
+        for worker, kept in list(self.keepers.items()):
+            if mine := [i for i in kept if i in in_lot]:
+                asked[worker] = (self._ask(worker, "sums", weights, mine, step, mechanism), mine)
+        parts = []
+        for worker, (answer, mine) in asked.items():
+            found = self._answer(worker, answer)
             if found is None:
-                rest.update(mine)
                 continue
-            parts.append(found)
-            count += len(mine)
-            done(count)
-        by_us = [i for i in patients if i in rest]
-        device = next(network.parameters()).device
-        on_device = [replace(part, sums=_to(part, device)) for part in parts]
-        ours = self.own(network, by_us, step, mechanism, lambda more: done(count + more))
-        return added([*on_device, ours])
+            if not is_possible(found, network, len(mine), mechanism):
+                self._lose(worker, "its sum is longer than its patients' could be, or of other shapes")
+                continue
+            device = next(network.parameters()).device
+            parts.append(replace(found, sums=_to(found, device)))
+            in_lot.difference_update(mine)
+        ours = self.own(network, [i for i in patients if i in in_lot], step, mechanism)
+        return added([*parts, ours])
 
-    def forget(self) -> None:
-        """Have the workers drop the patients' scans."""
-        for worker in self.keepers:
-            with suppress(Exception):  # a worker that has ended has dropped them
-                self._submit(worker, end_here, self.name).result(timeout=10)
+    def _ask(self, worker: str, what: str, *told: Any) -> Any:  # noqa: ANN401  # a future of Dask's
+        """Begin a call; None if the worker is lost."""
+        try:
+            with self.client.as_current():
+                return getattr(self.held[worker], what)(*told)
+        except Exception as error:
+            self._lose(worker, type(error).__name__)
+            return None
 
-    def _submit(self, worker: str, call: Any, *told: Any) -> "Future":  # noqa: ANN401  # Dask's own
-        return self.client.submit(
-            call, *told, workers=[worker], allow_other_workers=False, pure=False, retries=0
-        )
-
-    def _taken(self, worker: str, future: "Future") -> Any:  # noqa: ANN401  # what the call returned
+    def _answer(self, worker: str, future: Any) -> Any:  # noqa: ANN401  # what the call returns
         """Return a call's result; None if its worker is lost, which keeps no patient from then on."""
         from distributed import TimeoutError as TooLate  # noqa: PLC0415  # an extra
 
-        while True:
+        while future is not None:
             try:
                 return future.result(timeout=LOOK_S)
             except TooLate:
-                if worker in _workers(self.client):
-                    continue
-                error = "it has left the cluster"
-            except OtherCode as fault:
-                error = str(fault)
-            except Exception as fault:  # whatever it is, the hospital's own process does the work
-                error = type(fault).__name__
-            log.warning("worker %s is lost: %s; its patients are trained here", worker, error)
-            with suppress(Exception):
-                future.cancel()
-            self.keepers.pop(worker, None)
-            return None
+                if worker not in living(self.client):
+                    self._lose(worker, "it has left the cluster")
+                    break
+            except Exception as error:  # whatever it is, the hospital's own process does the work
+                self._lose(worker, type(error).__name__)
+                break
+        return None
+
+    def _lose(self, worker: str, why: str) -> None:
+        log.warning("worker %s is lost: %s; its patients are trained here", worker, why)
+        self.held.pop(worker, None)  # frees what it has, where it still lives
+        self.keepers.pop(worker, None)
 
 
-class OtherCode(Exception):
-    """A worker has another version of Wardround or of PyTorch."""
+def is_possible(found: LotSum, network: nn.Module, patients: int, mechanism: Mechanism) -> bool:
+    """Return whether a sum has the network's shapes, and no more than `patients` clipped gradients."""
+    if not isinstance(found, LotSum) or abs(found.within) > patients / 2:
+        return False
+    if found.sums is None:
+        return True
+    shapes = [p.shape for p in network.parameters()]
+    if [each.shape for each in found.sums] != shapes:
+        return False
+    length = float(torch.stack([each.double().norm() for each in found.sums]).norm())
+    return length <= mechanism.clip.norm * patients  # false for NaN
 
 
 def _to(part: LotSum, device: torch.device) -> tuple[torch.Tensor, ...] | None:
     return part.sums and tuple(each.to(device) for each in part.sums)
 
 
+class OtherVersions(Exception):
+    """A worker has another version of Wardround, of PyTorch or of MONAI."""
+
+
 @dataclass(frozen=True)
-class _Loaded:
-    """A scan that is in memory; unlike a function, it can be sent."""
+class _Scan:
+    """A scan in memory; unlike a function, it can be sent. One that can't be read is None."""
 
-    prepared: Prepared
+    prepared: Prepared | None
 
-    def __call__(self) -> Prepared:
+    def load(self) -> Prepared:
+        """Return the scan."""
+        if self.prepared is None:
+            raise OSError("it could not be read at the hospital's process")
         return self.prepared
 
 
-def _loaded(patient: Patient) -> Patient:
-    """Return a patient whose scans are in memory; a scan that can't be read is left out."""
-    scans: list[Reading] = []
+@dataclass(frozen=True)
+class _Scans:
+    """A patient's scans in memory (an `examples.Drawn`)."""
+
+    pseudonym: str
+    scans: tuple[_Scan, ...]
+
+
+def _loaded(patient: Drawn) -> _Scans:
+    """Return a patient's scans in memory, without what training does not need."""
+    scans = []
     for scan in patient.scans:
         try:
             prepared = scan.load()
-        except Exception as error:
-            log.warning("a scan can't be read for training and adds nothing: %s", type(error).__name__)
-            continue
-        small = replace(prepared, truth=prepared.target)  # training needs no other
-        scans.append(replace(scan, load=_Loaded(small)))
-    return replace(patient, scans=tuple(scans))
+            scans.append(_Scan(replace(prepared, truth=prepared.target)))
+        except Exception:  # logged where the hospital's own process prepares it
+            scans.append(_Scan(None))
+    return _Scans(patient.pseudonym, tuple(scans))
 
 
-@dataclass
-class _Here:
-    """A training at this Dask worker."""
+class HeldTraining:
+    """A worker's part of a training: a Dask actor, which lives as long as the hospital's connection."""
 
-    training: TrainingOnWorkers
-    network: nn.Module
-    device: torch.device
-    patients: dict[int, Examples] = field(default_factory=dict)
+    def __init__(self, training: TrainingOnWorkers) -> None:
+        """Get ready.
 
-    def draw(self, patient: int, step: int) -> Any:  # noqa: ANN401  # a pair of tensors, or None
-        """Return what `Examples.draw` does, of a patient who is here."""
-        return self.patients[patient].draw(0, step)
+        Raises:
+            OtherVersions: the hospital's process has other versions.
+        """
+        if training.versions != versions():
+            raise OtherVersions(
+                f"it has PyTorch {torch.__version__}, MONAI {monai.__version__} and perhaps another "
+                f"version of Wardround than the hospital's process"
+            )
+        torch.set_num_threads(training.threads)
+        self._training = training
+        self._device = torch.device(training.device)
+        self._network = copy.deepcopy(training.network).to(self._device)
+        self._patients: dict[int, Examples] = {}
 
+    def keep(self, patients: Mapping[int, Drawn]) -> bool:
+        """Keep the scans of patients, by the patients' numbers."""
+        told = self._training
+        for number, patient in patients.items():
+            self._patients[number] = prepare([patient], told.preprocessing, self._device, told.seed)
+        return True
 
-_here: dict[str, _Here] = {}
-
-
-def begin_here(name: str, training: TrainingOnWorkers) -> None:
-    """Get ready for a training; runs in a Dask worker, as the functions below."""
-    if training.code != code_sha256():
-        raise OtherCode("it has another version of Wardround than the hospital's process")
-    torch.set_num_threads(training.threads)
-    torch.backends.cudnn.allow_tf32 = False  # too coarse for the clip norm's bound
-    device = torch.device(training.device)
-    _here[name] = _Here(training, copy.deepcopy(training.network).to(device), device)
-
-
-def keep_here(name: str, number: int, patient: Patient, before: None) -> None:
-    """Keep a patient's scans; `before` is what has to be done first."""
-    del before
-    here = _here[name]
-    here.patients[number] = prepare(
-        [patient], here.training.preprocessing, here.device, here.training.seed
-    )
-
-
-def sum_here(
-    name: str, weights: Sequence[Any], patients: Sequence[int], step: int, mechanism: Mechanism
-) -> LotSum:
-    """Return the sum of clipped gradients of patients who are here, at a network's parameters."""
-    here = _here[name]
-    with torch.no_grad():
-        for parameter, values in zip(here.network.parameters(), weights, strict=True):
-            parameter.copy_(torch.from_numpy(values.copy()))
-    examples = Examples(max(here.patients) + 1, here.draw)
-    own = OwnSums(here.training.task, examples, here.training.config)
-    found = own(here.network, patients, step, mechanism)
-    return replace(found, sums=_to(found, torch.device("cpu")))
-
-
-def end_here(name: str) -> None:
-    """Drop a training and its patients."""
-    _here.pop(name, None)
+    def sums(
+        self, weights: Sequence[Any], patients: Sequence[int], step: int, mechanism: Mechanism
+    ) -> LotSum:
+        """Return the sum of clipped gradients of patients who are here, at a network's parameters."""
+        with torch.no_grad():
+            for parameter, values in zip(self._network.parameters(), weights, strict=True):
+                parameter.copy_(torch.from_numpy(values.copy()))
+        examples = Examples(max(self._patients) + 1, lambda i, at: self._patients[i].draw(0, at))
+        own = OwnSums(self._training.task, examples, self._training.config)
+        found = own(self._network, patients, step, mechanism)
+        return replace(found, sums=_to(found, torch.device("cpu")))

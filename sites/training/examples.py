@@ -5,19 +5,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from models.settings.images import PreprocessingConfig
-from sites.cohort import Patient
 from sites.imaging.preprocessing import Pair, Prepared, drawn_pairs, fixed_pair
-from sites.imaging.reading import Reading
 
 log = logging.getLogger("wardround.site")
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images, targets, and each image's patient: 0, 1, ... among those of the batch."""
+
+
+class Loads(Protocol):
+    """A scan that can be loaded, such as a `Reading`."""
+
+    @property
+    def load(self) -> Callable[[], Prepared]:
+        """The function that loads the prepared scan."""
+
+
+class Drawn(Protocol):
+    """A patient from whose scans examples are drawn, such as a `Patient`."""
+
+    @property
+    def pseudonym(self) -> str:
+        """The patient's keyed hash, on which draws depend."""
+
+    @property
+    def scans(self) -> Sequence[Loads]:
+        """The patient's scans."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,7 @@ class Examples:
 
 
 def prepare(
-    patients: Sequence[Patient], config: PreprocessingConfig, device: torch.device, seed: int
+    patients: Sequence[Drawn], config: PreprocessingConfig, device: torch.device, seed: int
 ) -> Examples:
     """Return the patients' scans, preprocessed for the network at each step.
 
@@ -73,7 +92,7 @@ def prepare(
 
 
 def _drawn(
-    patient: Patient, config: PreprocessingConfig, seed: int, step: int, device: torch.device
+    patient: Drawn, config: PreprocessingConfig, seed: int, step: int, device: torch.device
 ) -> Pair | None:
     pairs = []
     for number, scan in enumerate(patient.scans):
@@ -83,7 +102,7 @@ def _drawn(
     return _stacked(pairs, device)
 
 
-def _read(scan: Reading, pairs_of: Callable[[Prepared], list[Pair]]) -> list[Pair]:
+def _read(scan: Loads, pairs_of: Callable[[Prepared], list[Pair]]) -> list[Pair]:
     """Return a scan's pairs; none if it can't be read: an error that ends a round could be seen outside.
 
     The patient then adds less to this step, or nothing, as privacy by zeroing out allows.

@@ -21,7 +21,9 @@ def gradient_sum(
     Args:
         sums: what sums the gradients of the patients, numbered from 0 to `patients`.
     """
-    found = sums(network, range(patients), 0, mechanism, lambda done: progress("train", done, patients))
+    progress("train", 0, 1)
+    found = sums(network, range(patients), 0, mechanism)
+    progress("train", 1, 1)
     parameters = dict(network.named_parameters())
     total = found.sums or [torch.zeros(p.shape, dtype=torch.float64) for p in parameters.values()]
     by_name = dict(zip(parameters, total, strict=True))

@@ -1,10 +1,11 @@
 """The sum over a step's patients of their clipped gradients, whoever computes which part of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from models.objectives import Task
@@ -18,9 +19,6 @@ from sites.training.steps import with_attacked
 FINER = 2.0**-10
 """Share of the noise's grid to which the sum of a microbatch is rounded. Sums of such numbers below 2^53
 of them are exact, so they are the same in any order, and on any number of machines."""
-
-Done = Callable[[int], None]
-"""What is called with the number of patients whose gradients are summed so far."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,7 @@ class LotSums(Protocol):
     """Whatever sums the clipped gradients of a hospital's patients."""
 
     def __call__(
-        self,
-        network: nn.Module,
-        patients: Sequence[int],
-        step: int,
-        mechanism: Mechanism,
-        done: Done = lambda _: None,
+        self, network: nn.Module, patients: Sequence[int], step: int, mechanism: Mechanism
     ) -> LotSum:
         """Return the sum over `patients`, numbers of the training's examples, at a step.
 
@@ -71,18 +64,13 @@ class OwnSums:
     config: TrainingConfig
 
     def __call__(
-        self,
-        network: nn.Module,
-        patients: Sequence[int],
-        step: int,
-        mechanism: Mechanism,
-        done: Done = lambda _: None,
+        self, network: nn.Module, patients: Sequence[int], step: int, mechanism: Mechanism
     ) -> LotSum:
         """Return the sum over `patients`; see `LotSums`."""
+        torch.backends.cudnn.allow_tf32 = False  # too coarse for the clip norm's bound
         found, size = LotSum(), self.config.microbatch
         for start in range(0, len(patients), size):
             found += self._of(network, patients[start : start + size], step, mechanism)
-            done(min(start + size, len(patients)))
         return found
 
     def _of(

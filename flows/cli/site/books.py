@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from flows.cli.errors import cli_errors
 from flows.cli.options import AsJsonOption, SinceOption, SiteArgument, YesOption
+from flows.reporting.console import console
 
 app = typer.Typer()
 
@@ -27,18 +27,21 @@ def _public_key(text: str) -> str:
 def ledger(
     folder: SiteArgument = Path(),
     verify: Annotated[bool, typer.Option(help="Only check the chain and the outbox.")] = False,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Show the hospital's ledger, charge by charge."""
     with cli_errors():
-        from flows.cli.site.tables import ledger_table, verified_entries
+        from flows.cli.site.tables import ledger_rows, ledger_table, verified_entries
         from sites.hospital import Hospital
 
         if verify:
             typer.echo(f"{verified_entries(folder)} entries; the chain and the outbox are intact.")
             for seq, version in Hospital.open(folder).ledger.writers():
                 typer.echo(f"from entry {seq} on written by Wardround {version}")
+        elif as_json:
+            typer.echo(json.dumps(ledger_rows(folder)))
         else:
-            Console().print(ledger_table(folder))
+            console().print(ledger_table(folder))
 
 
 @app.command()
@@ -50,7 +53,7 @@ def outbox(folder: SiteArgument = Path(), as_json: AsJsonOption = False) -> None
         if as_json:
             typer.echo(json.dumps(outbox_rows(folder)))
         else:
-            Console().print(outbox_table(folder))
+            console().print(outbox_table(folder))
 
 
 @app.command()
@@ -85,7 +88,7 @@ def audit(folder: SiteArgument = Path(), as_json: AsJsonOption = False) -> None:
         from flows.cli.site.audit_table import audit_lines
 
         for line in audit_lines(found):
-            Console().print(line)
+            console().print(line)
 
 
 @app.command()
@@ -109,21 +112,27 @@ def sheet(
 
 
 @app.command()
-def scores(folder: SiteArgument = Path()) -> None:
+def scores(folder: SiteArgument = Path(), as_json: AsJsonOption = False) -> None:
     """Show the scores of the hospital's personal models; under privacy they never leave."""
     with cli_errors():
-        from flows.cli.site.tables import scores_table
+        from flows.cli.site.tables import scores_rows, scores_table
 
-        Console().print(scores_table(folder))
+        if as_json:
+            typer.echo(json.dumps(scores_rows(folder)))
+        else:
+            console().print(scores_table(folder))
 
 
 @app.command()
-def withdrawn(folder: SiteArgument = Path()) -> None:
+def withdrawn(folder: SiteArgument = Path(), as_json: AsJsonOption = False) -> None:
     """List the rounds in which patients who have withdrawn took part."""
     with cli_errors():
-        from flows.cli.site.tables import withdrawn_table
+        from flows.cli.site.tables import withdrawn_rows, withdrawn_table
 
-        Console().print(withdrawn_table(folder))
+        if as_json:
+            typer.echo(json.dumps(withdrawn_rows(folder)))
+        else:
+            console().print(withdrawn_table(folder))
 
 
 @app.command(name="recover-ledger")
@@ -154,7 +163,7 @@ def recover(
         keys = former_key or []
         table, count = missing_table(hospital, exchanges, keys)
         if count:
-            Console().print(table)
+            console().print(table)
             typer.echo("Each patient of the hospital is charged for them.")
         else:
             typer.echo("The ledger has every published statement; only the clock is accepted.")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flows.cli.errors import cli_errors
 from flows.cli.options import SiteArgument, StudyArgument, YesOption
 from flows.cli.site.orders import carry_out_open
+from flows.reporting.console import console
 
 if TYPE_CHECKING:
     from flows.cli.site.questions import Questions
@@ -128,7 +128,7 @@ def check(
         if as_json:
             typer.echo(json.dumps([vars(line) for line in lines]))
         else:
-            Console().print(check_table(lines) if lines else "Every case can be used.")
+            console().print(check_table(lines) if lines else "Every case can be used.")
         raise typer.Exit(1 if any(line.severity != "warn" for line in lines) else 0)
 
 

@@ -1,13 +1,14 @@
 """`wardround site` commands about orders and membership."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import SiteArgument, StudyNameArgument, TestNoiseOption, YesOption
+from flows.cli.options import AsJsonOption, SiteArgument, StudyNameArgument, TestNoiseOption, YesOption
+from flows.reporting.console import console
 
 app = typer.Typer()
 
@@ -31,6 +32,7 @@ def worker(folder: SiteArgument = Path(), test_noise: TestNoiseOption = None) ->
         set_hospital_worker(hospital.state, coordinator.api)
         from flows.hospitals.hospital_worker import HospitalWorker
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # systemd's stop
         hospital.security_log.write_if_changed("policy_changed", hospital.folder / "site.yaml")
         hospital.security_log.write("worker_started")
@@ -74,12 +76,15 @@ def carry_out_open(folder: Path, study: str, flow: str) -> None:
 
 
 @app.command()
-def waiting(folder: SiteArgument = Path()) -> None:
+def waiting(folder: SiteArgument = Path(), as_json: AsJsonOption = False) -> None:
     """List the requests that wait for approval, with the codes that Prefect's form asks for."""
     with cli_errors():
-        from flows.cli.site.tables import waiting_table
+        from flows.cli.site.tables import waiting_rows, waiting_table
 
-        Console().print(waiting_table(folder))
+        if as_json:
+            typer.echo(json.dumps(waiting_rows(folder)))
+        else:
+            console().print(waiting_table(folder))
 
 
 NamedArgument = Annotated[str, typer.Argument(help="The start of the request's name in `site waiting`.")]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,36 @@ from sites.hospital import Hospital
 from sites.listing.listing import EXCLUDED, excluded_patients
 from sites.listing.pseudonyms import pseudonym
 
+Row = dict[str, str | int | float | None]
+
+
+def ledger_rows(folder: Path) -> list[Row]:
+    """Return each charge of the hospital's ledger, its state, and the epsilon spent up to it."""
+    hospital = Hospital.open(folder)
+    budget = hospital.policy.budget
+    entries = [e for e in hospital.ledger.entries() if e.action != "publish"]
+    rows: list[Row] = []
+    for entry, spent in hospital.ledger.spent_after(budget.delta):
+        charge = entry.charge
+        after = [e.action for e in entries if e.seq > entry.seq and e.charge.is_same_act(charge)]
+        state = after[-1] if after else "reserve"
+        rows.append(
+            {
+                "when": datetime.fromtimestamp(entry.at, UTC).isoformat(timespec="seconds"),
+                "study": charge.study,
+                "run": charge.run,
+                "round": charge.round,
+                "event": _event_text(charge.event),
+                "state": STATES.get(state, state),
+                "epsilon": spent,
+                "left": max(budget.epsilon - spent, 0),
+            }
+        )
+    return rows
+
 
 def ledger_table(folder: Path) -> Table:
-    """Return the hospital's ledger: each charge, its state, and the epsilon spent up to it."""
+    """Return the hospital's ledger as a table for people."""
     hospital = Hospital.open(folder)
     budget, plain = hospital.policy.budget, hospital.ledger.plain_charges()
     title = f"{hospital.name}: budget epsilon {budget.epsilon:g} at delta {budget.delta:g}"
@@ -34,79 +61,97 @@ def ledger_table(folder: Path) -> Table:
     table = Table(title=title, caption=caption)
     for heading in ("when", "study", "round", "event", "state", "epsilon so far", "left"):
         table.add_column(heading)
-    entries = [e for e in hospital.ledger.entries() if e.action != "publish"]
-    for entry, spent in hospital.ledger.spent_after(budget.delta):
-        charge = entry.charge
-        after = [e.action for e in entries if e.seq > entry.seq and e.charge.is_same_act(charge)]
-        state = after[-1] if after else "reserve"
-        table.add_row(
-            f"{datetime.fromtimestamp(entry.at):%m-%d %H:%M}",
-            charge.study,
-            str(charge.round),
-            _event_text(charge.event),
-            STATES.get(state, state),
-            f"{spent:.3f}",
-            f"{max(budget.epsilon - spent, 0):.3f}",
-        )
+    for row in ledger_rows(folder):
+        when = datetime.fromisoformat(str(row["when"])).astimezone()
+        numbers = (f"{row['epsilon']:.3f}", f"{row['left']:.3f}")
+        words = (str(row[name]) for name in ("study", "round", "event", "state"))
+        table.add_row(f"{when:%m-%d %H:%M}", *words, *numbers)
     return table
+
+
+def withdrawn_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rounds in which withdrawn patients took part, for the hospital's own use only."""
+    hospital, rows = Hospital.open(folder), []
+    for name in sorted(excluded_patients(hospital.folder / EXCLUDED)):
+        rounds: dict[tuple[str, str], list[int]] = {}
+        for charge in hospital.ledger.charges_of(pseudonym(hospital.pseudonym_key, name)):
+            if charge.purpose.startswith("contribute"):
+                rounds.setdefault((charge.study, charge.run), []).append(charge.round)
+        rows += [
+            {"patient": name, "study": study, "run": run, "rounds": numbers}
+            for (study, run), numbers in (rounds or {("none", ""): []}).items()
+        ]
+    return rows
 
 
 def withdrawn_table(folder: Path) -> Table:
-    """Return the rounds in which withdrawn patients took part, for the hospital's own use only."""
-    hospital = Hospital.open(folder)
-    caption = "The models of these rounds, and all models made from them, have learned from the patient."
+    """Return the rows of `withdrawn_rows` as a table for people."""
+    rows = withdrawn_rows(folder)
+    learned = "The models of these rounds, and all models made from them, have learned from the patient."
+    caption = learned if any(row["rounds"] for row in rows) else ""
     table = Table(title="patients who have withdrawn", caption=caption)
     for heading in ("patient", "study", "run", "rounds"):
         table.add_column(heading)
-    for name in sorted(excluded_patients(hospital.folder / EXCLUDED)):
-        rounds: dict[tuple[str, str], list[str]] = {}
-        for charge in hospital.ledger.charges_of(pseudonym(hospital.pseudonym_key, name)):
-            if charge.purpose.startswith("contribute"):
-                rounds.setdefault((charge.study, charge.run), []).append(str(charge.round))
-        for (study, run), numbers in rounds.items():
-            table.add_row(name, study, run, ", ".join(numbers))
-        if not rounds:
-            table.add_row(name, "none", "", "")
+    for row in rows:
+        table.add_row(row["patient"], row["study"], row["run"], ", ".join(map(str, row["rounds"])))
     return table
 
 
-def waiting_table(folder: Path) -> Table:
+def waiting_rows(folder: Path) -> list[Row]:
     """Return the requests that wait for a person of the hospital."""
+    return [
+        {
+            "name": each.terms[:12],
+            "act": each.request.act,
+            "run": each.request.run,
+            "round": each.request.round,
+            "since": minute(each.request.asked_ms),
+            "findings": len(each.request.findings),
+            "code for yes": each.codes["approved"],
+            "code for no": each.codes["refused"],
+        }
+        for each in waiting(Hospital.open(folder))
+    ]
+
+
+def waiting_table(folder: Path) -> Table:
+    """Return the rows of `waiting_rows` as a table for people."""
     caption = "Terms and findings of each are in state/approvals/<name>*.request.json."
     table = Table(title="requests that wait for approval", caption=caption)
     for heading in ("name", "act", "run", "round", "since", "findings", "code for yes", "code for no"):
         table.add_column(heading, no_wrap=heading.startswith(("name", "code")), overflow="fold")
-    hospital = Hospital.open(folder)
-    for each in waiting(hospital):
-        request = each.request
-        since = minute(request.asked_ms)
-        where = (request.run, str(request.round))
-        table.add_row(
-            each.terms[:12],
-            request.act,
-            *where,
-            since,
-            str(len(request.findings)),
-            each.codes["approved"],
-            each.codes["refused"],
-        )
+    for row in waiting_rows(folder):
+        table.add_row(*map(str, row.values()))
     return table
 
 
-def scores_table(folder: Path) -> Table:
+def scores_rows(folder: Path) -> list[Row]:
     """Return the metrics of the hospital's personal models beside the global ones, round by round."""
-    hospital = Hospital.open(folder)
-    table = Table(title=f"{hospital.name}: the global and the personal model")
+    rows: list[Row] = []
+    for path in sorted((Hospital.open(folder).state / "scores").glob("*/*.json")):
+        stored = json.loads(path.read_bytes())
+        rows += [
+            {
+                "study": stored["study"],
+                "run": path.parent.name,
+                "round": stored["round"],
+                "metric": name,
+                "global": value,
+                "personal": stored["personal"].get(name),
+            }
+            for name, value in stored["global"].items()
+        ]
+    return rows
+
+
+def scores_table(folder: Path) -> Table:
+    """Return the rows of `scores_rows` as a table for people."""
+    table = Table(title=f"{Hospital.open(folder).name}: the global and the personal model")
     for heading in ("study", "run", "round", "metric", "global", "personal"):
         table.add_column(heading)
-    for path in sorted((hospital.state / "scores").glob("*/*.json")):
-        stored = json.loads(path.read_bytes())
-        for name, value in stored["global"].items():
-            personal = stored["personal"].get(name)
-            shown = "" if personal is None else f"{personal:.3f}"
-            table.add_row(
-                stored["study"], path.parent.name, str(stored["round"]), name, f"{value:.3f}", shown
-            )
+    for row in scores_rows(folder):
+        *words, by_all, own = row.values()
+        table.add_row(*map(str, words), f"{by_all:.3f}", "" if own is None else f"{own:.3f}")
     return table
 
 

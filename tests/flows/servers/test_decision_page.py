@@ -246,3 +246,8 @@ def test_mlflow_opens_on_the_experiments_and_every_other_link_where_it_leads(
     page.goto("about:blank")
     page.goto(f"{server}/#/models?workflowType=machine_learning")
     expect(page.get_by_role("link", name="small-candidates")).to_be_visible(timeout=PATIENCE_MS)
+    page.goto(f"{server}/#/models/small-candidates")
+    page.wait_for_url("**/*#/models/small-candidates?workflowType=machine_learning", timeout=PATIENCE_MS)
+    page.get_by_role("link", name="Version 1", exact=False).first.click()
+    page.wait_for_url("**/*#/models/small-candidates/versions/**", timeout=PATIENCE_MS)
+    page.wait_for_url("**/*workflowType=machine_learning*", timeout=PATIENCE_MS)

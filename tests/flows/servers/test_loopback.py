@@ -13,7 +13,7 @@ import requests
 
 from flows.runs.paths import Home
 from flows.servers.environment import prefect_server
-from flows.servers.loopback import PortTaken, Server, ServerError, reach_loopback, running
+from flows.servers.loopback import PortTaken, Server, ServerError, reach_loopback, running, url_of
 
 USER = """
 import sys
@@ -141,3 +141,55 @@ def test_a_port_that_another_program_has_is_refused_before_its_answers_are_taken
 def test_prefects_pages_ask_the_server_that_they_are_on(tmp_path: Path) -> None:
     with running(prefect_server(Home(tmp_path))) as url:
         assert httpx.get(f"{url}/ui-settings").json()["api_url"] == f"{url}/api"
+
+
+def test_an_address_that_a_killed_server_left_is_not_taken_for_this_folders(tmp_path: Path) -> None:
+    for name in ("own", "other", "copy"):
+        (tmp_path / name).mkdir()
+    own, other, copied = (http_server(tmp_path / name) for name in ("own", "other", "copy"))
+    with running(own) as left:
+        stale = (own.folder / "address.json").read_bytes()
+        (copied.folder / "address.json").write_bytes(stale)
+        (copied.folder / "serving.lock").touch()
+        assert url_of(own) == left
+        assert url_of(copied) is None  # a copied folder has no server of its own
+    assert is_down_soon(left)
+    port = int(left.rpartition(":")[2])
+    with running(other, port) as taken:
+        assert taken == left
+        (own.folder / "address.json").write_bytes(stale)  # as a kill of both leaves it
+        assert url_of(own) is None
+        with running(own) as again:
+            assert again != taken
+
+
+def test_a_server_whose_supervisor_was_killed_is_joined_and_not_started_twice(tmp_path: Path) -> None:
+    server = http_server(tmp_path)
+    with running(server) as url:
+        (supervisor,) = (
+            int(process.name)
+            for process in Path("/proc").iterdir()
+            if process.name.isdigit() and is_supervisor_of(process, tmp_path)
+        )
+        os.kill(supervisor, signal.SIGKILL)
+        assert url_of(server) == url
+        (orphan,) = (
+            int(process.name)
+            for process in Path("/proc").iterdir()
+            if process.name.isdigit() and f"\0{url.rpartition(':')[2]}\0".encode() in command_of(process)
+        )
+        os.kill(orphan, signal.SIGKILL)
+    assert is_down_soon(url)
+    assert url_of(server) is None
+
+
+def command_of(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def is_supervisor_of(process: Path, folder: Path) -> bool:
+    command = command_of(process)
+    return b"flows.servers.loopback" in command and str(folder).encode() in command

@@ -44,7 +44,7 @@ def test_descriptions_are_those_of_the_class_and_of_what_it_extends() -> None:
 
         Attributes:
             a, b: two numbers
-                over two lines.
+                over two lines: none of them is a key.
         """
 
         a: int
@@ -57,7 +57,10 @@ def test_descriptions_are_those_of_the_class_and_of_what_it_extends() -> None:
             b: another one.
         """
 
-    assert descriptions(Extended) == {"a": "two numbers over two lines.", "b": "another one."}
+    assert descriptions(Extended) == {
+        "a": "two numbers over two lines: none of them is a key.",
+        "b": "another one.",
+    }
 
 
 def test_keys_have_paths_types_defaults_and_examples() -> None:

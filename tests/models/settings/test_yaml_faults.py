@@ -1,5 +1,6 @@
 """Every fault of a file is told at once, by its own keys and lines, with the key that was meant."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,10 @@ export: student
 strategy: {name: fed_avg}
 zzz: 3
 """
+SHARED = {
+    "mode": "shared_noise", "epsilon": 8, "delta": 1e-4, "clip": {"kind": "flat", "norm": 1},
+    "accountants": ["rdp"],
+}  # fmt: skip
 FAULTS = """\
 task.dims: expected 2 or 3, got 4 (line 4).
 network.channels: expected this key, and it is missing (line 6).
@@ -63,7 +68,7 @@ def test_sections_that_dont_fit_each_other_are_all_named(tmp_path: Path, study_f
     )
     faults = told(path)
     assert len(faults) == 3
-    assert "preprocessing.shape: expected task.dims = 3 numbers, got [24, 24]." in faults
+    assert "preprocessing.shape: expected task.dims = 3 numbers, got [24, 24] (line 9)." in faults
     assert any(fault.startswith("training: expected sgd") for fault in faults)
     assert any(fault.startswith("distillation: expected exactly where") for fault in faults)
 
@@ -92,10 +97,42 @@ def test_a_fault_that_may_come_from_a_wrong_values_stand_in_is_not_told(
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "privacy": {**SHARED, "unit": "hospitl"}, "export": "weights", "distillation": None,
+            "training": {"steps": 3, "lr": 0.1, "lot": 4},
+        },
+        {
+            "task": {"kind": "segmentation", "dims": "3", "labels": {1: "head"}},
+            "preprocessing": {"shape": [24, 24, 24], "augmentation": {"flip": [0, 2]}},
+        },
+    ],
+)  # fmt: skip
+def test_a_fault_that_holds_for_one_of_the_values_alone_that_were_meant_is_not_told(
+    changes: dict[str, object], study_file
+) -> None:
+    assert len(told(study_file(**changes))) == 1
+
+
+def test_a_fault_of_a_group_as_a_whole_is_told_by_the_files_own_key(study_file) -> None:
+    wrong = {"kind": "classification", "dims": 3, "labels": {1: "head", 3: "tail"}}
+    (fault, *_) = told(study_file(task=wrong))
+    assert re.match(r"task: expected the labels 0, 1, .* \(line \d+\)\.", fault)
+
+
+def test_a_key_that_is_a_list_is_said(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("? [a, b]\n: c\n")
+    assert (
+        "expected a word as key in line 1, got a list or a mapping" in told(tmp_path / "study.yaml")[0]
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected keys and values, got NoneType"),
-        ("- a\n- b\n", "expected keys and values, got list"),
+        ("", "expected keys and values, got an empty file"),
+        ("- a\n- b\n", "expected keys and values, got a list"),
         ("name: [\n", "can't be read as YAML"),
     ],
 )
@@ -152,3 +189,15 @@ def test_a_value_that_is_misspelt_is_told_once_in_words_with_the_one_that_was_me
     meant = [line.partition("Did you mean ")[2].rstrip("?") for line in lines]
     assert meant == ["", "UNet", "", "z_score", "all", "patient", "weights", "fed_avg"]
     assert not any(word in str(caught.value) for word in ("Input", "literal", "constrained", "Tuple"))
+
+
+def test_a_misspelt_key_of_a_strategy_is_told_with_the_one_that_was_meant(study_file) -> None:
+    (fault,) = told(study_file(strategy={"name": "fed_avg_m", "momentm": 0.9}))
+    assert fault.startswith("strategy: expected only keys of fed_avg_m (")
+    assert "got 'momentm'" in fault and fault.endswith("Did you mean momentum?")
+
+
+def test_a_misspelt_file_is_told_with_the_one_that_was_meant(study_file) -> None:
+    path = study_file()
+    (message,) = told(path.with_name("smal.yaml"))
+    assert message.endswith(f"no such file. Did you mean {path}?")

@@ -1,9 +1,15 @@
 """Private training shared by the workers of a real Dask cluster, each a process of its own."""
 
+import gc
 import logging
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +23,14 @@ from webserver import certify
 from models import params as P
 from privacy.mechanisms import AdaptiveClip, ClipConfig, Mechanism
 from privacy.noise.source import NoiseSource
+from sites.cluster import on_loopback, reach
 from sites.policy.cluster import ClusterConfig
-from sites.training.cluster import TrainingOnWorkers, reach, spread
+from sites.training.cluster import TrainingOnWorkers, is_possible, spread
 from sites.training.config import TrainingConfig
 from sites.training.dp_sgd import train_privately
 from sites.training.examples import prepare
 from sites.training.gradient_sum import gradient_sum
-from sites.training.lot_sums import OwnSums
+from sites.training.lot_sums import LotSum, OwnSums
 
 PATIENTS = [patient("a" * (i + 1), scans=1 + i % 2) for i in range(7)]
 CONFIG = TrainingConfig(steps=3, lr=0.3, lot="all", microbatch=2)
@@ -74,9 +81,17 @@ def held(machines: LocalCluster) -> list[int]:
 
 
 def _held_here() -> int:
-    from sites.training import cluster  # in the worker
+    gc.collect()
+    return sum(type(each).__name__ == "HeldTraining" for each in gc.get_objects())
 
-    return len(cluster._here)
+
+def forgotten(machines: LocalCluster) -> bool:
+    """Return whether the workers forget their trainings within some seconds."""
+    for _ in range(40):
+        if not any(held(machines)):
+            return True
+        time.sleep(0.25)
+    return False
 
 
 def test_two_workers_train_to_the_bits_of_one_process_and_keep_no_scan(
@@ -90,7 +105,40 @@ def test_two_workers_train_to_the_bits_of_one_process_and_keep_no_scan(
 
     assert is_equal(trained(FULL, config, progress), trained(FULL))
     assert seen == [[1, 1]]  # each had the training
-    assert held(machines) == [0, 0]
+    assert forgotten(machines)
+
+
+HOLDS = """
+import sys, time
+import torch
+from trainings import RANDOM, TASK, network, patient
+from sites.policy.cluster import ClusterConfig
+from sites.training.cluster import TrainingOnWorkers, spread
+from sites.training.config import TrainingConfig
+from sites.training.examples import prepare
+from sites.training.lot_sums import OwnSums
+config = TrainingConfig(steps=3, lr=0.3, lot="all", microbatch=1)
+patients = [patient("a"), patient("bb")]
+own = OwnSums(TASK, prepare(patients, RANDOM, torch.device("cpu"), 5), config)
+told = TrainingOnWorkers(network(), TASK, config, RANDOM, 5, "cpu", 1)
+with spread(ClusterConfig(scheduler=sys.argv[1]), told, patients, own):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_forget_the_scans_of_a_hospital_whose_process_is_killed(
+    machines: LocalCluster, config: ClusterConfig
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, config.scheduler],
+        env=environment, stdout=subprocess.PIPE, text=True,
+    ) as hospital:  # fmt: skip
+        assert hospital.stdout.readline() == "held\n"
+        assert held(machines) == [1, 1]
+        hospital.kill()
+    assert forgotten(machines)
 
 
 def test_sampled_patients_are_those_of_one_process_up_to_the_rounding_of_a_microbatch(
@@ -102,14 +150,12 @@ def test_sampled_patients_are_those_of_one_process_up_to_the_rounding_of_a_micro
 
 
 def test_the_sum_for_a_secure_sum_is_that_of_one_process(config: ClusterConfig) -> None:
-    net, counts = network(), []
+    net, seen = network(), []
     alone = gradient_sum(net, OWN, len(PATIENTS), FULL, lambda *_: None)
     with spread(config, TOLD, PATIENTS, OWN) as sums:
-        shared = gradient_sum(
-            net, sums, len(PATIENTS), FULL, lambda what, done, of: counts.append((done, of))
-        )
+        shared = gradient_sum(net, sums, len(PATIENTS), FULL, lambda *told: seen.append(told))
     assert (shared == alone).all()
-    assert counts[-1] == (7, 7) and counts == sorted(counts)
+    assert seen == [("train", 0, 1), ("train", 1, 1)]  # no number of patients
 
 
 def test_a_worker_that_is_killed_costs_time_alone(
@@ -127,12 +173,71 @@ def test_a_worker_that_is_killed_costs_time_alone(
     assert "is lost" in caplog.text and "its patients are trained here" in caplog.text
 
 
-def test_a_worker_with_other_code_gets_no_patient(
-    config: ClusterConfig, caplog: pytest.LogCaptureFixture
+@contextmanager
+def commands() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A scheduler and a worker as a hospital starts them: the address, and the scheduler."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    python, nothing = [sys.executable, "-m"], "--no-dashboard"
+    port = address.rpartition(":")[2]
+    wanted = [
+        [*python, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", port, nothing],
+        [*python, "distributed.cli.dask_worker", address, "--host", "127.0.0.1", nothing,
+         "--nthreads", "1", "--no-nanny"],
+    ]  # fmt: skip
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    started = [subprocess.Popen(command, env=environment, **quiet) for command in wanted]
+    try:
+        with Client(address, timeout=60) as client:
+            client.wait_for_workers(1, timeout=60)
+        yield address, started[0]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("waits_s", [0, 11])
+def test_a_scheduler_that_ends_costs_time_alone(waits_s: int, caplog: pytest.LogCaptureFixture) -> None:
+    with commands() as (address, scheduler):
+
+        def progress(what: str, step: int, of: int) -> None:
+            if step == 1:
+                scheduler.kill()
+                time.sleep(waits_s)  # Dask's client gives up after 10 s
+
+        assert is_equal(trained(FULL, ClusterConfig(scheduler=address), progress), trained(FULL))
+    assert "gets no scan" not in caplog.text
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_worker_with_other_versions_gets_no_patient(
+    place: int, config: ClusterConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = replace(TOLD, code="0" * 64)
-    assert is_equal(trained(FULL, config, told=other), trained(FULL))
-    assert "another version of Wardround than the hospital's process" in caplog.text
+    other = tuple("0" if i == place else each for i, each in enumerate(TOLD.versions))
+    assert is_equal(trained(FULL, config, told=replace(TOLD, versions=other)), trained(FULL))
+    assert "gets no scan: it has PyTorch" in caplog.text and "training alone" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", ["long", "nan", "shape", "within"])
+def test_a_sum_that_its_patients_could_not_have_is_not_used(wrong: str) -> None:
+    net = network()
+    found = OWN(net, range(3), 0, FULL)
+    assert is_possible(found, net, 3, FULL)
+    first, *others = found.sums
+    changed = {"long": first + 3, "nan": first * float("nan"), "shape": first[:1], "within": first}[
+        wrong
+    ]
+    within = 2.0 if wrong == "within" else found.within
+    assert not is_possible(LotSum((changed, *others), within), net, 3, FULL)
+
+
+def test_without_tls_workers_that_others_reach_get_no_scan(config: ClusterConfig) -> None:
+    there = ["tcp://10.0.0.5:1", "tcp://127.0.0.1:2", "tcp://localhost:3", "tcp://127.evil.example:4"]
+    assert on_loopback(there) == ["tcp://127.0.0.1:2", "tcp://localhost:3"]
+    assert reach(config) == 2
 
 
 def test_without_a_cluster_or_with_an_empty_one_the_hospital_trains_alone(
@@ -187,8 +292,9 @@ def test_a_scan_that_cant_be_read_is_left_out_and_its_path_is_not_told(
     def load() -> None:
         raise OSError("/srv/patients/jane.nii")
 
-    broken = replace(PATIENTS[0], scans=(replace(PATIENTS[0].scans[0], load=load),))
-    few = [broken, *PATIENTS[1:]]
+    first, second = PATIENTS[1].scans
+    broken = replace(PATIENTS[1], scans=(replace(first, load=load), second))
+    few = [PATIENTS[0], broken, *PATIENTS[2:]]
     own = OwnSums(TASK, prepare(few, RANDOM, torch.device("cpu"), 5), CONFIG)
     alone = own(network(), range(7), 0, FULL)
     with spread(config, TOLD, few, own) as sums:
