@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import RoundOption, RunArgument
+from flows.cli.options import AsJsonOption, RoundOption, RunArgument
 from flows.reporting.console import console
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def key(name: AsOption, role: RoleOption, file: KeyOption) -> None:
 
 
 @app.command()
-def show(run: RunArgument = None, round: RoundOption = None) -> None:
+def show(run: RunArgument = None, round: RoundOption = None, as_json: AsJsonOption = False) -> None:
     """Show a model's evidence, the decisions about it, and the roles whose approval is missing."""
     with cli_errors():
         from flows.runs.paths import Home
@@ -57,6 +57,9 @@ def show(run: RunArgument = None, round: RoundOption = None) -> None:
             from flows.release import evidence, reviews
 
             record = evidence.record_of(opened, round)
+            if as_json:
+                typer.echo(json.dumps(reviews.content(opened, record)))
+                return
             console().print(reviews.evidence_table(opened, record))
             console().print(reviews.decisions_table(opened, record))
             typer.echo("To decide on another machine, sign these terms with `wardround review sign`:")

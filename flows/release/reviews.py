@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.table import Table
@@ -51,6 +52,19 @@ def decisions_table(run: Run, record: RoundRecord) -> Table:
         elif each.outcome and each.outcome.terms == terms:
             table.add_row("release gate", each.outcome.what, f"version {each.outcome.version}")
     return table
+
+
+def content(run: Run, record: RoundRecord) -> dict[str, Any]:
+    """Return the same for a program: evidence, decisions, and the terms that a verdict has to name."""
+    terms = terms_of(run, record)
+    about = [each.verdict or each.outcome for each in chain.decisions(run)]
+    return {
+        "run": run.name,
+        "round": record.round,
+        "evidence": [each.model_dump(mode="json") for each in evidence.gather(run, record)],
+        "decisions": [each.model_dump(mode="json") for each in about if each and each.terms == terms],
+        "terms": terms.model_dump(mode="json"),
+    }
 
 
 def terms_text(run: Run, record: RoundRecord) -> str:

@@ -81,6 +81,9 @@ def test_a_model_is_shown_approved_here_and_elsewhere_revoked_and_taken_back(
     assert champion.release_model(run, record, evidence.gather(run, record)) == "1"
     shown = review("show")
     assert "every role has approved" in shown.output and "read the report" in shown.output
+    told = json.loads(review("show", "--json").stdout)
+    assert told["terms"] == json.loads(terms) and {each["is_met"] for each in told["evidence"]} == {True}
+    assert [each.get("person", "gate") for each in told["decisions"]] == ["ada", "bo", "gate"]
     assert predict("small-approved", "released.nii.gz").exit_code == 0
 
     until = "wardround.approved_until"

@@ -30,7 +30,9 @@ def test_a_profiled_run_has_the_spans_of_the_coordinator_and_of_each_hospital(
     assert set(names) == {"coordinator", *hospitals}
     assert names["coordinator"] >= {"ask", "wait", "verify", "aggregate", "log", "report"}
     for hospital in hospitals:
-        assert names[hospital] >= {"order", "fetch", "load", "train", "distil", "export", "evaluate"}
+        assert names[hospital] >= {"order", "fetch", "load", "train", "distil", "export"}
+    # a new key decides who evaluates, at a small hospital perhaps too few
+    assert any("evaluate" in names[hospital] for hospital in hospitals)
     assert not list(tmp_path.rglob("spans.jsonl"))
 
 
