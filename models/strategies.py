@@ -396,6 +396,13 @@ class StrategyConfig(Config):
     def _arguments(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
+    @classmethod
+    def documented_as(cls) -> tuple[type[Config], ...]:
+        """Return a class for each strategy, with its keys, for reference and schema."""
+        from models.strategy_keys import kinds  # noqa: PLC0415  # which reads this module
+
+        return kinds()
+
     def build(self) -> Strategy:
         """Return the strategy."""
         return STRATEGIES[self.name](**self._arguments)

@@ -79,8 +79,18 @@ def json_schema(config: type[Config], title: str) -> dict[str, Any]:
         found = schema if described is config else schema["$defs"][described.__name__]
         for name, text in descriptions(described).items():
             found["properties"][name]["description"] = text
+        if kinds := [kind for kind in _kinds(described) if kind is not described]:
+            schema["$defs"][described.__name__] = {"oneOf": [_schema_of(kind) for kind in kinds]}
     _without_docstrings(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
+
+
+def _schema_of(group: type[BaseModel]) -> dict[str, Any]:
+    """Return a JSON Schema of one group without groups in it, with a description of each key."""
+    schema = group.model_json_schema()
+    for name, text in descriptions(group).items():
+        schema["properties"][name]["description"] = text
+    return schema
 
 
 def _without_docstrings(schema: dict[str, Any]) -> None:
@@ -140,7 +150,8 @@ def keys(
     """
     meanings, known = descriptions(config), {} if known is None else known
     for name, field in config.model_fields.items():
-        path, inner = f"{prefix}{name}", list(_models_in(field.annotation))
+        path = f"{prefix}{name}"
+        inner = [kind for group in _models_in(field.annotation) for kind in _kinds(group)]
         again = sorted({known[group] for group in inner if group in known})
         kind = f"keys of `{again[0]}`" if again else _named(field.annotation)
         yield Key(path, meanings[name], kind, _default(field), _example(path, field, examples))
@@ -149,6 +160,12 @@ def keys(
                 known[group] = path
                 shown = f"{path} ({_kind(group)})" if len(inner) > 1 else path
                 yield from keys(group, examples, f"{shown}.", known)
+
+
+def _kinds(group: type[BaseModel]) -> Sequence[type[BaseModel]]:
+    """Return the groups that a class stands for: itself, or those of its `documented_as`."""
+    documented_as = getattr(group, "documented_as", None)
+    return documented_as() if documented_as else [group]
 
 
 def _kind(group: type[BaseModel]) -> str:

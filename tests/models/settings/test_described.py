@@ -1,5 +1,6 @@
 """What each key means, in one place for reference, editors and new files."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from models.config import Config
 from models.settings.described import descriptions, groups, json_schema, keys
+from models.strategies import STRATEGIES
 from sites.policy.policy import Policy
 from sites.study import Study
 
@@ -71,6 +73,19 @@ def test_keys_have_paths_types_defaults_and_examples() -> None:
     assert found["metrics"].type == "`exact`, `noised`, `withheld`"
     assert found["teacher"].type.endswith("or nothing")
     assert all(key.example for key in found.values())
+
+
+def test_each_strategys_keys_are_in_the_reference_and_an_editor_refuses_others() -> None:
+    rows = (ROOT / "docs" / "reference" / "study.md").read_text()
+    for name, strategy in STRATEGIES.items():
+        for key in inspect.signature(strategy).parameters:
+            assert f"| `strategy ({name}).{key}` |" in rows
+    schema = json_schema(Study, "study")
+    study = yaml.safe_load((ROOT / "studies" / "hippocampus.yaml").read_text())
+    jsonschema.validate({**study, "strategy": {"name": "fed_avg_m", "momentum": 0.5}}, schema)
+    for wrong in ({"name": "fed_avg_m", "momentm": 0.5}, {"name": "fed_best"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**study, "strategy": wrong}, schema)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
