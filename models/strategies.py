@@ -6,14 +6,12 @@ are the keys that a study may set.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from pydantic import ConfigDict, Field, model_validator, validate_call
+from pydantic import Field, validate_call
 
-from models.config import Config
 from models.lazy import lazy
 
 if TYPE_CHECKING:
@@ -368,41 +366,3 @@ STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
     "geometric_median": geometric_median,
     "norm_bounding": norm_bounding,
 }
-
-
-class StrategyConfig(Config):
-    """A strategy by name, with the strategy's own arguments as further keys.
-
-    Attributes:
-        name: the rule, such as `fed_avg`, `fed_avg_m`, `scaffold`, `krum`.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str
-
-    @model_validator(mode="after")
-    def _buildable(self) -> StrategyConfig:
-        if self.name not in STRATEGIES:
-            raise ValueError(f"expected a name among {sorted(STRATEGIES)}, got {self.name!r}")
-        known = inspect.signature(STRATEGIES[self.name]).parameters
-        if unknown := sorted(self._arguments.keys() - known.keys()):
-            takes = ", ".join(map(repr, sorted(known))) or "none"
-            raise ValueError(f"only keys of {self.name} ({takes}), got {unknown[0]!r}")
-        self.build()
-        return self
-
-    @property
-    def _arguments(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-    @classmethod
-    def documented_as(cls) -> tuple[type[Config], ...]:
-        """Return a class for each strategy, with its keys, for reference and schema."""
-        from models.strategy_keys import kinds  # noqa: PLC0415  # which reads this module
-
-        return kinds()
-
-    def build(self) -> Strategy:
-        """Return the strategy."""
-        return STRATEGIES[self.name](**self._arguments)

@@ -13,8 +13,9 @@ from models.settings.distillation import DistillationConfig
 from models.settings.images import PreprocessingConfig
 from models.settings.metrics import metric_names, spread_names
 from models.settings.starts import PUBLIC_AUGMENTATION, StartStage, ValidationConfig
+from models.settings.strategies import StrategyConfig
 from models.settings.tasks import Name, TaskConfig
-from models.strategies import Strategy, StrategyConfig
+from models.strategies import Strategy
 from models.synthesis import SynthesisConfig
 from privacy.mechanisms import PrivacyConfig
 from privacy.signing import canonical

@@ -11,8 +11,8 @@ from models.networks.network import Images
 from models.settings.images import PreprocessingConfig
 from models.settings.metrics import LOWER_IS_BETTER, bounded_names, metric_names
 from models.settings.opponents import AttackConfig
+from models.settings.strategies import StrategyConfig
 from models.settings.tasks import TaskConfig
-from models.strategies import StrategyConfig
 from privacy.mechanisms import MaskedPrivacy, PrivacyConfig, SharedNoise
 from privacy.secure_aggregation.terms import BadTerms, Terms
 from sites.training.config import TrainingConfig

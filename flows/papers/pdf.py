@@ -3,6 +3,8 @@
 import logging
 from importlib.util import find_spec
 
+from PIL import ImageFile
+
 from models.errors import FixYourInput
 
 
@@ -24,6 +26,7 @@ def as_pdf(page: bytes) -> bytes:
         from weasyprint import HTML, URLFetcher  # noqa: PLC0415  # only here, where it is needed
     except OSError as error:
         raise NoPdf(f"WeasyPrint needs Pango, on Debian libpangoft2-1.0-0: {error}") from error
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # the import sets it for all that reads pictures here
     logging.getLogger("weasyprint").setLevel(logging.ERROR)  # styles that only browsers read
     made = HTML(string=page.decode(), url_fetcher=URLFetcher(allowed_protocols=["data"])).write_pdf()
     return bytes(made)

@@ -24,9 +24,8 @@ from flows.runs.paths import Home
 from flows.runs.run import started_runs
 from flows.servers.environment import set_prefect
 from privacy.ledger import LedgerError
-from sites.cluster import reach
 from sites.hospital import Hospital
-from sites.policy.cluster import ClusterConfig
+from sites.policy.cluster import ClusterConfig, reach
 from sites.policy.policy import load_policy
 from sites.yaml_files import ConfigError
 

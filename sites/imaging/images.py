@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pictures
-from PIL import ImageOps
+from PIL import ImageFile, ImageOps
 
 from sites.imaging.dicom.drawn import drawn_in, on_image
 from sites.imaging.dicom.files import (
@@ -188,6 +188,7 @@ def _from_dicom(found: Found, name: str) -> Image:
 
 
 def _read_picture(path: Path, page: str, *, is_label: bool = False) -> Image:
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # WeasyPrint 69 sets it for the whole process
     with warnings.catch_warnings():
         warnings.simplefilter("error", Pictures.DecompressionBombWarning)
         # a file object: of a file's name Pillow 13 maps a turned TIFF into memory in a wrong shape

@@ -28,10 +28,9 @@ from torch import nn
 from models.objectives import Task
 from models.settings.images import PreprocessingConfig
 from privacy.mechanisms import Mechanism
-from sites.cluster import connected, living, usable
 from sites.code_version import code_sha256
 from sites.imaging.preprocessing import Prepared
-from sites.policy.cluster import ClusterConfig
+from sites.policy.cluster import ClusterConfig, connected, living, usable
 from sites.training.config import TrainingConfig
 from sites.training.examples import Drawn, Examples, prepare
 from sites.training.lot_sums import LotSum, OwnSums, added

@@ -12,11 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from models import checkpoints
 from models.networks.choice import NetworkConfig
 from models.params import Params
+from models.settings.strategies import StrategyConfig
 from models.strategies import (
     STRATEGIES,
     Contribution,
     Strategy,
-    StrategyConfig,
     ditto,
     fed_avg,
     fed_avg_m,

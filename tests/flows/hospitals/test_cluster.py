@@ -41,6 +41,7 @@ def test_a_study_trains_on_two_workers_to_the_bits_of_one_machine(
     assert sum(map(len, kept.values())) >= 4  # every hospital had its process, on one of them
 
 
+@pytest.mark.slow
 def test_a_hospital_whose_policy_names_its_own_cluster_releases_the_bits_of_one_machine(
     cluster: LocalCluster, tmp_path: Path, small_wards, study_file
 ) -> None:

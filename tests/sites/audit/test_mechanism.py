@@ -16,7 +16,7 @@ from sites.audit.made_up import DECLARED, Bench, NothingToAudit, made_up_patient
 from sites.audit.mechanism import CHECKS, Measured, examine
 from sites.cohort import Patient
 from sites.study import Study
-from sites.training import dp_sgd
+from sites.training import dp_sgd, lot_sums
 from sites.training.examples import Examples, prepare
 
 CONTENT = {
@@ -121,7 +121,7 @@ def _one_layer_unclipped(patch: pytest.MonkeyPatch) -> None:
         last = list(clipped)[-1]
         return {**clipped, last: plain[last]}
 
-    patch.setattr(dp_sgd, "clipped_sums", sums)
+    patch.setattr(lot_sums, "clipped_sums", sums)
 
 
 def _dice_over_the_batch(patch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ def _weights_after_clipping(patch: pytest.MonkeyPatch) -> None:
             network, loss, images, targets, patient_of, lambda norms: factors(norms) * scans
         )
 
-    patch.setattr(dp_sgd, "clipped_sums", sums)
+    patch.setattr(lot_sums, "clipped_sums", sums)
 
 
 def _noise_again_after_a_restart(patch: pytest.MonkeyPatch) -> None:
@@ -195,12 +195,17 @@ def _noise_in_the_first_step_alone(patch: pytest.MonkeyPatch) -> None:
 
 
 def _later_microbatches_unclipped(patch: pytest.MonkeyPatch) -> None:
-    right = dp_sgd._Training._accumulate
+    right = lot_sums.OwnSums._of
 
-    def accumulate(self, patients, number, clipper) -> None:
-        right(self, patients, number, clipper if patients[0] == 0 else torch.ones_like)
+    class Unclipped(mechanisms.Mechanism):
+        def clip_factors(self, norms: torch.Tensor) -> torch.Tensor:
+            return torch.ones_like(norms)
 
-    patch.setattr(dp_sgd._Training, "_accumulate", accumulate)
+    def of(self, network, patients, step, mechanism) -> lot_sums.LotSum:
+        known = mechanism if patients[0] == 0 else Unclipped(**vars(mechanism))
+        return right(self, network, patients, step, known)
+
+    patch.setattr(lot_sums.OwnSums, "_of", of)
 
 
 def _a_count_without_noise(patch: pytest.MonkeyPatch) -> None:

@@ -303,7 +303,11 @@ def test_tiff_values_are_as_stored_with_their_sign_and_white_is_zero_as_shown(tm
         assert np.array_equal(read_image(tmp_path, "white.tif", is_label=True).voxels, values)
 
 
-def test_a_file_that_is_cut_off_is_called_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reads_parts", [False, True], ids=["", "where Pillow may read on"])
+def test_a_file_that_is_cut_off_is_called_so(
+    reads_parts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", reads_parts)
     values = np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)
     volume = nib.Nifti1Image(np.zeros((20, 20, 20), np.float32), np.eye(4))
     for name in ("a.png", "a.jpg", "a.nii", "a.nii.gz"):

@@ -23,8 +23,7 @@ from webserver import certify
 from models import params as P
 from privacy.mechanisms import AdaptiveClip, ClipConfig, Mechanism
 from privacy.noise.source import NoiseSource
-from sites.cluster import on_loopback, reach
-from sites.policy.cluster import ClusterConfig
+from sites.policy.cluster import ClusterConfig, on_loopback, reach
 from sites.training.cluster import TrainingOnWorkers, is_possible, spread
 from sites.training.config import TrainingConfig
 from sites.training.dp_sgd import train_privately
@@ -127,6 +126,7 @@ with spread(ClusterConfig(scheduler=sys.argv[1]), told, patients, own):
 """
 
 
+@pytest.mark.slow
 def test_workers_forget_the_scans_of_a_hospital_whose_process_is_killed(
     machines: LocalCluster, config: ClusterConfig
 ) -> None:
@@ -199,6 +199,7 @@ def commands() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
             process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waits_s", [0, 11])
 def test_a_scheduler_that_ends_costs_time_alone(waits_s: int, caplog: pytest.LogCaptureFixture) -> None:
     with commands() as (address, scheduler):

@@ -1,6 +1,6 @@
-"""The keys of each strategy, as classes for the reference and for editors' schemas.
+"""The strategy section of a study, and the keys of each strategy for the reference and editors' schemas.
 
-What counts is the signature of the strategy's own function (`models.strategies`); here are only words.
+Which keys there are says the signature of the strategy's own function (`models.strategies`).
 """
 
 import inspect
@@ -8,10 +8,10 @@ import re
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import create_model
+from pydantic import ConfigDict, create_model, model_validator
 
 from models.config import Config
-from models.strategies import STRATEGIES
+from models.strategies import STRATEGIES, Strategy
 
 MEANINGS = {
     "mu": "strength of the pull of local steps towards the global model; no unit.",
@@ -47,3 +47,39 @@ def _kind(name: str) -> type[Config]:
     fields: dict[str, Any] = {"name": (Literal[name], ...)}
     fields |= {key: (each.annotation, each.default) for key, each in parameters.items()}
     return create_model(name, __base__=Config, __doc__=doc, **fields)
+
+
+class StrategyConfig(Config):
+    """A strategy by name, with the strategy's own arguments as further keys.
+
+    Attributes:
+        name: the rule, such as `fed_avg`, `fed_avg_m`, `scaffold`, `krum`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    @model_validator(mode="after")
+    def _buildable(self) -> "StrategyConfig":
+        if self.name not in STRATEGIES:
+            raise ValueError(f"expected a name among {sorted(STRATEGIES)}, got {self.name!r}")
+        known = inspect.signature(STRATEGIES[self.name]).parameters
+        if unknown := sorted(self._arguments.keys() - known.keys()):
+            takes = ", ".join(map(repr, sorted(known))) or "none"
+            raise ValueError(f"only keys of {self.name} ({takes}), got {unknown[0]!r}")
+        self.build()
+        return self
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @classmethod
+    def documented_as(cls) -> tuple[type[Config], ...]:
+        """Return a class for each strategy, with its keys, for reference and schema."""
+        return kinds()
+
+    def build(self) -> Strategy:
+        """Return the strategy."""
+        return STRATEGIES[self.name](**self._arguments)
