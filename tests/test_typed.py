@@ -48,7 +48,7 @@ ELSEWHERE = {
 PLACES = {
     "studies/hippocampus-plain.yaml": "small.yaml", "studies/hippocampus.yaml": "small.yaml",
     "hippocampus.yaml": "small.yaml", "/srv/wardround": "wards/north", "EXPORT": "export",
-    "site audit": "site audit wards/north",
+    "site audit": "site audit wards/north", "--sites hospitals": "--sites wards",
 }  # fmt: skip
 """What stands in for the places of a reader's machine."""
 
