@@ -77,7 +77,8 @@ LINES = sorted({(page, line) for page in PAGES for line in typed(page)})
 def test_each_line_is_accepted_with_its_arguments(page: str, line: str) -> None:
     del page
     command, given = command_of(shlex.split(line)[1:])
-    command.make_context("x", given)  # raises for an option or an argument that is not there
+    made = command.make_context("x", given)  # raises for an option or an argument that is not there
+    assert made.command is command
 
 
 @pytest.fixture

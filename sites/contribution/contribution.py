@@ -6,10 +6,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib import metadata
 from itertools import product
 
-import monai
 import torch
 
 from models.files import private_folder, sha256_of, write_atomically
@@ -26,8 +24,8 @@ from sites import export
 from sites.admission.admission import mechanism_for_study, teacher_for, training_for
 from sites.admission.approvals import check_join, check_probe
 from sites.admission.resources import check_disk, exclusive_device
-from sites.code_version import code_sha256
-from sites.contribution.local_update import LocalTraining, end, forget, local_update
+from sites.code_version import versions
+from sites.contribution.local_update import LocalTraining, draws_seed, end, forget, local_update
 from sites.exchange.exchange import COORDINATOR, Exchange
 from sites.hospital import Hospital
 from sites.local_models import GlobalModel, global_model, network_for, with_local_layers
@@ -112,7 +110,7 @@ def contribute(hospital: Hospital, order: Order, act: Charge, progress: Progress
         charged = hospital.ledger.reserve(charge, hospital.eligible.training, _limit(study))
         patients = tuple(patient for patient in patients if patient.pseudonym in charged)
         with _given_back_on_failure(hospital, charge), span("load"):
-            seed = study.seed_for(order.round, hospital.name, "draws")
+            seed = draws_seed(hospital, order)
             examples = prepare(patients, study.preprocessing, hospital.device, seed)
             check_in_time(order)
         hospital.ledger.start(charge)
@@ -211,31 +209,39 @@ def _rehearse(hospital: Hospital, study: Study, mechanism: Mechanism | None) -> 
     What was sound stays so: it is not tried again until study, policy, code or libraries change.
     """
     if study.distillation and not study.shares_noise:
-        try:
+        with _refused_if_it_fails():
             transfer_images(study, study.distillation, hospital.public)
-        except NoTransferImages as error:
-            raise Refused(str(error)) from error
     teacher = teacher_for(hospital.policy, study)
-    depends_on = [study.sha256, code_sha256(), *map(str, _libraries(hospital))]
-    depends_on += [str(teacher), repr(mechanism), repr(hospital.policy.device)]
-    found, path = sha256_of(canonical(depends_on)).encode(), hospital.state / "rehearsed" / study.name
-    if path.exists() and path.read_bytes() == found:
+    depends_on = [study.sha256, *_gradients_depend_on(hospital), repr(mechanism), str(teacher)]
+    path, due = hospital.state / "rehearsed" / study.name, sha256_of(canonical(depends_on)).encode()
+    if path.exists() and path.read_bytes() == due:
         return
     _train_on_random_images(hospital, study, mechanism)
     try:
         private_folder(path.parent)
-        write_atomically(path, found)
+        write_atomically(path, due)
     except OSError as error:  # it is tried again at the next order
         log.warning("%s can't be written: %s", path, type(error).__name__)
 
 
-def _libraries(hospital: Hospital) -> Sequence[object]:
-    """Return the versions of what computes gradients."""
-    found = [torch.__version__, monai.__version__, metadata.version("opacus")]
-    if hospital.policy.device.kind != "cuda":
-        return found
-    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return [*found, cudnn, torch.cuda.get_device_name(hospital.device)]
+@contextmanager
+def _refused_if_it_fails() -> Iterator[None]:
+    """Raise `Refused` where a study does not fit its own images."""
+    try:
+        yield
+    except NoTransferImages as error:
+        raise Refused(str(error)) from error
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        raise Refused(f"the study cannot train on images of its shape: {error}") from error
+
+
+def _gradients_depend_on(hospital: Hospital) -> list[str]:
+    """Return the code, the libraries and the device that compute gradients at a hospital."""
+    found = [*versions(), repr(hospital.policy.device)]
+    if hospital.policy.device.kind == "cuda":
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        found += [f"cuDNN {cudnn}", torch.cuda.get_device_name(hospital.device)]
+    return found
 
 
 @spanned("rehearse")
@@ -247,15 +253,13 @@ def _train_on_random_images(hospital: Hospital, study: Study, mechanism: Mechani
     network = network_for(study.network, study, hospital.device, None)
     teacher = teacher_for(hospital.policy, study)
     learner = network_for(teacher, study, hospital.device, None) if teacher else network
-    try:
+    with _refused_if_it_fails():
         task = build_task(study.task)
         if mechanism and study.clips_patients:
             check_soundness(learner, task.loss, mechanism, images, target)
         if study.distillation and not study.shares_noise:
             once = study.distillation.model_copy(update={"steps": 1, "batch": 2})
             distil(learner, copy.deepcopy(network), images, once, rng, task.exclusive)
-    except (ValueError, RuntimeError, IndexError, TypeError) as error:
-        raise Refused(f"the study cannot train on images of its shape: {error}") from error
 
 
 def _blank_targets(study: Study, count: int) -> torch.Tensor:

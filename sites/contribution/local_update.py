@@ -110,6 +110,11 @@ class LocalTraining:
         return stored_params(self.hospital, kind, self.order, self.order.round - 1, exactly=exactly)
 
 
+def draws_seed(hospital: Hospital, order: Order) -> int:
+    """Return the public seed of the random draws from patients' scans in a round."""
+    return order.study.seed_for(order.round, hospital.name, "draws")
+
+
 def forget(hospital: Hospital, order: Order) -> None:
     """Delete the parameters that this round stored, before a new start or after training diverged."""
     for kind in KEPT:
@@ -174,7 +179,7 @@ def _sums(training: LocalTraining, network: nn.Module) -> Iterator[LotSums]:
         return
     from sites.training.cluster import TrainingOnWorkers, spread  # noqa: PLC0415  # needs an extra
 
-    seed = study.seed_for(order.round, hospital.name, "draws")
+    seed = draws_seed(hospital, order)
     network = copy.deepcopy(network).cpu()
     told = TrainingOnWorkers(
         network, own.task, own.config, study.preprocessing, seed, device.kind, device.threads

@@ -14,7 +14,6 @@ Dask's own messages are pickles: a machine of the cluster can run programs on al
 hospital's process. So it has to be trusted as the hospital's own, behind TLS.
 """
 
-import copy
 import ctypes
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +21,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import monai
 import torch
 from torch import nn
 
 from models.objectives import Task
 from models.settings.images import PreprocessingConfig
 from privacy.mechanisms import Mechanism
-from sites.code_version import code_sha256
+from sites.code_version import versions
 from sites.imaging.preprocessing import Prepared
 from sites.policy.cluster import ClusterConfig, connected, living, usable
 from sites.training.config import TrainingConfig
@@ -49,11 +47,6 @@ BEGIN_S = 60.0
 """Seconds within which a worker has to be ready for a training."""
 
 
-def versions() -> tuple[str, ...]:
-    """Return what has to be the same at the hospital's process and at its workers."""
-    return (code_sha256(), torch.__version__, monai.__version__)
-
-
 @dataclass(frozen=True)
 class TrainingOnWorkers:
     """What a worker has to know of a training, beside its patients.
@@ -62,6 +55,7 @@ class TrainingOnWorkers:
         seed: seed of the random draws from a patient's scans.
         device: `cpu` or `cuda`, as in the hospital's policy; a worker uses the first GPU that it sees.
         threads: CPU threads of a worker.
+        versions: those of the hospital's process, which a worker has to have, too.
     """
 
     network: nn.Module
@@ -162,8 +156,7 @@ class SpreadSums:
             if not is_possible(found, network, len(mine), mechanism):
                 self._lose(worker, "its sum is longer than its patients' could be, or of other shapes")
                 continue
-            device = next(network.parameters()).device
-            parts.append(replace(found, sums=_to(found, device)))
+            parts.append(found.to(next(network.parameters()).device))
             in_lot.difference_update(mine)
         ours = self.own(network, [i for i in patients if i in in_lot], step, mechanism)
         return added([*parts, ours])
@@ -212,12 +205,8 @@ def is_possible(found: LotSum, network: nn.Module, patients: int, mechanism: Mec
     return length <= mechanism.clip.norm * patients  # false for NaN
 
 
-def _to(part: LotSum, device: torch.device) -> tuple[torch.Tensor, ...] | None:
-    return part.sums and tuple(each.to(device) for each in part.sums)
-
-
 class OtherVersions(Exception):
-    """A worker has another version of Wardround, of PyTorch or of MONAI."""
+    """A worker has another version of Wardround or of a library that computes gradients."""
 
 
 @dataclass(frozen=True)
@@ -276,14 +265,14 @@ class HeldTraining:
         """
         if training.versions != versions():
             raise OtherVersions(
-                f"it has PyTorch {torch.__version__}, MONAI {monai.__version__} and perhaps another "
-                f"version of Wardround than the hospital's process"
+                f"it has {', '.join(versions()[1:])} and perhaps another version of Wardround than the "
+                f"hospital's process"
             )
         torch.set_num_threads(training.threads)
         _keep_freed_memory()
         self._training = training
         self._device = torch.device(training.device)
-        self._network = copy.deepcopy(training.network).to(self._device)
+        self._network = training.network.to(self._device)
         self._patients: dict[int, Examples] = {}
 
     def keep(self, patients: Mapping[int, Drawn]) -> bool:
@@ -302,5 +291,4 @@ class HeldTraining:
                 parameter.copy_(torch.from_numpy(values.copy()))
         examples = Examples(max(self._patients) + 1, lambda i, at: self._patients[i].draw(0, at))
         own = OwnSums(self._training.task, examples, self._training.config)
-        found = own(self._network, patients, step, mechanism)
-        return replace(found, sums=_to(found, torch.device("cpu")))
+        return own(self._network, patients, step, mechanism).to(torch.device("cpu"))

@@ -41,6 +41,10 @@ class LotSum:
             sums = tuple(a + b for a, b in zip(self.sums, other.sums, strict=True))
         return LotSum(sums, self.within + other.within)
 
+    def to(self, device: torch.device) -> "LotSum":
+        """Return the same on a device."""
+        return LotSum(self.sums and tuple(each.to(device) for each in self.sums), self.within)
+
 
 class LotSums(Protocol):
     """Whatever sums the clipped gradients of a hospital's patients."""

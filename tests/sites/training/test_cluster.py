@@ -213,7 +213,7 @@ def test_a_scheduler_that_ends_costs_time_alone(waits_s: int, caplog: pytest.Log
     assert "gets no scan" not in caplog.text
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
 def test_a_worker_with_other_versions_gets_no_patient(
     place: int, config: ClusterConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
