@@ -48,7 +48,7 @@ def test_hospitals_with_all_and_with_one_of_two_channels_train_one_model(
         },
     }  # fmt: skip
     made = Consortium.begin(
-        tmp_path, Study.model_validate({**small_study, **keys}), wards_of(tmp_path / "wards", 8)
+        tmp_path, Study.model_validate({**small_study, **keys}), wards_of(tmp_path / "wards", 16)
     )
     accepted = {
         site: made.run.description.member(site, 1).statement.lacks for site in ("north", "south", "west")

@@ -107,6 +107,7 @@ def test_a_list_that_is_wrong_does_not_hide_an_address_that_does_not_answer(ward
     assert (found["exchange"][0], found["Prefect's API"][0]) == ("wrong", "wrong")
 
 
+@pytest.mark.slow
 def test_a_cluster_that_does_not_answer_or_has_no_worker_is_wrong(ward: Path, edit) -> None:
     edit(ward / "site.yaml", device={"cluster": {"scheduler": "tcp://127.0.0.1:9"}})
     state, found = seen(ward)["cluster"]

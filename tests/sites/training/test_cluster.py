@@ -93,6 +93,7 @@ def forgotten(machines: LocalCluster) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_two_workers_train_to_the_bits_of_one_process_and_keep_no_scan(
     machines: LocalCluster, config: ClusterConfig
 ) -> None:
@@ -141,6 +142,7 @@ def test_workers_forget_the_scans_of_a_hospital_whose_process_is_killed(
     assert forgotten(machines)
 
 
+@pytest.mark.slow
 def test_sampled_patients_are_those_of_one_process_up_to_the_rounding_of_a_microbatch(
     config: ClusterConfig,
 ) -> None:
@@ -149,6 +151,7 @@ def test_sampled_patients_are_those_of_one_process_up_to_the_rounding_of_a_micro
         assert torch.allclose(spread_out[name], alone[name], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_sum_for_a_secure_sum_is_that_of_one_process(config: ClusterConfig) -> None:
     net, seen = network(), []
     alone = gradient_sum(net, OWN, len(PATIENTS), FULL, lambda *_: None)
@@ -158,6 +161,7 @@ def test_the_sum_for_a_secure_sum_is_that_of_one_process(config: ClusterConfig) 
     assert seen == [("train", 0, 1), ("train", 1, 1)]  # no number of patients
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_time_alone(
     machines: LocalCluster, config: ClusterConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -213,6 +217,7 @@ def test_a_scheduler_that_ends_costs_time_alone(waits_s: int, caplog: pytest.Log
     assert "gets no scan" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
 def test_a_worker_with_other_versions_gets_no_patient(
     place: int, config: ClusterConfig, caplog: pytest.LogCaptureFixture
@@ -235,12 +240,14 @@ def test_a_sum_that_its_patients_could_not_have_is_not_used(wrong: str) -> None:
     assert not is_possible(LotSum((changed, *others), within), net, 3, FULL)
 
 
+@pytest.mark.slow
 def test_without_tls_workers_that_others_reach_get_no_scan(config: ClusterConfig) -> None:
     there = ["tcp://10.0.0.5:1", "tcp://127.0.0.1:2", "tcp://localhost:3", "tcp://127.evil.example:4"]
     assert on_loopback(there) == ["tcp://127.0.0.1:2", "tcp://localhost:3"]
     assert reach(config) == 2
 
 
+@pytest.mark.slow
 def test_without_a_cluster_or_with_an_empty_one_the_hospital_trains_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -252,6 +259,7 @@ def test_without_a_cluster_or_with_an_empty_one_the_hospital_trains_alone(
     assert "has no worker; training alone" in caplog.text
 
 
+@pytest.mark.slow
 def test_scans_travel_under_tls_and_only_to_a_cluster_with_the_hospitals_own_certificates(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -287,6 +295,7 @@ def test_an_address_that_others_reach_needs_certificates() -> None:
             ClusterConfig.model_validate(wrong)
 
 
+@pytest.mark.slow
 def test_a_scan_that_cant_be_read_is_left_out_and_its_path_is_not_told(
     config: ClusterConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
