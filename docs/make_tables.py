@@ -77,11 +77,11 @@ def reference(name: str) -> str:
         f"`wardround schema {name}` prints a JSON Schema for editors.",
         "Where a key holds one of several groups, the group's kind stands in brackets:",
         "`task (segmentation).dims` is `dims` of a `task` with `kind: segmentation`.\n",
-        "| key | meaning | type | default | example |",
-        "|---|---|---|---|---|",
+        "| key | meaning | type | unit | default | example |",
+        "|---|---|---|---|---|---|",
     ]
     for key in keys(config, _examples(name)):
-        cells = (f"`{key.path}`", key.meaning, key.type, key.default, key.example)
+        cells = (f"`{key.path}`", key.meaning, key.type, key.unit, key.default, key.example)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

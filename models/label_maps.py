@@ -28,13 +28,15 @@ class MapLookConfig(Config):
     """Changes of a label map, and the intensities of its structures.
 
     Attributes:
-        rotate_deg: the typical rotation about each axis, in degrees.
-        scale: the smallest and the largest size against the map's own; an atlas may exceed people.
-        shift: the typical shift of the field of view, in voxels of the study.
-        bend: the typical size of smooth deformations, in voxels of the study.
-        typical: intensities of structures, by value of the map, in the study's modality as textbooks
-            give them: 0 for the darkest tissue, 1 for the brightest. Values that are missing get any.
-        typical_share: the share of images with these intensities; the others have any contrast.
+        rotate_deg (degrees): the typical rotation about each axis, in degrees.
+        scale (share): the smallest and the largest size against the map's own; an atlas may exceed
+            people.
+        shift (voxels): the typical shift of the field of view, in voxels of the study.
+        bend (voxels): the typical size of smooth deformations, in voxels of the study.
+        typical (share): intensities of structures, by value of the map, in the study's modality as
+            textbooks give them: 0 for the darkest tissue, 1 for the brightest. Values that are missing
+            get any.
+        typical_share (share): the share of images with these intensities; the others have any contrast.
     """
 
     rotate_deg: Annotated[float, Field(ge=0, le=45)] = 12

@@ -24,13 +24,14 @@ class SynthesisConfig(Config):
     """Appearance of synthetic images; the unit of lengths is half a side of the image.
 
     Attributes:
-        along: the direction from the first label to the last in the image's axes (which are R, A, S
-            in 3D), if anatomy fixes one; without it a tube has any direction.
-        turn_deg: the typical angle between a tube's direction and `along`.
-        half_length: the smallest and the largest half length of a tube.
-        radius: the smallest and the largest radius at its thick end.
-        t1_share: the share of images with the contrast of T1-weighted MR: dark fluid, grey matter and
-            bright white matter around a tube of grey matter. The other images have any contrast.
+        along (no unit): the direction from the first label to the last in the image's axes (which are R,
+            A, S in 3D), if anatomy fixes one; without it a tube has any direction.
+        turn_deg (degrees): the typical angle between a tube's direction and `along`.
+        half_length (half a side): the smallest and the largest half length of a tube.
+        radius (half a side): the smallest and the largest radius at its thick end.
+        t1_share (share): the share of images with the contrast of T1-weighted MR: dark fluid, grey
+            matter and bright white matter around a tube of grey matter. The other images have any
+            contrast.
     """
 
     along: Annotated[tuple[float, ...], Field(min_length=2, max_length=3)] | None = None

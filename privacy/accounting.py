@@ -48,8 +48,8 @@ class Budget(Config):
     """The most that may be spent on any patient: (epsilon, delta).
 
     Attributes:
-        epsilon: the most that may be spent on any patient.
-        delta: the delta at which it holds.
+        epsilon (no unit): the most that may be spent on any patient.
+        delta (probability): the delta at which it holds.
     """
 
     epsilon: Annotated[float, Field(gt=0)]

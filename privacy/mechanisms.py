@@ -43,7 +43,7 @@ class ClipConfig(Config):
     """The bound on a patient's gradient: `flat` min(1, C/|g|) g, or `normalised` C g/(|g|+.01).
 
     Attributes:
-        norm: largest L2 norm C of a patient's gradient after clipping.
+        norm (no unit): largest L2 norm C of a patient's gradient after clipping.
     """
 
     kind: Literal["flat", "normalised"]
@@ -59,10 +59,10 @@ class AdaptiveClip(Config):
     (Andrew et al. 2021, DP Learning with Adaptive Clipping, https://arxiv.org/abs/1905.03871.)
 
     Attributes:
-        norm: the norm of the first step.
-        quantile: the share of patients who should not be clipped.
-        rate: the speed at which the norm follows.
-        count_share: the part of a step's cost, in 1/sigma^2, that pays for the count.
+        norm (no unit): the norm of the first step.
+        quantile (share): the share of patients who should not be clipped.
+        rate (no unit): the speed at which the norm follows.
+        count_share (share): the part of a step's cost, in 1/sigma^2, that pays for the count.
     """
 
     kind: Literal["adaptive"]
@@ -84,8 +84,9 @@ class PrivacyBudget(Config):
     `accountants` are those whose epsilon is reported beside the enforced one.
 
     Attributes:
-        epsilon: the most that all rounds together cost any patient.
-        delta: the delta at which epsilon holds; below one over the declared training patients.
+        epsilon (no unit): the most that all rounds together cost any patient.
+        delta (probability): the delta at which epsilon holds; below one over the declared training
+            patients.
         clip: bound on a patient's gradient.
         accountants: accountants whose epsilon is reported beside the enforced one: `prv`, `pld`,
             `rdp`.

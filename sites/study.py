@@ -53,7 +53,7 @@ class Study(Config):
         purpose: purpose of the study in plain text; empty by default.
         task: segmentation or classification, the dimensions and channels of the images, and the labels.
         network: the network of the global model.
-        rounds: number of rounds, 1 to 1000.
+        rounds (rounds): number of rounds, 1 to 1000.
         sites: number of hospitals that a round needs, and its deadline.
         preprocessing: steps from a scan to the input of the network.
         synthesis: appearance of synthetic images.
@@ -69,17 +69,18 @@ class Study(Config):
             the `predictions` on the transfer images, or with `privacy.mode: shared_noise` the sum of the
             patients' clipped gradients (`gradient_sum`), after which the global model alone distils.
             `privacy.unit: hospital` sums clipped changes of the `weights`, after plain training.
-        largest_change: largest L2 norm of a hospital's change of the parameters in a round; a larger one
-            is rejected. 1000 by default. Where trained weights leave under privacy, the mechanism's own
-            bound holds too.
-        release_bits: bits of each number of a release: 32 (default), or 8: a change of the student or
-            the weights is rounded after its noise, without bias, to a quarter of the bytes.
+        largest_change (no unit): largest L2 norm of a hospital's change of the parameters in a round; a
+            larger one is rejected. 1000 by default. Where trained weights leave under privacy, the
+            mechanism's own bound holds too.
+        release_bits (bits): bits of each number of a release: 32 (default), or 8: a change of the
+            student or the weights is rounded after its noise, without bias, to a quarter of the bytes.
         strategy: rule that makes the next global model from the releases.
         evaluation: schedule and kinds of evaluation.
         survey: statistics of scans are summed over all hospitals, and no hospital's own leave.
         promotion: criteria for a release of the model; None by default, which allows no release.
         card: texts for the model card.
-        seed: seed of all public randomness; 0 by default. Noise for patients never depends on it.
+        seed (no unit): seed of all public randomness; 0 by default. Noise for patients never depends on
+            it.
     """
 
     name: Name

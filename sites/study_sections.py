@@ -24,9 +24,9 @@ class StalenessConfig(Config):
     It counts only if its hospital has sent no newer release.
 
     Attributes:
-        rounds: number of rounds that a release may be late; 1 to 10.
-        power: the weight of a release that is s rounds late is multiplied by (1 + s)^-power; 0.5 by
-            default (Xie et al. 2019, Asynchronous Federated Optimization, section 5.2,
+        rounds (rounds): number of rounds that a release may be late; 1 to 10.
+        power (no unit): the weight of a release that is s rounds late is multiplied by (1 + s)^-power;
+            0.5 by default (Xie et al. 2019, Asynchronous Federated Optimization, section 5.2,
             https://arxiv.org/abs/1903.03934).
     """
 
@@ -46,8 +46,9 @@ class QuorumConfig(Config):
     """The number of hospitals that a round needs, and the time that it waits for them.
 
     Attributes:
-        min: the smallest number of hospitals that take part in the run and release in each round.
-        deadline_s: seconds that a round waits for a hospital's answer; 600 by default.
+        min (hospitals): the smallest number of hospitals that take part in the run and release in each
+            round.
+        deadline_s (seconds): seconds that a round waits for a hospital's answer; 600 by default.
         staleness: rule for releases that come after their round; without it they do not count.
     """
 
@@ -60,7 +61,7 @@ class SummedConfig(Config):
     """Figures of all hospitals together, noised and readable in their sum alone.
 
     Attributes:
-        epsilon: what they cost a patient, at the study's delta.
+        epsilon (no unit): what they cost a patient, at the study's delta.
     """
 
     epsilon: Annotated[float, Field(gt=0)]
@@ -70,7 +71,7 @@ class EvaluationConfig(Config):
     """Evaluation of global models: the model before training, every `every`-th one and the last one.
 
     Attributes:
-        every: rounds from one evaluation to the next; 1 by default.
+        every (rounds): rounds from one evaluation to the next; 1 by default.
         attack: an attack on the evaluation images. Hospitals with exact metrics then also report those
             of attacked images, `attacked/<name>`. None by default.
         teachers: with `true`, hospitals with exact metrics also report those of their own teacher,
@@ -99,14 +100,15 @@ class PromotionConfig(Config):
 
     Attributes:
         metric: the metric of quality; a larger value must be better.
-        mean: smallest accepted mean of the metric over the hospitals.
-        gain: smallest accepted gain of that mean over the model before training, 0 or more; a model that
-            is not better than its start never passes.
-        worst_site: smallest accepted value of the metric at each hospital that has released in the run.
-        calibration_error: largest accepted mean calibration error; for classification only.
-        epsilon: largest accepted epsilon that a hospital has spent in the run.
-        attack_auc: largest accepted AUC of the attack in a privacy audit.
-        approval_days: days for which a person's approval is valid; 30 by default.
+        mean (no unit): smallest accepted mean of the metric over the hospitals.
+        gain (no unit): smallest accepted gain of that mean over the model before training, 0 or more; a
+            model that is not better than its start never passes.
+        worst_site (no unit): smallest accepted value of the metric at each hospital that has released in
+            the run.
+        calibration_error (no unit): largest accepted mean calibration error; for classification only.
+        epsilon (no unit): largest accepted epsilon that a hospital has spent in the run.
+        attack_auc (no unit): largest accepted AUC of the attack in a privacy audit.
+        approval_days (days): days for which a person's approval is valid; 30 by default.
     """
 
     metric: str

@@ -20,7 +20,7 @@ class ResNetConfig(Network):
     https://arxiv.org/abs/1904.00625.)
 
     Attributes:
-        width: channels of the first level.
+        width (channels): channels of the first level.
     """
 
     kind: ClassVar[Kind] = "classification"
@@ -53,8 +53,8 @@ class DenseNet121Config(Network):
     (Huang et al. 2017, Densely Connected Convolutional Networks, https://arxiv.org/abs/1608.06993.)
 
     Attributes:
-        init_features: channels of the first layer.
-        growth_rate: channels that each layer adds.
+        init_features (channels): channels of the first layer.
+        growth_rate (channels): channels that each layer adds.
     """
 
     kind: ClassVar[Kind] = "classification"
@@ -131,11 +131,11 @@ class ViTConfig(Network):
     (Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, https://arxiv.org/abs/2010.11929.)
 
     Attributes:
-        image: pixels along each side of the images.
-        patch: pixels along each side of a patch.
-        width: numbers by which a patch is described.
-        heads: attention heads of a layer; they divide `width`.
-        depth: number of layers.
+        image (pixels): pixels along each side of the images.
+        patch (pixels): pixels along each side of a patch.
+        width (numbers): numbers by which a patch is described.
+        heads (heads): attention heads of a layer; they divide `width`.
+        depth (layers): number of layers.
     """
 
     kind: ClassVar[Kind] = "classification"

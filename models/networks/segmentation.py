@@ -39,8 +39,8 @@ class UNetConfig(_Levels):
     https://doi.org/10.1007/978-3-030-12029-0_40.)
 
     Attributes:
-        channels: channels of each level, from the first; the image is halved between levels.
-        num_res_units: residual units of each level; 0 for plain convolutions.
+        channels (channels): channels of each level, from the first; the image is halved between levels.
+        num_res_units (units): residual units of each level; 0 for plain convolutions.
     """
 
     name: Literal["UNet"]
@@ -59,8 +59,8 @@ class SegResNetConfig(Network):
     https://arxiv.org/abs/1810.11654.)
 
     Attributes:
-        init_filters: channels of the first level; each further one has twice as many.
-        blocks_down: residual blocks of each level.
+        init_filters (channels): channels of the first level; each further one has twice as many.
+        blocks_down (blocks): residual blocks of each level.
     """
 
     kind: ClassVar[Kind] = "segmentation"
@@ -93,7 +93,7 @@ class BasicUNetConfig(Network):
     https://doi.org/10.1038/s41592-018-0261-2.)
 
     Attributes:
-        features: channels of the five levels and of the last layer.
+        features (channels): channels of the five levels and of the last layer.
     """
 
     kind: ClassVar[Kind] = "segmentation"
@@ -119,8 +119,8 @@ class Voxels(Config):
     """The input for which a network is planned: the study's shape of images, and the voxels' sides.
 
     Attributes:
-        shape: voxels along each axis.
-        spacing_mm: their sides in mm.
+        shape (voxels): voxels along each axis.
+        spacing_mm (mm): their sides in mm.
     """
 
     shape: Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=3)]
@@ -141,7 +141,7 @@ class DynUNetConfig(Network):
     https://doi.org/10.1038/s41592-020-01008-z.)
 
     Attributes:
-        filters: channels of each level.
+        filters (channels): channels of each level.
         res_block: `true` for residual blocks.
         planned_for: image and voxels for which kernels, strides and depth are planned as by nnU-Net;
             None for cubes.
@@ -206,7 +206,7 @@ class AttentionUnetConfig(_Levels):
     (Oktay et al. 2018, Attention U-Net, https://arxiv.org/abs/1804.03999.)
 
     Attributes:
-        channels: channels of each level; the image is halved between levels.
+        channels (channels): channels of each level; the image is halved between levels.
     """
 
     fixed: ClassVar[Mapping[str, Any] | None] = {}

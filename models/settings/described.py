@@ -19,32 +19,63 @@ from models.config import Config
 
 KINDS = ("kind", "mode", "name")
 """Keys that say which of several groups of keys a group is."""
-_FIELD = re.compile(r" {4}([a-z_0-9]+(?:, [a-z_0-9]+)*): (.*)")
+NO_UNIT = "no unit"
+_FIELD = re.compile(r" {4}([a-z_0-9]+(?:, [a-z_0-9]+)*)(?: \(([^)]+)\))?: (.*)")
+"""A line of `Attributes`: one or more names, for numbers their unit in brackets, and the meaning."""
 
 
 def descriptions(config: type[BaseModel]) -> dict[str, str]:
+    """Return what each field means; one that says which kind its group is needs no description."""
+    return {name: meaning.text for name, meaning in meanings(config).items()}
+
+
+class Meaning(NamedTuple):
+    """What a key means, and the unit of its numbers: empty for a key without numbers."""
+
+    text: str
+    unit: str = ""
+
+    @property
+    def with_unit(self) -> str:
+        """The text with the unit after it, for editors."""
+        return self.text if self.unit in ("", NO_UNIT) else f"{self.text} (unit: {self.unit})"
+
+
+def meanings(config: type[BaseModel]) -> dict[str, Meaning]:
     """Return what each field means, by the `Attributes` of the class and those that it extends.
 
-    A field that says which kind its group is needs none.
-
     Raises:
-        ValueError: a field has no description.
+        ValueError: a field has no description, or a number no unit.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Meaning] = {}
     for base in reversed(config.__mro__):
         if issubclass(base, BaseModel) and base is not BaseModel and "__doc__" in vars(base):
             found |= _attributes(base.__doc__ or "")
     for name, field in config.model_fields.items():
-        if name in found:
-            continue
-        if name not in KINDS or get_origin(field.annotation) is not Literal:
-            raise ValueError(f"{config.__name__}.{name}: expected a description in `Attributes`.")
-        found[name] = f"here `{'`, `'.join(map(str, get_args(field.annotation)))}`."
+        if name not in found:
+            if name not in KINDS or get_origin(field.annotation) is not Literal:
+                raise ValueError(f"{config.__name__}.{name}: expected a description in `Attributes`.")
+            found[name] = Meaning(f"here `{'`, `'.join(map(str, get_args(field.annotation)))}`.")
+        if _is_number(field.annotation) != bool(found[name].unit):
+            expected = (
+                "a unit in brackets" if _is_number(field.annotation) else "no unit, as it is no number"
+            )
+            raise ValueError(f"{config.__name__}.{name}: expected {expected}.")
     return {name: found[name] for name in config.model_fields}
 
 
-def _attributes(docstring: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _is_number(annotation: Any) -> bool:  # noqa: ANN401  # a type of any kind
+    """Tell whether values hold numbers; the keys of a mapping count for nothing."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return all(type(value) is int for value in inner)
+    if (origin := get_origin(annotation)) and inspect.isclass(origin) and issubclass(origin, Mapping):
+        inner = inner[1:]
+    return annotation in (int, float) or any(_is_number(each) for each in inner)
+
+
+def _attributes(docstring: str) -> dict[str, Meaning]:
+    found: dict[str, Meaning] = {}
     names: list[str] = []
     is_inside = False
     for line in inspect.cleandoc(docstring).splitlines():
@@ -52,9 +83,10 @@ def _attributes(docstring: str) -> dict[str, str]:
             is_inside, names = line.strip() == "Attributes:", []
         elif is_inside and (match := _FIELD.fullmatch(line)):
             names = [name.strip() for name in match[1].split(",")]
-            found |= dict.fromkeys(names, match[2])
+            found |= dict.fromkeys(names, Meaning(match[3], match[2] or ""))
         elif is_inside and line.strip():
-            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+            more = line.strip()
+            found |= {name: found[name]._replace(text=f"{found[name].text} {more}") for name in names}
     return found
 
 
@@ -63,11 +95,11 @@ def commented(config: type[BaseModel], content: Mapping[str, Any], head: Sequenc
 
     Keys stand in the order of the class.
     """
-    meanings = descriptions(config)
+    meant = descriptions(config)
     lines = [f"# {line}" for line in head]
     for name in (name for name in config.model_fields if name in content):
         value = yaml.safe_dump(content[name], default_flow_style=True, width=10_000, sort_keys=False)
-        comment = textwrap.fill(meanings[name], 110, initial_indent="# ", subsequent_indent="# ")
+        comment = textwrap.fill(meant[name], 110, initial_indent="# ", subsequent_indent="# ")
         lines += ["", comment, f"{name}: {value.strip().removesuffix('...').strip()}"]
     return "\n".join(lines) + "\n"
 
@@ -77,8 +109,8 @@ def json_schema(config: type[Config], title: str) -> dict[str, Any]:
     schema = config.model_json_schema()
     for described in groups(config):
         found = schema if described is config else schema["$defs"][described.__name__]
-        for name, text in descriptions(described).items():
-            found["properties"][name]["description"] = text
+        for name, meaning in meanings(described).items():
+            found["properties"][name]["description"] = meaning.with_unit
         if kinds := [kind for kind in _kinds(described) if kind is not described]:
             schema["$defs"][described.__name__] = {"oneOf": [_schema_of(kind) for kind in kinds]}
     _without_docstrings(schema)
@@ -88,8 +120,8 @@ def json_schema(config: type[Config], title: str) -> dict[str, Any]:
 def _schema_of(group: type[BaseModel]) -> dict[str, Any]:
     """Return a JSON Schema of one group without groups in it, with a description of each key."""
     schema = group.model_json_schema()
-    for name, text in descriptions(group).items():
-        schema["properties"][name]["description"] = text
+    for name, meaning in meanings(group).items():
+        schema["properties"][name]["description"] = meaning.with_unit
     return schema
 
 
@@ -124,11 +156,12 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401  #
 
 
 class Key(NamedTuple):
-    """A key of a settings file: its path, meaning, type, default and an example, as text."""
+    """A key of a settings file: its path, meaning, type, unit, default and an example, as text."""
 
     path: str
     meaning: str
     type: str
+    unit: str
     default: str
     example: str
 
@@ -148,13 +181,14 @@ def keys(
         examples: values by path.
         known: the path of each group that was described.
     """
-    meanings, known = descriptions(config), {} if known is None else known
+    meant, known = meanings(config), {} if known is None else known
     for name, field in config.model_fields.items():
         path = f"{prefix}{name}"
         inner = [kind for group in _models_in(field.annotation) for kind in _kinds(group)]
         again = sorted({known[group] for group in inner if group in known})
         kind = f"keys of `{again[0]}`" if again else _named(field.annotation)
-        yield Key(path, meanings[name], kind, _default(field), _example(path, field, examples))
+        text, unit = meant[name]
+        yield Key(path, text, kind, unit, _default(field), _example(path, field, examples))
         for group in inner:
             if group not in known:
                 known[group] = path

@@ -30,11 +30,11 @@ class DistillationConfig(Config):
             cost the same privacy; a network of another kind than the study's can't teach then.
         ensemble: the weight of a hospital's answers, if the study exports predictions: its declared
             patients, or these together with its certainty about each image.
-        steps: optimizer steps of the student.
-        images: number of transfer images that are drawn, if they are synthetic.
-        batch: images in a step.
-        temperature: temperature of the teacher's answers.
-        lr: learning rate of the student.
+        steps (steps): optimizer steps of the student.
+        images (images): number of transfer images that are drawn, if they are synthetic.
+        batch (images): images in a step.
+        temperature (no unit): temperature of the teacher's answers.
+        lr (no unit): learning rate of the student.
     """
 
     transfer: Literal["synthetic"] | PublicImages

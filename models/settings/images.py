@@ -14,16 +14,17 @@ class Augmentation(Config):
     """Random changes of training images.
 
     Attributes:
-        copies: changed versions of each scan, all in one gradient of their patient; the privacy cost is
-            the same for any number (augmentation multiplicity: De et al. 2022, Unlocking High-Accuracy
-            Differentially Private Image Classification through Scale, https://arxiv.org/abs/2204.13650).
-        flip: axes along which half of the images are mirrored.
-        rotate_deg: the largest rotation about each axis, in degrees; it turns mm, not voxels.
-        scale: the largest change in size, as a share.
-        intensity: the largest change of contrast, as a share, and of brightness.
-        noise: the largest standard deviation of added noise.
-        drop_channel: the probability with which each channel of a training image becomes zero, as one
-            that is missing; at least one stays.
+        copies (copies): changed versions of each scan, all in one gradient of their patient; the privacy
+            cost is the same for any number (augmentation multiplicity: De et al. 2022, Unlocking
+            High-Accuracy Differentially Private Image Classification through Scale,
+            https://arxiv.org/abs/2204.13650).
+        flip (numbers of axes): axes along which half of the images are mirrored.
+        rotate_deg (degrees): the largest rotation about each axis, in degrees; it turns mm, not voxels.
+        scale (share): the largest change in size, as a share.
+        intensity (share): the largest change of contrast, as a share, and of brightness.
+        noise (prepared intensities): the largest standard deviation of added noise.
+        drop_channel (probability): the probability with which each channel of a training image becomes
+            zero, as one that is missing; at least one stays.
     """
 
     copies: Annotated[int, Field(ge=1, le=64)] = 1
@@ -39,8 +40,8 @@ class Percentiles(Config):
     """Scaling of the intensities between two percentiles of the image to [-1, 1]; others are clipped.
 
     Attributes:
-        low: percentile that becomes -1.
-        high: percentile that becomes 1.
+        low (percent): percentile that becomes -1.
+        high (percent): percentile that becomes 1.
     """
 
     kind: Literal["percentiles"]
@@ -52,8 +53,8 @@ class Window(Config):
     """Scaling of the intensities in a window (CT: Hounsfield units) to [-1, 1]; others are clipped.
 
     Attributes:
-        centre: middle of the window, in the image's own units (CT: HU).
-        width: width of the window, in the same units.
+        centre (the image's own): middle of the window, in the image's own units (CT: HU).
+        width (the image's own): width of the window, in the same units.
     """
 
     kind: Literal["window"]
@@ -67,9 +68,9 @@ class Patches(Config):
     A prediction uses windows that slide over the whole image with this `overlap`.
 
     Attributes:
-        per_scan: patches of a scan in a step.
-        foreground: share of the patches around a labelled voxel.
-        overlap: overlap of windows in a prediction, as a share.
+        per_scan (patches): patches of a scan in a step.
+        foreground (share): share of the patches around a labelled voxel.
+        overlap (share): overlap of windows in a prediction, as a share.
     """
 
     kind: Literal["patches"]
@@ -82,8 +83,9 @@ class PreprocessingConfig(Config):
     """Steps for a scan, in the order of the module's table; `shape` is the shape of training images.
 
     Attributes:
-        shape: shape of training images in voxels, along each axis.
-        spacing_mm: sides of the voxels in mm to which scans are resampled; None keeps each scan's own.
+        shape (voxels): shape of training images in voxels, along each axis.
+        spacing_mm (mm): sides of the voxels in mm to which scans are resampled; None keeps each scan's
+            own.
         crop: `foreground` cuts away the margin in which nothing is brighter than the mean; `none` by
             default.
         intensity: scale of the intensities: `z_score` (default), percentiles or a window.

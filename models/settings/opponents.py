@@ -16,8 +16,8 @@ class AttackConfig(Config):
     Learning Models Resistant to Adversarial Attacks, eq. 2.1, https://arxiv.org/abs/1706.06083).
 
     Attributes:
-        radius: largest change of a voxel, in units of the prepared image.
-        steps: gradient steps of the attack; 1 for `fgsm`.
+        radius (prepared intensities): largest change of a voxel, in units of the prepared image.
+        steps (steps): gradient steps of the attack; 1 for `fgsm`.
     """
 
     kind: Literal["fgsm", "pgd"]
@@ -29,10 +29,10 @@ class MembershipConfig(Config):
     """An attacker who learns to guess the training patients, while the network learns to prevent it.
 
     Attributes:
-        strength: the weight of the attacker's gain in the network's loss (Nasr et al. 2018, Machine
-            Learning with Membership Privacy using Adversarial Regularization, equation 4,
+        strength (no unit): the weight of the attacker's gain in the network's loss (Nasr et al. 2018,
+            Machine Learning with Membership Privacy using Adversarial Regularization, equation 4,
             https://arxiv.org/abs/1807.05852).
-        reference: the share of the training patients who are kept out of training; the attacker
+        reference (share): the share of the training patients who are kept out of training; the attacker
             learns from them how the network answers on strangers.
     """
 

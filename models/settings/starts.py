@@ -25,10 +25,10 @@ class SyntheticStart(Config):
     """Training on synthetic shapes as `synthesis` describes them; for segmentation.
 
     Attributes:
-        steps: steps of training; 900 by default.
-        images: number of different images; 512 by default.
-        batch: images in a step; 8 by default.
-        lr: the highest rate of AdamW; 0.003 by default.
+        steps (steps): steps of training; 900 by default.
+        images (images): number of different images; 512 by default.
+        batch (images): images in a step; 8 by default.
+        lr (no unit): the highest rate of AdamW; 0.003 by default.
     """
 
     kind: Literal["synthetic"]
@@ -45,10 +45,10 @@ class LabelMapStart(Config):
 
     Attributes:
         folder: folder with the maps; each file is a map.
-        steps: steps of training; 900 by default.
-        images: number of different images; 512 by default.
-        batch: images in a step; 8 by default.
-        lr: the highest rate of AdamW; 0.003 by default.
+        steps (steps): steps of training; 900 by default.
+        images (images): number of different images; 512 by default.
+        batch (images): images in a step; 8 by default.
+        lr (no unit): the highest rate of AdamW; 0.003 by default.
         look: changes of a map's shape, and its intensities.
     """
 
@@ -70,9 +70,9 @@ class PublicStart(Config):
 
     Attributes:
         folder: folder with the scans and their list.
-        steps: steps of training; 500 by default.
-        batch: images in a step; 8 by default.
-        lr: the highest rate of AdamW; 0.002 by default.
+        steps (steps): steps of training; 500 by default.
+        batch (images): images in a step; 8 by default.
+        lr (no unit): the highest rate of AdamW; 0.002 by default.
         augmentation: random changes of the images; small turns and changes of size, contrast and noise
             by default.
     """
@@ -116,7 +116,7 @@ class ModelStart(Config):
 
     Attributes:
         study: the study's name; its released model is `<study>-approved`.
-        version: the version's number.
+        version (number of a version): the version's number.
         new_head: with `true`, the last layer is drawn anew, as for other labels. `false` by default.
     """
 

@@ -14,18 +14,19 @@ from models.config import Config
 from models.strategies import STRATEGIES, Strategy
 
 MEANINGS = {
-    "mu": "strength of the pull of local steps towards the global model; no unit.",
-    "strength": "strength of the pull of personal models towards the global one; no unit.",
-    "momentum": "share of the last round's movement that the next one keeps.",
-    "lr": "learning rate of the coordinator's step; 1 takes the hospitals' mean change as it is.",
-    "layers": "number of last layers that stay at each hospital.",
-    "beta1": "share of the mean change that the next round keeps.",
-    "beta2": "share of the mean squared change that the next round keeps.",
-    "tau": "smallest divisor of a step, in units of the parameters' change.",
-    "faulty": "number of hospitals whose changes may be wrong in any way.",
-    "chosen": "number of changes that are averaged.",
-    "factor": "longest change that counts in full, in medians of the hospitals' lengths.",
+    "mu (no unit)": "strength of the pull of local steps towards the global model.",
+    "strength (no unit)": "strength of the pull of personal models towards the global one.",
+    "momentum (share)": "share of the last round's movement that the next one keeps.",
+    "lr (no unit)": "learning rate of the coordinator's step; 1 takes the mean change as it is.",
+    "layers (layers)": "number of last layers that stay at each hospital.",
+    "beta1 (share)": "share of the mean change that the next round keeps.",
+    "beta2 (share)": "share of the mean squared change that the next round keeps.",
+    "tau (no unit)": "smallest divisor of a step, in units of the parameters' change.",
+    "faulty (hospitals)": "number of hospitals whose changes may be wrong in any way.",
+    "chosen (changes)": "number of changes that are averaged.",
+    "factor (no unit)": "longest change that counts in full, in medians of the hospitals' lengths.",
 }
+"""By key and unit, what each means."""
 
 
 @cache
@@ -42,7 +43,7 @@ def _kind(name: str) -> type[Config]:
     parameters = inspect.signature(STRATEGIES[name], eval_str=True).parameters
     summary = inspect.cleandoc(STRATEGIES[name].__doc__ or "").split("\n\n")[0].replace("\n", " ")
     summary = re.sub(r" \(`_\w+`\)| \(source: [^)]*\)", "", summary)  # of the code alone
-    lines = [f"    {key}: {MEANINGS[key]}" for key in parameters]
+    lines = [f"    {head}: {text}" for head, text in MEANINGS.items() if head.split()[0] in parameters]
     doc = "\n".join([summary, "", "Attributes:", f"    name: {summary}", *lines])
     fields: dict[str, Any] = {"name": (Literal[name], ...)}
     fields |= {key: (each.annotation, each.default) for key, each in parameters.items()}

@@ -77,14 +77,14 @@ class SegmentationConfig(_TaskConfig):
     `tolerance_mm` is the largest distance at which two surfaces still agree, for `surface_dice`.
 
     Attributes:
-        dims: number of spatial dimensions of the images, 2 or 3.
+        dims (axes): number of spatial dimensions of the images, 2 or 3.
         labels: name of each structure by its value in label images, such as `{1: anterior}`; 0 is
             background.
         channels: names of the images of a case, in order, or `rgb` for pictures in colour; one image
             without a name by default.
         missing_channel: what happens to a case that lacks a channel: `refuse` (default), `skip` the
             case, or `zeros` in its place.
-        tolerance_mm: tolerance of surface Dice, in mm.
+        tolerance_mm (mm): tolerance of surface Dice, in mm.
     """
 
     network_kind = "segmentation"
@@ -109,7 +109,7 @@ class ClassificationConfig(_TaskConfig):
     """One class per scan, or any number with `multi_label`: `labels` names 0, 1, ... in order.
 
     Attributes:
-        dims: number of spatial dimensions of the images, 2 or 3.
+        dims (axes): number of spatial dimensions of the images, 2 or 3.
         labels: name of each class by its number, such as `{0: normal, 1: pneumonia}`.
         channels: names of the images of a case, in order, or `rgb` for pictures in colour; one image
             without a name by default.
@@ -138,9 +138,10 @@ class RegressionConfig(_TaskConfig):
     """A number for each scan, such as an age: `labels` names it, as `{0: age}`.
 
     Attributes:
-        low, high: its public range; a hospital's values lie within, and answers too.
-        tolerance: the error up to which an answer counts as right, for `within_tolerance`.
-        dims: number of spatial dimensions of the images, 2 or 3.
+        low, high (the study's own): its public range; a hospital's values lie within, and answers too.
+        tolerance (the study's own): the error up to which an answer counts as right, for
+            `within_tolerance`.
+        dims (axes): number of spatial dimensions of the images, 2 or 3.
         labels: the one name of the number, by 0.
         channels: names of the images of a case, in order, or `rgb` for pictures in colour; one image
             without a name by default.

@@ -12,11 +12,12 @@ class SumConfig(Config):
     """How many hospitals may fail or turn against the others, in a study with a secure sum.
 
     Attributes:
-        dropouts: hospitals that may fall silent in a round without loss of the round; 0 by default.
-        colluding: hospitals that may pool what they know with the coordinator; 0 by default. Noise is
-            sized so that the others' shares suffice.
-        spare: attempts that may fail in a run, over all rounds, and are paid for as rounds are; 1 by
+        dropouts (hospitals): hospitals that may fall silent in a round without loss of the round; 0 by
             default.
+        colluding (hospitals): hospitals that may pool what they know with the coordinator; 0 by default.
+            Noise is sized so that the others' shares suffice.
+        spare (attempts): attempts that may fail in a run, over all rounds, and are paid for as rounds
+            are; 1 by default.
     """
 
     dropouts: Annotated[int, Field(ge=0, le=1000)] = 0
@@ -42,7 +43,7 @@ class Terms:
         name: what the attempt is for, such as the run, the round and the number of the attempt; every
             key that is derived depends on it.
         members: number of hospitals in the roster (K).
-        dropouts: how many of them may fail (t).
+        dropouts (hospitals): how many of them may fail (t).
         colluding: how many of them may collude (c).
     """
 

@@ -28,12 +28,13 @@ class DeviceConfig(Config):
 
     Attributes:
         kind: `cpu` (default), or `cuda` for an NVIDIA GPU.
-        index: number of the GPU, from 0 (default). One hospital at a time trains on each GPU.
-        memory_mb: most memory of the hospital's process, in MiB; no limit by default.
-        threads: number of CPU threads; 1 by default.
-        most_steps: most optimizer steps in a round; no limit by default.
-        checkpoint_s: seconds between two saved states of a training; 30 by default. If the process is
-            killed, about this much work is lost.
+        index (number of a GPU): number of the GPU, from 0 (default). One hospital at a time trains on
+            each GPU.
+        memory_mb (MiB): most memory of the hospital's process, in MiB; no limit by default.
+        threads (threads): number of CPU threads; 1 by default.
+        most_steps (steps): most optimizer steps in a round; no limit by default.
+        checkpoint_s (seconds): seconds between two saved states of a training; 30 by default. If the
+            process is killed, about this much work is lost.
         cluster: the hospital's own Dask cluster, whose machines or GPUs share the work of private
             training; none by default. Plain training, distillation and scores stay on this machine.
     """
@@ -84,9 +85,10 @@ class NoisedMetrics(Config):
     """Cost of noised metrics to the evaluation patients.
 
     Attributes:
-        epsilon: what all noised evaluations of one run together may cost an evaluation patient, at the
-            budget's delta.
-        evaluations: number of evaluations of a run among which it is divided; later ones are withheld.
+        epsilon (no unit): what all noised evaluations of one run together may cost an evaluation
+            patient, at the budget's delta.
+        evaluations (evaluations): number of evaluations of a run among which it is divided; later ones
+            are withheld.
     """
 
     epsilon: Annotated[float, Field(gt=0)]
@@ -97,7 +99,7 @@ class SuppressedStatistics(Config):
     """Surveys report bins with enough patients only; this is not differential privacy.
 
     Attributes:
-        smallest: smallest number of patients in a reported bin; 10 by default, at least 3.
+        smallest (patients): smallest number of patients in a reported bin; 10 by default, at least 3.
     """
 
     kind: Literal["suppressed"]
@@ -108,9 +110,10 @@ class NoisedStatistics(Config):
     """Surveys with noise.
 
     Attributes:
-        epsilon: what each survey costs every patient, at the budget's delta.
-        per_study: most surveys of one study; 3 by default. Later ones are withheld.
-        per_week: most surveys of all studies in seven days; 2 by default. Later ones are withheld.
+        epsilon (no unit): what each survey costs every patient, at the budget's delta.
+        per_study (surveys): most surveys of one study; 3 by default. Later ones are withheld.
+        per_week (surveys): most surveys of all studies in seven days; 2 by default. Later ones are
+            withheld.
     """
 
     kind: Literal["noised"]
@@ -123,10 +126,11 @@ class SharedNoiseConfig(Config):
     """Limits on studies in which this hospital adds only a share of the noise.
 
     Attributes:
-        colluding: the least number of hospitals that a study must expect to side with the coordinator;
-            1 by default. With 0, one other hospital that tells what it added makes the sum less private.
-        own_epsilon: the most that a whole run may cost a patient, at the budget's delta, if nobody but
-            this hospital added noise; no limit by default.
+        colluding (hospitals): the least number of hospitals that a study must expect to side with the
+            coordinator; 1 by default. With 0, one other hospital that tells what it added makes the sum
+            less private.
+        own_epsilon (no unit): the most that a whole run may cost a patient, at the budget's delta, if
+            nobody but this hospital added noise; no limit by default.
     """
 
     colluding: Annotated[int, Field(ge=0)] = 1
@@ -140,10 +144,13 @@ class AuditConfig(Config):
     the global model's losses tell who trained it (`docs/audits.md`).
 
     Attributes:
-        epsilon: what all audits of one run together may cost a training patient, at the budget's delta.
-        shadows: twins of the training, of each kind, for the likelihood-ratio attack; 8 by default.
-        plain_steps: steps of a twin without privacy; 60 by default.
-        canaries: gradients that are planted in the audit of one training; 10,000 by default, 0 for none.
+        epsilon (no unit): what all audits of one run together may cost a training patient, at the
+            budget's delta.
+        shadows (trainings): twins of the training, of each kind, for the likelihood-ratio attack; 8 by
+            default.
+        plain_steps (steps): steps of a twin without privacy; 60 by default.
+        canaries (gradients): gradients that are planted in the audit of one training; 10,000 by default,
+            0 for none.
     """
 
     epsilon: Annotated[float, Field(gt=0)]
@@ -160,16 +167,16 @@ class Policy(Config):
         data: folder with the scans and their list, relative to `site.yaml`; by default its own folder.
         channels: by the name of a study's channel, the list's own name for it, such as `{t1: T1w}`; none
             by default, where both are the same. `image` is a list's one image without a name.
-        label_map: by a value or a name of a label in the hospital's data, the value that studies have
-            for it, such as `{4: 3}`; none by default.
-        declared_patients: public number of patients, rounded by the hospital; every weight and
-            divisor uses it, never the true count.
-        min_patients: smallest number of listed training patients with which the hospital takes part.
-            Without privacy, so many scans must also be usable.
-        min_evaluation_patients: smallest number of listed evaluation patients with which metrics leave.
-            One without a usable scan counts as a miss.
-        evaluation_fraction: share of the patients who only evaluate, chosen by keyed hash; they never
-            train in any study. 0.25 by default.
+        label_map (values of labels): by a value or a name of a label in the hospital's data, the value
+            that studies have for it, such as `{4: 3}`; none by default.
+        declared_patients (patients): public number of patients, rounded by the hospital; every weight
+            and divisor uses it, never the true count.
+        min_patients (patients): smallest number of listed training patients with which the hospital
+            takes part. Without privacy, so many scans must also be usable.
+        min_evaluation_patients (patients): smallest number of listed evaluation patients with which
+            metrics leave. One without a usable scan counts as a miss.
+        evaluation_fraction (share): share of the patients who only evaluate, chosen by keyed hash; they
+            never train in any study. 0.25 by default.
         budget: the most that all studies together may spend on any patient (epsilon, delta).
         networks: names of the networks that may train here.
         teacher: the hospital's own network for studies with distillation whose task is of its kind; by
@@ -194,21 +201,21 @@ class Policy(Config):
             `allow` every charge is counted by Renyi DP, full batches included (about 13 % more). Choose
             before the first charge.
         approve: approval of runs and releases by a person; by default by the policy alone.
-        free_answers_per_week: most answers in seven days that cost nothing: to `check`, `join` and
-            `survey`, and scores for runs that the hospital has not joined; 100 by default.
+        free_answers_per_week (answers): most answers in seven days that cost nothing: to `check`, `join`
+            and `survey`, and scores for runs that the hospital has not joined; 100 by default.
         on_broken_case: `skip` leaves out a case that can't be used; `stop` also asks a person before the
             hospital joins a study.
         checks: consequence of single findings (`stop`, `skip`, `warn`) that replaces the default in
             `sites.imaging.checks`.
-        cache_mb: largest size of the cache of read scans, in MiB; 4096 by default.
-        disk_mb: largest size of `state/` with the cache, in MiB; without room no round is joined. No
-            limit by default.
+        cache_mb (MiB): largest size of the cache of read scans, in MiB; 4096 by default.
+        disk_mb (MiB): largest size of `state/` with the cache, in MiB; without room no round is joined.
+            No limit by default.
         hours: spans in which the hospital works, such as `20:00-06:00`, in its machine's local time;
             always by default. A training that has started continues in the next span if the round still
             waits for it.
         device: device for training, and limits on its use.
-        security_log_days: days for which security events are kept (`wardround site events`); 2192 by
-            default, six years.
+        security_log_days (days): days for which security events are kept (`wardround site events`); 2192
+            by default, six years.
         peers: the other hospitals' public keys by name, 64 hexadecimal digits each, as `wardround site
             init` prints them there. Needed for studies with a secure sum: only hospitals listed here are
             members, so nobody can invent some. None by default.

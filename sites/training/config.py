@@ -13,27 +13,28 @@ class TrainingConfig(Config):
     """Local training in a round.
 
     Attributes:
-        steps: optimizer steps in a round.
-        lr: learning rate; with privacy also `auto`: the largest rate whose noise the start bears, as
-            measured on public or drawn cases (`privacy/signal.py`).
-        momentum: momentum of SGD; 0.9 by default.
-        lot: patients in a step: `all`, or a number. Where patients' gradients are clipped, each patient
-            enters a step of a number of patients with probability lot / declared training patients,
-            independently of the others (Poisson sampling).
-        microbatch: number of patients whose gradients are in memory at a time; 8 by default.
+        steps (steps): optimizer steps in a round.
+        lr (no unit): learning rate; with privacy also `auto`: the largest rate whose noise the start
+            bears, as measured on public or drawn cases (`privacy/signal.py`).
+        momentum (share): momentum of SGD; 0.9 by default.
+        lot (patients): patients in a step: `all`, or a number. Where patients' gradients are clipped,
+            each patient enters a step of a number of patients with probability lot / declared training
+            patients, independently of the others (Poisson sampling).
+        microbatch (patients): number of patients whose gradients are in memory at a time; 8 by default.
         schedule: `constant` (default), or `cosine`: `lr` falls over the rounds along half a cosine.
-        warm_up: share of the rounds in which the rate of a `cosine` rises first; 0 by default.
+        warm_up (share): share of the rounds in which the rate of a `cosine` rises first; 0 by default.
         optimizer: `sgd` (default), or in plain training `adamw`. Training is plain without privacy, and
             with `privacy.unit: hospital`.
-        longest_gradient: largest L2 norm of a step's gradient in plain training; a longer one is cut to
-            it. None by default.
+        longest_gradient (no unit): largest L2 norm of a step's gradient in plain training; a longer one
+            is cut to it. None by default.
         adversarial: an attack on the training images; each patient's gradient uses the attacked images
             and the true ones (Zizzo et al. 2020, FAT: Federated Adversarial Training,
             https://arxiv.org/abs/2012.01791). None by default.
         membership: an attacker that guesses which patients trained; training without privacy learns to
             hide it. None by default.
-        fewest_steps: smallest number of steps that a hospital with slow machines may take instead; by
-            default all `steps`. The strategy `fed_nova` corrects for fewer steps, the others do not.
+        fewest_steps (steps): smallest number of steps that a hospital with slow machines may take
+            instead; by default all `steps`. The strategy `fed_nova` corrects for fewer steps, the others
+            do not.
     """
 
     steps: Annotated[int, Field(ge=1, le=100_000)]

@@ -3,15 +3,17 @@
 import inspect
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import jsonschema
 import pytest
 import yaml
+from pydantic import create_model
 
 from models.config import Config
-from models.settings.described import descriptions, groups, json_schema, keys
+from models.settings.described import descriptions, groups, json_schema, keys, meanings
 from models.strategies import STRATEGIES
 from sites.policy.policy import Policy
 from sites.study import Study
@@ -29,7 +31,7 @@ def test_a_key_without_a_description_is_named() -> None:
         """A group.
 
         Attributes:
-            a: the first one.
+            a (steps): the first one.
         """
 
         kind: Literal["x"]
@@ -45,7 +47,7 @@ def test_descriptions_are_those_of_the_class_and_of_what_it_extends() -> None:
         """A base.
 
         Attributes:
-            a, b: two numbers
+            a, b (mm): two numbers
                 over two lines: none of them is a key.
         """
 
@@ -56,13 +58,46 @@ def test_descriptions_are_those_of_the_class_and_of_what_it_extends() -> None:
         """More.
 
         Attributes:
-            b: another one.
+            b (voxels): another one.
         """
 
     assert descriptions(Extended) == {
         "a": "two numbers over two lines: none of them is a key.",
         "b": "another one.",
     }
+    assert {name: meaning.unit for name, meaning in meanings(Extended).items()} == {
+        "a": "mm",
+        "b": "voxels",
+    }
+
+
+@pytest.mark.parametrize(
+    ("annotation", "unit"),
+    [
+        (int, ""),
+        (tuple[float, ...] | None, ""),
+        (Literal[2, 3], ""),
+        (Mapping[str, float], ""),
+        (str, "mm"),
+        (bool, "mm"),
+    ],
+)
+def test_a_number_without_a_unit_and_a_unit_without_a_number_are_named(
+    annotation: object, unit: str
+) -> None:
+    docstring = f"A group.\n\nAttributes:\n    x{f' ({unit})' if unit else ''}: the one.\n"
+    group = create_model("Group", __base__=Config, __doc__=docstring, x=(annotation, ...))
+    with pytest.raises(ValueError, match=r"Group\.x: expected (a|no) unit"):
+        meanings(group)
+
+
+def test_the_unit_of_a_number_is_in_the_reference_and_beside_its_key_in_an_editor() -> None:
+    rows = (ROOT / "docs" / "reference" / "site.md").read_text().splitlines()
+    (cache,) = [row.split(" | ") for row in rows if row.startswith("| `cache_mb`")]
+    assert cache[3] == "MiB"
+    schema = json_schema(Policy, "site.yaml")
+    assert schema["properties"]["cache_mb"]["description"].endswith("(unit: MiB)")
+    assert "unit" not in schema["$defs"]["Budget"]["properties"]["epsilon"]["description"]
 
 
 def test_keys_have_paths_types_defaults_and_examples() -> None:
