@@ -38,12 +38,17 @@ class HospitalStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """The newest run, and its hospitals."""
+    """The newest run, and its hospitals.
+
+    Attributes:
+        epsilon: the most that all rounds may cost a patient; None without privacy.
+    """
 
     run: str
     study: str
     round: int
     rounds: int
+    epsilon: float | None
     is_finished: bool
     hospitals: tuple[HospitalStatus, ...]
 
@@ -75,6 +80,7 @@ def status(home: Home) -> Status | None:
         study=run.study.name,
         round=records[-1].round if records else 0,
         rounds=run.study.rounds,
+        epsilon=run.study.privacy.epsilon,
         is_finished=is_finished,
         hospitals=tuple(hospitals),
     )
@@ -111,7 +117,8 @@ def status_table(status: Status) -> Table:
     """Return the status of a run as a table: a row for each hospital."""
     state = "finished" if status.is_finished else f"round {status.round} of {status.rounds} is recorded"
     table = Table(title=f"{status.run}: {state}")
-    for heading in ("hospital", "takes part", "last release", "epsilon", "open order", "last seen"):
+    spent = f"epsilon of {status.epsilon:g}" if status.epsilon else "epsilon"
+    for heading in ("hospital", "takes part", "last release", spent, "open order", "last seen"):
         table.add_column(heading)
     for each in status.hospitals:
         until = f", until {_time_of(each.until_ms)}" if each.until_ms else ""

@@ -20,11 +20,18 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class PrivacySummary(_Part):
+    """What a study may cost a patient; None without privacy."""
+
+    epsilon: float | None = None
+
+
 class StudySummary(_Part):
-    """A study's name and number of rounds."""
+    """A study's name, number of rounds and cost."""
 
     name: str
     rounds: int
+    privacy: PrivacySummary = PrivacySummary()
 
 
 class RunSummary(_Part):

@@ -25,7 +25,8 @@ def faults(
 
     What has to hold among keys is checked once each key is right. So it is checked here on a mended
     copy: a misspelt key takes the name that is suggested, a wrong one its default or a value that is
-    allowed. A fault that names such a value is left out, as it may be the copy's alone.
+    allowed. A fault that names such a value is left out, as it may be the copy's alone. The keys of a
+    section whose kind is misspelt are those of the kind that was meant.
 
     Args:
         text: the file's own text, for the lines.
@@ -33,6 +34,12 @@ def faults(
         model: what it was read as.
     """
     lines = list(fault_lines(error, text, model))
+    if meant := _with_meant_kinds(error, content):
+        try:
+            model.model_validate(meant)
+        except ValidationError as inner:
+            lines += [line for line in faults(inner, text, meant, model) if line not in lines]
+        return lines
     mended, replaced = _mended(error, content, model)
     among: list[str] | None = None
     for variant in _variants(mended, replaced):
@@ -47,6 +54,20 @@ def faults(
             return lines
     keys = [".".join(map(str, named)) for named in replaced]
     return lines + [line for line in among or () if line not in lines and not _names(line, keys)]
+
+
+def _with_meant_kinds(error: ValidationError, content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a file's content with the kinds that were meant; None if no kind is a misspelt one."""
+    meant = copy.deepcopy(dict(content))
+    is_other = False
+    for each in error.errors():
+        context = each.get("ctx", {})
+        known = re.findall(r"'([^']*)'", context.get("expected_tags", ""))
+        group, named = _group_of(meant, each["loc"])
+        if named and (close := get_close_matches(str(context.get("tag")), known, n=1)):
+            group[named[-1]][context["discriminator"].strip("'")] = close[0]
+            is_other = True
+    return meant if is_other else None
 
 
 Replaced = Mapping[tuple[str | int, ...], Sequence[Any]]
@@ -137,7 +158,7 @@ def fault_lines(error: ValidationError, text: str, model: type[BaseModel]) -> It
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     by_place: dict[tuple[str, int | None], list[ErrorDetails]] = {}
     for each in error.errors():
-        by_place.setdefault(_place(root, each["loc"], each["type"]), []).append(each)
+        by_place.setdefault(_place(root, _loc(each), each["type"]), []).append(each)
     for (key, line), found in by_place.items():
         if not key:  # the fault concerns several keys; its message names them
             for each in found:
@@ -145,6 +166,13 @@ def fault_lines(error: ValidationError, text: str, model: type[BaseModel]) -> It
                 yield from (_with_line(message, root) for message in told)
             continue
         yield f"{key}: {_words(found, model, f' (line {line})' if line else '')}"
+
+
+def _loc(error: ErrorDetails) -> Path:
+    """Return the path of what is wrong: of a wrong kind, that of the kind's own key."""
+    if error["type"] != "union_tag_invalid":
+        return error["loc"]
+    return (*error["loc"], error["ctx"]["discriminator"].strip("'"))
 
 
 def _with_line(message: str, root: Node | None) -> str:
@@ -208,7 +236,8 @@ def _words(errors: Sequence[ErrorDetails], model: type[BaseModel], where: str) -
     given = told[1] if told else str(error.get("ctx", {}).get("tag", error["input"])).strip("'")
     known = [word for each in errors for word in re.findall(r"'([^']*)'", each["msg"]) if word != given]
     close = get_close_matches(given, known, n=1)
-    got = "" if ", got " in expected else f", got {_shown(error['input'])}"
+    found = error["ctx"]["tag"] if error["type"] == "union_tag_invalid" else error["input"]
+    got = "" if ", got " in expected else f", got {_shown(found)}"
     return f"expected {expected}{got}{where}.{f' Did you mean {close[0]}?' if close else ''}"
 
 

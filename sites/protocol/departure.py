@@ -59,9 +59,14 @@ def check_takes_part(hospital: Hospital, study: str) -> None:
         raise ConfigError(f"Expected a study in which {hospital.name} takes part, got {study!r}.")
 
 
+def has_left(hospital: Hospital, study: str) -> bool:
+    """Tell whether the hospital has left a study."""
+    return _mark(hospital, study).exists()
+
+
 def check_has_not_left(hospital: Hospital, study: str) -> None:
     """Raise `Refused` if the hospital has left a study."""
-    if _mark(hospital, study).exists():
+    if has_left(hospital, study):
         raise Refused("the hospital has left the study")
 
 

@@ -151,11 +151,14 @@ def leave(
     """Leave a study permanently: unsent work is deleted, charges stay."""
     with cli_errors():
         from sites.hospital import Hospital
-        from sites.protocol.departure import check_takes_part
+        from sites.protocol.departure import check_takes_part, has_left
         from sites.protocol.departure import leave as leave_study
 
         hospital = Hospital.open(folder)
         check_takes_part(hospital, study)
+        if has_left(hospital, study):
+            typer.echo(f"{hospital.name} has left {study} before; this is published again.")
+            yes = True
         if yes or typer.confirm(f"{hospital.name} leaves {study} permanently. Go on?"):
             runs, unreached = leave_study(hospital, study)
             for run in runs:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from coordinator import Coordinator
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from homes import moved
 from puppets import Federation
 from typer.testing import CliRunner
 
@@ -47,7 +48,7 @@ def assert_untouched(home: Path) -> None:
     [
         ({"roundz": 3}, "small.yaml: roundz: unknown key"),
         ({"rounds": "six"}, "small.yaml: rounds: expected"),
-        ({"network": {"name": "VNet"}}, "small.yaml: network: expected"),
+        ({"network": {"name": "VNet"}}, "small.yaml: network.name: expected"),
         ({"privacy": {"mode": "local", "epsilon": -1}}, "privacy.epsilon: expected"),
         ({"privacy": {"mode": "local", "epsilon": math.inf}}, "privacy.epsilon: expected"),
         ({"privacy": {"mode": "local", "epsilon": math.nan}}, "privacy.epsilon: expected"),
@@ -462,6 +463,20 @@ def test_leaving_a_study_that_nobody_knows_asks_nothing(home: Path) -> None:
     assert result.exit_code == 2
     assert "got 'unknown'" in result.stderr
     assert "Go on?" not in result.stdout
+
+
+def test_a_study_is_left_once_and_leaving_again_publishes_it_again_without_a_question(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = moved(finished, tmp_path / "home").home.folder
+    monkeypatch.chdir(home)
+    ward = home / "wards" / "north"
+    assert "Go on?" in call("site", "leave", "small", ward, answer="y\n").stdout
+    again = call("site", "leave", "small", ward)
+    assert (again.exit_code, "Go on?" in again.stdout) == (0, False)
+    assert "north has left small before; this is published again." in again.stdout
+    rows = json.loads(call("site", "outbox", ward, "--json").stdout)
+    assert [row["act"] for row in rows].count("leave") == 1
 
 
 def test_the_outbox_as_json_has_whole_names(finished: Path) -> None:

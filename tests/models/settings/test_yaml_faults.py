@@ -181,7 +181,7 @@ def test_a_value_that_is_misspelt_is_told_once_in_words_with_the_one_that_was_me
         load_study(path)
     lines = [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
     assert [line.partition(":")[0] for line in lines] == [
-        "name", "network", "rounds", "preprocessing.intensity", "training.lot", "privacy.unit",
+        "name", "network.name", "rounds", "preprocessing.intensity", "training.lot", "privacy.unit",
         "export", "strategy",
     ]  # fmt: skip
     assert lines[0].endswith("letters, digits, `_` or `-`, got 'Bad Name' (line 1).")
@@ -189,6 +189,26 @@ def test_a_value_that_is_misspelt_is_told_once_in_words_with_the_one_that_was_me
     meant = [line.partition("Did you mean ")[2].rstrip("?") for line in lines]
     assert meant == ["", "UNet", "", "z_score", "all", "patient", "weights", "fed_avg"]
     assert not any(word in str(caught.value) for word in ("Input", "literal", "constrained", "Tuple"))
+
+
+def test_a_section_of_a_misspelt_kind_has_its_own_faults_told_beside_it(study_file) -> None:
+    clip = {"kind": "normalized", "nrm": 1}
+    found = told(study_file(privacy={"mode": "locl", "unit": "patient", "epsilon": -3, "clip": clip}))
+    assert [re.sub(r" \(line \d+\)", "", line) for line in found] == [
+        "privacy.mode: expected one of 'none', 'local', 'masked', 'shared_noise', got 'locl'. "
+        "Did you mean local?",
+        "privacy.epsilon: expected greater than 0, got -3.",
+        "privacy.delta: expected this key, and it is missing.",
+        "privacy.clip.kind: expected one of 'flat', 'normalised', 'adaptive', got 'normalized'. "
+        "Did you mean normalised?",
+        "privacy.clip.norm: expected this key, and it is missing.",
+        "privacy.clip.nrm: unknown key. Did you mean norm?",
+    ]
+
+
+def test_a_section_of_a_kind_that_nobody_knows_is_told_alone(study_file) -> None:
+    (fault,) = told(study_file(privacy={"mode": "zzz", "epsilon": -3}))
+    assert fault.startswith("privacy.mode: expected one of") and "Did you mean" not in fault
 
 
 def test_a_misspelt_key_of_a_strategy_is_told_with_the_one_that_was_meant(study_file) -> None:
