@@ -78,7 +78,7 @@ def routes() -> list[BaseRoute]:
         async with waiting, one_at_a_time:
             return await _record(sent, Path(home), request.scope["server"])
 
-    files = ("decide.html", "decide.css", "decide.js", "first.js")
+    files = ("decide.html", "decide.css", "decide.js", "first.js", "first.css")
     return [
         Route(f"/{PAGE}", _file(files[0])),
         *(Route(f"/wardround/{name}", _file(name)) for name in files[1:]),

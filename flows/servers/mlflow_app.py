@@ -7,19 +7,19 @@ Its first page is of its own tools for language models; here the list of experim
 
 import re
 from collections.abc import MutableMapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.servers import decision_page
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+ADDED = b'<link rel="stylesheet" href="wardround/first.css"><script src="wardround/first.js"></script>'
+"""What the page of MLflow also loads, before its own scripts."""
 REFUSED = re.compile(r"/(ajax-)?api/\d+\.\d+/mlflow/(assistant|demo)(/|$)")
 
 
@@ -33,6 +33,39 @@ class WithoutAssistantAndDemo:
         """Answer one request, or hand it to the app."""
         answer = PlainTextResponse("Not part of this server.", 403) if _is_refused(scope) else self.app
         await answer(scope, receive, send)
+
+
+class OwnFirstPage:
+    """An app whose page, MLflow's own, opens on the experiments and shows no assistant."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; the page for `/` gets `first.js` and `first.css`."""
+        if scope.get("path") != "/":
+            await self.app(scope, receive, send)
+            return
+        begun: Message = {}
+        body = b""
+
+        async def change(message: Message) -> None:
+            nonlocal begun, body
+            if message["type"] == "http.response.start":
+                begun = message
+                return
+            body += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            if begun["status"] == 200:
+                body = body.replace(b"<script", ADDED + b"<script", 1)
+                headers = MutableHeaders(scope=begun)
+                headers["Content-Length"] = str(len(body))
+                del headers["ETag"], headers["Last-Modified"]  # they are those of MLflow's own
+            await send(begun)
+            await send({"type": "http.response.body", "body": body})
+
+        await self.app(scope, receive, change)
 
 
 def _is_refused(scope: MutableMapping[str, Any]) -> bool:
@@ -50,27 +83,18 @@ def create_app() -> "FastAPI":
     """Return the server without accounts; it listens on its own machine only."""
     from mlflow.server import fastapi_app
 
-    app = _without(fastapi_app.app)
-    app.router.routes.insert(0, Route("/", _first_page))
-    return app
-
-
-async def _first_page(_: Request) -> Response:
-    """Return MLflow's page, which opens on the experiments unless its address names another place."""
-    from mlflow.server import app
-
-    page = (Path(app.static_folder or "") / "index.html").read_text()
-    return HTMLResponse(page.replace("<script", '<script src="wardround/first.js"></script><script', 1))
+    return _wardrounds(fastapi_app.app)
 
 
 def create_app_with_accounts() -> "FastAPI":
     """Return the server with accounts, which its settings describe (`deploy/mlflow-access.ini`)."""
     from mlflow.server import auth
 
-    return _without(auth.create_app())
+    return _wardrounds(auth.create_app())
 
 
-def _without(app: "FastAPI") -> "FastAPI":
+def _wardrounds(app: "FastAPI") -> "FastAPI":
     app.router.routes[:0] = decision_page.routes()  # before MLflow's own, which take every path
+    app.add_middleware(OwnFirstPage)
     app.add_middleware(WithoutAssistantAndDemo)
     return app

@@ -243,6 +243,9 @@ def test_mlflow_opens_on_the_experiments_and_every_other_link_where_it_leads(
     page.goto(server)
     expect(page.get_by_role("link", name="small", exact=True)).to_be_visible(timeout=PATIENCE_MS)
     expect(page.get_by_text("Welcome to MLflow Assistant")).to_have_count(0)
+    assistant = page.get_by_role("button", name="MLflow Assistant", include_hidden=True)
+    expect(assistant).to_have_count(1, timeout=PATIENCE_MS)  # MLflow draws it
+    expect(assistant).to_be_hidden()
     page.goto("about:blank")
     page.goto(f"{server}/#/models?workflowType=machine_learning")
     expect(page.get_by_role("link", name="small-candidates")).to_be_visible(timeout=PATIENCE_MS)

@@ -205,6 +205,14 @@ def test_no_account_can_use_mlflows_assistant_or_make_its_demo(server: Protected
         assert server.status_of("ada", "GET", "/ajax-api/2.0/mlflow/users/current") == 200
 
 
+def test_who_has_an_account_sees_a_first_page_without_the_assistant(server: Protected) -> None:
+    certificate = os.environ["MLFLOW_TRACKING_SERVER_CERT_PATH"]
+    assert requests.get(server.url, verify=certificate, timeout=60).status_code == 401
+    login = ("ada", server.password_of("ada"))
+    page = requests.get(server.url, auth=login, verify=certificate, timeout=60)
+    assert (page.status_code, "wardround/first.css" in page.text) == (200, True)
+
+
 def test_a_hospitals_account_reaches_no_other_hospitals(server: Protected, run: Run) -> None:
     with server.as_("north") as client:
         own = client.get_experiment_by_name(own_experiment("small", "north")).experiment_id
