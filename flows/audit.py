@@ -17,14 +17,14 @@ from flows.asking import SIDE_BY_SIDE, ask_all
 from flows.audits.picture import picture
 from flows.audits.records import AuditRecord, audit_of, keep, path_of, picture_of, sacro_of
 from flows.audits.sacro import attack_report
-from flows.reporting.report import report
+from flows.reporting.publish import pages_of
 from flows.rounds.release_provenance import provenance, scans_told_apart
 from flows.rounds.statements import Answers
 from flows.runs.artifacts import artifact_lock
 from flows.runs.paths import Home
 from flows.runs.records import Absence, Signed
 from flows.runs.run import Run
-from flows.tracking.tracking import attach_report, log_audit
+from flows.tracking.tracking import attach_pages, log_audit
 from models.errors import AskSomebody
 from privacy.statements import AuditFigures
 from sites.audit.made_up import Bench, NothingToAudit
@@ -103,7 +103,7 @@ def publish(run: Run, record: AuditRecord) -> None:
     """Publish an audit in MLflow and in the run's report; a second call changes nothing."""
     with artifact_lock(run):
         log_audit(run, record)
-        attach_report(run, report(run))
+        attach_pages(run, pages_of(run))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from flows.cli.main import app
 from flows.hospitals.federation import Federation
-from flows.papers.checklist import Answers
+from flows.reporting.papers.checklist import Answers
 from flows.tracking.access import Accounts
 from models.config import Config
 from privacy.accounting import Budget, PrivacyEvent, most_found, noise_for

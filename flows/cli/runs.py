@@ -15,7 +15,7 @@ from flows.cli.options import AsJsonOption, RunArgument, SinceOption
 from flows.reporting.console import console
 
 if TYPE_CHECKING:
-    from flows.papers.pages import Reader
+    from flows.reporting.papers.pages import Reader
 
 app = typer.Typer()
 
@@ -188,7 +188,7 @@ def write_report(
     Example: wardround report --for regulator -o checklists.pdf
     """
     with cli_errors():
-        from flows.papers.pdf import as_pdf
+        from flows.reporting.papers.pdf import as_pdf
         from models.files import write_atomically
         from sites.yaml_files import ConfigError
 
@@ -216,8 +216,8 @@ def _sheet(site: Path) -> tuple[str, bytes]:
 
 
 def _paper(run: str | None, reader: "Reader", answers: Path | None) -> bytes:
-    from flows.papers.checklist import Answers, load_answers
-    from flows.papers.pages import paper
+    from flows.reporting.papers.checklist import Answers, load_answers
+    from flows.reporting.papers.pages import paper
     from flows.runs.paths import Home
     from flows.runs.run import named_run
 

@@ -4,7 +4,7 @@ Each publication holds the artifact lock from before it reads the record until e
 no newer content is overwritten, and `verify` sees each round of a running training as a whole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import copy_context
@@ -13,12 +13,14 @@ from types import TracebackType
 
 from flows.audits.records import audits_of
 from flows.hospitals.session import session_of
+from flows.reporting.papers.checklist import Answers
+from flows.reporting.papers.pages import paper
 from flows.reporting.prefect_artifacts import announce
 from flows.reporting.report import report
-from flows.runs.artifacts import artifact_lock
+from flows.runs.artifacts import PAPERS, REPORT, artifact_lock
 from flows.runs.records import RoundRecord
 from flows.runs.run import NotAllowed, Run
-from flows.tracking.tracking import Tracking, attach_report, log_audit
+from flows.tracking.tracking import Tracking, attach_pages, log_audit
 from models.spans import span
 
 
@@ -80,7 +82,7 @@ def publish_round(run: Run, tracking: Tracking, record: RoundRecord, is_recorded
         with span("log", round=record.round):
             tracking.log(record)
         with span("report", round=record.round):
-            attach_report(run, report(run))
+            attach_pages(run, pages_of(run))
     with span("announce", round=record.round):
         announce(run, record, tracking.page)
     session_of(run).on_record(run, record)
@@ -97,11 +99,19 @@ def backfill(run: Run, tracking: Tracking, records: Sequence[RoundRecord]) -> No
             tracking.log(record)
         for audit in audits_of(run):
             log_audit(run, audit)
-        attach_report(run, report(run))
+        attach_pages(run, pages_of(run))
+
+
+def pages_of(run: Run) -> Mapping[str, bytes]:
+    """Return a run's report and, once all rounds are recorded, its papers, by their paths in MLflow."""
+    if run.records()[-1].round < run.study.rounds:
+        return {REPORT: report(run)}
+    papers = {PAPERS[reader]: paper(run, reader, Answers()) for reader in PAPERS}
+    return {REPORT: report(run), **papers}
 
 
 def publish_decisions_page(run: Run) -> None:
     """Publish the decisions so far; skip it for the officer's account, which may not write runs."""
     with suppress(NotAllowed), artifact_lock(run):
         newest = run.again()  # a hospital may have joined
-        attach_report(newest, report(newest))
+        attach_pages(newest, pages_of(newest))

@@ -5,6 +5,7 @@ differently, and MLflow writes files of its own beside a model. So the coordinat
 it has published, in the run's own folder.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,11 @@ from privacy.signing import sign
 from privacy.statements import Sha256
 
 REPORT = "report.html"
+PAPERS: Mapping[Literal["dpo", "regulator"], str] = {
+    "dpo": "papers/data-protection.html",
+    "regulator": "papers/regulator.html",
+}
+"""By reader, the papers of a run whose rounds are all recorded."""
 PROOF = "release.json"
 """The proof of a release, beside an approved version's files."""
 PICTURES = "images"

@@ -101,6 +101,9 @@ def _terms(run: Run, record: RoundRecord) -> str:
     return canonical({**terms_of(run, record).model_dump(mode="json"), "days": days}).decode()
 
 
+OFFICERS = ", `papers/` what data-protection officers and regulators ask for"
+
+
 def _note(run: Run, record: RoundRecord, status: str, waits: str) -> str:
     """Return the note on a run's page in Markdown; it repeats what MLflow cuts off in tags."""
     study = run.study
@@ -109,7 +112,7 @@ def _note(run: Run, record: RoundRecord, status: str, waits: str) -> str:
             f"**Released**: {status}. **Waits for**: {waits}.",
             f"Round {record.round} of {study.rounds} is recorded; {len(record.releases)} hospitals "
             f"contributed to it, missing: {_missing(record)}. `report.html` among the artifacts has "
-            f"the rest.",
+            f"the rest{OFFICERS if record.round == study.rounds else ''}.",
             study.purpose or study.name,
         ]
     )

@@ -34,10 +34,13 @@ COORDINATOR = "wardround.coordinator"
 """The tag of a study's experiment with the public key of the coordinator whose runs it holds."""
 
 
-def attach_report(run: Run, report: bytes) -> None:
-    """Attach a run's report to its parent run, in place of an earlier one, and log the decisions.
+def attach_pages(run: Run, pages: Mapping[str, bytes]) -> None:
+    """Attach a run's report and papers to its parent run, in place of earlier ones; log the decisions.
 
-    The caller holds `artifact_lock` from before the report was made, so no newer report is overwritten.
+    The caller holds `artifact_lock` from before they were made, so no newer ones are overwritten.
+
+    Args:
+        pages: HTML files by their path among the run's artifacts.
 
     Raises:
         NotAllowed: this account may not write the study's runs.
@@ -52,8 +55,9 @@ def attach_report(run: Run, report: bytes) -> None:
                 f"MLflow has no run of {run.name} yet, as with a new store: "
                 f"`wardround relog {run.name}` logs the recorded rounds"
             )
-        client.log_text(parent, report.decode(), artifacts.REPORT)
-        artifacts.keep(run, artifacts.REPORT, report)
+        for path, page in pages.items():
+            client.log_text(parent, page.decode(), path)
+            artifacts.keep(run, path, page)
         for key, value in lines.decided_tags(run).items():
             client.set_tag(parent, key, value)
 

@@ -20,11 +20,13 @@ from flows.decisions.chain import record_verdict
 from flows.decisions.people import People, Person
 from flows.decisions.verdicts import signed_verdict, terms_of
 from flows.release import champion, evidence
-from flows.reporting.publish import backfill, publish_decisions_page
+from flows.reporting.publish import backfill, pages_of, publish_decisions_page
 from flows.rounds import membership
 from flows.rounds.statements import SILENT
 from flows.runs import artifacts
+from flows.runs.artifacts import PAPERS, signed_for
 from flows.runs.paths import Home
+from flows.runs.record_files import record_path
 from flows.runs.run import Run, StoreFailed, runs_of
 from flows.servers.environment import mlflow_server
 from flows.servers.loopback import running
@@ -32,6 +34,7 @@ from flows.tracking import registry
 from flows.tracking.check_metrics import metric_faults
 from flows.tracking.tracking import Tracking
 from flows.verification.verify import faults, lineage_faults
+from models.files import sha256_of
 from privacy.signing import public_hex
 from sites.yaml_files import ConfigError
 
@@ -155,6 +158,29 @@ def test_a_coordinator_goes_on_with_its_study_with_another_key(
     assert Tracking(run.again()).page.startswith(with_mlflow[1])
     experiment = MlflowClient().get_experiment_by_name("small")
     assert experiment.tags["wardround.coordinator"] == run.again().public_key != run.public_key
+
+
+def test_officers_and_regulators_find_their_papers_beside_the_report_once_all_rounds_are_recorded(
+    run: Run, tmp_path: Path
+) -> None:
+    client = MlflowClient()
+    publish_decisions_page(run)
+    (parent,) = client.search_runs(
+        [client.get_experiment_by_name("small").experiment_id], "tags.`wardround.site` = 'GLOBAL'"
+    )
+    officers = Path(client.download_artifacts(parent.info.run_id, PAPERS["dpo"], str(tmp_path)))
+    assert "ada (clinician)" in officers.read_text()  # decisions are in it
+    regulators = Path(client.download_artifacts(parent.info.run_id, PAPERS["regulator"], str(tmp_path)))
+    assert "CLAIM" in regulators.read_text()
+    assert signed_for(run)[PAPERS["dpo"]] == sha256_of(officers.read_bytes())
+    assert list(metric_faults(run, run.records())) == []
+
+
+def test_before_the_last_round_there_is_the_report_alone(finished: Path, tmp_path: Path) -> None:
+    run = moved(finished, tmp_path / "home")
+    assert sorted(pages_of(run)) == sorted([artifacts.REPORT, *PAPERS.values()])
+    record_path(run.folder, run.study.rounds).unlink()
+    assert list(pages_of(run)) == [artifacts.REPORT]
 
 
 def told_in(url: str) -> list[dict[str, object]]:

@@ -27,13 +27,12 @@ from flows.decisions import chain, verdicts
 from flows.decisions.chain import NotReleased, NotTakenBack
 from flows.decisions.people import People, Person
 from flows.release import champion, evidence
-from flows.reporting.publish import publish_decisions_page
-from flows.reporting.report import report
+from flows.reporting.publish import pages_of, publish_decisions_page
 from flows.runs.run import Run
 from flows.servers.environment import QUIET
 from flows.tracking import registry
 from flows.tracking.access import Accounts, own_experiment, set_up
-from flows.tracking.tracking import Tracking, attach_report
+from flows.tracking.tracking import Tracking, attach_pages
 from flows.verification.verify import faults
 from privacy.signing import public_hex
 
@@ -136,7 +135,7 @@ def run(server: Protected, finished: Path, tmp_path_factory: pytest.TempPathFact
     with server.as_("coordinator"), Tracking(copied) as tracking:
         for record in copied.records():
             tracking.log(record)
-        attach_report(copied, report(copied))
+        attach_pages(copied, pages_of(copied))
     return copied
 
 

@@ -11,11 +11,11 @@ from puppets import Federation
 from typer.testing import CliRunner
 
 from flows.cli.main import app
-from flows.papers.checklist import NAMES, Answers, checklist, filled, load_answers
-from flows.papers.facts import facts
-from flows.papers.pages import READERS, paper
-from flows.papers.pdf import NoPdf, as_pdf
 from flows.reporting.glance import good_at, worse_at
+from flows.reporting.papers.checklist import NAMES, Answers, checklist, filled, load_answers
+from flows.reporting.papers.facts import facts
+from flows.reporting.papers.pages import READERS, paper
+from flows.reporting.papers.pdf import NoPdf, as_pdf
 from flows.runs.run import Run
 from models.files import sha256_of
 from sites.yaml_files import ConfigError
@@ -166,6 +166,6 @@ def test_a_pdf_asks_nobody_for_anything_and_says_what_is_missing(monkeypatch) ->
     logging.getLogger("weasyprint").setLevel(logging.CRITICAL)
     asked = as_pdf(b"<p>x<img src='http://127.0.0.1:9/x.png'></p>")
     assert asked.startswith(b"%PDF")  # without the picture
-    monkeypatch.setattr("flows.papers.pdf.find_spec", lambda name: None)
+    monkeypatch.setattr("flows.reporting.papers.pdf.find_spec", lambda name: None)
     with pytest.raises(NoPdf, match=r"pip install 'wardround\[pdf\]'"):
         as_pdf(b"<p>x</p>")

@@ -6,10 +6,10 @@ from typing import Literal, get_args
 
 from flows.audits.records import newest_audit
 from flows.decisions import chain
-from flows.papers.checklist import NAMES, Answers, checklist, filled
-from flows.papers.facts import facts
 from flows.reporting.disclosures import departures
 from flows.reporting.glance import glance
+from flows.reporting.papers.checklist import NAMES, Answers, checklist, filled
+from flows.reporting.papers.facts import facts
 from flows.reporting.report import FALSE_ALARMS, hospital_pages, report
 from flows.reporting.templates import rendered
 from flows.runs.run import Run
