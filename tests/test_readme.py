@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from browsing import needs_chromium
+from playwright.sync_api import Page, expect
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -124,28 +126,35 @@ def test_the_examples_of_the_reference_are_keys_of_a_study_and_a_policy() -> Non
         assert all(f"| `{key}` |" in page for key in config.model_fields)
 
 
-def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-        "--site-dir",
-        str(tmp_path),
-    ]
+@pytest.fixture(scope="module")
+def website(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages as a website in a folder; a warning while it is built is an error."""
+    folder = tmp_path_factory.mktemp("website")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    pages = [path.read_text() for path in tmp_path.rglob("*.html")]
+    return folder
+
+
+def test_the_pages_load_nothing_from_outside(website: Path) -> None:
+    pages = [path.read_text() for path in website.rglob("*.html")]
     assert len(pages) > 20
     loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"?(https?:[^\"\s>]+)", "".join(pages))
-    assert [
-        url for url in loaded if "wardround" not in url
-    ] == []  # nothing from outside: they open offline
+    assert [url for url in loaded if "wardround" not in url] == []
+
+
+@needs_chromium
+def test_the_search_finds_pages_that_are_opened_as_files(website: Path, page: Page) -> None:
+    page.goto((website / "run-a-study.html").as_uri())
+    page.locator("input.md-search__input").click()
+    page.keyboard.type("free_answers_per_week")
+    found = page.locator(".md-search-result__link").filter(has_text="Keys of site.yaml").first
+    expect(found).to_be_visible()
+    found.click()
+    page.wait_for_url("**/reference/site.html**")
 
 
 BLOCKS = [
