@@ -1,6 +1,6 @@
 """Loader of YAML files into checked records; an error names the file, the key, the line, the way out."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from models.config import Config
 from models.errors import FixYourInput
-from models.settings.yaml_faults import faults
+from models.settings.yaml_faults import Fault, faults
 
 C = TypeVar("C", bound=Config)
 
@@ -21,7 +21,13 @@ MERGE = "tag:yaml.org,2002:merge"
 
 
 class ConfigError(FixYourInput):
-    """A study or a policy is wrong; the message names file, key, value and what was expected."""
+    """A study or a policy is wrong; the message names file, key, value and what was expected.
+
+    Attributes:
+        faults: each of them, for machines; empty where the file can't be read at all.
+    """
+
+    faults: Sequence[Fault] = ()
 
 
 class _Once(yaml.SafeLoader):
@@ -61,8 +67,10 @@ def load(path: Path, model: type[C]) -> C:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        lines = faults(error, text, content, model)
-        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
+        found = faults(error, text, content, model)
+        wrong = ConfigError("\n".join(f"{path}: {fault}" for fault in found))
+        wrong.faults = found
+        raise wrong from None
 
 
 def _meant(path: Path) -> str:

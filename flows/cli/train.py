@@ -146,6 +146,7 @@ def check_hospitals(
     with cli_errors():
         from flows.runs.paths import Home
         from flows.starts.material import missing_material
+        from models.settings.yaml_faults import Fault
         from sites.study import load_study
         from sites.yaml_files import ConfigError
 
@@ -153,7 +154,8 @@ def check_hospitals(
             asked = load_study(study)
         except ConfigError as error:
             if as_json:
-                typer.echo(json.dumps({"faults": str(error).splitlines()}))
+                faults = error.faults or [Fault("", None, str(error))]
+                typer.echo(json.dumps({"faults": [fault._asdict() for fault in faults]}))
                 raise typer.Exit(error.exit_code) from error
             raise
         missing = missing_material(asked, Home(Path.cwd()).public)

@@ -8,7 +8,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,10 +18,21 @@ from yaml import MappingNode, Node, ScalarNode, SequenceNode
 Path = Sequence[str | int]
 
 
+class Fault(NamedTuple):
+    """A fault of a file: its key as the file has it (empty for one among keys), its line, and words."""
+
+    key: str
+    line: int | None
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def faults(
     error: ValidationError, text: str, content: Mapping[str, Any], model: type[BaseModel]
-) -> list[str]:
-    """Return each fault of a file on a line of its own: of its keys one by one, and among its keys.
+) -> list[Fault]:
+    """Return each fault of a file: of its keys one by one, and among its keys.
 
     What has to hold among keys is checked once each key is right. So it is checked here on a mended
     copy: a misspelt key takes the name that is suggested, a wrong one its default or a value that is
@@ -41,7 +52,7 @@ def faults(
             lines += [line for line in faults(inner, text, meant, model) if line not in lines]
         return lines
     mended, replaced = _mended(error, content, model)
-    among: list[str] | None = None
+    among: list[Fault] | None = None
     for variant in _variants(mended, replaced):
         try:
             model.model_validate(variant)
@@ -139,8 +150,8 @@ def _group_of(content: dict[str, Any], loc: Path) -> tuple[dict[str | int, Any],
     return group, found
 
 
-def _names(line: str, keys: Iterable[str]) -> bool:
-    return any(re.search(rf"\b{re.escape(key)}\b", line) for key in keys)
+def _names(fault: Fault, keys: Iterable[str]) -> bool:
+    return any(re.search(rf"\b{re.escape(key)}\b", fault.text) for key in keys)
 
 
 def _meant(model: type[BaseModel], loc: Path) -> str | None:
@@ -149,8 +160,8 @@ def _meant(model: type[BaseModel], loc: Path) -> str | None:
     return close[0] if close else None
 
 
-def fault_lines(error: ValidationError, text: str, model: type[BaseModel]) -> Iterator[str]:
-    """Yield each fault of a file's `text` on a line of its own.
+def fault_lines(error: ValidationError, text: str, model: type[BaseModel]) -> Iterator[Fault]:
+    """Yield each fault of a file's `text`, whose words fit on one line.
 
     Args:
         model: what the file was read as; its keys are suggested for a misspelt one.
@@ -165,7 +176,8 @@ def fault_lines(error: ValidationError, text: str, model: type[BaseModel]) -> It
                 told = each["msg"].removeprefix("Value error, ").split("\n")
                 yield from (_with_line(message, root) for message in told)
             continue
-        yield f"{key}: {_words(found, model, f' (line {line})' if line else '')}"
+        words = _words(found, model, f" (line {line})" if line else "")
+        yield Fault(key, line, f"{key}: {words}")
 
 
 def _loc(error: ErrorDetails) -> Path:
@@ -175,11 +187,12 @@ def _loc(error: ErrorDetails) -> Path:
     return (*error["loc"], error["ctx"]["discriminator"].strip("'"))
 
 
-def _with_line(message: str, root: Node | None) -> str:
-    """Return a message that begins with a key, with the line of that key in the file."""
+def _with_line(message: str, root: Node | None) -> Fault:
+    """Return a fault whose message begins with a key, with the line of that key in the file."""
     named = re.match(r"([a-z_]+(?:\.[a-z_]+)*)[:,]", message)
     line = _place(root, named[1].split("."), "")[1] if named else None
-    return f"{message.rstrip('.')} (line {line})." if line else message
+    told = f"{message.rstrip('.')} (line {line})." if line else message
+    return Fault(named[1] if named else "", line, told)
 
 
 def _place(root: Node | None, loc: Path, kind: str) -> tuple[str, int | None]:

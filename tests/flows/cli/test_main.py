@@ -322,7 +322,20 @@ def test_a_key_that_stands_twice_is_a_fault_of_the_file(home: Path, study_file) 
     assert done.exit_code == 2
     assert re.search(r"the key 'rounds' stands twice, in lines \d+ and \d+", done.stderr)
     told = call("check", path, "--json")
-    assert (told.exit_code, len(json.loads(told.stdout)["faults"])) == (2, 1)
+    (fault,) = json.loads(told.stdout)["faults"]
+    assert (told.exit_code, fault["key"], fault["line"]) == (2, "", None)
+    assert "stands twice" in fault["text"]
+
+
+def test_each_fault_of_a_study_has_its_key_and_line_for_machines(home: Path, study_file) -> None:
+    path = study_file(rounds=0, export="weight", card={"authorz": "A."})
+    lines = path.read_text().splitlines()
+    told = call("check", path, "--json")
+    faults = json.loads(told.stdout)["faults"]
+    assert [fault["key"] for fault in faults] == ["rounds", "export", "card.authorz"]
+    for fault in faults:
+        assert re.search(rf"\b{fault['key'].rpartition('.')[2]}:", lines[fault["line"] - 1])
+        assert fault["text"].startswith(f"{fault['key']}: ")
 
 
 def test_plan_names_labels_that_are_not_the_studys_and_finds_the_wards(home: Path, study_file) -> None:
