@@ -43,7 +43,7 @@ class OwnFirstPage:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; the page for `/` gets `first.js` and `first.css`."""
-        if scope.get("path") != "/":
+        if (scope["type"], scope.get("path")) != ("http", "/"):
             await self.app(scope, receive, send)
             return
         begun: Message = {}
