@@ -1,6 +1,6 @@
 """The `wardround data` commands: hospitals made from synthetic or public data."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -38,10 +38,11 @@ def phantoms(
     with cli_errors():
         from sites.datasets.phantoms import make_wards
 
-        _show(out, make_wards(out, seed))
+        before = {path.parent for path in out.glob("*/site.yaml")}
+        _show(out, make_wards(out, seed), before)
 
 
-def _show(out: Path, wards: Iterable[Path]) -> None:
+def _show(out: Path, wards: Iterable[Path], before: Container[Path] = ()) -> None:
     """Make hospitals known to each other, and name their folders, and others that are beside them."""
     from sites.setup.wards import introduce
 
@@ -56,7 +57,9 @@ def _show(out: Path, wards: Iterable[Path]) -> None:
         )
     introduce(made)
     for ward in made:
-        typer.echo(ward)
+        typer.echo(
+            f"{ward}: was there, and stays with all that it has spent" if ward in before else ward
+        )
 
 
 DOWNLOADS = Path(".wardround/downloads")

@@ -1,13 +1,14 @@
 """The demo: its made-up hospitals, its study, and the deletion of an earlier demo."""
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
 
 from flows.reporting.progress import summary
 from flows.runs.paths import Home
-from flows.runs.run import runs_of
+from flows.runs.run import Run, runs_of
 from sites.datasets.phantoms import SCANNERS, Scanner, make_wards
 from sites.policy.policy import load_policy
 from sites.study import Study, load_study
@@ -28,13 +29,22 @@ def prepare(folder: Path, seed: int) -> tuple[Study, Path]:
 
 
 def delete(folder: Path) -> None:
-    """Delete the demo's hospitals and runs, and nothing else.
+    """Delete the demo's hospitals, what they have published, and the demo's runs, and nothing else.
 
     Raises:
-        ConfigError: a hospital with a name of the demo's is not made up; then nothing is deleted.
+        ConfigError: a hospital with a name of the demo's is not made up, or another study has trained
+            with these; then nothing is deleted.
     """
-    wards = [folder / WARDS / scanner.name for scanner in SCANNERS]
-    wards.append(Home(folder).public / PUBLIC.name)
+    home, names = Home(folder), {scanner.name for scanner in SCANNERS}
+    runs = [Run.open(home, path.parent.name) for path in sorted(home.runs.glob("*/run.json"))]
+    for run in runs:
+        if run.study.name != STUDY.stem and names & run.description.roster.keys():
+            raise ConfigError(
+                f"{folder / WARDS}: {run.name} asked these hospitals too, and nobody could verify it "
+                f"without them. Run the demo in another folder."
+            )
+    wards = [folder / WARDS / name for name in sorted(names)]
+    wards.append(home.public / PUBLIC.name)
     wards = [ward for ward in wards if ward.exists()]
     for ward in wards:
         if not load_policy(ward).phantom:
@@ -44,8 +54,10 @@ def delete(folder: Path) -> None:
             )
     for ward in wards:
         shutil.rmtree(ward)
-    for run in runs_of(Home(folder)):
-        if run.study.name == "demo":
+    for kind, name in product(("statements", "orders", "objects"), names):  # of keys that are gone
+        shutil.rmtree(Path(home.exchange) / kind / name, ignore_errors=True)
+    for run in runs:
+        if run.study.name == STUDY.stem:
             shutil.rmtree(run.folder)
 
 

@@ -27,13 +27,13 @@ app.add_typer(init_app, name="init")
 init_app.command(name="site")(init_site)
 
 
-LABELS = {"segmentation": "head tail", "classification": "normal abnormal"}
-"""First names: the structures of made-up hospitals (`wardround data phantoms`), or two classes."""
+LABELS = {"segmentation": "head tail", "classification": "normal abnormal", "regression": "age"}
+"""First names: the structures of made-up hospitals (`wardround data phantoms`), classes, a number."""
 
 
 def _kind(answer: str) -> str:
-    if answer not in ("segmentation", "classification"):
-        raise typer.BadParameter(f"expected segmentation or classification, got {answer!r}")
+    if answer not in LABELS:
+        raise typer.BadParameter(f"expected {', '.join(LABELS)}, got {answer!r}")
     return answer
 
 
@@ -44,8 +44,15 @@ def _dims(answer: str) -> int:
 
 
 def _names(answer: str) -> list[str]:
-    names = answer.split()
-    if len(names) != len(set(names)) or not names:
+    from models.settings.tasks import NAME_PATTERN
+
+    names = re.split(r"[,\s]+", answer.strip(", "))
+    for name in names:
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise typer.BadParameter(
+                f"expected names of at most 40 lower-case letters, digits, `_` or `-`, got {name!r}"
+            )
+    if len(names) != len(set(names)):
         raise typer.BadParameter(f"expected names that differ, got {answer!r}")
     return names
 
@@ -65,7 +72,8 @@ def init_study(
     ctx: typer.Context,
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("studies/first.yaml"),
     kind: Annotated[
-        Literal["segmentation", "classification"], typer.Option(help="What the network answers.")
+        Literal["segmentation", "classification", "regression"],
+        typer.Option(help="What the network answers."),
     ] = "segmentation",
     dims: Annotated[int, typer.Option(min=2, max=3, help="Dimensions of the images.")] = 3,
     label: Annotated[
@@ -84,8 +92,10 @@ def init_study(
                 return value
             return typer.prompt(words, default=value, value_proc=check)
 
-        kind = ask("kind", "Kind: segmentation or classification", kind, _kind)
+        kind = ask("kind", "Kind: segmentation, classification or regression", kind, _kind)
         dims = ask("dims", "Dimensions of the images: 2 or 3", dims, _dims)
+        for name in label or ():
+            _names(name)
         names = ask("label", "Names of structures or classes", label or LABELS[kind], _names)
         epsilon = ask("epsilon", "Epsilon for each patient; 0 for none", epsilon, _epsilon)
         name = re.sub("[^a-z0-9_-]+", "-", path.stem.lower()).strip("-_")[:40] or "first"

@@ -25,11 +25,13 @@ def first_study(
     """Return the keys of a study of a kind of task that trains with few settings.
 
     Args:
-        labels: names of structures (from 1) or of classes (from 0).
+        labels: names of structures (from 1) or of classes (from 0); of a regression, its number's.
         epsilon: None for a study without privacy.
     """
     first = 1 if kind == "segmentation" else 0
     task = {"kind": kind, "dims": dims, "labels": dict(enumerate(labels, start=first))}
+    if kind == "regression":
+        task |= {"low": 0, "high": 100, "tolerance": 5}
     segments = kind == "segmentation"
     network = (
         {"name": "UNet", "channels": [16, 32, 64]} if segments else {"name": "resnet10", "width": 16}
@@ -38,6 +40,9 @@ def first_study(
         "mode": "local", "unit": "patient", "epsilon": epsilon, "delta": 1e-4,
         "clip": {"kind": "normalised", "norm": 1.0},
     }  # fmt: skip
+    training = {"steps": 20, "lr": 0.003, "lot": 4, "optimizer": "adamw", "longest_gradient": 1.0}
+    if epsilon:
+        training = {"steps": 3, "lr": "auto" if segments else 0.1, "lot": "all"}
     return {
         "name": name,
         "purpose": "What the model is for. Research; not for any clinical use.",
@@ -46,7 +51,8 @@ def first_study(
         "rounds": 5 if epsilon else 12,
         "sites": {"min": 3, "deadline_s": 900},
         "preprocessing": {"shape": [32] * dims, "intensity": "z_score"},
-        "training": {"steps": 4, "lr": 0.1, "lot": "all"},
+        **({"start": {"kind": "synthetic", "steps": 400}} if segments else {}),
+        "training": {**training, "schedule": "cosine"},
         "privacy": private if epsilon else {"mode": "none"},
         "export": "weights",
         "strategy": {"name": "fed_avg"},

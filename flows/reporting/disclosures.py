@@ -61,7 +61,9 @@ def _departure(round: int, data: bytes) -> Departure:
         statement = parse_statement(json.loads(data)["statement"])
     except UNREADABLE_ERRORS:
         statement = None
-    tensors = statement.payload_sha256 if isinstance(statement, ReleaseManifest) else ""
+    tensors = ""
+    if isinstance(statement, ReleaseManifest):
+        kind, tensors = f"{kind}: {statement.content.replace('_', ' ')}", statement.payload_sha256
     return Departure(round, kind, len(data) + more, sha256_of(data), tensors)
 
 

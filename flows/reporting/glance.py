@@ -106,8 +106,11 @@ def missing(run: Run, records: Sequence[RoundRecord]) -> Iterator[str]:
     silent = sorted(run.description.everybody.keys() - scored.metrics.keys())
     if silent and not run.study.evaluation.summed:
         yield f"metrics of {', '.join(silent)}"
-    if run.study.privacy.mode != "none" and audit_of(run, last.round) is None:
+    audit = audit_of(run, last.round)
+    if run.study.privacy.mode != "none" and audit is None:
         yield "a privacy audit of this model"
+    elif audit is not None and not audit.figures:
+        yield "results of attacks: no hospital published any"
     if run.study.promotion is None:
         yield "criteria for a release (`promotion` in the study)"
     else:

@@ -103,12 +103,13 @@ def _departed(hospital: Hospital) -> Iterator[Departed]:
         if not entry.file:
             continue
         statement = json.loads(hospital.outbox.statement(entry.file))["statement"]
+        content = f": {statement['content']}" if "content" in statement else ""
         by = approved.get(entry.file) or approved.get(entry.charge.run, "")
         yield Departed(
             at_ms=int(entry.at * 1000),
             run=entry.charge.run,
             round=entry.charge.round,
-            kind=str(statement["kind"]).replace("_", " "),
+            kind=f"{statement['kind']}{content}".replace("_", " "),
             bytes=int(statement.get("payload_bytes", 0)),
             statement_sha256=entry.file,
             tensors_sha256=str(statement.get("payload_sha256", "")),

@@ -28,6 +28,7 @@ from flows.tracking.metrics import by_group, fairness
 from models.settings.metrics import flat, metric_names
 from privacy.accounting import PrivacyEvent, group_epsilon, most_found
 from privacy.statements import Acceptance, ReleaseManifest
+from sites.study import Study
 
 FALSE_ALARMS = 0.05
 NOT_STATED = "not stated"
@@ -45,7 +46,7 @@ CONTENTS = {
     "predictions": "predictions for public or synthetic images",
     "gradient_sum": "a sum of its patients' clipped gradients with its share of the noise",
 }
-"""The content of a release, by the study's `export`."""
+"""What a release contains, by `Study.content_of`."""
 PARTS: Mapping[Part, str] = {
     "release": "",
     "scores": ", its scores",
@@ -136,15 +137,23 @@ def report(run: Run, until: int | None = None, pending: verdicts.ReleaseOutcome 
         software=list(_software(records)),
         metrics=sorted(metric_names(run.study.task)),
         false_alarms=FALSE_ALARMS,
-        contents=CONTENTS,
+        contents=contents_of(run.study),
         audit=(audit := newest_audit(run, records)),
-        audit_picture=_audit_picture(run, audit),
+        audit_picture=audit_picture(run, audit),
         signal_warnings=warnings(run.study, declared_in(run)),
         glance=glance(run, records),
     )
 
 
-def _audit_picture(run: Run, audit: AuditRecord | None) -> str:
+def contents_of(study: Study) -> str:
+    """Return in words what leaves a hospital, where the last round differs for both kinds."""
+    before, last = study.content_of(1), study.content_of(study.rounds)
+    if before == last:
+        return CONTENTS[last]
+    return f"{CONTENTS[before]}, and in the last round {CONTENTS[last]}"
+
+
+def audit_picture(run: Run, audit: AuditRecord | None) -> str:
     """Return an audit's picture for a page that loads nothing; empty without one."""
     path = run.folder / picture_of(audit.round) if audit else None
     if path is None or not path.exists():

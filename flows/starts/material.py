@@ -23,10 +23,10 @@ def missing_material(study: Study, public: Path) -> list[str]:
 
 
 def _named(study: Study) -> Iterator[tuple[str, str]]:
-    """Yield the keys that name public material, and the names."""
-    for number, stage in enumerate(study.start):
+    """Yield what names public material, and the names; a file may have one stage without a list."""
+    for number, stage in enumerate(study.start, start=1):
         for key in ("folder", "file"):
             if name := getattr(stage, key, None):
-                yield f"start.{number}.{key}", name
+                yield f"`{key}` of stage {number} of start ({stage.kind})", name
     if study.validation:
         yield "validation.folder", study.validation.folder

@@ -97,7 +97,9 @@ class PreprocessingConfig(Config):
     shape: Annotated[tuple[Side, ...], Field(min_length=2, max_length=3)]
     spacing_mm: Annotated[tuple[Millimetres, ...], Field(min_length=2, max_length=3)] | None = None
     crop: Literal["none", "foreground"] = "none"
-    intensity: Literal["z_score"] | Percentiles | Window = "z_score"
+    intensity: Literal["z_score"] | Annotated[Percentiles | Window, Field(discriminator="kind")] = (
+        "z_score"
+    )
     fit: Literal["pad_or_crop", "resize"] | Patches = "pad_or_crop"
     augmentation: Augmentation | None = None
 

@@ -5,10 +5,12 @@ Which keys there are says the signature of the strategy's own function (`models.
 
 import inspect
 import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import ConfigDict, create_model, model_validator
+from pydantic import ConfigDict, ValidationError, create_model, model_validator
 
 from models.config import Config
 from models.strategies import STRATEGIES, Strategy
@@ -50,6 +52,12 @@ def _kind(name: str) -> type[Config]:
     return create_model(name, __base__=Config, __doc__=doc, **fields)
 
 
+def _unknown(key: str, known: Sequence[str]) -> str:
+    close = get_close_matches(key, known, n=1)
+    takes = ", ".join(known) or "none"
+    return f"{key}: unknown key. {f'Did you mean {close[0]}?' if close else f'Known here: {takes}.'}"
+
+
 class StrategyConfig(Config):
     """A strategy by name, with the strategy's own arguments as further keys.
 
@@ -66,11 +74,30 @@ class StrategyConfig(Config):
         if self.name not in STRATEGIES:
             raise ValueError(f"expected a name among {sorted(STRATEGIES)}, got {self.name!r}")
         known = inspect.signature(STRATEGIES[self.name]).parameters
-        if unknown := sorted(self._arguments.keys() - known.keys()):
-            takes = ", ".join(map(repr, sorted(known))) or "none"
-            raise ValueError(f"only keys of {self.name} ({takes}), got {unknown[0]!r}")
-        self.build()
+        faults = [_unknown(key, list(known)) for key in sorted(self._arguments.keys() - known.keys())]
+        try:
+            STRATEGIES[self.name](**{key: each for key, each in self._arguments.items() if key in known})
+        except ValidationError as error:
+            faults += [
+                f"{each['loc'][-1]}: expected {each['msg'].removeprefix('Input should be ')}, "
+                f"got {each['input']!r}"
+                for each in error.errors()
+            ]
+        except (ValueError, TypeError) as error:
+            faults.append(str(error))
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:  # noqa: ANN401  # of a YAML file
+        if isinstance(values, Mapping) and "name" not in values:
+            misspelt = [
+                _unknown(key, ["name"]) for key in values if get_close_matches(str(key), ["name"])
+            ]
+            raise ValueError("\n".join(["name: expected this key, and it is missing", *misspelt]))
+        return values
 
     @property
     def _arguments(self) -> dict[str, Any]:

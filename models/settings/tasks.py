@@ -6,7 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from models.config import Config
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+NAME_PATTERN = "^[a-z0-9][a-z0-9_-]{0,39}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 RGB = "rgb"
 COLOURS = ("red", "green", "blue")

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
+from models.settings.tasks import NAME_PATTERN
+
 Path = Sequence[str | int]
 
 
@@ -74,9 +76,10 @@ def _with_meant_kinds(error: ValidationError, content: Mapping[str, Any]) -> dic
     for each in error.errors():
         context = each.get("ctx", {})
         known = re.findall(r"'([^']*)'", context.get("expected_tags", ""))
-        group, named = _group_of(meant, each["loc"])
-        if named and (close := get_close_matches(str(context.get("tag")), known, n=1)):
-            group[named[-1]][context["discriminator"].strip("'")] = close[0]
+        section, _ = _innermost(meant, each["loc"])
+        close = _closest(str(context.get("tag")), known)
+        if close and isinstance(section, dict):
+            section[context["discriminator"].strip("'")] = close
             is_other = True
     return meant if is_other else None
 
@@ -89,10 +92,23 @@ def _mended(
     error: ValidationError, content: Mapping[str, Any], model: type[BaseModel]
 ) -> tuple[dict[str, Any], Replaced]:
     """Return a file's content without wrong values, and what the keys may have in their place."""
-    mended, replaced = copy.deepcopy(dict(content)), {}
+    mended: dict[str, Any] = copy.deepcopy(dict(content))
+    replaced: dict[tuple[str | int, ...], Sequence[Any]] = {}
     for each in error.errors():
-        group, named = _group_of(mended, each["loc"])
-        if each["type"] == "missing" or not named:
+        if each["type"] == "missing":
+            section, _ = _innermost(mended, each["loc"])
+            if isinstance(section, dict) and (allowed := _allowed(model, each["loc"])):
+                section[each["loc"][-1]] = allowed[0]
+            continue
+        named = tuple(_innermost(content, each["loc"])[1])
+        if not named or named in replaced:
+            continue
+        group, _ = _innermost(mended, named[:-1])
+        own = [match[1] for told in _told(each) if (match := _OF_A_KEY.fullmatch(told))]
+        if own and isinstance(section := group[named[-1]], dict):  # its own check names its keys
+            replaced |= {(*named, key): () for key in own if section.pop(key, None) is not None}
+            continue
+        if not isinstance(group, dict):
             continue
         value = group.pop(named[-1], None)
         if each["type"] == "extra_forbidden":
@@ -100,7 +116,7 @@ def _mended(
             if meant and meant not in group:
                 group[meant] = value
         else:
-            replaced[tuple(named)] = allowed = _allowed(model, each["loc"])
+            replaced[named] = allowed = _allowed(model, each["loc"])
             if allowed:
                 group[named[-1]] = allowed[0]
     return mended, replaced
@@ -122,32 +138,52 @@ def _variants(mended: dict[str, Any], replaced: Replaced) -> Iterator[dict[str, 
 def _allowed(model: type[BaseModel], loc: Path) -> list[Any]:
     """Return words that a key may have, or a number if it has no default; none for other keys."""
     schema = model.model_json_schema()
-    group = [each for node in _nodes_at(schema, loc[:-1]) for each in _alternatives(node, schema)]
-    for of_group in group:
-        for node in _next(of_group, loc[-1], schema):
-            for each in _alternatives(node, schema):
-                if "enum" in each:
-                    return list(each["enum"])
-                is_needed = loc[-1] in of_group.get("required", ())
-                if is_needed and each.get("type") in ("integer", "number"):
-                    return [int(max(1, each.get("minimum", 1), each.get("exclusiveMinimum", 0) + 1))]
+    groups = [each for node in _nodes_at(schema, loc[:-1]) for each in _alternatives(node, schema)]
+    for group in groups:
+        for node in _next(group, loc[-1], schema):
+            every = list(_alternatives(node, schema))
+            if words := [word for each in every for word in _words_of(each)]:
+                return words
+            if loc[-1] in group.get("required", ()):
+                return [found for each in every if (found := _stand_in(each, schema)) is not None][:1]
     return []
 
 
-def _group_of(content: dict[str, Any], loc: Path) -> tuple[dict[str | int, Any], list[str | int]]:
-    """Return the innermost keys and values at a path of pydantic's, and the path in the file to them."""
-    inner: Any = content
-    group: dict[str | int, Any] = inner
+def _words_of(node: Mapping[str, Any]) -> list[Any]:
+    return [node["const"]] if "const" in node else list(node.get("enum", ()))
+
+
+def _stand_in(node: Mapping[str, Any], schema: dict[str, Any]) -> Any:  # noqa: ANN401  # of a YAML file
+    """Return something that a part of a JSON schema allows; None where that is not plain."""
+    if words := _words_of(node):
+        return words[0]
+    if node.get("type") in ("integer", "number"):
+        return int(max(1, node.get("minimum", 1), node.get("exclusiveMinimum", 0) + 1))
+    if node.get("type") == "string" and "pattern" not in node:
+        return "x"
+    if node.get("type") == "array" and "items" in node:
+        inner = _stand_in_of(node["items"], schema)
+        return None if inner is None else [inner] * max(1, node.get("minItems", 1))
+    if "properties" in node:
+        return {key: _stand_in_of(node["properties"][key], schema) for key in node.get("required", ())}
+    return None
+
+
+def _stand_in_of(node: dict[str, Any], schema: dict[str, Any]) -> Any:  # noqa: ANN401  # of a YAML file
+    found = (_stand_in(each, schema) for each in _alternatives(node, schema))
+    return next((each for each in found if each is not None), None)
+
+
+def _innermost(content: Any, loc: Path) -> tuple[Any, list[str | int]]:  # noqa: ANN401  # of a YAML file
+    """Return the innermost value of a file at a path of pydantic's, and the file's own path to it."""
     named: list[str | int] = []
-    found: list[str | int] = []
     for part in loc:
-        if isinstance(inner, dict) and part in inner:
+        is_key = isinstance(content, dict) and part in content
+        is_number = isinstance(content, list) and isinstance(part, int) and part < len(content)
+        if is_key or is_number:
+            content = content[part]
             named.append(part)
-            group, inner, found = inner, inner[part], list(named)
-        elif isinstance(inner, list) and isinstance(part, int) and part < len(inner):
-            named.append(part)
-            inner = inner[part]
-    return group, found
+    return content, named
 
 
 def _names(fault: Fault, keys: Iterable[str]) -> bool:
@@ -156,7 +192,17 @@ def _names(fault: Fault, keys: Iterable[str]) -> bool:
 
 def _meant(model: type[BaseModel], loc: Path) -> str | None:
     """Return the key that an unknown one at a path of pydantic's is close to; None without one."""
-    close = get_close_matches(str(loc[-1]), _keys_at(model, loc[:-1]), n=1)
+    return _closest(str(loc[-1]), _keys_at(model, loc[:-1]))
+
+
+def _closest(word: str, known: Sequence[str]) -> str | None:
+    """Return the known word that a misspelt one is close to; None without one.
+
+    >>> _closest("segresnet", ["SegResNet", "resnet18"])
+    'SegResNet'
+    """
+    same = [each for each in known if each.casefold() == word.casefold()]
+    close = same or get_close_matches(word, known, n=1)
     return close[0] if close else None
 
 
@@ -169,20 +215,48 @@ def fault_lines(error: ValidationError, text: str, model: type[BaseModel]) -> It
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     by_place: dict[tuple[str, int | None], list[ErrorDetails]] = {}
     for each in error.errors():
-        by_place.setdefault(_place(root, _loc(each), each["type"]), []).append(each)
+        kind = "missing" if each["type"] == "union_tag_not_found" else each["type"]
+        by_place.setdefault(_place(root, _loc(each), kind), []).append(each)
     for (key, line), found in by_place.items():
         if not key:  # the fault concerns several keys; its message names them
-            for each in found:
-                told = each["msg"].removeprefix("Value error, ").split("\n")
-                yield from (_with_line(message, root) for message in told)
-            continue
-        words = _words(found, model, f" (line {line})" if line else "")
-        yield Fault(key, line, f"{key}: {words}")
+            yield from (_with_line(told, root) for each in found for told in _told(each))
+        elif any(_OF_A_KEY.fullmatch(told) for told in _told(found[0])):
+            yield from (_of_section(told, key, root) for told in _told(found[0]))
+        elif not _is_section(found[0], key, by_place):
+            words = _words(found, model, f" (line {line})" if line else "")
+            yield Fault(key, line, f"{key}: {words}")
+
+
+_OF_A_KEY = re.compile(r"([a-z_][a-z_0-9]*): (.+)")
+"""What a section's own check says of one of its keys."""
+
+
+def _told(error: ErrorDetails) -> list[str]:
+    return error["msg"].removeprefix("Value error, ").split("\n")
+
+
+def _of_section(told: str, section: str, root: Node | None) -> Fault:
+    """Return what a section's own check says, by the key that it names and that key's line."""
+    named = _OF_A_KEY.fullmatch(told)
+    path = section.split(".")
+    if named and named[1] not in path:
+        path.append(named[1])
+    key, line = _place(root, [int(part) if part.isdigit() else part for part in path], "missing")
+    what, stop, way_out = (named[2] if named else told).partition(". ")
+    where = f" (line {line})" if line else ""
+    return Fault(key, line, f"{key}: {what.rstrip('.')}{where}.{stop and ' '}{way_out}")
+
+
+def _is_section(error: ErrorDetails, key: str, places: Iterable[tuple[str, int | None]]) -> bool:
+    """Tell whether a value holds keys, of which something is wrong: it is not meant to be a word."""
+    return isinstance(error["input"], Mapping) and any(
+        other.startswith(f"{key}.") for other, _ in places
+    )
 
 
 def _loc(error: ErrorDetails) -> Path:
     """Return the path of what is wrong: of a wrong kind, that of the kind's own key."""
-    if error["type"] != "union_tag_invalid":
+    if error["type"] not in ("union_tag_invalid", "union_tag_not_found"):
         return error["loc"]
     return (*error["loc"], error["ctx"]["discriminator"].strip("'"))
 
@@ -224,13 +298,18 @@ def _inner(node: Node | None, part: str | int) -> tuple[Node, int] | None:
     return None
 
 
-NAME_PATTERN = "^[a-z0-9][a-z0-9_-]{0,39}$"
+PATTERNS = {
+    NAME_PATTERN: "at most 40 lower-case letters, digits, `_` or `-`",
+    "^[0-9a-f]{64}$": "64 digits of a public key or a sha256 (0-9, a-f)",
+    r"^(https://|http://(127\.0\.0\.1|localhost)[:/])": "an address with https://, or of this machine",
+}
+"""Forms of texts in words."""
 IN_WORDS = {
     "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
     "float_parsing": "a number", "float_type": "a number", "finite_number": "a finite number",
     "bool_parsing": "true or false", "bool_type": "true or false", "string_type": "a text",
-    "model_type": "keys and values", "dict_type": "keys and values", "tuple_type": "a list",
-    "list_type": "a list",
+    "model_type": "keys and values", "model_attributes_type": "keys and values",
+    "dict_type": "keys and values", "tuple_type": "a list", "list_type": "a list",
 }  # fmt: skip
 """What is expected, by the type of pydantic's error, where its own words are about Python."""
 
@@ -238,20 +317,20 @@ IN_WORDS = {
 def _words(errors: Sequence[ErrorDetails], model: type[BaseModel], where: str) -> str:
     """Return in words what is wrong with a key; several errors are ways in which it could be right."""
     error = errors[0]
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("extra_forbidden", "invalid_key"):
         meant = _meant(model, error["loc"])
         way_out = f"Did you mean {meant}?" if meant else "Remove it or correct its spelling."
         return f"unknown key{where}. {way_out}"
-    if error["type"] == "missing":
+    if error["type"] in ("missing", "union_tag_not_found"):
         return f"expected this key, and it is missing{where}."
     expected = ", or ".join(dict.fromkeys(_expected(each) for each in errors))
     told = re.search(r", got '([^']*)'", expected)
     given = told[1] if told else str(error.get("ctx", {}).get("tag", error["input"])).strip("'")
     known = [word for each in errors for word in re.findall(r"'([^']*)'", each["msg"]) if word != given]
-    close = get_close_matches(given, known, n=1)
+    close = _closest(given, known)
     found = error["ctx"]["tag"] if error["type"] == "union_tag_invalid" else error["input"]
     got = "" if ", got " in expected else f", got {_shown(found)}"
-    return f"expected {expected}{got}{where}.{f' Did you mean {close[0]}?' if close else ''}"
+    return f"expected {expected}{got}{where}.{f' Did you mean {close}?' if close else ''}"
 
 
 def _expected(error: ErrorDetails) -> str:
@@ -260,9 +339,8 @@ def _expected(error: ErrorDetails) -> str:
     if error["type"] == "union_tag_invalid":
         return f"one of {context['expected_tags']}"
     if error["type"] == "string_pattern_mismatch":
-        is_name = context["pattern"] == NAME_PATTERN
-        of_names = "at most 40 lower-case letters, digits, `_` or `-`"
-        return of_names if is_name else f"a text of the form {context['pattern']}"
+        pattern = context["pattern"]
+        return PATTERNS.get(pattern, f"a text of the form {pattern}")
     if error["type"] in ("too_short", "too_long"):
         least = error["type"] == "too_short"
         number = context["min_length" if least else "max_length"]

@@ -243,7 +243,10 @@ class Policy(Config):
     worst_case: Literal["withhold", "tell"] = "withhold"
     cross_site: Literal["refuse", "allow"] = "refuse"
     group: Name | None = None
-    statistics: Literal["withheld"] | SuppressedStatistics | NoisedStatistics = "withheld"
+    statistics: (
+        Literal["withheld"]
+        | Annotated[SuppressedStatistics | NoisedStatistics, Field(discriminator="kind")]
+    ) = "withheld"
     audit: Literal["withheld"] | AuditConfig = "withheld"
     plain_studies: Literal["refuse", "allow"] = "refuse"
     sampled_steps: Literal["refuse", "allow"] = "refuse"

@@ -88,7 +88,11 @@ def filled(name: str, facts: Facts, answers: Answers) -> Sequence[Filled]:
     stated = answers.answers.get(name, {})  # type: ignore[call-overload]  # a name of NAMES
     return [
         Filled(
-            item, tuple(facts[fact] for fact in item.facts if facts[fact]), stated.get(item.number, "")
+            item, tuple(_sentence(facts[f]) for f in item.facts if facts[f]), stated.get(item.number, "")
         )
         for item in checklist(name).items
     ]
+
+
+def _sentence(fact: str) -> str:
+    return fact if fact.endswith((".", "?", "!")) else f"{fact}."

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from flows.audits.records import AuditRecord, newest_audit
 from flows.decisions import chain, release_status
 from flows.reporting.glance import good_at, privacy_costs, worse_at
-from flows.reporting.report import CONTENTS
+from flows.reporting.report import contents_of
 from flows.runs.records import RoundRecord, newest_scored
 from flows.runs.run import Run
 from flows.starts.rate import declared_in, warnings
@@ -60,8 +60,8 @@ def _stated(study: Study) -> dict[str, str]:
     return {
         "purpose": study.purpose,
         "intended_use": card.intended_use,
-        "intended_users": card.intended_users,
-        "out_of_scope": card.out_of_scope,
+        "intended_users": card.intended_users and f"Users: {card.intended_users}",
+        "out_of_scope": card.out_of_scope and f"Not for: {card.out_of_scope}",
         "factors": card.factors,
         "training_data": card.training_data,
         "ethics": card.ethical_considerations,
@@ -93,7 +93,7 @@ def _of_study(study: Study) -> dict[str, str]:
         "metrics": f"{', '.join(sorted(metric_names(task)))}; a patient counts once.",
         "missing_data": "A scan that can't be used is left out and named at its hospital; a missing "
         f"channel is {lacking}; an evaluation patient without a usable scan counts as a miss.",
-        "deidentification": f"No image leaves its hospital. What leaves is {CONTENTS[study.export]}, "
+        "deidentification": f"No image leaves its hospital. What leaves is {contents_of(study)}, "
         f"signed; the threat model lists every field.",
         "protocol": f"The study file, sha256 {study.sha256}; every round is in a hash chain.",
         **_of_images(study),

@@ -10,7 +10,7 @@ from flows.reporting.disclosures import departures
 from flows.reporting.glance import glance
 from flows.reporting.papers.checklist import NAMES, Answers, checklist, filled
 from flows.reporting.papers.facts import facts
-from flows.reporting.report import FALSE_ALARMS, hospital_pages, report
+from flows.reporting.report import FALSE_ALARMS, audit_picture, hospital_pages, report
 from flows.reporting.templates import rendered
 from flows.runs.run import Run
 from sites.yaml_files import ConfigError
@@ -56,7 +56,9 @@ def for_officer(run: Run) -> bytes:
         glance=glance(run, records),
         hospitals=pages,
         departed={page.name: departures(run, page.name) for page in pages},
-        audit=newest_audit(run, records),
+        last=records[-1],
+        audit=(audit := newest_audit(run, records)),
+        audit_picture=audit_picture(run, audit),
         false_alarms=FALSE_ALARMS,
         verdicts=[verdict for link in chain.decisions(run) if (verdict := link.verdict)],
     )

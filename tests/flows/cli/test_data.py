@@ -11,6 +11,7 @@ def test_hospitals_beside_others_are_told_and_made_again_in_silence(tmp_path: Pa
     out = small_wards(tmp_path / "wards")
     made = CliRunner().invoke(app, ["data", "phantoms", "--out", str(out)])
     assert made.exit_code == 0 and made.stderr == ""  # the same four hospitals
+    assert f"{out / 'north'}: was there, and stays with all that it has spent" in made.stdout
     (out / "far").mkdir()
     (out / "far" / "site.yaml").write_text((out / "north" / "site.yaml").read_text())
     made = CliRunner().invoke(app, ["data", "phantoms", "--out", str(out)])

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +27,7 @@ from sites.exchange.places import Place
 from sites.hospital import Hospital
 from sites.listing.pseudonyms import pseudonym
 from sites.orders import Order
+from sites.yaml_files import ConfigError
 
 
 @pytest.fixture
@@ -123,6 +126,31 @@ def test_the_demo_deletes_nothing_but_its_own(home: Path) -> None:
     delete(home)
     assert (scans / "a.nii").exists()
     assert not (home / "wards" / "north").exists()
+
+
+def test_hospitals_that_another_study_asked_are_not_deleted_with_the_demo(
+    finished: Path, tmp_path: Path
+) -> None:
+    from flows.cli.demo import delete
+
+    home = moved(finished, tmp_path / "home").home.folder
+    with pytest.raises(ConfigError, match="small-.* asked these hospitals too"):
+        delete(home)
+    assert (home / "wards" / "north" / "site.yaml").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_demo_begins_again_with_new_hospitals(tmp_path: Path) -> None:
+    for asked in ([], ["--fresh"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", "demo", *asked, "--test-noise", "7"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(list((tmp_path / ".wardround" / "runs").glob("demo-*/finished"))) == 1
+    command = [sys.executable, "-m", "flows.cli", "verify"]
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_a_missing_list_of_cases_names_the_file(home: Path, study_file) -> None:

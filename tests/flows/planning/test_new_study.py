@@ -10,7 +10,7 @@ from flows.cli.main import app
 from sites.study import load_study
 
 
-@pytest.mark.parametrize("kind", ["segmentation", "classification"])
+@pytest.mark.parametrize("kind", ["segmentation", "classification", "regression"])
 @pytest.mark.parametrize("dims", ["2", "3"])
 @pytest.mark.parametrize("epsilon", ["8", "0"])
 def test_what_it_writes_is_a_study(tmp_path: Path, kind: str, dims: str, epsilon: str) -> None:
@@ -34,6 +34,27 @@ def test_it_asks_for_what_is_not_given(tmp_path: Path) -> None:
     study = load_study(path)
     assert dict(study.task.labels) == {0: "no", 1: "yes"}
     assert study.privacy.epsilon == 4
+
+
+def test_names_may_be_parted_by_commas_and_one_that_is_none_is_asked_again(tmp_path: Path) -> None:
+    path = tmp_path / "asked.yaml"
+    answers = "segmentation\n2\nVessel disc\nvessel, disc\n8\n"
+    done = CliRunner().invoke(app, ["init", "study", str(path)], input=answers)
+    assert done.exit_code == 0, done.output
+    assert "lower-case letters, digits, `_` or `-`, got 'Vessel'" in done.output
+    assert dict(load_study(path).task.labels) == {1: "vessel", 2: "disc"}
+    wrong = CliRunner().invoke(app, ["init", "study", str(tmp_path / "b.yaml"), "--label", "A", "--yes"])
+    assert wrong.exit_code == 2 and "got 'A'" in wrong.output
+
+
+def test_a_private_segmentation_has_a_start_and_a_rate_that_follows_from_the_noise(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mine.yaml"
+    CliRunner().invoke(app, ["init", "study", str(path), "--yes"])
+    study = load_study(path)
+    assert [stage.kind for stage in study.start] == ["synthetic"]
+    assert study.training.lr == "auto"
 
 
 def test_a_file_that_is_there_is_not_changed(tmp_path: Path) -> None:

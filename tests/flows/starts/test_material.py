@@ -24,7 +24,10 @@ def test_each_folder_and_file_that_is_not_there_is_named_by_its_key(study: Path,
     public = tmp_path / "public"
     (public / "atlas").mkdir(parents=True)
     missing = missing_material(load_study(study), public)
-    assert [each.partition(":")[0] for each in missing] == ["start.1.file", "validation.folder"]
+    assert [each.partition(":")[0] for each in missing] == [
+        "`file` of stage 2 of start (checkpoint)",
+        "validation.folder",
+    ]
     assert f"expected {public / 'others'}, and it is not there" in missing[1]
     (public / "first.safetensors").touch()
     (public / "others").mkdir()
@@ -40,6 +43,6 @@ def test_run_ends_at_once_and_plan_and_check_warn(
     assert ran.exit_code == 2 and "validation.folder: expected" in ran.stderr
     assert not (tmp_path / ".wardround").exists()
     planned = CliRunner().invoke(app, ["plan", str(study)])
-    assert planned.exit_code == 1 and "start.0.folder" in planned.output
+    assert planned.exit_code == 1 and "`folder` of stage 1 of start (" in planned.output
     checked = CliRunner().invoke(app, ["check", str(study)])
-    assert checked.exit_code == 0 and "warning: start.0.folder" in checked.stderr
+    assert checked.exit_code == 0 and "warning: `folder` of stage 1 of start" in checked.stderr

@@ -29,6 +29,16 @@ export: student
 strategy: {name: fed_avg}
 zzz: 3
 """
+POLICY = """\
+name: north
+declared_patients: 40
+min_patients: 10
+min_evaluation_patients: 2
+budget: {epsilon: 8, delta: 1.0e-5}
+networks: [UNet]
+metrics: exact
+on_broken_case: skip
+"""
 SHARED = {
     "mode": "shared_noise", "epsilon": 8, "delta": 1e-4, "clip": {"kind": "flat", "norm": 1},
     "accountants": ["rdp"],
@@ -46,6 +56,7 @@ privacy.epsilon: expected greater than 0, got -1 (line 15).
 privacy.clip.norm: expected this key, and it is missing (line 15).
 privacy.clip.nrm: unknown key (line 15). Did you mean norm?
 zzz: unknown key (line 18). Remove it or correct its spelling.
+distillation: expected exactly where export is student or predictions; add it, or export weights.
 """
 
 
@@ -213,8 +224,67 @@ def test_a_section_of_a_kind_that_nobody_knows_is_told_alone(study_file) -> None
 
 def test_a_misspelt_key_of_a_strategy_is_told_with_the_one_that_was_meant(study_file) -> None:
     (fault,) = told(study_file(strategy={"name": "fed_avg_m", "momentm": 0.9}))
-    assert fault.startswith("strategy: expected only keys of fed_avg_m (")
-    assert "got 'momentm'" in fault and fault.endswith("Did you mean momentum?")
+    assert re.fullmatch(r"strategy\.momentm: unknown key \(line \d+\)\. Did you mean momentum\?", fault)
+
+
+def test_every_fault_of_a_strategy_is_told(study_file) -> None:
+    faults = told(study_file(strategy={"name": "fed_avg_m", "momentm": 1, "zzz": 2, "lr": -1}))
+    assert [re.sub(r" \(line \d+\)", "", each) for each in faults] == [
+        "strategy.momentm: unknown key. Did you mean momentum?",
+        "strategy.zzz: unknown key. Known here: momentum, lr.",
+        "strategy.lr: expected greater than 0, got -1.",
+    ]
+    faults = told(study_file(strategy={"nme": "fed_avg"}))
+    assert [each.partition(" (line")[0] for each in faults] == [
+        "strategy.name: expected this key, and it is missing", "strategy.nme: unknown key",
+    ]  # fmt: skip
+
+
+def test_a_misspelt_kind_in_a_list_is_told_with_the_one_that_was_meant(study_file) -> None:
+    (fault,) = told(study_file(start=[{"kind": "synthetik"}]))
+    assert fault.startswith("start.0.kind: expected one of 'synthetic'")
+    assert fault.endswith("Did you mean synthetic?")
+
+
+def test_a_section_without_its_kind_lacks_that_key_alone(study_file, tmp_path: Path) -> None:
+    (fault,) = told(study_file(privacy={"epsilon": 3}))
+    assert re.fullmatch(r"privacy\.mode: expected this key, and it is missing \(line \d+\)\.", fault)
+
+
+def test_a_word_in_place_of_a_section_and_a_section_in_place_of_a_word(study_file) -> None:
+    (fault,) = told(study_file(network="UNet"))
+    assert fault.startswith("network: expected keys and values, got 'UNet'")
+    prepared = {"shape": [16, 16, 16], "intensity": "z_score", "fit": {"kind": "patch"}}
+    (fault,) = told(study_file(preprocessing=prepared))
+    assert fault.startswith("preprocessing.fit.kind: expected 'patches', got 'patch'")
+
+
+def test_a_section_that_can_be_one_of_several_asks_for_its_kind(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(POLICY + "statistics: {smallest: 5}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, Policy)
+    assert str(caught.value) == (
+        f"{path}: statistics.kind: expected this key, and it is missing (line 9)."
+    )
+
+
+def test_a_value_of_two_kinds_is_wrong_once_and_costs_no_other_key(study_file) -> None:
+    (fault,) = told(
+        study_file(
+            export="student",
+            distillation={"transfer": "sintetic", "steps": 3},
+            evaluation={"teachers": True},
+        )
+    )
+    assert fault.startswith("distillation.transfer: expected 'synthetic'")
+
+
+def test_what_does_not_fit_among_sections_is_told_beside_lists_and_sections_that_are_wrong(
+    study_file,
+) -> None:
+    found = told(study_file(network="UNet", preprocessing={"shape": [16, 16]}, rounds=0))
+    assert [each.partition(":")[0] for each in found] == ["network", "rounds", "preprocessing.shape"]
 
 
 def test_a_misspelt_file_is_told_with_the_one_that_was_meant(study_file) -> None:
