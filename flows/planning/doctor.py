@@ -19,11 +19,13 @@ from typing import Literal
 import httpx
 import torch
 
-from flows.hospitals.reach import reached, tried
+from flows.hospitals.reach import Reach, reached, tried
 from flows.runs.paths import Home
 from flows.runs.run import started_runs
 from flows.servers.environment import set_prefect
 from privacy.ledger import LedgerError
+from sites.exchange.exchange import Exchange
+from sites.exchange.storage import AUTH
 from sites.hospital import Hospital
 from sites.policy.cluster import ClusterConfig, reach
 from sites.policy.policy import load_policy
@@ -46,14 +48,23 @@ class Sign:
 
 
 def signs(folder: Path) -> Iterator[Sign]:
-    """Yield what can be seen of a folder: a hospital's with `site.yaml`, or a coordinator's."""
+    """Yield what can be seen of a folder: a hospital's with `site.yaml`, or a coordinator's.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: expected a folder, a hospital's or the coordinator's.")
     yield from _versions()
     yield _disk(folder)
     yield _device(folder)
-    if (folder / "site.yaml").exists():
-        yield from _hospital(folder)
-    else:
-        yield from _coordinator(folder)
+    has_clock = False
+    for sign in _hospital(folder) if (folder / "site.yaml").exists() else _coordinator(folder):
+        has_clock = has_clock or sign.what == "clock"
+        yield sign
+    if not has_clock:
+        now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        yield Sign("clock", "well", f"{now}; no server has told its own time to compare")
 
 
 def _versions() -> Iterator[Sign]:
@@ -98,12 +109,16 @@ def _device(folder: Path) -> Sign:
 def _hospital(folder: Path) -> Iterator[Sign]:
     try:
         hospital = Hospital.open(folder)
-        count = len(hospital.cases)
     except (ConfigError, OSError, ValueError) as error:
         yield Sign("site.yaml and list", "wrong", str(error))
+        yield _rights(folder / "state")
         yield from _addresses(folder)
         return
-    yield Sign("site.yaml and list", "well", f"{hospital.name}: {count} listed cases")
+    try:
+        listed = f"{hospital.name}: {len(hospital.cases)} listed cases"
+        yield Sign("site.yaml and list", "well", listed)
+    except (ConfigError, OSError, ValueError) as error:
+        yield Sign("site.yaml and list", "wrong", str(error))
     yield _rights(hospital.state)
     yield _ledger(hospital)
     if hospital.policy.device.cluster is not None:
@@ -124,7 +139,11 @@ def _addresses(folder: Path) -> Iterator[Sign]:
         yield Sign("coordinator", "well", "on this machine; site.yaml names no other")
         return
     for found in reached(policy.name, coordinator):
-        yield from _reached(found.what, found.address)
+        if found.address.startswith("http"):
+            yield from _reached(found.what, found.address)
+        else:
+            yield _answer(found)
+            continue
         if found.is_final:
             yield Sign(f"{found.what}, access", "wrong", found.problem)
 
@@ -189,11 +208,13 @@ def _coordinator(folder: Path) -> Iterator[Sign]:
 
 def _reached(what: str, address: str) -> Iterator[Sign]:
     """Look whether an address answers, with a good certificate and about this clock's time."""
+    if "://" not in address:
+        there = Path(address).is_dir()
+        told = address if there else f"{address}: no such folder"
+        yield Sign(what, "well" if there else "wrong", told)
+        return
     if not address.startswith("http"):
-        is_there = "://" in address or Path(address).is_dir()
-        yield Sign(
-            what, "well" if is_there else "wrong", address if is_there else f"{address}: no such folder"
-        )
+        yield _answer(tried(what, address, AUTH, lambda: str(Exchange(address).orders_of("doctor"))[:0]))
         return
     scheme, _, rest = address.partition("://")
     shown = f"{scheme}://{rest.rpartition('@')[2]}"
@@ -204,6 +225,12 @@ def _reached(what: str, address: str) -> Iterator[Sign]:
     yield Sign(what, "well", f"{shown} answers")
     if found.date:
         yield _clock(what, found.date)
+
+
+def _answer(found: Reach) -> Sign:
+    if found.problem:
+        return Sign(found.what, "wrong", f"{found.address}: {found.problem}")
+    return Sign(found.what, "well", f"{found.address} answers")
 
 
 def _date_of(url: str) -> str:

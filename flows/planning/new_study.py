@@ -34,7 +34,7 @@ def first_study(
         task |= {"low": 0, "high": 100, "tolerance": 5}
     segments = kind == "segmentation"
     network = (
-        {"name": "UNet", "channels": [16, 32, 64]} if segments else {"name": "resnet10", "width": 16}
+        {"name": "UNet", "channels": [8, 16, 32]} if segments else {"name": "resnet10", "width": 16}
     )
     private = {
         "mode": "local", "unit": "patient", "epsilon": epsilon, "delta": 1e-4,
@@ -50,8 +50,8 @@ def first_study(
         "network": network,
         "rounds": 5 if epsilon else 12,
         "sites": {"min": 3, "deadline_s": 900},
-        "preprocessing": {"shape": [32] * dims, "intensity": "z_score"},
-        **({"start": {"kind": "synthetic", "steps": 400}} if segments else {}),
+        "preprocessing": {"shape": [24 if segments else 32] * dims, "intensity": "z_score"},
+        **({"start": {"kind": "synthetic", "steps": 900}} if segments else {}),
         "training": {**training, "schedule": "cosine"},
         "privacy": private if epsilon else {"mode": "none"},
         "export": "weights",

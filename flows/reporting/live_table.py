@@ -11,10 +11,12 @@ from rich.text import Text
 from flows.runs.records import RoundRecord
 from flows.runs.run import Run
 
-BAR = 16
-"""Width of a hospital's bar, in characters."""
+BAR, NARROW_BAR, WIDE = 16, 6, 110
+"""Widths of a hospital's bar on wide and narrow terminals, and of a wide terminal, in characters."""
 MOST_ROUNDS, MOST_ROWS = 5, 20
 """Columns of rounds, and rows of hospitals, that a table has at most; the newest, and the busiest."""
+FIXED, OF_A_ROUND = 49, 11
+"""Characters of a table without rounds, beside bar and names; those of one round's column."""
 WORDS = {"train": "trains", "distil": "distils", "evaluate": "measures", "export": "sends"}
 
 
@@ -33,33 +35,39 @@ class Step:
 
 
 def live_table(
-    run: Run, roster: Sequence[str], records: Sequence[RoundRecord], steps: Mapping[str, Step]
+    run: Run,
+    roster: Sequence[str],
+    records: Sequence[RoundRecord],
+    steps: Mapping[str, Step],
+    width: int = 160,
 ) -> Table:
-    """Return the table as it stands.
+    """Return the table as it stands, with as many of the newest rounds as the terminal has room for.
 
     Args:
         roster: the hospitals that are asked.
         records: the recorded rounds, from round 0 on.
         steps: where hospitals are, those that have begun something.
+        width: of the terminal, in characters.
     """
-    scored = [record for record in records if record.metrics]
-    shown = [*scored[:1], *scored[1:][-MOST_ROUNDS:]]
+    scored, bar = [record for record in records if record.metrics], BAR if width >= WIDE else NARROW_BAR
+    room = (width - bar - FIXED - max(map(len, roster), default=0)) // OF_A_ROUND
+    shown = [*scored[:1], *scored[1:][-min(MOST_ROUNDS, max(1, room)) :]]
     name = next((record.headline for record in reversed(scored) if record.headline), None)
     table = Table(title=_title(run, records))
     table.add_column("hospital")
-    table.add_column("now", min_width=BAR + 16)
+    table.add_column("now", min_width=bar + 15)
+    if run.study.privacy.mode != "none":
+        table.add_column("epsilon", justify="right", no_wrap=True)
     for record in shown:
         when = "before" if record.round == 0 else f"round {record.round}"
         table.add_column(f"{name or 'metrics'} {when}" if record is shown[0] else when, justify="right")
-    if run.study.privacy.mode != "none":
-        table.add_column("epsilon", justify="right")
     is_over = bool(records) and records[-1].round >= run.study.rounds
     order = sorted(roster, key=lambda site: (site not in steps or steps[site].is_done, site))
     for site in order[:MOST_ROWS]:
         values = [_metric(run, record, site, name) for record in shown]
         spent = [_epsilon(run, records, site)] if run.study.privacy.mode != "none" else []
-        now = Text("done", style="dim") if is_over else _now(steps.get(site))
-        table.add_row(site, now, *values, *spent)
+        now = Text("done", style="dim") if is_over else _now(steps.get(site), bar)
+        table.add_row(site, now, *spent, *values)
     if len(order) > MOST_ROWS:
         table.caption = f"and {len(order) - MOST_ROWS} hospitals more"
     return table
@@ -74,7 +82,7 @@ def _title(run: Run, records: Sequence[RoundRecord]) -> str:
     return f"{run.study.name}: round {done + 1} of {run.study.rounds}"
 
 
-def _now(step: Step | None) -> RenderableType:
+def _now(step: Step | None, bar: int) -> RenderableType:
     if step is None:
         return Text("waits", style="dim")
     if step.is_done:
@@ -82,7 +90,7 @@ def _now(step: Step | None) -> RenderableType:
     row = Table.grid(padding=(0, 1))
     row.add_row(
         f"{WORDS.get(step.what, step.what):<8}",
-        ProgressBar(total=step.of, completed=step.step, width=BAR),
+        ProgressBar(total=step.of, completed=step.step, width=bar),
         f"{step.step}/{step.of}",
     )
     return row

@@ -33,7 +33,8 @@ class Live:
         roster, self._run = sorted(run.description.roster), run
 
         def table() -> Table:
-            return live_table(self._run or run, roster, list(self._records), dict(self._steps))
+            records, steps = list(self._records), dict(self._steps)
+            return live_table(self._run or run, roster, records, steps, self.console.width)
 
         with rich.live.Live(get_renderable=table, console=self.console, transient=True):
             yield

@@ -105,6 +105,20 @@ def test_a_list_that_is_wrong_does_not_hide_an_address_that_does_not_answer(ward
     found = seen(ward)
     assert found["site.yaml and list"][0] == "wrong"
     assert (found["exchange"][0], found["Prefect's API"][0]) == ("wrong", "wrong")
+    assert {"state/", "ledger", "clock"} <= found.keys()
+
+
+def test_an_exchange_that_is_no_website_is_tried_too(ward: Path, edit) -> None:
+    api = "http://127.0.0.1:9/api"
+    for exchange in ("sftp://u@127.0.0.1:9/folder", "nosuch://x/y"):
+        edit(ward / "site.yaml", coordinator={"key": "0" * 64, "exchange": exchange, "api": api})
+        state, words = seen(ward)["exchange"]
+        assert state == "wrong" and words.startswith(exchange)
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["doctor", str(tmp_path / "nosuch")])
+    assert done.exit_code == 2 and "expected a folder" in done.stderr
 
 
 @pytest.mark.slow

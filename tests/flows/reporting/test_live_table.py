@@ -17,8 +17,8 @@ def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return moved(finished, tmp_path_factory.mktemp("live") / "home")
 
 
-def drawn(table: object) -> str:
-    console = Console(width=160, record=True, force_terminal=False)
+def drawn(table: object, width: int = 160) -> str:
+    console = Console(width=width, record=True, force_terminal=False)
     console.print(table)
     return console.export_text()
 
@@ -46,6 +46,21 @@ def test_it_shows_where_each_hospital_is(run: Run) -> None:
     assert "distils: done" in text
     assert "waits" in text
     assert text.index("north") < text.index("east")  # who works stands first
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_epsilon_and_the_newest_round_are_whole_on_a_narrow_terminal(run: Run, width: int) -> None:
+    records, sites = run.records(), sorted(run.description.roster)
+    steps = {site: Step("distil", 100, 120) for site in sites}
+    text = drawn(live_table(run, sites, records, {}, width), width)
+    busy = drawn(live_table(run, sites, records[:-1], steps, width), width)
+    assert "100/120" in busy
+    for site, release in records[-1].releases.items():
+        (row,) = [line for line in text.splitlines() if f" {site} " in line]
+        assert f"{release.statement.epsilon:.2f} of 50" in row
+        assert f"{records[-1].metrics[site]['dice']:.3f}" in row
+    for line in (text + busy).splitlines():
+        assert len(line) <= width and "…" not in line
 
 
 def test_a_thousand_hospitals_fit(tmp_path: Path, study_with) -> None:
