@@ -76,7 +76,8 @@ def reference(name: str) -> str:
         f"{what} Made by `docs/make_tables.py` from the code;",
         f"`wardround schema {name}` prints a JSON Schema for editors.",
         "Where a key holds one of several groups, the group's kind stands in brackets:",
-        "`task (segmentation).dims` is `dims` of a `task` with `kind: segmentation`.\n",
+        "`task (segmentation).dims` is `dims` of a `task` with `kind: segmentation`.",
+        "A key whose default is `null` may be left out.\n",
         "| key | meaning | type | unit | default | example |",
         "|---|---|---|---|---|---|",
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import ModelArgument, RoundOption, RunArgument, StudyArgument
+from flows.cli.options import AsJsonOption, ModelArgument, RoundOption, RunArgument, StudyArgument
 
 if TYPE_CHECKING:
     from flows.serving.prediction import Mask
@@ -136,13 +136,20 @@ def export_bundle(
 def verify_bundle(
     folder: Annotated[Path, typer.Argument(help="The bundle's folder.")],
     people: Annotated[Path, typer.Option(help="Your own people.yaml: who may decide.")],
+    as_json: AsJsonOption = False,
 ) -> None:
     """Check that people released a bundle's model, by the signed decisions that it carries."""
-    with cli_errors():
+    with cli_errors(as_json):
         from flows.decisions.people import people_in
         from flows.serving import bundle
 
         released = bundle.check(folder, people_in(people))
+        if as_json:
+            given = {role: verdict.person for role, verdict in sorted(released.given.items())}
+            typer.echo(
+                json.dumps({"run": released.terms.run, "round": released.terms.round, "by": given})
+            )
+            return
         persons = " and ".join(f"{v.person} ({role})" for role, v in sorted(released.given.items()))
         typer.echo(f"{released.terms.run}, round {released.terms.round}: released by {persons}.")
 

@@ -119,7 +119,7 @@ def plan(
 
     Example: wardround plan studies/hippocampus.yaml --patients 28 --patients 28 --patients 40
     """
-    with cli_errors():
+    with cli_errors(as_json):
         from sites.setup.wards import wards_in
         from sites.study import load_study
         from sites.yaml_files import ConfigError
@@ -205,7 +205,7 @@ def doctor(
 
     Nothing is changed. Example: wardround doctor /srv/wardround
     """
-    with cli_errors():
+    with cli_errors(as_json):
         from flows.planning.doctor import signs
 
         found = list(signs(folder))

@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -102,9 +103,10 @@ def survey(
         float | None, typer.Option(min=0.001, help="Hours between surveys, until Ctrl-C.")
     ] = None,
     cron: Annotated[str | None, typer.Option(help="Times of surveys in UTC, until Ctrl-C.")] = None,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Ask the hospitals for statistics of their scans, and show the drift since the last survey."""
-    with cli_errors():
+    with cli_errors(as_json):
         from flows.runs.paths import Home
         from flows.servers.environment import own_servers
         from sites.setup.wards import wards_in
@@ -130,7 +132,10 @@ def survey(
                 return
             surveys.survey(str(study), str(sites), str(home.folder))
         if newest := surveys.last(home, asked.name):
-            console().print(surveys.table(newest))
+            if as_json:
+                typer.echo(newest.model_dump_json())
+            else:
+                console().print(surveys.table(newest))
 
 
 @app.command(name="check")
@@ -143,45 +148,45 @@ def check_hospitals(
     as_json: AsJsonOption = False,
 ) -> None:
     """Check a study, and ask hospitals whether they could train it now; exit code 1 if one can't."""
-    with cli_errors():
+    with cli_errors(as_json):
         from flows.runs.paths import Home
         from flows.starts.material import missing_material
-        from models.settings.yaml_faults import Fault
         from sites.study import load_study
-        from sites.yaml_files import ConfigError
 
-        try:
-            asked = load_study(study)
-        except ConfigError as error:
-            if as_json:
-                faults = error.faults or [Fault("", None, str(error))]
-                typer.echo(json.dumps({"faults": [fault._asdict() for fault in faults]}))
-                raise typer.Exit(error.exit_code) from error
-            raise
-        missing = missing_material(asked, Home(Path.cwd()).public)
-        for sentence in missing:
-            typer.echo(f"warning: {sentence}", err=True)
-        if federation is None and not Path("federation.yaml").exists():
-            alone = "its keys are right and fit each other; without a federation.yaml nobody was asked"
-            typer.echo(json.dumps({"warnings": missing}) if as_json else f"{study}: {alone}.")
-            return
-        federation = federation or Path("federation.yaml")
-        from flows.coordination.readiness import READY, expectations, readiness
+        asked = load_study(study)
+        warned, answers = missing_material(asked, Home(Path.cwd()).public), None
+        if federation is None and Path("federation.yaml").exists():
+            federation = Path("federation.yaml")
+        if federation is not None:
+            from flows.coordination.readiness import expectations, readiness
 
-        found = readiness(Home(Path.cwd()), asked, federation)
-        for warning in expectations(asked, federation):
+            answers = readiness(Home(Path.cwd()), asked, federation)
+            warned += expectations(asked, federation)
+        for warning in warned:
             typer.echo(f"warning: {warning}", err=True)
         if as_json:
-            typer.echo(json.dumps(found))
-        else:
-            for site, answer in sorted(found.items()):
-                typer.echo(f"{site}: {answer}")
-        ready = sum(answer == READY for answer in found.values())
-        if ready < asked.sites.min:
-            typer.echo(
-                f"{ready} hospitals are ready, the study's sites.min is {asked.sites.min}.", err=True
-            )
-        raise typer.Exit(0 if ready == len(found) >= asked.sites.min else 1)
+            typer.echo(json.dumps({"faults": [], "warnings": warned, "hospitals": answers}))
+        if answers is None:
+            if not as_json:
+                alone = (
+                    "its keys are right and fit each other; without a federation.yaml nobody was asked"
+                )
+                typer.echo(f"{study}: {alone}.")
+            return
+        raise typer.Exit(_readiness_told(answers, asked.sites.min, as_json=as_json))
+
+
+def _readiness_told(answers: Mapping[str, str], least: int, *, as_json: bool) -> int:
+    """Print what hospitals answer, and return the exit code."""
+    from flows.coordination.readiness import READY
+
+    if not as_json:
+        for site, answer in sorted(answers.items()):
+            typer.echo(f"{site}: {answer}")
+    ready = sum(answer == READY for answer in answers.values())
+    if ready < least:
+        typer.echo(f"{ready} hospitals are ready, the study's sites.min is {least}.", err=True)
+    return 0 if ready == len(answers) >= least else 1
 
 
 @app.command()

@@ -95,7 +95,7 @@ class EfficientNetConfig(Network):
     `size` is b0 to b4. (Tan and Le 2019, EfficientNet, https://arxiv.org/abs/1905.11946.)
 
     Attributes:
-        size: `b0` (smallest) to `b7`.
+        size: `b0` (smallest) to `b4`.
     """
 
     kind: ClassVar[Kind] = "classification"

@@ -56,6 +56,7 @@ def meanings(config: type[BaseModel]) -> dict[str, Meaning]:
             if name not in KINDS or get_origin(field.annotation) is not Literal:
                 raise ValueError(f"{config.__name__}.{name}: expected a description in `Attributes`.")
             found[name] = Meaning(f"here `{'`, `'.join(map(str, get_args(field.annotation)))}`.")
+        found[name] = found[name]._replace(text=re.sub(r"\bNone\b", "`null`", found[name].text))
         if _is_number(field.annotation) != bool(found[name].unit):
             expected = (
                 "a unit in brackets" if _is_number(field.annotation) else "no unit, as it is no number"
@@ -239,7 +240,7 @@ def _default(field: FieldInfo) -> str:
         return "needed"
     value = field.get_default(call_default_factory=True)
     if value is None:
-        return "none"
+        return "`null`"
     return _yaml(value.model_dump(mode="json") if isinstance(value, BaseModel) else value)
 
 
@@ -247,10 +248,12 @@ def _example(path: str, field: FieldInfo, examples: Mapping[str, Any]) -> str:
     if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
         return _yaml(get_args(field.annotation)[0])
     plain = re.sub(r" \([^)]*\)", "", path)
-    if path in examples or plain in examples:
-        return _yaml(examples.get(path, examples.get(plain)))
+    known = examples.get(path, examples.get(plain))
     if get_origin(field.annotation) is Literal:
-        return _yaml(get_args(field.annotation)[0])
+        words = get_args(field.annotation)
+        return _yaml(known if known in words else words[0])
+    if known is not None:
+        return _yaml(known)
     if not field.is_required() and field.get_default(call_default_factory=True) not in (
         None,
         (),

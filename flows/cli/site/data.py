@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli.errors import cli_errors
-from flows.cli.options import SiteArgument, StudyArgument, YesOption
+from flows.cli.options import AsJsonOption, SiteArgument, StudyArgument, YesOption
 from flows.cli.site.orders import carry_out_open
 from flows.reporting.console import console
 
@@ -99,7 +100,13 @@ def import_scans(
         for reason, count in sorted(done.left_out.items()):
             names = ", ".join(done.named[reason][:3])
             typer.echo(f"left out, {count}: {reason} ({names}{', ...' if count > 3 else ''})")
-        typer.echo("`wardround site check` shows which of them can be used.")
+        if done.cases:
+            typer.echo("`wardround site check` shows which of them can be used.")
+        elif done.left_out:
+            typer.echo(
+                "Without a list an export's DICOM files are imported alone. NIfTI files and pictures "
+                "need one beside them: cases.csv, dataset.json or BIDS (docs/reference/lists.md)."
+            )
 
 
 @app.command()
@@ -133,15 +140,18 @@ def check(
 
 
 @app.command()
-def rehearse(study: StudyArgument, folder: SiteArgument = Path()) -> None:
+def rehearse(study: StudyArgument, folder: SiteArgument = Path(), as_json: AsJsonOption = False) -> None:
     """Rehearse a round on made-up patients; nothing is charged and nothing leaves."""
-    with cli_errors():
+    with cli_errors(as_json):
         from flows.cli.site.rehearsal import rehearse as try_round
         from sites.hospital import Hospital
         from sites.study import load_study
 
-        is_fine = True
+        found = []
         for tried in try_round(Hospital.open(folder), load_study(study)):
-            typer.echo(f"rehearsal, {tried.what}: {tried.result} ({tried.seconds:.1f} s)")
-            is_fine &= tried.is_fine
-        raise typer.Exit(0 if is_fine else 1)
+            found.append(tried)
+            if not as_json:
+                typer.echo(f"rehearsal, {tried.what}: {tried.result} ({tried.seconds:.1f} s)")
+        if as_json:
+            typer.echo(json.dumps([asdict(tried) for tried in found]))
+        raise typer.Exit(0 if all(tried.is_fine for tried in found) else 1)

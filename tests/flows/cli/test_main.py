@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 from coordinator import Coordinator
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from homes import moved
@@ -528,3 +529,28 @@ def test_the_outbox_as_json_has_whole_names(finished: Path) -> None:
         assert (ward / "state" / "outbox" / f"{row['statement']}.json").exists()
         if row["tensors"]:
             assert (ward / "state" / "outbox" / f"{row['tensors']}.safetensors").exists()
+
+
+def test_programs_get_every_fault_as_json_and_a_study_that_is_right_too(home: Path, study_file) -> None:
+    wrong = study_file(rounds=0)
+    for command in (["check"], ["plan"], ["survey"], ["site", "rehearse"]):
+        told = call(*command, wrong, "--json")
+        (fault,) = json.loads(told.stdout)["faults"]
+        assert (told.exit_code, fault["key"]) == (2, "rounds"), command
+    right = json.loads(call("check", study_file(), "--json").stdout)
+    assert right == {"faults": [], "warnings": [], "hospitals": None}
+
+
+def test_an_export_without_a_list_and_without_dicom_is_told_what_it_needs(home: Path) -> None:
+    from sites.datasets.phantoms import write_policy
+
+    folder, export = home / "empty", home / "export"
+    folder.mkdir()
+    export.mkdir()
+    policy = yaml.safe_load((home / "wards" / "north" / "site.yaml").read_text())
+    write_policy(folder, {**policy, "phantom": False})
+    (export / "a.nii.gz").write_bytes(b"no scan")
+    told = call("site", "import", export, folder)
+    assert told.exit_code == 0
+    assert "0 new cases" in told.stdout
+    assert "NIfTI files and pictures need one beside them: cases.csv" in told.stdout.replace("\n", " ")
