@@ -76,5 +76,5 @@ def load(path: Path, model: type[C]) -> C:
 def _meant(path: Path) -> str:
     """Return a question about the file beside a missing one whose name is close; empty without one."""
     beside = [each.name for each in path.parent.glob("*.yaml")]
-    close = get_close_matches(path.name, beside, n=1)
+    close = get_close_matches(path.name, beside, n=1, cutoff=0.75)
     return f" Did you mean {path.parent / close[0]}?" if close else ""

@@ -24,7 +24,8 @@ def cli_errors(as_json: bool = False) -> Iterator[None]:
     """Turn an error of a known family into its message, its next step and its exit code.
 
     For programs it is also printed as JSON: `{"faults": [{"key", "line", "text"}, ...]}`. Ctrl-C ends
-    with what that means for the work. Any other exception is a fault of Wardround and keeps its traceback.
+    with what that means for the work. Any other exception is a fault of Wardround and keeps its
+    traceback.
     """
     try:
         yield

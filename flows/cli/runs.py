@@ -96,6 +96,9 @@ def diff(
         if as_json:
             typer.echo(json.dumps([asdict(each) for each in found]))
             return
+        if not found:
+            typer.echo(f"{first} and {second} differ in nothing that is compared.")
+            return
         table = Table()
         for heading in ("", first, second):
             table.add_column(heading)

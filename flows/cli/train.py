@@ -168,10 +168,8 @@ def check_hospitals(
             typer.echo(json.dumps({"faults": [], "warnings": warned, "hospitals": answers}))
         if answers is None:
             if not as_json:
-                alone = (
-                    "its keys are right and fit each other; without a federation.yaml nobody was asked"
-                )
-                typer.echo(f"{study}: {alone}.")
+                alone = "without a federation.yaml nobody was asked"
+                typer.echo(f"{study}: its keys are right and fit each other; {alone}.")
             return
         raise typer.Exit(_readiness_told(answers, asked.sites.min, as_json=as_json))
 

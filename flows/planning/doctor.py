@@ -199,7 +199,7 @@ def _coordinator(folder: Path) -> Iterator[Sign]:
         except ConfigError as error:
             yield Sign("federation.yaml", "wrong", str(error))
         else:
-            yield Sign("federation.yaml", "well", f"{len(members.roster)} hospitals")
+            yield Sign("federation.yaml", "well", f"hospitals: {len(members.roster)}")
             yield from _reached("exchange", members.exchange)
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
         if os.environ.get(name, "").startswith("http"):

@@ -11,6 +11,9 @@ from flows.reporting.console import console
 from privacy.statements import one_line
 from sites.policy.security_log import SecurityLog
 
+SHOWN = ("at", "who", "what")
+"""What has a column of its own; the rest stands in the last one."""
+
 
 def print_events(log: SecurityLog, since: datetime | None, *, as_json: bool) -> None:
     """Print a log's events from a day on: a table, or one JSON object a line, as they are stored."""
@@ -21,7 +24,7 @@ def print_events(log: SecurityLog, since: datetime | None, *, as_json: bool) -> 
         return
     table = Table("when", "who", "what", "about")
     for event in found:
-        about = ", ".join(f"{k} {v}" for k, v in event.items() if k not in ("at", "who", "what"))
+        about = ", ".join(f"{k} {v}" for k, v in event.items() if k not in SHOWN and v != "")
         what = str(event["what"]).replace("_", " ")
         shown = (event["at"], event["who"], what, about)
         table.add_row(*(escape(one_line(str(each))) for each in shown))

@@ -197,6 +197,7 @@ def set_quiet() -> None:
 def set_prefect(home: Home) -> None:
     """Set Prefect's settings, where the environment sets nothing else."""
     os.environ.update({**prefect_settings(home), **os.environ})
+    Path(os.environ["PREFECT_HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def require_prefect(home: Home) -> None:

@@ -110,10 +110,14 @@ def warnings(study: Study, declared: Declared) -> Sequence[str]:
     if enough := _enough(study, declared, numel):
         ways.append(f"epsilon {enough:g}")
     return (
-        f"{len(declared)} hospitals with {patients} training patients together at epsilon "
+        f"{_counted(len(declared), 'hospital')} with {patients} training patients together at epsilon "
         f"{study.privacy.epsilon:g} are not expected to improve the start: the strength of the signal "
         f"is {strength:.3g}, below {NEEDED:g}. Any of these would suffice: {', '.join(ways)}.",
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _enough(study: Study, declared: Declared, numel: int) -> float | None:

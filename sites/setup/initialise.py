@@ -27,8 +27,11 @@ FIRST_POLICY: Mapping[str, Any] = {
     "on_broken_case": "skip",
 }
 """Defaults in a new hospital's policy for keys that were not given."""
-IN_WORDS = {"name": "expected at most 40 lower-case letters, digits, `_` or `-`"}
-"""What is expected of a key, where the rule is a pattern."""
+IN_WORDS = {
+    "name": "expected at most 40 lower-case letters, digits, `_` or `-`",
+    "metrics": "expected exact or withheld; noised needs more keys, added to site.yaml afterwards",
+}
+"""What is expected of a key, where its type does not say it."""
 PARTS: Mapping[str, type[Config]] = {"budget": Budget, "coordinator": CoordinatorConfig}
 
 
@@ -47,7 +50,7 @@ def wrong(path: str, value: object) -> str | None:
     except ValidationError as error:
         return IN_WORDS.get(path, str(error.errors()[0]["msg"]))
     if value == "noised":
-        return "noised metrics need `noised_metrics`, which you add to site.yaml afterwards"
+        return IN_WORDS[path]
     return None
 
 

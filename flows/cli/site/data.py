@@ -126,7 +126,13 @@ def check(
     With a study's name: answer its coordinator's open question whether this hospital could train it.
     """
     with cli_errors():
+        from sites.yaml_files import ConfigError
+
         if not what.is_dir():
+            if not (folder / "site.yaml").exists():
+                raise ConfigError(
+                    f"{what}: expected a hospital's folder, or a study's name and a hospital's folder."
+                )
             carry_out_open(folder, str(what), "site-check")
             return
         from flows.cli.site.check_tables import check_lines, check_table
@@ -148,7 +154,8 @@ def rehearse(study: StudyArgument, folder: SiteArgument = Path(), as_json: AsJso
         from sites.study import load_study
 
         found = []
-        for tried in try_round(Hospital.open(folder), load_study(study)):
+        asked = load_study(study)
+        for tried in try_round(Hospital.open(folder), asked):
             found.append(tried)
             if not as_json:
                 typer.echo(f"rehearsal, {tried.what}: {tried.result} ({tried.seconds:.1f} s)")

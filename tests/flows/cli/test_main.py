@@ -531,6 +531,19 @@ def test_the_outbox_as_json_has_whole_names(finished: Path) -> None:
             assert (ward / "state" / "outbox" / f"{row['tensors']}.safetensors").exists()
 
 
+def test_a_folder_that_is_not_there_is_named(home: Path) -> None:
+    told = call("site", "check", "wards/nosuch")
+    assert told.exit_code == 2
+    assert "wards/nosuch: expected a hospital's folder, or a study's name" in told.stderr
+
+
+def test_a_run_beside_itself_has_no_difference_and_says_so(finished: Path, monkeypatch) -> None:
+    monkeypatch.chdir(finished)
+    (row,) = json.loads(call("runs", "--json").stdout)
+    told = call("runs", "diff", row["run"], row["run"])
+    assert (told.exit_code, "differ in nothing that is compared" in told.stdout) == (0, True)
+
+
 def test_programs_get_every_fault_as_json_and_a_study_that_is_right_too(home: Path, study_file) -> None:
     wrong = study_file(rounds=0)
     for command in (["check"], ["plan"], ["survey"], ["site", "rehearse"]):
