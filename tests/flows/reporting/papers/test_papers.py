@@ -2,6 +2,7 @@
 
 import html
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from flows.reporting.papers.checklist import NAMES, Answers, checklist, filled, 
 from flows.reporting.papers.facts import facts
 from flows.reporting.papers.pages import READERS, paper
 from flows.reporting.papers.pdf import NoPdf, as_pdf
+from flows.reporting.report import contents_of
 from flows.runs.run import Run
 from models.files import sha256_of
 from sites.yaml_files import ConfigError
@@ -98,6 +100,29 @@ def test_an_officers_sheet_of_a_run_has_every_statement_that_left_by_its_sha256(
         for release in record.releases.values():
             assert release.statement.payload_sha256 in page
     assert "not recorded here" in page
+
+
+def test_what_a_release_contains_is_told_as_each_round_had_it(run: Run, study_with) -> None:
+    statements = [each.statement for r in run.records()[1:] for each in r.releases.values()]
+    page = words(paper(run, "dpo", Answers()))
+    for content in {statement.content for statement in statements}:
+        assert f"release: {content.replace('_', ' ')}" in page
+    distils = {"transfer": "synthetic", "steps": 3, "rounds": "last"}
+    told = contents_of(study_with(export="student", rounds=3, distillation=distils))
+    assert told.startswith(
+        "the change of the network's weights, and in the last round a student network"
+    )
+    assert "in the last round" not in contents_of(run.study)
+
+
+def test_what_a_model_is_not_for_can_not_be_read_as_what_it_is_for(run: Run, study_with) -> None:
+    card = {"intended_use": "To see rounds", "out_of_scope": "Any image of a real person"}
+    other = replace(run, description=run.description.model_copy(update={"study": study_with(card=card)}))
+    rows = {row.item.number: row for row in filled("claim-2024", facts(other), Answers())}
+    assert rows["41"].recorded == ("To see rounds.", "Not for: Any image of a real person.")
+    for name in NAMES:
+        for row in filled(name, facts(other), Answers()):
+            assert all(fact.endswith((".", "?", "!")) for fact in row.recorded)
 
 
 def test_decisions_are_in_the_officers_sheet(finished: Path, tmp_path: Path) -> None:
