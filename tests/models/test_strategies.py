@@ -228,7 +228,7 @@ def test_local_parameters_stay_as_they_were_at_the_coordinator() -> None:
     ("config", "message"),
     [
         ({"name": "fed_magic"}, "fed_avg"),
-        ({"name": "fed_avg", "mu": 1}, r"only keys of fed_avg .none., got 'mu'"),
+        ({"name": "fed_avg", "mu": 1}, r"mu: unknown key. Known here: none"),
         ({"name": "fed_prox", "mu": -1}, "greater than 0"),
     ],
 )
