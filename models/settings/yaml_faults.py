@@ -81,7 +81,7 @@ def _with_meant_kinds(error: ValidationError, content: Mapping[str, Any]) -> dic
         if close and isinstance(section, dict):
             section[context["discriminator"].strip("'")] = close
             is_other = True
-    return meant if is_other else None
+    return meant if is_other and meant != content else None
 
 
 Replaced = Mapping[tuple[str | int, ...], Sequence[Any]]
@@ -103,12 +103,13 @@ def _mended(
         named = tuple(_innermost(content, each["loc"])[1])
         if not named or named in replaced:
             continue
-        group, _ = _innermost(mended, named[:-1])
+        group, reached = _innermost(mended, named[:-1])
+        if not isinstance(group, dict) or tuple(reached) != named[:-1]:
+            continue  # what it is in has a stand-in
         own = [match[1] for told in _told(each) if (match := _OF_A_KEY.fullmatch(told))]
-        if own and isinstance(section := group[named[-1]], dict):  # its own check names its keys
+        section = group.get(named[-1])
+        if own and isinstance(section, dict):  # its own check names its keys
             replaced |= {(*named, key): () for key in own if section.pop(key, None) is not None}
-            continue
-        if not isinstance(group, dict):
             continue
         value = group.pop(named[-1], None)
         if each["type"] == "extra_forbidden":
@@ -128,11 +129,10 @@ def _variants(mended: dict[str, Any], replaced: Replaced) -> Iterator[dict[str, 
     for named, allowed in replaced.items():
         for value in allowed[1:]:
             variant = copy.deepcopy(mended)
-            group: Any = variant
-            for part in named[:-1]:
-                group = group[part]
-            group[named[-1]] = value
-            yield variant
+            group, reached = _innermost(variant, named[:-1])
+            if tuple(reached) == named[:-1]:
+                group[named[-1]] = value
+                yield variant
 
 
 def _allowed(model: type[BaseModel], loc: Path) -> list[Any]:
