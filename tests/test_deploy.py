@@ -24,6 +24,7 @@ INSTALLED = "/opt/wardround/bin/"
 OWN = Path(sys.executable).parent
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
+pytestmark = pytest.mark.slow  # each program is started; .ci/run has these
 needs_systemd = pytest.mark.skipif(
     not shutil.which("systemd-analyze"), reason="Debian's systemd is absent"
 )

@@ -26,6 +26,8 @@ from flows.servers.loopback import running
 from flows.verification.verify import faults
 from privacy.signing import private_key, public_hex
 
+pytestmark = pytest.mark.slow  # servers and a browser; .ci/run has these
+
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Run:

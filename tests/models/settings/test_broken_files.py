@@ -62,7 +62,7 @@ def broken(content: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("model", "contents"), [(Study, STUDIES), (Policy, [POLICY])])
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_broken_file_is_read_or_every_fault_has_words_and_a_line_of_the_file(
     model: type[Config], contents: list[dict[str, Any]], data: st.DataObject, tmp_path: Path
 ) -> None:
