@@ -44,14 +44,12 @@ def _dims(answer: str) -> int:
 
 
 def _names(answer: str) -> list[str]:
-    from models.settings.tasks import NAME_PATTERN
+    from models.settings.tasks import NAME_IN_WORDS, NAME_PATTERN
 
     names = re.split(r"[,\s]+", answer.strip(", "))
     for name in names:
         if not re.fullmatch(NAME_PATTERN, name):
-            raise typer.BadParameter(
-                f"expected names of at most 40 lower-case letters, digits, `_` or `-`, got {name!r}"
-            )
+            raise typer.BadParameter(f"expected names of {NAME_IN_WORDS}, got {name!r}")
     if len(names) != len(set(names)):
         raise typer.BadParameter(f"expected names that differ, got {answer!r}")
     return names

@@ -106,7 +106,7 @@ def pages_of(run: Run) -> Mapping[str, bytes]:
     """Return a run's report and, once all rounds are recorded, its papers, by their paths in MLflow."""
     if run.records()[-1].round < run.study.rounds:
         return {REPORT: report(run)}
-    papers = {PAPERS[reader]: paper(run, reader, Answers()) for reader in PAPERS}
+    papers = {path: paper(run, reader, Answers()) for reader, path in PAPERS.items()}
     return {REPORT: report(run), **papers}
 
 

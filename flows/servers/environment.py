@@ -197,7 +197,6 @@ def set_quiet() -> None:
 def set_prefect(home: Home) -> None:
     """Set Prefect's settings, where the environment sets nothing else."""
     os.environ.update({**prefect_settings(home), **os.environ})
-    Path(os.environ["PREFECT_HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def require_prefect(home: Home) -> None:
@@ -212,6 +211,7 @@ def require_prefect(home: Home) -> None:
             "The hospitals' workers ask that API for work."
         )
     set_prefect(home)
+    Path(os.environ["PREFECT_HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def set_hospital_worker(state: Path, api: str) -> None:

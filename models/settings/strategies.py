@@ -6,13 +6,13 @@ Which keys there are says the signature of the strategy's own function (`models.
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal
 
 from pydantic import ConfigDict, ValidationError, create_model, model_validator
 
 from models.config import Config
+from models.settings.yaml_faults import closest
 from models.strategies import STRATEGIES, Strategy
 
 MEANINGS = {
@@ -53,9 +53,8 @@ def _kind(name: str) -> type[Config]:
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
-    close = get_close_matches(key, known, n=1)
-    takes = ", ".join(known) or "none"
-    return f"{key}: unknown key. {f'Did you mean {close[0]}?' if close else f'Known here: {takes}.'}"
+    close, takes = closest(key, known), ", ".join(known) or "none"
+    return f"{key}: unknown key. {f'Did you mean {close}?' if close else f'Known here: {takes}.'}"
 
 
 class StrategyConfig(Config):
@@ -93,9 +92,7 @@ class StrategyConfig(Config):
     @classmethod
     def _named(cls, values: Any) -> Any:  # noqa: ANN401  # of a YAML file
         if isinstance(values, Mapping) and "name" not in values:
-            misspelt = [
-                _unknown(key, ["name"]) for key in values if get_close_matches(str(key), ["name"])
-            ]
+            misspelt = [_unknown(key, ["name"]) for key in values if closest(str(key), ["name"])]
             raise ValueError("\n".join(["name: expected this key, and it is missing", *misspelt]))
         return values
 

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from models.config import Config
 
 NAME_PATTERN = "^[a-z0-9][a-z0-9_-]{0,39}$"
+NAME_IN_WORDS = "at most 40 lower-case letters, digits, `_` or `-`"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 RGB = "rgb"

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
-from models.settings.tasks import NAME_PATTERN
+from models.settings.tasks import NAME_IN_WORDS, NAME_PATTERN
 
 Path = Sequence[str | int]
 
@@ -77,7 +77,7 @@ def _with_meant_kinds(error: ValidationError, content: Mapping[str, Any]) -> dic
         context = each.get("ctx", {})
         known = re.findall(r"'([^']*)'", context.get("expected_tags", ""))
         section, _ = _innermost(meant, each["loc"])
-        close = _closest(str(context.get("tag")), known)
+        close = closest(str(context.get("tag")), known)
         if close and isinstance(section, dict):
             section[context["discriminator"].strip("'")] = close
             is_other = True
@@ -192,13 +192,13 @@ def _names(fault: Fault, keys: Iterable[str]) -> bool:
 
 def _meant(model: type[BaseModel], loc: Path) -> str | None:
     """Return the key that an unknown one at a path of pydantic's is close to; None without one."""
-    return _closest(str(loc[-1]), _keys_at(model, loc[:-1]))
+    return closest(str(loc[-1]), _keys_at(model, loc[:-1]))
 
 
-def _closest(word: str, known: Sequence[str]) -> str | None:
+def closest(word: str, known: Sequence[str]) -> str | None:
     """Return the known word that a misspelt one is close to; None without one.
 
-    >>> _closest("segresnet", ["SegResNet", "resnet18"])
+    >>> closest("segresnet", ["SegResNet", "resnet18"])
     'SegResNet'
     """
     same = [each for each in known if each.casefold() == word.casefold()]
@@ -299,7 +299,7 @@ def _inner(node: Node | None, part: str | int) -> tuple[Node, int] | None:
 
 
 PATTERNS = {
-    NAME_PATTERN: "at most 40 lower-case letters, digits, `_` or `-`",
+    NAME_PATTERN: NAME_IN_WORDS,
     "^[0-9a-f]{64}$": "64 digits of a public key or a sha256 (0-9, a-f)",
     r"^(https://|http://(127\.0\.0\.1|localhost)[:/])": "an address with https://, or of this machine",
 }
@@ -327,7 +327,7 @@ def _words(errors: Sequence[ErrorDetails], model: type[BaseModel], where: str) -
     told = re.search(r", got '([^']*)'", expected)
     given = told[1] if told else str(error.get("ctx", {}).get("tag", error["input"])).strip("'")
     known = [word for each in errors for word in re.findall(r"'([^']*)'", each["msg"]) if word != given]
-    close = _closest(given, known)
+    close = closest(given, known)
     found = error["ctx"]["tag"] if error["type"] == "union_tag_invalid" else error["input"]
     got = "" if ", got " in expected else f", got {_shown(found)}"
     return f"expected {expected}{got}{where}.{f' Did you mean {close}?' if close else ''}"

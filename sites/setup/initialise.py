@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from models.config import Config
 from models.files import write_atomically
 from models.settings.described import commented, json_schema
+from models.settings.tasks import NAME_IN_WORDS
 from privacy.accounting import Budget
 from sites.hospital import Hospital
 from sites.policy.policy import CoordinatorConfig, Policy
@@ -28,7 +29,7 @@ FIRST_POLICY: Mapping[str, Any] = {
 }
 """Defaults in a new hospital's policy for keys that were not given."""
 IN_WORDS = {
-    "name": "expected at most 40 lower-case letters, digits, `_` or `-`",
+    "name": f"expected {NAME_IN_WORDS}",
     "metrics": "expected exact or withheld; noised needs more keys, added to site.yaml afterwards",
 }
 """What is expected of a key, where its type does not say it."""

@@ -156,10 +156,9 @@ def leave(
 
         hospital = Hospital.open(folder)
         check_takes_part(hospital, study)
-        if has_left(hospital, study):
+        if again := has_left(hospital, study):
             typer.echo(f"{hospital.name} has left {study} before; this is published again.")
-            yes = True
-        if yes or typer.confirm(f"{hospital.name} leaves {study} permanently. Go on?"):
+        if again or yes or typer.confirm(f"{hospital.name} leaves {study} permanently. Go on?"):
             runs, unreached = leave_study(hospital, study)
             for run in runs:
                 typer.echo(f"{run}: nothing of {hospital.name} counts from now on.")

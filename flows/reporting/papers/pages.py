@@ -1,7 +1,7 @@
 """The papers of a run as pages: for clinicians, for data-protection officers, for regulators."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 from flows.audits.records import newest_audit
@@ -12,6 +12,7 @@ from flows.reporting.papers.checklist import NAMES, Answers, checklist, filled
 from flows.reporting.papers.facts import facts
 from flows.reporting.report import FALSE_ALARMS, audit_picture, hospital_pages, report
 from flows.reporting.templates import rendered
+from flows.runs.records import RoundRecord
 from flows.runs.run import Run
 from sites.yaml_files import ConfigError
 
@@ -47,16 +48,12 @@ def for_officer(run: Run) -> bytes:
     """
     records = run.records()
     pages = hospital_pages(run, records)
-    return rendered(
+    return _page(
         "run_officer.html.j2",
-        UNKNOWN,
-        run=run,
-        study=run.study,
-        made_ms=int(time.time() * 1000),
-        glance=glance(run, records),
+        run,
+        records,
         hospitals=pages,
         departed={page.name: departures(run, page.name) for page in pages},
-        last=records[-1],
         audit=(audit := newest_audit(run, records)),
         audit_picture=audit_picture(run, audit),
         false_alarms=FALSE_ALARMS,
@@ -66,14 +63,20 @@ def for_officer(run: Run) -> bytes:
 
 def for_regulator(run: Run, answers: Answers) -> bytes:
     """Return the checklists of `NAMES`, filled in from the record and the authors' answers."""
-    known, records = facts(run), run.records()
+    known = facts(run)
+    lists = [(checklist(name), filled(name, known, answers)) for name in NAMES]
+    return _page("regulator.html.j2", run, run.records(), lists=lists)
+
+
+def _page(template: str, run: Run, records: Sequence[RoundRecord], **values: object) -> bytes:
+    """Return a paper of a run, with what every paper has beside its own values."""
     return rendered(
-        "regulator.html.j2",
+        template,
         UNKNOWN,
         run=run,
         study=run.study,
         made_ms=int(time.time() * 1000),
         glance=glance(run, records),
         last=records[-1],
-        lists=[(checklist(name), filled(name, known, answers)) for name in NAMES],
+        **values,
     )
